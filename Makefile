@@ -1,0 +1,68 @@
+# `make demo` and `make test` each work from a fresh clone with Python 3.11 or newer and pip: they make .venv themselves.
+
+# The first Python that is new enough; `make PYTHON=/path/to/python3.12 demo` chooses another.
+PYTHON ?= $(firstword $(foreach name,python3 python3.11 python3.12 python3.13 python,$(shell \
+	$(name) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(name))))
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Two workers are faster than one process even on two cores: most of a test's time is tracing and compiling.
+PYTEST_FLAGS ?= -n auto
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint pytest format wheel parity clean
+
+help:  ## Show this list
+	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
+
+demo: $(VENV)/.installed  ## Write a text with the bundled model and show which concepts it came from
+	$(BIN)/steerling demo
+
+test: lint pytest  ## Everything that must hold: ruff, pyright, pytest
+
+# One after the other, also under `make -j`: they share two cores and read better in order.
+pytest: $(VENV)/.installed-dev | lint
+	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+lint: $(VENV)/.installed-dev  ## Style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	rm -rf build/lib build/bdist.* build/wheel
+	$(PIP) install --quiet --no-deps --target build/wheel .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: $(VENV)/.installed-dev  ## Let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+wheel: $(VENV)/.installed-dev  ## Build the wheel and the source archive into dist/
+	rm -rf build/lib build/bdist.* dist
+	$(BIN)/python -m build --outdir dist .
+
+# On Linux, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu gets a PyTorch without CUDA.
+parity: .venv-parity/.installed  ## Compare with the published package on random small models, in a virtual environment of its own
+	.venv-parity/bin/python -m pytest -o addopts= --import-mode=importlib tests/parity
+
+clean:  ## Remove all that these commands made
+	rm -rf $(VENV) .venv-parity build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Where Python came without ensurepip (Debian's python3 without python3-venv), virtualenv does the same.
+$(VENV)/bin/python .venv-parity/bin/python:
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer was found; install one or name it: make PYTHON=..." >&2; exit 2; }
+	$(PYTHON) -m venv $(@D:/bin=) || { rm -rf $(@D:/bin=) && \
+		$(PYTHON) -m pip install --quiet --target build/virtualenv virtualenv && \
+		PYTHONPATH=build/virtualenv $(PYTHON) -m virtualenv --quiet $(@D:/bin=); }
+
+$(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
+	$(PIP) install --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
+	$(PIP) install --editable ".[dev]"
+	@touch $@ $(VENV)/.installed
+
+.venv-parity/.installed: pyproject.toml | .venv-parity/bin/python
+	.venv-parity/bin/python -m pip install --editable ".[parity]"
+	.venv-parity/bin/python -m pip install --no-deps --ignore-requires-python "steerling==0.2.0"
+	@touch $@

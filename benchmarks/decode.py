@@ -1,0 +1,177 @@
+"""Decoding speed beside the published PyTorch package: same random weights, same prompts, same run, tokens compared.
+
+    python benchmarks/decode.py --reference-python PATH/TO/python
+
+40 M parameters of random weights (8 layers, D 512, 8 heads over 2, block 64, V 8192, 4,096 known and 12,288 discovered
+concepts of rank 64), greedy, 128 new tokens, float32. PATH's Python needs `steerling` 0.2.0 and torch (see docs/benchmarks.md);
+without it only our side is timed. Compiling is not counted and is shown apart. Run it on idle cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from steerling_jax import api
+from steerling_jax.backbone import unstack_layers
+from steerling_jax.config import ConceptConfig, ModelConfig
+from steerling_jax.decoding import decode
+from steerling_jax.generation_config import GenerationConfig
+from steerling_jax.inference import compiled_forward
+from steerling_jax.io.weights import write_published
+from steerling_jax.model import param_shapes
+from steerling_jax.trace import Trace
+
+CONFIG = ModelConfig(
+    n_layers=8, n_head=8, n_embd=512, n_kv_heads=2, block_size=4096, vocab_size=8192, eos_token_id=8187,
+    pad_token_id=8188, bos_token_id=8189, endofchunk_token_id=8190, mask_token_id=8191,
+    concept=ConceptConfig(n_concepts=4096, n_unknown_concepts=12_288, concept_dim=512, factorize_rank=64),
+)  # fmt: skip
+
+
+def write_model(folder: Path) -> None:
+    """Weights normal(0.02) under a fixed seed, norms 1."""
+    random = np.random.default_rng(0)
+
+    def leaf(path, shape):
+        is_norm = any(k.key.startswith("ln_") or k.key.endswith("_norm") for k in path)
+        return np.ones(shape.shape, np.float32) if is_norm else (random.normal(0, 0.02, shape.shape)).astype(np.float32)
+
+    write_published(folder, CONFIG, jax.tree_util.tree_map_with_path(leaf, param_shapes(CONFIG)))
+
+
+def our_side(folder: Path, new: int) -> Callable[[list[int]], tuple[float, Trace]]:
+    """A function that times one generation."""
+    params = unstack_layers(api.load(folder).params)
+    settings = GenerationConfig(
+        max_new_tokens=new, temperature=0.0, use_entropy_sampling=False, repetition_penalty=1.0
+    )
+
+    def run(prompt: list[int]) -> tuple[float, Trace]:
+        begin = time.perf_counter()
+        compute = api.Compute()
+        *_, trace = decode(params, np.array(prompt), config=CONFIG, compute=compute, generation=settings, seed=0)
+        assert isinstance(trace, Trace)
+        return time.perf_counter() - begin, trace
+
+    return run
+
+
+@contextlib.contextmanager
+def published_side(python: str | None, folder: Path) -> Iterator[Callable[[dict], dict] | None]:
+    """A function that sends one job to the published package in its own process, and gives its answer."""
+    if python is None:
+        yield None
+        return
+    worker = Path(__file__).with_name("published_worker.py")
+    process = subprocess.Popen(
+        [python, str(worker), str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        if not process.stdout.readline():
+            sys.exit(f"{python} cannot run the published package; its message is above.")
+
+        def send(job: dict) -> dict:
+            print(json.dumps(job), file=process.stdin, flush=True)
+            return json.loads(process.stdout.readline())
+
+        send({"prompt": [1], "max_new_tokens": 64, "steps": 2})  # warm up
+        yield send
+    finally:
+        process.stdin.close()
+        process.wait()
+
+
+def first_difference(params, trace: Trace, published: list[int]) -> str:
+    """Where tokens differ: the gap of our top two logits at the earliest commit that does."""
+    for step, position, token, _ in trace.flat():
+        if published[position] != token:
+            canvas = jnp.asarray(trace.snapshot(step))[None]
+            logits = compiled_forward(params, canvas, config=CONFIG, compute=api.Compute()).logits[0, position]
+            top = np.sort(np.asarray(logits))[-2:]
+            return f"step {step}, position {position}: top two logits {top[1] - top[0]:.1e} apart"
+    return "equal"
+
+
+def measure(args: argparse.Namespace, folder: Path) -> list[dict]:
+    write_model(folder)
+    ours, rows = our_side(folder, args.new), []
+    random = np.random.default_rng(1)
+    with published_side(args.reference_python, folder) as published:
+        for length in args.prompts:
+            prompt = random.integers(0, CONFIG.eos_token_id, length).tolist()
+            compile_seconds = ours(prompt)[0]
+            here: list[float] = []
+            there: list[float] = []
+            row: dict = {"prompt": length, "compile_seconds": compile_seconds}
+            for _ in range(args.rounds):  # in turn, so that both meet the same machine
+                seconds, trace = ours(prompt)
+                here.append(seconds)
+                if published is not None:
+                    answer = published({"prompt": prompt, "max_new_tokens": args.new})
+                    there.append(answer["seconds"])
+                    same = trace.tokens.tolist() == answer["tokens"]
+                    params = None if same else api.load(folder).params
+                    row["tokens"] = "equal" if same else first_difference(params, trace, answer["tokens"])
+            row["tokens_per_second"] = args.new / statistics.median(here)
+            row["all_seconds"] = here
+            if there:
+                row["published_tokens_per_second"] = args.new / statistics.median(there)
+                row["ratio"] = row["tokens_per_second"] / row["published_tokens_per_second"]
+                row["published_all_seconds"] = there
+            rows.append(row)
+            print(f"prompt {length} done", file=sys.stderr)
+    return rows
+
+
+def show(report: dict) -> None:
+    print(f"{report['date']}, {report['cores']} cores, load {report['load']:.1f} before, jax {report['jax']}")
+    print("| prompt | tokens/s | published | ratio | tokens | compiling, s |\n| --- | --- | --- | --- | --- | --- |")
+    for row in report["rows"]:
+        published, ratio = row.get("published_tokens_per_second"), row.get("ratio")
+        cells = [row["prompt"], f"{row['tokens_per_second']:.1f}", f"{published:.2f}" if published else "–"]
+        cells += [f"{ratio:.1f}" if ratio else "–", row.get("tokens", "–"), f"{row['compile_seconds']:.1f}"]
+        print("| " + " | ".join(map(str, cells)) + " |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--reference-python", metavar="PATH", help="a Python that has steerling 0.2.0 and torch")
+    parser.add_argument("--prompts", type=int, nargs="+", default=[128, 100, 512, 500], metavar="N")
+    parser.add_argument("--new", type=int, default=128, metavar="N", help="new tokens (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=1, help="timings of each side (default: %(default)s)")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    report: dict = {
+        "date": datetime.date.today().isoformat(),
+        "cores": os.cpu_count(),
+        "load": os.getloadavg()[0],
+        "jax": jax.__version__,
+        "new_tokens": args.new,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        report["rows"] = measure(args, Path(folder) / "model")
+    if args.json:
+        print(json.dumps(report, indent=2))
+    else:
+        show(report)
+
+
+if __name__ == "__main__":
+    main()

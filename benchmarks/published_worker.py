@@ -1,0 +1,66 @@
+"""Times the published PyTorch package. Runs under a Python that has it, and is driven by `decode.py`.
+
+    python published_worker.py FOLDER
+
+Reads one JSON object a line, {"prompt": [ids], "max_new_tokens": n}; writes {"seconds": s, "tokens": [ids]} for each.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from steerling.configs.causal_diffusion import CausalDiffusionConfig
+from steerling.configs.concept import ConceptConfig
+from steerling.configs.generation import GenerationConfig
+from steerling.inference.causal_diffusion import SteerlingGenerator
+from steerling.models.interpretable.interpretable_causal_diffusion import InterpretableCausalDiffusionLM
+
+
+class IdsOnlyTokenizer:
+    """The published tokenizer fetches a vocabulary; decoding needs only the special ids."""
+
+    eot_id = None
+
+    def __init__(self, raw: dict):
+        self.mask_token_id, self.eos_token_id = raw["mask_token_id"], raw["eos_token_id"]
+        self.pad_token_id, self.vocab_size = raw["pad_token_id"], raw["vocab_size"]
+
+    def encode(self, text: str, **_) -> list[int]:
+        return [int(word) for word in text.split()]
+
+    def decode(self, ids, **_) -> str:
+        return " ".join(str(int(i)) for i in ids)
+
+
+def load(folder: Path) -> SteerlingGenerator:
+    raw = json.loads((folder / "config.json").read_text())
+    fields = CausalDiffusionConfig.model_fields
+    config = CausalDiffusionConfig.model_validate({k: v for k, v in raw.items() if k in fields})
+    concept = ConceptConfig.model_validate(raw["concept"])
+    model = InterpretableCausalDiffusionLM(config=config, concept_config=concept, vocab_size=raw["vocab_size"])
+    model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)  # the tied head is not in the file
+    model.transformer._restore_weight_tying()
+    return SteerlingGenerator(model.float(), IdsOnlyTokenizer(raw), config, is_interpretable=True, device="cpu")
+
+
+def main() -> None:
+    generator = load(Path(sys.argv[1]))
+    print(json.dumps({"threads": torch.get_num_threads(), "version": torch.__version__}), flush=True)
+    for line in sys.stdin:
+        job = json.loads(line)
+        settings = GenerationConfig(
+            max_new_tokens=job["max_new_tokens"], steps=job.get("steps"), temperature=0.0, use_entropy_sampling=False,
+            repetition_penalty=1.0, seed=0,
+        )  # fmt: skip
+        begin = time.perf_counter()
+        out = generator.generate_full(torch.tensor([job["prompt"]]), settings)
+        print(json.dumps({"seconds": time.perf_counter() - begin, "tokens": out.tokens.tolist()}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

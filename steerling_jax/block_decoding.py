@@ -1,0 +1,246 @@
+"""One sampler block, decoded on the device in one compiled loop.
+
+Two grids. Attention blocks lie on absolute positions (position // W); sampler blocks start where the prompt ends. The
+loop looks at a window of two attention blocks: B holds the sampler block's last position, A is the one before it. Where
+the prompt is a multiple of W, the sampler block is B and A is finished; elsewhere it straddles A and B.
+
+What lies before A is final and cached. A's keys and values are kept beside the cache and computed again only after a
+commit in A, always together with B, which sees A; a commit in B leaves A as it is. So a step costs one attention block, or two.
+
+Legend: N branches (1, or 2 under guidance: conditional and unconditional), W the diffusion block, S cached positions,
+G key/value heads, d head size, D width, R rows of logits, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import lax
+
+from steerling_jax.backbone import Injection, Params, embed_tokens, run_backbone
+from steerling_jax.config import Compute, ModelConfig
+from steerling_jax.inference import logit_features
+from steerling_jax.layers import Cache
+from steerling_jax.model import lm_logits
+from steerling_jax.sampling import Adjustment, Choice, confidence, position_key
+
+LayerCaches = tuple[Cache, ...]  # one pair a layer, each (N, S, G, d)
+
+
+@struct.dataclass
+class Rules:
+    """What stays the same through a generation. Numbers are () arrays.
+
+    total: length of the canvas. prompt: length of the prompt, hidden from the unconditional branch. base, extra: tokens a
+    step, the first `extra` steps taking one more. eot: the end-of-turn id, −1 for none. guidance: cfg_scale, read when
+    N is 2. direction (D,) and layer: what is injected at masked positions, None for nothing.
+    """
+
+    adjustment: Adjustment
+    choice: Choice
+    seed: jax.Array
+    total: jax.Array
+    prompt: jax.Array
+    base: jax.Array
+    extra: jax.Array
+    eot: jax.Array
+    guidance: jax.Array
+    direction: jax.Array | None
+    layer: jax.Array
+
+
+@struct.dataclass
+class Record:
+    """Commits of a sampler block, in order: step within the block, offset in it, token, raw logit (W,), hidden (W, D)."""
+
+    step: jax.Array
+    offset: jax.Array
+    token: jax.Array
+    logit: jax.Array
+    hidden: jax.Array
+
+
+@struct.dataclass
+class BlockState:
+    """The loop's carry. window (2W,) ids of A and B; counts (V,) how often each id is on the canvas; slot: A's keys and
+    values; hidden (N, 2W, D) of the window; stale: whether A must be computed again; ended: end of turn was committed."""
+
+    window: jax.Array
+    counts: jax.Array
+    slot: LayerCaches
+    hidden: jax.Array
+    stale: jax.Array
+    step: jax.Array
+    committed: jax.Array
+    ended: jax.Array
+    record: Record
+
+
+def empty_cache(config: ModelConfig, compute: Compute, branches: int, length: int) -> LayerCaches:
+    """Room for the keys and values of `length` positions."""
+    shape = (branches, length, config.kv_heads, config.head_dim)
+    return tuple((jnp.zeros(shape, compute.dtype), jnp.zeros(shape, compute.dtype)) for _ in range(config.n_layers))
+
+
+def start_block(
+    window: jax.Array, counts: jax.Array, slot: LayerCaches, config: ModelConfig, compute: Compute
+) -> BlockState:
+    """The state before a sampler block's first step: nothing committed, A to be computed."""
+    W, D, N = config.diff_block_size, config.n_embd, slot[0][0].shape[0]
+    zeros = jnp.zeros(W, jnp.int32)
+    record = Record(zeros, zeros, zeros, jnp.zeros(W), jnp.zeros((W, D), compute.dtype))
+    zero, hidden = jnp.int32(0), jnp.zeros((N, 2 * W, D), compute.dtype)
+    return BlockState(window, counts, slot, hidden, jnp.bool_(True), zero, zero, jnp.bool_(False), record)
+
+
+@partial(jax.jit, static_argnames=("config", "compute"), donate_argnames=("cache",))
+def extend_cache(
+    params: Params, cache: LayerCaches, tokens: jax.Array, start: jax.Array, alpha: jax.Array, rules: Rules,
+    *, config: ModelConfig, compute: Compute,
+) -> LayerCaches:  # fmt: skip
+    """Runs whole attention blocks, `tokens` (n·W,) from position `start`, and puts their keys and values in the cache."""
+    _, fresh = _attend_blocks(params, cache, tokens, start, start, alpha, rules, config, compute)
+    return _put(cache, fresh, start)
+
+
+@partial(jax.jit, donate_argnames=("cache",))
+def append_slot(cache: LayerCaches, slot: LayerCaches, start: jax.Array) -> LayerCaches:
+    """Puts A's keys and values in the cache at position `start`."""
+    return _put(cache, slot, start)
+
+
+@partial(jax.jit, static_argnames=("config", "compute"))
+def decode_block(
+    params: Params, cache: LayerCaches, state: BlockState, first: jax.Array, begin: jax.Array, alpha: jax.Array,
+    patience: jax.Array, rules: Rules, *, config: ModelConfig, compute: Compute,
+) -> BlockState:  # fmt: skip
+    """Steps until the sampler block is full, a turn has ended, or `patience` tokens of it are committed.
+
+    first: position of A's first token, all before it being in the cache. begin: the sampler block's first position.
+    patience: where the injection's strength changes, so that the caller can enter again with another alpha.
+    """
+    W = config.diff_block_size
+    steps = jnp.where(rules.base > 0, jnp.int32(W), rules.extra)  # more would commit nothing
+
+    def going(s: BlockState) -> jax.Array:
+        return (s.committed < W) & (s.committed < patience) & (s.step < steps) & ~s.ended
+
+    def step(s: BlockState) -> BlockState:
+        s = _refresh_hidden(params, cache, s, first, alpha, rules, config, compute)
+        offset = begin - first
+        masked = lax.dynamic_slice(s.window, (offset,), (W,)) == config.mask_token_id
+        # Masked positions first, in the fewest rows of a few sizes: logits are a good part of a step.
+        order = jnp.argsort(~masked)
+        sizes = sorted({max(W // 4, 1), max(W // 2, 1), W})
+        count = jnp.sum(masked)
+        which = sum((count > size).astype(jnp.int32) for size in sizes[:-1])
+        branches = [partial(_commit, R, params, begin, offset, rules, config, compute) for R in sizes]
+        return lax.switch(which, branches, s, order, masked)
+
+    return lax.while_loop(going, step, state)
+
+
+def _refresh_hidden(params, cache, s: BlockState, first, alpha, rules: Rules, config, compute) -> BlockState:
+    """Hidden states and A's keys and values as of the window's tokens: of A where it is stale, and of B."""
+    W = config.diff_block_size
+
+    def attention_block(i, carried):
+        slot, hidden = carried
+        in_a = i == 0
+        tokens = lax.dynamic_slice(s.window, (i * W,), (W,))
+        joined = tuple(
+            tuple(jnp.concatenate(pair, axis=1) for pair in zip(*layer, strict=True))
+            for layer in zip(cache, slot, strict=True)
+        )
+        slot_keys = jnp.where(in_a, 0, W)
+        h, fresh = _attend_blocks(params, joined, tokens, first + i * W, first, alpha, rules, config, compute, slot_keys)
+        slot = jax.tree.map(lambda new, old: jnp.where(in_a, new.astype(old.dtype), old), fresh, slot)
+        return slot, lax.dynamic_update_slice(hidden, h, (0, i * W, 0))
+
+    begin = jnp.where(s.stale, 0, 1)
+    slot, hidden = lax.fori_loop(begin, 2, attention_block, (s.slot, s.hidden))
+    return s.replace(slot=slot, hidden=hidden, stale=jnp.bool_(False))
+
+
+def _attend_blocks(
+    params, cache, tokens, start, cached, alpha, rules: Rules, config, compute, slot_keys=None
+) -> tuple[jax.Array, LayerCaches]:
+    """Tokens (T,) from position `start`, over `cached` valid positions of the cache, to hidden (N, T, D) and fresh
+    keys and values. With `slot_keys`, the cache's last W positions are A's, of which that many are valid."""
+    N, S = cache[0][0].shape[:2]
+    T = tokens.shape[0]
+    positions = start + jnp.arange(T)
+    branches = jnp.broadcast_to(tokens[None, :], (N, T))
+    if N == 2:  # the unconditional branch does not see the prompt
+        branches = branches.at[1].set(jnp.where(positions < rules.prompt, config.mask_token_id, tokens))
+    index = jnp.arange(S)
+    valid = index < cached
+    if slot_keys is not None:
+        room = S - config.diff_block_size
+        valid = jnp.where(index < room, valid, index - room < slot_keys)
+    blocks = positions // config.diff_block_size
+    own = (blocks[:, None] >= blocks[None, :]) & (positions < rules.total)[None, :]  # past the canvas there is nothing
+    mask = jnp.concatenate([jnp.broadcast_to(valid[None, :], (T, S)), own], axis=1)
+    injection = None
+    if rules.direction is not None:
+        at_masks = (branches == config.mask_token_id)[:, :, None] & jnp.bool_(True)
+        direction = jnp.where(at_masks, rules.direction[None, None, :], jnp.zeros((), rules.direction.dtype))
+        injection = Injection(direction, jnp.broadcast_to(alpha, (N,)), rules.layer)
+    return run_backbone(
+        params, embed_tokens(params, branches, compute), config=config, compute=compute, positions=positions, mask=mask,
+        cache=cache, injection=injection, keep_cache=True,
+    )  # fmt: skip
+
+
+def _commit(
+    R: int, params, begin, offset, rules: Rules, config: ModelConfig, compute: Compute,
+    s: BlockState, order: jax.Array, masked: jax.Array,
+) -> BlockState:  # fmt: skip
+    """Logits of the first R positions of `order`, and the most confident of them committed, each with its token."""
+    W, mask_id = config.diff_block_size, config.mask_token_id
+    rows = order[:R]
+    hidden = lax.dynamic_slice_in_dim(s.hidden, offset, W, axis=1)[:, rows]
+    N, _, D = hidden.shape
+    features = logit_features(params, hidden.reshape(N * R, D), config, compute)
+    raw = lm_logits(params, features, compute).reshape(N, R, -1)
+    raw = raw[0] if N == 1 else raw[1] + (rules.guidance + 1.0) * (raw[0] - raw[1])
+    logits = rules.adjustment(raw, s.counts > 0)
+    sure = jnp.where(masked[rows], confidence(logits), -1.0)
+    ranking = jnp.argsort(-sure)
+    quota = jnp.minimum(rules.base + (s.step < rules.extra), jnp.sum(masked))
+
+    def more(carried):
+        number, state = carried
+        return (number < quota) & ~state.ended
+
+    def take(carried):
+        number, state = carried
+        row = ranking[number]
+        at = rows[row]
+        token = rules.choice(position_key(rules.seed, begin + at), logits[row])
+        n, r = state.committed, state.record
+        record = Record(
+            r.step.at[n].set(state.step), r.offset.at[n].set(at.astype(jnp.int32)), r.token.at[n].set(token),
+            r.logit.at[n].set(raw[row, token]), r.hidden.at[n].set(hidden[0, row]),
+        )  # fmt: skip
+        state = state.replace(
+            window=state.window.at[offset + at].set(token),
+            counts=state.counts.at[mask_id].add(-1).at[token].add(1),
+            stale=state.stale | (offset + at < W),
+            committed=n + 1,
+            ended=token == rules.eot,
+            record=record,
+        )
+        return number + 1, state
+
+    _, s = lax.while_loop(more, take, (jnp.int32(0), s))
+    return s.replace(step=s.step + 1)
+
+
+def _put(cache: LayerCaches, fresh: LayerCaches, start: jax.Array) -> LayerCaches:
+    return jax.tree.map(
+        lambda old, new: lax.dynamic_update_slice(old, new.astype(old.dtype), (0, start, 0, 0)), cache, fresh
+    )

@@ -1,0 +1,255 @@
+"""The concept bottleneck: scores of every concept, the few that are kept, and their features.
+
+A head scores concepts as `clip(scale · query · keysᵀ, ±15)`, passes the scores through a sigmoid and sums the embeddings of
+the kept concepts. Scores are streamed over blocks of concepts, so nothing of size (B·T, C) is built unless C fits in one
+block, and a factorised head never builds its (C, D) tables: it works on rank-R rows and multiplies by the basis last.
+
+Legend: N positions (B·T), D width, C concepts, K kept, R rank, Q query width (D or R), P value width (D or R), J clamps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
+
+from steerling_jax.config import Compute, ConceptConfig
+from steerling_jax.layers import matmul_t
+
+LOGIT_LIMIT = 15.0
+LARGE_CONCEPT_THRESHOLD = 50_000  # above this, the published package clamps concepts by the sparse rule
+REPORTED_WITHOUT_TOPK = 64  # a head that keeps all concepts reports this many
+_GATHER_CHUNK = 8  # kept concepts whose rows are gathered at once
+
+
+@dataclass(frozen=True)
+class HeadSpec:
+    """What one head computes. topk: kept for the dense rule and reported; topk_features: kept for features; None: all."""
+
+    n_concepts: int
+    rows: int
+    width: int
+    attention: bool
+    rank: int | None
+    topk: int | None
+    topk_features: int | None
+    topk_on_logits: bool
+    block: int
+
+
+def known_spec(c: ConceptConfig) -> HeadSpec:
+    features = c.topk_known if c.topk_known_features is None else c.topk_known_features
+    return HeadSpec(
+        n_concepts=c.n_concepts, rows=c.padded(c.n_concepts), width=c.concept_dim, attention=c.use_attention_known,
+        rank=None, topk=c.topk_known, topk_features=None if c.topk_known is None else features,
+        topk_on_logits=c.topk_on_logits, block=c.block_size,
+    )  # fmt: skip
+
+
+def unknown_spec(c: ConceptConfig) -> HeadSpec | None:
+    """None when the model has no discovered head."""
+    if not c.use_unknown or c.n_unknown_concepts is None:
+        return None
+    topk = c.unknown_topk if c.apply_topk_to_unknown else None
+    return HeadSpec(
+        n_concepts=c.n_unknown_concepts, rows=c.padded(c.n_unknown_concepts), width=c.concept_dim,
+        attention=c.use_attention_unknown, rank=c.factorize_rank if c.factorize_unknown else None,
+        topk=topk, topk_features=topk, topk_on_logits=c.topk_on_logits, block=c.block_size,
+    )  # fmt: skip
+
+
+class HeadView(NamedTuple):
+    """A head applied to N positions: query (N, Q), keys (C, Q), values (C, P), basis (D, P) or None, scale."""
+
+    query: jax.Array
+    keys: jax.Array
+    values: jax.Array
+    basis: jax.Array | None
+    scale: float
+
+
+class ConceptHead(nn.Module):
+    """Holds a head's tables under their published names and views positions through them."""
+
+    spec: HeadSpec
+    compute: Compute
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array) -> HeadView:
+        """hidden (N, D)."""
+        s, dtype = self.spec, self.compute.dtype
+        D = s.width
+
+        def project(x, w):
+            return matmul_t(x, w, self.compute.operands).astype(dtype)
+
+        query = project(hidden, _Table((D, D), name="concept_query_projection")()) if s.attention else hidden
+        scale = D**-0.5 if s.attention else 1.0
+        if s.rank is None:
+            values = _Table((s.rows, D), name="concept_embedding")()
+            keys = values if s.attention else _Table((s.rows, D), name="concept_predictor")()
+            return HeadView(query, keys[: s.n_concepts], values[: s.n_concepts], None, scale)
+        values = _Table((s.rows, s.rank), name="embedding_coef")()
+        basis = _Table((D, s.rank), name="embedding_basis")()
+        if s.attention:
+            query, keys = project(query, basis.T), values
+        else:
+            query = project(query, _Table((s.rank, D), name="predictor_down")())
+            keys = _Table((s.rows, s.rank), name="predictor_up")()
+        return HeadView(query, keys[: s.n_concepts], values[: s.n_concepts], basis, scale)
+
+
+class _Table(nn.Module):
+    shape: tuple[int, int]
+
+    @nn.compact
+    def __call__(self) -> jax.Array:
+        return self.param("weight", nn.initializers.normal(0.02), self.shape)
+
+
+def dense_logits(view: HeadView, operands: str = "float32") -> jax.Array:
+    """All concept logits (N, C) float32, clipped. Only for heads small enough to afford it."""
+    logits = matmul_t(view.query, view.keys, operands) * view.scale
+    return jnp.clip(logits, -LOGIT_LIMIT, LOGIT_LIMIT)
+
+
+def logits_of(view: HeadView, index: jax.Array, operands: str = "float32") -> jax.Array:
+    """Logits (N, K) float32 of the concepts `index` (N, K) of each position, by gathering their rows in chunks."""
+
+    def chunk(index_chunk):
+        rows = jnp.take(view.keys, index_chunk, axis=0).astype(operands)
+        return jnp.einsum("nq,nkq->nk", view.query.astype(operands), rows, preferred_element_type=jnp.float32)
+
+    logits = _over_chunks(chunk, index) * view.scale
+    return jnp.clip(logits, -LOGIT_LIMIT, LOGIT_LIMIT)
+
+
+def top_concepts(view: HeadView, k: int, block: int, operands: str = "float32") -> tuple[jax.Array, jax.Array]:
+    """The k concepts of largest logit at each position: logits (N, k) float32 and indices (N, k) int32, best first.
+
+    Streams over blocks of concepts with a running top-k. Differentiable in the logits. Ties keep the lower index.
+    """
+    C = view.keys.shape[0]
+    k = min(k, C)
+    if C <= block:
+        logits, index = lax.top_k(dense_logits(view, operands), k)
+        return logits, index.astype(jnp.int32)
+    fixed = jax.tree.map(lambda a: lax.stop_gradient(a) if isinstance(a, jax.Array) else a, view)
+    index = _streamed_indices(fixed, k, block, operands)
+    return logits_of(view, index, operands), index
+
+
+def _streamed_indices(view: HeadView, k: int, block: int, operands: str) -> jax.Array:
+    N, C = view.query.shape[0], view.keys.shape[0]
+
+    def step(best, number):
+        start = jnp.minimum(number * block, C - block)  # the last block overlaps the one before it: no padding copy
+        keys = lax.dynamic_slice_in_dim(view.keys, start, block)
+        ids = start + jnp.arange(block, dtype=jnp.int32)
+        fresh = (ids >= number * block)[None, :]
+        logits = jnp.where(fresh, dense_logits(view._replace(keys=keys), operands), -jnp.inf)
+        block_best, at = lax.top_k(logits, min(k, block))
+        scores = jnp.concatenate([best[0], block_best], axis=1)
+        candidates = jnp.concatenate([best[1], start + at.astype(jnp.int32)], axis=1)
+        scores, at = lax.top_k(scores, k)
+        return (scores, jnp.take_along_axis(candidates, at, axis=1)), None
+
+    empty = jnp.full((N, k), -jnp.inf), jnp.zeros((N, k), jnp.int32)
+    (_, index), _ = lax.scan(step, empty, jnp.arange(-(-C // block), dtype=jnp.int32))
+    return index
+
+
+def mix_concepts(view: HeadView, index: jax.Array, weights: jax.Array, block: int, compute: Compute) -> jax.Array:
+    """Features `Σ_k weights · E[index]`, (N, D) in the compute dtype, for index and weights (N, K).
+
+    Heads that fit in one block scatter the weights and use one matrix product; larger ones gather rows in chunks.
+    """
+    C = view.values.shape[0]
+    weights = weights.astype(compute.dtype)
+    if C <= block:
+        table = scatter_rows(index, weights, C)
+        mixed = matmul_t(table, view.values.T, compute.operands)
+    else:
+
+        def chunk(index_chunk, weights_chunk):
+            rows = jnp.take(view.values, index_chunk, axis=0).astype(compute.operands)
+            return jnp.einsum(
+                "nk,nkp->np", weights_chunk.astype(compute.operands), rows, preferred_element_type=jnp.float32
+            )
+
+        mixed = _sum_chunks(chunk, index, weights)
+    return _through_basis(view, mixed, compute)
+
+
+def mix_all(view: HeadView, block: int, compute: Compute) -> jax.Array:
+    """Features of all concepts, `Σ_c sigmoid(logit_c) E_c`, (N, D), streamed over blocks of concepts."""
+    N, C = view.query.shape[0], view.keys.shape[0]
+    block = min(block, C)
+
+    @jax.checkpoint
+    def step(total, number):
+        start = jnp.minimum(number * block, C - block)
+        keys = lax.dynamic_slice_in_dim(view.keys, start, block)
+        values = lax.dynamic_slice_in_dim(view.values, start, block)
+        fresh = (start + jnp.arange(block) >= number * block)[None, :]
+        weights = jnp.where(fresh, jax.nn.sigmoid(dense_logits(view._replace(keys=keys), compute.operands)), 0.0)
+        return total + matmul_t(weights, values.T, compute.operands), None
+
+    total, _ = lax.scan(step, jnp.zeros((N, view.values.shape[1])), jnp.arange(-(-C // block)))
+    return _through_basis(view, total, compute)
+
+
+def embeddings(view: HeadView, ids: jax.Array) -> jax.Array:
+    """Embeddings (J, D) float32 of the concepts `ids` (J,)."""
+    return _expand(jnp.take(view.values, ids, axis=0), view.basis)
+
+
+def embedding_sum(view: HeadView) -> jax.Array:
+    """`Σ_c E_c`, (D,) float32, over all concepts."""
+    return _expand(jnp.sum(view.values.astype(jnp.float32), axis=0, keepdims=True), view.basis)[0]
+
+
+def scatter_rows(index: jax.Array, values: jax.Array, width: int, fill: float = 0.0) -> jax.Array:
+    """A (N, width) array of `fill` with values (N, K) put at index (N, K)."""
+    rows = jnp.arange(index.shape[0])[:, None]
+    return jnp.full((index.shape[0], width), fill, values.dtype).at[rows, index].set(values)
+
+
+def _expand(rows: jax.Array, basis: jax.Array | None) -> jax.Array:
+    rows = rows.astype(jnp.float32)
+    return rows if basis is None else matmul_t(rows, basis.astype(jnp.float32), "float32")
+
+
+def _through_basis(view: HeadView, mixed: jax.Array, compute: Compute) -> jax.Array:
+    mixed = mixed.astype(compute.dtype)
+    if view.basis is None:
+        return mixed
+    return matmul_t(mixed, view.basis, compute.operands).astype(compute.dtype)
+
+
+def _chunks(*arrays: jax.Array) -> tuple[tuple[jax.Array, ...], int]:
+    """(N, K) arrays as (K / chunk, N, chunk), K padded with zeros; also the padding."""
+    K = arrays[0].shape[1]
+    pad = -K % min(_GATHER_CHUNK, K)
+    size = min(_GATHER_CHUNK, K)
+    padded = (jnp.pad(a, ((0, 0), (0, pad))) for a in arrays)
+    return tuple(jnp.moveaxis(a.reshape(a.shape[0], -1, size), 1, 0) for a in padded), pad
+
+
+def _over_chunks(function, index: jax.Array) -> jax.Array:
+    (chunks,), pad = _chunks(index)
+    out = lax.map(jax.checkpoint(function), chunks)
+    out = jnp.moveaxis(out, 0, 1).reshape(index.shape[0], -1)
+    return out[:, : index.shape[1]] if pad else out
+
+
+def _sum_chunks(function, index: jax.Array, weights: jax.Array) -> jax.Array:
+    chunks, _ = _chunks(index, weights)  # padding has weight 0
+    body = jax.checkpoint(function)
+    first = jax.eval_shape(function, *(c[0] for c in chunks))
+    total, _ = lax.scan(lambda t, c: (t + body(*c), None), jnp.zeros(first.shape, first.dtype), chunks)
+    return total

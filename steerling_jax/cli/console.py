@@ -1,0 +1,69 @@
+"""What commands share for showing things: notes and progress on standard error, results on standard output."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+
+@functools.cache
+def stderr() -> Console:
+    """The console for notes and progress."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
+
+
+@functools.cache
+def stdout() -> Console:
+    """The console for reports that a person reads."""
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+def note(text: str) -> None:
+    """One line on standard error, word for word (no markup)."""
+    stderr().print(text, markup=False, soft_wrap=True)
+
+
+def progress(*, unit: str = "") -> Progress:
+    """A progress display on standard error, gone when done:
+
+    `with progress(unit="tokens") as bar: task = bar.add_task("writing", total=64); bar.advance(task)`.
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
+    if unit:
+        columns.append(TextColumn(unit))
+    return Progress(*columns, TimeElapsedColumn(), console=stderr(), transient=True)
+
+
+def print_json(value: Any) -> None:
+    """`value` as one JSON document on standard output; see `plain`."""
+    print(json.dumps(plain(value), ensure_ascii=False, indent=2, allow_nan=False))
+
+
+def plain(value: Any) -> Any:
+    """`value` in JSON's own types: arrays become lists, dataclasses objects, NaN and infinities None, paths text."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if hasattr(value, "tolist"):  # NumPy and JAX, without importing either
+        return plain(value.tolist())
+    return str(value)

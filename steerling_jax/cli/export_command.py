@@ -1,0 +1,69 @@
+"""`steerling export`: a checkpoint to the published safetensors layout."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+HELP = """\
+Write a checkpoint as a model in the published layout.
+
+examples:
+  steerling export ./runs/small ./small-model
+  steerling export ./runs/small ./small-model --step 4000 --dtype bfloat16
+  steerling export ./runs/small ./small-model --layout hub --max-shard-size 2GB
+"""
+
+UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def byte_count(text: str) -> int:
+    """`5GB`, `512MiB` or a plain number, in bytes."""
+    number = text.rstrip("KMGiBkmgb")
+    unit = text[len(number) :].upper()
+    try:
+        count = int(float(number) * UNITS[unit])
+    except (KeyError, OverflowError, ValueError):
+        count = 0
+    if count <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 5GB, 512MiB or 100000")
+    return count
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint, or the folder of a training run"
+    )
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="the folder to write; must not exist yet")
+    parser.add_argument("--step", type=int, help="the training step (default: the latest)")
+    parser.add_argument(
+        "--layout", choices=["package", "hub"], help="of config.json (default: as imported, else package)"
+    )
+    parser.add_argument(
+        "--dtype", choices=["float32", "bfloat16"], help="type of the weights (default: as they are stored)"
+    )
+    parser.add_argument(
+        "--max-shard-size", type=byte_count, default=5 * 10**9, metavar="SIZE", help="largest file (default: 5GB)"
+    )
+    parser.add_argument("--json", action="store_true", help="print what was written as JSON")
+
+
+def run(args: argparse.Namespace) -> None:
+    from steerling_jax.cli.console import note, print_json
+    from steerling_jax.cli.import_command import require_new_folder
+
+    require_new_folder(args.folder)
+
+    from steerling_jax.io import checkpoint, published_layout, weights
+
+    info = checkpoint.read_run_info(args.checkpoint)
+    config, params = checkpoint.load_checkpoint_params(args.checkpoint, step=args.step)
+    layout = args.layout or info.layout
+    weights.write_published(
+        args.folder, config, params, layout=layout, carried=info.carried, dtype=args.dtype,
+        max_shard_bytes=args.max_shard_size, files=published_layout.companion_files(args.checkpoint),
+    )  # fmt: skip
+    if args.json:
+        print_json({"folder": args.folder, "config": config, "layout": layout})
+    else:
+        note(f"Wrote {args.folder}.")

@@ -1,0 +1,52 @@
+"""`steerling import`: the published safetensors layout to a checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from steerling_jax.errors import UserError
+
+HELP = """\
+Turn a model in the published layout into a checkpoint.
+
+examples:
+  steerling import ./published-model ./runs/imported
+  steerling import guidelabs/steerling-8b ./runs/imported --dtype bfloat16
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="FOLDER", help="config.json and model*.safetensors; or a Hub id")
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="the folder to write; must not exist yet")
+    parser.add_argument(
+        "--dtype", choices=["float32", "bfloat16"], help="type of the parameters (default: as they are stored)"
+    )
+    parser.add_argument("--json", action="store_true", help="print what was written as JSON")
+
+
+def require_new_folder(folder: Path) -> None:
+    """Refuses a place where something is: what is written replaces a folder as a whole."""
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise UserError(f"{folder} exists already; choose another place or remove it first.")
+
+
+def run(args: argparse.Namespace) -> None:
+    from steerling_jax.cli.console import note, print_json
+    from steerling_jax.io import hub
+
+    require_new_folder(args.checkpoint)
+    folder = hub.resolve(args.folder)
+
+    from steerling_jax.io import checkpoint, published_layout, weights
+
+    config, params, extras = weights.read_published(folder, dtype=args.dtype)
+    files = published_layout.companion_files(folder)
+    checkpoint.save_params_checkpoint(
+        args.checkpoint, config, params, layout=extras.layout, carried=extras.carried, files=files
+    )
+    if args.json:
+        dtype = args.dtype or extras.dtype
+        print_json({"checkpoint": args.checkpoint, "config": config, "layout": extras.layout, "dtype": dtype})
+    else:
+        note(f"Wrote {args.checkpoint}.")

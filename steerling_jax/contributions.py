@@ -1,0 +1,295 @@
+"""How much each concept added to the logit of each committed token, and which concepts carried a chunk.
+
+A logit is `composed · lm_head[token]`, and `composed` is a sum of concept vectors and a rest, so the logit splits exactly
+into one number a concept and one for the rest. The rest is computed here from the vectors, and `error` says how far the
+sum of all parts is from the logit that generation recorded. (The published package calls whatever is missing epsilon, so
+that its own check passes by construction; that number is `remainder`.)
+
+Legend: n committed tokens, K listed concepts, D width, P width of the rows of a concept table (D, or the rank).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from steerling_jax import bottleneck as bn
+from steerling_jax.backbone import Params, lm_head_weight
+from steerling_jax.config import Compute, ModelConfig
+from steerling_jax.errors import UserError
+from steerling_jax.heads import HeadOutput, run_head
+from steerling_jax.inference import compiled_hidden
+from steerling_jax.layers import matmul_t
+from steerling_jax.model import compose
+from steerling_jax.trace import Trace
+
+if TYPE_CHECKING:
+    from steerling_jax.api import Bundle
+
+_ROWS = 64  # tokens explained at once, so that one compiled program of bounded memory serves every trace
+_SNAPSHOTS = 8  # canvases recomputed at once, for traces without hidden rows
+_EXACT = Compute()  # shares are summed in float32, whatever the model computes in
+
+
+@dataclass(frozen=True)
+class Contributions:
+    """Concept shares of each committed token's logit, in the order of the trace's commits. NumPy arrays.
+
+    steps, positions, token_ids (n,) int32 and target_logits (n,) float32: what was committed, when and where.
+    *_ids (n, K) int32, *_weights (n, K): the listed concepts, best first, and their activations. *_contributions (n, K):
+    weight · (E_c · lm_head[token]). `discovered_*` have K = 0 where the model has no discovered head.
+    epsilon (n,): (composed − Σ listed concept vectors) · lm_head[token], from the vectors. remainder (n,): target logit −
+    Σ listed contributions, the published epsilon. error (n,): |Σ listed + epsilon − target logit|.
+    net_known, net_discovered, net_epsilon (n,): |k̂·w|, |û·w|, |ε·w| with the whole feature vectors, ε = composed − k̂ − û:
+    unlike sums of absolute shares, concepts that cancel do not count.
+    """
+
+    steps: np.ndarray
+    positions: np.ndarray
+    token_ids: np.ndarray
+    target_logits: np.ndarray
+    known_ids: np.ndarray
+    known_weights: np.ndarray
+    known_contributions: np.ndarray
+    discovered_ids: np.ndarray
+    discovered_weights: np.ndarray
+    discovered_contributions: np.ndarray
+    epsilon: np.ndarray
+    remainder: np.ndarray
+    error: np.ndarray
+    net_known: np.ndarray
+    net_discovered: np.ndarray
+    net_epsilon: np.ndarray
+    n_concepts: int
+    concept_names: tuple[str, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    @property
+    def absolute_known(self) -> np.ndarray:
+        """(n,) sum of the absolute shares of the listed known concepts."""
+        return np.abs(self.known_contributions).sum(axis=1)
+
+    @property
+    def absolute_discovered(self) -> np.ndarray:
+        """(n,) the same, of the discovered concepts."""
+        return np.abs(self.discovered_contributions).sum(axis=1)
+
+    def label(self, kind: str, concept_id: int) -> str:
+        """A concept's printed name; discovered ids are counted on from the known ones (published)."""
+        if kind == "discovered":
+            return f"Discovered: #{concept_id + self.n_concepts}"
+        return f"Known: {self.concept_names[concept_id]}" if self.concept_names else f"Known: #{concept_id}"
+
+
+class ConceptShare(NamedTuple):
+    """One concept's signed share of a chunk. type: "known" or "discovered"; concept_id counts within its type."""
+
+    label: str
+    type: str
+    contribution: float
+    concept_id: int
+
+    def __str__(self) -> str:
+        return f"{100 * self.contribution:+6.2f} %  {self.label}"
+
+
+@dataclass(frozen=True)
+class ChunkRanking:
+    """Concepts of the half-open chunk [start, end), largest absolute share first; iterating gives the entries.
+
+    epsilon_percent: signed mean share of the published remainder, in percent. absolute_shares, net_shares: known,
+    discovered and epsilon as fractions of the absolute and of the net mass, means over the chunk's committed tokens.
+    """
+
+    start: int
+    end: int
+    entries: tuple[ConceptShare, ...]
+    epsilon_percent: float
+    absolute_shares: tuple[float, float, float]
+    net_shares: tuple[float, float, float]
+
+    def __iter__(self) -> Iterator[ConceptShare]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+
+def concept_contributions(bundle: Bundle, trace: Trace) -> Contributions:
+    """Explains every committed token of `trace` from the hidden row of the very pass that committed it.
+
+    Rows that the trace does not hold are recomputed from its snapshots, as generation without guidance and steering saw
+    them. Raises `UserError` for a model without concepts.
+    """
+    config = bundle.config
+    if config.concept is None:
+        raise UserError("Concept contributions need a model with concepts; this one is a bare backbone.")
+    commits = list(trace.flat())
+    steps, positions, tokens = (np.asarray([c[i] for c in commits], np.int32) for i in range(3))
+    logits = np.asarray([c[3] for c in commits], np.float32)
+    hidden = _recomputed_rows(bundle, trace) if trace.hidden is None else np.asarray(trace.hidden, np.float32)
+    shares = _in_batches(bundle, hidden, tokens)
+    listed = shares.known_contributions.sum(axis=1) + shares.discovered_contributions.sum(axis=1)
+    return Contributions(
+        steps, positions, tokens, logits, **shares._asdict(),
+        remainder=logits - listed, error=np.abs(listed + shares.epsilon - logits),
+        n_concepts=config.concept.n_concepts, concept_names=bundle.concept_names,
+    )  # fmt: skip
+
+
+class _Shares(NamedTuple):
+    """The fields of `Contributions` that come from the hidden rows."""
+
+    known_ids: np.ndarray
+    known_weights: np.ndarray
+    known_contributions: np.ndarray
+    discovered_ids: np.ndarray
+    discovered_weights: np.ndarray
+    discovered_contributions: np.ndarray
+    epsilon: np.ndarray
+    net_known: np.ndarray
+    net_discovered: np.ndarray
+    net_epsilon: np.ndarray
+
+
+def _in_batches(bundle: Bundle, hidden: np.ndarray, tokens: np.ndarray) -> _Shares:
+    """hidden (n, D) and tokens (n,) in batches of a fixed size, the last one filled up with zeros."""
+    n = len(tokens)
+    pad = max(-n % _ROWS, _ROWS * (n == 0))  # a trace without commits still says its K
+    hidden, tokens = np.pad(hidden.reshape(n, -1) if n else np.zeros((0, bundle.config.n_embd), np.float32),
+                            ((0, pad), (0, 0))), np.pad(tokens, (0, pad))  # fmt: skip
+    batches = [
+        jax.device_get(
+            _shares(bundle.params, hidden[i : i + _ROWS], tokens[i : i + _ROWS], bundle.config, bundle.compute)
+        )
+        for i in range(0, len(tokens), _ROWS)
+    ]
+    return _Shares(*(np.concatenate(parts)[:n] for parts in zip(*batches, strict=True)))
+
+
+@partial(jax.jit, static_argnums=(3, 4))
+def _shares(params: Params, hidden: jax.Array, tokens: jax.Array, config: ModelConfig, compute: Compute) -> _Shares:
+    """hidden (N, D) float32 and tokens (N,) to shares: heads in the model's arithmetic, products in float32."""
+    concept = config.concept
+    assert concept is not None
+    rows = hidden.astype(compute.dtype)
+    target = jnp.take(lm_head_weight(params), tokens, axis=0).astype(jnp.float32)
+    known = run_head(params["known_head"], rows, bn.known_spec(concept), compute)
+    known_listed = _listed(params["known_head"], known, bn.known_spec(concept), target)
+    unknown, spec = None, bn.unknown_spec(concept)
+    nothing = jnp.zeros((len(tokens), 0))
+    found = (nothing.astype(jnp.int32), nothing, nothing, jnp.zeros_like(target))
+    if spec is not None:
+        unknown = run_head(params["unknown_head"], rows, spec, compute)
+        found = _listed(params["unknown_head"], unknown, spec, target)
+    composed, _, _ = compose(
+        rows, known, unknown, use_epsilon=concept.use_epsilon_correction, rule="published", known_clamped=False
+    )
+    whole = composed.astype(jnp.float32)
+    k_hat = known.features.astype(jnp.float32)
+    u_hat = jnp.zeros_like(k_hat) if unknown is None else unknown.features.astype(jnp.float32)
+
+    def along(vectors: jax.Array) -> jax.Array:
+        return jnp.sum(vectors * target, axis=-1)
+
+    return _Shares(  # type: ignore[arg-type]  # arrays of JAX here, of NumPy once fetched
+        *known_listed[:3], *found[:3], epsilon=along(whole - known_listed[3] - found[3]),
+        net_known=jnp.abs(along(k_hat)), net_discovered=jnp.abs(along(u_hat)),
+        net_epsilon=jnp.abs(along(whole - k_hat - u_hat)),
+    )  # fmt: skip
+
+
+def _listed(
+    params: Params, head: HeadOutput, spec: bn.HeadSpec, target: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """The reported concepts: ids, weights and contributions (N, K), and the sum of their vectors (N, D).
+
+    A factorised head takes the target through its basis, so that only rank-wide rows are gathered.
+    """
+    view = bn.ConceptHead(spec, _EXACT).apply({"params": params}, target)  # only its tables are used
+    weights = jax.nn.sigmoid(head.topk_logits)
+    query = target if view.basis is None else matmul_t(target, view.basis.T, "float32")
+
+    def dots(row: tuple[jax.Array, jax.Array]) -> jax.Array:
+        index, q = row
+        return jnp.take(view.values, index, axis=0).astype(jnp.float32) @ q
+
+    contributions = weights * jax.lax.map(dots, (head.topk_indices, query))
+    vectors = bn.mix_concepts(view, head.topk_indices, weights, spec.block, _EXACT)
+    return head.topk_indices, weights, contributions, vectors
+
+
+def _recomputed_rows(bundle: Bundle, trace: Trace) -> np.ndarray:
+    """Hidden rows (n, D) float32 of the committed positions, from the snapshot of each step."""
+    commits = list(trace.commits)
+    rows: list[np.ndarray] = []
+    for first in range(0, len(commits), _SNAPSHOTS):
+        batch = commits[first : first + _SNAPSHOTS]
+        canvases = np.stack([trace.snapshot(c.step) for c in batch] + [trace.snapshot(0)] * (_SNAPSHOTS - len(batch)))
+        hidden = compiled_hidden(bundle.params, jnp.asarray(canvases), config=bundle.config, compute=bundle.compute)
+        rows += [np.asarray(hidden[i, np.asarray(c.positions)], np.float32) for i, c in enumerate(batch)]
+    return np.concatenate(rows) if rows else np.zeros((0, bundle.config.n_embd), np.float32)
+
+
+def rank_chunk(contributions: Contributions, start: int, end: int) -> ChunkRanking:
+    """Ranks the concepts of positions [start, end) as the published package does.
+
+    Each token's contributions are divided by its absolute mass (known + discovered + |remainder|), so that all tokens
+    have one vote; they are summed by concept and divided by the chunk's full length, committed or not. Empty slots are
+    left out (the published package lists one, with 0, for a model without discovered concepts).
+    """
+    if end <= start:
+        raise UserError(f"The chunk [{start}, {end}) is empty; give a start below its end.")
+    c = contributions
+    inside = (c.positions >= start) & (c.positions < end)
+    mass = c.absolute_known + c.absolute_discovered + np.abs(c.remainder)
+    mass = np.maximum(mass[inside], 1e-8)
+    entries = [
+        ConceptShare(c.label(kind, int(number)), kind, float(share) / (end - start), int(number))
+        for kind, ids, values in (
+            ("known", c.known_ids, c.known_contributions),
+            ("discovered", c.discovered_ids, c.discovered_contributions),
+        )
+        for number, share in zip(*_sum_by_concept(ids[inside], values[inside] / mass[:, None]), strict=True)
+    ]
+    entries.sort(key=lambda entry: -abs(entry.contribution))
+    epsilon = float((c.remainder[inside] / mass).mean()) if inside.any() else 0.0
+    absolute = (c.absolute_known[inside], c.absolute_discovered[inside], np.abs(c.remainder[inside]))
+    net = (c.net_known[inside], c.net_discovered[inside], c.net_epsilon[inside])
+    return ChunkRanking(start, end, tuple(entries), 100 * epsilon, _mean_shares(absolute), _mean_shares(net))
+
+
+def _sum_by_concept(ids: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    unique, inverse = np.unique(ids.reshape(-1), return_inverse=True)
+    return unique, np.bincount(inverse.reshape(-1), weights=values.reshape(-1), minlength=len(unique))
+
+
+def _mean_shares(parts: Sequence[np.ndarray]) -> tuple[float, float, float]:
+    """Three masses (n,) each, as mean fractions of their sum; zeros for no tokens."""
+    total = np.maximum(sum(parts), 1e-8)
+    known, discovered, epsilon = (float((part / total).mean()) if len(part) else 0.0 for part in parts)
+    return known, discovered, epsilon
+
+
+def chunk_spans(
+    tokens: Trace | Sequence[int] | np.ndarray, prompt_length: int, endofchunk_id: int, eot_id: int | None = None
+) -> list[tuple[int, int]]:
+    """Half-open chunk spans [start, end) of a finished canvas, absolute positions.
+
+    Chunks start after the prompt, leave their closing `endofchunk_id` out and end at the first end-of-turn token; an
+    unfinished tail counts as one. Two boundaries in a row make no chunk.
+    """
+    ids = np.asarray(tokens.tokens if isinstance(tokens, Trace) else tokens)
+    turns = np.flatnonzero(ids[prompt_length:] == eot_id) if eot_id is not None else np.zeros(0, int)
+    end = prompt_length + int(turns[0]) if len(turns) else len(ids)
+    cuts = [prompt_length + int(i) for i in np.flatnonzero(ids[prompt_length:end] == endofchunk_id)]
+    spans = zip([prompt_length, *(cut + 1 for cut in cuts)], [*cuts, end], strict=True)
+    return [(start, stop) for start, stop in spans if start < stop]

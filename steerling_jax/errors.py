@@ -1,0 +1,5 @@
+"""The one exception that is meant for the person at the keyboard."""
+
+
+class UserError(Exception):
+    """Bad input, told in one sentence: names the file, field or value and what to do about it."""

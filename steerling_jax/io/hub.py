@@ -1,0 +1,85 @@
+"""Where a model is: a folder, the name of a bundled model, or an id on the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import re
+from importlib.resources import files
+from pathlib import Path
+
+from steerling_jax.errors import UserError
+from steerling_jax.io.published_layout import COMPANIONS, INDEX, SINGLE
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def bundled_models() -> dict[str, Path]:
+    """Models that come with the package, by name."""
+    root = Path(str(files("steerling_jax"))) / "models"
+    return (
+        {path.name: path for path in sorted(root.iterdir()) if (path / "config.json").is_file()}
+        if root.is_dir()
+        else {}
+    )
+
+
+def resolve(path_or_name: str | Path | None = None) -> Path:
+    """The folder of a model: one that exists, else a bundled one by name, else a download. None: the first bundled one.
+
+    Downloads go through huggingface_hub, its cache, token and progress display. Raises `UserError` if nothing is found.
+    """
+    bundled = bundled_models()
+    if path_or_name is None:
+        if not bundled:
+            raise UserError(
+                "No model comes with this installation; give a folder or a Hub id such as guidelabs/steerling-8b."
+            )
+        return next(iter(bundled.values()))
+    name = str(path_or_name)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise UserError(f"{name} is a file; give the folder of the model.")
+    if name in bundled:
+        return bundled[name]
+    if _HUB_ID.fullmatch(name):
+        return download(name)
+    near = difflib.get_close_matches(name, bundled, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"bundled models are: {', '.join(bundled) or 'none'}."
+    raise UserError(f"There is no folder and no bundled model {name!r}; {hint}")
+
+
+def download(repo: str) -> Path:
+    """The local snapshot of a Hub model, fetched if it is not in the cache. Raises `UserError` in one sentence."""
+    from huggingface_hub import errors, snapshot_download
+
+    wanted = ["config.json", SINGLE, INDEX, "model-*.safetensors", *COMPANIONS]
+    try:
+        return Path(snapshot_download(repo, allow_patterns=wanted))
+    except errors.GatedRepoError as error:
+        reason = "is gated: accept its terms on huggingface.co and log in with `hf auth login`"
+        raise UserError(f"The Hub model {repo} {reason}.") from error
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError) as error:
+        reason = "neither a folder nor a model on the Hugging Face Hub; if it is private, log in with `hf auth login`"
+        raise UserError(f"{repo} is {reason}.") from error
+    except Exception as error:  # whatever the network and its libraries raise
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise UserError(
+                f"No space is left to download {repo}; free some, or set HF_HOME to another disk."
+            ) from error
+        if _unreachable(error):
+            raise UserError(
+                f"There is no folder {repo}, it is not in the Hub's cache, and the Hub cannot be reached; "
+                "check the name, or connect and try again."
+            ) from error
+        first = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise UserError(f"Could not download {repo} from the Hub ({first}); try again.") from error
+
+
+def _unreachable(error: BaseException) -> bool:
+    from huggingface_hub import errors
+
+    offline = (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, ConnectionError, TimeoutError)
+    return isinstance(error, offline) or type(error).__name__ in ("ConnectError", "ConnectTimeout", "ReadTimeout")

@@ -1,0 +1,176 @@
+"""The whole model: parameters, and `forward`, which gives logits and the typed decomposition behind them."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct
+
+from steerling_jax import bottleneck as bn
+from steerling_jax.backbone import Injection, Layers, Params, embed_tokens, lm_head_weight, run_backbone
+from steerling_jax.config import Compute, ModelConfig
+from steerling_jax.heads import Clamps, EpsilonRule, HeadOutput, run_head
+from steerling_jax.layers import Norm, block_causal_mask, matmul_t, rope_tables
+
+
+@struct.dataclass
+class Decomposition:
+    """What the logits are made of; field names are the published output's. (B, T, C) fields only with `dense`.
+
+    hidden, known_features, known_predicted, unk, unk_hat, unk_for_lm, composed, epsilon, epsilon_true: (B, T, D).
+    *_topk_indices (B, T, K) int32 and *_topk_logits (B, T, K) float32, largest first. None where the model lacks it.
+    """
+
+    hidden: jax.Array
+    known_features: jax.Array | None = None
+    known_logits: jax.Array | None = None
+    known_predicted: jax.Array | None = None
+    known_weights: jax.Array | None = None
+    known_topk_indices: jax.Array | None = None
+    known_topk_logits: jax.Array | None = None
+    unk: jax.Array | None = None
+    unk_hat: jax.Array | None = None
+    unk_for_lm: jax.Array | None = None
+    unknown_logits: jax.Array | None = None
+    unknown_weights: jax.Array | None = None
+    unknown_topk_indices: jax.Array | None = None
+    unknown_topk_logits: jax.Array | None = None
+    composed: jax.Array | None = None
+    epsilon: jax.Array | None = None
+    epsilon_true: jax.Array | None = None
+
+
+class ForwardResult(NamedTuple):
+    """logits (B, T, V) float32 and the decomposition."""
+
+    logits: jax.Array
+    decomposition: Decomposition
+
+
+class Steerling(nn.Module):
+    """Declares every parameter under its published name; calling it gives hidden states (B, T, D) for tokens (B, T)."""
+
+    config: ModelConfig
+    compute: Compute = Compute()
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        c = self.config
+        x = bn._Table((c.vocab_size, c.n_embd), name="tok_emb")()[tokens]
+        if not c.weight_sharing:
+            bn._Table((c.vocab_size, c.n_embd), name="lm_head")()
+        positions = jnp.arange(tokens.shape[1])
+        mask = block_causal_mask(positions, positions, c.diff_block_size)
+        rope = rope_tables(c, positions) if c.use_rope else None
+        layers = Layers(c, self.compute)
+        nn.share_scope(self, layers)  # so that the layers' path is blocks/…, not Layers_0/blocks/…
+        x, _ = layers(x, rope, mask, None, None, False)
+        hidden = Norm(c, name="ln_f")(x)
+        if c.concept is not None:
+            rows = hidden.reshape(-1, c.n_embd)
+            bn.ConceptHead(bn.known_spec(c.concept), self.compute, name="known_head")(rows)
+            if (spec := bn.unknown_spec(c.concept)) is not None:
+                bn.ConceptHead(spec, self.compute, name="unknown_head")(rows)
+        return hidden
+
+
+def init_params(config: ModelConfig, key: jax.Array) -> Params:
+    """Fresh float32 parameters: normal(0.02), residual projections scaled down by √(2L), norms 1 (published)."""
+    return Steerling(config).init(key, jnp.zeros((1, config.diff_block_size), jnp.int32))["params"]
+
+
+def param_shapes(config: ModelConfig) -> Params:
+    """The parameter tree as ShapeDtypeStructs, without building anything."""
+    return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+
+
+def compose(
+    hidden: jax.Array, known: HeadOutput, unknown: HeadOutput | None, *, use_epsilon: bool, rule: EpsilonRule,
+    known_clamped: bool,
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:  # fmt: skip
+    """Puts the parts together, all (N, D): composed, the discovered part as it goes to the logits, epsilon or None.
+
+    Published: epsilon fills what is missing unless a known concept is clamped. Frozen: epsilon (and, without a discovered
+    head, the stand-in for its features) is that of the unedited pass, so an edit moves `composed` by exactly its delta.
+    """
+    if unknown is None:
+        reference = known.plain if rule == "frozen" else known.features
+        part, plain_part = (hidden - reference,) * 2
+    else:
+        part, plain_part = unknown.features, unknown.plain
+    epsilon = None
+    if use_epsilon and rule == "frozen":
+        epsilon = hidden - (plain_part + known.plain)
+    elif use_epsilon and not known_clamped:
+        epsilon = hidden - (part + known.features)
+    if epsilon is not None:
+        part = part + epsilon
+    return part + known.features, part, epsilon
+
+
+def forward(
+    params: Params,
+    tokens: jax.Array | None,
+    *,
+    config: ModelConfig,
+    compute: Compute = Compute(),
+    embeds: jax.Array | None = None,
+    dense: bool = False,
+    known_clamps: Clamps | None = None,
+    unknown_clamps: Clamps | None = None,
+    epsilon: EpsilonRule = "published",
+    injection: Injection | None = None,
+    large: int | None = None,
+) -> ForwardResult:
+    """tokens (B, T) int (or embeds (B, T, D)) to logits (B, T, V) and the decomposition.
+
+    Clamps' positions are (B·T,). `large`: concepts above which the sparse clamp rule holds (published: 50,000).
+    Source: the published package's InterpretableCausalDiffusionLM.forward.
+    """
+    if embeds is None:
+        assert tokens is not None, "tokens or embeds"
+        embeds = embed_tokens(params, tokens, compute)
+    hidden, _ = run_backbone(params, embeds, config=config, compute=compute, injection=injection)
+    if config.concept is None:
+        return ForwardResult(lm_logits(params, hidden, compute), Decomposition(hidden=hidden))
+    B, T, D = hidden.shape
+    rows, concept = hidden.reshape(-1, D), config.concept
+    run = partial(
+        run_head, compute=compute, rule=epsilon, dense=dense, large=large or bn.LARGE_CONCEPT_THRESHOLD
+    )
+    known = run(params["known_head"], rows, bn.known_spec(concept), clamps=known_clamps)
+    spec = bn.unknown_spec(concept)
+    unknown = None
+    if spec is not None:
+        unknown = run(params["unknown_head"], jax.lax.stop_gradient(rows), spec, clamps=unknown_clamps)
+    composed, part, eps = compose(
+        rows, known, unknown, use_epsilon=concept.use_epsilon_correction, rule=epsilon,
+        known_clamped=known_clamps is not None,
+    )  # fmt: skip
+
+    def shaped(a: jax.Array | None) -> jax.Array | None:
+        return None if a is None else a.reshape(B, T, -1)
+
+    logits = lm_logits(params, composed, compute).reshape(B, T, -1)
+    fields: dict[str, jax.Array | None] = dict(
+        hidden=rows, known_features=known.features, known_predicted=known.features, known_logits=known.logits,
+        known_weights=known.weights, known_topk_indices=known.topk_indices, known_topk_logits=known.topk_logits,
+        unk=rows - known.features, unk_for_lm=part, composed=composed, epsilon=eps,
+    )  # fmt: skip
+    if unknown is not None:
+        fields |= dict(
+            unk_hat=unknown.features, unknown_logits=unknown.logits, unknown_weights=unknown.weights,
+            unknown_topk_indices=unknown.topk_indices, unknown_topk_logits=unknown.topk_logits,
+            epsilon_true=rows - (known.features + unknown.features),
+        )  # fmt: skip
+    return ForwardResult(logits, Decomposition(**{name: shaped(value) for name, value in fields.items()}))  # type: ignore[arg-type]
+
+
+def lm_logits(params: Params, features: jax.Array, compute: Compute) -> jax.Array:
+    """features (..., D) to logits (..., V) float32; rounded to the compute dtype first under faithful rounding."""
+    logits = matmul_t(features, lm_head_weight(params), compute.operands)
+    return logits.astype(compute.dtype).astype(jnp.float32) if compute.faithful_rounding else logits

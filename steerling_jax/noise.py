@@ -1,0 +1,99 @@
+"""Noise: how much of each diffusion block is masked, and what a masked position may see.
+
+Legend: B sequences, T positions, n diffusion blocks in a sequence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from steerling_jax.backbone import Params, embed_tokens, run_backbone
+from steerling_jax.config import Compute, ModelConfig
+from steerling_jax.layers import attend_two_copies
+
+
+@dataclass(frozen=True)
+class NoiseConfig:
+    """distribution: 'uniform' in (0, 1], or 'gaussian' with a centre that moves over training (the published curriculum).
+
+    clean_context: each block is denoised after *clean* earlier blocks, as in inference, by running a clean and a noisy copy
+    together; otherwise one noisy copy is run (published), at half the cost, and earlier blocks are noisy too.
+    floor: smallest level; it bounds the weight 1/t.
+    """
+
+    distribution: Literal["uniform", "gaussian"] = "uniform"
+    clean_context: bool = False
+    floor: float = 0.02
+    centre: tuple[float, float] = (0.2, 0.8)
+    sigma: float = 0.3
+
+
+def noise_levels(key: jax.Array, shape: tuple[int, int], progress: jax.Array, noise: NoiseConfig) -> jax.Array:
+    """Levels t (B, n) in [floor, 1]. Stratified over the batch, so that every step sees the whole range.
+
+    progress in [0, 1) moves the centre of the gaussian.
+    """
+    count = shape[0] * shape[1]
+    shuffle_key, offset_key = jax.random.split(key)
+    strata = (jax.random.permutation(shuffle_key, count) + jax.random.uniform(offset_key, (count,))) / count
+    if noise.distribution == "gaussian":
+        start, end = noise.centre
+        centre = start + (end - start) * progress
+        # The quantile function keeps the draw stratified; what falls outside (0, 1] is clipped, as published.
+        strata = centre + noise.sigma * jax.scipy.stats.norm.ppf(jnp.clip(strata, 1e-4, 1 - 1e-4))
+    return jnp.clip(strata, noise.floor, 1.0).reshape(shape)
+
+
+def mask_tokens(
+    key: jax.Array, tokens: jax.Array, levels: jax.Array, config: ModelConfig
+) -> tuple[jax.Array, jax.Array]:
+    """Masks tokens (B, T) with the probability of their block, levels (B, n). Returns noisy tokens and the mask, (B, T)."""
+    per_token = jnp.repeat(levels, config.diff_block_size, axis=1)[:, : tokens.shape[1]]
+    masked = jax.random.uniform(key, tokens.shape) < per_token
+    return jnp.where(masked, config.mask_token_id, tokens), masked
+
+
+def denoise(
+    params: Params,
+    clean: jax.Array,
+    noisy: jax.Array,
+    *,
+    config: ModelConfig,
+    compute: Compute,
+    clean_context: bool,
+) -> jax.Array:
+    """Hidden states (B, T, D) of the noisy tokens (B, T).
+
+    With `clean_context` a noisy block attends to itself and to the clean earlier blocks. Both copies go through the layers
+    together: the clean one is what inference has in its cache.
+    """
+    if not clean_context:
+        return run_backbone(params, embed_tokens(params, noisy, compute), config=config, compute=compute)[0]
+    T = noisy.shape[1]
+    both = jnp.concatenate([clean, noisy], axis=1)
+    positions = jnp.tile(jnp.arange(T), 2)
+    hidden, _ = run_backbone(
+        params,
+        embed_tokens(params, both, compute),
+        config=config,
+        compute=compute,
+        positions=positions,
+        mask=partial(attend_two_copies, block=config.diff_block_size),
+    )
+    return hidden[:, T:]
+
+
+def two_copy_mask(length: int, block: int) -> jax.Array:
+    """Boolean (2T, 2T) for [clean, noisy]: clean is block-causal; noisy sees its own block and clean earlier blocks.
+
+    The definition that `layers.attend_two_copies` computes without building it.
+    """
+    number = jnp.arange(length) // block
+    query, key = number[:, None], number[None, :]
+    nothing = jnp.zeros((length, length), bool)
+    return jnp.block([[query >= key, nothing], [query > key, query == key]])

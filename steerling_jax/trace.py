@@ -1,0 +1,53 @@
+"""The record of one generation: what was committed, when, in which state. Attribution and pictures all read this."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Commit(NamedTuple):
+    """Tokens written in one step, most confident first. target_logits are raw: before suppression, penalty and bans."""
+
+    step: int
+    positions: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    target_logits: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One row's generation.
+
+    prompt: ids (P,) int32. tokens: the final canvas, prompt first, (P + max_new_tokens,) int32.
+    hidden: hidden rows (n, D) float32 of the committed positions, in the order of `flat()`, from the very pass that
+    committed them; None when they were not recorded. mask_id: the id of a still-empty position.
+    """
+
+    prompt: np.ndarray
+    tokens: np.ndarray
+    commits: tuple[Commit, ...]
+    mask_id: int
+    hidden: np.ndarray | None = None
+
+    @property
+    def prompt_length(self) -> int:
+        return len(self.prompt)
+
+    def flat(self) -> Iterator[tuple[int, int, int, float]]:
+        """(step, position, token id, target logit) of every committed token, in order."""
+        for commit in self.commits:
+            for position, token, logit in zip(commit.positions, commit.token_ids, commit.target_logits, strict=True):
+                yield commit.step, position, token, logit
+
+    def snapshot(self, step: int) -> np.ndarray:
+        """The canvas (P + max_new_tokens,) as it was before the commits of `step`."""
+        canvas = np.full(len(self.tokens), self.mask_id, np.int32)
+        canvas[: self.prompt_length] = self.prompt
+        for earlier, position, token, _ in self.flat():
+            if earlier < step:
+                canvas[position] = token
+        return canvas

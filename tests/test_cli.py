@@ -1,0 +1,168 @@
+"""The command line, as real processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from importlib.metadata import entry_points, version
+from pathlib import Path
+
+import pytest
+
+from steerling_jax.cli import console, main
+from steerling_jax.errors import UserError
+
+COMMANDS = sorted(point.name for point in entry_points(group=main.GROUP))
+
+
+def steerling(*args: str) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", "steerling_jax.cli.main", *args]
+    return subprocess.run(line, capture_output=True, text=True, timeout=120)
+
+
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+
+
+def test_script_is_installed():
+    script = Path(sys.executable).with_name("steerling")
+    done = subprocess.run([script, "--version"], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout.strip()) == (0, f"steerling-jax {version('steerling-jax')}")
+
+
+def test_help_lists_every_command():
+    done = steerling("--help")
+    assert done.returncode == 0
+    assert done.stderr == ""
+    for name in main.SUMMARIES:
+        assert f"  {name} " in done.stdout
+    assert steerling().stdout == done.stdout
+
+
+@pytest.mark.parametrize("args", [["--help"], *([name, "--help"] for name in COMMANDS)], ids=" ".join)
+def test_help_is_quick_and_imports_nothing_heavy(args: list[str]):
+    heavy = ["jax", "jaxlib", "flax", "numpy", "orbax", "grain", "tensorstore", "rich"]
+    done = python(
+        "import sys\n"
+        "from steerling_jax.cli.main import main\n"
+        f"code = main({args!r})\n"
+        f"print('HEAVY', [name for name in {heavy!r} if name in sys.modules])\n"
+        "sys.exit(code)"
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "HEAVY []"
+
+
+def test_entry_points_are_the_commands_listed():
+    assert set(COMMANDS) == set(main.SUMMARIES)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_summary_and_examples_of_a_command(name: str):
+    module = main.load_command(name, main.commands())
+    assert module.HELP.strip().splitlines()[0] == main.SUMMARIES[name]
+    assert f"steerling {name}" in steerling(name, "--help").stdout.split("examples:")[-1]
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["gennerate"], "did you mean `steerling generate`?"),
+        (["xyzzy"], "`steerling --help` lists the commands"),
+        (["--bogus"], "--bogus"),
+        (["export", "only-one"], "see `steerling export --help`"),
+        (["export", "a", "b", "--max-shard-size", "lots"], "'lots' is not a size"),
+        (["import", "a", "b", "--dtype", "int3"], "int3"),
+        (["import", "no-such-folder", "b"], "no-such-folder"),
+        (["export", "no-such-folder", "b"], "no-such-folder"),
+        (["info", "no-such-folder/model"], "no-such-folder/model"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_sentence(args: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    done = steerling(*args)
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert words in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def stand_in(run: str) -> str:
+    """Code that runs the command line with one command, whose `run` has this body."""
+    return (
+        "import sys, types\n"
+        "from steerling_jax.cli import main\n"
+        "from steerling_jax.errors import UserError\n"
+        f"def run(args):\n    {run}\n"
+        "module = types.SimpleNamespace(HELP='Stand in.', configure=lambda parser: None, run=run)\n"
+        "main.load_command = lambda name, found: module\n"
+        "sys.exit(main.main(['stand-in']))"
+    )
+
+
+@pytest.mark.parametrize(
+    ("run", "code", "told"),
+    [
+        ("pass", 0, ""),
+        ("return 3", 3, ""),
+        ("raise UserError('a.txt is\\nempty.')", 2, "error: a.txt is empty.\n"),
+        ("raise KeyboardInterrupt", 130, "interrupted\n"),
+    ],
+)
+def test_exit_codes(run: str, code: int, told: str):
+    done = python(stand_in(run))
+    assert (done.returncode, done.stderr) == (code, told)
+
+
+def test_interrupt_by_signal():
+    line = [sys.executable, "-c", stand_in("print('ready', flush=True); import time; time.sleep(60)")]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert child.stderr is not None
+        assert child.stdout.readline() == "ready\n"
+        child.send_signal(signal.SIGINT)
+        assert child.stderr.read() == "interrupted\n"
+        assert child.wait(60) == 130
+
+
+@pytest.mark.parametrize("size", [1, 1_000_000], ids=["in the buffer", "while printing"])
+def test_reader_that_left(size: int):
+    reader, writer = os.pipe()
+    os.close(reader)
+    line = [sys.executable, "-c", stand_in(f"print('x' * {size})")]
+    done = subprocess.run(line, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_positional_after_options():
+    module = main.load_command("info", main.commands())
+    args = main.command_parser("info", module).parse_intermixed_args(["--json", "small"])
+    assert (args.model, args.json) == ("small", True)
+
+
+@pytest.mark.parametrize(("text", "count"), [("100", 100), ("5GB", 5 * 10**9), ("1.5KiB", 1536), ("3mb", 3 * 10**6)])
+def test_sizes(text: str, count: int):
+    args = main.command_parser("export", main.load_command("export", main.commands())).parse_args(
+        ["a", "b", "--max-shard-size", text]
+    )
+    assert args.max_shard_size == count
+
+
+def test_parser_raises_sentences():
+    with pytest.raises(UserError, match="unrecognized arguments: --nothing; see `steerling info --help`"):
+        main.command_parser("info", main.load_command("info", main.commands())).parse_args(["--nothing"])
+
+
+def test_json_is_plain():
+    import jax.numpy as jnp
+    import numpy as np
+
+    value = {"a": np.arange(2), 3: (np.float32(1.5), float("nan")), "p": Path("x"), "j": jnp.ones((1, 1)), "n": None}
+    assert console.plain(value) == {"a": [0, 1], "3": [1.5, None], "p": "x", "j": [[1.0]], "n": None}

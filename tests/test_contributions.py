@@ -1,0 +1,149 @@
+"""Concept contributions equal the golden ones, and what the published package lets disappear is measured."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+import steerling_jax as sj
+from steerling_jax.contributions import chunk_spans
+from steerling_jax.trace import Commit, Trace
+
+FAMILIES = ("base", "instruct", "known_only")
+
+
+def golden_trace(case, mask_id: int) -> Trace:
+    """The trace that the golden attribution was made from."""
+    orders, positions, tokens = (case[f"input.target_{name}"] for name in ("orders", "positions", "token_ids"))
+    commits = [
+        Commit(
+            int(order),
+            tuple(positions[orders == order].tolist()),
+            tuple(tokens[orders == order].tolist()),
+            tuple(case["concept.target_logits"][0, positions[orders == order]].tolist()),
+        )
+        for order in np.unique(orders)
+    ]
+    return Trace(case["prompt"].astype(np.int32), case["tokens"].astype(np.int32), tuple(commits), mask_id)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def solved(request, golden):
+    """A family's golden attribution and ours."""
+    folder = golden / request.param
+    case = np.load(folder / "attribution.npz")
+    bundle = sj.load(folder)
+    trace = golden_trace(case, bundle.config.mask_token_id)
+    told = json.loads((folder / "attribution.json").read_text())
+    return case, told, bundle, sj.concept_contributions(bundle, trace)
+
+
+def test_golden_contributions(solved):
+    case, _, _, ours = solved
+    where = ours.positions
+    np.testing.assert_array_equal(case["concept.target_token_ids"][0, where], ours.token_ids)
+    for name, published in (("known", "known"), ("discovered", "unk")):
+        ids = getattr(ours, f"{name}_ids")
+        reference = case[f"concept.{published}_indices"][0, where]
+        if ids.shape[1] == 0:  # the published package fills a missing head's slots with zeros
+            assert not case[f"concept.{published}_contributions"].any()
+            continue
+        order, published_order = ids.argsort(axis=1), reference.argsort(axis=1)
+        np.testing.assert_array_equal(np.sort(ids), np.sort(reference))
+        for field in ("weights", "contributions"):
+            a = np.take_along_axis(getattr(ours, f"{name}_{field}"), order, axis=1)
+            b = np.take_along_axis(case[f"concept.{published}_{field}"][0, where], published_order, axis=1)
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(ours.remainder, case["concept.epsilon_contribution"][0, where], rtol=0, atol=1e-4)
+
+
+def test_golden_ranking(solved):
+    """Without a discovered head the published list has one empty slot, 'Discovered: #100' with 0, that ours leaves out."""
+    _, told, _, ours = solved
+    ranking = sj.rank_chunk(ours, *told["chunk"])
+    reference = {entry["label"]: entry["contribution"] for entry in told["chunk_entries"]}
+    found = {entry.label: entry.contribution for entry in ranking}
+    assert all(reference[label] == 0.0 for label in reference.keys() - found.keys())
+    assert not found.keys() - reference.keys()
+    for label, share in found.items():
+        assert share == pytest.approx(reference[label], abs=1e-6)
+    sizes = [abs(entry.contribution) for entry in ranking]
+    assert sizes == sorted(sizes, reverse=True)
+    assert ranking.epsilon_percent == pytest.approx(told["epsilon_percent"], abs=1e-3)
+    assert sum(ranking.absolute_shares) == pytest.approx(1)
+    assert sum(ranking.net_shares) == pytest.approx(1)
+
+
+def test_parts_add_up_to_the_logit(solved):
+    """Computed from vectors, not from what is missing: the error is that of float32."""
+    _, _, _, ours = solved
+    assert ours.error.max() < 1e-4
+    total = ours.known_contributions.sum(axis=1) + ours.discovered_contributions.sum(axis=1) + ours.epsilon
+    np.testing.assert_allclose(total, ours.target_logits, atol=1e-4)
+
+
+def test_a_wrong_logit_is_noticed(golden, solved):
+    case, _, bundle, _ = solved
+    trace = golden_trace(case, bundle.config.mask_token_id)
+    first = trace.commits[0]
+    off = first._replace(target_logits=tuple(logit + 0.5 for logit in first.target_logits))
+    ours = sj.concept_contributions(bundle, dataclasses.replace(trace, commits=(off, *trace.commits[1:])))
+    assert ours.error[: len(first.positions)].min() > 0.49
+
+
+def test_recorded_rows_are_used(golden):
+    """Rows that generation recorded are taken as they are: zeros explain nothing but the bias of a sigmoid."""
+    bundle = sj.load(golden / "base")
+    case = np.load(golden / "base" / "attribution.npz")
+    trace = golden_trace(case, bundle.config.mask_token_id)
+    zeros = dataclasses.replace(trace, hidden=np.zeros((16, 64), np.float32))
+    assert sj.concept_contributions(bundle, zeros).known_weights == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("family", ["no_topk_no_epsilon", "dense_unknown_topk8of12"])
+def test_net_mass_covers_what_is_not_listed(golden, family):
+    """Features may hold more concepts than are listed: they count as rest in `epsilon`, and as known in the net mass."""
+    bundle = sj.load(golden / family)
+    case = np.load(golden / "base" / "attribution.npz")
+    trace = golden_trace(case, bundle.config.mask_token_id)
+    ours = sj.concept_contributions(bundle, trace)
+    assert not np.allclose(ours.net_known, np.abs(ours.known_contributions.sum(axis=1)), atol=1e-2)
+    if not bundle.config.concept.use_epsilon_correction:
+        assert ours.net_epsilon.max() < 1e-4 < np.abs(ours.epsilon).max()
+
+
+def test_a_bare_backbone_has_no_concepts(golden):
+    bundle = sj.load(golden / "backbone")
+    with pytest.raises(sj.UserError, match="bare backbone"):
+        sj.concept_contributions(bundle, Trace(np.asarray([1]), np.asarray([1, 2]), (), 299))
+
+
+def test_an_empty_trace_and_an_empty_chunk(golden):
+    bundle = sj.load(golden / "base")
+    trace = Trace(np.asarray([1, 2], np.int32), np.asarray([1, 2, 299, 299], np.int32), (), 299)
+    ours = sj.concept_contributions(bundle, trace)
+    assert len(ours) == 0
+    assert ours.known_ids.shape == (0, 8)
+    assert len(sj.rank_chunk(ours, 2, 4)) == 0
+    with pytest.raises(sj.UserError, match="empty"):
+        sj.rank_chunk(ours, 4, 4)
+
+
+def test_names(golden, solved):
+    _, told, _, ours = solved
+    named = dataclasses.replace(ours, concept_names=tuple(f"name {i}" for i in range(100)))
+    entry = next(entry for entry in sj.rank_chunk(named, *told["chunk"]) if entry.type == "known")
+    assert entry.label == f"Known: name {entry.concept_id}"
+
+
+def test_chunk_spans():
+    END, TURN = 8, 9
+    assert chunk_spans([1, END, 2, 3, END, 4], 1, END) == [(2, 4), (5, 6)]  # the tail counts, empty chunks do not
+    assert chunk_spans([1, 2, 3, END, 4, TURN, 5, END, 6], 1, END, TURN) == [(1, 3), (4, 5)]
+    assert chunk_spans([TURN, END, 2], 2, END, TURN) == [(2, 3)]  # the prompt's own boundaries do not matter
+    assert chunk_spans([1, 2, TURN], 2, END, TURN) == []
+    trace = Trace(np.asarray([1]), np.asarray([1, 2, 3]), (), 0)
+    assert chunk_spans(trace, trace.prompt_length, END) == [(1, 3)]

@@ -1,0 +1,128 @@
+"""Sampling by distribution, and its published definitions on small cases.
+
+Each chi-square test fails by chance once in 10⁴ seeds; seeds are fixed, so a failure is a change of behaviour.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from steerling_jax.generation_config import GenerationConfig
+from steerling_jax.sampling import (
+    Adjustment,
+    EntropyNucleus,
+    Greedy,
+    Nucleus,
+    choice_of,
+    confidence,
+    entropy_temperature,
+    in_nucleus,
+    position_key,
+)
+
+DRAWS = 20_000
+ERROR_RATE = 1e-4
+LOGITS = jnp.log(jnp.array([0.4, 0.05, 0.25, 0.0, 0.2, 0.1]))
+
+
+def draws(choice, logits=LOGITS, seed=0) -> np.ndarray:
+    """How often each token comes, over positions 0, 1, 2, …"""
+    keys = jax.vmap(lambda p: position_key(seed, p))(jnp.arange(DRAWS))
+    tokens = jax.jit(jax.vmap(lambda key: choice(key, logits)))(keys)
+    return np.bincount(np.asarray(tokens), minlength=logits.shape[0])
+
+
+def check_distribution(counts: np.ndarray, wanted: np.ndarray) -> None:
+    """Pearson's chi-square at `ERROR_RATE`, its quantile by Wilson and Hilferty."""
+    possible = wanted > 0
+    assert counts[~possible].sum() == 0
+    if (freedom := possible.sum() - 1) == 0:
+        return
+    expected = DRAWS * wanted[possible] / wanted.sum()
+    statistic = ((counts[possible] - expected) ** 2 / expected).sum()
+    z = 3.719  # the normal quantile of 1 - ERROR_RATE
+    assert statistic < freedom * (1 - 2 / (9 * freedom) + z * math.sqrt(2 / (9 * freedom))) ** 3
+
+
+def nucleus_by_hand(probs: np.ndarray, top_p: float) -> np.ndarray:
+    kept, before = np.zeros_like(probs), 0.0
+    for i in np.argsort(-probs):
+        if before <= top_p or before == 0:
+            kept[i] = probs[i]
+        before += probs[i]
+    return kept
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])
+@pytest.mark.parametrize("top_p", [0.5, 0.9, 1.0])
+def test_nucleus(temperature: float, top_p: float):
+    probs = np.asarray(jax.nn.softmax(LOGITS / temperature))
+    check_distribution(draws(Nucleus(temperature, top_p)), nucleus_by_hand(probs, top_p))
+
+
+def test_entropy_sampling():
+    temperature = float(entropy_temperature(LOGITS, 0.8))
+    probs = np.asarray(jax.nn.softmax(LOGITS / temperature))
+    check_distribution(draws(EntropyNucleus(0.8)), nucleus_by_hand(probs, 0.8))
+
+
+def test_entropy_temperature_by_hand():
+    p = np.array([0.4, 0.05, 0.25, 0.2, 0.1])
+    entropy = -(p * np.log(p + 1e-10)).sum()
+    # cumulative mass 0.4, 0.65, 0.85: two are at most 0.8, so k is 3
+    assert float(entropy_temperature(LOGITS, 0.8)) == pytest.approx(0.3 + 0.4 * min(1, entropy / math.log(3)), abs=1e-6)
+    sure = jnp.array([0.0, -100.0, -100.0])
+    assert float(entropy_temperature(sure, 0.8)) == pytest.approx(0.3, abs=1e-6)
+
+
+def test_the_first_token_is_always_in_the_nucleus():
+    order, keep = in_nucleus(LOGITS, 0.0)
+    assert int(order[0]) == 0
+    assert keep.tolist() == [True] + [False] * 5
+
+
+def test_draws_depend_on_seed_and_position_alone():
+    choice = Nucleus(1.0, 1.0)
+    one = [int(choice(position_key(7, p), LOGITS)) for p in range(40)]
+    again = jax.vmap(lambda p: choice(position_key(7, p), LOGITS))(jnp.arange(40)).tolist()
+    other = [int(choice(position_key(8, p), LOGITS)) for p in range(40)]
+    assert one == again
+    assert one != other
+
+
+def test_rounding_that_swaps_ranks_does_not_swap_tokens():
+    flat = jnp.zeros(50)
+    nudged = flat + 1e-6 * jnp.asarray(np.random.default_rng(0).standard_normal(50), jnp.float32)
+    for p in range(50):
+        key = position_key(0, p)
+        assert int(Nucleus(1.0, 1.0)(key, flat)) == int(Nucleus(1.0, 1.0)(key, nudged))
+
+
+def test_adjustment_follows_the_published_order():
+    adjust = Adjustment(jnp.array([1.0, 0.0, 0.0, 0.0]), jnp.float32(2.0), jnp.array([False, False, False, True]))
+    on_canvas = jnp.array([True, True, False, True])
+    out = adjust(jnp.array([[0.5, 3.0, 3.0, 9.0]]), on_canvas)
+    assert out.tolist() == [[-1.0, 1.5, 3.0, -math.inf]]  # suppressed first, then penalised, then banned
+
+
+def test_confidence_is_the_largest_probability():
+    rows = jnp.stack([LOGITS, jnp.zeros(6)])
+    np.testing.assert_allclose(confidence(rows), [0.4, 1 / 6], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind"),
+    [
+        ({}, EntropyNucleus),
+        ({"use_entropy_sampling": False}, Nucleus),
+        ({"use_entropy_sampling": False, "temperature": 0.0}, Greedy),
+        ({"use_entropy_sampling": False, "top_p": 0.0}, Greedy),
+    ],
+)
+def test_the_choice_follows_the_configuration(changes, kind):
+    assert isinstance(choice_of(GenerationConfig(**changes)), kind)

@@ -1,0 +1,146 @@
+"""Training in real processes: killed, stopped, refused, out of space. The pieces are in test_training_parts.py."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from .training_world import CONFIG, EVERY, STEPS, World, make_corpus
+
+# `assert_same_run` takes the arrays back as they were saved.
+pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    root = tmp_path_factory.mktemp("training")
+    (root / "small.py").write_text(CONFIG)
+    made = World(root, root / "small.py", make_corpus(root / "corpus"), root / "finished")
+    code, told = made.run(made.finished)
+    assert code == 0, told
+    return made
+
+
+def wait_for_compiled(process: subprocess.Popen) -> bool:
+    """Reads what the process says until it has compiled the step; False if it ended before."""
+    assert process.stderr is not None
+    return any(line.startswith("Compiled") for line in process.stderr)
+
+
+def step_lines(out: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        line.pop("tokens_per_second", None)
+    return [line for line in lines if line["kind"] == "step"]
+
+
+def assert_same_run(out: Path, other: Path) -> None:
+    """The same parameters and optimizer state, bit for bit, and the same metrics, each step once."""
+    from orbax.checkpoint import v1 as ocp
+
+    assert (out / "export/model.safetensors").read_bytes() == (other / "export/model.safetensors").read_bytes()
+    last = f"checkpoints/{STEPS}"
+    ours, theirs = (ocp.load(folder / last, checkpointable_name="state") for folder in (out, other))
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b), strict=True)
+    assert [line["step"] for line in step_lines(out)] == list(range(1, STEPS + 1))
+    assert step_lines(out) == step_lines(other)
+
+
+@pytest.mark.slow
+def test_killed_ten_times_ends_as_if_never_killed(world: World, tmp_path: Path) -> None:
+    draw, out, kills = random.Random(20), tmp_path / "out", 0
+    for attempt in range(10):
+        process = world.start(out)
+        if attempt % 5 == 1:  # anywhere in the start-up too
+            time.sleep(draw.uniform(0, 2))
+        elif wait_for_compiled(process):
+            time.sleep(draw.uniform(0, 0.25))
+        process.kill()
+        process.communicate()
+        kills += process.returncode == -signal.SIGKILL
+    assert kills == 10, "a run ended before it could be killed: give it more steps"
+    code, told = world.run(out)
+    assert code == 0, told
+    assert_same_run(out, world.finished)
+    assert not list((out / "checkpoints").glob("*tmp*"))
+    # Every start ran the very same program: it was compiled once, by the undisturbed run.
+    assert len(list((world.root / "compiled").glob("jit_train_step*-cache"))) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_asked_to_stop_saves_and_says_so(world: World, tmp_path: Path, number: signal.Signals) -> None:
+    out = tmp_path / "out"
+    process = world.start(out)
+    assert wait_for_compiled(process)
+    process.send_signal(number)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, told
+    assert "Stopped and saved at step" in told
+    assert "Traceback" not in told
+    saved = [int(path.name) for path in (out / "checkpoints").iterdir()]
+    assert f"at step {max(saved)};" in told
+    code, told = world.run(out)
+    assert code == 0, told
+    assert_same_run(out, world.finished)
+
+
+def test_a_finished_run_is_left_as_it_is(world: World, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(world.finished, out)
+    code, told = world.run(out)
+    assert code == 0, told
+    assert_same_run(out, world.finished)
+
+
+def test_full_disk_while_saving(world: World, tmp_path: Path) -> None:
+    out = world.unfinished(tmp_path / "out")
+    limit = 12_000  # bytes a file: below a checkpoint's, above the metrics that the last steps append
+    (out / "metrics.jsonl").write_text("")
+    code, told = world.run(
+        out, before=f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))"
+    )
+    assert code == 2, told
+    place = out.absolute() / "checkpoints"
+    assert f"error: The checkpoint of step {STEPS} could not be saved in {place}: file too large;" in told
+    assert "Traceback" not in told
+    # Nothing half-written; the one before is as good as ever.
+    assert sorted(path.name for path in (out / "checkpoints").iterdir()) == [str(STEPS - EVERY)]
+    assert not (out / "export").exists()
+    code, told = world.run(out)
+    assert code == 0, told
+    assert f"Going on from step {STEPS - EVERY}." in told
+    assert (out / "export/model.safetensors").read_bytes() == (world.finished / "export/model.safetensors").read_bytes()
+
+
+def test_another_run_in_the_same_folder_is_refused(world: World, tmp_path: Path) -> None:
+    from steerling_jax.errors import UserError
+    from steerling_jax.io.training_checkpoint import alone_in
+
+    with alone_in(tmp_path), pytest.raises(UserError, match="Another process is training in"), alone_in(tmp_path):
+        pass
+
+
+def test_export_is_whole(world: World) -> None:
+    export = world.finished / "export"
+    assert {path.name for path in export.iterdir()} >= {
+        "config.json",
+        "model.safetensors",
+        "concepts.json",
+        "documents.json",
+    }
+    documents = json.loads((export / "documents.json").read_text())["documents"]
+    assert len(documents) == 120
+    assert set(documents[0]) == {"name", "source", "sha256", "split"}
+    assert [concept["id"] for concept in json.loads((export / "concepts.json").read_text())] == list(range(8))

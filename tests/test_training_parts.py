@@ -1,0 +1,336 @@
+"""The pieces of training: rates, decay, the guarded step, configs, checkpoints, metrics, refusals."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import os
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from steerling_jax.errors import UserError
+from steerling_jax.io.corpus import CorpusStore
+from steerling_jax.io.training_checkpoint import TrainingCheckpoints, _disk_trouble
+from steerling_jax.model import param_shapes
+from steerling_jax.optimizer import OptimizerConfig, decay_mask, learning_rate, make_optimizer
+from steerling_jax.train.metrics import Clock, MetricsLog
+from steerling_jax.train.run_config import RunConfig, first_difference, load_config, special_ids
+from steerling_jax.train.run_folder import check_corpus, open_folder
+from steerling_jax.train.step import init_state, train_step
+
+from .training_world import CONFIG, FakeTokenizer, make_corpus
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    path = tmp_path_factory.mktemp("config") / "small.py"
+    path.write_text(CONFIG)
+    return load_config(path)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> CorpusStore:
+    return CorpusStore(make_corpus(tmp_path_factory.mktemp("parts") / "corpus"))
+
+
+# Optimizer.
+
+
+def test_cosine_rate() -> None:
+    rate = learning_rate(OptimizerConfig(peak_rate=2.0, warmup_steps=10, schedule="cosine", final_fraction=0.1), 110)
+    values = [float(rate(step)) for step in (0, 4, 9, 10, 60, 110)]
+    np.testing.assert_allclose(values, [0.2, 1.0, 2.0, 2.0, 1.1, 0.2], rtol=1e-6)
+
+
+def test_wsd_rate() -> None:
+    rate = learning_rate(OptimizerConfig(peak_rate=1.0, warmup_steps=5, schedule="wsd", decay_fraction=0.2), 100)
+    values = [float(rate(step)) for step in (0, 4, 40, 80, 90, 99, 100)]
+    np.testing.assert_allclose(values, [0.2, 1.0, 1.0, 1.0, 0.5, 0.05, 0.0], atol=1e-6)
+
+
+def test_decay_is_for_matrices_between_features_only(run: RunConfig) -> None:
+    model = dataclasses.replace(run.model, weight_sharing=False, use_bias=True)
+    mask = decay_mask(param_shapes(model))
+    decayed = {
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, on in jax.tree_util.tree_leaves_with_path(mask)
+        if on
+    }
+    assert decayed == {
+        "lm_head/weight",
+        "blocks/attn/c_attn/weight",
+        "blocks/attn/c_proj/weight",
+        "blocks/mlp/c_fc/weight",
+        "blocks/mlp/c_proj/weight",
+        "known_head/concept_predictor/weight",
+        "unknown_head/embedding_basis/weight",
+        "unknown_head/predictor_down/weight",
+        "unknown_head/predictor_up/weight",
+    }
+
+
+def test_optimizer_decays_and_clips() -> None:
+    config = OptimizerConfig(
+        peak_rate=0.1, warmup_steps=0, schedule="wsd", decay_fraction=0.0, weight_decay=0.5, clip_norm=1.0
+    )
+    params = {"lm_head": {"weight": jnp.ones((2, 2))}, "ln_f": {"weight": jnp.ones(2)}}
+    optimizer = make_optimizer(config, 10)
+    zero = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(zero, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["lm_head"]["weight"], -0.05, rtol=1e-6)
+    np.testing.assert_array_equal(updates["ln_f"]["weight"], 0)
+    large = jax.tree.map(lambda leaf: 1e6 * jnp.ones_like(leaf), params)
+    _, state = optimizer.update(large, optimizer.init(params), params)
+    first_moment = optax.tree.get(state, "mu")
+    np.testing.assert_allclose(optax.tree.norm(first_moment), (1 - config.b1) * 1.0, rtol=1e-5)
+
+
+@pytest.mark.parametrize("field", [{"peak_rate": 0.0}, {"schedule": "linear"}, {"b2": 1.0}, {"clip_norm": -1.0}])
+def test_impossible_optimizer_values(field: dict) -> None:
+    with pytest.raises(UserError, match=f"optimizer.{next(iter(field))} is .* but it must"):
+        OptimizerConfig(**field)
+
+
+# The step.
+
+
+def batch_of(run: RunConfig, store: CorpusStore) -> dict[str, np.ndarray]:
+    from steerling_jax.train.data import training_examples
+
+    examples = training_examples(store, seq_len=run.data.seq_len, batch_size=run.data.batch_size, seed=0)
+    return next(iter(examples))
+
+
+def test_a_step_without_finite_numbers_changes_nothing_but_is_counted(run: RunConfig, store: CorpusStore) -> None:
+    step, batch = jax.jit(partial(train_step, run=run)), batch_of(run, store)
+    state = jax.jit(partial(init_state, run))()
+    good, metrics = step(state, batch)
+    assert int(good.skipped) == 0
+    assert np.isfinite(metrics["loss"])
+    assert not np.array_equal(good.params["tok_emb"]["weight"], state.params["tok_emb"]["weight"])
+    state.params["ln_f"]["weight"] = jnp.full_like(state.params["ln_f"]["weight"], np.inf)
+    bad, metrics = step(state, batch)
+    assert (int(bad.step), int(bad.skipped), int(metrics["skipped"])) == (1, 1, 1)
+    for new, old in zip(jax.tree.leaves((bad.params, bad.opt_state)), jax.tree.leaves((state.params, state.opt_state))):
+        np.testing.assert_array_equal(new, old)
+
+
+# Configs.
+
+
+def test_tiny_is_a_config_for_the_bundled_corpus() -> None:
+    from steerling_jax.train.ontology import bundled_ontology
+
+    run = load_config("tiny")
+    assert run.model.concept is not None
+    assert run.model.concept.n_concepts == len(bundled_ontology().concepts)
+
+
+def test_unknown_configs(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no config 'tinny'; did you mean tiny"):
+        load_config("tinny")
+    with pytest.raises(UserError, match=r"no config file .*absent\.py"):
+        load_config(tmp_path / "absent.py")
+    (tmp_path / "empty.py").write_text("")
+    with pytest.raises(UserError, match=r"has no function config\(\)"):
+        load_config(tmp_path / "empty.py")
+
+
+def test_the_first_difference_is_named(run: RunConfig) -> None:
+    saved = run.to_json()
+    assert first_difference(saved, json.loads(json.dumps(saved))) is None
+    free = dataclasses.replace(
+        run, log_every=7, eval_every=9, keep=5, data=dataclasses.replace(run.data, corpus="/else")
+    )
+    assert first_difference(saved, free.to_json()) is None
+    other = dataclasses.replace(run, optimizer=dataclasses.replace(run.optimizer, b2=0.99))
+    assert first_difference(saved, other.to_json()) == "optimizer.b2 is 0.99, was 0.95"
+    longer = dataclasses.replace(run, steps=run.steps + 1)
+    assert first_difference(saved, longer.to_json()) == "steps is 61, was 60"
+
+
+def test_impossible_runs(run: RunConfig) -> None:
+    with pytest.raises(UserError, match="checkpoint_every is 0"):
+        dataclasses.replace(run, checkpoint_every=0)
+    with pytest.raises(UserError, match=r"data.seq_len \(65\) must not exceed"):
+        dataclasses.replace(run, data=dataclasses.replace(run.data, seq_len=65))
+    with pytest.raises(UserError, match="must equal the model's vocab_size"):
+        dataclasses.replace(run, data=dataclasses.replace(run.data, vocab_size=100))
+
+
+# Refusals.
+
+
+def test_a_folder_of_another_run_is_refused(run: RunConfig, store: CorpusStore, tmp_path: Path) -> None:
+    open_folder(run, store, tmp_path)
+    open_folder(run, store, tmp_path)
+    wider = dataclasses.replace(run, model=dataclasses.replace(run.model, n_layers=3))
+    with pytest.raises(UserError, match=r"run of another config: model\.n_layers is 3, was 2"):
+        open_folder(wider, store, tmp_path)
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(UserError, match=r"run.json cannot be read"):
+        open_folder(run, store, tmp_path)
+    (tmp_path / "run.json").unlink()
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(UserError, match=r"has checkpoints but no run.json"):
+        open_folder(run, store, tmp_path)
+
+
+def test_another_corpus_is_refused(run: RunConfig, store: CorpusStore, tmp_path: Path) -> None:
+    open_folder(run, store, tmp_path / "out")
+    retokenized = CorpusStore(make_corpus(tmp_path / "retokenized", FakeTokenizer(sha256="1" * 64)))
+    with pytest.raises(UserError, match=r"corpus with another tokenizer than .*retokenized"):
+        open_folder(run, retokenized, tmp_path / "out")
+    rewritten = CorpusStore(make_corpus(tmp_path / "rewritten", seed=1))
+    with pytest.raises(UserError, match=r"corpus of other documents than .*rewritten"):
+        open_folder(run, rewritten, tmp_path / "out")
+
+
+def test_a_corpus_that_does_not_fit_the_model_is_refused(run: RunConfig, store: CorpusStore, tmp_path: Path) -> None:
+    check_corpus(run, store)
+    larger = CorpusStore(make_corpus(tmp_path / "larger", FakeTokenizer(vocab_size=65)))
+    with pytest.raises(
+        UserError, match="has a vocabulary of 65, but config 'small' one of 64: it was made with another"
+    ):
+        check_corpus(run, larger)
+    assert run.model.concept is not None
+    fewer = dataclasses.replace(run.model, concept=dataclasses.replace(run.model.concept, n_concepts=7))
+    with pytest.raises(UserError, match="has 8 known concepts, but config 'small' has n_concepts 7"):
+        check_corpus(dataclasses.replace(run, model=fewer), store)
+    moved = dataclasses.replace(run.model, mask_token_id=special_ids(64)["pad_token_id"])
+    with pytest.raises(UserError, match="has mask_token_id 63, but the config"):
+        check_corpus(dataclasses.replace(run, model=moved), store)
+    altered = CorpusStore(make_corpus(tmp_path / "altered"))
+    (altered.folder / "tokenizer.model").write_bytes(b"another")
+    with pytest.raises(UserError, match="made with another tokenizer"):
+        check_corpus(run, altered)
+
+
+# Checkpoints.
+
+
+def counting(start: int = 0):
+    import grain
+
+    return iter(grain.MapDataset.range(start, 100).seed(3).shuffle().to_iter_dataset())
+
+
+def saved_twice(folder: Path) -> list[int]:
+    """Checkpoints of steps 1 and 2, the iterator advanced once before each; what the iterator gives next."""
+    data = counting()
+    with TrainingCheckpoints(folder, keep=3) as checkpoints:
+        for step in (1, 2):
+            next(data)
+            checkpoints.save(step, {"w": jnp.full(4, float(step))}, data, {"starts": step, "seconds": {}})
+            # At once, while the save may still be running: it must have its own copy of the iterator's place.
+            following = [int(next(data)) for _ in range(3)] if step == 2 else []
+    return following
+
+
+def test_state_data_and_clock_come_back_as_one(tmp_path: Path) -> None:
+    following, data = saved_twice(tmp_path), counting()
+    with TrainingCheckpoints(tmp_path, keep=3) as checkpoints:
+        found = checkpoints.restore({"w": jnp.zeros(4)}, data)
+    assert found is not None
+    assert (found.step, found.clock, found.unreadable) == (2, {"starts": 2, "seconds": {}}, ())
+    np.testing.assert_array_equal(found.state["w"], 2.0)
+    assert [int(next(data)) for _ in range(3)] == following
+
+
+@pytest.mark.parametrize("part", ["state", "data", "clock"])
+def test_an_unreadable_checkpoint_is_passed_over(tmp_path: Path, part: str) -> None:
+    saved_twice(tmp_path)
+    for path in (tmp_path / "checkpoints/2" / part).rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    data = counting()
+    with TrainingCheckpoints(tmp_path, keep=3) as checkpoints:
+        found = checkpoints.restore({"w": jnp.zeros(4)}, data)
+        assert found is not None
+        assert (found.step, [step for step, _ in found.unreadable]) == (1, [2])
+        np.testing.assert_array_equal(found.state["w"], 1.0)
+        twin = counting()
+        assert [next(twin) for _ in range(3)][1:] == [next(data) for _ in range(2)]
+        checkpoints.save(2, {"w": jnp.full(4, 5.0)}, data, found.clock)  # in place of the unreadable one
+        assert checkpoints.wait() == 2
+        found = checkpoints.restore({"w": jnp.zeros(4)}, data)
+    assert found is not None
+    np.testing.assert_array_equal(found.state["w"], 5.0)
+
+
+def test_no_readable_checkpoint_is_an_error_not_a_new_start(tmp_path: Path) -> None:
+    saved_twice(tmp_path)
+    for path in (tmp_path / "checkpoints").glob("*/state/**/*"):
+        if path.is_file():
+            path.write_bytes(b"")
+    with (
+        TrainingCheckpoints(tmp_path, keep=3) as checkpoints,
+        pytest.raises(UserError, match="None of the checkpoints in"),
+    ):
+        checkpoints.restore({"w": jnp.zeros(4)}, counting())
+
+
+def test_half_written_checkpoints_are_not_picked_up(tmp_path: Path) -> None:
+    saved_twice(tmp_path)
+    whole, half = tmp_path / "checkpoints/2", tmp_path / "checkpoints/2.orbax-checkpoint-tmp"
+    whole.rename(half)
+    with TrainingCheckpoints(tmp_path, keep=3) as checkpoints:
+        found = checkpoints.restore({"w": jnp.zeros(4)}, counting())
+    assert found is not None
+    assert found.step == 1
+    assert not half.exists()
+
+
+def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+    data = counting()
+    with TrainingCheckpoints(tmp_path, keep=2) as checkpoints:
+        for step in range(1, 6):
+            checkpoints.save(step, {"w": jnp.zeros(4)}, data, {})
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["4", "5"]
+
+
+def test_a_full_disk_is_recognised_wherever_it_was_met() -> None:
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert _disk_trouble(full) == "no space left on device"
+    assert _disk_trouble(ValueError("RESOURCE_EXHAUSTED: Error writing: write failed: No space left on device")) == (
+        "no space left on device"
+    )
+    wrapped = RuntimeError("saving failed")
+    wrapped.__cause__ = full
+    assert _disk_trouble(wrapped) == "no space left on device"
+    assert _disk_trouble(ValueError("shapes differ")) is None
+
+
+# Metrics.
+
+
+def test_metrics_go_on_from_the_restored_step(tmp_path: Path) -> None:
+    with MetricsLog(tmp_path, 0) as log:
+        for step in range(1, 8):
+            log.write("step", step, {"loss": step / 2})
+        log.write("evaluation", 7, {"bound": 1.0})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "step", "st')  # killed while writing
+    with MetricsLog(tmp_path, 5) as log:
+        log.write("step", 6, {"loss": 9.0})
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert lines[-1] == {"kind": "step", "step": 6, "loss": 9.0}
+
+
+def test_the_clock_adds_up_over_restarts() -> None:
+    clock = Clock()
+    with clock.phase("step"):
+        pass
+    clock.add({"starts": 2, "seconds": {"step": 10.0, "save": 1.5}})
+    told = clock.to_json()
+    assert told["starts"] == 3
+    assert 10.0 <= told["seconds"]["step"] < 10.1
+    assert told["seconds"]["save"] == 1.5

@@ -1,0 +1,104 @@
+"""From the store to batches: a Grain pipeline that shuffles globally, resumes exactly and reads only what it needs.
+
+An example is a fixed slice of `seq_len` tokens of the split, so documents run on without padding. Examples are drawn
+without replacement over the whole split, in another order each epoch, all from one seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import grain
+import numpy as np
+
+from steerling_jax.errors import UserError
+from steerling_jax.io.corpus import MAX_LABELS, CorpusStore
+
+Example = dict[str, np.ndarray]
+
+
+def default_max_chunks(seq_len: int) -> int:
+    """Room for a chunk every 16 tokens: with chunks of about 64, the bundled corpus needs two thirds of it at most."""
+    return max(4, -(-seq_len // 16))
+
+
+class Sequences:
+    """The slices of a split, read one at a time; a Grain random-access source.
+
+    Item i is `tokens` (T,) int32, `chunk_index` (T,) int32 (which of the S chunks a token belongs to, −1 for none),
+    `chunk_labels` (S, 16) int32 (−1 where unused) and `sequence` () int32, that is, i. Tokens of chunks past the first
+    S have index −1: they are learned from, without labels.
+    """
+
+    def __init__(self, store: CorpusStore, split: str, seq_len: int, max_chunks: int | None = None):
+        self._store, self._seq_len = store, seq_len
+        self._start, end = store.split(split)
+        self._count = (end - self._start) // seq_len
+        self._max_chunks = max_chunks or default_max_chunks(seq_len)
+        if not self._count:
+            raise UserError(
+                f"The {split} split of {store.folder} has {end - self._start} tokens, less than a sequence of "
+                f"{seq_len}: choose a smaller seq_len, or more text."
+            )
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __repr__(self) -> str:
+        """Names the source in Grain's messages and in saved iterators: no memory addresses."""
+        return f"Sequences({self._count} of {self._seq_len} tokens from {self._start})"
+
+    def __getitem__(self, index: Any) -> Example:
+        index = int(index)
+        start = self._start + index * self._seq_len
+        end = start + self._seq_len
+        first, last = self._store.chunks_between(start, end)
+        last = min(last, first + self._max_chunks)
+        chunk_index = np.full(self._seq_len, -1, np.int32)
+        labels = np.full((self._max_chunks, MAX_LABELS), -1, np.int32)
+        if last > first:
+            labels[: last - first] = self._store.read("chunk_labels", first, last)
+            for number, (a, b) in enumerate(self._store.read("chunk_spans", first, last) - start):
+                chunk_index[max(a, 0) : b] = number
+        tokens = self._store.tokens(start, end).astype(np.int32)
+        return {
+            "tokens": tokens,
+            "chunk_index": chunk_index,
+            "chunk_labels": labels,
+            "sequence": np.array(index, np.int32),
+        }
+
+
+def training_examples(
+    store: CorpusStore,
+    *,
+    seq_len: int,
+    batch_size: int,
+    seed: int,
+    split: str = "train",
+    max_chunks: int | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> grain.IterDataset:
+    """Endless shuffled batches. `iter()` gives an iterator with `get_state` and `set_state`, which Orbax can save.
+
+    `batch_size` is this process's share; process p of n gets every n-th example.
+    """
+    examples = grain.MapDataset.source(Sequences(store, split, seq_len, max_chunks)).seed(seed).shuffle().repeat()
+    mine = examples[process_index::process_count] if process_count > 1 else examples
+    return mine.batch(batch_size, drop_remainder=True).to_iter_dataset(
+        grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
+    )
+
+
+def heldout_batches(
+    store: CorpusStore, *, seq_len: int, batch_size: int, split: str = "heldout", max_chunks: int | None = None
+) -> Iterator[Example]:
+    """Every sequence of the split once, in order. All batches are full: `weight` (B,) float32 is 0 for the filling."""
+    source = Sequences(store, split, seq_len, max_chunks)
+    for start in range(0, len(source), batch_size):
+        numbers = range(start, start + batch_size)
+        examples = [source[min(number, len(source) - 1)] for number in numbers]
+        batch = {name: np.stack([example[name] for example in examples]) for name in examples[0]}
+        yield batch | {"weight": np.array([number < len(source) for number in numbers], np.float32)}

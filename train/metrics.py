@@ -1,0 +1,114 @@
+"""Where a run's numbers go: `metrics.jsonl` always, TensorBoard when asked for. And the clock: where its time went."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from steerling_jax.errors import UserError
+from steerling_jax.io.atomic import atomic_path
+
+METRICS_FILE = "metrics.jsonl"
+PHASES = ("init", "compile", "data", "step", "eval", "save")
+
+
+class Clock:
+    """Seconds by phase, over restarts. Time between the last save and a kill is lost, as are the steps made in it."""
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(PHASES, 0.0)
+        self.starts = 1
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Counts what happens inside towards `name`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] += time.perf_counter() - start
+
+    def add(self, saved: Mapping[str, Any]) -> None:
+        """Goes on from the clock of a checkpoint."""
+        self.starts += int(saved["starts"])
+        for name, seconds in saved["seconds"].items():
+            self.seconds[name] = self.seconds.get(name, 0.0) + float(seconds)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"starts": self.starts, "seconds": {name: round(value, 3) for name, value in self.seconds.items()}}
+
+
+class MetricsLog:
+    """Appends to `metrics.jsonl` in the run's folder, from `step` on: what a lost stretch had written later is cut off,
+    so that each step stands there once.
+    """
+
+    def __init__(self, folder: Path, step: int, *, tensorboard: bool = False):
+        self.path = folder / METRICS_FILE
+        self._cut(step)
+        self._board = _board(folder, step) if tensorboard else None
+        try:
+            self._file = self.path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"Cannot write {self.path}: {error.strerror}.") from error
+
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(OSError):
+            self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+    def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        """One line, `{"kind": …, "step": …, …}`, on disk (for this machine's life) when it returns."""
+        try:
+            self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise UserError(
+                f"Cannot write {self.path}: {error.strerror}; free some space, then run the same command again."
+            ) from error
+        if self._board is not None:
+            for name, value in values.items():
+                if isinstance(value, int | float):
+                    self._board.add_scalar(f"{kind}/{name}", value, step)
+
+    def sync(self) -> None:
+        """To the disk itself: before a checkpoint, which must not outlive the lines that led to it."""
+        with contextlib.suppress(OSError):
+            os.fsync(self._file.fileno())
+
+    def _cut(self, step: int) -> None:
+        try:
+            lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise UserError(f"Cannot read {self.path}: {error.strerror}.") from error
+        kept = [line for line in lines if _belongs(line, step)]
+        if len(kept) < len(lines):
+            with atomic_path(self.path) as path:
+                path.write_text("".join(kept), encoding="utf-8")
+
+
+def _belongs(line: str, step: int) -> bool:
+    """Whether a line is whole and not of a step after `step`."""
+    try:
+        return line.endswith("\n") and json.loads(line)["step"] <= step
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def _board(folder: Path, step: int) -> Any:
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        raise UserError("--tensorboard needs tensorboardX: pip install 'steerling-jax[tensorboard]'.") from None
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)

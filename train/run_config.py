@@ -1,0 +1,155 @@
+"""A run in one value: what model, trained how, on what, for how long. Configs build it; a checkpoint remembers it."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import importlib.util
+import json
+import pkgutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from steerling_jax.config import Compute, ModelConfig, config_to_dict
+from steerling_jax.errors import UserError
+from steerling_jax.io.tokenizer import SpecialIds
+from steerling_jax.objective import ObjectiveConfig
+from steerling_jax.optimizer import OptimizerConfig
+
+# What a resumed run may change, since no number of the training depends on it. A corpus may move; its content is
+# compared apart.
+FREE_FIELDS = frozenset({"log_every", "eval_every", "keep", "data.corpus"})
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is read. `corpus`: a store to use as it is; without one, it is made from the interpreter's documentation.
+
+    sources: the share of each source's documents that is kept (`reference`, `docstring`, `code`).
+    vocab_size: all ids, the five special ones included. chunk_tokens: the longest chunk. seq_len: T; batch_size: B.
+    max_chunks: S, the most chunks of a sequence that keep their labels (None: one for every twelve tokens).
+    """
+
+    vocab_size: int
+    seq_len: int
+    batch_size: int
+    sources: Mapping[str, float] = field(default_factory=lambda: {"reference": 1.0, "docstring": 1.0, "code": 1.0})
+    chunk_tokens: int = 64
+    max_chunks: int | None = None
+    corpus: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("seq_len", "batch_size", "chunk_tokens"):
+            if getattr(self, name) < 1:
+                raise UserError(f"data.{name} is {getattr(self, name)}, but it must be at least 1.")
+        for name, share in self.sources.items():
+            if not 0 <= share <= 1:
+                raise UserError(f"data.sources[{name!r}] is {share}, but it must be between 0 and 1.")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A training run. The `*_every` fields are in steps; evaluation also happens at the end, saving too."""
+
+    name: str
+    model: ModelConfig
+    data: DataConfig
+    steps: int
+    compute: Compute = field(default_factory=Compute)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    seed: int = 0
+    log_every: int = 10
+    eval_every: int = 1000
+    checkpoint_every: int = 500
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "log_every", "eval_every", "checkpoint_every", "keep"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}, but it must be at least 1.")
+        if self.data.vocab_size != self.model.vocab_size:
+            raise UserError(
+                f"data.vocab_size ({self.data.vocab_size}) must equal the model's vocab_size ({self.model.vocab_size})."
+            )
+        if self.data.seq_len > self.model.block_size:
+            raise UserError(
+                f"data.seq_len ({self.data.seq_len}) must not exceed the model's block_size ({self.model.block_size})."
+            )
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.data.batch_size * self.data.seq_len
+
+    def to_json(self) -> dict[str, Any]:
+        """This run as JSON values; the model under its published field names."""
+        body = dataclasses.asdict(self) | {"model": config_to_dict(self.model)}
+        return json.loads(json.dumps(body))
+
+
+def special_ids(vocab_size: int) -> dict[str, int]:
+    """`ModelConfig` fields of the special tokens: the last five ids of a vocabulary made here."""
+    special = SpecialIds.last_of(vocab_size)
+    return {
+        "pad_token_id": special.pad_id,
+        "bos_token_id": special.bos_id,
+        "eos_token_id": special.eos_id,
+        "endofchunk_token_id": special.endofchunk_id,
+        "mask_token_id": special.mask_id,
+    }
+
+
+def first_difference(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """The first field whose value differs, as `data.seq_len is 128, was 256`; None when the runs are the same run."""
+    old, new = dict(_leaves(saved)), dict(_leaves(now))
+    for name in [*new, *(name for name in old if name not in new)]:
+        if name not in FREE_FIELDS and old.get(name) != new.get(name):
+            return f"{name} is {json.dumps(new.get(name))}, was {json.dumps(old.get(name))}"
+    return None
+
+
+def _leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            yield from _leaves(item, f"{prefix}{key}.")
+        else:
+            yield prefix + key, item
+
+
+def load_config(name: str | Path) -> RunConfig:
+    """The run of `steerling_jax.configs.NAME`, or of a .py file with a function `config() -> RunConfig`."""
+    module = _load_file(Path(name)) if str(name).endswith(".py") else _load_named(str(name))
+    make = getattr(module, "config", None)
+    run = make() if callable(make) else None
+    if not isinstance(run, RunConfig):
+        raise UserError(f"{name} has no function config() that gives a RunConfig; configs/tiny.py has one.")
+    return run
+
+
+def config_names() -> list[str]:
+    """Names of the configs that are installed."""
+    import steerling_jax.configs as configs
+
+    return sorted(module.name for module in pkgutil.iter_modules(configs.__path__) if not module.name.startswith("_"))
+
+
+def _load_named(name: str) -> ModuleType:
+    known = config_names()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3) or known
+        raise UserError(f"There is no config {name!r}; did you mean {' or '.join(near)}, or a path to a .py file?")
+    return importlib.import_module(f"steerling_jax.configs.{name}")
+
+
+def _load_file(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path) if path.is_file() else None
+    if spec is None or spec.loader is None:
+        names = ", ".join(config_names())
+        raise UserError(f"There is no config file {path}; give a path to a .py file, or one of {names}.")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,104 @@
+"""What a training folder holds beside its checkpoints, and the refusals: another run's folder, another model's corpus.
+
+OUT/run.json           the run, its model, what its corpus is (steerling_jax/io/training_checkpoint.py)
+OUT/corpus/            the store, unless another was named
+OUT/tokenizer.model, concepts.json, documents.json     of the corpus, for the export
+OUT/checkpoints/, metrics.jsonl, tensorboard/, compiled/
+OUT/export/            the finished model in the published layout
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from steerling_jax.errors import UserError
+from steerling_jax.io.atomic import atomic_path, write_json
+from steerling_jax.io.corpus import CorpusStore
+from steerling_jax.io.training_checkpoint import CHECKPOINTS, read_run, write_run
+
+from .run_config import RunConfig, first_difference, special_ids
+
+TOKENIZER = "tokenizer.model"
+COMPANIONS = (TOKENIZER, "concepts.json", "documents.json")
+
+
+def corpus_identity(store: CorpusStore) -> dict[str, str]:
+    """What must not change under a run: the vocabulary, and which texts in which order."""
+    documents = hashlib.sha256((store.folder / "documents.jsonl").read_bytes()).hexdigest()
+    return {"tokenizer_sha256": store.manifest["tokenizer_sha256"], "documents_sha256": documents}
+
+
+def check_corpus(run: RunConfig, store: CorpusStore) -> None:
+    """Raises `UserError` unless the model's vocabulary, special ids and concepts are the corpus's own."""
+    where = f"The corpus {store.folder}"
+    tokenizer = store.folder / TOKENIZER
+    if tokenizer.is_file():
+        store.check_tokenizer(hashlib.sha256(tokenizer.read_bytes()).hexdigest())
+    if store.vocab_size != run.model.vocab_size:
+        raise UserError(
+            f"{where} has a vocabulary of {store.vocab_size}, but config {run.name!r} one of {run.model.vocab_size}: "
+            "it was made with another tokenizer; choose another with --corpus, or make it again."
+        )
+    special = asdict(store.special)
+    for name in special_ids(run.model.vocab_size):
+        theirs = special[name.replace("_token_id", "_id")]
+        if getattr(run.model, name) != theirs:
+            raise UserError(f"{where} has {name} {theirs}, but the config {getattr(run.model, name)}; correct it.")
+    concepts = len(store.concepts)
+    if run.model.concept is not None and run.model.concept.n_concepts != concepts:
+        raise UserError(
+            f"{where} has {concepts} known concepts, but config {run.name!r} has n_concepts "
+            f"{run.model.concept.n_concepts}: set concept.n_concepts to {concepts}, or choose another with --corpus."
+        )
+
+
+def open_folder(run: RunConfig, store: CorpusStore, out: Path) -> None:
+    """Makes `out` this run's folder, or checks that it is: `UserError` names the first field that differs."""
+    identity = corpus_identity(store)
+    saved = read_run(out)
+    if saved is None:
+        if (out / CHECKPOINTS).exists():
+            raise UserError(f"{out} has checkpoints but no run.json to say of what; choose another folder with --out.")
+        _write_companions(store, out)
+        write_run(out, run=run.to_json(), corpus=identity)
+        return
+    difference = first_difference(saved["run"], run.to_json())
+    if difference is not None:
+        raise UserError(
+            f"{out} holds a run of another config: {difference}. Undo the change, or choose another folder with --out."
+        )
+    if saved["corpus"] != identity:
+        retokenized = saved["corpus"]["tokenizer_sha256"] != identity["tokenizer_sha256"]
+        raise UserError(
+            f"{out} holds a run on a corpus {'with another tokenizer' if retokenized else 'of other documents'} than "
+            f"{store.folder}: "
+            "give its own with --corpus, or choose another folder with --out."
+        )
+
+
+def _write_companions(store: CorpusStore, out: Path) -> None:
+    vocabulary = store.folder / TOKENIZER
+    if vocabulary.is_file():
+        with atomic_path(out / TOKENIZER) as path:
+            shutil.copyfile(vocabulary, path)
+    write_json(out / "concepts.json", store.concepts)
+    documents = [{"name": d.name, "source": d.source, "sha256": d.sha256, "split": d.split} for d in store.documents]
+    head: dict[str, Any] = {
+        "format_version": 1,
+        "tokenizer_sha256": store.manifest["tokenizer_sha256"],
+        "source": store.manifest["source"],
+    }
+    rows = ",\n".join(json.dumps(document, ensure_ascii=False) for document in documents)  # a document a line
+    with atomic_path(out / "documents.json") as path:
+        text = json.dumps(head, ensure_ascii=False)[:-1] + f', "documents": [\n{rows}\n]}}\n'
+        path.write_text(text, encoding="utf-8")
+
+
+def companions(out: Path) -> list[Path]:
+    """The files that go along with the model."""
+    return [out / name for name in COMPANIONS if (out / name).is_file()]

@@ -1,0 +1,94 @@
+"""Training and held-out documents, so that no near-copy of a held-out one is trained on.
+
+Documents that share much of their wording form a cluster, and a whole cluster falls on one side. Which side depends on
+the hash of its texts alone: not on the order, the machine or the Python.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from .documents import Document
+
+_WORDS = re.compile(r"\w+|[^\w\s]")
+_SHINGLE = 8  # words in a row
+_SHARED = 0.5  # share of the smaller document's shingles that makes two documents one cluster
+_COMMON = 40  # a shingle in more documents than this is boilerplate, and says nothing
+
+
+def split_documents(documents: Sequence[Document], heldout_share: float = 0.04) -> list[str]:
+    """`train` or `heldout` for each document; about `heldout_share` of the clusters are held out."""
+    clusters = near_duplicates([document.text for document in documents])
+    mark: dict[int, str] = {}
+    for document, cluster in zip(documents, clusters, strict=True):
+        mark[cluster] = min(mark.get(cluster, document.sha256), document.sha256)
+    return ["heldout" if _fraction(mark[cluster], "split") < heldout_share else "train" for cluster in clusters]
+
+
+def keep(document: Document, share: float) -> bool:
+    """Whether the document is in a sample of that share: by its text, so the same ones everywhere."""
+    return _fraction(document.sha256, "keep") < share
+
+
+def _fraction(sha256: str, purpose: str) -> float:
+    digest = hashlib.sha256(f"{purpose} {sha256}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def near_duplicates(texts: Sequence[str]) -> list[int]:
+    """Cluster of each text, as the number of the cluster's first text.
+
+    Two texts are joined when at least half of the smaller one's eight-word shingles are in the other; joins add up.
+    """
+    shingles = [_shingles(text) for text in texts]
+    sizes = np.array([len(s) for s in shingles], np.int64)
+    owners = np.repeat(np.arange(len(texts)), sizes)
+    pairs, shared = np.unique(
+        _pairs(np.concatenate(shingles or [np.zeros(0, np.uint64)]), owners), axis=0, return_counts=True
+    )
+    smaller = np.minimum(sizes[pairs[:, 0]], sizes[pairs[:, 1]])
+    return _union(len(texts), pairs[shared >= _SHARED * smaller])
+
+
+def _shingles(text: str) -> np.ndarray:
+    """Hashes of the distinct runs of eight words; a shorter text is one shingle."""
+    words = np.array([zlib.crc32(word.encode("utf-8", errors="replace")) for word in _WORDS.findall(text)], np.uint64)
+    count = max(len(words) - _SHINGLE + 1, 1)
+    hashes = np.zeros(count, np.uint64)
+    for offset in range(min(_SHINGLE, len(words))):
+        hashes = hashes * np.uint64(0x9E3779B97F4A7C15) + words[offset : offset + count]
+    return np.unique(hashes)
+
+
+def _pairs(hashes: np.ndarray, owners: np.ndarray) -> np.ndarray:
+    """(n, 2) pairs of documents, one for each shingle that both have."""
+    order = np.argsort(hashes, kind="stable")
+    hashes, owners = hashes[order], owners[order]
+    starts = np.flatnonzero(np.r_[True, hashes[1:] != hashes[:-1]]) if len(hashes) else np.zeros(0, np.int64)
+    sizes = np.diff(np.r_[starts, len(hashes)])
+    found = [np.zeros((0, 2), np.int64)]
+    for size in range(2, _COMMON + 1):
+        group = owners[starts[sizes == size][:, None] + np.arange(size)]
+        first, second = np.triu_indices(size, 1)
+        found.append(np.stack([group[:, first].ravel(), group[:, second].ravel()], 1))
+    return np.concatenate(found)
+
+
+def _union(count: int, pairs: np.ndarray) -> list[int]:
+    parent = list(range(count))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    for a, b in pairs.tolist():
+        a, b = sorted((root(a), root(b)))
+        parent[b] = a
+    return [root(i) for i in range(count)]

@@ -1,0 +1,170 @@
+"""`steerling train`: corpus, training, export, in one command that goes on from wherever it was stopped."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from steerling_jax.io.corpus import CorpusStore
+
+    from .run_config import RunConfig
+
+HELP = """\
+Train a model from a config; resumes exactly where it stopped.
+
+examples:
+  steerling train --config tiny
+  steerling train --config bundled --out ./runs/bundled
+  steerling train --config ./my_config.py --corpus ./my-corpus --json
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", required=True, metavar="NAME", help="a config's name, or a .py file with config()")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="the run's folder (default: runs/NAME)")
+    parser.add_argument(
+        "--corpus",
+        type=Path,
+        metavar="FOLDER",
+        help="a corpus store; made from this Python's documentation if absent (default: the config's, or OUT/corpus)",
+    )
+    parser.add_argument("--steps", type=int, metavar="N", help="train for so many steps instead of the config's")
+    parser.add_argument("--tensorboard", action="store_true", help="write OUT/tensorboard too")
+    parser.add_argument("--json", action="store_true", help="print the outcome as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    from steerling_jax.cli.console import note, print_json
+    from steerling_jax.io.training_checkpoint import alone_in
+
+    from .run_config import load_config
+
+    config = load_config(args.config)
+    if args.steps is not None:
+        config = dataclasses.replace(config, steps=args.steps)
+    out = args.out or Path("runs") / config.name
+    with alone_in(out):
+        _keep_compiled(out)
+        outcome, code = _train(config, args, out)
+    if args.json:
+        print_json(outcome)
+    elif code == 0:
+        note(f"Trained {outcome['step']} steps; the model is in {outcome['export']}.")
+    return code
+
+
+def _train(config: RunConfig, args: argparse.Namespace, out: Path) -> tuple[dict[str, Any], int]:
+    from steerling_jax.cli.console import note
+
+    from .loop import Done, Evaluated, Stopped, train
+    from .run_folder import check_corpus, open_folder
+    from .show import show
+
+    store = _corpus(config, args.corpus or _path(config.data.corpus) or out / "corpus")
+    check_corpus(config, store)
+    open_folder(config, store, out)
+    evaluate = _evaluator(config, store)
+    outcome: dict[str, Any] = {"config": config.name, "folder": out}
+    with _signals() as caught:
+        events = train(config, store, out, evaluate=evaluate, stop=lambda: bool(caught), tensorboard=args.tensorboard)
+        for event in show(events, config):
+            match event:
+                case Evaluated():
+                    outcome["evaluation"] = event.results
+                case Stopped():
+                    note(f"Stopped and saved at step {event.step}; the same command goes on from there.")
+                    return {**outcome, "step": event.step, "stopped": True}, 128 + caught[0]
+                case Done():
+                    outcome |= {"step": event.step, "clock": event.clock, "export": _export(config, out, event.params)}
+    return outcome, 0
+
+
+def _evaluator(config: RunConfig, store: CorpusStore) -> Callable[[Any], Mapping[str, Any]] | None:
+    import importlib.util
+
+    if importlib.util.find_spec("steerling_jax.train.evaluate") is None:
+        return None
+    from .evaluate import evaluator
+
+    return evaluator(config, store)
+
+
+def _export(config: RunConfig, out: Path, params: Any) -> Path:
+    from steerling_jax.io.weights import write_published
+
+    from .run_folder import companions
+
+    write_published(out / "export", config.model, params, files=companions(out))
+    return out / "export"
+
+
+def _corpus(config: RunConfig, folder: Path) -> CorpusStore:
+    """Opens the store at `folder`; where there is nothing, makes it from the interpreter's documentation first."""
+    from steerling_jax.cli.console import progress
+    from steerling_jax.io.corpus import CorpusStore
+
+    if folder.exists():
+        return CorpusStore(folder)
+    from .documents import python_documents
+    from .prepare import Progress, prepare
+
+    with progress(unit="documents") as bar:
+        tasks: dict[str, Any] = {}
+
+        def tell(news: Progress) -> None:
+            if news.stage not in tasks:
+                tasks[news.stage] = bar.add_task(news.stage, total=news.total or None)
+            bar.update(tasks[news.stage], completed=news.done, total=news.total or None)
+
+        return prepare(
+            folder,
+            documents=python_documents(),
+            vocab_size=config.data.vocab_size,
+            chunk_tokens=config.data.chunk_tokens,
+            seed=config.seed,
+            sources=config.data.sources,
+            progress=tell,
+        )
+
+
+def _path(text: str | None) -> Path | None:
+    return None if text is None else Path(text)
+
+
+def _keep_compiled(out: Path) -> None:
+    """Compiled programs stay in the run's folder unless JAX was told another place: a restart is quick, and runs the
+    very same program (on a GPU, compiling anew may choose other kernels, and so other last bits).
+    """
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str((out / "compiled").absolute()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collects the first SIGINT or SIGTERM for the loop to see; the second acts as usual."""
+    caught: list[int] = []
+    before: dict[int, Callable[..., Any] | int | None] = {}
+
+    def catch(number: int, _: Any) -> None:
+        caught.append(number)
+        restore()
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before[number] = signal.signal(number, catch)
+    try:
+        yield caught
+    finally:
+        restore()
