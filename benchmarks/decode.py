@@ -3,8 +3,9 @@
     python benchmarks/decode.py --reference-python PATH/TO/python
 
 40 M parameters of random weights (8 layers, D 512, 8 heads over 2, block 64, V 8192, 4,096 known and 12,288 discovered
-concepts of rank 64), greedy, 128 new tokens, float32. PATH's Python needs `steerling` 0.2.0 and torch (see docs/benchmarks.md);
-without it only our side is timed. Compiling is not counted and is shown apart. Run it on idle cores.
+concepts of rank 64), greedy, 128 new tokens, float32. PATH's Python needs `steerling` 0.2.0 and torch
+(see docs/benchmarks.md); without it only our side is timed. Compiling is not counted and is shown apart. Run it on idle
+cores.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO
 
 import jax
 import jax.numpy as jnp
@@ -57,9 +59,7 @@ def write_model(folder: Path) -> None:
 def our_side(folder: Path, new: int) -> Callable[[list[int]], tuple[float, Trace]]:
     """A function that times one generation."""
     params = unstack_layers(api.load(folder).params)
-    settings = GenerationConfig(
-        max_new_tokens=new, temperature=0.0, use_entropy_sampling=False, repetition_penalty=1.0
-    )
+    settings = GenerationConfig(max_new_tokens=new, temperature=0.0, use_entropy_sampling=False, repetition_penalty=1.0)
 
     def run(prompt: list[int]) -> tuple[float, Trace]:
         begin = time.perf_counter()
@@ -87,9 +87,9 @@ def published_side(python: str | None, folder: Path) -> Iterator[Callable[[dict]
         if not process.stdout.readline():
             sys.exit(f"{python} cannot run the published package; its message is above.")
 
-        def send(job: dict) -> dict:
-            print(json.dumps(job), file=process.stdin, flush=True)
-            return json.loads(process.stdout.readline())
+        def send(job: dict, to: IO[str] = process.stdin, back: IO[str] = process.stdout) -> dict:
+            print(json.dumps(job), file=to, flush=True)
+            return json.loads(back.readline())
 
         send({"prompt": [1], "max_new_tokens": 64, "steps": 2})  # warm up
         yield send

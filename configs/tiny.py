@@ -2,8 +2,8 @@
 
 Command   steerling train --config tiny
 Hardware  two CPU cores
-Time      TIME
-Result    RESULT
+Time      37 s of processor time, about half of it to make the corpus and to compile
+Result    the diffusion loss falls from 6.9 to 6.0 nats a masked token: it has learned which words are frequent
 """
 
 from steerling_jax.config import Compute, ConceptConfig, ModelConfig
@@ -49,8 +49,8 @@ def config() -> RunConfig:
             batch_size=8,
             sources={"reference": 0.1, "docstring": 0.05, "code": 0.0},
         ),
-        steps=200,
+        steps=100,
         log_every=10,
-        eval_every=200,
-        checkpoint_every=50,
+        eval_every=100,
+        checkpoint_every=25,
     )

@@ -9,7 +9,7 @@ from steerling_jax.errors import UserError
 
 if TYPE_CHECKING:
     from steerling_jax.api import Bundle
-    from steerling_jax.generate import Generation
+    from steerling_jax.generation import Generation
     from steerling_jax.generation_config import GenerationConfig
 
 HELP = """\
@@ -23,23 +23,25 @@ examples:
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("text", nargs="?", metavar="TEXT", help="what to continue")
-    parser.add_argument("--prompt-ids", metavar="IDS", help='token ids in place of a text, as in "5 17 4"')
-    parser.add_argument(
-        "--model", metavar="MODEL", help="a folder, a checkpoint, the name of a bundled model or a Hub id (default: bundled)"
+    add = parser.add_argument
+    add("text", nargs="?", metavar="TEXT", help="what to continue")
+    add("--prompt-ids", metavar="IDS", help='token ids in place of a text, as in "5 17 4"')
+    add("--model", metavar="MODEL", help="a folder, a checkpoint, a bundled model or a Hub id (default: bundled)")
+    add(
+        "--max-new-tokens",
+        type=int,
+        metavar="N",
+        help="a multiple of the model's block (default: what fits, up to 128)",
     )
-    parser.add_argument(
-        "--max-new-tokens", type=int, metavar="N", help="a multiple of the model's block (default: what fits, up to 128)"
-    )
-    parser.add_argument("--steps", type=int, metavar="N", help="default: one a token")
-    parser.add_argument("--temperature", type=float, metavar="X", help="a fixed temperature, in place of the entropy's")
-    parser.add_argument("--top-p", type=float, default=0.8, metavar="X", help="mass of the nucleus (default: %(default)s)")
-    parser.add_argument("--repetition-penalty", type=float, default=1.1, metavar="X", help="default: %(default)s; 1 for none")
-    parser.add_argument("--cfg-scale", type=float, default=0.0, metavar="X", help="guidance (default: none)")
-    parser.add_argument("--seed", type=int, metavar="N", help="the same text every time (default: another one)")
-    parser.add_argument("--stop", action="append", metavar="TOKEN", help="an id, or a text that is one token; may be repeated")
-    parser.add_argument("--greedy", action="store_true", help="always the likeliest token, without a repetition penalty")
-    parser.add_argument("--json", action="store_true", help="print text, tokens and commits as JSON")
+    add("--steps", type=int, metavar="N", help="default: one a token")
+    add("--temperature", type=float, metavar="X", help="a fixed temperature, in place of the entropy's")
+    add("--top-p", type=float, default=0.8, metavar="X", help="mass of the nucleus (default: %(default)s)")
+    add("--repetition-penalty", type=float, default=1.1, metavar="X", help="default: %(default)s; 1 for none")
+    add("--cfg-scale", type=float, default=0.0, metavar="X", help="guidance (default: none)")
+    add("--seed", type=int, metavar="N", help="the same text every time (default: another one)")
+    add("--stop", action="append", metavar="TOKEN", help="an id, or a text that is one token; may be repeated")
+    add("--greedy", action="store_true", help="always the likeliest token, without a repetition penalty")
+    add("--json", action="store_true", help="print text, tokens and commits as JSON")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -54,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
     bundle = sj.load(args.model)
     result = write(bundle, prompt, settings(args, bundle, prompt))
     if not args.json:
-        print(result.text)
+        print(result.text)  # noqa: T201
         return
     trace = result.trace
     print_json(
@@ -77,7 +79,7 @@ def parse_ids(text: str) -> list[int]:
 
 
 def settings(args: argparse.Namespace, bundle: Bundle, prompt: str | list[int]) -> GenerationConfig:
-    """The generation's configuration: `--temperature` turns entropy sampling off, `--greedy` all that is not the argmax."""
+    """`--temperature` turns entropy sampling off; `--greedy` turns off all that is not the argmax."""
     from steerling_jax.generation_config import GenerationConfig
 
     fixed = args.temperature is not None or args.greedy
@@ -116,7 +118,7 @@ def write(bundle: Bundle, prompt: str | list[int], config: GenerationConfig) -> 
     """Generates with a progress display."""
     from steerling_jax.cli.console import progress
     from steerling_jax.decoding import BlockDone
-    from steerling_jax.generate import stream
+    from steerling_jax.generation import stream
 
     with progress(unit="blocks") as bar:
         task = bar.add_task("writing", total=config.sampler_blocks(bundle.config))

@@ -5,7 +5,8 @@ loop looks at a window of two attention blocks: B holds the sampler block's last
 the prompt is a multiple of W, the sampler block is B and A is finished; elsewhere it straddles A and B.
 
 What lies before A is final and cached. A's keys and values are kept beside the cache and computed again only after a
-commit in A, always together with B, which sees A; a commit in B leaves A as it is. So a step costs one attention block, or two.
+commit in A, always together with B, which sees A; a commit in B leaves A as it is. So a step costs one attention block,
+or two.
 
 Legend: N branches (1, or 2 under guidance: conditional and unconditional), W the diffusion block, S cached positions,
 G key/value heads, d head size, D width, R rows of logits, V vocabulary.
@@ -13,7 +14,9 @@ G key/value heads, d head size, D width, R rows of logits, V vocabulary.
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +30,7 @@ from steerling_jax.layers import Cache
 from steerling_jax.model import lm_logits
 from steerling_jax.sampling import Adjustment, Choice, confidence, position_key
 
+_FEWEST_ROWS = 16  # fewer rows of logits would not be any faster
 LayerCaches = tuple[Cache, ...]  # one pair a layer, each (N, S, G, d)
 
 
@@ -34,9 +38,9 @@ LayerCaches = tuple[Cache, ...]  # one pair a layer, each (N, S, G, d)
 class Rules:
     """What stays the same through a generation. Numbers are () arrays.
 
-    total: length of the canvas. prompt: length of the prompt, hidden from the unconditional branch. base, extra: tokens a
-    step, the first `extra` steps taking one more. eot: the end-of-turn id, −1 for none. guidance: cfg_scale, read when
-    N is 2. direction (D,) and layer: what is injected at masked positions, None for nothing.
+    total: length of the canvas. prompt: length of the prompt, hidden from the unconditional branch. base, extra:
+    tokens a step, the first `extra` steps taking one more. eot: the end-of-turn id, −1 for none. guidance: cfg_scale,
+    read when N is 2. direction (D,) and layer: what is injected at masked positions, None for nothing.
     """
 
     adjustment: Adjustment
@@ -54,7 +58,8 @@ class Rules:
 
 @struct.dataclass
 class Record:
-    """Commits of a sampler block, in order: step within the block, offset in it, token, raw logit (W,), hidden (W, D)."""
+    """Commits of a sampler block, in order: step within the block, offset in it, token, raw logit, each (W,), and the
+    hidden rows (W, D)."""
 
     step: jax.Array
     offset: jax.Array
@@ -65,8 +70,9 @@ class Record:
 
 @struct.dataclass
 class BlockState:
-    """The loop's carry. window (2W,) ids of A and B; counts (V,) how often each id is on the canvas; slot: A's keys and
-    values; hidden (N, 2W, D) of the window; stale: whether A must be computed again; ended: end of turn was committed."""
+    """The loop's carry. window (2W,) ids of A and B; counts (V,) how often each id is on the canvas; slot: A's keys
+    and values; hidden (N, 2W, D) of the window; stale: whether A must be computed again; ended: whether a
+    turn has ended."""
 
     window: jax.Array
     counts: jax.Array
@@ -101,7 +107,7 @@ def extend_cache(
     params: Params, cache: LayerCaches, tokens: jax.Array, start: jax.Array, alpha: jax.Array, rules: Rules,
     *, config: ModelConfig, compute: Compute,
 ) -> LayerCaches:  # fmt: skip
-    """Runs whole attention blocks, `tokens` (n·W,) from position `start`, and puts their keys and values in the cache."""
+    """Runs whole attention blocks, `tokens` (n·W,) from position `start`; their keys and values go into the cache."""
     _, fresh = _attend_blocks(params, cache, tokens, start, start, alpha, rules, config, compute)
     return _put(cache, fresh, start)
 
@@ -123,10 +129,9 @@ def decode_block(
     patience: where the injection's strength changes, so that the caller can enter again with another alpha.
     """
     W = config.diff_block_size
-    steps = jnp.where(rules.base > 0, jnp.int32(W), rules.extra)  # more would commit nothing
 
     def going(s: BlockState) -> jax.Array:
-        return (s.committed < W) & (s.committed < patience) & (s.step < steps) & ~s.ended
+        return (s.committed < W) & (s.committed < patience) & ~s.ended
 
     def step(s: BlockState) -> BlockState:
         s = _refresh_hidden(params, cache, s, first, alpha, rules, config, compute)
@@ -134,7 +139,7 @@ def decode_block(
         masked = lax.dynamic_slice(s.window, (offset,), (W,)) == config.mask_token_id
         # Masked positions first, in the fewest rows of a few sizes: logits are a good part of a step.
         order = jnp.argsort(~masked)
-        sizes = sorted({max(W // 4, 1), max(W // 2, 1), W})
+        sizes = sorted({min(max(W // part, _FEWEST_ROWS), W) for part in (4, 2, 1)})
         count = jnp.sum(masked)
         which = sum((count > size).astype(jnp.int32) for size in sizes[:-1])
         branches = [partial(_commit, R, params, begin, offset, rules, config, compute) for R in sizes]
@@ -156,13 +161,15 @@ def _refresh_hidden(params, cache, s: BlockState, first, alpha, rules: Rules, co
             for layer in zip(cache, slot, strict=True)
         )
         slot_keys = jnp.where(in_a, 0, W)
-        h, fresh = _attend_blocks(params, joined, tokens, first + i * W, first, alpha, rules, config, compute, slot_keys)
+        h, fresh = _attend_blocks(
+            params, joined, tokens, first + i * W, first, alpha, rules, config, compute, slot_keys
+        )
         slot = jax.tree.map(lambda new, old: jnp.where(in_a, new.astype(old.dtype), old), fresh, slot)
         return slot, lax.dynamic_update_slice(hidden, h, (0, i * W, 0))
 
     begin = jnp.where(s.stale, 0, 1)
     slot, hidden = lax.fori_loop(begin, 2, attention_block, (s.slot, s.hidden))
-    return s.replace(slot=slot, hidden=hidden, stale=jnp.bool_(False))
+    return dataclasses.replace(s, slot=slot, hidden=hidden, stale=jnp.bool_(False))
 
 
 def _attend_blocks(
@@ -186,13 +193,14 @@ def _attend_blocks(
     mask = jnp.concatenate([jnp.broadcast_to(valid[None, :], (T, S)), own], axis=1)
     injection = None
     if rules.direction is not None:
-        at_masks = (branches == config.mask_token_id)[:, :, None] & jnp.bool_(True)
-        direction = jnp.where(at_masks, rules.direction[None, None, :], jnp.zeros((), rules.direction.dtype))
+        at_masks = (branches == config.mask_token_id).astype(rules.direction.dtype)
+        direction = at_masks[:, :, None] * rules.direction[None, None, :]
         injection = Injection(direction, jnp.broadcast_to(alpha, (N,)), rules.layer)
-    return run_backbone(
+    hidden, fresh = run_backbone(
         params, embed_tokens(params, branches, compute), config=config, compute=compute, positions=positions, mask=mask,
         cache=cache, injection=injection, keep_cache=True,
     )  # fmt: skip
+    return hidden, cast(LayerCaches, fresh)  # one pair a layer, as the layers are unstacked
 
 
 def _commit(
@@ -209,7 +217,8 @@ def _commit(
     raw = raw[0] if N == 1 else raw[1] + (rules.guidance + 1.0) * (raw[0] - raw[1])
     logits = rules.adjustment(raw, s.counts > 0)
     sure = jnp.where(masked[rows], confidence(logits), -1.0)
-    ranking = jnp.argsort(-sure)
+    # Ties, as where probabilities round to 1, have no published order; later positions first agrees with what was seen.
+    ranking = R - 1 - jnp.argsort(-sure[::-1])
     quota = jnp.minimum(rules.base + (s.step < rules.extra), jnp.sum(masked))
 
     def more(carried):
@@ -226,7 +235,8 @@ def _commit(
             r.step.at[n].set(state.step), r.offset.at[n].set(at.astype(jnp.int32)), r.token.at[n].set(token),
             r.logit.at[n].set(raw[row, token]), r.hidden.at[n].set(hidden[0, row]),
         )  # fmt: skip
-        state = state.replace(
+        state = dataclasses.replace(
+            state,
             window=state.window.at[offset + at].set(token),
             counts=state.counts.at[mask_id].add(-1).at[token].add(1),
             stale=state.stale | (offset + at < W),
@@ -237,7 +247,7 @@ def _commit(
         return number + 1, state
 
     _, s = lax.while_loop(more, take, (jnp.int32(0), s))
-    return s.replace(step=s.step + 1)
+    return dataclasses.replace(s, step=s.step + 1)
 
 
 def _put(cache: LayerCaches, fresh: LayerCaches, start: jax.Array) -> LayerCaches:

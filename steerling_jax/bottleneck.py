@@ -63,13 +63,17 @@ def unknown_spec(c: ConceptConfig) -> HeadSpec | None:
 
 
 class HeadView(NamedTuple):
-    """A head applied to N positions: query (N, Q), keys (C, Q), values (C, P), basis (D, P) or None, scale."""
+    """A head applied to N positions: query (N, Q), keys (Cp, Q), values (Cp, P), basis (D, P) or None, scale, C.
+
+    The tables keep their padding rows: cutting them off would copy them. Only the first `count` take part.
+    """
 
     query: jax.Array
     keys: jax.Array
     values: jax.Array
     basis: jax.Array | None
     scale: float
+    count: int
 
 
 class ConceptHead(nn.Module):
@@ -87,33 +91,36 @@ class ConceptHead(nn.Module):
         def project(x, w):
             return matmul_t(x, w, self.compute.operands).astype(dtype)
 
-        query = project(hidden, _Table((D, D), name="concept_query_projection")()) if s.attention else hidden
+        query = project(hidden, Table((D, D), name="concept_query_projection")()) if s.attention else hidden
         scale = D**-0.5 if s.attention else 1.0
         if s.rank is None:
-            values = _Table((s.rows, D), name="concept_embedding")()
-            keys = values if s.attention else _Table((s.rows, D), name="concept_predictor")()
-            return HeadView(query, keys[: s.n_concepts], values[: s.n_concepts], None, scale)
-        values = _Table((s.rows, s.rank), name="embedding_coef")()
-        basis = _Table((D, s.rank), name="embedding_basis")()
+            values = Table((s.rows, D), name="concept_embedding")()
+            keys = values if s.attention else Table((s.rows, D), name="concept_predictor")()
+            return HeadView(query, keys, values, None, scale, s.n_concepts)
+        values = Table((s.rows, s.rank), name="embedding_coef")()
+        basis = Table((D, s.rank), name="embedding_basis")()
         if s.attention:
             query, keys = project(query, basis.T), values
         else:
-            query = project(query, _Table((s.rank, D), name="predictor_down")())
-            keys = _Table((s.rows, s.rank), name="predictor_up")()
-        return HeadView(query, keys[: s.n_concepts], values[: s.n_concepts], basis, scale)
+            query = project(query, Table((s.rank, D), name="predictor_down")())
+            keys = Table((s.rows, s.rank), name="predictor_up")()
+        return HeadView(query, keys, values, basis, scale, s.n_concepts)
 
 
-class _Table(nn.Module):
+class Table(nn.Module):
+    """A bare (rows, width) weight."""
+
     shape: tuple[int, int]
+    std: float = 0.02
 
     @nn.compact
     def __call__(self) -> jax.Array:
-        return self.param("weight", nn.initializers.normal(0.02), self.shape)
+        return self.param("weight", nn.initializers.normal(self.std), self.shape)
 
 
 def dense_logits(view: HeadView, operands: str = "float32") -> jax.Array:
     """All concept logits (N, C) float32, clipped. Only for heads small enough to afford it."""
-    logits = matmul_t(view.query, view.keys, operands) * view.scale
+    logits = matmul_t(view.query, view.keys[: view.count], operands) * view.scale
     return jnp.clip(logits, -LOGIT_LIMIT, LOGIT_LIMIT)
 
 
@@ -133,7 +140,7 @@ def top_concepts(view: HeadView, k: int, block: int, operands: str = "float32") 
 
     Streams over blocks of concepts with a running top-k. Differentiable in the logits. Ties keep the lower index.
     """
-    C = view.keys.shape[0]
+    C = view.count
     k = min(k, C)
     if C <= block:
         logits, index = lax.top_k(dense_logits(view, operands), k)
@@ -144,7 +151,7 @@ def top_concepts(view: HeadView, k: int, block: int, operands: str = "float32") 
 
 
 def _streamed_indices(view: HeadView, k: int, block: int, operands: str) -> jax.Array:
-    N, C = view.query.shape[0], view.keys.shape[0]
+    N, C = view.query.shape[0], view.count
 
     def step(best, number):
         start = jnp.minimum(number * block, C - block)  # the last block overlaps the one before it: no padding copy
@@ -168,11 +175,11 @@ def mix_concepts(view: HeadView, index: jax.Array, weights: jax.Array, block: in
 
     Heads that fit in one block scatter the weights and use one matrix product; larger ones gather rows in chunks.
     """
-    C = view.values.shape[0]
+    C = view.count
     weights = weights.astype(compute.dtype)
     if C <= block:
         table = scatter_rows(index, weights, C)
-        mixed = matmul_t(table, view.values.T, compute.operands)
+        mixed = matmul_t(table, view.values[:C].T, compute.operands)
     else:
 
         def chunk(index_chunk, weights_chunk):
@@ -187,7 +194,7 @@ def mix_concepts(view: HeadView, index: jax.Array, weights: jax.Array, block: in
 
 def mix_all(view: HeadView, block: int, compute: Compute) -> jax.Array:
     """Features of all concepts, `Σ_c sigmoid(logit_c) E_c`, (N, D), streamed over blocks of concepts."""
-    N, C = view.query.shape[0], view.keys.shape[0]
+    N, C = view.query.shape[0], view.count
     block = min(block, C)
 
     @jax.checkpoint
@@ -210,7 +217,7 @@ def embeddings(view: HeadView, ids: jax.Array) -> jax.Array:
 
 def embedding_sum(view: HeadView) -> jax.Array:
     """`Σ_c E_c`, (D,) float32, over all concepts."""
-    return _expand(jnp.sum(view.values.astype(jnp.float32), axis=0, keepdims=True), view.basis)[0]
+    return _expand(jnp.sum(view.values[: view.count].astype(jnp.float32), axis=0, keepdims=True), view.basis)[0]
 
 
 def scatter_rows(index: jax.Array, values: jax.Array, width: int, fill: float = 0.0) -> jax.Array:

@@ -15,6 +15,8 @@ from steerling_jax.errors import UserError
 
 Layout = Literal["package", "hub"]
 
+PUBLISHED_EOT_ID = 100_283  # an instruct model in the package layout leaves it to the published tokenizer
+
 # Keys that Hugging Face's own tools write into a flat configuration. They say nothing about the computation and are
 # carried along untouched.
 HUGGING_FACE_KEYS = frozenset(
@@ -23,7 +25,7 @@ HUGGING_FACE_KEYS = frozenset(
     add_cross_attention cross_attention_hidden_size id2label label2id problem_type chunk_size_feed_forward use_cache
     tokenizer_class finetuning_task prefix sep_token_id decoder_start_token_id pruned_heads tf_legacy_loss
     task_specific_params tie_encoder_decoder quantization_config max_position_embeddings hidden_size
-    num_hidden_layers num_attention_heads instruct""".split()
+    num_hidden_layers num_attention_heads""".split()
 )
 
 
@@ -155,7 +157,7 @@ def config_from_dict(raw: Mapping[str, Any], where: str = "config.json") -> tupl
             model[key] = value
         elif layout == "hub" and key in _HUB_CONCEPT_NAMES:
             concept[_HUB_CONCEPT_NAMES[key]] = value
-        elif layout == "hub" and key in HUGGING_FACE_KEYS:
+        elif key in HUGGING_FACE_KEYS:
             carried[key] = value
         else:
             raise _unknown_field(where, key, _MODEL_FIELDS | (set(_HUB_CONCEPT_NAMES) if layout == "hub" else set()))
@@ -175,8 +177,10 @@ def config_from_dict(raw: Mapping[str, Any], where: str = "config.json") -> tupl
         )
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
-    if layout == "hub" and config.eot_id is not None and not config.instruct:
+    if config.eot_id is not None and not config.instruct:
         config = dataclasses.replace(config, instruct=True)
+    elif config.instruct and config.eot_id is None and config.vocab_size > PUBLISHED_EOT_ID:
+        config = dataclasses.replace(config, eot_id=PUBLISHED_EOT_ID)
     return config, layout, carried
 
 

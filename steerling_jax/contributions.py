@@ -1,9 +1,9 @@
 """How much each concept added to the logit of each committed token, and which concepts carried a chunk.
 
-A logit is `composed · lm_head[token]`, and `composed` is a sum of concept vectors and a rest, so the logit splits exactly
-into one number a concept and one for the rest. The rest is computed here from the vectors, and `error` says how far the
-sum of all parts is from the logit that generation recorded. (The published package calls whatever is missing epsilon, so
-that its own check passes by construction; that number is `remainder`.)
+A logit is `composed · lm_head[token]`, and `composed` is a sum of concept vectors and a rest, so the logit splits
+exactly into one number a concept and one for the rest. The rest is computed here from the vectors, and `error` says how
+far the sum of all parts is from the logit that generation recorded. (The published package calls whatever is missing
+epsilon, so that its own check passes by construction; that number is `remainder`.)
 
 Legend: n committed tokens, K listed concepts, D width, P width of the rows of a concept table (D, or the rank).
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -42,12 +42,13 @@ class Contributions:
     """Concept shares of each committed token's logit, in the order of the trace's commits. NumPy arrays.
 
     steps, positions, token_ids (n,) int32 and target_logits (n,) float32: what was committed, when and where.
-    *_ids (n, K) int32, *_weights (n, K): the listed concepts, best first, and their activations. *_contributions (n, K):
-    weight · (E_c · lm_head[token]). `discovered_*` have K = 0 where the model has no discovered head.
-    epsilon (n,): (composed − Σ listed concept vectors) · lm_head[token], from the vectors. remainder (n,): target logit −
-    Σ listed contributions, the published epsilon. error (n,): |Σ listed + epsilon − target logit|.
-    net_known, net_discovered, net_epsilon (n,): |k̂·w|, |û·w|, |ε·w| with the whole feature vectors, ε = composed − k̂ − û:
-    unlike sums of absolute shares, concepts that cancel do not count.
+    *_ids (n, K) int32, *_weights (n, K): the listed concepts, best first, and their activations.
+    *_contributions (n, K): weight · (E_c · lm_head[token]). K is 0 for discovered ones without such a head.
+    epsilon (n,): (composed − Σ listed concept vectors) · lm_head[token], from the vectors.
+    remainder (n,): target logit − Σ listed contributions, the published epsilon.
+    error (n,): |Σ listed + epsilon − target logit|.
+    net_known, net_discovered, net_epsilon (n,): |k̂·w|, |û·w|, |ε·w| with the whole feature vectors, where
+    ε = composed − k̂ − û. Unlike in the sums of absolute shares, concepts that cancel do not count.
     """
 
     steps: np.ndarray
@@ -146,18 +147,18 @@ def concept_contributions(bundle: Bundle, trace: Trace) -> Contributions:
 
 
 class _Shares(NamedTuple):
-    """The fields of `Contributions` that come from the hidden rows."""
+    """The fields of `Contributions` that come from the hidden rows; of JAX inside a program, of NumPy once fetched."""
 
-    known_ids: np.ndarray
-    known_weights: np.ndarray
-    known_contributions: np.ndarray
-    discovered_ids: np.ndarray
-    discovered_weights: np.ndarray
-    discovered_contributions: np.ndarray
-    epsilon: np.ndarray
-    net_known: np.ndarray
-    net_discovered: np.ndarray
-    net_epsilon: np.ndarray
+    known_ids: Any
+    known_weights: Any
+    known_contributions: Any
+    discovered_ids: Any
+    discovered_weights: Any
+    discovered_contributions: Any
+    epsilon: Any
+    net_known: Any
+    net_discovered: Any
+    net_epsilon: Any
 
 
 def _in_batches(bundle: Bundle, hidden: np.ndarray, tokens: np.ndarray) -> _Shares:
@@ -200,7 +201,7 @@ def _shares(params: Params, hidden: jax.Array, tokens: jax.Array, config: ModelC
     def along(vectors: jax.Array) -> jax.Array:
         return jnp.sum(vectors * target, axis=-1)
 
-    return _Shares(  # type: ignore[arg-type]  # arrays of JAX here, of NumPy once fetched
+    return _Shares(
         *known_listed[:3], *found[:3], epsilon=along(whole - known_listed[3] - found[3]),
         net_known=jnp.abs(along(k_hat)), net_discovered=jnp.abs(along(u_hat)),
         net_epsilon=jnp.abs(along(whole - k_hat - u_hat)),
@@ -214,7 +215,7 @@ def _listed(
 
     A factorised head takes the target through its basis, so that only rank-wide rows are gathered.
     """
-    view = bn.ConceptHead(spec, _EXACT).apply({"params": params}, target)  # only its tables are used
+    view: Any = bn.ConceptHead(spec, _EXACT).apply({"params": params}, target)  # only its tables are used
     weights = jax.nn.sigmoid(head.topk_logits)
     query = target if view.basis is None else matmul_t(target, view.basis.T, "float32")
 

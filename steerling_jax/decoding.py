@@ -1,4 +1,4 @@
-"""The published generation algorithm (`generate_full`), block by block, with the keys and values of finished blocks cached.
+"""The published generation algorithm (`generate_full`), block by block, with finished keys and values cached.
 
 The canvas is the prompt and then masks. Sampler blocks of W positions are filled one after the other; each runs on the
 device as one program (`block_decoding`), and the few programs serve every prompt length, number of steps and setting.
@@ -6,8 +6,10 @@ device as one program (`block_decoding`), and the few programs serve every promp
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +28,7 @@ _CHUNK = 8  # attention blocks of a long prompt that are run at once
 
 @dataclass(frozen=True)
 class BlockDone:
-    """A sampler block is written. number counts from 1 to blocks; canvas: ids (P + max_new_tokens,) int32 so far."""
+    """A sampler block is written. number: 1 to blocks; canvas: ids (P + max_new_tokens,) int32 so far."""
 
     number: int
     blocks: int
@@ -35,12 +37,13 @@ class BlockDone:
 
 
 def decode(
-    params: Params, prompt: np.ndarray, *, config: ModelConfig, compute: Compute, generation: GenerationConfig, seed: int,
-    steering: SteeringConfig | None = None, record_hidden: bool = True,
+    params: Params, prompt: np.ndarray, *, config: ModelConfig, compute: Compute, generation: GenerationConfig,
+    seed: int, steering: SteeringConfig | None = None, record_hidden: bool = True,
 ) -> Iterator[BlockDone | Trace]:  # fmt: skip
     """Continues `prompt` (P,): a `BlockDone` after each sampler block, at last the `Trace`.
 
-    seed: of the draws, in place of the configuration's. Raises `UserError` where model, prompt and settings do not agree.
+    seed: of the draws, in place of the configuration's. Raises `UserError` where model, prompt and settings
+    do not agree.
     """
     generation.check(config, [int(i) for i in prompt])
     run = _Run.start(params, prompt, config, compute, generation, seed, steering)
@@ -60,11 +63,12 @@ def decode(
 
 def compiled_programs() -> int:
     """Number of decoding programs compiled so far in this process."""
-    return sum(f._cache_size() for f in (bd.decode_block, bd.extend_cache, bd.append_slot))
+    programs: tuple[Any, ...] = (bd.decode_block, bd.extend_cache, bd.append_slot)
+    return sum(program._cache_size() for program in programs)
 
 
 def cache_capacity(blocks: int) -> int:
-    """Attention blocks to make room for when `blocks` are needed: even, few sizes, at most a quarter too large beyond 4."""
+    """Attention blocks to make room for when `blocks` are needed: even, of few sizes, at most a quarter too many."""
     step = max(2, 1 << max(blocks.bit_length() - 3, 0))
     return max(-(-blocks // step), 1) * step
 
@@ -93,7 +97,8 @@ class _Run:
         plan = prepare_steering(params, steering, config=config, compute=compute)
         canvas = np.full(P + generation.max_new_tokens, config.mask_token_id, np.int32)
         canvas[:P] = prompt
-        banned = jnp.zeros(V, bool).at[jnp.array([config.eos_token_id, config.mask_token_id, config.pad_token_id])].set(True)
+        never = jnp.array([config.eos_token_id, config.mask_token_id, config.pad_token_id])
+        banned = jnp.zeros(V, bool).at[never].set(True)
         steps = (generation.steps or generation.max_new_tokens) // generation.sampler_blocks(config)
         branches = 2 if generation.cfg_scale > 0 else 1
         rules = bd.Rules(
@@ -178,7 +183,7 @@ class _Run:
 
     def _write(self, number, begin, record: bd.Record, committed: int, ended: bool, record_hidden: bool):
         """Commits to the canvas."""
-        record = record if record_hidden else record.replace(hidden=jnp.zeros(0))
+        record = record if record_hidden else dataclasses.replace(record, hidden=jnp.zeros(0))
         r = jax.tree.map(lambda a: a[:committed], jax.device_get(record))
         positions = begin + r.offset
         self.canvas[positions] = r.token

@@ -20,7 +20,8 @@ _SEED_LIMIT = 2**32
 class GenerationConfig:
     """How to generate. While `use_entropy_sampling` is on, `temperature` is ignored.
 
-    steps: None for one token a step. seed: None for another text every time. stop_tokens are looked for between blocks.
+    steps: None for one token a step. seed: None for another text every time. stop_tokens are looked for between
+    blocks.
     """
 
     max_new_tokens: int = 1024
@@ -44,7 +45,10 @@ class GenerationConfig:
             ("top_p", 0.0, 1.0),
             ("repetition_penalty", 1.0, math.inf),
         ):
-            value, bounds = getattr(self, name), f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+            value, bounds = (
+                getattr(self, name),
+                f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}",
+            )
             _require(low <= value <= high and math.isfinite(value), f"{name} is {value}, but it must be {bounds}.")
         _require(
             self.seed is None or 0 <= self.seed < _SEED_LIMIT,
@@ -75,8 +79,8 @@ class GenerationConfig:
             _require(0 <= i < V, f"stop_tokens holds {i}, outside the vocabulary: use ids from 0 to {V - 1}.")
         _require(
             len(prompt) + self.max_new_tokens <= config.block_size,
-            f"The prompt's {len(prompt)} tokens and max_new_tokens, {self.max_new_tokens}, do not fit in the model's context "
-            f"of {config.block_size}: shorten one of them.",
+            f"The prompt's {len(prompt)} tokens and max_new_tokens, {self.max_new_tokens}, do not fit in the model's "
+            f"context of {config.block_size}: shorten one of them.",
         )
 
 

@@ -1,4 +1,4 @@
-"""`forward` for people: any model, array-likes in, one sentence for each mistake, compiled once per shape and options."""
+"""`forward` for people: array-likes in, one sentence for each mistake, compiled once per shape and options."""
 
 from __future__ import annotations
 
@@ -75,10 +75,12 @@ def forward(
 ) -> ForwardResult:
     """Logits (B, T, V) and the decomposition behind them, for token ids (T,) or (B, T), mask ids included.
 
-    dense: also every concept's logit and weight, (B, T, C). intervene_known, intervene_unknown: concept id to activation,
-    at `positions`, bool (T,) or (B, T), default all. epsilon: "published" (a known-concept clamp turns the correction
-    off) or "frozen" (an edit moves `composed` by exactly its delta). injection (T, D) or (B, T, D), times `inject_alpha`,
-    is added after every layer whose 1-based number is at least `inject_layer`, default half the layers.
+    dense: also every concept's logit and weight, (B, T, C).
+    intervene_known, intervene_unknown: concept id to activation, at `positions`, bool (T,) or (B, T), default all.
+    epsilon: "published" (a known-concept clamp turns the correction off) or "frozen" (an edit moves `composed` by
+    exactly its delta).
+    injection: (T, D) or (B, T, D), added `inject_alpha` times after every layer whose 1-based number is at least
+    `inject_layer`, default half the layers.
     large_head_threshold: concepts above which clamps follow the sparse rule.
     Raises `UserError` for bad values.
     """
@@ -103,7 +105,7 @@ def forward(
 
 
 def check_token_ids(token_ids: Any, config: ModelConfig, what: str = "token_ids") -> np.ndarray:
-    """Token ids as int32 (B, T). Raises `UserError` when empty, ragged, too long, not integers, or not in the vocabulary."""
+    """Token ids as int32 (B, T). `UserError` when empty, ragged, too long, no integers, or not in the vocabulary."""
     try:
         tokens = np.asarray(token_ids)
     except ValueError:

@@ -1,9 +1,9 @@
 """Which input tokens made each committed token: integrated gradients on the canvas that generation saw.
 
-For each committed token, the embeddings of its exact snapshot are reached from the mask embedding on a straight line, and
-the gradient of its logit along the line is averaged. Positions still masked in the snapshot do not move, so they get zero.
-The path is backbone → lm_head: with the epsilon correction on that is the model's logit, and without it the published
-package takes the same path. Later attention blocks cannot be seen, so the canvas is cut after the target's block.
+For each committed token, the embeddings of its exact snapshot are reached from the mask embedding on a straight line,
+and the gradient of its logit along the line is averaged. Positions still masked in the snapshot do not move, so they
+get zero. The path is backbone → lm_head: with the epsilon correction on that is the model's logit, and without it the
+published package takes the same path. Later attention blocks cannot be seen, so the canvas is cut after the target's.
 
 Legend: n committed tokens, T canvas positions, D width, B targets explained at once, S cut length.
 """
@@ -44,10 +44,11 @@ class InputScore(NamedTuple):
 class InputAttribution:
     """What each position of the canvas added to each committed token's logit. NumPy arrays, in the trace's order.
 
-    attributions (n, T) float32. target_positions, target_token_ids, target_orders (n,) int32: what is explained; orders
-    count the commits from 0. target_logits (n,): as recorded. path_logits, baseline_logits (n,): of backbone → lm_head on
-    the snapshot and on masks alone. completeness_error (n,): sum of the attributions − (path − baseline logit), which the
-    exact integral would make 0.
+    attributions (n, T) float32.
+    target_positions, target_token_ids, target_orders (n,) int32: what is explained; orders count the commits from 0.
+    target_logits (n,): as recorded.
+    path_logits, baseline_logits (n,): of backbone → lm_head on the snapshot and on masks alone.
+    completeness_error (n,): sum of the attributions − (path − baseline logit), which the exact integral would make 0.
     """
 
     trace: Trace
@@ -88,8 +89,9 @@ def attribute_inputs(
 ) -> InputAttribution:
     """Integrated gradients of every committed token, with `nodes` forward and backward passes each.
 
-    rule: Gauss–Legendre nodes need far fewer passes than the published right-Riemann sum. batch_size: targets explained
-    at once, the whole of the memory needed. For traces without guidance and steering. Raises `UserError` for bad values.
+    rule: Gauss–Legendre nodes need far fewer passes than the published right-Riemann sum.
+    batch_size: targets explained at once, which sets the memory needed; the nodes do not.
+    For traces without guidance and steering. Raises `UserError` for bad values.
     """
     alphas, weights = (np.pad(a, (0, -nodes % 32)) for a in quadrature(nodes, rule))
     if batch_size < 1:
@@ -100,7 +102,7 @@ def attribute_inputs(
     snapshots = {commit.step: trace.snapshot(commit.step) for commit in trace.commits}
     for length, rows in _batches(targets, T, bundle.config.diff_block_size, batch_size):
         filled = rows + rows[:1] * (batch_size - len(rows))
-        _, steps, positions, tokens, _ = (np.asarray(column) for column in zip(*(targets[i] for i in filled), strict=True))
+        _, steps, positions, tokens, _ = map(np.asarray, zip(*(targets[i] for i in filled), strict=True))
         canvases = np.stack([snapshots[step][:length] for step in steps.tolist()])
         found, logits = _integrate(
             bundle.params, canvases, positions, tokens, alphas, weights, nodes, trace.mask_id,
@@ -137,8 +139,8 @@ def _targets(trace: Trace, commit) -> Iterator[tuple[int, int, int, float]]:
 def _batches(targets: list, T: int, block: int, size: int) -> Iterator[tuple[int, list[int]]]:
     """Cut lengths with the numbers of the targets to explain there, at most `size` at a time.
 
-    A target needs the canvas up to the end of its attention block. Lengths are rounded up to 1, 2, 3, 4, 6, 8, 12, … blocks,
-    so that few programs are compiled; longer canvases give the same numbers.
+    A target needs the canvas up to the end of its attention block. Lengths are rounded up to 1, 2, 3, 4, 6, 8, 12, …
+    blocks, so that few programs are compiled; longer canvases give the same numbers.
     """
     by_length: dict[int, list[int]] = defaultdict(list)
     for number, (_, _, position, _, _) in enumerate(targets):
@@ -162,7 +164,7 @@ def _integrate(
 ) -> tuple[jax.Array, jax.Array]:  # fmt: skip
     """canvases (B, S), positions and tokens (B,) to attributions (B, S) and the logits at both ends (B, 2).
 
-    The first `nodes` of alphas and weights count, so that one program serves any number; one node is in memory at a time.
+    The first `nodes` of alphas and weights count: one program serves any number, with one node in memory at a time.
     """
     B = canvases.shape[0]
     full = embed_tokens(params, canvases, compute).astype(jnp.float32)

@@ -61,11 +61,12 @@ class Linear(nn.Module):
     features: int
     compute: Compute
     use_bias: bool = False
-    init_std: float = 0.02
+    residual_layers: int | None = None  # layers of the stack, for a projection that writes to the residual stream
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        weight = self.param("weight", nn.initializers.normal(self.init_std), (self.features, x.shape[-1]))
+        std = (x.shape[-1] * 2 * (self.residual_layers or 0.5)) ** -0.5
+        weight = self.param("weight", nn.initializers.normal(std), (self.features, x.shape[-1]))
         y = matmul_t(x, weight, self.compute.operands)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
@@ -77,10 +78,11 @@ class Norm(nn.Module):
     """RMSNorm (weight applied in float32, then cast back) or LayerNorm (whose epsilon is always 1e-5), over the last axis."""
 
     config: ModelConfig
+    init_gain: float = 1.0
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        weight = self.param("weight", nn.initializers.ones, (x.shape[-1],)).astype(jnp.float32)
+        weight = self.param("weight", nn.initializers.constant(self.init_gain), (x.shape[-1],)).astype(jnp.float32)
         wide = x.astype(jnp.float32)
         if self.config.use_rms_norm:
             scale = lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.config.norm_eps)
@@ -135,36 +137,6 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> 
     return out.reshape(B, T, H, d).astype(q.dtype)
 
 
-def attend_two_copies(q: jax.Array, k: jax.Array, v: jax.Array, block: int) -> jax.Array:
-    """Attention over [clean, noisy] copies of one sequence, (B, 2T, heads, d), in the pattern of `noise.two_copy_mask`.
-
-    Clean positions see clean blocks up to their own; noisy ones see clean earlier blocks and their own noisy block. Only those
-    two score matrices, (2T, T) and (T, block), are built: under half of the masked (2T, 2T). T is a multiple of `block`.
-    """
-    B, TT, H, d = q.shape
-    G, T, per = k.shape[2], TT // 2, H // k.shape[2]
-    n = T // block
-    wide = {"preferred_element_type": jnp.float32}
-    q = (q * jnp.asarray(d**-0.5, q.dtype)).reshape(B, TT, G, per, d).transpose(0, 2, 3, 1, 4)  # (B, G, per, 2T, d)
-    k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
-    number = jnp.arange(T) // block
-    allowed = jnp.concatenate([number[:, None] >= number[None, :], number[:, None] > number[None, :]])
-    scores = jnp.einsum("bghtd,bgsd->bghts", q, k[:, :, :T], **wide)
-    scores = jnp.where(allowed.reshape(1, 1, 1, TT, T), scores, -jnp.inf)
-    noisy_q = q[:, :, :, T:].reshape(B, G, per, n, block, d)
-    noisy_k, noisy_v = (a[:, :, T:].reshape(B, G, n, block, d) for a in (k, v))
-    own = jnp.einsum("bghntd,bgnsd->bghnts", noisy_q, noisy_k, **wide).reshape(B, G, per, T, block)
-    own = jnp.concatenate([jnp.full_like(own, -jnp.inf), own], axis=3)  # clean positions do not see noisy ones
-    peak = lax.stop_gradient(jnp.maximum(scores.max(-1, keepdims=True), own.max(-1, keepdims=True)))
-    scores, own = jnp.exp(scores - peak), jnp.exp(own - peak)
-    total = scores.sum(-1, keepdims=True) + own.sum(-1, keepdims=True)
-    out = jnp.einsum("bghts,bgsd->bghtd", scores.astype(q.dtype), v[:, :, :T], **wide)
-    own = own[:, :, :, T:].reshape(B, G, per, n, block, block).astype(q.dtype)
-    local = jnp.einsum("bghnts,bgnsd->bghntd", own, noisy_v, **wide).reshape(B, G, per, T, d)
-    out = jnp.concatenate([out[:, :, :, :T], out[:, :, :, T:] + local], axis=3) / total
-    return out.transpose(0, 3, 1, 2, 4).reshape(B, TT, H, d).astype(q.dtype)
-
-
 class Attention(nn.Module):
     """Block-causal self-attention with grouped queries, clipped projections, per-head norms and rotary positions."""
 
@@ -193,7 +165,7 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = (jnp.concatenate([old.astype(new.dtype), new], axis=1) for old, new in zip(cache, fresh, strict=True))
         y = (mask(q, k, v) if callable(mask) else attend(q, k, v, mask)).reshape(B, T, D)
-        return Linear(D, self.compute, c.use_bias, _residual_std(c), name="c_proj")(y), fresh
+        return Linear(D, self.compute, c.use_bias, c.n_layers, name="c_proj")(y), fresh
 
 
 class MLP(nn.Module):
@@ -212,7 +184,7 @@ class MLP(nn.Module):
             h = jax.nn.silu(gate) * up
         else:
             h = {"gelu": partial(jax.nn.gelu, approximate=True), "relu": jax.nn.relu, "silu": jax.nn.silu}[c.activation](h)
-        return Linear(x.shape[-1], self.compute, c.use_bias, _residual_std(c), name="c_proj")(h)
+        return Linear(x.shape[-1], self.compute, c.use_bias, c.n_layers, name="c_proj")(h)
 
 
 class Block(nn.Module):
@@ -224,7 +196,9 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x, rope, mask, cache: Cache | None = None) -> tuple[jax.Array, Cache]:
         c = self.config
-        ln_1, ln_2 = Norm(c, name="ln_1"), Norm(c, name="ln_2")
+        # A normed branch of gain 1 would drown the token's own embedding, whose scale at the start is 1/√D.
+        gain = 0.1 if c.norm_order == "post" else 1.0
+        ln_1, ln_2 = Norm(c, gain, name="ln_1"), Norm(c, gain, name="ln_2")
         attn, mlp = Attention(c, self.compute, name="attn"), MLP(c, self.compute, name="mlp")
         if c.norm_order == "pre":
             y, fresh = attn(ln_1(x), rope, mask, cache)
@@ -233,8 +207,3 @@ class Block(nn.Module):
         y, fresh = attn(x, rope, mask, cache)
         x = x + ln_1(y)
         return x + ln_2(mlp(x)), fresh
-
-
-def _residual_std(config: ModelConfig) -> float:
-    """Initial scale of the projections that write to the residual stream (published)."""
-    return 0.02 * (2 * config.n_layers) ** -0.5

@@ -67,8 +67,7 @@ def draw_masks(length: int, samples: int, seed: int) -> np.ndarray:
     """
     random = np.random.default_rng(seed)
     start = random.integers(1, length + 1)
-    counts = np.round(start + np.arange(samples) * (length / samples)).astype(int)
-    counts = (counts - 1) % length + 1
+    counts = (start - 1 + np.arange(samples) * length // samples) % length + 1
     order = random.random((samples, length)).argsort(axis=1)
     return order < counts[:, None]
 
@@ -88,7 +87,7 @@ def _split(bundle: Bundle, context: str | Sequence[int], continuation: str | Seq
 def _masked_loss(
     params: Params, canvas: jax.Array, length: jax.Array, chosen: jax.Array, config: ModelConfig, compute: Compute
 ) -> jax.Array:
-    """Sum of the cross-entropies (B,) of the chosen positions (B, T), those masked, of a canvas (T,) of `length` tokens."""
+    """Cross-entropies (B,) summed over the chosen, masked positions (B, T) of a canvas (T,) of `length` tokens."""
     at = jnp.arange(canvas.shape[0])
     tokens = jnp.where(chosen, config.mask_token_id, canvas[None, :])
     mask = block_causal_mask(at, at, config.diff_block_size) & (at < length)[None, :]  # padding is not there

@@ -60,9 +60,9 @@ class Steerling(nn.Module):
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
         c = self.config
-        x = bn._Table((c.vocab_size, c.n_embd), name="tok_emb")()[tokens]
+        x = bn.Table((c.vocab_size, c.n_embd), c.n_embd**-0.5, name="tok_emb")()[tokens]
         if not c.weight_sharing:
-            bn._Table((c.vocab_size, c.n_embd), name="lm_head")()
+            bn.Table((c.vocab_size, c.n_embd), c.n_embd**-0.5, name="lm_head")()
         positions = jnp.arange(tokens.shape[1])
         mask = block_causal_mask(positions, positions, c.diff_block_size)
         rope = rope_tables(c, positions) if c.use_rope else None
@@ -79,7 +79,7 @@ class Steerling(nn.Module):
 
 
 def init_params(config: ModelConfig, key: jax.Array) -> Params:
-    """Fresh float32 parameters: normal(0.02), residual projections scaled down by √(2L), norms 1 (published)."""
+    """Fresh float32 parameters: weights normal with variance 1 / fan-in, residual projections scaled down by √(2L)."""
     return Steerling(config).init(key, jnp.zeros((1, config.diff_block_size), jnp.int32))["params"]
 
 
@@ -140,7 +140,7 @@ def forward(
     B, T, D = hidden.shape
     rows, concept = hidden.reshape(-1, D), config.concept
     run = partial(
-        run_head, compute=compute, rule=epsilon, dense=dense, large=large or bn.LARGE_CONCEPT_THRESHOLD
+        run_head, compute=compute, rule=epsilon, dense=dense, large=bn.LARGE_CONCEPT_THRESHOLD if large is None else large
     )
     known = run(params["known_head"], rows, bn.known_spec(concept), clamps=known_clamps)
     spec = bn.unknown_spec(concept)

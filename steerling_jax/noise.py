@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from steerling_jax.backbone import Params, embed_tokens, run_backbone
 from steerling_jax.config import Compute, ModelConfig
-from steerling_jax.layers import attend_two_copies
+from steerling_jax.two_copy_attention import attend_two_copies
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def denoise(
 def two_copy_mask(length: int, block: int) -> jax.Array:
     """Boolean (2T, 2T) for [clean, noisy]: clean is block-causal; noisy sees its own block and clean earlier blocks.
 
-    The definition that `layers.attend_two_copies` computes without building it.
+    The definition that `attend_two_copies` computes without building it.
     """
     number = jnp.arange(length) // block
     query, key = number[:, None], number[None, :]

@@ -35,6 +35,8 @@ class ObjectiveConfig:
     epsilon_dropout: share of masked positions whose prediction is `lm_head(k̂ + û)` alone. Without it the diffusion loss
     sends no gradient to the concepts, because composed equals hidden.
     known_dropout: share of those positions where k̂ is left out too.
+    concept_warmup: share of training over which the presence loss gains its hold on the backbone. At first every concept is
+    claimed everywhere, and the gradient that takes this back would flatten the hidden states; the heads alone can do it.
     known_forcing, unknown_forcing: probability that a step uses the labels' features, or the true residual.
     rows: share of positions kept as rows; enough for the expected number of masked ones.
     """
@@ -42,6 +44,7 @@ class ObjectiveConfig:
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     token_weight: Literal["one", "inverse_t"] = "one"
     concept_weight: float = 1.0
+    concept_warmup: float = 0.05
     residual_weight: float = 1.0
     independence_weight: float = 1.0
     epsilon_dropout: tuple[float, float] = (0.1, 0.3)
@@ -148,7 +151,9 @@ def _concept_losses(params, rows: Rows, batch: Batch, key, progress, config, com
         unknown = run_head(params["unknown_head"], fixed, unknown_spec, compute).features
     composed = training_features(rows, known, unknown, labelled, key, progress, objective)
     loss, metrics = diffusion_loss(params, composed, rows, compute, objective)
-    presence = presence_loss(known_view, rows, labels, known_spec.block, compute.operands)
+    hold = jnp.minimum(progress / max(objective.concept_warmup, 1e-6), 1.0)
+    held = known_view._replace(query=scale_gradient(known_view.query, hold))
+    presence = presence_loss(held, rows, labels, known_spec.block, compute.operands)
     loss = loss + objective.concept_weight * presence
     metrics["presence"] = presence
     if unknown_spec is not None:
@@ -183,7 +188,7 @@ def training_features(
 
 def label_features(view: HeadView, labels: jax.Array, chunk: jax.Array, compute: Compute) -> jax.Array:
     """`Σ labels E_c` of each row's chunk, (M, D): labels (B·S, K), −1 unused; chunk (M,), −1 gives zeros."""
-    C = view.values.shape[0]
+    C = view.count
     used = labels >= 0
     per_chunk = bn.mix_concepts(view, jnp.where(used, labels, 0), used.astype(jnp.float32), C, compute)
     return jnp.where((chunk >= 0)[:, None], per_chunk[jnp.maximum(chunk, 0)], 0.0)
@@ -195,7 +200,7 @@ def presence_loss(view: HeadView, rows: Rows, labels: jax.Array, block: int, ope
     In log space: S = −Σ softplus(z) is log(1 − P). Chunks without a masked token are left out. Streams over blocks of
     concepts; positive-only labels (B·S, K) are scattered block by block.
     """
-    chunks, C = labels.shape[0], view.keys.shape[0]
+    chunks, C = labels.shape[0], view.count
     block = min(block, C)
     segment = jnp.where(rows.chunk >= 0, rows.chunk, chunks)  # one extra segment takes the rows of no chunk
     present = jax.ops.segment_sum(rows.valid, segment, chunks + 1)[:chunks] > 0
@@ -215,6 +220,11 @@ def presence_loss(view: HeadView, rows: Rows, labels: jax.Array, block: int, ope
 
     total, _ = lax.scan(step, jnp.zeros(()), jnp.arange(-(-C // block)))
     return total / jnp.maximum(jnp.sum(present), 1)
+
+
+def scale_gradient(x: jax.Array, factor: jax.Array) -> jax.Array:
+    """x itself, with its gradient multiplied by `factor` in [0, 1]."""
+    return factor * x + lax.stop_gradient((1 - factor) * x)
 
 
 def log1m_exp(s: jax.Array) -> jax.Array:

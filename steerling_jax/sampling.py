@@ -1,7 +1,7 @@
 """From raw logits to tokens: what is held down, how sure a position is, which token it takes.
 
-Pure functions on rows of logits. A draw's randomness is `fold_in(key(seed), position)`: it depends on the seed and on the
-absolute position alone, never on caching, batching or the step. Source: `generate_full` of the published package.
+Pure functions on rows of logits. A draw's randomness is `fold_in(key(seed), position)`: it depends on the seed and on
+the absolute position alone, never on caching, batching or the step. Source: `generate_full` of the published package.
 
 Legend: R rows, V vocabulary.
 """
@@ -81,7 +81,7 @@ Choice = Greedy | Nucleus | EntropyNucleus
 
 
 def choice_of(config: GenerationConfig) -> Choice:
-    """How a position's token is chosen under this configuration. Numbers are arrays, so that one program serves them all."""
+    """How a position's token is chosen here. Numbers are arrays, so that one program serves them all."""
     top_p = jnp.float32(config.top_p)
     if config.use_entropy_sampling:
         return EntropyNucleus(top_p)
@@ -100,7 +100,7 @@ def entropy_temperature(logits_V: jax.Array, top_p: jax.Array | float) -> jax.Ar
 
 
 def in_nucleus(logits_V: jax.Array, top_p: jax.Array | float) -> tuple[jax.Array, jax.Array]:
-    """Ids by falling probability (V,) int32, and for each whether it is in the nucleus (V,) bool; the first always is."""
+    """Ids by falling probability (V,), and for each whether it is in the nucleus (V,) bool; the first always is."""
     order = jnp.argsort(-logits_V)
     probs = jax.nn.softmax(logits_V)[order]
     before = jnp.cumsum(probs) - probs

@@ -32,7 +32,9 @@ class Steering(NamedTuple):
         return self.alpha if self.cutoff is None or written < self.cutoff else 0.0
 
 
-def prepare_steering(params: Params, steering: SteeringConfig | None, *, config: ModelConfig, compute: Compute) -> Steering:
+def prepare_steering(
+    params: Params, steering: SteeringConfig | None, *, config: ModelConfig, compute: Compute
+) -> Steering:
     """Raises `UserError` where the model has no such concepts."""
     if steering is None:
         return Steering(None, 0.0, 0, None, jnp.zeros(config.vocab_size))

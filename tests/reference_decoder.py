@@ -1,4 +1,4 @@
-"""The published generation algorithm in a few lines: no cache, the whole canvas in every step. Slow, and easy to check.
+"""The published generation algorithm in a few lines: no cache, the whole canvas every step. Slow and plain.
 
 Source: `generate_full` of the published package. Sampling is ours (keyed by position), through `steerling_jax.sampling`.
 """
@@ -18,7 +18,8 @@ from steerling_jax.trace import Commit
 
 
 def reference_decode(
-    params, prompt: np.ndarray, config: ModelConfig, generation: GenerationConfig, seed: int, steering: SteeringConfig | None = None
+    params, prompt: np.ndarray, config: ModelConfig, generation: GenerationConfig, seed: int,
+    steering: SteeringConfig | None = None,
 ) -> tuple[np.ndarray, list[Commit]]:  # fmt: skip
     """The final canvas (P + max_new_tokens,) and the commits."""
     P, W, mask = len(prompt), config.diff_block_size, config.mask_token_id
@@ -54,7 +55,8 @@ def reference_decode(
                 continue
             on_canvas = jnp.asarray(np.bincount(canvas, minlength=config.vocab_size) > 0)
             logits = adjust(jnp.asarray(raw[masked]), on_canvas)
-            picked = np.argsort(-np.asarray(confidence(logits)), kind="stable")[:count]
+            sure = np.asarray(confidence(logits))
+            picked = (len(masked) - 1 - np.argsort(-sure[::-1], kind="stable"))[:count]  # of ties, the later position
             positions = masked[picked]
             tokens = [int(choose(position_key(seed, p), logits[i])) for i, p in zip(picked, positions)]
             if config.eot_id in tokens:

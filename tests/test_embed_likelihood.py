@@ -36,11 +36,11 @@ def test_embedding_without_a_discovered_head(golden):
 
 def test_embedding_mistakes(bundle, golden):
     for arguments, words in (
-        (dict(text_or_ids=""), "empty"),
-        (dict(text_or_ids=[]), "empty"),
-        (dict(text_or_ids=[300]), "outside the vocabulary"),
-        (dict(text_or_ids=[1], kind="unknown"), "kind"),
-        (dict(text_or_ids=[1], pooling="max"), "pooling"),
+        ({"text_or_ids": ""}, "empty"),
+        ({"text_or_ids": []}, "empty"),
+        ({"text_or_ids": [300]}, "outside the vocabulary"),
+        ({"text_or_ids": [1], "kind": "unknown"}, "kind"),
+        ({"text_or_ids": [1], "pooling": "max"}, "pooling"),
     ):
         with pytest.raises(sj.UserError, match=words):
             sj.embed(bundle, **arguments)

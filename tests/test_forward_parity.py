@@ -7,24 +7,29 @@ import json
 from functools import partial
 
 import jax
+import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import steerling_jax as sj
 from steerling_jax import bottleneck, inference, model
-from steerling_jax.config import Compute, ConceptConfig, ModelConfig
+from steerling_jax.config import ConceptConfig, ModelConfig
 
-FAMILIES = """attention_heads backbone base dense_unknown_topk8of12 hub_layout instruct known_only large_heads
-layernorm_relu no_epsilon no_topk_no_epsilon prenorm_mha_bias topk_on_logits""".split()
+FAMILIES = (
+    "attention_heads", "backbone", "base", "dense_unknown_topk8of12", "hub_layout", "instruct", "known_only",
+    "large_heads", "layernorm_relu", "no_epsilon", "no_topk_no_epsilon", "prenorm_mha_bias", "topk_on_logits",
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
 def _quick_compilation(monkeypatch):
     """Compiling is nearly all the time here: the machine code may be slow, the numbers are the same."""
-    options = dict(compiler_options={"xla_backend_optimization_level": 0})
+    options = {"xla_backend_optimization_level": 0}
     static = ("config", "compute", "dense", "epsilon", "large")
-    monkeypatch.setattr(inference, "compiled_forward", jax.jit(model.forward, static_argnames=static, **options))
+    monkeypatch.setattr(
+        inference, "compiled_forward", jax.jit(model.forward, static_argnames=static, compiler_options=options)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -89,20 +94,20 @@ def test_one_row_and_a_batch_agree(bundle, golden):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (dict(token_ids=[1, 300]), "the id 300, outside the vocabulary"),
-        (dict(token_ids=[-1]), "the id -1, outside"),
-        (dict(token_ids=[]), "empty"),
-        (dict(token_ids=[[1, 2], [3]]), "different lengths"),
-        (dict(token_ids=[0.5]), "integer"),
-        (dict(token_ids=np.zeros((1, 1, 2), int)), "shape"),
-        (dict(token_ids=[1] * 257), "context of 256"),
-        (dict(intervene_known={100: 1.0}), "0 to 99"),
-        (dict(intervene_unknown={-1: 1.0}), "0 to 299"),
-        (dict(intervene_known={1: "high"}), "numbers"),
-        (dict(intervene_known={1: 1.0}, positions=[True]), "shape"),
-        (dict(intervene_known={1: 1.0}, positions=[0, 2, 1]), "booleans"),
-        (dict(injection=np.zeros((3, 5))), "shape"),
-        (dict(epsilon="melted"), "'published' or 'frozen'"),
+        ({"token_ids": [1, 300]}, "the id 300, outside the vocabulary"),
+        ({"token_ids": [-1]}, "the id -1, outside"),
+        ({"token_ids": []}, "empty"),
+        ({"token_ids": [[1, 2], [3]]}, "different lengths"),
+        ({"token_ids": [0.5]}, "integer"),
+        ({"token_ids": np.zeros((1, 1, 2), int)}, "shape"),
+        ({"token_ids": [1] * 257}, "context of 256"),
+        ({"intervene_known": {100: 1.0}}, "0 to 99"),
+        ({"intervene_unknown": {-1: 1.0}}, "0 to 299"),
+        ({"intervene_known": {1: "high"}}, "numbers"),
+        ({"intervene_known": {1: 1.0}, "positions": [True]}, "shape"),
+        ({"intervene_known": {1: 1.0}, "positions": [0, 2, 1]}, "booleans"),
+        ({"injection": np.zeros((3, 5))}, "shape"),
+        ({"epsilon": "melted"}, "'published' or 'frozen'"),
     ],
 )
 def test_mistakes_are_sentences(bundle, arguments, words):
@@ -117,25 +122,25 @@ def test_clamps_need_concepts(golden):
             sj.forward(sj.load(golden / family), [1, 2], **{option: {0: 1.0}})
 
 
-def test_a_frozen_epsilon_moves_composed_by_exactly_the_edit(golden):
+def test_a_frozen_epsilon_moves_composed_by_exactly_the_edit(bundle, golden):
     """The delta of concept c is (value − its weight) E_c, its weight being 0 where it was not kept."""
-    bundle = sj.load(golden / "dense_unknown_topk8of12")
     ids = np.load(golden / "base" / "forward.npz")["input_ids"]
     plain = sj.forward(bundle, ids).decomposition
     edits = {"known": {3: 0.9, 7: 0.0}, "unknown": {5: 0.7}}
     edited = sj.forward(
         bundle, ids, epsilon="frozen", intervene_known=edits["known"], intervene_unknown=edits["unknown"]
     ).decomposition
+    head = bundle.params["unknown_head"]
+    tables = {
+        "known": bundle.params["known_head"]["concept_embedding"]["weight"],
+        "unknown": head["embedding_coef"]["weight"] @ head["embedding_basis"]["weight"].T,
+    }
     expected = np.asarray(plain.composed)
-    for head, clamps in edits.items():
-        count = bundle.config.concept.topk_known_features if head == "known" else bundle.config.concept.unknown_topk
-        weights = jax.nn.sigmoid(plain.hidden @ bundle.params[f"{head}_head"]["concept_predictor"]["weight"].T)
-        least = np.sort(weights, axis=-1)[..., -count]
+    for kind, clamps in edits.items():
+        kept, logits = (np.asarray(getattr(plain, f"{kind}_topk_{field}")) for field in ("indices", "logits"))
         for number, value in clamps.items():
-            weight = np.asarray(weights[..., number])
-            weight = np.where(weight >= least, weight, 0.0)
-            vector = np.asarray(bundle.params[f"{head}_head"]["concept_embedding"]["weight"][number])
-            expected = expected + (value - weight)[..., None] * vector
+            weight = np.where(kept == number, 1 / (1 + np.exp(-logits)), 0.0).sum(axis=-1)
+            expected = expected + (value - weight)[..., None] * np.asarray(tables[kind][number])
     check("composed", edited.composed, expected)
 
 
@@ -171,12 +176,12 @@ def test_streaming_and_one_matmul_agree(changes):
 
     def features(params, config):
         out = model.forward(params, jnp.asarray(TOKENS), config=config).decomposition
-        return jnp.sum(out.known_features * target) + jnp.sum(out.unk_hat * target), out
+        return sum(
+            jnp.sum(features * target) for features in (out.known_features, out.unk_hat) if features is not None
+        ), out
 
-    results = [
-        jax.jit(jax.value_and_grad(features, has_aux=True), static_argnums=1)(params, small(concept_block=size, **changes))
-        for size in (128, 4096)
-    ]
+    program = jax.jit(jax.value_and_grad(features, has_aux=True), static_argnums=1)
+    results = [program(params, small(concept_block=size, **changes)) for size in (128, 4096)]
     ((_, streamed), streamed_grads), ((_, whole), whole_grads) = results
     for field in ("known_features", "unk_hat", "known_topk_logits", "unknown_topk_logits"):
         check(field, getattr(streamed, field), np.asarray(getattr(whole, field)))
@@ -191,7 +196,7 @@ def shapes_made(jaxpr):
     for equation in jaxpr.eqns:
         for variable in equation.outvars:
             yield equation.primitive.name, variable.aval.shape
-        for inner in jax.core.jaxprs_in_params(equation.params):
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
             yield from shapes_made(inner)
 
 
@@ -218,6 +223,7 @@ def test_memory_of_the_published_concept_counts():
     program = jax.jit(lambda params, tokens: model.forward(params, tokens, config=config))
     shapes = model.param_shapes(config), jax.ShapeDtypeStruct((1, 1024), jnp.int32)
     memory = program.lower(*shapes).compile().memory_analysis()
+    assert memory is not None
     assert memory.temp_size_in_bytes < 138e6
 
 

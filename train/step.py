@@ -17,7 +17,7 @@ from steerling_jax.optimizer import learning_rate, make_optimizer
 from .run_config import RunConfig
 
 Batch = dict[str, Any]
-Metrics = dict[str, jax.Array]
+Metrics = dict[str, Any]
 
 
 @struct.dataclass

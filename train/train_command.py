@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import logging
+import os
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,12 +45,18 @@ def run(args: argparse.Namespace) -> int:
     from steerling_jax.cli.console import note, print_json
     from steerling_jax.io.training_checkpoint import alone_in
 
+    from .metrics import check_tensorboard
     from .run_config import load_config
 
+    if args.tensorboard:
+        check_tensorboard()
     config = load_config(args.config)
     if args.steps is not None:
         config = dataclasses.replace(config, steps=args.steps)
     out = args.out or Path("runs") / config.name
+    logging.getLogger("absl").setLevel(
+        logging.CRITICAL
+    )  # Orbax logs a failed save with its traceback; ours is a sentence
     with alone_in(out):
         _keep_compiled(out)
         outcome, code = _train(config, args, out)
@@ -62,6 +70,7 @@ def run(args: argparse.Namespace) -> int:
 def _train(config: RunConfig, args: argparse.Namespace, out: Path) -> tuple[dict[str, Any], int]:
     from steerling_jax.cli.console import note
 
+    from .evaluate import evaluator
     from .loop import Done, Evaluated, Stopped, train
     from .run_folder import check_corpus, open_folder
     from .show import show
@@ -69,7 +78,7 @@ def _train(config: RunConfig, args: argparse.Namespace, out: Path) -> tuple[dict
     store = _corpus(config, args.corpus or _path(config.data.corpus) or out / "corpus")
     check_corpus(config, store)
     open_folder(config, store, out)
-    evaluate = _evaluator(config, store)
+    evaluate = evaluator(config, store)
     outcome: dict[str, Any] = {"config": config.name, "folder": out}
     with _signals() as caught:
         events = train(config, store, out, evaluate=evaluate, stop=lambda: bool(caught), tensorboard=args.tensorboard)
@@ -83,16 +92,6 @@ def _train(config: RunConfig, args: argparse.Namespace, out: Path) -> tuple[dict
                 case Done():
                     outcome |= {"step": event.step, "clock": event.clock, "export": _export(config, out, event.params)}
     return outcome, 0
-
-
-def _evaluator(config: RunConfig, store: CorpusStore) -> Callable[[Any], Mapping[str, Any]] | None:
-    import importlib.util
-
-    if importlib.util.find_spec("steerling_jax.train.evaluate") is None:
-        return None
-    from .evaluate import evaluator
-
-    return evaluator(config, store)
 
 
 def _export(config: RunConfig, out: Path, params: Any) -> Path:
@@ -143,7 +142,7 @@ def _keep_compiled(out: Path) -> None:
     """
     import jax
 
-    if jax.config.jax_compilation_cache_dir is None:
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str((out / "compiled").absolute()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 

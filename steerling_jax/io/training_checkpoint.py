@@ -14,7 +14,6 @@ import contextlib
 import errno
 import fcntl
 import json
-import logging
 import os
 import shutil
 import time
@@ -50,8 +49,6 @@ class TrainingCheckpoints:
     def __init__(self, folder: str | Path, *, keep: int):
         self.folder = Path(folder).absolute() / CHECKPOINTS
         self._saving: tuple[int, Any] | None = None
-        # Orbax logs a failed save with its traceback; ours is a sentence.
-        logging.getLogger("absl").setLevel(logging.CRITICAL)
         context = ocp.Context()
         context.checkpointables.registry = registry = ocp.handlers.local_registry()
         registry.add(ocp.handlers.JsonHandler, checkpointable_name="clock")
@@ -59,9 +56,9 @@ class TrainingCheckpoints:
         with _told(f"Cannot open {self.folder}"):
             self.folder.mkdir(parents=True, exist_ok=True)
             self._remove_debris()
-            self._checkpointer = ocp.training.Checkpointer(
-                self.folder, context=context, preservation_policy=policies.LatestN(keep)
-            )
+            newest: Any = policies.LatestN(keep)  # Orbax's own annotations do not agree with each other
+            place: Any = self.folder
+            self._checkpointer = ocp.training.Checkpointer(place, context=context, preservation_policy=newest)
 
     def __enter__(self) -> TrainingCheckpoints:
         return self
@@ -198,7 +195,12 @@ def alone_in(folder: str | Path) -> Iterator[None]:
             raise UserError(
                 f"Another process is training in {folder}; wait for it, or choose another folder with --out."
             ) from None
-        yield
+        try:
+            yield
+        finally:
+            if [path.name for path in folder.iterdir()] == [".lock"]:  # refused before anything was written
+                (folder / ".lock").unlink()
+                folder.rmdir()
 
 
 @contextlib.contextmanager

@@ -18,11 +18,13 @@ from steerling_jax.trace import Trace
 if TYPE_CHECKING:
     from steerling_jax.api import Bundle
 
+_DEFAULT = GenerationConfig()
+
 
 @dataclass(frozen=True)
 class Generation:
-    """text: what was written. tokens: prompt and canvas, (P + max_new_tokens,) int32. generated_tokens: how many ids the
-    text came from. seed: the one that was used, also where none was asked for."""
+    """text: what was written. tokens: prompt and canvas, (P + max_new_tokens,) int32. generated_tokens: of how many
+    ids the text is made. seed: the one that was used, also where none was asked for."""
 
     text: str
     tokens: np.ndarray
@@ -34,7 +36,7 @@ class Generation:
 def generate(
     bundle: Bundle,
     text_or_ids: str | Sequence[int],
-    config: GenerationConfig = GenerationConfig(),
+    config: GenerationConfig = _DEFAULT,
     steering: SteeringConfig | None = None,
     *,
     record_hidden: bool = True,
@@ -51,7 +53,7 @@ def generate(
 def stream(
     bundle: Bundle,
     text_or_ids: str | Sequence[int],
-    config: GenerationConfig = GenerationConfig(),
+    config: GenerationConfig = _DEFAULT,
     steering: SteeringConfig | None = None,
     *,
     record_hidden: bool = True,

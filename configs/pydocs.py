@@ -1,0 +1,69 @@
+"""The bundled model: learns Python's own documentation, as every interpreter carries it.
+
+Command   steerling train --config pydocs
+"""
+
+from steerling_jax.config import Compute, ConceptConfig, ModelConfig
+from steerling_jax.noise import NoiseConfig
+from steerling_jax.objective import ObjectiveConfig
+from steerling_jax.optimizer import OptimizerConfig
+from steerling_jax.train.run_config import DataConfig, RunConfig, special_ids
+
+VOCABULARY = 4096
+CONCEPTS = 136  # those of train/ontology.toml
+WIDTH = 256
+
+
+def config() -> RunConfig:
+    concept = ConceptConfig(
+        n_concepts=CONCEPTS,
+        n_unknown_concepts=768,
+        concept_dim=WIDTH,
+        topk_known=16,
+        topk_known_features=16,
+        factorize_rank=64,
+        unknown_topk=48,
+        block_size=1024,
+        inject_layer=2,
+    )
+    model = ModelConfig(
+        n_layers=4,
+        n_head=4,
+        n_kv_heads=2,
+        n_embd=WIDTH,
+        block_size=1024,
+        diff_block_size=8,
+        rope_base=10_000.0,
+        intermediate_size=640,
+        vocab_size=VOCABULARY,
+        concept=concept,
+        **special_ids(VOCABULARY),
+    )
+    objective = ObjectiveConfig(
+        # In two copies: a step costs twice as much, and every block learns from the context that inference gives it.
+        noise=NoiseConfig(clean_context=True, floor=0.2),
+        token_weight="inverse_t",
+        concept_weight=0.1,
+        independence_weight=1.0,
+        epsilon_dropout=(0.2, 0.5),
+        known_forcing=(0.5, 0.0),
+        unknown_forcing=(0.0, 0.0),
+        rows=0.6,
+    )
+    return RunConfig(
+        name="pydocs",
+        model=model,
+        compute=Compute(matmul_dtype="bfloat16"),
+        objective=objective,
+        optimizer=OptimizerConfig(peak_rate=3e-3, warmup_steps=100, weight_decay=0.1, b2=0.99),
+        data=DataConfig(
+            vocab_size=VOCABULARY,
+            seq_len=256,
+            batch_size=4,
+            sources={"reference": 1.0, "docstring": 1.0, "code": 0.5},
+        ),
+        steps=7500,
+        log_every=50,
+        eval_every=2500,
+        checkpoint_every=250,
+    )
