@@ -11,24 +11,41 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from steerling_jax.api import Bundle as Bundle
     from steerling_jax.api import load as load
+    from steerling_jax.config import Compute as Compute
     from steerling_jax.config import ConceptConfig as ConceptConfig
     from steerling_jax.config import ModelConfig as ModelConfig
+    from steerling_jax.contributions import chunk_spans as chunk_spans
+    from steerling_jax.contributions import concept_contributions as concept_contributions
+    from steerling_jax.contributions import rank_chunk as rank_chunk
+    from steerling_jax.embeddings import embed as embed
     from steerling_jax.errors import UserError as UserError
+    from steerling_jax.generation import Generation as Generation
+    from steerling_jax.generation import generate as generate
+    from steerling_jax.generation_config import GenerationConfig as GenerationConfig
+    from steerling_jax.generation_config import SteeringConfig as SteeringConfig
+    from steerling_jax.inference import forward as forward
+    from steerling_jax.integrated_gradients import attribute_inputs as attribute_inputs
+    from steerling_jax.likelihood import log_likelihood as log_likelihood
+    from steerling_jax.trace import Trace as Trace
 
 _HOME = {
     "Bundle": "api",
     "load": "api",
-    "forward": "api",
-    "generate": "api",
-    "GenerationConfig": "api",
-    "SteeringConfig": "api",
-    "concept_contributions": "api",
-    "rank_chunk": "api",
-    "attribute_inputs": "api",
-    "embed": "api",
-    "log_likelihood": "api",
+    "forward": "inference",
+    "generate": "generation",
+    "Generation": "generation",
+    "GenerationConfig": "generation_config",
+    "SteeringConfig": "generation_config",
+    "Trace": "trace",
+    "concept_contributions": "contributions",
+    "rank_chunk": "contributions",
+    "chunk_spans": "contributions",
+    "attribute_inputs": "integrated_gradients",
+    "embed": "embeddings",
+    "log_likelihood": "likelihood",
     "ModelConfig": "config",
     "ConceptConfig": "config",
+    "Compute": "config",
     "UserError": "errors",
 }
 

@@ -25,7 +25,8 @@ from steerling_jax.evaluation import (
     presence_evidence,
 )
 from steerling_jax.io.corpus import CorpusStore
-from steerling_jax.model import forward, init_params, lm_logits
+from steerling_jax.inference import compiled_forward
+from steerling_jax.model import init_params, lm_logits
 from steerling_jax.noise import denoise
 from steerling_jax.train.detection import auc, macro_auc
 from steerling_jax.train.evaluate import detect, evaluate_full, likelihood
@@ -37,6 +38,7 @@ from .training_world import make_corpus
 
 L, V, D = 3, 12, 8
 COMPUTE = Compute()
+hidden_of = partial(jax.jit, static_argnames=("config", "compute", "clean_context"))(denoise)
 
 
 def tiny(block: int = L, vocab_size: int = V, concepts: int = 6, concept_block: int = 4) -> ModelConfig:
@@ -81,7 +83,7 @@ def nats_of(params: dict, config: ModelConfig, mask: np.ndarray) -> np.ndarray:
         seen = TEXT[:, : (number + 1) * L].copy()
         masked = np.zeros(seen.shape, bool)
         masked[0, number * L :] = mask
-        logits = forward(params, jnp.where(masked, config.mask_token_id, seen), config=config).logits
+        logits = compiled_forward(params, jnp.where(masked, config.mask_token_id, seen), config=config).logits
         nats = -jax.nn.log_softmax(logits)[0, np.arange(seen.shape[1]), seen[0]]
         found.append(float(jnp.sum(jnp.where(masked[0], nats, 0.0))))
     return np.array(found)
@@ -120,20 +122,18 @@ def test_bound_is_the_exact_expectation(params: dict, config: ModelConfig, enume
 def test_every_valid_token_counts_once():
     valid = np.ones((8, 4 * L), bool)
     valid[-1, 4:] = False  # one position in the second block, then nothing
-    total = np.zeros(valid.shape)
-    for seed in range(400):
-        subsets = block_subsets(jax.random.key(seed), jnp.asarray(valid), L)
-        masked = np.asarray(subsets.masked)
-        assert not masked[~valid].any()
-        assert masked.reshape(-1, L)[valid.reshape(-1, L).any(axis=1)].any(axis=1).all()
-        assert masked.sum() <= most_masked(32, L)
-        total += masked * np.asarray(subsets.weight)
-    np.testing.assert_allclose(total[valid] / 400, 1.0, atol=0.3)
-    assert total[valid].mean() / 400 == pytest.approx(1.0, abs=0.01)
+    draw = jax.jit(jax.vmap(partial(block_subsets, valid=jnp.asarray(valid), block=L)))
+    masked, weight = map(np.asarray, draw(jax.random.split(jax.random.key(0), 2000)))
+    assert not masked[:, ~valid].any()
+    assert masked.reshape(-1, L)[np.tile(valid.reshape(-1, L).any(axis=1), 2000)].any(axis=1).all()
+    assert masked.sum(axis=(1, 2)).max() <= most_masked(32, L)
+    mean = (masked * weight).mean(axis=0)
+    np.testing.assert_allclose(mean[valid], 1.0, atol=0.12)
+    assert mean[valid].mean() == pytest.approx(1.0, abs=0.005)
 
 
 def test_parts_add_up_to_what_forward_composes(params: dict, config: ModelConfig):
-    found = forward(params, TEXT, config=config)
+    found = compiled_forward(params, TEXT, config=config)
     parts = parts_of(params, found.decomposition.hidden.reshape(-1, D), config, COMPUTE)
     np.testing.assert_allclose(parts.known + parts.discovered + parts.epsilon, parts.composed, atol=1e-5)
     np.testing.assert_allclose(parts.composed, found.decomposition.composed.reshape(-1, D), atol=1e-5)
@@ -151,7 +151,7 @@ def test_costs_and_shares(params: dict, config: ModelConfig):
         assert sum(float(sums[prefix + name]) for name in SHARES) == pytest.approx(float(sums["masked"]), rel=1e-5)
     subsets = block_subsets(key, jnp.asarray(valid), L)
     noisy = jnp.where(subsets.masked, config.mask_token_id, tokens)
-    hidden = denoise(params, jnp.asarray(tokens), noisy, config=config, compute=COMPUTE, clean_context=True)
+    hidden = hidden_of(params, tokens, noisy, config=config, compute=COMPUTE, clean_context=True)
     parts = parts_of(params, hidden.reshape(-1, D), config, COMPUTE)
     weight = (subsets.masked * subsets.weight).reshape(-1)
     features = {
@@ -172,18 +172,18 @@ def test_without_concepts_there_is_only_the_bound(config: ModelConfig):
     assert sums.keys() == {"full", "tokens", "blocks", "masked", "full_square"}
 
 
-@pytest.mark.parametrize("scale", [1.0, 1e3])
-@pytest.mark.parametrize("concepts", [4, 6, 11], ids=lambda c: f"{c} concepts in blocks of 4")
-def test_presence_is_the_noisy_or_and_stays_finite(scale: float, concepts: int):
+@pytest.mark.parametrize(("concepts", "scale"), [(4, 1.0), (11, 1.0), (6, 1e3)])
+def test_presence_is_the_noisy_or_and_stays_finite(concepts: int, scale: float):
+    """Concepts come in blocks of 4; a large scale saturates them at ±15."""
     config = tiny(concepts=concepts)
     params = sharpened(config)
-    params["known_head"]["concept_predictor"]["weight"] *= scale  # saturated at ±15
+    params["known_head"]["concept_predictor"]["weight"] *= scale
     tokens = np.random.default_rng(0).integers(0, 7, (2, 12)).astype(np.int32)
     index = np.array([[-1, *[0] * 6, *[1] * 5], [*[0] * 11, -1]], np.int32)
     run = partial(presence_evidence, params, tokens, index, jnp.float32(0.5), jax.random.key(1))
     evidence, masked = run(chunks=3, config=config, compute=COMPUTE)
     noisy = jnp.where(masked, config.mask_token_id, tokens)
-    hidden = denoise(params, jnp.asarray(tokens), noisy, config=config, compute=COMPUTE, clean_context=True)
+    hidden = hidden_of(params, tokens, noisy, config=config, compute=COMPUTE, clean_context=True)
     table = np.asarray(params["known_head"]["concept_predictor"]["weight"], np.float64)
     logits = np.asarray(hidden, np.float64) @ table.T
     k = 1 / (1 + np.exp(-np.clip(logits[..., :concepts], -15, 15)))

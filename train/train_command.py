@@ -54,9 +54,8 @@ def run(args: argparse.Namespace) -> int:
     if args.steps is not None:
         config = dataclasses.replace(config, steps=args.steps)
     out = args.out or Path("runs") / config.name
-    logging.getLogger("absl").setLevel(
-        logging.CRITICAL
-    )  # Orbax logs a failed save with its traceback; ours is a sentence
+    # Orbax logs a failed save with its traceback; ours is a sentence.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     with alone_in(out):
         _keep_compiled(out)
         outcome, code = _train(config, args, out)
