@@ -50,8 +50,8 @@ def run(args: argparse.Namespace) -> None:
     stdout().print(Text(args.text, style="dim"))
     stdout().print(render(report, args.concepts))
     note(
-        "Shares are of the logits of the words written. Net: known, discovered and epsilon (what no concept explains), each as "
-        f"one number a word. A logit and the sum of its parts differ by at most {report.check:.1e}."
+        "Shares are of the logits of what was written. Net: known, discovered and epsilon (what no concept explains), "
+        f"each as one number a token. A logit and the sum of its parts differ by at most {report.check:.1e}."
     )
 
 

@@ -29,7 +29,9 @@ class ChunkReport:
 
 @dataclass(frozen=True)
 class Report:
-    """All chunks of a generation. check: the largest distance, over tokens, between a logit and the sum of its parts."""
+    """All chunks of a generation. check: the largest distance, over tokens, between a logit and the sum of its
+    parts.
+    """
 
     chunks: tuple[ChunkReport, ...]
     check: float
@@ -113,7 +115,9 @@ def _bar(chunk: ChunkReport, width: int = 48) -> RenderableType:
     from rich.text import Text
 
     line = Text("\nlogits, net  ")
-    parts = list(zip(("known", "discovered", "epsilon"), chunk.ranking.net_shares, ("green", "cyan", "red"), strict=True))
+    parts = list(
+        zip(("known", "discovered", "epsilon"), chunk.ranking.net_shares, ("green", "cyan", "red"), strict=True)
+    )
     for _, share, colour in parts:
         line.append("█" * round(width * share), style=colour)
     for name, share, colour in parts:

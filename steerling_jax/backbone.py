@@ -6,7 +6,7 @@ weights once (`unstack_layers`) and runs the same `Block` in a loop, which spare
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from flax import linen as nn
 from flax import struct
 
 from steerling_jax.config import Compute, ModelConfig
-from steerling_jax.layers import Block, Cache, Norm, block_causal_mask, rope_tables
+from steerling_jax.layers import AttentionPattern, Block, Cache, Norm, block_causal_mask, rope_tables
 
 Params = dict[str, Any]
 
@@ -55,7 +55,9 @@ class Layers(nn.Module):
 
         block = nn.remat(Block) if self.compute.remat else Block
         scan = nn.scan(layer, variable_axes={"params": 0}, split_rngs={"params": True}, length=self.config.n_layers)
-        return scan(block(self.config, self.compute, name="blocks"), x, (jnp.arange(1, self.config.n_layers + 1), cache))
+        return scan(
+            block(self.config, self.compute, name="blocks"), x, (jnp.arange(1, self.config.n_layers + 1), cache)
+        )
 
 
 def embed_tokens(params: Params, tokens: jax.Array, compute: Compute) -> jax.Array:
@@ -70,16 +72,16 @@ def run_backbone(
     config: ModelConfig,
     compute: Compute,
     positions: jax.Array | None = None,
-    mask: jax.Array | None = None,
+    mask: jax.Array | AttentionPattern | None = None,
     cache: Cache | None = None,
     injection: Injection | None = None,
     keep_cache: bool = False,
 ) -> tuple[jax.Array, Cache | None]:
     """Embeddings x (B, T, D) to hidden states (B, T, D) after the final norm.
 
-    positions: absolute, (T,) or (B, T); default 0…T−1. mask: (T, S + T) or (B, T, S + T), True where attention may look;
-    default block-causal over `positions` (T,). cache: keys and values of S earlier positions, each (L, B, S, G, d)
-    (a tuple of L pairs when layers are unstacked). Also returns the fresh keys and values when `keep_cache`.
+    positions: absolute, (T,) or (B, T); default 0…T−1. mask: (T, S + T) or (B, T, S + T), True where attention may
+    look; default block-causal over `positions` (T,). cache: keys and values of S earlier positions, each (L, B, S, G,
+    d) (a tuple of L pairs when layers are unstacked). Also returns the fresh keys and values when `keep_cache`.
     """
     T = x.shape[1]
     if positions is None:
@@ -90,10 +92,10 @@ def run_backbone(
     blocks = params["blocks"]
     if isinstance(blocks, dict):
         layers = Layers(config, compute)
-        x, fresh = layers.apply({"params": {"blocks": blocks}}, x, rope, mask, cache, injection, keep_cache)
+        x, fresh = cast(Any, layers.apply({"params": {"blocks": blocks}}, x, rope, mask, cache, injection, keep_cache))
     else:
         x, fresh = _run_unstacked(blocks, x, rope, mask, cache, injection, config, compute)
-    x = Norm(config).apply({"params": params["ln_f"]}, x)
+    x = cast(jax.Array, Norm(config).apply({"params": params["ln_f"]}, x))
     return x, fresh if keep_cache else None
 
 

@@ -15,8 +15,9 @@ G key/value heads, d head size, D width, R rows of logits, V vocabulary.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -26,12 +27,14 @@ from jax import lax
 from steerling_jax.backbone import Injection, Params, embed_tokens, run_backbone
 from steerling_jax.config import Compute, ModelConfig
 from steerling_jax.inference import logit_features
-from steerling_jax.layers import Cache
+from steerling_jax.layers import Cache, block_causal_mask
 from steerling_jax.model import lm_logits
 from steerling_jax.sampling import Adjustment, Choice, confidence, position_key
 
 _FEWEST_ROWS = 16  # fewer rows of logits would not be any faster
-LayerCaches = tuple[Cache, ...]  # one pair a layer, each (N, S, G, d)
+_NEVER = -1e30  # finite, for a part of which nothing may be seen
+LayerCaches = tuple[Cache, ...]  # one pair a layer, each (N, G, S, d)
+Earlier = list[tuple[LayerCaches, jax.Array]]  # keys and values, and which positions may be seen (S,)
 
 
 @struct.dataclass
@@ -87,7 +90,7 @@ class BlockState:
 
 def empty_cache(config: ModelConfig, compute: Compute, branches: int, length: int) -> LayerCaches:
     """Room for the keys and values of `length` positions."""
-    shape = (branches, length, config.kv_heads, config.head_dim)
+    shape = (branches, config.kv_heads, length, config.head_dim)
     return tuple((jnp.zeros(shape, compute.dtype), jnp.zeros(shape, compute.dtype)) for _ in range(config.n_layers))
 
 
@@ -108,7 +111,8 @@ def extend_cache(
     *, config: ModelConfig, compute: Compute,
 ) -> LayerCaches:  # fmt: skip
     """Runs whole attention blocks, `tokens` (n·W,) from position `start`; their keys and values go into the cache."""
-    _, fresh = _attend_blocks(params, cache, tokens, start, start, alpha, rules, config, compute)
+    index = jnp.arange(cache[0][0].shape[2])
+    _, fresh = _run_blocks(params, [(cache, index < start)], tokens, start, alpha, rules, config, compute)
     return _put(cache, fresh, start)
 
 
@@ -152,18 +156,14 @@ def _refresh_hidden(params, cache, s: BlockState, first, alpha, rules: Rules, co
     """Hidden states and A's keys and values as of the window's tokens: of A where it is stale, and of B."""
     W = config.diff_block_size
 
+    cached = jnp.arange(cache[0][0].shape[2]) < first
+
     def attention_block(i, carried):
         slot, hidden = carried
         in_a = i == 0
         tokens = lax.dynamic_slice(s.window, (i * W,), (W,))
-        joined = tuple(
-            tuple(jnp.concatenate(pair, axis=1) for pair in zip(*layer, strict=True))
-            for layer in zip(cache, slot, strict=True)
-        )
-        slot_keys = jnp.where(in_a, 0, W)
-        h, fresh = _attend_blocks(
-            params, joined, tokens, first + i * W, first, alpha, rules, config, compute, slot_keys
-        )
+        earlier = [(cache, cached), (slot, jnp.broadcast_to(~in_a, (W,)))]
+        h, fresh = _run_blocks(params, earlier, tokens, first + i * W, alpha, rules, config, compute)
         slot = jax.tree.map(lambda new, old: jnp.where(in_a, new.astype(old.dtype), old), fresh, slot)
         return slot, lax.dynamic_update_slice(hidden, h, (0, i * W, 0))
 
@@ -172,35 +172,61 @@ def _refresh_hidden(params, cache, s: BlockState, first, alpha, rules: Rules, co
     return dataclasses.replace(s, slot=slot, hidden=hidden, stale=jnp.bool_(False))
 
 
-def _attend_blocks(
-    params, cache, tokens, start, cached, alpha, rules: Rules, config, compute, slot_keys=None
+def _run_blocks(
+    params, earlier: Earlier, tokens, start, alpha, rules: Rules, config, compute
 ) -> tuple[jax.Array, LayerCaches]:
-    """Tokens (T,) from position `start`, over `cached` valid positions of the cache, to hidden (N, T, D) and fresh
-    keys and values. With `slot_keys`, the cache's last W positions are A's, of which that many are valid."""
-    N, S = cache[0][0].shape[:2]
-    T = tokens.shape[0]
+    """Tokens (T,) of whole attention blocks from position `start`, to hidden (N, T, D) and their keys and values."""
+    N, T = earlier[0][0][0][0].shape[0], tokens.shape[0]
     positions = start + jnp.arange(T)
     branches = jnp.broadcast_to(tokens[None, :], (N, T))
     if N == 2:  # the unconditional branch does not see the prompt
         branches = branches.at[1].set(jnp.where(positions < rules.prompt, config.mask_token_id, tokens))
-    index = jnp.arange(S)
-    valid = index < cached
-    if slot_keys is not None:
-        room = S - config.diff_block_size
-        valid = jnp.where(index < room, valid, index - room < slot_keys)
-    blocks = positions // config.diff_block_size
-    own = (blocks[:, None] >= blocks[None, :]) & (positions < rules.total)[None, :]  # past the canvas there is nothing
-    mask = jnp.concatenate([jnp.broadcast_to(valid[None, :], (T, S)), own], axis=1)
+    own = block_causal_mask(positions, positions, config.diff_block_size)
+    own = own & (positions < rules.total)[None, :]  # past the canvas there is nothing
     injection = None
     if rules.direction is not None:
         at_masks = (branches == config.mask_token_id).astype(rules.direction.dtype)
         direction = at_masks[:, :, None] * rules.direction[None, None, :]
         injection = Injection(direction, jnp.broadcast_to(alpha, (N,)), rules.layer)
     hidden, fresh = run_backbone(
-        params, embed_tokens(params, branches, compute), config=config, compute=compute, positions=positions, mask=mask,
-        cache=cache, injection=injection, keep_cache=True,
+        params, embed_tokens(params, branches, compute), config=config, compute=compute, positions=positions,
+        mask=cast(Any, _attention_over(earlier, own)), injection=injection, keep_cache=True,
     )  # fmt: skip
-    return hidden, cast(LayerCaches, fresh)  # one pair a layer, as the layers are unstacked
+    pairs = cast(LayerCaches, fresh)  # one a layer, as the layers are unstacked
+    return hidden, jax.tree.map(lambda new: jnp.swapaxes(new, 1, 2), pairs)
+
+
+def _attention_over(earlier: Earlier, own: jax.Array) -> Callable[..., jax.Array]:
+    """An attention function for `run_backbone`: over earlier keys, layer by layer, and its own under `own` (T, T).
+
+    Scores are taken part by part, so that the cache is neither copied nor turned in any step.
+    """
+    layers = zip(*(caches for caches, _ in earlier), strict=True)  # layers run in order: each call is the next one
+    masks = [valid[None, :] for _, valid in earlier] + [own]
+
+    def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        """q (N, T, H, d), k and v (N, T, G, d), to (N, T, H, d)."""
+        N, T, H, d = q.shape
+        G = k.shape[2]
+        q_rows = (q * jnp.asarray(d**-0.5, q.dtype)).reshape(N, T, G, H // G, d)
+        q_rows = jnp.moveaxis(q_rows, 1, 3).reshape(N, G, -1, d)  # rows are (head in group, T)
+        parts = [*next(layers), (jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2))]
+        scores = []
+        for (keys, _), mask in zip(parts, masks, strict=True):
+            score = jnp.einsum("ngmd,ngsd->ngms", q_rows, keys, preferred_element_type=jnp.float32)
+            score = score.reshape(N, G, H // G, T, -1) + jnp.where(mask, 0.0, _NEVER)[None, None, None]
+            scores.append(score.reshape(N, G, H // G * T, -1))
+        top = jnp.max(jnp.stack([jnp.max(score, axis=-1) for score in scores]), axis=0)[..., None]
+        mass, out = jnp.zeros(()), jnp.zeros(())
+        for score, (_, values) in zip(scores, parts, strict=True):
+            weight = jnp.exp(score - top)
+            mass = mass + jnp.sum(weight, axis=-1, keepdims=True)
+            weight = weight.astype(q.dtype)
+            out = out + jnp.einsum("ngms,ngsd->ngmd", weight, values, preferred_element_type=jnp.float32)
+        out = (out / mass).reshape(N, G, H // G, T, d)
+        return jnp.moveaxis(out, 3, 1).reshape(N, T, H, d).astype(q.dtype)
+
+    return attention
 
 
 def _commit(
@@ -252,5 +278,5 @@ def _commit(
 
 def _put(cache: LayerCaches, fresh: LayerCaches, start: jax.Array) -> LayerCaches:
     return jax.tree.map(
-        lambda old, new: lax.dynamic_update_slice(old, new.astype(old.dtype), (0, start, 0, 0)), cache, fresh
+        lambda old, new: lax.dynamic_update_slice(old, new.astype(old.dtype), (0, 0, start, 0)), cache, fresh
     )

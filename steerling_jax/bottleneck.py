@@ -1,16 +1,18 @@
 """The concept bottleneck: scores of every concept, the few that are kept, and their features.
 
-A head scores concepts as `clip(scale · query · keysᵀ, ±15)`, passes the scores through a sigmoid and sums the embeddings of
-the kept concepts. Scores are streamed over blocks of concepts, so nothing of size (B·T, C) is built unless C fits in one
-block, and a factorised head never builds its (C, D) tables: it works on rank-R rows and multiplies by the basis last.
+A head scores concepts as `clip(scale · query · keysᵀ, ±15)`, passes the scores through a sigmoid and sums the
+embeddings of the kept concepts. Scores are streamed over blocks of concepts, so nothing of size (B·T, C) is built
+unless C fits in one block, and a factorised head never builds its (C, D) tables: it works on rank-R rows and
+multiplies by the basis last.
 
-Legend: N positions (B·T), D width, C concepts, K kept, R rank, Q query width (D or R), P value width (D or R), J clamps.
+Legend: N positions (B·T), D width, C concepts, K kept, R rank, Q query width (D or R), P value width (D or R), J
+clamps.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +30,9 @@ _GATHER_CHUNK = 8  # kept concepts whose rows are gathered at once
 
 @dataclass(frozen=True)
 class HeadSpec:
-    """What one head computes. topk: kept for the dense rule and reported; topk_features: kept for features; None: all."""
+    """What one head computes. topk: kept for the dense rule and reported; topk_features: kept for features; None:
+    all.
+    """
 
     n_concepts: int
     rows: int
@@ -65,7 +69,7 @@ def unknown_spec(c: ConceptConfig) -> HeadSpec | None:
 class HeadView(NamedTuple):
     """A head applied to N positions: query (N, Q), keys (Cp, Q), values (Cp, P), basis (D, P) or None, scale, C.
 
-    The tables keep their padding rows: cutting them off would copy them. Only the first `count` take part.
+    The tables keep their padding rows: cutting them off would copy them. Only the first `n_concepts` take part.
     """
 
     query: jax.Array
@@ -73,7 +77,7 @@ class HeadView(NamedTuple):
     values: jax.Array
     basis: jax.Array | None
     scale: float
-    count: int
+    n_concepts: int
 
 
 class ConceptHead(nn.Module):
@@ -107,6 +111,11 @@ class ConceptHead(nn.Module):
         return HeadView(query, keys, values, basis, scale, s.n_concepts)
 
 
+def view_head(params: dict[str, Any], spec: HeadSpec, compute: Compute, hidden: jax.Array) -> HeadView:
+    """A head's `params` at positions hidden (N, D)."""
+    return cast(HeadView, ConceptHead(spec, compute).apply({"params": params}, hidden))
+
+
 class Table(nn.Module):
     """A bare (rows, width) weight."""
 
@@ -120,7 +129,7 @@ class Table(nn.Module):
 
 def dense_logits(view: HeadView, operands: str = "float32") -> jax.Array:
     """All concept logits (N, C) float32, clipped. Only for heads small enough to afford it."""
-    logits = matmul_t(view.query, view.keys[: view.count], operands) * view.scale
+    logits = matmul_t(view.query, view.keys[: view.n_concepts], operands) * view.scale
     return jnp.clip(logits, -LOGIT_LIMIT, LOGIT_LIMIT)
 
 
@@ -140,9 +149,9 @@ def top_concepts(view: HeadView, k: int, block: int, operands: str = "float32") 
 
     Streams over blocks of concepts with a running top-k. Differentiable in the logits. Ties keep the lower index.
     """
-    C = view.count
+    C = view.n_concepts
     k = min(k, C)
-    if C <= block:
+    if block >= C:
         logits, index = lax.top_k(dense_logits(view, operands), k)
         return logits, index.astype(jnp.int32)
     fixed = jax.tree.map(lambda a: lax.stop_gradient(a) if isinstance(a, jax.Array) else a, view)
@@ -151,7 +160,7 @@ def top_concepts(view: HeadView, k: int, block: int, operands: str = "float32") 
 
 
 def _streamed_indices(view: HeadView, k: int, block: int, operands: str) -> jax.Array:
-    N, C = view.query.shape[0], view.count
+    N, C = view.query.shape[0], view.n_concepts
 
     def step(best, number):
         start = jnp.minimum(number * block, C - block)  # the last block overlaps the one before it: no padding copy
@@ -175,9 +184,9 @@ def mix_concepts(view: HeadView, index: jax.Array, weights: jax.Array, block: in
 
     Heads that fit in one block scatter the weights and use one matrix product; larger ones gather rows in chunks.
     """
-    C = view.count
+    C = view.n_concepts
     weights = weights.astype(compute.dtype)
-    if C <= block:
+    if block >= C:
         table = scatter_rows(index, weights, C)
         mixed = matmul_t(table, view.values[:C].T, compute.operands)
     else:
@@ -194,7 +203,7 @@ def mix_concepts(view: HeadView, index: jax.Array, weights: jax.Array, block: in
 
 def mix_all(view: HeadView, block: int, compute: Compute) -> jax.Array:
     """Features of all concepts, `Σ_c sigmoid(logit_c) E_c`, (N, D), streamed over blocks of concepts."""
-    N, C = view.query.shape[0], view.count
+    N, C = view.query.shape[0], view.n_concepts
     block = min(block, C)
 
     @jax.checkpoint
@@ -217,7 +226,7 @@ def embeddings(view: HeadView, ids: jax.Array) -> jax.Array:
 
 def embedding_sum(view: HeadView) -> jax.Array:
     """`Σ_c E_c`, (D,) float32, over all concepts."""
-    return _expand(jnp.sum(view.values[: view.count].astype(jnp.float32), axis=0, keepdims=True), view.basis)[0]
+    return _expand(jnp.sum(view.values[: view.n_concepts].astype(jnp.float32), axis=0, keepdims=True), view.basis)[0]
 
 
 def scatter_rows(index: jax.Array, values: jax.Array, width: int, fill: float = 0.0) -> jax.Array:

@@ -19,14 +19,15 @@ PUBLISHED_EOT_ID = 100_283  # an instruct model in the package layout leaves it 
 
 # Keys that Hugging Face's own tools write into a flat configuration. They say nothing about the computation and are
 # carried along untouched.
-HUGGING_FACE_KEYS = frozenset(
-    """architectures auto_map torch_dtype dtype transformers_version _name_or_path _attn_implementation return_dict
-    output_hidden_states output_attentions torchscript use_bfloat16 tie_word_embeddings is_encoder_decoder is_decoder
-    add_cross_attention cross_attention_hidden_size id2label label2id problem_type chunk_size_feed_forward use_cache
-    tokenizer_class finetuning_task prefix sep_token_id decoder_start_token_id pruned_heads tf_legacy_loss
-    task_specific_params tie_encoder_decoder quantization_config max_position_embeddings hidden_size
-    num_hidden_layers num_attention_heads""".split()
-)
+HUGGING_FACE_KEYS = frozenset({
+    "architectures", "auto_map", "torch_dtype", "dtype", "transformers_version", "_name_or_path",
+    "_attn_implementation", "return_dict", "output_hidden_states", "output_attentions", "torchscript",
+    "use_bfloat16", "tie_word_embeddings", "is_encoder_decoder", "is_decoder", "add_cross_attention",
+    "cross_attention_hidden_size", "id2label", "label2id", "problem_type", "chunk_size_feed_forward",
+    "use_cache", "tokenizer_class", "finetuning_task", "prefix", "sep_token_id", "decoder_start_token_id",
+    "pruned_heads", "tf_legacy_loss", "task_specific_params", "tie_encoder_decoder", "quantization_config",
+    "max_position_embeddings", "hidden_size", "num_hidden_layers", "num_attention_heads",
+})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -257,7 +258,8 @@ def _validate(config: ModelConfig) -> None:
             f"{name} is {value}, outside the vocabulary of {config.vocab_size}.",
         )
     _require(
-        config.interpretable == (config.concept is not None), "interpretable must be true exactly when concept is given."
+        config.interpretable == (config.concept is not None),
+        "interpretable must be true exactly when concept is given.",
     )
     if config.concept is not None:
         _validate_concept(config.concept, D)

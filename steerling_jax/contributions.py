@@ -215,7 +215,7 @@ def _listed(
 
     A factorised head takes the target through its basis, so that only rank-wide rows are gathered.
     """
-    view: Any = bn.ConceptHead(spec, _EXACT).apply({"params": params}, target)  # only its tables are used
+    view = bn.view_head(params, spec, _EXACT, target)  # only its tables are used
     weights = jax.nn.sigmoid(head.topk_logits)
     query = target if view.basis is None else matmul_t(target, view.basis.T, "float32")
 

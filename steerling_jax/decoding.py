@@ -176,7 +176,7 @@ class _Run:
     def _keep_slot(self, state: bd.BlockState, first: int, ended: bool) -> None:
         """A is finished now; where its keys and values are up to date they go into the cache."""
         W = self.config.diff_block_size
-        capacity = self.cache[0][0].shape[1]
+        capacity = self.cache[0][0].shape[2]
         if not ended and self.cached == first and first + W <= capacity and not bool(state.stale):
             self.cache = bd.append_slot(self.cache, state.slot, jnp.int32(first))
             self.cached = first + W

@@ -162,7 +162,7 @@ def presence_evidence(
     noisy, masked = mask_tokens(key, tokens, levels, config)
     hidden = denoise(params, tokens, noisy, config=config, compute=compute, clean_context=True)
     spec = bn.known_spec(config.concept)
-    view = bn.ConceptHead(spec, compute).apply({"params": params["known_head"]}, hidden.reshape(B * T, -1))
+    view = bn.view_head(params["known_head"], spec, compute, hidden.reshape(B * T, -1))
     counted = masked & (chunk_index >= 0) & (chunk_index < chunks)
     segment = jnp.where(counted, jnp.arange(B)[:, None] * chunks + chunk_index, B * chunks).reshape(-1)
     C = spec.n_concepts

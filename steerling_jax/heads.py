@@ -39,7 +39,7 @@ class _Kept(NamedTuple):
     """Concepts kept at each position, (N, K) each; None in place of this means all are kept."""
 
     logits: jax.Array
-    index: jax.Array
+    indices: jax.Array
 
 
 def run_head(
@@ -58,7 +58,7 @@ def run_head(
     `topk_features`) everywhere; above, as a correction to the features. Under the frozen rule a clamp moves the plain
     features by exactly (value − what the concept contributed) · E_c.
     """
-    view = bn.ConceptHead(spec, compute).apply({"params": params}, hidden)
+    view = bn.view_head(params, spec, compute, hidden)
     reported = _Kept(*bn.top_concepts(view, spec.topk or bn.REPORTED_WITHOUT_TOPK, spec.block, compute.operands))
     if spec.topk_features is None:
         kept, plain = None, bn.mix_all(view, spec.block, compute)
@@ -67,13 +67,13 @@ def run_head(
         if spec.topk_features != spec.topk:
             kept = _Kept(*bn.top_concepts(view, spec.topk_features, spec.block, compute.operands))
             reported = _Kept(*(a[:, : spec.topk] for a in kept)) if spec.topk_features > (spec.topk or 0) else kept
-        plain = bn.mix_concepts(view, kept.index, jax.nn.sigmoid(kept.logits), spec.block, compute)
+        plain = bn.mix_concepts(view, kept.indices, jax.nn.sigmoid(kept.logits), spec.block, compute)
     features = plain
     sparse = spec.n_concepts > large
     if clamps is not None:
         features = _clamped(view, spec, compute, clamps, rule, sparse, plain, kept)
     logits, weights = _dense(view, spec, compute, clamps) if dense else (None, None)
-    return HeadOutput(features, plain, reported.logits, reported.index, logits, weights)
+    return HeadOutput(features, plain, reported.logits, reported.indices, logits, weights)
 
 
 def _clamped(
@@ -84,14 +84,14 @@ def _clamped(
     now = jax.nn.sigmoid(bn.logits_of(view, ids, compute.operands))
     base = plain
     if rule == "frozen":
-        now = now if kept is None else jnp.where(_isin(ids, kept.index), now, 0.0)
+        now = now if kept is None else jnp.where(_isin(ids, kept.indices), now, 0.0)
     elif not sparse and spec.topk is not None:
         dense_kept = _Kept(*bn.top_concepts(view, spec.topk, spec.block, compute.operands))
         unkept = 0.5 if spec.topk_on_logits else 0.0  # a zeroed logit still weighs sigmoid(0)
-        now = jnp.where(_isin(ids, dense_kept.index), now, unkept)
+        now = jnp.where(_isin(ids, dense_kept.indices), now, unkept)
         if unkept or spec.topk_features != spec.topk:
             excess = jax.nn.sigmoid(dense_kept.logits) - unkept
-            base = bn.mix_concepts(view, dense_kept.index, excess, spec.block, compute)
+            base = bn.mix_concepts(view, dense_kept.indices, excess, spec.block, compute)
             base = base + (unkept * bn.embedding_sum(view)).astype(base.dtype)[None, :]
     delta = jnp.where(clamps.positions[:, None], clamps.values[None, :] - now, 0.0)
     return base + (delta @ bn.embeddings(view, clamps.ids)).astype(base.dtype)

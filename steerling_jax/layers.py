@@ -5,7 +5,9 @@ Legend: B batch, T positions, S cached positions, D width, H heads, G key/value 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +17,7 @@ from jax import lax
 from steerling_jax.config import Compute, ModelConfig
 
 Cache = tuple[jax.Array, jax.Array]  # keys and values, each (B, S, G, d)
+AttentionPattern = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # q, k, v to the attended values
 
 
 def matmul_t(x: jax.Array, w: jax.Array, operands: str) -> jax.Array:
@@ -46,7 +49,8 @@ def _matmul_backward(operands, saved, g):
     x, w = saved
     g_rows = g.reshape(-1, g.shape[-1]).astype(operands)
     dx = lax.dot_general(g_rows, w.astype(operands), (((1,), (0,)), ((), ())), preferred_element_type=jnp.float32)
-    # In the dtype that x was kept in: no slower on any backend, and on a CPU twice as fast as narrow transposed operands.
+    # In the dtype that x was kept in: no slower on any backend, and on a CPU twice as fast as narrow transposed
+    # operands.
     dw = lax.dot_general(g.reshape(-1, g.shape[-1]).astype(x.dtype), x.reshape(-1, x.shape[-1]),
                          (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)  # fmt: skip
     return dx.reshape(x.shape).astype(x.dtype), dw.astype(w.dtype)
@@ -75,7 +79,9 @@ class Linear(nn.Module):
 
 
 class Norm(nn.Module):
-    """RMSNorm (weight applied in float32, then cast back) or LayerNorm (whose epsilon is always 1e-5), over the last axis."""
+    """RMSNorm (weight applied in float32, then cast back) or LayerNorm (whose epsilon is always 1e-5), over the
+    last axis.
+    """
 
     config: ModelConfig
     init_gain: float = 1.0
@@ -124,7 +130,8 @@ def block_causal_mask(q_positions: jax.Array, k_positions: jax.Array, block: int
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> jax.Array:
     """Grouped scaled dot-product attention with a float32 softmax.
 
-    q (B, T, H, d), k and v (B, S, G, d), mask broadcastable to (B, T, S) or None for all. Returns (B, T, H, d) in q's dtype.
+    q (B, T, H, d), k and v (B, S, G, d), mask broadcastable to (B, T, S) or None for all. Returns (B, T, H, d) in q's
+    dtype.
     """
     B, T, H, d = q.shape
     G = k.shape[2]
@@ -144,7 +151,9 @@ class Attention(nn.Module):
     compute: Compute
 
     @nn.compact
-    def __call__(self, x, rope, mask, cache: Cache | None) -> tuple[jax.Array, Cache]:
+    def __call__(
+        self, x: jax.Array, rope: Any, mask: jax.Array | AttentionPattern | None, cache: Cache | None
+    ) -> tuple[jax.Array, Cache]:
         """x (B, T, D); rope tables of these positions; mask (T, S + T) or (B, T, S + T), or a function (q, k, v) that
         attends in a pattern of its own; cache of S earlier positions.
 
@@ -163,8 +172,11 @@ class Attention(nn.Module):
             q, k = apply_rope(c, q, *rope), apply_rope(c, k, *rope)
         fresh = (k, v)
         if cache is not None:
-            k, v = (jnp.concatenate([old.astype(new.dtype), new], axis=1) for old, new in zip(cache, fresh, strict=True))
-        y = (mask(q, k, v) if callable(mask) else attend(q, k, v, mask)).reshape(B, T, D)
+            k, v = (
+                jnp.concatenate([old.astype(new.dtype), new], axis=1) for old, new in zip(cache, fresh, strict=True)
+            )
+        y = attend(q, k, v, mask) if mask is None or isinstance(mask, jax.Array) else mask(q, k, v)
+        y = y.reshape(B, T, D)
         return Linear(D, self.compute, c.use_bias, c.n_layers, name="c_proj")(y), fresh
 
 
@@ -183,7 +195,9 @@ class MLP(nn.Module):
             up, gate = jnp.split(h, 2, axis=-1)
             h = jax.nn.silu(gate) * up
         else:
-            h = {"gelu": partial(jax.nn.gelu, approximate=True), "relu": jax.nn.relu, "silu": jax.nn.silu}[c.activation](h)
+            h = {"gelu": partial(jax.nn.gelu, approximate=True), "relu": jax.nn.relu, "silu": jax.nn.silu}[
+                c.activation
+            ](h)
         return Linear(x.shape[-1], self.compute, c.use_bias, c.n_layers, name="c_proj")(h)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +51,9 @@ class ForwardResult(NamedTuple):
     decomposition: Decomposition
 
 
+_FLOAT32 = Compute()
+
+
 class Steerling(nn.Module):
     """Declares every parameter under its published name; calling it gives hidden states (B, T, D) for tokens (B, T)."""
 
@@ -80,7 +83,8 @@ class Steerling(nn.Module):
 
 def init_params(config: ModelConfig, key: jax.Array) -> Params:
     """Fresh float32 parameters: weights normal with variance 1 / fan-in, residual projections scaled down by √(2L)."""
-    return Steerling(config).init(key, jnp.zeros((1, config.diff_block_size), jnp.int32))["params"]
+    variables: Any = Steerling(config).init(key, jnp.zeros((1, config.diff_block_size), jnp.int32))
+    return variables["params"]
 
 
 def param_shapes(config: ModelConfig) -> Params:
@@ -94,8 +98,9 @@ def compose(
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:  # fmt: skip
     """Puts the parts together, all (N, D): composed, the discovered part as it goes to the logits, epsilon or None.
 
-    Published: epsilon fills what is missing unless a known concept is clamped. Frozen: epsilon (and, without a discovered
-    head, the stand-in for its features) is that of the unedited pass, so an edit moves `composed` by exactly its delta.
+    Published: epsilon fills what is missing unless a known concept is clamped. Frozen: epsilon (and, without a
+    discovered head, the stand-in for its features) is that of the unedited pass, so an edit moves `composed` by
+    exactly its delta.
     """
     if unknown is None:
         reference = known.plain if rule == "frozen" else known.features
@@ -117,7 +122,7 @@ def forward(
     tokens: jax.Array | None,
     *,
     config: ModelConfig,
-    compute: Compute = Compute(),
+    compute: Compute = _FLOAT32,
     embeds: jax.Array | None = None,
     dense: bool = False,
     known_clamps: Clamps | None = None,
@@ -140,7 +145,11 @@ def forward(
     B, T, D = hidden.shape
     rows, concept = hidden.reshape(-1, D), config.concept
     run = partial(
-        run_head, compute=compute, rule=epsilon, dense=dense, large=bn.LARGE_CONCEPT_THRESHOLD if large is None else large
+        run_head,
+        compute=compute,
+        rule=epsilon,
+        dense=dense,
+        large=bn.LARGE_CONCEPT_THRESHOLD if large is None else large,
     )
     known = run(params["known_head"], rows, bn.known_spec(concept), clamps=known_clamps)
     spec = bn.unknown_spec(concept)

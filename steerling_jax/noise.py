@@ -19,10 +19,12 @@ from steerling_jax.two_copy_attention import attend_two_copies
 
 @dataclass(frozen=True)
 class NoiseConfig:
-    """distribution: 'uniform' in (0, 1], or 'gaussian' with a centre that moves over training (the published curriculum).
+    """distribution: 'uniform' in (0, 1], or 'gaussian' with a centre that moves over training (the published
+    curriculum).
 
-    clean_context: each block is denoised after *clean* earlier blocks, as in inference, by running a clean and a noisy copy
-    together; otherwise one noisy copy is run (published), at half the cost, and earlier blocks are noisy too.
+    clean_context: each block is denoised after *clean* earlier blocks, as in inference, by running a clean and a
+    noisy copy together; otherwise one noisy copy is run (published), at half the cost, and earlier blocks are noisy
+    too.
     floor: smallest level; it bounds the weight 1/t.
     """
 
@@ -52,7 +54,9 @@ def noise_levels(key: jax.Array, shape: tuple[int, int], progress: jax.Array, no
 def mask_tokens(
     key: jax.Array, tokens: jax.Array, levels: jax.Array, config: ModelConfig
 ) -> tuple[jax.Array, jax.Array]:
-    """Masks tokens (B, T) with the probability of their block, levels (B, n). Returns noisy tokens and the mask, (B, T)."""
+    """Masks tokens (B, T) with the probability of their block, levels (B, n). Returns noisy tokens and the mask,
+    (B, T).
+    """
     per_token = jnp.repeat(levels, config.diff_block_size, axis=1)[:, : tokens.shape[1]]
     masked = jax.random.uniform(key, tokens.shape) < per_token
     return jnp.where(masked, config.mask_token_id, tokens), masked
@@ -69,7 +73,8 @@ def denoise(
 ) -> jax.Array:
     """Hidden states (B, T, D) of the noisy tokens (B, T).
 
-    With `clean_context` a noisy block attends to itself and to the clean earlier blocks. Both copies go through the layers
+    With `clean_context` a noisy block attends to itself and to the clean earlier blocks. Both copies go through the
+    layers
     together: the clean one is what inference has in its cache.
     """
     if not clean_context:

@@ -1,7 +1,7 @@
 """The training objective: diffusion, concept presence, residual and independence losses.
 
-Source of the terms: the Steerling authors' posts, as collected in docs/training.md. Where sources are silent the choice is
-ours and a setting. Losses are computed on masked positions only, gathered into a fixed number of rows.
+Source of the terms: the Steerling authors' posts, as collected in docs/training.md. Where sources are silent the
+choice is ours and a setting. Losses are computed on masked positions only, gathered into a fixed number of rows.
 
 Legend: B sequences, T positions, M rows (masked positions kept), D width, C concepts, S chunks a sequence, K labels.
 """
@@ -35,8 +35,9 @@ class ObjectiveConfig:
     epsilon_dropout: share of masked positions whose prediction is `lm_head(k̂ + û)` alone. Without it the diffusion loss
     sends no gradient to the concepts, because composed equals hidden.
     known_dropout: share of those positions where k̂ is left out too.
-    concept_warmup: share of training over which the presence loss gains its hold on the backbone. At first every concept is
-    claimed everywhere, and the gradient that takes this back would flatten the hidden states; the heads alone can do it.
+    concept_warmup: share of training over which the presence loss gains its hold on the backbone. At first every
+    concept is claimed everywhere, and the gradient that takes this back would flatten the hidden states; the heads
+    alone can do it.
     known_forcing, unknown_forcing: probability that a step uses the labels' features, or the true residual.
     rows: share of positions kept as rows; enough for the expected number of masked ones.
     """
@@ -64,15 +65,15 @@ def loss_fn(
     compute: Compute,
     objective: ObjectiveConfig,
 ) -> tuple[jax.Array, Metrics]:
-    """The loss, and metrics as float32 scalars. batch: tokens, chunk_index (B, T), chunk_labels (B, S, K), all int32."""
+    """The loss, and metrics as float32 scalars. batch: tokens, chunk_index (B, T), chunk_labels (B, S, K), all
+    int32.
+    """
     level_key, mask_key, path_key = jax.random.split(key, 3)
     tokens = batch["tokens"]
     B, T = tokens.shape
     levels = noise_levels(level_key, (B, -(-T // config.diff_block_size)), progress, objective.noise)
     noisy, masked = mask_tokens(mask_key, tokens, levels, config)
-    hidden = denoise(
-        params, tokens, noisy, config=config, compute=compute, clean_context=objective.noise.clean_context
-    )
+    hidden = denoise(params, tokens, noisy, config=config, compute=compute, clean_context=objective.noise.clean_context)
     rows = gather_rows(hidden, batch, levels, masked, config.diff_block_size, objective.rows)
     if config.concept is None:
         loss, metrics = diffusion_loss(params, rows.hidden, rows, compute, objective)
@@ -84,7 +85,8 @@ def loss_fn(
 @dataclass(frozen=True)
 class Rows:
     """Masked positions: hidden (M, D); target, chunk (M,) int32, chunk −1 for none, counted b·S + s over the batch;
-    level (M,) the block's noise; valid (M,) float32, 0 for a filler; dropped () int32, masked positions that did not fit."""
+    level (M,) the block's noise; valid (M,) float32, 0 for a filler; dropped () int32, masked positions that did not
+    fit."""
 
     hidden: jax.Array
     target: jax.Array
@@ -132,7 +134,7 @@ def diffusion_loss(
     nats = cross_entropy(params, features, rows.target, compute) * rows.valid
     total = jnp.maximum(jnp.sum(rows.valid), 1.0)
     mean = jnp.sum(nats) / total
-    # E[1/t over masked] · t summed over the sequence counts every token once: Σ 1/t estimates the number of tokens.
+    # Every token counts once: a masked one stands for 1/t of them, and Σ 1/t estimates their number.
     bound = jnp.sum(nats / rows.level) / jnp.maximum(jnp.sum(rows.valid / rows.level), 1.0)
     loss = mean if objective.token_weight == "one" else bound
     return loss, {"diffusion": mean, "bound": bound, "rows_dropped": rows.dropped.astype(jnp.float32)}
@@ -142,7 +144,7 @@ def _concept_losses(params, rows: Rows, batch: Batch, key, progress, config, com
     concept = config.concept
     labels = batch["chunk_labels"].reshape(-1, batch["chunk_labels"].shape[-1])
     known_spec, unknown_spec = bn.known_spec(concept), bn.unknown_spec(concept)
-    known_view = bn.ConceptHead(known_spec, compute).apply({"params": params["known_head"]}, rows.hidden)
+    known_view = bn.view_head(params["known_head"], known_spec, compute, rows.hidden)
     known = run_head(params["known_head"], rows.hidden, known_spec, compute).features
     labelled = label_features(known_view, labels, rows.chunk, compute)
     unknown = jnp.zeros_like(rows.hidden)
@@ -168,8 +170,8 @@ def training_features(
     rows: Rows, known: jax.Array, unknown: jax.Array, labelled: jax.Array, key: jax.Array, progress: jax.Array,
     objective: ObjectiveConfig,
 ) -> jax.Array:  # fmt: skip
-    """What goes to the output projection, (M, D): hidden itself where epsilon is kept (the identity), and k̂ + û where it is
-    dropped, with dropout of k̂ and teacher forcing."""
+    """What goes to the output projection, (M, D): hidden itself where epsilon is kept (the identity), and k̂ + û
+    where it is dropped, with dropout of k̂ and teacher forcing."""
     drop_key, known_key, force_known, force_unknown = jax.random.split(key, 4)
     M = rows.hidden.shape[0]
 
@@ -188,19 +190,19 @@ def training_features(
 
 def label_features(view: HeadView, labels: jax.Array, chunk: jax.Array, compute: Compute) -> jax.Array:
     """`Σ labels E_c` of each row's chunk, (M, D): labels (B·S, K), −1 unused; chunk (M,), −1 gives zeros."""
-    C = view.count
+    C = view.n_concepts
     used = labels >= 0
     per_chunk = bn.mix_concepts(view, jnp.where(used, labels, 0), used.astype(jnp.float32), C, compute)
     return jnp.where((chunk >= 0)[:, None], per_chunk[jnp.maximum(chunk, 0)], 0.0)
 
 
 def presence_loss(view: HeadView, rows: Rows, labels: jax.Array, block: int, operands: str) -> jax.Array:
-    """Binary cross-entropy of `P_c = 1 − Π_t (1 − k_ct)` over a chunk's masked tokens, summed over concepts, mean of chunks.
+    """Binary cross-entropy of `P_c = 1 − Π_t (1 − k_ct)`, t a chunk's masked tokens: sum over concepts, mean of chunks.
 
     In log space: S = −Σ softplus(z) is log(1 − P). Chunks without a masked token are left out. Streams over blocks of
     concepts; positive-only labels (B·S, K) are scattered block by block.
     """
-    chunks, C = labels.shape[0], view.count
+    chunks, C = labels.shape[0], view.n_concepts
     block = min(block, C)
     segment = jnp.where(rows.chunk >= 0, rows.chunk, chunks)  # one extra segment takes the rows of no chunk
     present = jax.ops.segment_sum(rows.valid, segment, chunks + 1)[:chunks] > 0
@@ -245,7 +247,9 @@ def residual_loss(unknown: jax.Array, rows: Rows, labelled: jax.Array) -> jax.Ar
 
 
 def independence_loss(known: jax.Array, unknown: jax.Array, valid: jax.Array) -> jax.Array:
-    """`‖Ψᵀ Φ‖²_F / (D² (M − 1))` of the centred features over the M valid rows; gradient through the discovered ones only."""
+    """`‖Ψᵀ Φ‖²_F / (D² (M − 1))` of the centred features over the M valid rows; gradient through the discovered
+    ones only.
+    """
     count = jnp.maximum(jnp.sum(valid), 2.0)
     weight = valid[:, None]
 

@@ -1,7 +1,7 @@
 """One table: a parameter's path to its logical axes, and logical axes to axes of the device mesh.
 
-Mesh axes: `data` splits the batch, `fsdp` the parameters (gathered where they are used), `tensor` the work inside a layer.
-Concept tables are split over concepts, so that a device scores its own concepts and only candidates travel.
+Mesh axes: `data` splits the batch, `fsdp` the parameters (gathered where they are used), `tensor` the work inside a
+layer. Concept tables are split over concepts, so that a device scores its own concepts and only candidates travel.
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ MESH_AXES: dict[str, str] = {
 
 
 def logical_axes(path: Sequence[str]) -> Axes:
-    """Logical axes of the parameter at `path`, ("blocks", "attn", "c_attn", "weight") say. KeyError for an unknown one."""
+    """Logical axes of the parameter at `path`, ("blocks", "attn", "c_attn", "weight") say. KeyError for an unknown
+    one.
+    """
     *module, leaf = path
     axes = LOGICAL_AXES["/".join(module)]
     if leaf == "weight":
@@ -70,7 +72,9 @@ def partition_spec(axes: Axes) -> PartitionSpec:
 
 
 def param_shardings(config: ModelConfig, mesh: Mesh) -> Params:
-    """A NamedSharding for every parameter. Mesh axes that the mesh lacks, or that do not divide a size, are left out."""
+    """A NamedSharding for every parameter. Mesh axes that the mesh lacks, or that do not divide a size, are left
+    out.
+    """
 
     def one(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> NamedSharding:
         axes = partition_spec(logical_axes([str(key.key) for key in path]))

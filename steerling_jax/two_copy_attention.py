@@ -1,10 +1,11 @@
 """Attention over a clean and a noisy copy of one sequence, for training with clean context (see `noise.denoise`).
 
-Clean positions see clean blocks up to their own; noisy ones see clean earlier blocks and their own noisy block. Only those
-two score matrices, (2T, T) and (T, block), are ever built: under half of a masked (2T, 2T). The backward pass recomputes
-them from q, k and the log-sum-exp, so that nothing of that size is kept between the passes.
+Clean positions see clean blocks up to their own; noisy ones see clean earlier blocks and their own noisy block. Only
+those two score matrices, (2T, T) and (T, block), are ever built: under half of a masked (2T, 2T). The backward pass
+recomputes them from q, k and the log-sum-exp, so that nothing of that size is kept between the passes.
 
-Legend: B sequences, T positions of one copy, G key/value heads, h queries a group, d head size, n blocks of b positions.
+Legend: B sequences, T positions of one copy, G key/value heads, h queries a group, d head size, n blocks of b
+positions.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 _einsum = partial(jnp.einsum, preferred_element_type=jnp.float32)
 
@@ -23,7 +23,7 @@ def attend_two_copies(q: jax.Array, k: jax.Array, v: jax.Array, block: int) -> j
     B, TT, H, d = q.shape
     G = k.shape[2]
     grouped = (q * jnp.asarray(d**-0.5, q.dtype)).reshape(B, TT, G, H // G, d).transpose(0, 2, 3, 1, 4)
-    out = _attend(grouped, k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), block)
+    out: jax.Array = _attend(grouped, k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), block)
     return out.transpose(0, 3, 1, 2, 4).reshape(B, TT, H, d)
 
 

@@ -1,6 +1,7 @@
 """The published generation algorithm in a few lines: no cache, the whole canvas every step. Slow and plain.
 
-Source: `generate_full` of the published package. Sampling is ours (keyed by position), through `steerling_jax.sampling`.
+Source: `generate_full` of the published package. Sampling is ours (keyed by position), through
+`steerling_jax.sampling`.
 """
 
 from __future__ import annotations

@@ -123,8 +123,8 @@ def check_cached_equals_uncached(config: ModelConfig, generation: GenerationConf
     np.testing.assert_allclose([logit for *_, logit in trace.flat()], theirs, rtol=0, atol=1e-4)
 
 
-few = settings(max_examples=6, deadline=None, derandomize=True, database=None)
-LENGTHS = st.sampled_from([5, 16])  # the second is aligned
+few = settings(max_examples=5, deadline=None, derandomize=True, database=None)
+LENGTHS = st.sampled_from([5, 16])  # the first ends in a partial attention block, the second is aligned
 
 
 @few
@@ -150,10 +150,10 @@ def test_faithful_rounding_equals_uncached_bfloat16():
     params = params_of(SMALL)
     compute = Compute(dtype="bfloat16", faithful_rounding=True)
     trace = run(params, [1, 2, 3], SMALL, GREEDY, compute=compute)
-    for step, position, _, logit in list(trace.flat())[:4]:
+    for step, position, token, logit in list(trace.flat())[:4]:
         tokens = trace.snapshot(step)[None]
         full = np.asarray(compiled_forward(params, tokens, config=SMALL, compute=compute).logits[0, position])
-        assert abs(full.max() - logit) < 0.1
+        assert abs(full[token] - logit) < 0.1
         assert logit == np.float32(jax.numpy.bfloat16(logit))
 
 
@@ -165,14 +165,6 @@ def test_hidden_rows_are_those_of_the_committing_pass():
     for row, (step, position, _, _) in zip(trace.hidden, trace.flat()):
         whole = compiled_hidden(params, trace.snapshot(step)[None], config=SMALL, compute=Compute())
         np.testing.assert_allclose(row, whole[0, position], rtol=0, atol=2e-5)
-
-
-def test_the_last_attention_block_stays_partial():
-    """Masks beyond the canvas would change what is seen: a canvas of 5 + 16 must not behave as one of 24."""
-    params = params_of(SMALL)
-    trace = run(params, [1, 2, 3, 4, 5], SMALL, GREEDY)
-    canvas, _ = reference_decode(params, np.array([1, 2, 3, 4, 5]), SMALL, GREEDY, 0)
-    np.testing.assert_array_equal(trace.tokens, canvas)
 
 
 def test_same_seed_same_text_other_seed_other_text(bundle: api.Bundle):

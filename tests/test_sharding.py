@@ -25,7 +25,9 @@ def test_every_parameter_has_axes_of_its_rank(family: str) -> None:
     config, _, _ = config_from_dict(json.loads((GOLDEN / family / "config.json").read_text()))
     for path, leaf in jax.tree_util.tree_leaves_with_path(param_shapes(config)):
         names = [str(key.key) for key in path]
-        assert len(logical_axes(names)) == leaf.ndim, f"{'/'.join(names)}: see LOGICAL_AXES in steerling_jax/sharding.py"
+        assert len(logical_axes(names)) == leaf.ndim, (
+            f"{'/'.join(names)}: see LOGICAL_AXES in steerling_jax/sharding.py"
+        )
 
 
 SHARDED = """

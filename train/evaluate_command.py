@@ -179,8 +179,8 @@ def _print(found: Mapping[str, Any]) -> None:
     stdout().print(table)
     for sample in found.get("samples", {}).get("texts", []):
         stdout().rule(f"{sample['document']}, seed {sample['seed']}", align="left")
-        stdout().print(sample["prompt"], style="dim", end="", markup=False)
-        stdout().print(sample["text"], markup=False)
+        stdout().print(sample["prompt"], style="dim", end="", markup=False, soft_wrap=True)
+        stdout().print(sample["text"], markup=False, soft_wrap=True)
 
 
 def _rows(found: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

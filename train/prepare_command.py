@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
     from .folder_documents import folder_documents
     from .prepare import prepare
 
-    documents = python_documents() if args.input is None else folder_documents(args.input)
+    documents = list(python_documents() if args.input is None else folder_documents(args.input))
     tokenizer = None if args.tokenizer is None else _tokenizer(args.tokenizer)
     with shown() as tell:
         store = prepare(

@@ -21,6 +21,7 @@ from steerling_jax.io.corpus import CorpusStore
 
 _BATCH = 256
 _EPOCHS = 8
+_LEAST_UPDATES = 600
 _RATE = 0.02
 _DECAY = 1e-4  # decoupled, times the rate
 
@@ -66,20 +67,22 @@ def fit_probe(
     progress: Callable[[str, int, int], None] = lambda *_: None, name: str = "probe",
 ) -> Callable[[Bags], np.ndarray]:  # fmt: skip
     """Learns from bags and positive (m, C) bool; gives a function from bags to scores (m, C). Deterministic."""
-    steps = _EPOCHS * -(-len(bags) // _BATCH)
+    batches = -(-len(bags) // _BATCH)
+    epochs = max(_EPOCHS, -(-_LEAST_UPDATES // batches))
+    steps = epochs * batches
     rate = np.clip(positive.mean(axis=0), 1e-4, 1 - 1e-4)
     bias = jnp.asarray(np.log(rate / (1 - rate)), jnp.float32)
     weights = {"token": jnp.zeros((vocab_size, positive.shape[1])), "bias": bias}
     state = _optimizer(steps).init(weights)
     draw = np.random.default_rng(seed)
     key = jax.random.key(seed)
-    for epoch in range(_EPOCHS):
+    for epoch in range(epochs):
         order = draw.permutation(len(bags))
         for number, start in enumerate(range(0, len(order), _BATCH)):
             rows = np.resize(order[start : start + _BATCH], min(_BATCH, len(order)))
             at = jax.random.fold_in(jax.random.fold_in(key, epoch), number)
             weights, state = _update(weights, state, bags.tokens[rows], positive[rows], at, hidden, steps=steps)
-        progress(name, epoch + 1, _EPOCHS)
+        progress(name, epoch + 1, epochs)
 
     def score(held: Bags) -> np.ndarray:
         parts = [_logits(weights, held.tokens[i : i + _BATCH]) for i in range(0, len(held), _BATCH)]

@@ -91,7 +91,7 @@ class RunConfig:
         return json.loads(json.dumps(body))
 
 
-def special_ids(vocab_size: int) -> dict[str, int]:
+def special_ids(vocab_size: int) -> dict[str, Any]:
     """`ModelConfig` fields of the special tokens: the last five ids of a vocabulary made here."""
     special = SpecialIds.last_of(vocab_size)
     return {

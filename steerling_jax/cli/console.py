@@ -64,6 +64,6 @@ def plain(value: Any) -> Any:
         return float(value) if math.isfinite(value) else None
     if value is None or isinstance(value, str | bool | int):
         return value
-    if hasattr(value, "tolist"):  # NumPy and JAX, without importing either
+    if hasattr(value, "tolist") and not isinstance(value, type):  # NumPy and JAX, without importing either
         return plain(value.tolist())
     return str(value)

@@ -34,7 +34,7 @@ def atomic_path(target: str | os.PathLike[str], *, folder: bool = False) -> Iter
         yield path
         if folder and target.is_dir():
             target.rename(scratch / "replaced")
-        os.replace(path, target)
+        path.replace(target)
     except OSError as error:
         if error.errno is None:
             raise
