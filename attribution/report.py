@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from steerling_jax.api import Bundle
-from steerling_jax.contributions import ChunkRanking, ConceptShare, chunk_spans, concept_contributions, rank_chunk
+from steerling_jax.chunk_ranking import ChunkRanking, ConceptShare, chunk_spans, rank_chunk
+from steerling_jax.contributions import concept_contributions
 from steerling_jax.generation import Generation, text_ids
 
 if TYPE_CHECKING:

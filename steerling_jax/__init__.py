@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from steerling_jax.api import Bundle as Bundle
     from steerling_jax.api import load as load
+    from steerling_jax.chunk_ranking import chunk_spans as chunk_spans
+    from steerling_jax.chunk_ranking import rank_chunk as rank_chunk
     from steerling_jax.config import Compute as Compute
     from steerling_jax.config import ConceptConfig as ConceptConfig
     from steerling_jax.config import ModelConfig as ModelConfig
-    from steerling_jax.contributions import chunk_spans as chunk_spans
     from steerling_jax.contributions import concept_contributions as concept_contributions
-    from steerling_jax.contributions import rank_chunk as rank_chunk
     from steerling_jax.embeddings import embed as embed
     from steerling_jax.errors import UserError as UserError
     from steerling_jax.generation import Generation as Generation
@@ -38,8 +38,8 @@ _HOME = {
     "SteeringConfig": "generation_config",
     "Trace": "trace",
     "concept_contributions": "contributions",
-    "rank_chunk": "contributions",
-    "chunk_spans": "contributions",
+    "rank_chunk": "chunk_ranking",
+    "chunk_spans": "chunk_ranking",
     "attribute_inputs": "integrated_gradients",
     "embed": "embeddings",
     "log_likelihood": "likelihood",

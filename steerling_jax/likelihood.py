@@ -65,10 +65,10 @@ def draw_masks(length: int, samples: int, seed: int) -> np.ndarray:
     Counts are spread evenly over 1 … length from a random start, so that each is uniform while their average hardly
     varies; which tokens is a random order for each sample.
     """
-    random = np.random.default_rng(seed)
-    start = random.integers(1, length + 1)
-    counts = (start - 1 + np.arange(samples) * length // samples) % length + 1
-    order = random.random((samples, length)).argsort(axis=1)
+    start_key, order_key = jax.random.split(jax.random.key(seed))
+    start = int(jax.random.randint(start_key, (), 0, length))
+    counts = (start + np.arange(samples) * length // samples) % length + 1
+    order = np.asarray(jax.random.uniform(order_key, (samples, length))).argsort(axis=1)
     return order < counts[:, None]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import steerling_jax as sj
-from steerling_jax.contributions import chunk_spans
+from steerling_jax.chunk_ranking import chunk_spans
 from steerling_jax.trace import Commit, Trace
 
 FAMILIES = ("base", "instruct", "known_only")

@@ -44,7 +44,7 @@ def progress(*, unit: str = "") -> Progress:
     columns = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
     if unit:
         columns.append(TextColumn(unit))
-    return Progress(*columns, TimeElapsedColumn(), console=stderr(), transient=True)
+    return Progress(*columns, TimeElapsedColumn(), console=stderr(), transient=True, disable=not stderr().is_terminal)
 
 
 def print_json(value: Any) -> None:
