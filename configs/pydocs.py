@@ -31,7 +31,7 @@ def config() -> RunConfig:
         n_head=4,
         n_kv_heads=2,
         n_embd=WIDTH,
-        block_size=1024,
+        block_size=2048,  # trained on 256 at a time; longer texts run, less well
         diff_block_size=8,
         rope_base=10_000.0,
         intermediate_size=640,
