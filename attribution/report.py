@@ -111,7 +111,7 @@ def _share(entry: ConceptShare) -> RenderableType:
     return Text(f"{100 * entry.contribution:+6.2f} %  {entry.label.split(': ', 1)[1]}")
 
 
-def _bar(chunk: ChunkReport, width: int = 24) -> RenderableType:
+def _bar(chunk: ChunkReport, width: int = 18) -> RenderableType:
     """Net shares of the logits as one coloured bar with its figures."""
     from rich.text import Text
 
