@@ -2,9 +2,10 @@
 
     GLIBC_TUNABLES=glibc.malloc.hugetlb=1 python benchmarks/training.py [--config pydocs]
 
-Whole steps (forward, backward, optimiser) on random tokens, compiling not counted; with and without the concept module in
-turn. FLOPs are those of the products with weights, forward and backward (6 a parameter and row; a clean copy counts
-as rows), attention left out. The matmul rate is that of a large product of the same operand type. Run it on idle cores.
+Whole steps (forward, backward, optimiser) on random tokens, compiling not counted; with and without the concept module
+in turn. FLOPs are those of the products with weights, forward and backward: 6 a parameter and row, where a clean copy
+counts as rows; attention is left out. The matmul rate is that of a large product of the same operand type. Run it on
+idle cores.
 """
 
 from __future__ import annotations
