@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -101,6 +102,7 @@ def gather_rows(
 ) -> Rows:
     """Picks the masked positions out of hidden (B, T, D), in order, into `share` of B·T rows."""
     B, T, D = hidden.shape
+    chex.assert_shape((batch["tokens"], batch["chunk_index"], masked), (B, T))
     S = batch["chunk_labels"].shape[1]
     capacity = B * T if share >= 1 else int(B * T * share)
     flat = masked.reshape(-1)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -22,6 +23,8 @@ def attend_two_copies(q: jax.Array, k: jax.Array, v: jax.Array, block: int) -> j
     """q (B, 2T, H, d), k and v (B, 2T, G, d), the clean copy first, T a multiple of `block`. Returns (B, 2T, H, d)."""
     B, TT, H, d = q.shape
     G = k.shape[2]
+    chex.assert_equal_shape((k, v))
+    chex.assert_is_divisible(TT, 2 * block)
     grouped = (q * jnp.asarray(d**-0.5, q.dtype)).reshape(B, TT, G, H // G, d).transpose(0, 2, 3, 1, 4)
     out: jax.Array = _attend(grouped, k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), block)
     return out.transpose(0, 3, 1, 2, 4).reshape(B, TT, H, d)

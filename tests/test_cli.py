@@ -121,15 +121,10 @@ def test_exit_codes(run: str, code: int, told: str):
 
 
 def test_interrupt_by_signal():
-    line = [sys.executable, "-c", stand_in("print('ready', flush=True); import time; time.sleep(60)")]
-    with subprocess.Popen(
-        line,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # where the tests run in the background, they were told to ignore interrupts, and children would inherit that
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler) and None,
-    ) as child:
+    # Where the tests run in the background, they were told to ignore interrupts, and the child inherits that.
+    listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    line = [sys.executable, "-c", stand_in(listen + "print('ready', flush=True); import time; time.sleep(60)")]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
         assert child.stderr is not None
         assert child.stdout.readline() == "ready\n"
