@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,16 @@ def atomic_path(target: str | os.PathLike[str], *, folder: bool = False) -> Iter
             raise
         raise UserError(f"Cannot write {target}: {error.strerror}. Choose another place or free some space.") from error
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        _remove(scratch)
+
+
+def _remove(folder: Path) -> None:
+    """Removes `folder`; a library's thread may still be writing a file into it, so more than one try."""
+    for _ in range(50):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.1)
 
 
 def write_json(target: str | os.PathLike[str], value: Any) -> None:

@@ -177,10 +177,9 @@ def _quiet() -> Iterator[None]:
         yield
     except Exception:
         gc.collect()  # what is left of Orbax's parallel reads complains when it is collected: let it, unheard
-        raise
-    finally:
-        for logger, level in loggers.items():
-            logger.setLevel(level)
+        raise  # and its threads may complain later still: the loggers stay quiet
+    for logger, level in loggers.items():
+        logger.setLevel(level)
 
 
 @contextmanager
