@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any, cast
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -190,7 +190,7 @@ def _run_blocks(
         injection = Injection(direction, jnp.broadcast_to(alpha, (N,)), rules.layer)
     hidden, fresh = run_backbone(
         params, embed_tokens(params, branches, compute), config=config, compute=compute, positions=positions,
-        mask=cast(Any, _attention_over(earlier, own)), injection=injection, keep_cache=True,
+        mask=_attention_over(earlier, own), injection=injection, keep_cache=True,
     )  # fmt: skip
     pairs = cast(LayerCaches, fresh)  # one a layer, as the layers are unstacked
     return hidden, jax.tree.map(lambda new: jnp.swapaxes(new, 1, 2), pairs)

@@ -104,22 +104,15 @@ def _export(config: RunConfig, out: Path, params: Any) -> Path:
 
 def _corpus(config: RunConfig, folder: Path) -> CorpusStore:
     """Opens the store at `folder`; where there is nothing, makes it from the interpreter's documentation first."""
-    from steerling_jax.cli.console import progress
     from steerling_jax.io.corpus import CorpusStore
 
     if folder.exists():
         return CorpusStore(folder)
     from .documents import python_documents
-    from .prepare import Progress, prepare
+    from .prepare import prepare
+    from .prepare_command import shown
 
-    with progress(unit="documents") as bar:
-        tasks: dict[str, Any] = {}
-
-        def tell(news: Progress) -> None:
-            if news.stage not in tasks:
-                tasks[news.stage] = bar.add_task(news.stage, total=news.total or None)
-            bar.update(tasks[news.stage], completed=news.done, total=news.total or None)
-
+    with shown() as tell:
         return prepare(
             folder,
             documents=python_documents(),
