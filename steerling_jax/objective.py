@@ -35,7 +35,8 @@ class ObjectiveConfig:
     token_weight: of a masked token in the diffusion loss, 1 or 1/t.
     epsilon_dropout: share of masked positions whose prediction is `lm_head(k̂ + û)` alone. Without it the diffusion loss
     sends no gradient to the concepts, because composed equals hidden.
-    known_dropout: share of those positions where k̂ is left out too.
+    known_dropout, unknown_dropout: share of those positions where k̂, or û, is left out too. The second makes known
+    concepts predict words by themselves, which else the discovered ones do for them.
     concept_warmup: share of training over which the presence loss gains its hold on the backbone. At first every
     concept is claimed everywhere, and the gradient that takes this back would flatten the hidden states; the heads
     alone can do it.
@@ -51,6 +52,7 @@ class ObjectiveConfig:
     independence_weight: float = 1.0
     epsilon_dropout: tuple[float, float] = (0.1, 0.3)
     known_dropout: float = 0.1
+    unknown_dropout: float = 0.0
     known_forcing: tuple[float, float] = (1.0, 0.5)
     unknown_forcing: tuple[float, float] = (1.0, 0.5)
     rows: float = 1.0
@@ -174,7 +176,7 @@ def training_features(
 ) -> jax.Array:  # fmt: skip
     """What goes to the output projection, (M, D): hidden itself where epsilon is kept (the identity), and k̂ + û
     where it is dropped, with dropout of k̂ and teacher forcing."""
-    drop_key, known_key, force_known, force_unknown = jax.random.split(key, 4)
+    drop_key, known_key, unknown_key, force_known, force_unknown = jax.random.split(key, 5)
     M = rows.hidden.shape[0]
 
     def scheduled(pair: tuple[float, float], shape: jax.Array | float) -> jax.Array:
@@ -186,6 +188,7 @@ def training_features(
     k = jnp.where(use_labels & (rows.chunk >= 0)[:, None], labelled, known)
     u = jnp.where(use_residual, rows.hidden - labelled, unknown)
     k = jnp.where(jax.random.uniform(known_key, (M, 1)) < objective.known_dropout, 0.0, k)
+    u = jnp.where(jax.random.uniform(unknown_key, (M, 1)) < objective.unknown_dropout, 0.0, u)
     dropped = jax.random.uniform(drop_key, (M, 1)) < scheduled(objective.epsilon_dropout, progress)
     return jnp.where(dropped, (k + u).astype(rows.hidden.dtype), rows.hidden)
 
