@@ -70,7 +70,7 @@ def config() -> RunConfig:
             batch_size=4,
             sources={"reference": 1.0, "docstring": 1.0, "code": 0.5},
         ),
-        steps=13000,
+        steps=10000,
         log_every=50,
         eval_every=2500,
         checkpoint_every=250,

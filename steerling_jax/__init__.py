@@ -20,12 +20,17 @@ if TYPE_CHECKING:
     from steerling_jax.embeddings import embed as embed
     from steerling_jax.errors import UserError as UserError
     from steerling_jax.generation import Generation as Generation
+    from steerling_jax.generation import Prompt as Prompt
     from steerling_jax.generation import generate as generate
+    from steerling_jax.generation import generate_many as generate_many
+    from steerling_jax.generation import stream as stream
     from steerling_jax.generation_config import GenerationConfig as GenerationConfig
-    from steerling_jax.generation_config import SteeringConfig as SteeringConfig
     from steerling_jax.inference import forward as forward
     from steerling_jax.integrated_gradients import attribute_inputs as attribute_inputs
     from steerling_jax.likelihood import log_likelihood as log_likelihood
+    from steerling_jax.likelihood import log_likelihoods as log_likelihoods
+    from steerling_jax.policies import Policies as Policies
+    from steerling_jax.steering_config import SteeringConfig as SteeringConfig
     from steerling_jax.trace import Trace as Trace
 
 _HOME = {
@@ -33,9 +38,13 @@ _HOME = {
     "load": "api",
     "forward": "inference",
     "generate": "generation",
+    "generate_many": "generation",
+    "stream": "generation",
+    "Prompt": "generation",
     "Generation": "generation",
     "GenerationConfig": "generation_config",
-    "SteeringConfig": "generation_config",
+    "SteeringConfig": "steering_config",
+    "Policies": "policies",
     "Trace": "trace",
     "concept_contributions": "contributions",
     "rank_chunk": "chunk_ranking",
@@ -43,6 +52,7 @@ _HOME = {
     "attribute_inputs": "integrated_gradients",
     "embed": "embeddings",
     "log_likelihood": "likelihood",
+    "log_likelihoods": "likelihood",
     "ModelConfig": "config",
     "ConceptConfig": "config",
     "Compute": "config",

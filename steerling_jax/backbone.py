@@ -6,7 +6,7 @@ weights once (`unstack_layers`) and runs the same `Block` in a loop, which spare
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,14 @@ from steerling_jax.config import Compute, ModelConfig
 from steerling_jax.layers import AttentionPattern, Block, Cache, Norm, block_causal_mask, rope_tables
 
 Params = dict[str, Any]
+
+
+class LayerEdit(Protocol):
+    """Something done to the hidden states between layers."""
+
+    def apply(self, x: jax.Array, number: jax.Array | int) -> jax.Array:
+        """x (B, T, D) after the layer with this 1-based number, to what the next layer reads."""
+        ...
 
 
 @struct.dataclass
@@ -43,7 +51,7 @@ class Layers(nn.Module):
     compute: Compute
 
     @nn.compact
-    def __call__(self, x, rope, mask, cache: Cache | None, injection: Injection | None, keep_cache: bool):
+    def __call__(self, x, rope, mask, cache: Cache | None, injection: LayerEdit | None, keep_cache: bool):
         """Returns x (B, T, D) and, with `keep_cache`, the layers' fresh keys and values, each (L, B, T, G, d)."""
 
         def layer(block: Block, x, per_layer):
@@ -74,7 +82,7 @@ def run_backbone(
     positions: jax.Array | None = None,
     mask: jax.Array | AttentionPattern | None = None,
     cache: Cache | None = None,
-    injection: Injection | None = None,
+    injection: LayerEdit | None = None,
     keep_cache: bool = False,
 ) -> tuple[jax.Array, Cache | None]:
     """Embeddings x (B, T, D) to hidden states (B, T, D) after the final norm.

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from steerling_jax.config import ModelConfig
-from steerling_jax.decoding import BlockDone, decode
-from steerling_jax.generation_config import GenerationConfig, SteeringConfig
+from steerling_jax.decoding import Decoder, Request
+from steerling_jax.errors import require
+from steerling_jax.generation_config import GenerationConfig
 from steerling_jax.inference import encode
+from steerling_jax.policies import Policies
+from steerling_jax.request import BlockDone, Committed
+from steerling_jax.steering import Steering, prepare_steering
 from steerling_jax.trace import Trace
 
 if TYPE_CHECKING:
@@ -33,19 +37,35 @@ class Generation:
     seed: int
 
 
+@dataclass(frozen=True)
+class Prompt:
+    """One of many: what `generate` takes."""
+
+    text_or_ids: str | Sequence[int]
+    config: GenerationConfig = _DEFAULT
+    steering: Steering | None = None
+    policies: Policies | None = None
+
+
 def generate(
     bundle: Bundle,
     text_or_ids: str | Sequence[int],
     config: GenerationConfig = _DEFAULT,
-    steering: SteeringConfig | None = None,
+    steering: Steering | None = None,
     *,
+    policies: Policies | None = None,
+    drafts: int = 1,
     record_hidden: bool = True,
 ) -> Generation:
-    """Continues a text (or token ids). record_hidden: keep the committed positions' hidden rows, for attribution.
+    """Continues a text (or token ids).
 
-    Raises `UserError` where model, prompt and settings do not agree.
+    policies: how a step decides, in place of what `config` means (steerling_jax/policies.py). drafts: canvases read in
+    a pass; more than 1 gives the same text in fewer passes. record_hidden: keep the committed positions' hidden rows,
+    for attribution. Raises `UserError` where model, prompt and settings do not agree.
     """
-    *_, last = stream(bundle, text_or_ids, config, steering, record_hidden=record_hidden)
+    *_, last = stream(
+        bundle, text_or_ids, config, steering, policies=policies, drafts=drafts, record_hidden=record_hidden
+    )
     assert isinstance(last, Generation)
     return last
 
@@ -54,23 +74,73 @@ def stream(
     bundle: Bundle,
     text_or_ids: str | Sequence[int],
     config: GenerationConfig = _DEFAULT,
-    steering: SteeringConfig | None = None,
+    steering: Steering | None = None,
     *,
+    policies: Policies | None = None,
+    drafts: int = 1,
     record_hidden: bool = True,
-) -> Iterator[BlockDone | Generation]:
-    """The same, with a `BlockDone` after each block; the `Generation` comes last."""
-    prompt = encode(bundle, text_or_ids, "The prompt")
-    seed = secrets.randbits(32) if config.seed is None else config.seed
-    events = decode(
-        bundle.params, prompt, config=bundle.config, compute=bundle.compute, generation=config, seed=seed,
-        steering=steering, record_hidden=record_hidden,
-    )  # fmt: skip
-    for event in events:
-        if isinstance(event, BlockDone):
-            yield event
-        else:
-            ids = text_ids(event.tokens[event.prompt_length :], bundle.config, config.stop_tokens or ())
-            yield Generation(bundle.tokenizer.decode(ids), event.tokens, len(ids), event, seed)
+    steps: int | None = None,
+) -> Iterator[BlockDone | Committed | Generation]:
+    """The same, with a `BlockDone` after each block; the `Generation` comes last.
+
+    steps: also tell what was committed (`Committed`) after so many passes; with 1, every commit as it happens.
+    """
+    prompt = Prompt(text_or_ids, config, steering, policies)
+    decoder = Decoder(bundle.params, config=bundle.config, compute=bundle.compute, rows=1)
+    request = request_of(bundle, prompt, drafts=drafts, record_hidden=record_hidden)
+    decoder.submit(request)
+    while decoder.busy:
+        for _, event in decoder.advance(steps):
+            yield generation_of(bundle, request, event) if isinstance(event, Trace) else event
+
+
+def generate_many(
+    bundle: Bundle,
+    prompts: Iterable[Prompt],
+    *,
+    rows: int = 8,
+    drafts: int = 1,
+    record_hidden: bool = False,
+    prefix_cache_bytes: int = 0,
+) -> Iterator[tuple[int, Generation]]:
+    """Continues many texts, up to `rows` at once: (number of the prompt, generation), as they are done.
+
+    Each text is what `generate` alone would write. Prompts are taken from the iterable as rows become free.
+    prefix_cache_bytes: memory for what prompts have in common at their beginning. Raises `UserError` for a prompt or
+    settings that do not fit the model.
+    """
+    require(rows >= 1, f"rows is {rows}, but it must be at least 1.")
+    decoder = Decoder(
+        bundle.params, config=bundle.config, compute=bundle.compute, rows=rows, prefix_cache_bytes=prefix_cache_bytes
+    )
+    coming = enumerate(prompts)
+    known: dict[int, tuple[int, Request]] = {}
+    while True:
+        while len(known) < rows and (item := next(coming, None)) is not None:
+            number, prompt = item
+            request = request_of(bundle, prompt, drafts=drafts, record_hidden=record_hidden)
+            known[decoder.submit(request)] = (number, request)
+        if not known:
+            return
+        for ticket, event in decoder.advance():
+            if isinstance(event, Trace):
+                number, request = known.pop(ticket)
+                yield number, generation_of(bundle, request, event)
+
+
+def request_of(bundle: Bundle, prompt: Prompt, *, drafts: int = 1, record_hidden: bool = False) -> Request:
+    """What the decoder takes: ids, a seed, a steering plan. Raises `UserError` for bad values."""
+    ids = encode(bundle, prompt.text_or_ids, "The prompt")
+    seed = secrets.randbits(32) if prompt.config.seed is None else prompt.config.seed
+    plan = prepare_steering(bundle.params, prompt.steering, config=bundle.config, compute=bundle.compute)
+    return Request(ids, prompt.config, seed, plan, prompt.policies or Policies(), drafts, record_hidden)
+
+
+def generation_of(bundle: Bundle, request: Request, trace: Trace) -> Generation:
+    """A request's trace with its text."""
+    stop = request.generation.stop_tokens or ()
+    ids = text_ids(trace.tokens[trace.prompt_length :], bundle.config, stop)
+    return Generation(bundle.tokenizer.decode(ids), trace.tokens, len(ids), trace, request.seed)
 
 
 def text_ids(canvas: Sequence[int] | np.ndarray, config: ModelConfig, stop_tokens: Sequence[int] = ()) -> list[int]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 
 from steerling_jax import bottleneck as bn
 from steerling_jax import model
@@ -43,20 +44,47 @@ def compiled_features(
     return found
 
 
-def logit_features(params: Params, hidden: jax.Array, config: ModelConfig, compute: Compute) -> jax.Array:
-    """Hidden rows (N, D) to the rows (N, D) that the output projection reads, concepts unclamped.
+@struct.dataclass
+class RowClamps:
+    """Concepts set by hand while text is written: known and unknown as (ids (J,), values (J,)), None for no clamp; at
+    offsets after the prompt from `start` up to `end`, () int32; epsilon: see `forward`."""
 
-    With the epsilon correction on they are the hidden rows themselves, up to rounding, and the heads are skipped
-    (not under faithful rounding).
+    known: tuple[jax.Array, jax.Array] | None
+    unknown: tuple[jax.Array, jax.Array] | None
+    start: jax.Array
+    end: jax.Array
+    epsilon: EpsilonRule = struct.field(pytree_node=False, default="published")
+
+    def at(self, which: tuple[jax.Array, jax.Array] | None, offsets: jax.Array) -> Clamps | None:
+        """One head's clamps on rows at `offsets` (N,)."""
+        return None if which is None else Clamps(*which, (offsets >= self.start) & (offsets < self.end))
+
+
+def logit_features(
+    params: Params, hidden: jax.Array, config: ModelConfig, compute: Compute, clamps: RowClamps | None = None,
+    offsets: jax.Array | None = None,
+) -> jax.Array:  # fmt: skip
+    """Hidden rows (N, D) to the rows (N, D) that the output projection reads, with `clamps` on rows at `offsets` (N,).
+
+    Unclamped, with the epsilon correction on, they are the hidden rows themselves, up to rounding, and the heads are
+    skipped (not under faithful rounding).
     """
     concept = config.concept
-    if concept is None or (concept.use_epsilon_correction and not compute.faithful_rounding):
+    if concept is None or (clamps is None and concept.use_epsilon_correction and not compute.faithful_rounding):
         return hidden
-    known = run_head(params["known_head"], hidden, bn.known_spec(concept), compute)
+    known_clamps = unknown_clamps = None
+    rule: EpsilonRule = "published"
+    if clamps is not None:
+        assert offsets is not None
+        known_clamps, unknown_clamps = clamps.at(clamps.known, offsets), clamps.at(clamps.unknown, offsets)
+        rule = clamps.epsilon
+    known = run_head(params["known_head"], hidden, bn.known_spec(concept), compute, known_clamps, rule)
     spec = bn.unknown_spec(concept)
-    unknown = None if spec is None else run_head(params["unknown_head"], hidden, spec, compute)
-    use_epsilon = concept.use_epsilon_correction
-    return model.compose(hidden, known, unknown, use_epsilon=use_epsilon, rule="published", known_clamped=False)[0]
+    unknown = None
+    if spec is not None:
+        unknown = run_head(params["unknown_head"], hidden, spec, compute, unknown_clamps, rule)
+    use_epsilon, clamped = concept.use_epsilon_correction, known_clamps is not None
+    return model.compose(hidden, known, unknown, use_epsilon=use_epsilon, rule=rule, known_clamped=clamped)[0]
 
 
 def forward(

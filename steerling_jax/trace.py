@@ -24,7 +24,8 @@ class Trace:
 
     prompt: ids (P,) int32. tokens: the final canvas, prompt first, (P + max_new_tokens,) int32.
     hidden: hidden rows (n, D) float32 of the committed positions, in the order of `flat()`, from the very pass that
-    committed them; None when they were not recorded. mask_id: the id of a still-empty position.
+    committed them; None when they were not recorded. mask_id: the id of a still-empty position. steering: labels of
+    the steerings that acted. passes: how often the layers ran to write it, the prompt's own passes not counted.
     """
 
     prompt: np.ndarray
@@ -32,6 +33,8 @@ class Trace:
     commits: tuple[Commit, ...]
     mask_id: int
     hidden: np.ndarray | None = None
+    steering: tuple[str, ...] = ()
+    passes: int = 0
 
     @property
     def prompt_length(self) -> int:

@@ -1,7 +1,6 @@
 """The published generation algorithm in a few lines: no cache, the whole canvas every step. Slow and plain.
 
-Source: `generate_full` of the published package. Sampling is ours (keyed by position), through
-`steerling_jax.sampling`.
+Source: `generate_full` of the published package. Policies are ours, called on the whole canvas's logits.
 """
 
 from __future__ import annotations
@@ -9,57 +8,72 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 
-from steerling_jax.backbone import Injection
 from steerling_jax.config import Compute, ModelConfig
-from steerling_jax.generation_config import GenerationConfig, SteeringConfig
+from steerling_jax.generation_config import GenerationConfig
+from steerling_jax.heads import Clamps
 from steerling_jax.inference import compiled_forward
-from steerling_jax.sampling import Adjustment, choice_of, confidence, position_key
+from steerling_jax.policies import Policies, StepView
 from steerling_jax.steering import prepare_steering
 from steerling_jax.trace import Commit
+from steerling_jax.window_pass import Injected
 
 
 def reference_decode(
     params, prompt: np.ndarray, config: ModelConfig, generation: GenerationConfig, seed: int,
-    steering: SteeringConfig | None = None,
+    steering=None, policies: Policies | None = None,
 ) -> tuple[np.ndarray, list[Commit]]:  # fmt: skip
     """The final canvas (P + max_new_tokens,) and the commits."""
     P, W, mask = len(prompt), config.diff_block_size, config.mask_token_id
     plan = prepare_steering(params, steering, config=config, compute=Compute())
-    choose = choice_of(generation)
     banned = np.isin(np.arange(config.vocab_size), [config.eos_token_id, mask, config.pad_token_id])
-    adjust = Adjustment(plan.suppression, jnp.float32(generation.repetition_penalty), jnp.asarray(banned))
     canvas = np.concatenate([prompt, np.full(generation.max_new_tokens, mask)]).astype(np.int32)
     blocks = generation.max_new_tokens // W
     steps = (generation.steps or generation.max_new_tokens) // blocks
+    policy = (policies or Policies()).completed(generation, W, blocks, config.eot_id)
     commits: list[Commit] = []
 
-    def logits_of(tokens: np.ndarray, alpha: float) -> np.ndarray:
-        injection = None
-        if plan.direction is not None:
-            direction = jnp.where(jnp.asarray(tokens == mask)[None, :, None], plan.direction[None, None, :], 0.0)
-            injection = Injection(direction, jnp.full(1, alpha), jnp.asarray(plan.layer))
-        out = compiled_forward(params, jnp.asarray(tokens)[None], config=config, compute=Compute(), injection=injection)
+    def logits_of(tokens: np.ndarray, written: int) -> np.ndarray:
+        at = np.arange(len(tokens))
+        tables = [jnp.asarray(table)[None] for table in plan.tables(written, config.n_layers)]
+        masked = jnp.asarray(tokens == mask)[None]
+        injection = Injected(masked, jnp.asarray(at < P)[None] & ~masked, *tables)
+        clamps: dict = {}
+        if (clamped := plan.clamps) is not None:
+            start, end = clamped.offsets or (0, len(tokens))
+            where = jnp.asarray((at >= P + start) & (at < P + end))
+            for name, values in (("known_clamps", clamped.known), ("unknown_clamps", clamped.unknown)):
+                if values:
+                    clamps[name] = Clamps(jnp.array(list(values)), jnp.array(list(values.values())), where)
+            clamps["epsilon"] = clamped.epsilon
+        out = compiled_forward(
+            params, jnp.asarray(tokens)[None], config=config, compute=Compute(), injection=injection, **clamps
+        )
         return np.asarray(out.logits[0])
 
     for block in range(blocks):
         begin = P + block * W
         for step in range(steps):
-            alpha = plan.alpha_after(generation.max_new_tokens - int((canvas == mask).sum()))
-            raw = logits_of(canvas, alpha)
+            written = sum(len(commit.positions) for commit in commits)
+            raw = logits_of(canvas, written)
             if generation.cfg_scale > 0:
                 hidden_prompt = np.where(np.arange(len(canvas)) < P, mask, canvas)
-                other = logits_of(hidden_prompt, alpha)
+                other = logits_of(hidden_prompt, written)
                 raw = other + (generation.cfg_scale + 1) * (raw - other)
             masked = begin + np.flatnonzero(canvas[begin : begin + W] == mask)
-            count = min(W // steps + (step < W % steps), len(masked))
+            if len(masked) == 0:
+                continue
+            view = StepView(
+                jnp.asarray(raw[masked]) - plan.suppression[None, :], jnp.ones(len(masked), bool), jnp.asarray(masked),
+                jnp.asarray(np.bincount(canvas, minlength=config.vocab_size)), jnp.asarray(step), jnp.uint32(seed),
+                jnp.zeros(len(masked), jnp.int32),
+            )  # fmt: skip
+            view = view.replace(logits=jnp.where(jnp.asarray(banned)[None, :], -jnp.inf, policy.penalty(view)))
+            sure, count = np.asarray(policy.order(view)), min(int(policy.schedule(view)), len(masked))
             if count == 0:
                 continue
-            on_canvas = jnp.asarray(np.bincount(canvas, minlength=config.vocab_size) > 0)
-            logits = adjust(jnp.asarray(raw[masked]), on_canvas)
-            sure = np.asarray(confidence(logits))
             picked = (len(masked) - 1 - np.argsort(-sure[::-1], kind="stable"))[:count]  # of ties, the later position
             positions = masked[picked]
-            tokens = [int(choose(position_key(seed, p), logits[i])) for i, p in zip(picked, positions)]
+            tokens = np.asarray(policy.choice(view.at(jnp.asarray(picked)))).tolist()
             if config.eot_id in tokens:
                 tokens = tokens[: tokens.index(config.eot_id) + 1]
                 positions = positions[: len(tokens)]

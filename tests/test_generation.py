@@ -13,15 +13,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from steerling_jax import api, decoding
+from steerling_jax import api, decoding, lane
 from steerling_jax.backbone import unstack_layers
 from steerling_jax.config import Compute, ConceptConfig, ModelConfig
 from steerling_jax.decoding import BlockDone, decode
 from steerling_jax.errors import UserError
 from steerling_jax.generation import generate, stream, text_ids
-from steerling_jax.generation_config import GenerationConfig, SteeringConfig
+from steerling_jax.generation_config import GenerationConfig
 from steerling_jax.inference import compiled_forward, compiled_hidden
 from steerling_jax.model import init_params
+from steerling_jax.steering_config import SteeringConfig
 from steerling_jax.trace import Trace
 
 from .reference_decoder import reference_decode
@@ -71,7 +72,7 @@ def events(commits) -> list[tuple]:
 @pytest.mark.parametrize(("family", "name"), CASES)
 def test_golden(family: str, name: str, monkeypatch: pytest.MonkeyPatch):
     if family != "base":  # one cache size, for fewer programs
-        monkeypatch.setattr(decoding, "cache_capacity", lambda blocks: 4)
+        monkeypatch.setattr(lane, "cache_capacity", lambda blocks: 4)
     loaded = api.load(GOLDEN / family)
     case = next(
         c for c in json.loads((GOLDEN / family / "generate.json").read_text(encoding="utf-8")) if c["name"] == name
@@ -216,10 +217,14 @@ def test_few_programs_serve_all_lengths_and_settings():
                 use_entropy_sampling=False,
             )  # fmt: skip
             run(params, np.arange(length), config, generation, seed=length)
-    capacities = len({decoding.cache_capacity((length + 7) // 8) for length in lengths})
-    assert decoding.compiled_programs() - before <= 3 * capacities
-    assert len({decoding.cache_capacity(n) for n in range(64)}) <= 20
-    assert all(n <= decoding.cache_capacity(n) <= max(1.25 * n, n + 2) for n in range(200))
+    capacities = len({lane.cache_capacity((length + 7) // 8) for length in lengths})
+    after = decoding.compiled_programs()
+    grown = {name: after[name] - before[name] for name in after}
+    assert grown["decode_rows"] <= capacities, grown
+    assert grown["extend_row"] <= 2 * capacities, grown
+    assert sum(grown.values()) <= 3 * capacities + 12 + 4 * capacities, grown
+    assert len({lane.cache_capacity(n) for n in range(64)}) <= 20
+    assert all(n <= lane.cache_capacity(n) <= max(1.25 * n, n + 2) for n in range(200))
 
 
 @pytest.mark.parametrize(

@@ -13,27 +13,26 @@ import numpy as np
 import pytest
 
 from steerling_jax.generation_config import GenerationConfig
-from steerling_jax.sampling import (
-    Adjustment,
-    EntropyNucleus,
-    Greedy,
-    Nucleus,
-    choice_of,
-    confidence,
-    entropy_temperature,
-    in_nucleus,
-    position_key,
-)
+from steerling_jax.policies import Greedy, Nucleus, Policies, RepetitionPenalty, StepView, choice_of
+from steerling_jax.sampling import confidence, entropy_temperature, in_nucleus
 
 DRAWS = 20_000
 ERROR_RATE = 1e-4
 LOGITS = jnp.log(jnp.array([0.4, 0.05, 0.25, 0.0, 0.2, 0.1]))
 
 
+def view(logits: jax.Array, positions, seed: int = 0) -> StepView:
+    """The same logits (V,) at each of `positions`."""
+    positions = jnp.asarray(positions, jnp.int32)
+    n, V = len(positions), logits.shape[-1]
+    rows = jnp.broadcast_to(logits, (n, V)) if logits.ndim == 1 else logits
+    zeros = jnp.zeros(n, jnp.int32)
+    return StepView(rows, zeros == 0, positions, jnp.zeros(V, jnp.int32), jnp.int32(0), jnp.uint32(seed), zeros)
+
+
 def draws(choice, logits=LOGITS, seed=0) -> np.ndarray:
     """How often each token comes, over positions 0, 1, 2, …"""
-    keys = jax.vmap(lambda p: position_key(seed, p))(jnp.arange(DRAWS))
-    tokens = jax.jit(jax.vmap(lambda key: choice(key, logits)))(keys)
+    tokens = jax.jit(choice)(view(logits, range(DRAWS), seed))
     return np.bincount(np.asarray(tokens), minlength=logits.shape[0])
 
 
@@ -68,7 +67,7 @@ def test_nucleus(temperature: float, top_p: float):
 def test_entropy_sampling():
     temperature = float(entropy_temperature(LOGITS, 0.8))
     probs = np.asarray(jax.nn.softmax(LOGITS / temperature))
-    check_distribution(draws(EntropyNucleus(0.8)), nucleus_by_hand(probs, 0.8))
+    check_distribution(draws(Nucleus(0.0, 0.8)), nucleus_by_hand(probs, 0.8))
 
 
 def test_entropy_temperature_by_hand():
@@ -88,9 +87,9 @@ def test_the_first_token_is_always_in_the_nucleus():
 
 def test_draws_depend_on_seed_and_position_alone():
     choice = Nucleus(1.0, 1.0)
-    one = [int(choice(position_key(7, p), LOGITS)) for p in range(40)]
-    again = jax.vmap(lambda p: choice(position_key(7, p), LOGITS))(jnp.arange(40)).tolist()
-    other = [int(choice(position_key(8, p), LOGITS)) for p in range(40)]
+    one = [int(choice(view(LOGITS, [p], 7))[0]) for p in range(40)]
+    again = choice(view(LOGITS, range(40), 7)).tolist()
+    other = choice(view(LOGITS, range(40), 8)).tolist()
     assert one == again
     assert one != other
 
@@ -98,16 +97,13 @@ def test_draws_depend_on_seed_and_position_alone():
 def test_rounding_that_swaps_ranks_does_not_swap_tokens():
     flat = jnp.zeros(50)
     nudged = flat + 1e-6 * jnp.asarray(np.random.default_rng(0).standard_normal(50), jnp.float32)
-    for p in range(50):
-        key = position_key(0, p)
-        assert int(Nucleus(1.0, 1.0)(key, flat)) == int(Nucleus(1.0, 1.0)(key, nudged))
+    choice = Nucleus(1.0, 1.0)
+    assert choice(view(flat, range(50))).tolist() == choice(view(nudged, range(50))).tolist()
 
 
-def test_adjustment_follows_the_published_order():
-    adjust = Adjustment(jnp.array([1.0, 0.0, 0.0, 0.0]), jnp.float32(2.0), jnp.array([False, False, False, True]))
-    on_canvas = jnp.array([True, True, False, True])
-    out = adjust(jnp.array([[0.5, 3.0, 3.0, 9.0]]), on_canvas)
-    assert out.tolist() == [[-1.0, 1.5, 3.0, -math.inf]]  # suppressed first, then penalised, then banned
+def test_the_repetition_penalty_holds_down_what_is_on_the_canvas():
+    before = view(jnp.array([[-0.5, 3.0, 3.0, 9.0]]), [0]).replace(counts=jnp.array([2, 1, 0, 1]))
+    assert RepetitionPenalty(2.0)(before).tolist() == [[-1.0, 1.5, 3.0, 4.5]]
 
 
 def test_confidence_is_the_largest_probability():
@@ -116,13 +112,22 @@ def test_confidence_is_the_largest_probability():
 
 
 @pytest.mark.parametrize(
-    ("changes", "kind"),
+    ("changes", "choice"),
     [
-        ({}, EntropyNucleus),
-        ({"use_entropy_sampling": False}, Nucleus),
-        ({"use_entropy_sampling": False, "temperature": 0.0}, Greedy),
-        ({"use_entropy_sampling": False, "top_p": 0.0}, Greedy),
+        ({}, Nucleus(0.0, 0.8)),
+        ({"use_entropy_sampling": False}, Nucleus(1.2, 0.8)),
+        ({"use_entropy_sampling": False, "temperature": 0.0}, Greedy()),
+        ({"use_entropy_sampling": False, "top_p": 0.0}, Greedy()),
     ],
 )
-def test_the_choice_follows_the_configuration(changes, kind):
-    assert isinstance(choice_of(GenerationConfig(**changes)), kind)
+def test_the_choice_follows_the_configuration(changes, choice):
+    found = choice_of(GenerationConfig(**changes))
+    assert type(found) is type(choice)
+    np.testing.assert_allclose(jax.tree.leaves(found), jax.tree.leaves(choice), rtol=1e-6)
+
+
+def test_policies_fill_their_empty_places_from_the_configuration():
+    mine = Policies(choice=Greedy()).completed(GenerationConfig(max_new_tokens=32, steps=6), 16, 2, None)
+    assert isinstance(mine.choice, Greedy)
+    taken = [int(mine.schedule(view(LOGITS, [0]).replace(step=jnp.int32(step)))) for step in range(3)]  # type: ignore
+    assert taken == [6, 5, 5]
