@@ -3,9 +3,9 @@
     python benchmarks/decode.py --reference-python PATH/TO/python
 
 40 M parameters of random weights (8 layers, D 512, 8 heads over 2, block 64, V 8192, 4,096 known and 12,288 discovered
-concepts of rank 64), greedy, 128 new tokens, float32. PATH's Python needs `steerling` 0.2.0 and torch
-(see docs/benchmarks.md); without it only our side is timed. Compiling is not counted and is shown apart. Run it on idle
-cores.
+concepts of rank 64), greedy, 128 new tokens, float32, one row. PATH's Python needs `steerling` 0.2.0 and torch
+(see docs/benchmarks.md); without it only our side is timed. Beside each stand the bare matrix products of the same
+passes, timed in the same run (`bare_matmuls.py`). Compiling is not counted and is shown apart. Run it on idle cores.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
+import itertools
 import json
 import os
 import statistics
@@ -27,6 +28,7 @@ from typing import IO
 import jax
 import jax.numpy as jnp
 import numpy as np
+from bare_matmuls import bare_pass
 
 from steerling_jax import api
 from steerling_jax.backbone import unstack_layers
@@ -109,6 +111,28 @@ def first_difference(params, trace: Trace, published: list[int]) -> str:
     return "equal"
 
 
+def double_passes(trace: Trace) -> int:
+    """Passes over two attention blocks: the first of each sampler block, and each after a commit in the first of a
+    straddled pair."""
+    W, P = CONFIG.diff_block_size, trace.prompt_length
+    count = 0
+    for _, group in itertools.groupby(trace.flat(), key=lambda item: (item[1] - P) // W):
+        block = [position for _, position, *_ in group]
+        a_ends = ((min(block) - 1) // W + 1) * W
+        count += 1 + sum(position < a_ends for position in block[:-1])
+    return count
+
+
+def bare_seconds(length: int, trace: Trace) -> tuple[Callable[[], float], Callable[[], float], int]:
+    """Timers of the bare products of a pass over one block and over two, and how many of the passes take two."""
+    cached = length + (len(trace.tokens) - length) // 2 - CONFIG.diff_block_size  # in the middle of the generation
+    mean_rows = 44  # of 64, 32 and 16 rows of logits, over the 64 steps of a block
+    one, two = (
+        bare_pass(CONFIG, rows=1, blocks=blocks, cached=max(cached, 1), logit_rows=mean_rows) for blocks in (1, 2)
+    )
+    return one, two, double_passes(trace)
+
+
 def measure(args: argparse.Namespace, folder: Path) -> list[dict]:
     write_model(folder)
     ours, rows = our_side(folder, args.new), []
@@ -116,13 +140,17 @@ def measure(args: argparse.Namespace, folder: Path) -> list[dict]:
     with published_side(args.reference_python, folder) as published:
         for length in args.prompts:
             prompt = random.integers(0, CONFIG.eos_token_id, length).tolist()
-            compile_seconds = ours(prompt)[0]
+            compile_seconds, first = ours(prompt)
+            one, two, doubles = bare_seconds(length, first)
             here: list[float] = []
+            bare: list[float] = []
             there: list[float] = []
             row: dict = {"prompt": length, "compile_seconds": compile_seconds}
             for _ in range(args.rounds):  # in turn, so that both meet the same machine
                 seconds, trace = ours(prompt)
                 here.append(seconds)
+                times = [statistics.median(timer() for _ in range(9)) for timer in (one, two)]
+                bare.append(times[0] * (trace.passes - doubles) + times[1] * doubles)
                 if published is not None:
                     answer = published({"prompt": prompt, "max_new_tokens": args.new})
                     there.append(answer["seconds"])
@@ -131,6 +159,8 @@ def measure(args: argparse.Namespace, folder: Path) -> list[dict]:
                     row["tokens"] = "equal" if same else first_difference(params, trace, answer["tokens"])
             row["tokens_per_second"] = args.new / statistics.median(here)
             row["all_seconds"] = here
+            row["passes"], row["double_passes"] = first.passes, doubles
+            row["over_bare"] = statistics.median(here) / statistics.median(bare)
             if there:
                 row["published_tokens_per_second"] = args.new / statistics.median(there)
                 row["ratio"] = row["tokens_per_second"] / row["published_tokens_per_second"]
@@ -142,10 +172,12 @@ def measure(args: argparse.Namespace, folder: Path) -> list[dict]:
 
 def show(report: dict) -> None:
     print(f"{report['date']}, {report['cores']} cores, load {report['load']:.1f} before, jax {report['jax']}")
-    print("| prompt | tokens/s | published | ratio | tokens | compiling, s |\n| --- | --- | --- | --- | --- | --- |")
+    print("| prompt | tokens/s | time over bare products | published | ratio | tokens | compiling, s |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
     for row in report["rows"]:
         published, ratio = row.get("published_tokens_per_second"), row.get("ratio")
-        cells = [row["prompt"], f"{row['tokens_per_second']:.1f}", f"{published:.2f}" if published else "–"]
+        cells = [row["prompt"], f"{row['tokens_per_second']:.1f}", f"{row['over_bare']:.2f}"]
+        cells += [f"{published:.2f}" if published else "–"]
         cells += [f"{ratio:.1f}" if ratio else "–", row.get("tokens", "–"), f"{row['compile_seconds']:.1f}"]
         print("| " + " | ".join(map(str, cells)) + " |")
 
@@ -153,7 +185,7 @@ def show(report: dict) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--reference-python", metavar="PATH", help="a Python that has steerling 0.2.0 and torch")
-    parser.add_argument("--prompts", type=int, nargs="+", default=[128, 100, 512, 500], metavar="N")
+    parser.add_argument("--prompts", type=int, nargs="+", default=[128, 100, 512, 500, 1536], metavar="N")
     parser.add_argument("--new", type=int, default=128, metavar="N", help="new tokens (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=1, help="timings of each side (default: %(default)s)")
     parser.add_argument("--json", action="store_true")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
+from steerling_jax.catalogue import Catalogue
 from steerling_jax.config import Compute, ModelConfig
 from steerling_jax.errors import UserError
 from steerling_jax.io import hub, weights
-from steerling_jax.io.published_layout import read_json_list
+from steerling_jax.io.catalogue import model_catalogue, read_catalogue
 from steerling_jax.io.tokenizer import SpecialIds, Tokenizer, load_tokenizer
 
 
@@ -24,6 +26,11 @@ class Bundle:
     extras: weights.PublishedExtras = field(default_factory=weights.PublishedExtras)
     concept_names: tuple[str, ...] | None = None
     folder: Path | None = None
+
+    @cached_property
+    def concepts(self) -> Catalogue:
+        """The catalogue of the model's concepts, read when it is first asked for. Raises `UserError` for a backbone."""
+        return model_catalogue(self.folder, self.config)
 
 
 def load(
@@ -77,16 +84,9 @@ def special_ids(config: ModelConfig) -> SpecialIds:
 
 
 def read_concept_names(folder: Path, config: ModelConfig) -> tuple[str, ...] | None:
-    """Names of the known concepts from `concepts.json`, a list of {id, name, group, description}; None without one."""
+    """Names of the known concepts from the folder's `concepts.json` (see `io.catalogue`); None without one."""
     path = folder / "concepts.json"
     if config.concept is None or not path.is_file():
         return None
-    names = [f"concept {i}" for i in range(config.concept.n_concepts)]
-    for entry in read_json_list(path):
-        number, name = (entry.get("id"), entry.get("name")) if isinstance(entry, dict) else (None, None)
-        if not isinstance(number, int) or not 0 <= number < len(names) or not isinstance(name, str):
-            raise UserError(
-                f"{path}: {entry!r} is not a concept of this model; give an id below {len(names)} and a name."
-            )
-        names[number] = name
-    return tuple(names)
+    found = read_catalogue(path, config)
+    return tuple(found.get(i).name for i in range(found.known))

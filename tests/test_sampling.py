@@ -37,15 +37,19 @@ def draws(choice, logits=LOGITS, seed=0) -> np.ndarray:
 
 
 def check_distribution(counts: np.ndarray, wanted: np.ndarray) -> None:
-    """Pearson's chi-square at `ERROR_RATE`, its quantile by Wilson and Hilferty."""
+    """Pearson's chi-square at `ERROR_RATE`."""
     possible = wanted > 0
     assert counts[~possible].sum() == 0
     if (freedom := possible.sum() - 1) == 0:
         return
     expected = DRAWS * wanted[possible] / wanted.sum()
     statistic = ((counts[possible] - expected) ** 2 / expected).sum()
-    z = 3.719  # the normal quantile of 1 - ERROR_RATE
-    assert statistic < freedom * (1 - 2 / (9 * freedom) + z * math.sqrt(2 / (9 * freedom))) ** 3
+    assert statistic < chi_square_limit(freedom, z=3.719)  # the normal quantile of 1 - ERROR_RATE
+
+
+def chi_square_limit(freedom: int, z: float) -> float:
+    """What a chi-square statistic exceeds as rarely as a normal one exceeds z (Wilson and Hilferty)."""
+    return freedom * (1 - 2 / (9 * freedom) + z * math.sqrt(2 / (9 * freedom))) ** 3
 
 
 def nucleus_by_hand(probs: np.ndarray, top_p: float) -> np.ndarray:

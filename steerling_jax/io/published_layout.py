@@ -22,8 +22,8 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 # What else belongs to a model: its vocabulary, the names of its concepts, its card, the Hub's code for it.
 COMPANIONS = (
     "tokenizer*", "*.tiktoken", "*.vocab", "vocab.*", "special_tokens_map.json", "added_tokens.json", "chat_template*",
-    "generation_config.json", "concepts.json", "manifest.json", "documents.json", "*.md", "LICENSE*", "NOTICE*",
-    "modeling_*.py", "configuration_*.py", "tokenization_*.py",
+    "generation_config.json", "concepts.json", "concepts.parquet", "manifest.json", "documents.json", "*.md",
+    "LICENSE*", "NOTICE*", "modeling_*.py", "configuration_*.py", "tokenization_*.py",
 )  # fmt: skip
 
 

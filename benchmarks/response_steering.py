@@ -1,0 +1,80 @@
+"""Response steering beside nothing and beside random concepts: does the text turn to what the response is about?
+
+    python benchmarks/response_steering.py
+
+Responses are the descriptions of twelve concepts of the bundled model, spread over its catalogue. Each leans on six
+prompts that are not about them. Printed: the mean activation, in what was written, of the concept that is strongest in
+the response (a mean over all texts and its standard error over responses), and the share of distinct tokens, which
+falls when a text repeats itself. The random control has the same strengths and weights on concepts drawn at random. The
+judge is the model's own concept head, so the figures say whether steering takes, not whether a reader would see it.
+Three minutes of one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+
+import steerling_jax as sj
+from steerling_jax.generation import Prompt, generate_many
+from steerling_jax.response_steering import mean_activations, response_steering
+
+PROMPTS = (
+    "This module provides a class that", "Return the value of the", "For example, the following code",
+    "Changed in version 3.8: the argument is now", "The function is called when", "Note that this method does not",
+)  # fmt: skip
+NEW_TOKENS = 48
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="default: the bundled model")
+    parser.add_argument("--responses", type=int, default=12)
+    parser.add_argument("--strengths", default="4,8,16,32")
+    args = parser.parse_args()
+    bundle = sj.load(args.model)
+    described = [one for one in bundle.concepts.concepts if one.head == "known" and one.description]
+    responses = [described[i].description for i in np.linspace(0, len(described) - 1, args.responses).astype(int)]
+    titles = ("strength", "response", "random concepts", "distinct, response", "distinct, random")
+    print("|", " | ".join(titles), "|")
+    print("| --- " * len(titles) + "|")
+    print_row(bundle, responses, "nothing", 0.0)
+    for strength in map(float, args.strengths.split(",")):
+        print_row(bundle, responses, f"{strength:g}", strength)
+
+
+def print_row(bundle: sj.Bundle, responses: list[str], title: str, strength: float) -> None:
+    cells = []
+    for control in (False, True):
+        jobs = list(prompts(bundle, responses, strength, control))
+        found = np.zeros((len(jobs), 2))
+        for number, result in generate_many(bundle, [prompt for prompt, _ in jobs]):
+            ids = result.tokens[result.trace.prompt_length :]
+            ids = ids[~np.isin(ids, [bundle.config.mask_token_id, bundle.config.eos_token_id])]
+            found[number] = mean_activations(bundle, ids.tolist())[jobs[number][1]], len(set(ids.tolist())) / len(ids)
+        means = found[:, 0].reshape(len(responses), -1).mean(axis=1)
+        error = means.std(ddof=1) / np.sqrt(len(means))
+        cells.append((f"{means.mean():.3f} ± {error:.3f}", f"{found[:, 1].mean():.2f}"))
+    (ours, our_share), (random, random_share) = cells
+    print("|", " | ".join((title, ours, random, our_share, random_share)), "|", flush=True)
+
+
+def prompts(bundle: sj.Bundle, responses: list[str], strength: float, control: bool) -> Iterator[tuple[Prompt, int]]:
+    """Each prompt with the concept whose activation is measured."""
+    random = np.random.default_rng(0)
+    assert bundle.config.concept is not None
+    for response in responses:
+        steering = response_steering(bundle, response, strength)
+        concept = steering.concept_ids[0]
+        if control:
+            drawn = random.choice(bundle.config.concept.n_concepts, len(steering.concept_ids), replace=False)
+            steering = dataclasses.replace(steering, concept_ids=tuple(drawn.tolist()))
+        for seed, text in enumerate(PROMPTS):
+            yield Prompt(text, sj.GenerationConfig(max_new_tokens=NEW_TOKENS, seed=seed), steering), concept
+
+
+if __name__ == "__main__":
+    main()

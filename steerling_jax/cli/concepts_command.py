@@ -1,0 +1,78 @@
+"""`steerling concepts`: which concepts a model has, and what they make it say."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from typing import TYPE_CHECKING
+
+from steerling_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from steerling_jax.catalogue import Concept
+
+HELP = """\
+Find a model's concepts by name, with the words that each one promotes.
+
+examples:
+  steerling concepts "regular expressions"
+  steerling concepts group:syntax --limit 50
+  steerling concepts --head discovered --limit 5 --tokens 12
+  steerling concepts email --json
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("query", nargs="?", default="", metavar="QUERY", help="words of a name or description, an id, or group:NAME")
+    add("--model", metavar="MODEL", help="a folder, a checkpoint, a bundled model or a Hub id (default: bundled)")
+    add("--head", choices=("known", "discovered"), default="known", help="default: %(default)s")
+    add("--limit", type=int, default=20, metavar="N", help="concepts shown (default: %(default)s)")
+    add("--tokens", type=int, default=8, metavar="N", help="promoted tokens of each (default: %(default)s)")
+    add("--catalogue", metavar="FILE", help="names of concepts (JSON, Parquet), in place of the model's")
+    add("--json", action="store_true", help="print them as JSON")
+
+
+def run(args: argparse.Namespace) -> None:
+    for name, least in (("limit", 1), ("tokens", 0)):
+        if getattr(args, name) < least:
+            raise UserError(f"--{name} is {getattr(args, name)}; give at least {least}.")
+    import steerling_jax as sj
+    from steerling_jax.cli.console import note, print_json
+    from steerling_jax.io.catalogue import read_catalogue
+    from steerling_jax.promoted_tokens import promoted_pieces
+
+    bundle = sj.load(args.model)
+    catalogue = read_catalogue(args.catalogue, bundle.config) if args.catalogue else bundle.concepts
+    if not catalogue.count(args.head):
+        raise UserError(f"This model has no {args.head} concepts.")
+    found = catalogue.find(args.query, args.head)
+    shown = found[: args.limit]
+    pieces = promoted_pieces(bundle, [one.id for one in shown], args.tokens, args.head)
+    if args.json:
+        print_json([dataclasses.asdict(one) | {"promotes": row} for one, row in zip(shown, pieces, strict=True)])
+        return
+    if not found:
+        near = ", ".join(repr(name) for name in catalogue.near(args.query, args.head))
+        hint = f"near are {near}" if near else "without a query, all are listed"
+        raise UserError(f"No {args.head} concept has {args.query!r} in its name or description; {hint}.")
+    show(shown, pieces)
+    if len(found) > len(shown):
+        note(f"{len(shown)} of {len(found)}; --limit shows more.")
+
+
+def show(concepts: list[Concept], pieces: list[list[str]]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from steerling_jax.cli.console import stdout
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("id", justify="right")
+    for title in ("name", "group", "description", "promotes"):
+        table.add_column(title)
+    for one, row in zip(concepts, pieces, strict=True):
+        flags = f" [{', '.join(one.flags)}]" if one.flags else ""
+        promoted = " ".join(piece.strip() for piece in row)
+        table.add_row(*map(Text, (str(one.id), one.name, one.group, one.description + flags, promoted)))
+    stdout().print(table)

@@ -1,0 +1,28 @@
+"""Reading a steering policy, a TOML file of rules:
+
+[[rule]]
+action = "suppress"
+concept = "Email and MIME"
+strength = 7
+reason = "not in this handbook"
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+from steerling_jax.errors import UserError
+from steerling_jax.steering_rules import Rule, parse_policy
+
+
+def read_policy(path: str | Path) -> tuple[Rule, ...]:
+    """The rules in a file. Raises `UserError` that names the file, the rule and the field."""
+    path = Path(path)
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"Cannot read the policy {path}: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid TOML ({error}); see docs/steering.md for an example.") from error
+    return parse_policy(document, path.name)
