@@ -27,6 +27,7 @@ from steerling_jax.inference import compiled_hidden
 from steerling_jax.layers import matmul_t
 from steerling_jax.model import compose
 from steerling_jax.trace import Trace
+from steerling_jax.window_pass import injected_on
 
 if TYPE_CHECKING:
     from steerling_jax.api import Bundle
@@ -92,10 +93,13 @@ class Contributions:
 def concept_contributions(bundle: Bundle, trace: Trace) -> Contributions:
     """Explains every committed token of `trace` from the hidden row of the very pass that committed it.
 
-    Rows that the trace does not hold are recomputed from its snapshots, as generation without guidance and steering saw
-    them. Raises `UserError` for a model without concepts.
+    Rows that the trace does not hold are recomputed from its snapshots, steered as they were. Of guided text the logit
+    of the conditional branch is explained, and `error` says how far the guided one was from it. Raises `UserError` for
+    a model without concepts, and for text written with concepts clamped.
     """
     config = bundle.config
+    if trace.plan is not None and trace.plan.clamps is not None:
+        raise UserError("Contributions of text written with concepts clamped are not offered; inject them instead.")
     if config.concept is None:
         raise UserError("Concept contributions need a model with concepts; this one is a bare backbone.")
     commits = list(trace.flat())
@@ -195,11 +199,16 @@ def _listed(
 
 def _recomputed_rows(bundle: Bundle, trace: Trace) -> np.ndarray:
     """Hidden rows (n, D) float32 of the committed positions, from the snapshot of each step."""
-    commits = list(trace.commits)
+    config, commits = bundle.config, list(trace.commits)
     rows: list[np.ndarray] = []
     for first in range(0, len(commits), _SNAPSHOTS):
         batch = commits[first : first + _SNAPSHOTS]
-        canvases = np.stack([trace.snapshot(c.step) for c in batch] + [trace.snapshot(0)] * (_SNAPSHOTS - len(batch)))
-        hidden = compiled_hidden(bundle.params, jnp.asarray(canvases), config=bundle.config, compute=bundle.compute)
+        steps = [c.step for c in batch] + [0] * (_SNAPSHOTS - len(batch))
+        canvases = np.stack([trace.snapshot(step) for step in steps])
+        tables = [trace.injected(step, config.n_layers, config.n_embd) for step in steps]
+        injected = injected_on(canvases, trace.prompt_length, trace.mask_id, *map(np.stack, zip(*tables, strict=True)))
+        hidden = compiled_hidden(
+            bundle.params, jnp.asarray(canvases), config=config, compute=bundle.compute, injection=injected
+        )
         rows += [np.asarray(hidden[i, np.asarray(c.positions)], np.float32) for i, c in enumerate(batch)]
-    return np.concatenate(rows) if rows else np.zeros((0, bundle.config.n_embd), np.float32)
+    return np.concatenate(rows) if rows else np.zeros((0, config.n_embd), np.float32)

@@ -13,7 +13,7 @@ from flax import struct
 
 from steerling_jax import bottleneck as bn
 from steerling_jax import model
-from steerling_jax.backbone import Injection, Params, embed_tokens, run_backbone
+from steerling_jax.backbone import Injection, LayerEdit, Params, embed_tokens, run_backbone
 from steerling_jax.config import Compute, ModelConfig
 from steerling_jax.errors import UserError
 from steerling_jax.heads import Clamps, EpsilonRule, run_head
@@ -27,21 +27,12 @@ compiled_forward = partial(jax.jit, static_argnames=("config", "compute", "dense
 
 
 @partial(jax.jit, static_argnames=("config", "compute"))
-def compiled_hidden(params: Params, tokens: jax.Array, *, config: ModelConfig, compute: Compute) -> jax.Array:
-    """tokens (B, T) to hidden states (B, T, D), heads and output projection left out."""
-    return run_backbone(params, embed_tokens(params, tokens, compute), config=config, compute=compute)[0]
-
-
-@partial(jax.jit, static_argnames=("config", "compute", "kind"))
-def compiled_features(
-    params: Params, tokens: jax.Array, *, config: ModelConfig, compute: Compute, kind: str
+def compiled_hidden(
+    params: Params, tokens: jax.Array, *, config: ModelConfig, compute: Compute, injection: LayerEdit | None = None
 ) -> jax.Array:
-    """tokens (B, T) to the "composed", "known" or "discovered" features (B, T, D); no logits are computed."""
-    parts = model.forward(params, tokens, config=config, compute=compute).decomposition
-    found = {"composed": parts.composed, "known": parts.known_features, "discovered": parts.unk_hat}[kind]
-    found = parts.unk if found is None else found
-    assert found is not None, "a model with concepts"
-    return found
+    """tokens (B, T) to hidden states (B, T, D), heads and output projection left out."""
+    x = embed_tokens(params, tokens, compute)
+    return run_backbone(params, x, config=config, compute=compute, injection=injection)[0]
 
 
 @struct.dataclass

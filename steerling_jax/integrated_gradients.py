@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from steerling_jax.backbone import Params, embed_tokens, lm_head_weight, run_bac
 from steerling_jax.config import Compute, ModelConfig
 from steerling_jax.errors import UserError
 from steerling_jax.trace import Trace
+from steerling_jax.window_pass import injected_on
 
 if TYPE_CHECKING:
     from steerling_jax.api import Bundle
@@ -91,7 +92,8 @@ def attribute_inputs(
 
     rule: Gauss–Legendre nodes need far fewer passes than the published right-Riemann sum.
     batch_size: targets explained at once, which sets the memory needed; the nodes do not.
-    For traces without guidance and steering. Raises `UserError` for bad values.
+    A steered text is explained with the same injection, a guided one by its guided logit. Raises `UserError` for bad
+    values.
     """
     alphas, weights = (np.pad(a, (0, -nodes % 32)) for a in quadrature(nodes, rule))
     if batch_size < 1:
@@ -104,10 +106,14 @@ def attribute_inputs(
         filled = rows + rows[:1] * (batch_size - len(rows))
         _, steps, positions, tokens, _ = map(np.asarray, zip(*(targets[i] for i in filled), strict=True))
         canvases = np.stack([snapshots[step][:length] for step in steps.tolist()])
-        found, logits = _integrate(
-            bundle.params, canvases, positions, tokens, alphas, weights, nodes, trace.mask_id,
-            bundle.config, bundle.compute,
+        tables = [trace.injected(step, bundle.config.n_layers, bundle.config.n_embd) for step in steps.tolist()]
+        task = _Task(
+            canvases, positions, tokens, np.int32(trace.mask_id), np.int32(trace.prompt_length),
+            *map(np.stack, zip(*tables, strict=True)), np.float32(trace.guidance),
         )  # fmt: skip
+        found, logits = _integrate(
+            bundle.params, task, alphas, weights, nodes, bundle.config, bundle.compute, trace.guidance > 0
+        )
         attributions[rows, :length] = np.asarray(found)[: len(rows)]
         ends[rows] = np.asarray(logits)[: len(rows)]
     orders, _, positions, tokens, recorded = (np.asarray([t[i] for t in targets]) for i in range(5))
@@ -157,27 +163,50 @@ def _round_up(blocks: int) -> int:
     return next(n for n in (power, 3 * power // 2, 2 * power) if n >= blocks)
 
 
-@partial(jax.jit, static_argnums=(8, 9))
+class _Task(NamedTuple):
+    """Targets to explain together: canvases (B, S), positions and tokens (B,), steered by tables (B, L, D)."""
+
+    canvases: Any
+    positions: Any
+    tokens: Any
+    mask_id: Any
+    prompt: Any
+    at_masks: Any
+    at_prompt: Any
+    guidance: Any
+
+
+@partial(jax.jit, static_argnums=(5, 6, 7))
 def _integrate(
-    params: Params, canvases: jax.Array, positions: jax.Array, tokens: jax.Array, alphas: jax.Array, weights: jax.Array,
-    nodes: jax.Array, mask_id: jax.Array, config: ModelConfig, compute: Compute,
+    params: Params, task: _Task, alphas: jax.Array, weights: jax.Array, nodes: jax.Array, config: ModelConfig,
+    compute: Compute, guided: bool,
 ) -> tuple[jax.Array, jax.Array]:  # fmt: skip
-    """canvases (B, S), positions and tokens (B,) to attributions (B, S) and the logits at both ends (B, 2).
+    """To attributions (B, S) and the logits at both ends (B, 2).
 
     The first `nodes` of alphas and weights count: one program serves any number, with one node in memory at a time.
     """
-    B = canvases.shape[0]
-    full = embed_tokens(params, canvases, compute).astype(jnp.float32)
-    base = embed_tokens(params, jnp.full_like(canvases, mask_id), compute).astype(jnp.float32)
+    B = task.canvases.shape[0]
+    full = embed_tokens(params, task.canvases, compute).astype(jnp.float32)
+    base = embed_tokens(params, jnp.full_like(task.canvases, task.mask_id), compute).astype(jnp.float32)
     way = full - base
-    target = jnp.take(lm_head_weight(params), tokens, axis=0).astype(jnp.float32)
+    target = jnp.take(lm_head_weight(params), task.tokens, axis=0).astype(jnp.float32)
+    in_prompt = jnp.broadcast_to(jnp.arange(way.shape[1])[None, :] < task.prompt, task.canvases.shape)
+    unprompted = jnp.where(in_prompt, task.mask_id, task.canvases)
 
     def logits(alpha: jax.Array) -> jax.Array:
         return logits_at(base + alpha * way)
 
     def logits_at(x: jax.Array) -> jax.Array:
-        hidden, _ = run_backbone(params, x.astype(compute.dtype), config=config, compute=compute)
-        return jnp.sum(hidden[jnp.arange(B), positions].astype(jnp.float32) * target, axis=-1)
+        cond = branch(x, task.canvases)
+        if not guided:
+            return cond
+        uncond = branch(jnp.where(in_prompt[:, :, None], base, x), unprompted)
+        return uncond + (task.guidance + 1) * (cond - uncond)
+
+    def branch(x: jax.Array, canvases: jax.Array) -> jax.Array:
+        injected = injected_on(canvases, task.prompt, task.mask_id, task.at_masks, task.at_prompt)
+        hidden, _ = run_backbone(params, x.astype(compute.dtype), config=config, compute=compute, injection=injected)
+        return jnp.sum(hidden[jnp.arange(B), task.positions].astype(jnp.float32) * target, axis=-1)
 
     def node(i: jax.Array, total: jax.Array) -> jax.Array:
         gradient = jax.grad(lambda x: logits_at(x).sum())(base + alphas[i] * way)

@@ -135,9 +135,11 @@ class Job:
 
     def trace(self) -> Trace:
         hidden = np.concatenate(self.hidden) if self.request.record_hidden else None
-        labels = self.request.steering.labels if self.request.steering else ()
-        prompt = np.asarray(self.request.prompt, np.int32)
-        return Trace(prompt, self.canvas, tuple(self.commits), self.config.mask_token_id, hidden, labels, self.passes)
+        request, prompt = self.request, np.asarray(self.request.prompt, np.int32)
+        return Trace(
+            prompt, self.canvas, tuple(self.commits), self.config.mask_token_id, hidden, request.steering,
+            request.generation.cfg_scale, self.passes,
+        )  # fmt: skip
 
     def _commits(self, record: Record, start: int, end: int) -> list[Commit]:
         found = []

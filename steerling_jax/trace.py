@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from steerling_jax.steering import SteeringPlan
+
 
 class Commit(NamedTuple):
     """Tokens written in one step, most confident first. target_logits are raw: before suppression, penalty and bans."""
@@ -24,8 +26,8 @@ class Trace:
 
     prompt: ids (P,) int32. tokens: the final canvas, prompt first, (P + max_new_tokens,) int32.
     hidden: hidden rows (n, D) float32 of the committed positions, in the order of `flat()`, from the very pass that
-    committed them; None when they were not recorded. mask_id: the id of a still-empty position. steering: labels of
-    the steerings that acted. passes: how often the layers ran to write it, the prompt's own passes not counted.
+    committed them; None when they were not recorded. mask_id: the id of a still-empty position. plan: how it was
+    steered. guidance: its cfg_scale. passes: how often the layers ran to write it, the prompt's own not counted.
     """
 
     prompt: np.ndarray
@@ -33,8 +35,14 @@ class Trace:
     commits: tuple[Commit, ...]
     mask_id: int
     hidden: np.ndarray | None = None
-    steering: tuple[str, ...] = ()
+    plan: SteeringPlan | None = None
+    guidance: float = 0.0
     passes: int = 0
+
+    @property
+    def steering(self) -> tuple[str, ...]:
+        """Labels of the steerings that acted."""
+        return self.plan.labels if self.plan else ()
 
     @property
     def prompt_length(self) -> int:
@@ -54,3 +62,10 @@ class Trace:
             if earlier < step:
                 canvas[position] = token
         return canvas
+
+    def injected(self, step: int, n_layers: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+        """What was added after each layer in the pass of `step`, at masked and at prompt positions, two (L, D)."""
+        if self.plan is None:
+            return (np.zeros((n_layers, width), np.float32),) * 2
+        written = sum(len(commit.positions) for commit in self.commits if commit.step < step)
+        return self.plan.tables(written, n_layers)

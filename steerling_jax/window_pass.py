@@ -51,6 +51,17 @@ class Injected:
         return x
 
 
+def injected_on(
+    canvases: jax.typing.ArrayLike, prompt: jax.typing.ArrayLike, mask_id: jax.typing.ArrayLike,
+    at_masks: jax.typing.ArrayLike, at_prompt: jax.typing.ArrayLike,
+) -> Injected:  # fmt: skip
+    """Steering of canvases (X, T) with a prompt of `prompt` tokens; tables (B, L, D)."""
+    canvases = jnp.asarray(canvases)
+    masked = canvases == mask_id
+    in_prompt = jnp.broadcast_to(jnp.arange(canvases.shape[1])[None, :] < prompt, canvases.shape)
+    return Injected(masked, in_prompt & ~masked, jnp.asarray(at_masks), jnp.asarray(at_prompt))
+
+
 def empty_caches(config: ModelConfig, compute: Compute, leading: tuple[int, ...], length: int) -> LayerCaches:
     """Room for the keys and values of `length` positions, each (*leading, G, length, d)."""
     shape = (*leading, config.kv_heads, length, config.head_dim)

@@ -273,3 +273,22 @@ def test_bad_requests_are_told_at_once():
     with pytest.raises(sj.UserError, match="rows is 0"):
         next(sj.generate_many(sj.load("tests/golden/base"), [], rows=0))
     assert not decoder.busy
+
+
+@pytest.mark.parametrize("guidance", [0.0, 1.5])
+def test_a_steered_text_is_explained_as_it_was_written(guidance: float):
+    bundle = sj.load("tests/golden/base")
+    steering = [
+        dataclasses.replace(sj.SteeringConfig.injection([3, 5], 2.0, inject_layer=1), cutoff_tokens=5),
+        sj.SteeringConfig((7,), 1.0, where="prompt", inject_layer=1),
+    ]
+    config = dataclasses.replace(GREEDY, cfg_scale=guidance)
+    trace = sj.generate(bundle, [1, 2, 3, 4], config, steering).trace
+    inputs = sj.attribute_inputs(bundle, trace, nodes=1)
+    np.testing.assert_allclose(inputs.path_logits, [logit for *_, logit in trace.flat()], rtol=0, atol=1e-4)
+    plain = dataclasses.replace(trace, plan=None)
+    assert np.abs(sj.attribute_inputs(bundle, plain, nodes=1).path_logits - inputs.path_logits).max() > 0.01
+    told, again = (sj.concept_contributions(bundle, t) for t in (trace, dataclasses.replace(trace, hidden=None)))
+    np.testing.assert_allclose(again.known_contributions, told.known_contributions, rtol=0, atol=1e-4)
+    if not guidance:
+        assert told.error.max() < 1e-4

@@ -8,30 +8,37 @@ import itertools
 import math
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from steerling_jax.api import Bundle
+from steerling_jax.api import special_ids as special_ids_of
 from steerling_jax.config import Compute, ConceptConfig, ModelConfig
+from steerling_jax.errors import UserError
 from steerling_jax.evaluation import (
     SHARES,
     block_subsets,
     likelihood_sums,
-    log_presence,
     most_masked,
     parts_of,
     presence_evidence,
 )
 from steerling_jax.inference import compiled_forward
 from steerling_jax.io.corpus import CorpusStore
+from steerling_jax.io.labelled_chunks import chunk_bags
+from steerling_jax.io.tokenizer import IdsOnlyTokenizer
 from steerling_jax.model import init_params, lm_logits
 from steerling_jax.noise import denoise
+from steerling_jax.objective import log_presence
+from steerling_jax.probe import Bags, fit_probe
 from steerling_jax.train.detection import auc, macro_auc
 from steerling_jax.train.evaluate import detect, evaluate_full, likelihood
+from steerling_jax.train.evaluate_command import UNKNOWN_SEQ_LEN, sequence_length
 from steerling_jax.train.heldout import read_heldout
-from steerling_jax.train.probe import Bags, chunk_bags, fit_probe
 from steerling_jax.train.run_config import special_ids
 
 from .training_world import make_corpus
@@ -261,6 +268,22 @@ def test_report_is_whole(store: CorpusStore):
     assert found["baselines"]["trigram"]["nats_per_token"] == pytest.approx(math.log(60), rel=0.2)  # it is noise
     detection = found["detection"]["0.5"]
     assert {"auc", "auc_random", "probe_whole_text", "probe_visible_text", "by_concept"} <= detection.keys()
+
+
+def test_length_of_sequences(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    """As asked, as trained, or a usual one, and then the command says so."""
+    long = dataclasses.replace(tiny(), block_size=1024)
+    bundle = Bundle(long, {}, IdsOnlyTokenizer(special_ids_of(long), V), name="a model", folder=tmp_path)
+    assert sequence_length(700, bundle) == 700
+    with pytest.raises(UserError, match="--seq-len is 2000"):
+        sequence_length(2000, bundle)
+    assert sequence_length(None, dataclasses.replace(bundle, config=tiny())) == 64
+    assert capfd.readouterr().err == ""
+    assert sequence_length(None, bundle) == UNKNOWN_SEQ_LEN
+    assert f"{UNKNOWN_SEQ_LEN} tokens here, of a context of 1024" in capfd.readouterr().err
+    (tmp_path / "run.json").write_text('{"run": {"data": {"seq_len": 512}}}')
+    assert sequence_length(None, bundle) == 512
+    assert capfd.readouterr().err == ""
 
 
 def test_probe_learns_words():

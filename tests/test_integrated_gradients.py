@@ -9,24 +9,9 @@ import pytest
 
 import steerling_jax as sj
 from steerling_jax.integrated_gradients import quadrature
-from steerling_jax.trace import Commit, Trace
+from steerling_jax.trace import Trace
 
-FAMILIES = ("base", "instruct", "known_only")
-
-
-def golden_trace(case, mask_id: int) -> Trace:
-    """The trace that the golden attribution was made from."""
-    orders, positions, tokens = (case[f"input.target_{name}"] for name in ("orders", "positions", "token_ids"))
-    commits = [
-        Commit(
-            int(order),
-            tuple(positions[orders == order].tolist()),
-            tuple(tokens[orders == order].tolist()),
-            tuple(case["concept.target_logits"][0, positions[orders == order]].tolist()),
-        )
-        for order in np.unique(orders)
-    ]
-    return Trace(case["prompt"].astype(np.int32), case["tokens"].astype(np.int32), tuple(commits), mask_id)
+from .golden_traces import FAMILIES, golden_trace
 
 
 @pytest.fixture(scope="module")

@@ -19,12 +19,13 @@ import numpy as np
 from steerling_jax.config import Compute, ModelConfig
 from steerling_jax.evaluation import SHARES, VARIANTS, likelihood_sums, presence_evidence
 from steerling_jax.io.corpus import CorpusStore
+from steerling_jax.io.labelled_chunks import chunk_bags, chunk_positives
 from steerling_jax.io.tokenizer import Tokenizer
+from steerling_jax.probe import Bags, fit_probe
 
 from .detection import macro_auc
 from .heldout import HeldOut, read_heldout
 from .ngrams import count_ngrams
-from .probe import Bags, chunk_bags, fit_probe
 from .run_config import RunConfig
 
 QUICK_TOKENS = 16_384  # of the held-out split, for the figures that are taken during training
@@ -160,17 +161,8 @@ def detect(
         progress(f"detection at t = {level:g}", number + 1, -(-len(held.tokens) // size))
     kept = np.flatnonzero(masked_count)
     visible = Bags.grouped(np.concatenate(seen_tokens), np.concatenate(seen_chunks), high - low)
-    positive = positives(store, low, min(high, store.chunk_count), config.concept.n_concepts)
+    positive = chunk_positives(store, low, min(high, store.chunk_count), config.concept.n_concepts)
     return Detected(evidence[kept], positive[kept], low + kept, visible.take(kept))
-
-
-def positives(store: CorpusStore, first: int, last: int, concepts: int) -> np.ndarray:
-    """Labels of chunks `first` to `last`, (last − first, C) bool."""
-    labels = store.read("chunk_labels", first, last)
-    table = np.zeros((last - first, concepts), bool)
-    row, place = np.nonzero((labels >= 0) & (labels < concepts))
-    table[row, labels[row, place]] = True
-    return table
 
 
 def detection_report(
@@ -193,7 +185,7 @@ def detection_report(
     if probes:
         start, end = store.chunks_between(*store.split("train"))
         end = min(end, start + _PROBE_CHUNKS)
-        texts, labels = chunk_bags(store, start, end), positives(store, start, end, found.positive.shape[1])
+        texts, labels = chunk_bags(store, start, end), chunk_positives(store, start, end, found.positive.shape[1])
         whole = chunk_bags(store, int(found.chunk[0]), int(found.chunk[-1]) + 1).take(found.chunk - found.chunk[0])
         for name, hidden, bags in (("probe_whole_text", 0.0, whole), ("probe_visible_text", level, found.visible)):
             probe = fit_probe(texts, labels, store.vocab_size, hidden=hidden, progress=progress, name=name)

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from steerling_jax.cli.arguments import add_model
+
 if TYPE_CHECKING:
     from steerling_jax.api import Bundle
     from steerling_jax.io.corpus import CorpusStore
@@ -22,14 +24,11 @@ examples:
   steerling evaluate ./small-model --corpus ./corpus --samples 20 --json
 """
 
+UNKNOWN_SEQ_LEN = 256  # at most: a context may be far longer than what a model was trained on
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "model",
-        nargs="?",
-        metavar="MODEL",
-        help="a folder, a checkpoint, the name of a bundled model or a Hub id (default: the bundled model)",
-    )
+    add_model(parser)
     parser.add_argument(
         "--corpus",
         type=Path,
@@ -37,7 +36,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="a corpus store (default: the run's own, else this Python's documentation)",
     )
     parser.add_argument("--quick", action="store_true", help="a part of the documents, and no baselines")
-    parser.add_argument("--seq-len", type=int, metavar="N", help="of a sequence (default: as trained, or the context)")
+    parser.add_argument(
+        "--seq-len", type=int, metavar="N", help="tokens of a sequence (default: as trained; unknown: at most 256)"
+    )
     parser.add_argument(
         "--levels", type=float, nargs="+", metavar="T", help="shares of tokens masked to detect concepts (default: 0.5)"
     )
@@ -47,7 +48,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     import steerling_jax as sj
-    from steerling_jax.cli.console import print_json
+    from steerling_jax.cli.console import print_json, stages
     from steerling_jax.errors import UserError
 
     levels = tuple(args.levels or (0.5,))
@@ -56,9 +57,9 @@ def run(args: argparse.Namespace) -> None:
             raise UserError(f"--levels holds {level:g}, but a share of masked tokens is above 0 and at most 1.")
     if args.samples < 0:
         raise UserError(f"--samples is {args.samples}, but it must not be negative.")
-    bundle = sj.load(args.model) if args.model else sj.load()
-    seq_len = _seq_len(args.seq_len, bundle)
-    with _store(args.corpus, bundle) as store, _shown() as tell:
+    bundle = sj.load(args.model)
+    seq_len = sequence_length(args.seq_len, bundle)
+    with _store(args.corpus, bundle) as store, stages() as tell:
         from .evaluate import QUICK_TOKENS, evaluate_full
 
         found: dict[str, Any] = {"model": bundle.name, "trained_on": _trained_on(bundle, store)}
@@ -75,8 +76,9 @@ def run(args: argparse.Namespace) -> None:
         _print(found)
 
 
-def _seq_len(asked: int | None, bundle: Bundle) -> int:
-    """What was asked for, what the run was trained with, or the context."""
+def sequence_length(asked: int | None, bundle: Bundle) -> int:
+    """What was asked for, what the run was trained with, or a length that suits most models, which a note names."""
+    from steerling_jax.cli.console import note
     from steerling_jax.errors import UserError
     from steerling_jax.io.published_layout import read_json
 
@@ -89,7 +91,13 @@ def _seq_len(asked: int | None, bundle: Bundle) -> int:
         trained = read_json(path).get("run", {}).get("data", {}).get("seq_len")
         if isinstance(trained, int):
             return trained
-    return context
+    if context <= UNKNOWN_SEQ_LEN:
+        return context
+    note(
+        f"{bundle.name} does not say how long the sequences were that it learned from: {UNKNOWN_SEQ_LEN} tokens here, "
+        f"of a context of {context}; --seq-len chooses."
+    )
+    return UNKNOWN_SEQ_LEN
 
 
 @contextmanager
@@ -139,21 +147,6 @@ def _trained_on(bundle: Bundle, store: CorpusStore) -> int | None:
     if count:
         note(f"{count} of the held-out documents were trained on: the figures flatter this model.")
     return count
-
-
-@contextmanager
-def _shown() -> Iterator[Callable[[str, int, int], None]]:
-    from steerling_jax.cli.console import progress
-
-    with progress() as bar:
-        tasks: dict[str, Any] = {}
-
-        def tell(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bar.add_task(stage, total=total)
-            bar.update(tasks[stage], completed=done)
-
-        yield tell
 
 
 def _samples(bundle: Bundle, store: CorpusStore, count: int, tell: Callable[[str, int, int], None]) -> dict[str, Any]:

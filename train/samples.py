@@ -18,6 +18,7 @@ from steerling_jax.errors import UserError
 from steerling_jax.generation import generate
 from steerling_jax.generation_config import GenerationConfig
 from steerling_jax.io.corpus import CorpusStore, DocumentRecord
+from steerling_jax.text_metrics import distinct
 
 PROMPT_TOKENS = 16
 RUN = 8  # tokens in a row that count as copied
@@ -82,7 +83,7 @@ def measures(written: Sequence[Sample], bundle: Bundle, store: CorpusStore) -> d
         found[name] = {
             "known_words": _mean([word in words for word in spoken]),
             "copied": _mean(np.isin(eights, runs).tolist()),
-            **{f"distinct_{n}": _mean([_distinct(ids, n) for ids in texts if len(ids) >= n]) for n in (1, 2, 4)},
+            **{f"distinct_{n}": _mean([d for ids in texts if (d := distinct(ids, n)) is not None]) for n in (1, 2, 4)},
         }
     return found
 
@@ -107,11 +108,6 @@ def _runs(tokens: np.ndarray) -> np.ndarray:
         hashes = hashes * np.uint64(0x9E3779B97F4A7C15) + tokens[offset : offset + count].astype(np.uint64)
         hashes ^= hashes >> np.uint64(29)
     return hashes
-
-
-def _distinct(ids: Sequence[int], n: int) -> float:
-    grams = [tuple(ids[i : i + n]) for i in range(len(ids) - n + 1)]
-    return len(set(grams)) / len(grams)
 
 
 def _mean(values: Sequence[float]) -> float | None:

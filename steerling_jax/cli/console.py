@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
 import math
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -45,6 +47,20 @@ def progress(*, unit: str = "") -> Progress:
     if unit:
         columns.append(TextColumn(unit))
     return Progress(*columns, TimeElapsedColumn(), console=stderr(), transient=True, disable=not stderr().is_terminal)
+
+
+@contextlib.contextmanager
+def stages() -> Iterator[Callable[[str, int, int], None]]:
+    """A progress display with a line a stage: `with stages() as tell: tell("writing", done, total)`."""
+    with progress() as bar:
+        tasks: dict[str, Any] = {}
+
+        def tell(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage, total=total)
+            bar.update(tasks[stage], completed=done)
+
+        yield tell
 
 
 def print_json(value: Any) -> None:

@@ -7,6 +7,8 @@ import dataclasses
 import math
 from typing import Any
 
+from steerling_jax.cli.arguments import add_model
+
 HELP = """\
 Show what a model is: its configuration, parameters, tokenizer and concepts.
 
@@ -18,12 +20,7 @@ examples:
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "model",
-        nargs="?",
-        metavar="MODEL",
-        help="a folder, a checkpoint, the name of a bundled model or a Hub id (default: the bundled model)",
-    )
+    add_model(parser)
     parser.add_argument("--json", action="store_true", help="print it as JSON")
 
 
@@ -33,7 +30,7 @@ def run(args: argparse.Namespace) -> None:
     import steerling_jax as sj
     from steerling_jax.cli.console import print_json, stdout
 
-    bundle = sj.load(args.model) if args.model else sj.load()
+    bundle = sj.load(args.model)
     leaves = jax.tree.leaves(bundle.params)
     facts: dict[str, Any] = {
         "parameters": sum(math.prod(leaf.shape) for leaf in leaves),

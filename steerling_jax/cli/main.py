@@ -32,10 +32,14 @@ GROUP = "steerling.commands"
 SUMMARIES = {
     "demo": "Write a continuation and show, chunk by chunk, the concepts that it came from.",
     "generate": "Continue a text.",
+    "serve": "Answer requests over HTTP, in the protocol of OpenAI's clients.",
+    "concepts": "Find a model's concepts by name, with the words that each one promotes.",
     "info": "Show what a model is: its configuration, parameters, tokenizer and concepts.",
     "prepare": "Make a corpus store from documents: tokens, chunks, concept labels.",
     "train": "Train a model from a config; resumes exactly where it stopped.",
     "evaluate": "Measure a model on held-out documents.",
+    "lm-eval": "Run tasks of the lm-evaluation-harness.",
+    "steer-eval": "Measure what steering by concepts does, beside random directions and prompting.",
     "import": "Turn a model in the published layout into a checkpoint.",
     "export": "Write a checkpoint as a model in the published layout.",
 }

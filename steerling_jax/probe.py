@@ -1,7 +1,8 @@
 """What the words alone tell: concepts by logistic regression on a chunk's token counts.
 
-The yardstick for the model's concept detection. A token counts log(1 + how often it is there). With `hidden` it learns
-from chunks in which that share of tokens is left out at random, anew in each epoch, as the model sees noisy text.
+The yardstick for the model's concept detection, and the judge of steered texts. A token counts log(1 + how often it is
+there). With `hidden` it learns from chunks in which that share of tokens is left out at random, anew in each epoch, as
+the model sees noisy text.
 
 Legend: m chunks, L tokens of the longest, V vocabulary, C concepts.
 """
@@ -16,8 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-
-from steerling_jax.io.corpus import CorpusStore
 
 _BATCH = 256
 _EPOCHS = 8
@@ -51,17 +50,6 @@ class Bags:
         return len(self.tokens)
 
 
-def chunk_bags(store: CorpusStore, first: int, last: int) -> Bags:
-    """The tokens of chunks `first` to `last`."""
-    spans = store.read("chunk_spans", first, last)
-    base = int(spans[0, 0])
-    tokens = store.tokens(base, int(spans[-1, 1]))
-    sizes = spans[:, 1] - spans[:, 0]
-    chunk = np.repeat(np.arange(len(spans)), sizes)
-    inside = np.arange(len(chunk)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    return Bags.grouped(tokens[spans[chunk, 0] - base + inside].astype(np.int32), chunk, len(spans))
-
-
 def fit_probe(
     bags: Bags, positive: np.ndarray, vocab_size: int, *, hidden: float = 0.0, seed: int = 0,
     progress: Callable[[str, int, int], None] = lambda *_: None, name: str = "probe",
@@ -74,13 +62,12 @@ def fit_probe(
     bias = jnp.asarray(np.log(rate / (1 - rate)), jnp.float32)
     weights = {"token": jnp.zeros((vocab_size, positive.shape[1])), "bias": bias}
     state = _optimizer(steps).init(weights)
-    draw = np.random.default_rng(seed)
-    key = jax.random.key(seed)
     for epoch in range(epochs):
-        order = draw.permutation(len(bags))
+        key = jax.random.fold_in(jax.random.key(seed), epoch)
+        order = np.asarray(jax.random.permutation(key, len(bags)))
         for number, start in enumerate(range(0, len(order), _BATCH)):
             rows = np.resize(order[start : start + _BATCH], min(_BATCH, len(order)))
-            at = jax.random.fold_in(jax.random.fold_in(key, epoch), number)
+            at = jax.random.fold_in(key, number)
             weights, state = _update(weights, state, bags.tokens[rows], positive[rows], at, hidden, steps=steps)
         progress(name, epoch + 1, epochs)
 

@@ -1,0 +1,121 @@
+"""The decoding loop of the 8 B shape, compiled for real TPUs with none present: memory a device, collectives a pass.
+
+    pip install 'jax[tpu]' && python benchmarks/compile_decode.py
+
+For a slice of v5e and of v5p: 1, 8 and 64 rows, bfloat16, a cache of 4,096 positions, everything split over the chips
+along `tensor` (steerling_jax/sharding.py). The compiler says what fits and which collectives there are; it cannot say
+how fast.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import argparse
+import collections
+import datetime
+import json
+import re
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import mesh_utils, topologies
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from steerling_jax import block_decoding as bd
+from steerling_jax import lane_programs
+from steerling_jax.config import Compute, ConceptConfig, ModelConfig
+from steerling_jax.decoding_step import Rules
+from steerling_jax.generation_config import GenerationConfig
+from steerling_jax.model import param_shapes
+from steerling_jax.policies import Policies
+from steerling_jax.sharding import param_shardings
+from steerling_jax.window_pass import empty_caches
+
+CONFIG = ModelConfig(
+    n_layers=32, n_head=32, n_embd=4096, n_kv_heads=4, block_size=4096, diff_block_size=64, mlp_ratio=4,
+    vocab_size=100_281, eos_token_id=100_257, pad_token_id=100_277, bos_token_id=100_278, endofchunk_token_id=100_279,
+    mask_token_id=100_280,
+    concept=ConceptConfig(n_concepts=33_732, n_unknown_concepts=101_196, concept_dim=4096, factorize_rank=256,
+                          topk_known=32, unknown_topk=128),
+)  # fmt: skip
+COMPUTE = Compute(dtype="bfloat16")
+COLLECTIVE = re.compile(r"= \S+ (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(")
+
+
+def unstacked_shapes(mesh: Mesh):
+    """Shapes of the parameters, layer by layer, with their shardings."""
+
+    def leaf(shape, sharding, spec):
+        return jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=NamedSharding(sharding.mesh, PartitionSpec(*spec)))
+
+    shapes, shardings = param_shapes(CONFIG), param_shardings(CONFIG, mesh)
+    params = jax.tree.map(lambda a, s: leaf(a.shape, s, s.spec), shapes, shardings)
+    layer = jax.tree.map(lambda a, s: leaf(a.shape[1:], s, s.spec[1:]), shapes["blocks"], shardings["blocks"])
+    return {**params, "blocks": (layer,) * CONFIG.n_layers}
+
+
+def batch_shapes(mesh: Mesh, rows: int):
+    """Shapes of the cache and of the rows; keys and values split over heads, the rest whole."""
+    heads = NamedSharding(mesh, PartitionSpec(None, None, "tensor"))
+    slot = NamedSharding(mesh, PartitionSpec(None, None, None, "tensor"))
+    whole = NamedSharding(mesh, PartitionSpec())
+    L, D, V = CONFIG.n_layers, CONFIG.n_embd, CONFIG.vocab_size
+    zero = np.int32(0)
+    generation = GenerationConfig(max_new_tokens=64, use_entropy_sampling=False, temperature=0.0)
+    rules = Rules(
+        policies=Policies().completed(generation, CONFIG.diff_block_size, 1, None), suppression=np.zeros(V, np.float32),
+        seed=np.uint32(0), total=zero, prompt=zero, begin=zero, first=zero, patience=zero, guidance=np.float32(0),
+        at_masks=np.zeros((L, D), np.float32), at_prompt=np.zeros((L, D), np.float32), active=np.bool_(True),
+    )  # fmt: skip
+    blank = lane_programs.blank_rows.eval_shape(rules, size=rows, branches=1, drafts=1, config=CONFIG, compute=COMPUTE)
+    placed = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=whole), blank)
+    slots = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=slot), blank.slot)
+    cache = jax.eval_shape(lambda: empty_caches(CONFIG, COMPUTE, (rows, 1), CONFIG.block_size))
+    cache = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=heads), cache)
+    return cache, placed.replace(slot=slots)
+
+
+def compile_for(topology: str, shape: tuple[int, ...], rows: int) -> dict:
+    devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    mesh = Mesh(grid, ("tensor",), axis_types=(AxisType.Auto,))
+    cache, batch = batch_shapes(mesh, rows)
+    limit = jax.ShapeDtypeStruct((), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec()))
+    begin = time.perf_counter()
+    lowered = bd.decode_rows.lower(unstacked_shapes(mesh), cache, batch, limit, None, config=CONFIG, compute=COMPUTE)
+    found = {"topology": topology, "chips": len(devices), "rows": rows}
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        found["error"] = str(error).splitlines()[0][:200]
+        return found
+    memory = compiled.memory_analysis()
+    kinds = collections.Counter(COLLECTIVE.findall(compiled.as_text()))
+    return found | {
+        "compile_seconds": round(time.perf_counter() - begin, 1),
+        "peak_gib": round(memory.peak_memory_in_bytes / 2**30, 2),
+        "arguments_gib": round(memory.argument_size_in_bytes / 2**30, 2),
+        "collectives": dict(kinds),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 64], metavar="N")
+    args = parser.parse_args()
+    rows = []
+    for topology, shape in (("v5e:2x2", (4,)), ("v5p:2x2x1", (4,))):
+        for count in args.rows:
+            rows.append(compile_for(topology, shape, count))
+            print(json.dumps(rows[-1]), flush=True)
+    print(json.dumps({"date": datetime.date.today().isoformat(), "jax": jax.__version__, "compiled": rows}))
+
+
+if __name__ == "__main__":
+    main()

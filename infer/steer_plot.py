@@ -1,0 +1,103 @@
+"""The steering evaluation as a picture: dose and response of the concept's direction, beside its controls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from steerling_jax.errors import UserError
+from steerling_jax.intervals import Estimate
+from steerling_jax.io.atomic import atomic_path
+
+from .steer_jobs import AGAIN, AMPLIFY, CONCEPT, DESCRIBED, NOTHING, RANDOM, SUPPRESS, SUPPRESSED, WORDS, Condition
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Figures = Mapping[Condition, Mapping[str, Estimate]]
+
+SUFFIXES = (".svg", ".png", ".pdf")
+_PANELS = {
+    "found": "texts in which the probe finds the concept",
+    "lifted_gain": "log-probability of its lifted tokens, gain in nats",
+    "others_change": "change of unrelated concepts' scores",
+    "nats_per_token": "nats a token, read by the unsteered model",
+    "repeated_3": "repeated 3-grams",
+}
+_CURVES = {CONCEPT: ("#0072b2", "o"), RANDOM: ("#999999", "s")}
+_LEVELS = {
+    NOTHING: ("black", "-"),
+    AGAIN: ("black", ":"),
+    DESCRIBED: ("#e69f00", "--"),
+    WORDS: ("#d55e00", "-."),
+}
+
+
+def check_plot(path: Path) -> None:
+    """Raises `UserError` where no picture could be written in the end."""
+    if path.suffix not in SUFFIXES:
+        raise UserError(f"--plot is {path}, but a picture's name ends in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}.")
+    try:
+        import matplotlib  # noqa: F401
+    except ModuleNotFoundError:
+        raise UserError("--plot needs matplotlib: install it with `pip install 'steerling-jax[plot]'`.") from None
+
+
+def plot(figures: Figures, path: Path, title: str) -> None:
+    """Writes the picture; figures of all concepts together, by condition. The same figures give the same file."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(
+        {"svg.hashsalt": "steerling", "font.size": 8, "axes.spines.top": False, "axes.spines.right": False}
+    ):
+        picture = Figure(figsize=(10, 6), layout="constrained")
+        axes = picture.subplots(2, 3).ravel()
+        for ax, (figure, label) in zip(axes, _PANELS.items()):
+            _responses(ax, figures, figure)
+            ax.set_title(label, fontsize=8, loc="left")
+        _suppression(axes[len(_PANELS)], figures)
+        handles, labels = axes[0].get_legend_handles_labels()
+        picture.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False)
+        picture.suptitle(title, fontsize=9, x=0.01, ha="left")
+        with atomic_path(path) as scratch:
+            picture.savefig(scratch, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+def _responses(ax: Axes, figures: Figures, figure: str) -> None:
+    """A curve over the strengths for the direction and for the random one, a level for what has no strength."""
+    for name, (colour, marker) in _CURVES.items():
+        found = {
+            c.strength: f[figure]
+            for c, f in figures.items()
+            if c[:2] == (AMPLIFY, name) and c.strength is not None and figure in f
+        }
+        strengths, estimates = list(found), list(found.values())
+        ax.plot(strengths, [e.mean for e in estimates], color=colour, marker=marker, markersize=4, label=name)
+        ax.fill_between(
+            strengths, [e.low for e in estimates], [e.high for e in estimates], color=colour, alpha=0.2, linewidth=0
+        )  # fmt: skip
+        ax.set_xscale("log", base=2)
+        ax.set_xticks(strengths, [f"{s:g}" for s in strengths], minor=False)
+        ax.minorticks_off()
+    for name, (colour, style) in _LEVELS.items():
+        estimate = figures.get(Condition(AMPLIFY, name), {}).get(figure)
+        if estimate is not None:
+            ax.axhline(estimate.mean, color=colour, linestyle=style, linewidth=1, label=name)
+    ax.set_xlabel("strength")
+    if figure == "found":
+        ax.set_ylim(-0.02, 1.02)
+
+
+def _suppression(ax: Axes, figures: Figures) -> None:
+    names = {NOTHING: "black", SUPPRESSED: _CURVES[CONCEPT][0], RANDOM: _CURVES[RANDOM][0]}
+    for place, (name, colour) in enumerate(names.items()):
+        estimate = figures.get(Condition(SUPPRESS, name), {}).get("found")
+        if estimate is not None:
+            spread = [[estimate.mean - estimate.low], [estimate.high - estimate.mean]]
+            bar = ax.bar(place, estimate.mean, yerr=spread, color=colour, alpha=0.6, capsize=3)
+            ax.bar_label(bar, fmt="%.2f", padding=2)
+    ax.set_xticks(range(len(names)), names)
+    ax.set_ylim(0, 1.1)
+    ax.set_title("prompts with the concept: texts in which it is found", fontsize=8, loc="left")

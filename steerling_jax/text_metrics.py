@@ -1,0 +1,22 @@
+"""What can be counted of a text's tokens alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+
+def distinct(ids: Sequence[int], n: int) -> float | None:
+    """Different n-grams over all; None for a text shorter than n."""
+    grams = _grams(ids, n)
+    return len(set(grams)) / len(grams) if grams else None
+
+
+def repeated(ids: Sequence[int], n: int) -> float | None:
+    """Share of the n-grams that occur more than once; None for a text shorter than n."""
+    grams = _grams(ids, n)
+    return sum(count for count in Counter(grams).values() if count > 1) / len(grams) if grams else None
+
+
+def _grams(ids: Sequence[int], n: int) -> list[tuple[int, ...]]:
+    return [tuple(ids[i : i + n]) for i in range(len(ids) - n + 1)]
