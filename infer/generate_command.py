@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from steerling_jax.errors import UserError
+
+from .batch_command import add_batch_options, run_batch
+from .steering_options import add_steering_options, from_args
 
 if TYPE_CHECKING:
     from steerling_jax.api import Bundle
     from steerling_jax.generation import Generation
     from steerling_jax.generation_config import GenerationConfig
+    from steerling_jax.policies import Policies
+    from steerling_jax.steering_config import SteeringConfig
 
 HELP = """\
 Continue a text.
@@ -18,7 +24,10 @@ Continue a text.
 examples:
   steerling generate "The garden in spring" --max-new-tokens 64
   steerling generate "The garden in spring" --seed 1 --temperature 0.8
+  steerling generate "Connect to" --amplify "Email and MIME" --suppress Networking=7
+  steerling generate "The garden in spring" --drafts 4 --json
   steerling generate --model ./small-model --prompt-ids "5 17 4" --greedy --json
+  steerling generate --input requests.jsonl --output results.jsonl --max-new-tokens 64
 """
 
 
@@ -40,24 +49,38 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--cfg-scale", type=float, default=0.0, metavar="X", help="guidance (default: none)")
     add("--seed", type=int, metavar="N", help="the same text every time (default: another one)")
     add("--stop", action="append", metavar="TOKEN", help="an id, or a text that is one token; may be repeated")
+    add("--drafts", type=int, default=1, metavar="K", help="canvases read in a pass: the same text in fewer passes")
+    add("--commit-above", type=float, metavar="P", help="commit all that is so confident, 0 to 1: faster, another text")
     add("--greedy", action="store_true", help="always the likeliest token, without a repetition penalty")
     add("--json", action="store_true", help="print text, tokens and commits as JSON")
+    add_batch_options(parser)
+    add_steering_options(parser)
 
 
-def run(args: argparse.Namespace) -> None:
-    if (args.text is None) == (args.prompt_ids is None):
-        raise UserError("Give a text to continue, or --prompt-ids (one of the two).")
+def run(args: argparse.Namespace) -> int | None:
     if args.greedy and args.temperature is not None:
         raise UserError("--greedy and --temperature contradict each other; give one of them.")
+    if args.commit_above is not None and not 0 <= args.commit_above <= 1:
+        raise UserError(f"--commit-above is {args.commit_above:g}; give a probability, from 0 to 1.")
+    if args.input is not None or args.output is not None:
+        if args.drafts != 1 or args.commit_above is not None:
+            raise UserError("--drafts and --commit-above are for one text; leave them out with --input.")
+        return run_batch(args)
+    if (args.text is None) == (args.prompt_ids is None):
+        raise UserError("Give a text to continue, or --prompt-ids (one of the two).")
     import steerling_jax as sj
-    from steerling_jax.cli.console import print_json
+    from steerling_jax.cli.console import note, print_json
 
     prompt = args.text if args.prompt_ids is None else parse_ids(args.prompt_ids)
+    steering = from_args(args)  # mistakes in it are told before the model is loaded
     bundle = sj.load(args.model)
-    result = write(bundle, prompt, settings(args, bundle, prompt))
+    how = policies(args)
+    result = write(bundle, prompt, settings(args, bundle, prompt), steering.configs(bundle), how, args.drafts)
     if not args.json:
+        for label in result.trace.steering:
+            note(label)
         print(result.text)  # noqa: T201
-        return
+        return None
     trace = result.trace
     print_json(
         {
@@ -65,10 +88,13 @@ def run(args: argparse.Namespace) -> None:
             "prompt_tokens": trace.prompt_length,
             "generated_tokens": result.generated_tokens,
             "seed": result.seed,
+            "steering": trace.steering,
+            "passes": trace.passes,
             "tokens": result.tokens,
             "commits": [commit._asdict() for commit in trace.commits],
         }
     )
+    return None
 
 
 def parse_ids(text: str) -> list[int]:
@@ -96,6 +122,16 @@ def settings(args: argparse.Namespace, bundle: Bundle, prompt: str | list[int]) 
     )
 
 
+def policies(args: argparse.Namespace) -> Policies | None:
+    if args.commit_above is None:
+        return None
+    import numpy as np
+
+    from steerling_jax.policies import ConfidentEnough, Policies
+
+    return Policies(schedule=ConfidentEnough(np.float32(args.commit_above)))
+
+
 def _room(bundle: Bundle, prompt: str | list[int]) -> int:
     """As many whole blocks as fit, up to about 128 tokens."""
     from steerling_jax.inference import encode
@@ -114,16 +150,21 @@ def _stop_id(stop: str, bundle: Bundle) -> int:
     return ids[0]
 
 
-def write(bundle: Bundle, prompt: str | list[int], config: GenerationConfig) -> Generation:
+def write(
+    bundle: Bundle, prompt: str | list[int], config: GenerationConfig, steering: Sequence[SteeringConfig] = (),
+    policies: Policies | None = None, drafts: int = 1,
+) -> Generation:  # fmt: skip
     """Generates with a progress display."""
     from steerling_jax.cli.console import progress
-    from steerling_jax.decoding import BlockDone
-    from steerling_jax.generation import stream
+    from steerling_jax.generation import Generation, stream
+    from steerling_jax.request import BlockDone
 
     with progress(unit="blocks") as bar:
         task = bar.add_task("writing", total=config.sampler_blocks(bundle.config))
-        for event in stream(bundle, prompt, config, record_hidden=False):
-            if not isinstance(event, BlockDone):
+        events = stream(bundle, prompt, config, steering, policies=policies, drafts=drafts, record_hidden=False)
+        for event in events:
+            if isinstance(event, Generation):
                 return event
-            bar.update(task, completed=event.number)
+            if isinstance(event, BlockDone):
+                bar.update(task, completed=event.number)
     raise AssertionError("a stream ends with a Generation")

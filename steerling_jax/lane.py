@@ -209,10 +209,8 @@ class Lane:
 
     def _events(self, tell: bool) -> list[tuple[int, Event]]:
         assert self.rows is not None
-        canvas, found = self.rows.canvas, []
-        done, committed, ended, passes, stale = jax.device_get(
-            (bd.waiting(self.rows), canvas.committed[:, 0], canvas.ended[:, 0], self.rows.passes, canvas.stale[:, 0])
-        )
+        done, committed, ended, passes, stale = jax.device_get(programs.look(self.rows))
+        found: list[tuple[int, Event]] = []
         records = jax.device_get(dataclasses.replace(self.rows.record, hidden=None)) if tell else None
         for index, seat in enumerate(self.seats):
             if seat is None:

@@ -114,6 +114,14 @@ def deactivate(rows: bd.Rows, index: jax.Array) -> bd.Rows:
 
 
 @jax.jit
+def look(rows: bd.Rows) -> tuple[jax.Array, ...]:
+    """What the host must know after the loop, each (B,): whether the row waits for it, commits of the block, whether a
+    turn has ended, passes, whether A's keys and values are out of date."""
+    canvas = rows.canvas
+    return bd.waiting(rows), canvas.committed[:, 0], canvas.ended[:, 0], rows.passes, canvas.stale[:, 0]
+
+
+@jax.jit
 def read_record(record: bd.Record, index: jax.Array) -> bd.Record:
     return jax.tree.map(lambda a: a[index], record)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from functools import partial
+from typing import Any
 
 import jax
 import jax.extend.core
@@ -13,8 +14,10 @@ import numpy as np
 import pytest
 
 import steerling_jax as sj
-from steerling_jax import bottleneck, inference, model
+from steerling_jax import bottleneck, model
 from steerling_jax.config import ConceptConfig, ModelConfig
+
+from .published_outputs import check, compile_quickly
 
 FAMILIES = (
     "attention_heads", "backbone", "base", "dense_unknown_topk8of12", "hub_layout", "instruct", "known_only",
@@ -24,33 +27,12 @@ FAMILIES = (
 
 @pytest.fixture(autouse=True)
 def _quick_compilation(monkeypatch):
-    """Compiling is nearly all the time here: the machine code may be slow, the numbers are the same."""
-    options = {"xla_backend_optimization_level": 0}
-    static = ("config", "compute", "dense", "epsilon", "large")
-    monkeypatch.setattr(
-        inference, "compiled_forward", jax.jit(model.forward, static_argnames=static, compiler_options=options)
-    )
+    compile_quickly(monkeypatch)
 
 
 @pytest.fixture(scope="module")
 def bundle(golden):
     return sj.load(golden / "base")
-
-
-def check(name: str, ours, reference: np.ndarray) -> None:
-    """Golden tolerance: 2e-5 + 2e-6 · max|reference|."""
-    tolerance = 2e-5 + 2e-6 * np.abs(reference).max()
-    np.testing.assert_allclose(np.asarray(ours), reference, rtol=0, atol=tolerance, err_msg=name)
-
-
-def check_decomposition(case, decomposition: model.Decomposition) -> None:
-    for key in (key for key in case.files if key.startswith("out.")):
-        ours = np.asarray(getattr(decomposition, key.removeprefix("out.")))
-        if "topk" in key:  # sets: ties and equal logits have no order
-            ours, reference = np.sort(ours), np.sort(case[key])
-            np.testing.assert_array_equal(ours, reference, key) if "indices" in key else check(key, ours, reference)
-        else:
-            check(key, ours, case[key])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -61,7 +43,8 @@ def test_golden_forward(golden, family):
     run = partial(sj.forward, bundle, case["input_ids"], large_head_threshold=50 if family == "large_heads" else 50_000)
     logits, decomposition = run(dense=True)
     check("logits", logits, case["logits"])
-    check_decomposition(case, decomposition)
+    for key in (key for key in case.files if key.startswith("out.")):
+        check(key, getattr(decomposition, key.removeprefix("out.")), case[key])
     if family == "backbone":
         check("hidden", decomposition.hidden, case["hidden"])
         return
@@ -118,8 +101,9 @@ def test_mistakes_are_sentences(bundle, arguments, words):
 
 def test_clamps_need_concepts(golden):
     for family, option in (("backbone", "intervene_known"), ("known_only", "intervene_unknown")):
+        clamp: dict[str, Any] = {option: {0: 1.0}}
         with pytest.raises(sj.UserError, match=f"{option} needs a model with"):
-            sj.forward(sj.load(golden / family), [1, 2], **{option: {0: 1.0}})
+            sj.forward(sj.load(golden / family), [1, 2], **clamp)
 
 
 def test_a_frozen_epsilon_moves_composed_by_exactly_the_edit(bundle, golden):
@@ -263,6 +247,7 @@ def test_heads_above_the_threshold_know_no_unkept_concepts(bundle):
     """The rule for large heads acts on the features: clamping to the present activation changes nothing there."""
     ids = [5, 6, 7]
     plain = sj.forward(bundle, ids, dense=True).decomposition
+    assert plain.unknown_logits is not None
     weight = float(jax.nn.sigmoid(plain.unknown_logits[0, 1, 4]))
     only = [False, True, False]
     run = partial(sj.forward, bundle, ids, intervene_unknown={4: weight}, positions=only)

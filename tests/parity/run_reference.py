@@ -2,7 +2,8 @@
 
     python run_reference.py FOLDER COUNT SEED
 
-Each FOLDER/NUMBER/ holds config.json, model.safetensors, forward.npz and forward.json, much as the golden cases do.
+Each FOLDER/NUMBER/ holds config.json, model.safetensors, forward.npz and forward.json, much as the golden cases do, and
+likelihood.npz.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import random
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -138,7 +140,46 @@ def outputs(
     return found, {"known": known, "unknown": unknown, "inject_layer": layer, "inject_alpha": alpha}
 
 
+def published_likelihood() -> type:
+    """The package's likelihood. It comes with an adapter for lm_eval, of which the likelihood itself uses nothing."""
+    stand_ins = {name: ModuleType(name) for name in ("lm_eval", "lm_eval.evaluator", "lm_eval.api")}
+    for name, attribute, value in (
+        ("instance", "Instance", object), ("model", "LM", object), ("registry", "register_model", lambda _: lambda c: c)
+    ):  # fmt: skip
+        module = stand_ins[f"lm_eval.api.{name}"] = ModuleType(name)
+        setattr(module, attribute, value)
+    stand_ins["lm_eval"].evaluator = stand_ins["lm_eval.evaluator"]  # type: ignore[attr-defined]
+    sys.modules.update(stand_ins)
+    from steerling.evaluation.lm_harness_wrapper import SteerlingLM
+
+    return SteerlingLM
+
+
+def likelihoods(scorer: type, model: torch.nn.Module, concept: dict | None, tokens: torch.Tensor, vocab: int) -> dict:
+    """One text's likelihood with and without guidance, and which tokens were masked for it."""
+    ids = (tokens[0] % (vocab - 5)).tolist()  # no special ids: the package would score a mask that the text holds
+    start = len(ids) // 3
+    found = {"likelihood.ids": np.asarray(ids), "likelihood.start": np.asarray(start)}
+    for name, scale in (("plain", 0.0), ("guided", 1.5)):
+        lm, masks = scorer.__new__(scorer), []
+        lm.model, lm.is_interpretable, lm.mask_token_id = model, concept is not None, vocab - 1
+        lm.mc_num, lm.mc_batch_size, lm.cfg, lm._torch_device = 6, 3, scale, torch.device("cpu")
+        draw = lm._forward_process
+
+        def recorded(batch, prompt_len, draw=draw, masks=masks):
+            noisy, share = draw(batch, prompt_len)
+            masks.append(noisy[:, prompt_len:] == vocab - 1)
+            return noisy, share
+
+        lm._forward_process = recorded
+        torch.manual_seed(0)
+        value, _ = lm._compute_mc_loglikelihood(ids[:start], ids[start:])
+        found |= {f"likelihood.{name}": np.asarray(value), f"likelihood.{name}_masks": torch.cat(masks).numpy()}
+    return found
+
+
 def main(folder: Path, count: int, seed: int) -> None:
+    scorer = published_likelihood()
     torch.set_num_threads(1)
     for number in range(count):
         draw = random.Random(1000 * seed + number)
@@ -151,6 +192,7 @@ def main(folder: Path, count: int, seed: int) -> None:
         save(model, backbone, concept, vocab, place)
         found, settings = outputs(model, concept, tokens, draw)
         np.savez(place / "forward.npz", input_ids=tokens.numpy(), **{k: v.numpy() for k, v in found.items()})
+        np.savez(place / "likelihood.npz", **likelihoods(scorer, model, concept, tokens, vocab))
         (place / "forward.json").write_text(json.dumps(settings))
 
 

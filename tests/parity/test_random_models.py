@@ -17,12 +17,13 @@ from pathlib import Path
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 
-import jax
 import numpy as np
 import pytest
 
 import steerling_jax as sj
-from steerling_jax import inference, model
+from steerling_jax import likelihood
+
+from ..published_outputs import check, compile_quickly
 
 COUNT = int(os.environ.get("STEERLING_PARITY_COUNT", "60"))
 SEED = os.environ.get("STEERLING_PARITY_SEED", "0")
@@ -43,15 +44,7 @@ def cases(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _quick_compilation(monkeypatch):
-    options = {"xla_backend_optimization_level": 0}
-    static = ("config", "compute", "dense", "epsilon", "large")
-    monkeypatch.setattr(
-        inference, "compiled_forward", jax.jit(model.forward, static_argnames=static, compiler_options=options)
-    )
-
-
-def close(ours, reference: np.ndarray) -> bool:
-    return bool(np.abs(np.asarray(ours) - reference).max() <= 2e-5 + 2e-6 * np.abs(reference).max())
+    compile_quickly(monkeypatch)
 
 
 def tied(case, config: sj.ModelConfig) -> np.ndarray:
@@ -59,14 +52,14 @@ def tied(case, config: sj.ModelConfig) -> np.ndarray:
     rows, concept = np.zeros(case["input_ids"].shape, bool), config.concept
     if concept is None:
         return rows
-    edges = {"known": {concept.topk_known, concept.topk_known_features}, "unknown": {concept.unknown_topk}}
+    edges = {"known": (concept.topk_known, concept.topk_known_features), "unknown": (concept.unknown_topk,)}
     for kind, counts in edges.items():
         if f"out.{kind}_logits" not in case.files:
             continue
         logits = np.sort(case[f"out.{kind}_logits"], axis=-1)[..., ::-1]
         weights = 1 / (1 + np.exp(-logits))
-        for k in counts - {None}:
-            if k < logits.shape[-1]:
+        for k in counts:
+            if k is not None and k < logits.shape[-1]:
                 rows |= logits[..., k - 1] - logits[..., k] < 2e-5
                 rows |= weights[..., k - 1] - weights[..., k] < 2e-7
     return rows
@@ -82,19 +75,12 @@ def test_random_model(cases, number):
     logits, parts = run(dense=True)
     free = ~tied(case, bundle.config)
     assert free.any(), "every row is tied: smaller weights are needed"
-    wrong = [] if close(logits[free], case["logits"][free]) else ["logits"]
+    about = (folder / "config.json").read_text()
 
     def compare(name: str, ours, reference: np.ndarray) -> None:
-        ours, reference = np.asarray(ours)[free], reference[free]
-        if name.endswith("topk_indices"):
-            same = np.array_equal(np.sort(ours), np.sort(reference))
-        elif name.endswith("topk_logits"):
-            same = close(np.sort(ours), np.sort(reference))
-        else:
-            same = close(ours, reference)
-        if not same:
-            wrong.append(name)
+        check(name, np.asarray(ours)[free], reference[free], about)
 
+    compare("logits", logits, case["logits"])
     for key in (key for key in case.files if key.startswith("out.")):
         compare(key, getattr(parts, key.removeprefix("out.")), case[key])
     known, unknown = ({int(k): v for k, v in settings.get(kind, {}).items()} for kind in ("known", "unknown"))
@@ -110,4 +96,17 @@ def test_random_model(cases, number):
     if "injection" in case.files:
         where = {"inject_layer": settings["inject_layer"], "inject_alpha": settings["inject_alpha"]}
         compare("injected.logits", run(injection=case["injection"], **where).logits, case["injected.logits"])
-    assert not wrong, f"{wrong}: " + (folder / "config.json").read_text()
+
+
+@pytest.mark.parametrize("number", range(COUNT))
+def test_likelihood(cases, number, monkeypatch):
+    """Masked alike, a text gets the published score, with and without guidance."""
+    case = np.load(cases / f"{number:03d}" / "likelihood.npz")
+    bundle = sj.load(cases / f"{number:03d}")
+    start = int(case["likelihood.start"])
+    context, text = case["likelihood.ids"][:start], case["likelihood.ids"][start:]
+    for name, scale in (("plain", 0.0), ("guided", 1.5)):
+        masks = case[f"likelihood.{name}_masks"]
+        monkeypatch.setattr(likelihood, "draw_masks", lambda *_, masks=masks: masks)
+        found = sj.log_likelihood(bundle, context, text, samples=len(masks), cfg_scale=scale)
+        assert found == pytest.approx(float(case[f"likelihood.{name}"]), rel=1e-4), name

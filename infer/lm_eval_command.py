@@ -1,0 +1,132 @@
+"""`steerling lm-eval`: runs tasks of the lm-evaluation-harness."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from steerling_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from lm_eval.tasks import TaskManager
+
+    from .lm_eval_adapter import SteerlingLM, TaskSettings
+
+HELP = """\
+Run tasks of the lm-evaluation-harness.
+
+Needs `pip install 'steerling-jax[lm-eval]'`. hellaswag, arc_challenge, winogrande, piqa, mmlu and gsm8k run with the
+published settings, other tasks with 128 samples and no guidance; docs/evaluation.md has both.
+
+examples:
+  steerling lm-eval --tasks piqa --limit 50
+  steerling lm-eval --tasks piqa,gsm8k --model guidelabs/steerling-8b --json > results.json
+  steerling lm-eval --tasks my_task --include-path ./my-tasks --samples 16
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--tasks", required=True, metavar="NAMES", help="of tasks or groups, with commas between")
+    add("--model", metavar="MODEL", help="a folder, a checkpoint, a bundled model or a Hub id (default: bundled)")
+    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="default: %(default)s")
+    add("--include-path", type=Path, metavar="FOLDER", help="with tasks of your own, as the harness reads them")
+    add("--limit", type=int, metavar="N", help="the first N documents of each task only")
+    add("--num-fewshot", type=int, metavar="N", help="examples before each question")
+    add("--samples", type=int, metavar="N", help="maskings drawn for each likelihood")
+    add("--cfg-scale", type=float, metavar="X", help="guidance")
+    add("--max-gen-toks", type=int, metavar="N", help="tokens to write where the task does not say")
+    add("--steps", type=int, metavar="N", help="denoising steps of a text (default: one a token)")
+    add(
+        "--sampling", choices=("entropy", "task"), default="entropy",
+        help="entropy, as published, or the task's own temperature (default: %(default)s)",
+    )  # fmt: skip
+    add("--max-length", type=int, metavar="N", help="of context and continuation (default: the model's context)")
+    add("--batch-size", type=int, default=16, metavar="N", help="default: %(default)s")
+    add("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
+    add("--json", action="store_true", help="print settings and results as JSON")
+
+
+def run(args: argparse.Namespace) -> None:
+    if args.limit is not None and args.limit < 1:
+        raise UserError(f"--limit is {args.limit}, but it must be at least 1.")
+    if args.include_path is not None and not args.include_path.is_dir():
+        raise UserError(f"--include-path {args.include_path} is not a folder; name the folder of your tasks.")
+    if importlib.util.find_spec("lm_eval") is None:
+        raise UserError("The lm-evaluation-harness is not installed: pip install 'steerling-jax[lm-eval]'.")
+    os.environ.setdefault("DISABLE_MULTIPROC", "1")  # the harness would fork for standard errors, which JAX forbids
+    from lm_eval.tasks import TaskManager
+
+    import steerling_jax as sj
+    from steerling_jax.cli.console import print_json
+
+    from .lm_eval_adapter import SteerlingLM
+
+    manager = TaskManager(include_path=args.include_path)
+    chosen = {name: settings_of(name, args) for name in task_names(args.tasks, manager)}
+    bundle = sj.load(args.model, dtype=args.dtype)
+    options = {name: getattr(args, name) for name in ("seed", "batch_size", "max_length", "sampling")}
+    report = {}
+    for name, settings in chosen.items():
+        given = {field: value for field, value in vars(settings).items() if field != "num_fewshot"}
+        model = SteerlingLM(bundle, **given, **options)
+        with contextlib.redirect_stdout(sys.stderr):  # the harness prints, too
+            report[name] = evaluate(model, name, settings, manager, args.limit)
+    if args.json:
+        print_json({"model": bundle.name, "limit": args.limit, "options": options, "tasks": report})
+    else:
+        show(report)
+
+
+def task_names(text: str, manager: TaskManager) -> list[str]:
+    """Raises `UserError` for a task that the harness does not know."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise UserError("--tasks is empty; name one task at least.")
+    for name in names:
+        if name not in manager.all_tasks:
+            raise UserError(f"The harness knows no task {name!r}; `lm-eval ls tasks` lists them.")
+    return names
+
+
+def settings_of(name: str, args: argparse.Namespace) -> TaskSettings:
+    """The published settings of a task, where it has any, with what the command line says instead."""
+    from .lm_eval_adapter import PUBLISHED, TaskSettings
+
+    given = {field.name: getattr(args, field.name) for field in dataclasses.fields(TaskSettings)}
+    given = {field: value for field, value in given.items() if value is not None}
+    return dataclasses.replace(PUBLISHED.get(name, TaskSettings()), **given)
+
+
+def evaluate(
+    model: SteerlingLM, name: str, settings: TaskSettings, manager: TaskManager, limit: int | None
+) -> dict[str, Any]:
+    """A task's settings and what the harness found: of a group, of every part of it too."""
+    from lm_eval.evaluator import simple_evaluate
+
+    try:
+        found = simple_evaluate(
+            model, tasks=[name], num_fewshot=settings.num_fewshot, limit=limit, task_manager=manager,
+            bootstrap_iters=1000, log_samples=False,
+        )  # fmt: skip
+    except OSError as error:  # the Hub out of reach, a file that is not there
+        raise UserError(f"The documents of the task {name!r} cannot be read: {error}") from error
+    parts = ("results", "groups", "group_subtasks", "versions", "n-shot", "n-samples", "higher_is_better")
+    return {"settings": settings, **{part: value for part, value in (found or {}).items() if part in parts}}
+
+
+def show(report: dict[str, Any]) -> None:
+    from lm_eval.utils import make_table
+
+    for name, found in report.items():
+        settings = found["settings"]
+        print(f"{name}: {settings.samples} samples, guidance {settings.cfg_scale:g}")  # noqa: T201
+        for column in ("results", "groups"):
+            if found.get(column):
+                print(make_table(found, column))  # noqa: T201

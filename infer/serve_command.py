@@ -1,0 +1,75 @@
+"""`steerling serve`: answers over HTTP, in OpenAI's protocol."""
+
+from __future__ import annotations
+
+import argparse
+
+from steerling_jax.errors import UserError
+
+from .steering_options import add_steering_options, from_args
+
+HELP = """\
+Answer requests over HTTP, in the protocol of OpenAI's clients.
+
+examples:
+  steerling serve
+  steerling serve --model ./small-model --port 9000 --rows 16
+  steerling serve --host 0.0.0.0 --allow-host models.example.org --policy house.toml
+  curl http://127.0.0.1:8000/v1/completions -d '{"prompt": "re.split(pattern, string)", "max_tokens": 64}'
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", metavar="MODEL", help="a folder, a checkpoint, a bundled model or a Hub id (default: bundled)")
+    add("--host", default="127.0.0.1", metavar="ADDRESS", help="to listen on (default: %(default)s, this machine only)")
+    add("--port", type=int, default=8000, metavar="N", help="0 for a free one (default: %(default)s)")
+    add("--rows", type=int, default=8, metavar="N", help="texts written at once (default: %(default)s)")
+    add("--queue", type=int, default=64, metavar="N", help="requests that may wait for a row (default: %(default)s)")
+    add("--max-new-tokens-limit", type=int, metavar="N", help="of one text (default: the model's context)")
+    add("--max-body-bytes", type=int, default=1_000_000, metavar="N", help="of one request (default: %(default)s)")
+    add("--prefix-cache-mb", type=int, default=256, metavar="N", help="memory for prompts seen before (default: 256)")
+    add("--grace", type=float, default=30.0, metavar="SECONDS", help="to end requests, when stopped (default: 30)")
+    add("--allow-host", action="append", default=[], metavar="NAME", help="a further Host name; may be repeated")
+    add("--allow-origin", action="append", default=[], metavar="ORIGIN", help="a web page's, as https://example.org")
+    add_steering_options(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    for name, least in (("rows", 1), ("queue", 0), ("max_new_tokens_limit", 1), ("max_body_bytes", 1),
+                        ("prefix_cache_mb", 0), ("grace", 0)):  # fmt: skip
+        value = getattr(args, name)
+        if value is not None and not value >= least:
+            raise UserError(f"--{name.replace('_', '-')} is {value}, but it must be at least {least}.")
+    if not 0 <= args.port < 2**16:
+        raise UserError(f"--port is {args.port}, but it must be from 0 to {2**16 - 1}.")
+    try:
+        from .server.run import listen, serve
+    except ModuleNotFoundError as error:
+        raise UserError(f"`steerling serve` needs {error.name}: pip install 'steerling-jax[serve]'.") from None
+    steering = from_args(args)
+    listening = listen(args.host, args.port)  # an address in use is told before the model is loaded
+    import steerling_jax as sj
+    from steerling_jax.cli.console import note
+    from steerling_jax.decoding import Decoder
+    from steerling_jax.io.catalogue import read_catalogue
+
+    from .server.app import Limits, Service, make_app
+    from .server.engine import Engine
+
+    bundle = sj.load(args.model)
+    if args.catalogue:  # for what requests name, too
+        vars(bundle)["concepts"] = read_catalogue(args.catalogue, bundle.config)
+
+    def decoder() -> Decoder:
+        return Decoder(
+            bundle.params, config=bundle.config, compute=bundle.compute, rows=args.rows,
+            prefix_cache_bytes=args.prefix_cache_mb << 20,
+        )  # fmt: skip
+
+    limits = Limits(args.max_new_tokens_limit, args.max_body_bytes, args.rows + args.queue)
+    service = Service(bundle, Engine(decoder), limits, steering.configs(bundle))
+    app = make_app(service, listening=args.host, hosts=args.allow_host, origins=args.allow_origin)
+    host, port = listening.getsockname()[:2]
+    note(f"Serving {service.model} at http://{f'[{host}]' if ':' in host else host}:{port}/v1 (Ctrl-C to stop).")
+    serve(app, service, listening, args.grace)

@@ -1,0 +1,59 @@
+"""Listening, and stopping without breaking off what is being answered."""
+
+from __future__ import annotations
+
+import socket
+import time
+from types import FrameType
+
+import uvicorn
+from starlette.applications import Starlette
+
+from steerling_jax.errors import UserError
+
+from .app import Service
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises `UserError` where the address cannot be had."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        return socket.create_server(address[:2], family=family, backlog=2048)
+    except (OSError, OverflowError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"Cannot listen on {host}, port {port} ({why}): choose another --host or --port.") from None
+
+
+class Server(uvicorn.Server):
+    """Stops in two steps, at SIGTERM or SIGINT: first new requests are answered 503 and those under way end, for at
+    most `grace` seconds; then the socket closes. A second signal skips the waiting."""
+
+    def __init__(self, config: uvicorn.Config, service: Service, grace: float):
+        super().__init__(config)
+        self._service, self._grace = service, grace
+        self._told = 0.0
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Uvicorn's would close the socket at once, and end the process by the signal."""
+        self.should_exit = self._service.stopping
+        if not self._service.stopping:
+            self._told, self._service.stopping = time.monotonic(), True
+
+    async def on_tick(self, counter: int) -> bool:
+        """Uvicorn asks ten times a second whether to leave."""
+        leave = await super().on_tick(counter)
+        if not self._service.stopping:
+            return leave
+        if leave or time.monotonic() - self._told > self._grace:
+            self._service.break_off()
+            return True
+        return self._service.open == 0
+
+
+def serve(app: Starlette, service: Service, listening: socket.socket, grace: float) -> None:
+    """Serves until a signal ends it."""
+    config = uvicorn.Config(
+        app, loop="asyncio", http="h11", ws="none", lifespan="on", log_level="warning", access_log=False,
+        server_header=False, timeout_graceful_shutdown=2,
+    )  # fmt: skip
+    Server(config, service, grace).run(sockets=[listening])
