@@ -59,6 +59,7 @@ def _write(bundle: Bundle, args: argparse.Namespace) -> Generation:
     from steerling_jax.cli.console import progress
     from steerling_jax.generation import Generation, stream
     from steerling_jax.generation_config import GenerationConfig
+    from steerling_jax.request import BlockDone
 
     config = GenerationConfig(max_new_tokens=args.max_new_tokens, seed=args.seed)
     with progress(unit="tokens") as bar:
@@ -66,5 +67,6 @@ def _write(bundle: Bundle, args: argparse.Namespace) -> Generation:
         for event in stream(bundle, args.text, config):
             if isinstance(event, Generation):
                 return event
-            bar.update(task, completed=args.max_new_tokens * event.number // event.blocks)
+            if isinstance(event, BlockDone):
+                bar.update(task, completed=args.max_new_tokens * event.number // event.blocks)
     raise AssertionError("a stream ends with its Generation")

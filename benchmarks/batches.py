@@ -53,11 +53,9 @@ def throughput(bundle, rows: int, rounds: int) -> dict:
         return Decoder(bundle.params, config=bundle.config, compute=bundle.compute, rows=rows)
 
     decode_all(decoder(), requests)  # compiles
-    times, rates = [], []
-    for _ in range(rounds):
-        rates.append(matmul_rate())
-        seconds, traces = decode_all(decoder(), requests)
-        times.append(seconds)
+    rates = [matmul_rate() for _ in range(rounds)]
+    rounds_done = [decode_all(decoder(), requests) for _ in range(rounds)]
+    times, traces = [seconds for seconds, _ in rounds_done], rounds_done[0][1]
     work = sum(
         flops(bundle.config, rows=rows, blocks=blocks, cached=192, logit_rows=44) * count
         for blocks, count in ((2, double_passes(traces[0])), (1, traces[0].passes - double_passes(traces[0])))

@@ -20,6 +20,7 @@ import datetime
 import json
 import re
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -66,13 +67,13 @@ def batch_shapes(mesh: Mesh, rows: int):
     slot = NamedSharding(mesh, PartitionSpec(None, None, None, "tensor"))
     whole = NamedSharding(mesh, PartitionSpec())
     L, D, V = CONFIG.n_layers, CONFIG.n_embd, CONFIG.vocab_size
-    zero = np.int32(0)
     generation = GenerationConfig(max_new_tokens=64, use_entropy_sampling=False, temperature=0.0)
-    rules = Rules(
-        policies=Policies().completed(generation, CONFIG.diff_block_size, 1, None), suppression=np.zeros(V, np.float32),
-        seed=np.uint32(0), total=zero, prompt=zero, begin=zero, first=zero, patience=zero, guidance=np.float32(0),
-        at_masks=np.zeros((L, D), np.float32), at_prompt=np.zeros((L, D), np.float32), active=np.bool_(True),
+    values: dict[str, Any] = dict(
+        suppression=np.zeros(V, np.float32), seed=np.uint32(0), guidance=np.float32(0), active=np.bool_(True),
+        at_masks=np.zeros((L, D), np.float32), at_prompt=np.zeros((L, D), np.float32),
     )  # fmt: skip
+    values |= dict.fromkeys(("total", "prompt", "begin", "first", "patience"), np.int32(0))
+    rules = Rules(policies=Policies().completed(generation, CONFIG.diff_block_size, 1, None), **values)
     blank = lane_programs.blank_rows.eval_shape(rules, size=rows, branches=1, drafts=1, config=CONFIG, compute=COMPUTE)
     placed = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=whole), blank)
     slots = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=slot), blank.slot)
@@ -96,7 +97,8 @@ def compile_for(topology: str, shape: tuple[int, ...], rows: int) -> dict:
         found["error"] = str(error).splitlines()[0][:200]
         return found
     memory = compiled.memory_analysis()
-    kinds = collections.Counter(COLLECTIVE.findall(compiled.as_text()))
+    kinds = collections.Counter(COLLECTIVE.findall(compiled.as_text() or ""))
+    assert memory is not None
     return found | {
         "compile_seconds": round(time.perf_counter() - begin, 1),
         "peak_gib": round(memory.peak_memory_in_bytes / 2**30, 2),

@@ -6,6 +6,7 @@ Legend: B rows, K drafts, W the diffusion block, R candidate positions, L layers
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -85,7 +86,7 @@ def take_step(
     def drafts(function):  # over rows and drafts; rules belong to rows
         return jax.vmap(jax.vmap(function, (None, 0, 0, 0)))
 
-    views, ranking, quota = drafts(lambda *row: _rank(*row, config))(rules, canvas, raw, candidates)
+    views, ranking, quota = drafts(partial(_rank, config=config))(rules, canvas, raw, candidates)
 
     def draw(n: jax.Array, tokens: jax.Array) -> jax.Array:
         def one(rules: Rules, view: StepView, ranking: jax.Array, tokens: jax.Array) -> jax.Array:
@@ -96,7 +97,7 @@ def take_step(
 
     # One draw after the other, as many as the busiest row needs: sampling sorts the vocabulary.
     tokens = lax.fori_loop(0, jnp.max(quota), draw, jnp.zeros_like(ranking))
-    settle = jax.vmap(jax.vmap(lambda *row: _settle(*row, config), (None, 0, 0, 0, 0, 0, 0, 0)))
+    settle = jax.vmap(jax.vmap(partial(_settle, config=config), (None, 0, 0, 0, 0, 0, 0, 0)))
     return settle(rules, canvas, views, ranking, quota, tokens, raw, candidates)
 
 

@@ -107,9 +107,10 @@ def attribute_inputs(
         _, steps, positions, tokens, _ = map(np.asarray, zip(*(targets[i] for i in filled), strict=True))
         canvases = np.stack([snapshots[step][:length] for step in steps.tolist()])
         tables = [trace.injected(step, bundle.config.n_layers, bundle.config.n_embd) for step in steps.tolist()]
+        at_masks, at_prompt = (np.stack(side) for side in zip(*tables, strict=True))
         task = _Task(
-            canvases, positions, tokens, np.int32(trace.mask_id), np.int32(trace.prompt_length),
-            *map(np.stack, zip(*tables, strict=True)), np.float32(trace.guidance),
+            canvases, positions, tokens, np.int32(trace.mask_id), np.int32(trace.prompt_length), at_masks, at_prompt,
+            np.float32(trace.guidance),
         )  # fmt: skip
         found, logits = _integrate(
             bundle.params, task, alphas, weights, nodes, bundle.config, bundle.compute, trace.guidance > 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections import deque
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -146,12 +147,16 @@ class Lane:
             tables, suppression = plan.tables(written, L), np.asarray(plan.suppression)
             change = plan.next_change(written)
             patience = min(W, committed + change - written) if change is not None else W
-        return Rules(
-            policies=job.policies, suppression=suppression, seed=np.uint32(request.seed),
-            total=np.int32(len(job.canvas)), prompt=np.int32(job.prompt_length), begin=np.int32(job.begin),
-            first=np.int32(job.first), patience=np.int32(patience), guidance=np.float32(request.generation.cfg_scale),
+        values: dict[str, Any] = dict(  # of NumPy: the compiled programs take them over
+            suppression=suppression, seed=np.uint32(request.seed), guidance=np.float32(request.generation.cfg_scale),
             at_masks=tables[0], at_prompt=tables[1], active=np.bool_(True),
         )  # fmt: skip
+        for name, number in (
+            ("total", len(job.canvas)), ("prompt", job.prompt_length), ("begin", job.begin), ("first", job.first),
+            ("patience", patience),
+        ):  # fmt: skip
+            values[name] = np.int32(number)
+        return Rules(policies=job.policies, **values)
 
     def _fill(self, index: int, seat: _Seat, at_masks: np.ndarray, at_prompt: np.ndarray) -> None:
         """Runs what lies before the window and is not in the cache, or is there under another injection."""
@@ -262,8 +267,8 @@ def _row_clamps(plan: ClampPlan | None) -> RowClamps | None:
     if plan is None:
         return None
 
-    def arrays(values: dict[int, float] | None):
-        return values and (np.array(list(values), np.int32), np.array(list(values.values()), np.float32))
+    def arrays(values: dict[int, float] | None) -> tuple[jax.Array, jax.Array] | None:
+        return (jnp.array(list(values)), jnp.array(list(values.values()))) if values else None
 
     start, end = plan.offsets or (0, _ALWAYS)
-    return RowClamps(arrays(plan.known), arrays(plan.unknown), np.int32(start), np.int32(end), plan.epsilon)
+    return RowClamps(arrays(plan.known), arrays(plan.unknown), jnp.int32(start), jnp.int32(end), plan.epsilon)

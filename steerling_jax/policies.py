@@ -23,6 +23,7 @@ from typing import Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from steerling_jax.generation_config import GenerationConfig
@@ -96,7 +97,7 @@ class ConfidentEnough:
     """All positions at least as confident as `threshold`, and one where there are none. Not exact: fewer passes, and
     tokens chosen without seeing each other."""
 
-    threshold: jax.Array | float
+    threshold: jax.Array | np.floating | float
 
     def __call__(self, view: StepView) -> jax.Array:
         sure = view.open & (confidence(view.logits) >= self.threshold)

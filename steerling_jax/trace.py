@@ -66,6 +66,7 @@ class Trace:
     def injected(self, step: int, n_layers: int, width: int) -> tuple[np.ndarray, np.ndarray]:
         """What was added after each layer in the pass of `step`, at masked and at prompt positions, two (L, D)."""
         if self.plan is None:
-            return (np.zeros((n_layers, width), np.float32),) * 2
+            nothing = np.zeros((n_layers, width), np.float32)
+            return nothing, nothing
         written = sum(len(commit.positions) for commit in self.commits if commit.step < step)
         return self.plan.tables(written, n_layers)

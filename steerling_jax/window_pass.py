@@ -114,9 +114,11 @@ class _CachedAttention:
         top = parts[0].top
         for part in parts[1:]:
             top = jnp.maximum(top, part.top)
-        scales = [jnp.exp(part.top - top) for part in parts]
-        mass = sum(part.mass * scale for part, scale in zip(parts, scales, strict=True))
-        out = sum(part.out * scale for part, scale in zip(parts, scales, strict=True)) / mass
+        mass, out = jnp.zeros(()), jnp.zeros(())
+        for part in parts:
+            scale = jnp.exp(part.top - top)
+            mass, out = mass + part.mass * scale, out + part.out * scale
+        out = out / mass
         return jnp.moveaxis(out.reshape(X, G, H // G, T, d), 3, 1).reshape(X, T, H, d).astype(q.dtype)
 
 

@@ -5,6 +5,9 @@ Source: `generate_full` of the published package. Policies are ours, called on t
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 
@@ -29,7 +32,7 @@ def reference_decode(
     canvas = np.concatenate([prompt, np.full(generation.max_new_tokens, mask)]).astype(np.int32)
     blocks = generation.max_new_tokens // W
     steps = (generation.steps or generation.max_new_tokens) // blocks
-    policy = (policies or Policies()).completed(generation, W, blocks, config.eot_id)
+    policy: Any = (policies or Policies()).completed(generation, W, blocks, config.eot_id)
     commits: list[Commit] = []
 
     def logits_of(tokens: np.ndarray, written: int) -> np.ndarray:
@@ -67,7 +70,8 @@ def reference_decode(
                 jnp.asarray(np.bincount(canvas, minlength=config.vocab_size)), jnp.asarray(step), jnp.uint32(seed),
                 jnp.zeros(len(masked), jnp.int32),
             )  # fmt: skip
-            view = view.replace(logits=jnp.where(jnp.asarray(banned)[None, :], -jnp.inf, policy.penalty(view)))
+            logits = jnp.where(jnp.asarray(banned)[None, :], -jnp.inf, policy.penalty(view))
+            view = dataclasses.replace(view, logits=logits)
             sure, count = np.asarray(policy.order(view)), min(int(policy.schedule(view)), len(masked))
             if count == 0:
                 continue

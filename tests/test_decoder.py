@@ -72,6 +72,8 @@ def check_same(found: Trace, wanted: Trace) -> None:
     assert events(found.commits) == events(wanted.commits)
     ours, theirs = ([logit for *_, logit in trace.flat()] for trace in (found, wanted))
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4)
+    assert found.hidden is not None
+    assert wanted.hidden is not None
     np.testing.assert_allclose(found.hidden, wanted.hidden, rtol=0, atol=1e-4)
 
 

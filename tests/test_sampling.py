@@ -5,6 +5,7 @@ Each chi-square test fails by chance once in 10⁴ seeds; seeds are fixed, so a 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import jax
@@ -106,7 +107,8 @@ def test_rounding_that_swaps_ranks_does_not_swap_tokens():
 
 
 def test_the_repetition_penalty_holds_down_what_is_on_the_canvas():
-    before = view(jnp.array([[-0.5, 3.0, 3.0, 9.0]]), [0]).replace(counts=jnp.array([2, 1, 0, 1]))
+    before = view(jnp.array([[-0.5, 3.0, 3.0, 9.0]]), [0])
+    before = dataclasses.replace(before, counts=jnp.array([2, 1, 0, 1]))
     assert RepetitionPenalty(2.0)(before).tolist() == [[-1.0, 1.5, 3.0, 4.5]]
 
 
@@ -133,5 +135,7 @@ def test_the_choice_follows_the_configuration(changes, choice):
 def test_policies_fill_their_empty_places_from_the_configuration():
     mine = Policies(choice=Greedy()).completed(GenerationConfig(max_new_tokens=32, steps=6), 16, 2, None)
     assert isinstance(mine.choice, Greedy)
-    taken = [int(mine.schedule(view(LOGITS, [0]).replace(step=jnp.int32(step)))) for step in range(3)]  # type: ignore
+    assert mine.schedule is not None
+    views = [dataclasses.replace(view(LOGITS, [0]), step=jnp.int32(step)) for step in range(3)]
+    taken = [int(mine.schedule(one)) for one in views]
     assert taken == [6, 5, 5]

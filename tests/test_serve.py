@@ -63,7 +63,7 @@ def test_it_writes_what_generate_writes(server: Server, model: Path):
 
 
 def test_streamed_is_unstreamed(server: Server):
-    settings = dict(model="tiny-text", prompt=PROMPT, max_tokens=45, seed=3)
+    settings: Any = dict(model="tiny-text", prompt=PROMPT, max_tokens=45, seed=3)
     whole = server.openai.completions.create(**settings)
     chunks = list(server.openai.completions.create(**settings, stream=True, stream_options={"include_usage": True}))
     *parts, last, counts = chunks
@@ -129,7 +129,7 @@ def test_chat(environment: dict[str, str], tmp_path: Path):
         whole = create(**settings)
         opening, *parts, last = create(**settings, stream=True)
         with pytest.raises(openai.BadRequestError, match="role and content"):
-            create(model="tiny-chat", messages=[{"role": "user", "text": "Hello"}])
+            create(**settings | {"messages": [{"role": "user", "text": "Hello"}]})
         for bad in ({"role": "tool", "content": "x"}, {"role": "user", "content": 5}, "Hello"):
             answer = server.post({"messages": [bad]}, "/v1/chat/completions")
             assert (answer.status_code, answer.json()["error"]["param"][:11]) == (400, "messages[0]")
@@ -142,7 +142,7 @@ def test_chat(environment: dict[str, str], tmp_path: Path):
     assert message.role == "assistant"
     assert message.content
     assert (opening.choices[0].delta.role, opening.choices[0].delta.content) == ("assistant", "")
-    assert "".join(part.choices[0].delta.content for part in parts) == message.content
+    assert "".join(part.choices[0].delta.content or "" for part in parts) == message.content
     assert last.choices[0].delta.content is None
     assert last.choices[0].finish_reason == whole.choices[0].finish_reason == "length"
     assert {part.object for part in (opening, *parts, last)} == {"chat.completion.chunk"}

@@ -15,7 +15,8 @@ WRITE = ("generate", "--model", GOLDEN, "--prompt-ids", "1 2 3", "--max-new-toke
 
 def run(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]:
     code = main(args)
-    return code, *capsys.readouterr()
+    told = capsys.readouterr()
+    return code, told.out, told.err
 
 
 def test_concepts_of_the_bundled_model(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
