@@ -11,8 +11,9 @@ clamps.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,8 @@ LOGIT_LIMIT = 15.0
 LARGE_CONCEPT_THRESHOLD = 50_000  # above this, the published package clamps concepts by the sparse rule
 REPORTED_WITHOUT_TOPK = 64  # a head that keeps all concepts reports this many
 _GATHER_CHUNK = 8  # kept concepts whose rows are gathered at once
+
+Carry = TypeVar("Carry")
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,15 @@ class HeadView(NamedTuple):
     basis: jax.Array | None
     scale: float
     n_concepts: int
+
+
+class ConceptBlock(NamedTuple):
+    """n concepts from `start` () on: their logits (N, n) float32, and `fresh` (1, n), false where another block has
+    them too."""
+
+    start: jax.Array
+    logits: jax.Array
+    fresh: jax.Array
 
 
 class ConceptHead(nn.Module):
@@ -159,24 +171,39 @@ def top_concepts(view: HeadView, k: int, block: int, operands: str = "float32") 
     return logits_of(view, index, operands), index
 
 
-def _streamed_indices(view: HeadView, k: int, block: int, operands: str) -> jax.Array:
-    N, C = view.query.shape[0], view.n_concepts
+def scan_concept_blocks(
+    step: Callable[[Carry, ConceptBlock], Carry], first: Carry, view: HeadView, block: int, operands: str
+) -> Carry:
+    """Folds `step` over all concepts, at most `block` at a time. For gradients, logits are computed a second time.
 
-    def step(best, number):
-        start = jnp.minimum(number * block, C - block)  # the last block overlaps the one before it: no padding copy
+    The last block overlaps the one before it: padding would copy the table.
+    """
+    C = view.n_concepts
+    block = min(block, C)
+
+    @jax.checkpoint
+    def body(carry: Carry, number: jax.Array) -> Carry:
+        start = jnp.minimum(number * block, C - block)
         keys = lax.dynamic_slice_in_dim(view.keys, start, block)
-        ids = start + jnp.arange(block, dtype=jnp.int32)
-        fresh = (ids >= number * block)[None, :]
-        logits = jnp.where(fresh, dense_logits(view._replace(keys=keys), operands), -jnp.inf)
-        block_best, at = lax.top_k(logits, min(k, block))
-        scores = jnp.concatenate([best[0], block_best], axis=1)
-        candidates = jnp.concatenate([best[1], start + at.astype(jnp.int32)], axis=1)
+        fresh = (start + jnp.arange(block, dtype=jnp.int32) >= number * block)[None, :]
+        return step(carry, ConceptBlock(start, dense_logits(view._replace(keys=keys), operands), fresh))
+
+    numbers = jnp.arange(-(-C // block), dtype=jnp.int32)
+    return lax.scan(lambda carry, number: (body(carry, number), None), first, numbers)[0]
+
+
+def _streamed_indices(view: HeadView, k: int, block: int, operands: str) -> jax.Array:
+    N = view.query.shape[0]
+
+    def step(best: tuple[jax.Array, jax.Array], new: ConceptBlock) -> tuple[jax.Array, jax.Array]:
+        scores, at = lax.top_k(jnp.where(new.fresh, new.logits, -jnp.inf), min(k, block))
+        scores = jnp.concatenate([best[0], scores], axis=1)
+        candidates = jnp.concatenate([best[1], new.start + at.astype(jnp.int32)], axis=1)
         scores, at = lax.top_k(scores, k)
-        return (scores, jnp.take_along_axis(candidates, at, axis=1)), None
+        return scores, jnp.take_along_axis(candidates, at, axis=1)
 
     empty = jnp.full((N, k), -jnp.inf), jnp.zeros((N, k), jnp.int32)
-    (_, index), _ = lax.scan(step, empty, jnp.arange(-(-C // block), dtype=jnp.int32))
-    return index
+    return scan_concept_blocks(step, empty, view, block, operands)[1]
 
 
 def mix_concepts(view: HeadView, index: jax.Array, weights: jax.Array, block: int, compute: Compute) -> jax.Array:
@@ -203,20 +230,14 @@ def mix_concepts(view: HeadView, index: jax.Array, weights: jax.Array, block: in
 
 def mix_all(view: HeadView, block: int, compute: Compute) -> jax.Array:
     """Features of all concepts, `Σ_c sigmoid(logit_c) E_c`, (N, D), streamed over blocks of concepts."""
-    N, C = view.query.shape[0], view.n_concepts
-    block = min(block, C)
 
-    @jax.checkpoint
-    def step(total, number):
-        start = jnp.minimum(number * block, C - block)
-        keys = lax.dynamic_slice_in_dim(view.keys, start, block)
-        values = lax.dynamic_slice_in_dim(view.values, start, block)
-        fresh = (start + jnp.arange(block) >= number * block)[None, :]
-        weights = jnp.where(fresh, jax.nn.sigmoid(dense_logits(view._replace(keys=keys), compute.operands)), 0.0)
-        return total + matmul_t(weights, values.T, compute.operands), None
+    def step(total: jax.Array, new: ConceptBlock) -> jax.Array:
+        values = lax.dynamic_slice_in_dim(view.values, new.start, new.logits.shape[1])
+        weights = jnp.where(new.fresh, jax.nn.sigmoid(new.logits), 0.0)
+        return total + matmul_t(weights, values.T, compute.operands)
 
-    total, _ = lax.scan(step, jnp.zeros((N, view.values.shape[1])), jnp.arange(-(-C // block)))
-    return _through_basis(view, total, compute)
+    none = jnp.zeros((view.query.shape[0], view.values.shape[1]))
+    return _through_basis(view, scan_concept_blocks(step, none, view, block, compute.operands), compute)
 
 
 def embeddings(view: HeadView, ids: jax.Array) -> jax.Array:

@@ -22,7 +22,7 @@ from steerling_jax.config import Compute, ModelConfig
 from steerling_jax.heads import run_head
 from steerling_jax.model import lm_logits
 from steerling_jax.noise import denoise, mask_tokens
-from steerling_jax.objective import log1m_exp
+from steerling_jax.objective import chunk_evidence
 
 Sums = dict[str, jax.Array]
 
@@ -154,7 +154,8 @@ def presence_evidence(
     (B, T) int32, with probability `level` (). chunk_index (B, T) int32 is −1 for positions of no chunk.
 
     Evidence is −log(1 − P) for the objective's `P = 1 − Π (1 − k)` over masked tokens: it orders chunks as P does,
-    never saturates, and adds up over the pieces of a chunk that a sequence's end has cut. `log_presence` gives log P.
+    never saturates, and adds up over the pieces of a chunk that a sequence's end has cut. `log_presence` in the
+    objective gives log P.
     """
     assert config.concept is not None
     B, T = tokens.shape
@@ -165,20 +166,11 @@ def presence_evidence(
     view = bn.view_head(params["known_head"], spec, compute, hidden.reshape(B * T, -1))
     counted = masked & (chunk_index >= 0) & (chunk_index < chunks)
     segment = jnp.where(counted, jnp.arange(B)[:, None] * chunks + chunk_index, B * chunks).reshape(-1)
-    C = spec.n_concepts
-    block = min(spec.block, C)
 
-    def step(evidence: jax.Array, number: jax.Array) -> tuple[jax.Array, None]:
-        start = jnp.minimum(number * block, C - block)  # the last block overlaps the one before it
-        keys = lax.dynamic_slice_in_dim(view.keys, start, block)
-        logits = bn.dense_logits(view._replace(keys=keys), compute.operands)
-        found = jax.ops.segment_sum(jax.nn.softplus(logits), segment, B * chunks + 1)
-        return lax.dynamic_update_slice_in_dim(evidence, found[:-1], start, axis=1), None
+    def step(evidence: jax.Array, new: bn.ConceptBlock) -> jax.Array:
+        found = chunk_evidence(new.logits, segment, B * chunks)
+        return lax.dynamic_update_slice_in_dim(evidence, found, new.start, axis=1)
 
-    evidence, _ = lax.scan(step, jnp.zeros((B * chunks, C)), jnp.arange(-(-C // block)))
-    return evidence.reshape(B, chunks, C), masked
-
-
-def log_presence(evidence: jax.Array) -> jax.Array:
-    """log P for evidence −log(1 − P) ≥ 0, finite everywhere."""
-    return log1m_exp(-evidence)
+    none = jnp.zeros((B * chunks, spec.n_concepts))
+    evidence = bn.scan_concept_blocks(step, none, view, spec.block, compute.operands)
+    return evidence.reshape(B, chunks, -1), masked

@@ -18,7 +18,7 @@ from jax import lax
 
 from steerling_jax import bottleneck as bn
 from steerling_jax.backbone import Params
-from steerling_jax.bottleneck import HeadView
+from steerling_jax.bottleneck import ConceptBlock, HeadView
 from steerling_jax.config import Compute, ModelConfig
 from steerling_jax.heads import run_head
 from steerling_jax.model import lm_logits
@@ -204,29 +204,34 @@ def label_features(view: HeadView, labels: jax.Array, chunk: jax.Array, compute:
 def presence_loss(view: HeadView, rows: Rows, labels: jax.Array, block: int, operands: str) -> jax.Array:
     """Binary cross-entropy of `P_c = 1 − Π_t (1 − k_ct)`, t a chunk's masked tokens: sum over concepts, mean of chunks.
 
-    In log space: S = −Σ softplus(z) is log(1 − P). Chunks without a masked token are left out. Streams over blocks of
+    In log space, from each chunk's evidence. Chunks without a masked token are left out. Streams over blocks of
     concepts; positive-only labels (B·S, K) are scattered block by block.
     """
-    chunks, C = labels.shape[0], view.n_concepts
-    block = min(block, C)
-    segment = jnp.where(rows.chunk >= 0, rows.chunk, chunks)  # one extra segment takes the rows of no chunk
+    chunks = labels.shape[0]
+    segment = jnp.where(rows.chunk >= 0, rows.chunk, chunks)  # one segment more takes the rows of no chunk
     present = jax.ops.segment_sum(rows.valid, segment, chunks + 1)[:chunks] > 0
 
-    @jax.checkpoint
-    def step(total, number):
-        start = jnp.minimum(number * block, C - block)
-        keys = lax.dynamic_slice_in_dim(view.keys, start, block)
-        logits = bn.dense_logits(view._replace(keys=keys), operands)
-        log_absent = -jax.ops.segment_sum(jax.nn.softplus(logits), segment, chunks + 1)[:chunks]
-        positive = jnp.zeros((chunks, block), bool)
-        local = jnp.where((labels >= start) & (labels < start + block), labels - start, block)
-        positive = positive.at[jnp.arange(chunks)[:, None], local].set(True, mode="drop")
-        nats = jnp.where(positive, -log1m_exp(log_absent), -log_absent)
-        fresh = (start + jnp.arange(block) >= number * block)[None, :]
-        return total + jnp.sum(jnp.where(fresh & present[:, None], nats, 0.0)), None
+    def step(total: jax.Array, new: ConceptBlock) -> jax.Array:
+        evidence = chunk_evidence(new.logits, segment, chunks)
+        n = evidence.shape[1]
+        local = jnp.where((labels >= new.start) & (labels < new.start + n), labels - new.start, n)
+        positive = jnp.zeros((chunks, n), bool).at[jnp.arange(chunks)[:, None], local].set(True, mode="drop")
+        nats = jnp.where(positive, -log_presence(evidence), evidence)
+        return total + jnp.sum(jnp.where(new.fresh & present[:, None], nats, 0.0))
 
-    total, _ = lax.scan(step, jnp.zeros(()), jnp.arange(-(-C // block)))
+    total = bn.scan_concept_blocks(step, jnp.zeros(()), view, block, operands)
     return total / jnp.maximum(jnp.sum(present), 1)
+
+
+def chunk_evidence(logits: jax.Array, segment: jax.Array, chunks: int) -> jax.Array:
+    """−log(1 − P) (chunks, n) of `P = 1 − Π_t (1 − sigmoid(z))` over the rows of a chunk, for logits z (M, n) and each
+    row's chunk `segment` (M,), `chunks` for none."""
+    return jax.ops.segment_sum(jax.nn.softplus(logits), segment, chunks + 1)[:chunks]
+
+
+def log_presence(evidence: jax.Array) -> jax.Array:
+    """log P for evidence −log(1 − P) ≥ 0, finite everywhere."""
+    return log1m_exp(-evidence)
 
 
 def scale_gradient(x: jax.Array, factor: jax.Array) -> jax.Array:

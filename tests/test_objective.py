@@ -157,9 +157,8 @@ def test_independence_is_the_same_in_both_forms() -> None:
 
 
 def test_residual_leaves_fillers_out() -> None:
-    rows = Rows(
-        jnp.ones((3, 2)), *(jnp.zeros(3, jnp.int32),) * 2, jnp.ones(3), jnp.asarray([1.0, 1.0, 0.0]), jnp.int32(0)
-    )
+    zero = jnp.zeros(3, jnp.int32)
+    rows = Rows(jnp.ones((3, 2)), zero, zero, jnp.ones(3), jnp.asarray([1.0, 1.0, 0.0]), jnp.int32(0))
     unknown = jnp.asarray([[1.0, 1.0], [0.0, 0.0], [9.0, 9.0]])
     assert float(residual_loss(unknown, rows, jnp.zeros((3, 2)))) == pytest.approx(0.5)
 

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -121,6 +122,35 @@ def test_full_disk_while_saving(world: World, tmp_path: Path) -> None:
     assert code == 0, told
     assert f"Going on from step {STEPS - EVERY}." in told
     assert (out / "export/model.safetensors").read_bytes() == (world.finished / "export/model.safetensors").read_bytes()
+
+
+def test_tensorboard_holds_what_metrics_do(world: World, tmp_path: Path) -> None:
+    event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2")
+    out = world.unfinished(tmp_path / "out")
+    code, told = world.run(out, "--tensorboard")
+    assert code == 0, told
+    (path,) = (out / "tensorboard").iterdir()
+    events = [event_pb2.Event.FromString(record) for record in records(path.read_bytes())]
+    first = STEPS - EVERY + 1
+    # What an earlier process may have written of these steps is void.
+    assert [event.step for event in events if event.HasField("session_log")] == [first]
+    found = {(value.tag, event.step): value.simple_value for event in events for value in event.summary.value}
+    expected: dict[tuple[str, int], float] = {}
+    for line in map(json.loads, (out / "metrics.jsonl").read_text().splitlines()):
+        kind, step = line.pop("kind"), line.pop("step")
+        if step >= first:
+            expected |= {(f"{kind}/{name}", step): value for name, value in line.items() if value is not None}
+    assert {step for _, step in expected} == set(range(first, STEPS + 1))
+    assert {("step/loss", STEPS), ("evaluation/nats_per_token", STEPS)} <= found.keys()
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
+def records(file: bytes) -> Iterator[bytes]:
+    """The records of an event file: eight bytes of length and four to check it, the record, four to check that."""
+    while file:
+        size = int.from_bytes(file[:8], "little")
+        yield file[12 : 12 + size]
+        file = file[16 + size :]
 
 
 def test_another_run_in_the_same_folder_is_refused(world: World, tmp_path: Path) -> None:

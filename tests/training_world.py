@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from steerling_jax.io.corpus_writer import corpus_writer
-from steerling_jax.io.tokenizer import SpecialIds
+from steerling_jax.io.tokenizer import IdsOnlyTokenizer, SpecialIds
 
 STEPS, EVERY = 60, 5
 CONFIG = f"""
@@ -34,11 +34,12 @@ def config():
 """
 
 
-class FakeTokenizer:
-    """As much of a tokenizer as a store needs."""
+class FakeTokenizer(IdsOnlyTokenizer):
+    """A vocabulary without texts, known by its hash."""
 
     def __init__(self, sha256: str = "0" * 64, vocab_size: int = 64):
-        self.sha256, self.vocab_size, self.special = sha256, vocab_size, SpecialIds.last_of(vocab_size)
+        super().__init__(SpecialIds.last_of(vocab_size), vocab_size)
+        self.sha256 = sha256
 
 
 def make_corpus(folder: Path, tokenizer: FakeTokenizer | None = None, seed: int = 0) -> Path:
@@ -63,11 +64,11 @@ class World:
     corpus: Path
     finished: Path
 
-    def start(self, out: Path, *, before: str = "") -> subprocess.Popen:
-        """`steerling train` in a process of its own, after the Python code `before`."""
+    def start(self, out: Path, *more: str, before: str = "") -> subprocess.Popen:
+        """`steerling train` with `more` options in a process of its own, after the Python code `before`."""
         code = before + "\nimport sys; from steerling_jax.cli.main import main; sys.exit(main())"
         options = ["--config", self.config, "--out", out, "--corpus", self.corpus]
-        command = [sys.executable, "-c", code, "train", *map(str, options)]
+        command = [sys.executable, "-c", code, "train", *map(str, options), *more]
         environment = os.environ | {
             "JAX_COMPILATION_CACHE_DIR": str(self.root / "compiled"),
             "JAX_PLATFORMS": "cpu",
@@ -75,8 +76,8 @@ class World:
         }
         return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
-    def run(self, out: Path, **options) -> tuple[int, str]:
-        process = self.start(out, **options)
+    def run(self, out: Path, *more: str, before: str = "") -> tuple[int, str]:
+        process = self.start(out, *more, before=before)
         _, told = process.communicate(timeout=300)
         return process.returncode, told
 

@@ -9,10 +9,8 @@ A training run's folder (`training_checkpoint`) has a `run.json` of kind "traini
 
 from __future__ import annotations
 
-import errno
 import gc
 import logging
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,10 +24,9 @@ from orbax.checkpoint import v1 as ocp
 from steerling_jax.config import Layout, ModelConfig, config_from_dict, config_to_dict
 from steerling_jax.errors import UserError
 from steerling_jax.io.atomic import atomic_path
+from steerling_jax.io.disk import disk_trouble
 from steerling_jax.io.published_layout import expected_tensors, read_json
 from steerling_jax.io.weights import Params, Shardings, copy_files, dump_json, put_leaf, sharding_of
-
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
 
 FORMAT_VERSION = 1
 RUN_FILE = "run.json"
@@ -81,8 +78,8 @@ def save_params_checkpoint(
         try:
             with _quiet():
                 ocp.save(str(scratch / "params"), params)
-        except Exception as error:  # TensorStore tells of a full disk in its own words
-            reason = next((text for text in map(os.strerror, _DISK) if text in str(error)), None)
+        except Exception as error:
+            reason = disk_trouble(error)
             if reason is None:
                 raise
             raise UserError(f"Cannot write {folder}: {reason}. Choose another place or free some space.") from error

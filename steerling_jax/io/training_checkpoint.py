@@ -11,10 +11,8 @@ Orbax writes under a temporary name and renames, so that a folder named by its s
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import json
-import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -27,9 +25,9 @@ from orbax.checkpoint import v1 as ocp
 
 from steerling_jax.errors import UserError
 from steerling_jax.io.atomic import write_json
+from steerling_jax.io.checkpoint import FORMAT_VERSION, RUN_FILE
+from steerling_jax.io.disk import disk_trouble
 
-FORMAT_VERSION = 1
-RUN_FILE = "run.json"
 CHECKPOINTS = "checkpoints"
 
 
@@ -211,28 +209,12 @@ def _told(what: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        reason = _disk_trouble(error)
+        reason = disk_trouble(error)
         if reason is None:
             raise
         raise UserError(
             f"{what}: {reason}; free some space or choose another place, then run the same command again."
         ) from error
-
-
-_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
-
-
-def _disk_trouble(error: BaseException) -> str | None:
-    """The disk's own words for why `error` happened, if it was the disk."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, OSError) and seen.errno is not None:
-            return os.strerror(seen.errno).lower()
-        for code in _TROUBLE:
-            if os.strerror(code) in str(seen):
-                return os.strerror(code).lower()
-        seen = seen.__cause__ or seen.__context__
-    return None
 
 
 def _first_line(error: BaseException) -> str:

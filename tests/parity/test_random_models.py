@@ -17,6 +17,7 @@ from pathlib import Path
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 
+import jax
 import numpy as np
 import pytest
 
@@ -45,6 +46,9 @@ def cases(tmp_path_factory) -> Path:
 @pytest.fixture(autouse=True)
 def _quick_compilation(monkeypatch):
     compile_quickly(monkeypatch)
+    yield
+    # No program is used twice, and a model's take up to a thousand memory maps: beyond 65,530 Linux lets XLA crash.
+    jax.clear_caches()
 
 
 def tied(case, config: sj.ModelConfig) -> np.ndarray:
