@@ -14,6 +14,7 @@ import datetime
 import json
 import os
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -110,16 +111,22 @@ def main() -> None:
     args = parser.parse_args()
     report: dict = {"date": datetime.date.today().isoformat(), "cores": os.cpu_count(), "load": os.getloadavg()[0],
                     "jax": jax.__version__}  # fmt: skip
+
+    def tell(name: str, found: object) -> None:
+        report[name] = found
+        print(f"{name}: {json.dumps(found)}", file=sys.stderr, flush=True)
+
     with tempfile.TemporaryDirectory() as folder:
         write_model(Path(folder))
         bundle = sj.load(folder)
-        report["throughput"] = [throughput(bundle, rows, args.rounds) for rows in args.rows]
-        report["savings"], report["prefixes"] = savings(bundle), prefixes(bundle)
-        report["drafts_random_weights"] = drafting(bundle, GREEDY, prompts(bundle, 1, 128)[0])
+        for rows in args.rows:
+            tell(f"rows_{rows}", throughput(bundle, rows, args.rounds))
+        tell("savings", savings(bundle))
+        tell("prefixes", prefixes(bundle))
     trained = sj.load(args.model)
     prompt = np.asarray(trained.tokenizer.encode("Return a list of the files in a directory, and "))
     for name, settings in (("greedy", GREEDY), ("sampled", sj.GenerationConfig(max_new_tokens=128))):
-        report[f"drafts_{name}"] = drafting(trained, settings, prompt)
+        tell(f"drafts_{name}", drafting(trained, settings, prompt))
     print(json.dumps(report, indent=1))
 
 
