@@ -110,7 +110,7 @@ def settings(args: argparse.Namespace, bundle: Bundle, prompt: str | list[int]) 
 
     fixed = args.temperature is not None or args.greedy
     return GenerationConfig(
-        max_new_tokens=args.max_new_tokens or _room(bundle, prompt),
+        max_new_tokens=_room(bundle, prompt) if args.max_new_tokens is None else args.max_new_tokens,
         steps=args.steps,
         temperature=0.0 if args.greedy else 1.2 if args.temperature is None else args.temperature,
         cfg_scale=args.cfg_scale,

@@ -61,12 +61,10 @@ def run(args: argparse.Namespace) -> None:
     if args.catalogue:  # for what requests name, too
         vars(bundle)["concepts"] = read_catalogue(args.catalogue, bundle.config)
 
-    def decoder() -> Decoder:
-        return Decoder(
-            bundle.params, config=bundle.config, compute=bundle.compute, rows=args.rows,
-            prefix_cache_bytes=args.prefix_cache_mb << 20,
-        )  # fmt: skip
-
+    decoder = Decoder(
+        bundle.params, config=bundle.config, compute=bundle.compute, rows=args.rows,
+        prefix_cache_bytes=args.prefix_cache_mb << 20,
+    )  # fmt: skip
     limits = Limits(args.max_new_tokens_limit, args.max_body_bytes, args.rows + args.queue)
     service = Service(bundle, Engine(decoder), limits, steering.configs(bundle))
     app = make_app(service, listening=args.host, hosts=args.allow_host, origins=args.allow_origin)

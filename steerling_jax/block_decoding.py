@@ -181,6 +181,7 @@ def _accepted(before: Canvas, after: Canvas) -> jax.Array:
     """Which canvases (B, K) are what one-by-one decoding would have had: the first, and each whose predecessor's step
     ended in it."""
     same = jnp.all(after.window[:, :-1] == before.window[:, 1:], axis=-1)
+    same &= after.ended[:, :-1] == before.ended[:, 1:]
     return jnp.cumprod(jnp.pad(same, ((0, 0), (1, 0)), constant_values=True), axis=1).astype(bool)
 
 

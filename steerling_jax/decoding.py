@@ -15,6 +15,7 @@ import numpy as np
 from steerling_jax import block_decoding, lane_programs
 from steerling_jax.backbone import Params, unstack_layers
 from steerling_jax.config import Compute, ModelConfig
+from steerling_jax.errors import require
 from steerling_jax.generation_config import GenerationConfig
 from steerling_jax.lane import Lane
 from steerling_jax.policies import Policies
@@ -26,7 +27,7 @@ __all__ = ["BlockDone", "Committed", "Decoder", "Event", "Request", "compiled_pr
 
 
 class Decoder:
-    """Decodes requests as they come, up to `rows` at once in each lane. A row's text depends on its own request alone.
+    """Decodes requests as they come, up to `rows` at once in each lane. A text depends on its own request alone.
 
     prefix_cache_bytes: memory for the keys and values of beginnings that requests share. Not for several threads.
     """
@@ -34,6 +35,7 @@ class Decoder:
     def __init__(
         self, params: Params, *, config: ModelConfig, compute: Compute, rows: int = 8, prefix_cache_bytes: int = 0
     ):
+        require(rows >= 1, f"rows is {rows}, but it must be at least 1.")
         self.params, self.config, self.compute, self.rows = unstack_layers(params), config, compute, rows
         self.prefixes = PrefixCache(prefix_cache_bytes)
         self._lanes: dict[Any, Lane] = {}
@@ -66,24 +68,38 @@ class Decoder:
         """Forgets a request; nothing happens where it is over."""
         for lane in self._lanes.values():
             lane.cancel(ticket)
+        self._forget_idle()
 
     def advance(self, steps: int | None = None) -> list[tuple[int, Event]]:
         """Runs one lane until a sampler block of it is done, at most `steps` passes, and gives (ticket, event) pairs.
 
         With `steps`, what was committed in a block under way is told too. A request's last event is its `Trace`.
         """
-        busy = {key: lane for key, lane in self._lanes.items() if lane.waiting or lane.running}
-        self._lanes = busy  # an idle lane's cache goes
-        if not busy:
-            return []
+        require(steps is None or steps >= 1, f"steps is {steps}, but it must be at least 1.")
         self._turn += 1
-        return list(busy.values())[self._turn % len(busy)].advance(steps)
+        lanes = list(self._lanes.values())
+        events = lanes[self._turn % len(lanes)].advance(steps) if lanes else []
+        self._forget_idle()
+        return events
+
+    def clear(self) -> None:
+        """Forgets all requests and what was computed for them; after an error, all is as new."""
+        self._lanes.clear()
+        self.prefixes = PrefixCache(self.prefixes.limit)
+
+    def _forget_idle(self) -> None:
+        """An idle lane's cache goes."""
+        self._lanes = {key: lane for key, lane in self._lanes.items() if lane.waiting or lane.running}
 
     def _lane(self, job: Job) -> Lane:
         request, plan = job.request, job.request.steering
         branches = 2 if request.generation.cfg_scale > 0 else 1
         clamps = plan.clamps if plan else None
-        key = (jax.tree.structure(job.policies), branches, request.drafts, repr(clamps))
+        leaves, structure = jax.tree.flatten(job.policies)
+        shapes = tuple(
+            (leaf.shape, leaf.dtype) for leaf in leaves
+        )  # else one row's numbers were cast to another's type
+        key = (structure, shapes, branches, request.drafts, repr(clamps))
         if key not in self._lanes:
             self._lanes[key] = Lane(
                 self.params, self.config, self.compute, self.rows, branches, request.drafts, clamps, self.prefixes

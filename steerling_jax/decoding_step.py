@@ -116,10 +116,11 @@ def _rank(
     )  # fmt: skip
     banned = jnp.isin(jnp.arange(raw.shape[-1]), _never_written(config))
     view = dataclasses.replace(view, logits=jnp.where(banned[None, :], -jnp.inf, policies.penalty(view)))
-    score = jnp.where(masked, policies.order(view), -jnp.inf)
+    lowest = jnp.finfo(jnp.float32).min  # NaN is no confidence at all, but the position is still open
+    score = jnp.where(masked, jnp.nan_to_num(policies.order(view), nan=lowest, neginf=lowest), -jnp.inf)
     # Ties, as where probabilities round to 1, have no published order; later positions first agrees with what was seen.
     ranking = R - 1 - jnp.argsort(-score[::-1])
-    return view, ranking, jnp.minimum(policies.schedule(view), jnp.sum(masked))
+    return view, ranking, jnp.minimum(jnp.maximum(policies.schedule(view), 1), jnp.sum(masked))
 
 
 def _never_written(config: ModelConfig) -> jax.Array:

@@ -11,7 +11,6 @@ import numpy as np
 
 from steerling_jax.config import ModelConfig
 from steerling_jax.decoding import Decoder, Request
-from steerling_jax.errors import require
 from steerling_jax.generation_config import GenerationConfig
 from steerling_jax.inference import encode
 from steerling_jax.policies import Policies
@@ -109,7 +108,6 @@ def generate_many(
     prefix_cache_bytes: memory for what prompts have in common at their beginning. Raises `UserError` for a prompt or
     settings that do not fit the model.
     """
-    require(rows >= 1, f"rows is {rows}, but it must be at least 1.")
     decoder = Decoder(
         bundle.params, config=bundle.config, compute=bundle.compute, rows=rows, prefix_cache_bytes=prefix_cache_bytes
     )

@@ -5,15 +5,18 @@ Source: `GenerationConfig` of the `steerling` 0.2.0 package.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from steerling_jax.config import ModelConfig
 from steerling_jax.errors import require
 from steerling_jax.steering_config import SteeringConfig as SteeringConfig
 
 _SEED_LIMIT = 2**32
+# Beyond these, float32 arithmetic on logits gives no numbers any more.
+_MOST, _COLDEST = 1e4, 1e-4
 
 
 @dataclass(frozen=True)
@@ -37,19 +40,24 @@ class GenerationConfig:
     def __post_init__(self) -> None:
         if self.stop_tokens is not None:
             object.__setattr__(self, "stop_tokens", tuple(self.stop_tokens))
+        for name in ("max_new_tokens", "steps", "seed"):
+            value = getattr(self, name)
+            whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+            require(value is None or whole, f"{name} is {value!r}, but it must be a whole number.")
         require(self.max_new_tokens >= 1, f"max_new_tokens is {self.max_new_tokens}, but it must be at least 1.")
         require(self.steps is None or self.steps >= 1, f"steps is {self.steps}, but it must be at least 1.")
         for name, low, high in (
-            ("temperature", 0.0, math.inf),
-            ("cfg_scale", 0.0, math.inf),
+            ("temperature", 0.0, _MOST),
+            ("cfg_scale", 0.0, _MOST),
             ("top_p", 0.0, 1.0),
-            ("repetition_penalty", 1.0, math.inf),
+            ("repetition_penalty", 1.0, _MOST),
         ):
-            value, bounds = (
-                getattr(self, name),
-                f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}",
-            )
-            require(low <= value <= high and math.isfinite(value), f"{name} is {value}, but it must be {bounds}.")
+            value = getattr(self, name)
+            require(low <= value <= high, f"{name} is {value}, but it must be from {low:g} to {high:g}.")
+        require(
+            not 0 < self.temperature < _COLDEST,
+            f"temperature is {self.temperature}, but it must be at least {_COLDEST:g}, or 0 for the likeliest token.",
+        )
         require(
             self.seed is None or 0 <= self.seed < _SEED_LIMIT,
             f"seed is {self.seed}, but it must be from 0 to {_SEED_LIMIT - 1}.",

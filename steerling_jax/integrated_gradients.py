@@ -96,6 +96,8 @@ def attribute_inputs(
     values.
     """
     alphas, weights = (np.pad(a, (0, -nodes % 32)) for a in quadrature(nodes, rule))
+    if trace.plan is not None and trace.plan.clamps is not None:
+        raise UserError("Input attribution of text written with concepts clamped is not offered; inject them instead.")
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}, but it must be at least 1.")
     targets = [(order, *target) for order, commit in enumerate(trace.commits) for target in _targets(trace, commit)]

@@ -161,7 +161,7 @@ class Policies:
             EndOfTurn(jnp.int32(-1 if eot is None else eot)),
         )
         mine = {name: policy for name, policy in vars(self).items() if policy is not None}
-        return dataclasses.replace(published, **mine)
+        return jax.tree.map(jnp.asarray, dataclasses.replace(published, **mine))
 
 
 def choice_of(config: GenerationConfig) -> Policy:

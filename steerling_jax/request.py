@@ -32,6 +32,7 @@ class Request:
     def check(self, config: ModelConfig) -> None:
         """Raises `UserError` where this model cannot do it."""
         self.generation.check(config, [int(i) for i in self.prompt])
+        require(0 <= self.seed < 2**32, f"seed is {self.seed}, but it must be from 0 to {2**32 - 1}.")
         most = config.diff_block_size
         require(1 <= self.drafts <= most, f"drafts is {self.drafts}, but it must be from 1 to the block, {most}.")
 

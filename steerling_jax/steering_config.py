@@ -6,7 +6,6 @@ are ours.
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -61,12 +60,14 @@ class SteeringConfig:
         ):
             value = getattr(self, name)
             require(value in choices, f"{name} is {value!r}, but it must be {choices[0]!r} or {choices[1]!r}.")
+        _ids("cutoff_tokens", (self.cutoff_tokens,))
+        _ids("inject_layer", () if self.inject_layer is None else (self.inject_layer,))
         require(self.cutoff_tokens >= 1, f"cutoff_tokens is {self.cutoff_tokens}, but it must be at least 1.")
         require(
             self.inject_layer is None or self.inject_layer >= 0,
             f"inject_layer is {self.inject_layer}, but it must not be negative.",
         )
-        require(math.isfinite(self.mai_lm_target), f"mai_lm_target is {self.mai_lm_target}, but it must be finite.")
+        _numbers("mai_lm_target", (self.mai_lm_target,))
         if self.weights is not None:
             self._check_weights(_numbers("weights", self.weights))
         if self.clamp_offsets is not None:
@@ -169,5 +170,9 @@ def _numbers(name: str, values: Iterable[Any]) -> tuple[float, ...]:
         numbers = tuple(float(value) for value in values)
     except (TypeError, ValueError):
         raise UserError(f"{name} holds {list(values)!r}, but these must be numbers.") from None
-    require(all(map(math.isfinite, numbers)), f"{name} holds {list(numbers)}, but these must be finite.")
+    most = 1e4  # beyond it, float32 arithmetic on hidden states gives no numbers any more
+    require(
+        all(abs(number) <= most for number in numbers),
+        f"{name} holds {list(numbers)}, but these must be finite and at most {most:g}.",
+    )
     return numbers

@@ -13,7 +13,7 @@ from flax import struct
 import steerling_jax as sj
 from steerling_jax import decoding, lane
 from steerling_jax.decoding import Decoder, Request
-from steerling_jax.policies import ConfidentEnough, Policies, StepView
+from steerling_jax.policies import ConfidentEnough, Nucleus, Policies, StepView
 from steerling_jax.request import BlockDone, Committed
 from steerling_jax.steering import SteeringPlan, prepare_steering
 from steerling_jax.trace import Trace
@@ -268,8 +268,57 @@ def test_many_prompts_in_order_of_completion():
     assert sorted([first, *(number for number, _ in done)]) == list(range(6))
 
 
+def test_numbers_of_other_types_do_not_reach_a_neighbour():
+    whole, other = (Policies(choice=Nucleus(*numbers)) for numbers in ((1, 1), (0.9, 0.5)))
+    wanted = [Request(np.arange(4), SAMPLED, 3, policies=policies) for policies in (whole, other)]
+    decoder = Decoder(PARAMS, config=SMALL, compute=FLOAT32, rows=2)
+    alone = drain(Decoder(PARAMS, config=SMALL, compute=FLOAT32, rows=2), wanted[1:])
+    np.testing.assert_array_equal(drain(decoder, wanted)[1].tokens, alone[0].tokens)
+
+
+@struct.dataclass
+class SureEnough:
+    """Ends the turn at a token that is likely enough: drafts see other logits than the true pass."""
+
+    def __call__(self, view: StepView) -> jnp.ndarray:
+        return jnp.max(view.logits, axis=-1) > 2.6
+
+
+def test_drafts_are_exact_for_a_stop_that_looks_at_logits():
+    lengths = set()
+    for seed in range(4):
+        prompt = np.random.default_rng(seed).integers(0, 59, 5)
+        plain, drafted = (
+            Request(prompt, SAMPLED, seed, policies=Policies(stop=SureEnough()), drafts=drafts) for drafts in (1, 3)
+        )
+        found = [drain(Decoder(PARAMS, config=SMALL, compute=FLOAT32, rows=1), [one])[0] for one in (plain, drafted)]
+        np.testing.assert_array_equal(found[0].tokens, found[1].tokens)
+        lengths.add(len(list(found[0].flat())))
+    assert len(lengths) > 1, "the stop never came early"
+
+
+def test_a_decoder_that_was_cleared_is_as_new(wanted: list[Trace]):
+    decoder = Decoder(PARAMS, config=SMALL, compute=FLOAT32, rows=4)
+    for request in requests():
+        decoder.submit(request)
+    decoder.advance(2)
+    decoder.clear()
+    assert not decoder.busy
+    check_same(drain(decoder, requests()[:1])[0], wanted[0])
+
+
 def test_bad_requests_are_told_at_once():
     decoder = Decoder(PARAMS, config=SMALL, compute=FLOAT32)
+    with pytest.raises(sj.UserError, match="seed is 4294967296"):
+        decoder.submit(Request(np.arange(4), SAMPLED, 2**32))
+    with pytest.raises(sj.UserError, match="steps is -1"):
+        decoder.advance(-1)
+    for wrong in ({"mai_lm_target": 1e300}, {"cutoff_tokens": 1.5}, {"inject_layer": 1.5}):
+        with pytest.raises(sj.UserError, match=next(iter(wrong))):
+            sj.SteeringConfig((1,), **wrong)
+    for wrong in ({"temperature": 1e300}, {"temperature": 1e-50}, {"max_new_tokens": 8.0}, {"seed": True}):
+        with pytest.raises(sj.UserError, match=next(iter(wrong))):
+            sj.GenerationConfig(**wrong)
     with pytest.raises(sj.UserError, match="drafts is 9"):
         decoder.submit(Request(np.arange(4), SAMPLED, 0, drafts=9))
     with pytest.raises(sj.UserError, match="rows is 0"):

@@ -87,7 +87,8 @@ def _check_fields(body: Mapping[str, Any], model: str, *, chat: bool) -> None:
             near = difflib.get_close_matches(name, _FIELDS[chat], n=1)
             hint = f"did you mean {near[0]}?" if near else "leave it out."
             raise BadField(f"There is no field {shown(name)} here; {hint}", name[:80], "unknown_parameter")
-        if name in _NEUTRAL and not any(value == one and type(value) is type(one) for one in _NEUTRAL[name]):
+        same = (value == one and isinstance(value, bool) == isinstance(one, bool) for one in _NEUTRAL.get(name, ()))
+        if name in _NEUTRAL and not any(same):
             why = _WHY.get(name, f"only {shown(_NEUTRAL[name][0])}, which changes nothing, is taken")
             raise BadField(f"{name} is {shown(value)}, but {why}.", name, "unsupported_value")
     if not isinstance(body.get("user", ""), str):
@@ -138,6 +139,8 @@ def _chat_prompt(value: Any, bundle: Bundle) -> Sequence[int]:
 
 def _message(i: int, message: Any) -> dict[str, str]:
     where = f"messages[{i}]"
+    if isinstance(message, dict):  # an answer sent back has null fields
+        message = {name: value for name, value in message.items() if value is not None or name == "content"}
     if not isinstance(message, dict) or set(message) != {"role", "content"}:
         raise BadField(f"{where} is {shown(message)}, but it must be an object with role and content.", where)
     role, content = message["role"], message["content"]

@@ -68,14 +68,13 @@ class Job:
 class Engine:
     """Runs a decoder on a thread of its own, from `start` to `close`. Methods are for the event loop's thread.
 
-    make_decoder: gives a fresh one, also after an unexpected error of the last. tokens: committed to texts so far.
+    After an unexpected error the decoder is cleared, and its requests end with it. tokens: committed to texts so far.
     waiting, running: requests that wait for a row and that have one, a moment ago.
     """
 
-    def __init__(self, make_decoder: Callable[[], Decoder]):
+    def __init__(self, decoder: Decoder):
         self.tokens = self.waiting = self.running = 0
-        self._make_decoder = make_decoder
-        self._decoder = make_decoder()
+        self._decoder = decoder
         self._jobs: dict[int, Job] = {}
         self._orders: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._out: list[tuple[Job, Delta | Exception]] = []
@@ -107,10 +106,10 @@ class Engine:
                 if self._decoder.busy:
                     self._advance()
             except Exception as error:  # out of memory, or a mistake of ours: the others still want their answers
-                log.exception("The decoder failed; it is made anew.")
-                self._decoder = self._make_decoder()
+                log.exception("The decoder failed; it starts anew.")
                 self._out += [(job, error) for job in self._jobs.values()]
                 self._jobs.clear()
+                self._decoder.clear()
             self.waiting, self.running = self._decoder.waiting, self._decoder.running
             self._send()
 
