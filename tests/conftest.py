@@ -20,3 +20,12 @@ REPOSITORY = Path(__file__).parent.parent
 def golden() -> Path:
     """The folder of golden cases: what the published implementation returned."""
     return REPOSITORY / "tests" / "golden"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+    """Compiled programs hold memory maps, of which Linux gives a process 65,530: a long run would end in a crash."""
+    yield
+    import jax
+
+    jax.clear_caches()

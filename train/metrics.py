@@ -86,6 +86,8 @@ class MetricsLog:
         """To the disk itself: before a checkpoint, which must not outlive the lines that led to it."""
         with contextlib.suppress(OSError):
             os.fsync(self._file.fileno())
+        if self._board is not None:
+            self._board.flush()
 
     def _cut(self, step: int) -> None:
         try:
