@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -313,6 +314,7 @@ def test_bad_requests_are_told_at_once():
         decoder.submit(Request(np.arange(4), SAMPLED, 2**32))
     with pytest.raises(sj.UserError, match="steps is -1"):
         decoder.advance(-1)
+    wrong: dict[str, Any]
     for wrong in ({"mai_lm_target": 1e300}, {"cutoff_tokens": 1.5}, {"inject_layer": 1.5}):
         with pytest.raises(sj.UserError, match=next(iter(wrong))):
             sj.SteeringConfig((1,), **wrong)
