@@ -67,7 +67,7 @@ def test_bad_values_are_told_in_a_sentence(bundle: sj.Bundle):
         response_steering(bundle, "")
     with pytest.raises(sj.UserError, match="top is 0"):
         response_steering(bundle, [1], top=0)
-    with pytest.raises(sj.UserError, match="mai_lm_target is inf"):
+    with pytest.raises(sj.UserError, match=r"mai_lm_target holds \[inf\], but these must be finite"):
         response_steering(bundle, [1], strength=float("inf"))
     with pytest.raises(sj.UserError, match="needs a model with known concepts"):
         response_steering(dataclasses.replace(sj.load(GOLDEN / "backbone")), [1])
