@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from steerling_jax.api import Bundle
     from steerling_jax.io.corpus import CorpusStore
 
-    from .steer_eval import Text
-    from .steer_jobs import Settings
-    from .steer_judge import Judge
+    from .steer_eval.jobs import Settings
+    from .steer_eval.judge import Judge
+    from .steer_eval.measure import Text
 
 HELP = """\
 Measure what steering by concepts does, beside random directions and prompting.
@@ -60,8 +60,8 @@ def run(args: argparse.Namespace) -> None:
     from steerling_jax.cli.console import print_json, stdout
     from steerling_jax.io.corpus import CorpusStore
 
-    from .steer_plot import check_plot, plot
-    from .steer_report import flat, overall, render, summarise
+    from .steer_eval.plot import check_plot, plot
+    from .steer_eval.report import flat, overall, render, summarise
 
     if args.plot is not None:
         check_plot(args.plot)
@@ -114,8 +114,8 @@ def find_concepts(text: str, ids: Mapping[str, int]) -> int | list[int]:
 def _settings(args: argparse.Namespace, bundle: Bundle, strengths: tuple[float, ...]) -> Settings:
     from steerling_jax.generation_config import GenerationConfig
 
-    from .steer_jobs import Settings
-    from .steer_prompts import WITH_TOKENS
+    from .steer_eval.jobs import Settings
+    from .steer_eval.prompts import WITH_TOKENS
 
     block, context = bundle.config.diff_block_size, bundle.config.block_size
     tokens = args.max_new_tokens if args.max_new_tokens is not None else max(32 // block * block, block)
@@ -133,10 +133,10 @@ def _evaluate(
 ) -> tuple[Judge, list[int], list[Text]]:
     from steerling_jax.cli.console import stages
 
-    from .steer_eval import measure, write_texts
-    from .steer_jobs import jobs_of
-    from .steer_judge import train_judge
-    from .steer_prompts import HeldOutChunks
+    from .steer_eval.jobs import jobs_of
+    from .steer_eval.judge import train_judge
+    from .steer_eval.measure import measure, write_texts
+    from .steer_eval.prompts import HeldOutChunks
 
     count = check_concepts(bundle, store)
     asked = find_concepts(concepts, {entry["name"]: entry["id"] for entry in store.concepts})

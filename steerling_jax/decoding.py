@@ -96,9 +96,8 @@ class Decoder:
         branches = 2 if request.generation.cfg_scale > 0 else 1
         clamps = plan.clamps if plan else None
         leaves, structure = jax.tree.flatten(job.policies)
-        shapes = tuple(
-            (leaf.shape, leaf.dtype) for leaf in leaves
-        )  # else one row's numbers were cast to another's type
+        # Without the types, one row's numbers would be cast to another's.
+        shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
         key = (structure, shapes, branches, request.drafts, repr(clamps))
         if key not in self._lanes:
             self._lanes[key] = Lane(

@@ -31,3 +31,19 @@ def forget_programs():
         import jax
 
         jax.clear_caches()
+
+
+@pytest.fixture(scope="session")
+def text_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny model with random weights, a tokenizer and named concepts; see `serving_world`."""
+    from .serving_world import write_text_model
+
+    return write_text_model(tmp_path_factory.mktemp("models") / "tiny-text")
+
+
+@pytest.fixture(scope="session")
+def child_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Of child processes, which share what they compile."""
+    from .serving_world import sharing_compiled
+
+    return sharing_compiled(tmp_path_factory)

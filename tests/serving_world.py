@@ -86,7 +86,7 @@ def _write(folder: Path, config: ModelConfig, known: int | None = None) -> None:
     write_published(folder, config, params)
 
 
-def child_environment(factory: pytest.TempPathFactory) -> dict[str, str]:
+def sharing_compiled(factory: pytest.TempPathFactory) -> dict[str, str]:
     """Servers of one test run share what they compile."""
     base = factory.getbasetemp()
     base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base

@@ -15,17 +15,10 @@ from steerling_jax.cli.main import main
 from steerling_jax.errors import UserError
 from steerling_jax.infer.batch_file import finished_ids
 
-from .serving_world import child_environment, write_text_model
-
 LINES = [
     {"id": f"line {i}", "prompt": "The quick brown"[: 3 + i % 12], "seed": i, "max_tokens": 3 + i % 12}
     for i in range(20)
 ]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_text_model(tmp_path_factory.mktemp("models") / "tiny-text")
 
 
 def write(path: Path, lines: list) -> Path:
@@ -43,10 +36,10 @@ def run(model: Path, source: Path, target: Path, *options: str) -> int:
 
 
 @pytest.fixture(scope="module")
-def results(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
+def results(text_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
     """What a run that nobody disturbs writes."""
     folder = tmp_path_factory.mktemp("batch")
-    assert run(model, write(folder / "in.jsonl", LINES), folder / "out.jsonl") == 0
+    assert run(text_model, write(folder / "in.jsonl", LINES), folder / "out.jsonl") == 0
     found = {line["id"]: line for line in read(folder / "out.jsonl")}
     assert set(found) == {line["id"] for line in LINES}
     return found
@@ -60,14 +53,14 @@ def test_results(results: dict[str, dict]):
         assert result["seed"] == line["seed"]
 
 
-def test_killed_again_and_again(model: Path, results: dict, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory):
+def test_killed_again_and_again(text_model: Path, results: dict, tmp_path: Path, child_environment: dict[str, str]):
     """SIGKILL while it writes: the runs together do every line once, and the texts are those of a run left in peace."""
     source, target = write(tmp_path / "in.jsonl", LINES), tmp_path / "out.jsonl"
-    line = [sys.executable, "-m", "steerling_jax.cli.main", "generate", "--model", str(model), "--rows", "2"]
+    line = [sys.executable, "-m", "steerling_jax.cli.main", "generate", "--model", str(text_model), "--rows", "2"]
     line += ["--input", str(source), "--output", str(target)]
     for more in (1, 4):
         before = len(target.read_bytes().splitlines()) if target.exists() else 0
-        with subprocess.Popen(line, env=child_environment(tmp_path_factory), stderr=subprocess.DEVNULL) as process:
+        with subprocess.Popen(line, env=child_environment, stderr=subprocess.DEVNULL) as process:
             end = time.monotonic() + 60
             while not target.exists() or target.read_bytes().count(b"\n") < before + more:
                 assert process.poll() is None
@@ -77,11 +70,11 @@ def test_killed_again_and_again(model: Path, results: dict, tmp_path: Path, tmp_
         with target.open("a") as file:
             file.write('{"id": "line 3", "te')  # as if it had died within a write
     assert len(read_whole(target)) < len(LINES)
-    assert run(model, source, target) == 0
+    assert run(text_model, source, target) == 0
     assert Counter(line["id"] for line in read(target)) == Counter(line["id"] for line in LINES)
     assert {line["id"]: line for line in read(target)} == results
     written = target.read_bytes()
-    assert run(model, source, target) == 0
+    assert run(text_model, source, target) == 0
     assert target.read_bytes() == written
 
 
@@ -89,7 +82,7 @@ def read_whole(path: Path) -> list[bytes]:
     return [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
 
 
-def test_a_bad_line_costs_only_itself(model: Path, results: dict, tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_a_bad_line_costs_only_itself(text_model: Path, results: dict, tmp_path: Path, capsys: pytest.CaptureFixture):
     bad = [
         ("nonsense\n", "line 2: this is not JSON"), ("[1]\n", "line 3: this is JSON, but no object"),
         ({"id": "x", "prompt": "a", "promt": 1}, 'line 4: there is no field "promt"; did you mean prompt?'),
@@ -102,7 +95,7 @@ def test_a_bad_line_costs_only_itself(model: Path, results: dict, tmp_path: Path
     ]  # fmt: skip
     lines = [LINES[0], *(line for line, _ in bad), "\n", LINES[1], LINES[2] | {"id": 2}]
     source, target = write(tmp_path / "in.jsonl", lines), tmp_path / "out.jsonl"
-    assert run(model, source, target) == 1
+    assert run(text_model, source, target) == 1
     assert f"3 texts written to {target}; 0 were there already; 10 errors." in capsys.readouterr().err.replace(
         "\n", " "
     )
@@ -115,19 +108,19 @@ def test_a_bad_line_costs_only_itself(model: Path, results: dict, tmp_path: Path
         "line 0": results["line 0"], "line 1": results["line 1"], 2: results["line 2"] | {"id": 2}
     }  # fmt: skip
     lines[6] = LINES[3]  # what was mended is done by the next run
-    assert run(model, write(source, lines), target) == 1
+    assert run(text_model, write(source, lines), target) == 1
     found = read(target)
     assert sum("error" in line for line in found) == 9
     assert next(line for line in found if line["id"] == "line 3") == results["line 3"]
 
 
-def test_settings_of_the_command_line_are_defaults(model: Path, results: dict, tmp_path: Path):
+def test_settings_of_the_command_line_are_defaults(text_model: Path, results: dict, tmp_path: Path):
     given = {"stop": results["line 8"]["text"][2:4], "trace": True}
     lines = [{"id": 1, "prompt": LINES[8]["prompt"]}, {"id": 2, "prompt": LINES[8]["prompt"], "seed": 9},
              {"id": 3, "prompt": LINES[8]["prompt"]} | given]  # fmt: skip
     target = tmp_path / "deep" / "out.jsonl"
     options = ["--seed", "8", "--max-new-tokens", "11", "--amplify", "Email=0"]
-    assert run(model, write(tmp_path / "in.jsonl", lines), target, *options) == 0
+    assert run(text_model, write(tmp_path / "in.jsonl", lines), target, *options) == 0
     found = {line["id"]: line for line in read(target)}
     assert found[1]["text"] == results["line 8"]["text"]
     assert found[2]["seed"] == 9

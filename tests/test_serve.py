@@ -17,34 +17,22 @@ from .serving_world import (
     PROMPT,
     Server,
     ask,
-    child_environment,
     events,
     serving,
     text,
     write_chat_model,
-    write_text_model,
 )
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return child_environment(tmp_path_factory)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_text_model(tmp_path_factory.mktemp("models") / "tiny-text")
-
-
-@pytest.fixture(scope="module")
-def server(model: Path, environment: dict[str, str]) -> Iterator[Server]:
-    with serving(model, environment, "--rows", "2") as server:
+def server(text_model: Path, child_environment: dict[str, str]) -> Iterator[Server]:
+    with serving(text_model, child_environment, "--rows", "2") as server:
         yield server
 
 
-def test_it_writes_what_generate_writes(server: Server, model: Path):
+def test_it_writes_what_generate_writes(server: Server, text_model: Path):
     config = sj.GenerationConfig(max_new_tokens=32, seed=7, top_p=0.9)
-    wanted = sj.generate(sj.load(model), PROMPT, config, record_hidden=False)
+    wanted = sj.generate(sj.load(text_model), PROMPT, config, record_hidden=False)
     answer = server.openai.completions.create(
         model="tiny-text", prompt=PROMPT, max_tokens=32, seed=7, top_p=0.9, extra_body={"trace": True}
     )
@@ -118,13 +106,13 @@ def test_kinds_of_prompts(server: Server, prompt: list):
     assert text(ask(server, prompt=prompt)) == text(wanted)
 
 
-def test_chat(environment: dict[str, str], tmp_path: Path):
+def test_chat(child_environment: dict[str, str], tmp_path: Path):
     model = write_chat_model(tmp_path / "tiny-chat")
     told = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
     halves = [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}]
     settings: Any = dict(model="tiny-chat", max_tokens=12, temperature=0)
     settings["messages"] = [told[0], {"role": "user", "content": halves}]
-    with serving(model, environment) as server:
+    with serving(model, child_environment) as server:
         create = server.openai.chat.completions.create
         whole = create(**settings)
         opening, *parts, last = create(**settings, stream=True)

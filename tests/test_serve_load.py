@@ -27,23 +27,13 @@ from steerling_jax.infer.text_stream import Writing
 from steerling_jax.io.tokenizer import IdsOnlyTokenizer, SpecialIds
 from steerling_jax.trace import Trace
 
-from .serving_world import PROMPT, Server, ask, child_environment, events, serving, text, write_text_model
+from .serving_world import PROMPT, Server, ask, events, serving, text
 from .test_generation import SMALL
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return child_environment(tmp_path_factory)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_text_model(tmp_path_factory.mktemp("models") / "tiny-text")
-
-
-@pytest.fixture(scope="module")
-def server(model: Path, environment: dict[str, str]) -> Iterator[Server]:
-    with serving(model, environment, "--rows", "2", "--queue", "300") as server:
+def server(text_model: Path, child_environment: dict[str, str]) -> Iterator[Server]:
+    with serving(text_model, child_environment, "--rows", "2", "--queue", "300") as server:
         yield server
 
 
@@ -108,13 +98,13 @@ def until(condition, seconds: float = 20) -> None:
         time.sleep(0.05)
 
 
-def test_stopping_and_a_full_queue(model: Path, environment: dict[str, str], tmp_path: Path):
+def test_stopping_and_a_full_queue(text_model: Path, child_environment: dict[str, str], tmp_path: Path):
     """One row, no queue: the second request is turned away. On SIGTERM the first is written to its end."""
     long = {"prompt": PROMPT, "max_tokens": 48, "seed": 1, "stream": True}
     policy = tmp_path / "house.toml"
     policy.write_text('[[rule]]\naction = "amplify"\nconcept = "Email"\nstrength = 30\n')
     options = ["--rows", "1", "--queue", "0", "--policy", str(policy)]
-    with serving(model, environment, *options) as server, ThreadPoolExecutor() as pool:
+    with serving(text_model, child_environment, *options) as server, ThreadPoolExecutor() as pool:
         own = ask(server, trace=True, steering={"suppress": {"Dates": 2}})["trace"]["steering"]
         assert ["Email" in own[0], "Dates" in own[1]] == [True, True]
         with httpx.stream("POST", f"{server.url}/v1/completions", json=long, timeout=60) as answer:
@@ -132,9 +122,9 @@ def test_stopping_and_a_full_queue(model: Path, environment: dict[str, str], tmp
     assert int(busy.headers["retry-after"]) >= 1
 
 
-def test_what_does_not_end_within_the_grace_time_is_told(model: Path, environment: dict[str, str]):
+def test_what_does_not_end_within_the_grace_time_is_told(text_model: Path, child_environment: dict[str, str]):
     long = {"prompt": PROMPT, "max_tokens": 48, "seed": 1}
-    with serving(model, environment, "--rows", "1", "--grace", "0") as server, ThreadPoolExecutor() as pool:
+    with serving(text_model, child_environment, "--rows", "1", "--grace", "0") as server, ThreadPoolExecutor() as pool:
         answers = [pool.submit(server.post, long | {"stream": stream}) for stream in (False, True)]
         until(lambda: server.metric("running_rows") == 1)
         assert server.stop() == 0

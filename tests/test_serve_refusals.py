@@ -18,21 +18,16 @@ from steerling_jax.cli.main import main
 from steerling_jax.infer.server import app
 from steerling_jax.infer.server.errors import ApiError
 
-from .serving_world import Server, child_environment, serving, write_text_model
+from .serving_world import Server, serving
 
 LIMIT = 20_000  # bytes of a body
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_text_model(tmp_path_factory.mktemp("models") / "tiny-text")
-
-
-@pytest.fixture(scope="module")
-def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(text_model: Path, child_environment: dict[str, str]) -> Iterator[Server]:
     options = ["--max-body-bytes", str(LIMIT), "--max-new-tokens-limit", "96"]
     options += ["--allow-host", "models.example", "--allow-origin", "https://page.example"]
-    with serving(model, child_environment(tmp_path_factory), *options) as server:
+    with serving(text_model, child_environment, *options) as server:
         yield server
 
 
@@ -148,10 +143,10 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert capsys.readouterr().err == "error: `steerling serve` needs uvicorn: pip install 'steerling-jax[serve]'.\n"
 
 
-def test_an_address_in_use_is_told_in_a_sentence(server: Server, model: Path, capsys: pytest.CaptureFixture):
+def test_an_address_in_use_is_told_in_a_sentence(server: Server, text_model: Path, capsys: pytest.CaptureFixture):
     port = server.url.rsplit(":", 1)[1]
-    assert main(["serve", "--model", str(model), "--port", port]) == 2
+    assert main(["serve", "--model", str(text_model), "--port", port]) == 2
     assert capsys.readouterr().err.startswith(f"error: Cannot listen on 127.0.0.1, port {port}")
     for option, value in (("--rows", "0"), ("--queue", "-1"), ("--grace", "nan"), ("--port", "70000")):
-        assert main(["serve", "--model", str(model), option, value]) == 2
+        assert main(["serve", "--model", str(text_model), option, value]) == 2
         assert option in capsys.readouterr().err

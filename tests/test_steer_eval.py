@@ -27,8 +27,7 @@ from steerling_jax.config import Compute, ConceptConfig, ModelConfig
 from steerling_jax.errors import UserError
 from steerling_jax.generation import Generation
 from steerling_jax.infer import steer_eval_command as command
-from steerling_jax.infer.steer_eval import Text, measure, write_texts
-from steerling_jax.infer.steer_jobs import (
+from steerling_jax.infer.steer_eval.jobs import (
     AGAIN,
     AMPLIFY,
     CONCEPT,
@@ -42,10 +41,11 @@ from steerling_jax.infer.steer_jobs import (
     Settings,
     jobs_of,
 )
-from steerling_jax.infer.steer_judge import Judge, best_threshold, train_judge
-from steerling_jax.infer.steer_plot import check_plot, plot
-from steerling_jax.infer.steer_prompts import HeldOutChunks, Opening
-from steerling_jax.infer.steer_report import flat, overall, render, summarise
+from steerling_jax.infer.steer_eval.judge import Judge, best_threshold, train_judge
+from steerling_jax.infer.steer_eval.measure import Text, measure, write_texts
+from steerling_jax.infer.steer_eval.plot import check_plot, plot
+from steerling_jax.infer.steer_eval.prompts import HeldOutChunks, Opening
+from steerling_jax.infer.steer_eval.report import flat, overall, render, summarise
 from steerling_jax.inference import forward
 from steerling_jax.intervals import bootstrap_mean
 from steerling_jax.io.corpus import CorpusStore

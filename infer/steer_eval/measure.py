@@ -1,4 +1,4 @@
-"""Does steering do what it says? The texts of `steer_jobs.py`, written, judged and read."""
+"""Does steering do what it says? The texts of `jobs.py`, written, judged and read."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from steerling_jax.lift import set_log_probability
 from steerling_jax.likelihood import log_likelihood
 from steerling_jax.text_metrics import distinct, repeated
 
-from .steer_jobs import NOTHING, Job, Settings
-from .steer_judge import Judge, Progress
+from .jobs import NOTHING, Job, Settings
+from .judge import Judge, Progress
 
 MASKINGS = 16  # of each text, for its likelihood
 # Every figure, and what it says.

@@ -26,8 +26,8 @@ from steerling_jax.steering import SteeringPlan, prepare_steering
 from steerling_jax.steering_config import SteeringConfig
 from steerling_jax.steering_controls import random_control
 
-from .steer_judge import Judge
-from .steer_prompts import HeldOutChunks, Opening
+from .judge import Judge
+from .prompts import HeldOutChunks, Opening
 
 AMPLIFY, SUPPRESS = "amplify", "suppress"
 NOTHING, AGAIN = "nothing", "nothing, another seed"

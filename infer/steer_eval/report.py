@@ -13,8 +13,8 @@ from rich.text import Text as Styled
 
 from steerling_jax.intervals import Estimate, bootstrap_mean
 
-from .steer_eval import FIGURES, Text
-from .steer_jobs import AGAIN, AMPLIFY, CONCEPT, DESCRIBED, NOTHING, RANDOM, SUPPRESS, SUPPRESSED, WORDS, Condition
+from .jobs import AGAIN, AMPLIFY, CONCEPT, DESCRIBED, NOTHING, RANDOM, SUPPRESS, SUPPRESSED, WORDS, Condition
+from .measure import FIGURES, Text
 
 _COLUMNS = {
     AMPLIFY: ("lifted_gain", "found", "score_gain", "own_change", "others_change", "nats_per_token", "repeated_3"),

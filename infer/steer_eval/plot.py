@@ -10,7 +10,7 @@ from steerling_jax.errors import UserError
 from steerling_jax.intervals import Estimate
 from steerling_jax.io.atomic import atomic_path
 
-from .steer_jobs import AGAIN, AMPLIFY, CONCEPT, DESCRIBED, NOTHING, RANDOM, SUPPRESS, SUPPRESSED, WORDS, Condition
+from .jobs import AGAIN, AMPLIFY, CONCEPT, DESCRIBED, NOTHING, RANDOM, SUPPRESS, SUPPRESSED, WORDS, Condition
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
