@@ -107,10 +107,14 @@ def parse_ids(text: str) -> list[int]:
 def settings(args: argparse.Namespace, bundle: Bundle, prompt: str | list[int]) -> GenerationConfig:
     """`--temperature` turns entropy sampling off; `--greedy` turns off all that is not the argmax."""
     from steerling_jax.generation_config import GenerationConfig
+    from steerling_jax.inference import encode
 
+    length = args.max_new_tokens
+    if length is None:
+        length = GenerationConfig.default_length(bundle.config, len(encode(bundle, prompt, "The prompt")))
     fixed = args.temperature is not None or args.greedy
     return GenerationConfig(
-        max_new_tokens=_room(bundle, prompt) if args.max_new_tokens is None else args.max_new_tokens,
+        max_new_tokens=length,
         steps=args.steps,
         temperature=0.0 if args.greedy else 1.2 if args.temperature is None else args.temperature,
         cfg_scale=args.cfg_scale,
@@ -130,15 +134,6 @@ def policies(args: argparse.Namespace) -> Policies | None:
     from steerling_jax.policies import ConfidentEnough, Policies
 
     return Policies(schedule=ConfidentEnough(np.float32(args.commit_above)))
-
-
-def _room(bundle: Bundle, prompt: str | list[int]) -> int:
-    """As many whole blocks as fit, up to about 128 tokens."""
-    from steerling_jax.inference import encode
-
-    size = bundle.config.diff_block_size
-    room = min(128, bundle.config.block_size - len(encode(bundle, prompt, "The prompt")))
-    return max(room // size, 1) * size
 
 
 def _stop_id(stop: str, bundle: Bundle) -> int:

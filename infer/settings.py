@@ -24,7 +24,6 @@ NAMES = (
     "max_tokens", "steps", "temperature", "top_p", "repetition_penalty", "cfg_scale", "seed", "stop", "steering",
     "trace",
 )  # fmt: skip
-_DEFAULT_TOKENS = 128
 # Looking for stop texts costs time with every token.
 _MOST_STOPS, _LONGEST_STOP = 4, 256
 
@@ -133,7 +132,7 @@ def _lengths(asked: Any, prompt: int, bundle: Bundle, limit: int | None, prompt_
     """max_tokens, and the canvas of whole blocks for it. Without a number: what fits, up to 128 tokens."""
     size, context = bundle.config.diff_block_size, bundle.config.block_size
     if asked is None:
-        room = max(min(_DEFAULT_TOKENS, context - prompt) // size, 1) * size
+        room = GenerationConfig.default_length(bundle.config, prompt)
         max_tokens = room if limit is None else min(room, limit)
     else:
         max_tokens = whole("max_tokens", asked)

@@ -15,6 +15,7 @@ from steerling_jax.errors import require
 from steerling_jax.steering_config import SteeringConfig as SteeringConfig
 
 _SEED_LIMIT = 2**32
+_DEFAULT_LENGTH = 128
 # Beyond these, float32 arithmetic on logits gives no numbers any more.
 _MOST, _COLDEST = 1e4, 1e-4
 
@@ -75,6 +76,13 @@ class GenerationConfig:
             f"steps is {self.steps}, but it must be a multiple of the number of blocks, {blocks}.",
         )
         return blocks
+
+    @staticmethod
+    def default_length(config: ModelConfig, prompt: int) -> int:
+        """max_new_tokens where nobody said: the whole blocks that fit after `prompt` tokens, up to 128 tokens, at least
+        one."""
+        size = config.diff_block_size
+        return max(min(_DEFAULT_LENGTH, config.block_size - prompt) // size, 1) * size
 
     def check(self, config: ModelConfig, prompt: Sequence[int]) -> None:
         """Raises `UserError` where this model cannot continue this prompt (ids) with these settings."""
