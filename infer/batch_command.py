@@ -6,9 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from steerling_jax.cli.steering_options import from_args
 from steerling_jax.errors import UserError
-
-from .steering_options import from_args
 
 
 def add_batch_options(parser: argparse.ArgumentParser) -> None:

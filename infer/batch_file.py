@@ -1,7 +1,7 @@
 """A file of requests to a file of results, one JSON object a line each; killed at any time, it goes on where it was.
 
 A request is `{"id", "prompt" or "prompt_ids", …}` with any of `settings.NAMES`. A result is one line, written at once,
-in the order in which texts are done. A line that cannot be done gets an error in place of a text, since one bad line
+in the order in which texts are done; asked for, it holds the trace, as docs/trace.md describes it. A line that cannot be done gets an error in place of a text, since one bad line
 should not cost the others their night; the next run tries it again, for it may have been mended.
 """
 
@@ -11,12 +11,15 @@ import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steerling_jax.errors import UserError
 from steerling_jax.generation import Generation, Prompt, generate_many
 from steerling_jax.io.atomic import atomic_path
+from steerling_jax.io.trace_file import model_origin
+from steerling_jax.trace_record import Origin, record_of, to_plain
 
 from .settings import NAMES, BadField, Wanted, read_settings, shown
 from .text_stream import Writing
@@ -48,6 +51,11 @@ class Batch:
     written: int = 0
     failed: int = 0
 
+    @cached_property
+    def origin(self) -> Origin:
+        """What traces say of the model."""
+        return model_origin(self.bundle)
+
     @property
     def finished(self) -> int:
         return self.skipped + self.written + self.failed
@@ -55,16 +63,19 @@ class Batch:
     def run(self) -> Iterator[int]:
         """Yields `finished` after every result. Raises `UserError` where a file cannot be used."""
         done = finished_ids(self.target)
-        tasks: dict[int, tuple[Id, Wanted]] = {}
+        tasks: dict[int, tuple[Id, Wanted, Prompt]] = {}
         prompts = self._prompts(done, tasks)
         many = generate_many(self.bundle, prompts, rows=self.rows, prefix_cache_bytes=_PREFIX_BYTES)
         for number, generation in many:
-            id, wanted = tasks.pop(number)
-            self._append(_result(self.bundle, id, wanted, generation))
+            id, wanted, prompt = tasks.pop(number)
+            line = _result(self.bundle, id, wanted, generation)
+            if wanted.trace:
+                line["trace"] = to_plain(record_of(self.bundle, self.origin, prompt, generation))
+            self._append(line)
             self.written += 1
             yield self.finished
 
-    def _prompts(self, done: set[Id], tasks: dict[int, tuple[Id, Wanted]]) -> Iterator[Prompt]:
+    def _prompts(self, done: set[Id], tasks: dict[int, tuple[Id, Wanted, Prompt]]) -> Iterator[Prompt]:
         """The lines that are still to be done, put down in `tasks`; writes the errors of those that cannot be."""
         seen: dict[Id, int] = {}
         number = 0
@@ -76,14 +87,16 @@ class Batch:
                 if id in done:
                     self.skipped += 1
                     continue
-                tasks[number] = id, wanted = id, self._read(fields)
+                wanted = self._read(fields)
             except UserError as error:
                 message = f"{self.source.name}, line {line}: {error}"
                 self._append({"id": id, "line": line, "error": {"message": message}})
                 self.failed += 1
                 continue
+            prompt = Prompt(wanted.prompt.tolist(), wanted.generation, wanted.steering or None)
+            tasks[number] = id, wanted, prompt
             number += 1
-            yield Prompt(wanted.prompt.tolist(), wanted.generation, wanted.steering or None)
+            yield prompt
 
     def _read(self, fields: dict[str, Any]) -> Wanted:
         text, ids = fields.get("prompt"), fields.get("prompt_ids")
@@ -187,9 +200,9 @@ def _result(bundle: Bundle, id: Id, wanted: Wanted, generation: Generation) -> d
         bundle.tokenizer, bundle.config, trace.prompt_length, wanted.generation.max_new_tokens, wanted.max_tokens,
         wanted.stop,
     )  # fmt: skip
-    commits = writing.commit(trace.commits)
+    writing.commit(trace.commits)
     writing.end()
-    line: dict[str, Any] = {
+    return {
         "id": id,
         "text": writing.take(),
         "finish_reason": writing.finish,
@@ -197,6 +210,3 @@ def _result(bundle: Bundle, id: Id, wanted: Wanted, generation: Generation) -> d
         "generated_tokens": writing.tokens,
         "seed": generation.seed,
     }
-    if wanted.trace:
-        line["trace"] = {"commits": [commit._asdict() for commit in commits], "steering": list(trace.steering)}
-    return line

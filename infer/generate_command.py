@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+from steerling_jax.cli.generation_options import (
+    add_generation_options,
+    check_generation_options,
+    given_prompt,
+    policies,
+    settings,
+    write,
+)
+from steerling_jax.cli.steering_options import add_steering_options, from_args
 from steerling_jax.errors import UserError
 
 from .batch_command import add_batch_options, run_batch
-from .steering_options import add_steering_options, from_args
-
-if TYPE_CHECKING:
-    from steerling_jax.api import Bundle
-    from steerling_jax.generation import Generation
-    from steerling_jax.generation_config import GenerationConfig
-    from steerling_jax.policies import Policies
-    from steerling_jax.steering_config import SteeringConfig
 
 HELP = """\
 Continue a text.
@@ -26,56 +25,42 @@ examples:
   steerling generate "The garden in spring" --seed 1 --temperature 0.8
   steerling generate "Connect to" --amplify "Email and MIME" --suppress Networking=7
   steerling generate "The garden in spring" --drafts 4 --json
+  steerling generate "The garden in spring" --trace garden.json    # for `steerling trace --from garden.json`
   steerling generate --model ./small-model --prompt-ids "5 17 4" --greedy --json
   steerling generate --input requests.jsonl --output results.jsonl --max-new-tokens 64
 """
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("text", nargs="?", metavar="TEXT", help="what to continue")
-    add("--prompt-ids", metavar="IDS", help='token ids in place of a text, as in "5 17 4"')
-    add("--model", metavar="MODEL", help="a folder, a checkpoint, a bundled model or a Hub id (default: bundled)")
-    add(
-        "--max-new-tokens",
-        type=int,
-        metavar="N",
-        help="a multiple of the model's block (default: what fits, up to 128)",
-    )
-    add("--steps", type=int, metavar="N", help="default: one a token")
-    add("--temperature", type=float, metavar="X", help="a fixed temperature, in place of the entropy's")
-    add("--top-p", type=float, default=0.8, metavar="X", help="mass of the nucleus (default: %(default)s)")
-    add("--repetition-penalty", type=float, default=1.1, metavar="X", help="default: %(default)s; 1 for none")
-    add("--cfg-scale", type=float, default=0.0, metavar="X", help="guidance (default: none)")
-    add("--seed", type=int, metavar="N", help="the same text every time (default: another one)")
-    add("--stop", action="append", metavar="TOKEN", help="an id, or a text that is one token; may be repeated")
-    add("--drafts", type=int, default=1, metavar="K", help="canvases read in a pass: the same text in fewer passes")
-    add("--commit-above", type=float, metavar="P", help="commit all that is so confident, 0 to 1: faster, another text")
-    add("--greedy", action="store_true", help="always the likeliest token, without a repetition penalty")
-    add("--json", action="store_true", help="print text, tokens and commits as JSON")
+    add_generation_options(parser)
+    parser.add_argument("--json", action="store_true", help="print text, tokens and commits as JSON")
+    parser.add_argument("--trace", metavar="FILE", help="also write the trace, which `steerling trace --from` explains")
     add_batch_options(parser)
     add_steering_options(parser)
 
 
 def run(args: argparse.Namespace) -> int | None:
-    if args.greedy and args.temperature is not None:
-        raise UserError("--greedy and --temperature contradict each other; give one of them.")
-    if args.commit_above is not None and not 0 <= args.commit_above <= 1:
-        raise UserError(f"--commit-above is {args.commit_above:g}; give a probability, from 0 to 1.")
+    check_generation_options(args)
     if args.input is not None or args.output is not None:
         if args.drafts != 1 or args.commit_above is not None:
             raise UserError("--drafts and --commit-above are for one text; leave them out with --input.")
+        if args.trace is not None:
+            raise UserError('--trace is for one text; with --input, give the lines "trace": true.')
         return run_batch(args)
-    if (args.text is None) == (args.prompt_ids is None):
-        raise UserError("Give a text to continue, or --prompt-ids (one of the two).")
+    text_or_ids = given_prompt(args)
     import steerling_jax as sj
     from steerling_jax.cli.console import note, print_json
 
-    prompt = args.text if args.prompt_ids is None else parse_ids(args.prompt_ids)
     steering = from_args(args)  # mistakes in it are told before the model is loaded
     bundle = sj.load(args.model)
-    how = policies(args)
-    result = write(bundle, prompt, settings(args, bundle, prompt), steering.configs(bundle), how, args.drafts)
+    config = settings(args, bundle, text_or_ids)
+    prompt = sj.Prompt(text_or_ids, config, steering.configs(bundle), policies(args))
+    result = write(bundle, prompt, drafts=args.drafts)
+    if args.trace is not None:
+        from steerling_jax.io.trace_file import model_origin, write_trace
+        from steerling_jax.trace_record import record_of
+
+        write_trace(args.trace, record_of(bundle, model_origin(bundle), prompt, result))
     if not args.json:
         for label in result.trace.steering:
             note(label)
@@ -95,71 +80,3 @@ def run(args: argparse.Namespace) -> int | None:
         }
     )
     return None
-
-
-def parse_ids(text: str) -> list[int]:
-    try:
-        return [int(word) for word in text.replace(",", " ").split()]
-    except ValueError:
-        raise UserError(f"--prompt-ids is {text!r}; give whole numbers separated by spaces.") from None
-
-
-def settings(args: argparse.Namespace, bundle: Bundle, prompt: str | list[int]) -> GenerationConfig:
-    """`--temperature` turns entropy sampling off; `--greedy` turns off all that is not the argmax."""
-    from steerling_jax.generation_config import GenerationConfig
-    from steerling_jax.inference import encode
-
-    length = args.max_new_tokens
-    if length is None:
-        length = GenerationConfig.default_length(bundle.config, len(encode(bundle, prompt, "The prompt")))
-    fixed = args.temperature is not None or args.greedy
-    return GenerationConfig(
-        max_new_tokens=length,
-        steps=args.steps,
-        temperature=0.0 if args.greedy else 1.2 if args.temperature is None else args.temperature,
-        cfg_scale=args.cfg_scale,
-        seed=args.seed,
-        top_p=args.top_p,
-        repetition_penalty=1.0 if args.greedy else args.repetition_penalty,
-        use_entropy_sampling=not fixed,
-        stop_tokens=tuple(_stop_id(stop, bundle) for stop in args.stop or ()) or None,
-    )
-
-
-def policies(args: argparse.Namespace) -> Policies | None:
-    if args.commit_above is None:
-        return None
-    import numpy as np
-
-    from steerling_jax.policies import ConfidentEnough, Policies
-
-    return Policies(schedule=ConfidentEnough(np.float32(args.commit_above)))
-
-
-def _stop_id(stop: str, bundle: Bundle) -> int:
-    if stop.isdecimal():
-        return int(stop)
-    ids = bundle.tokenizer.encode(stop)
-    if len(ids) != 1:
-        raise UserError(f"--stop {stop!r} is {len(ids)} tokens; give a text that is one token, or an id.")
-    return ids[0]
-
-
-def write(
-    bundle: Bundle, prompt: str | list[int], config: GenerationConfig, steering: Sequence[SteeringConfig] = (),
-    policies: Policies | None = None, drafts: int = 1,
-) -> Generation:  # fmt: skip
-    """Generates with a progress display."""
-    from steerling_jax.cli.console import progress
-    from steerling_jax.generation import Generation, stream
-    from steerling_jax.request import BlockDone
-
-    with progress(unit="blocks") as bar:
-        task = bar.add_task("writing", total=config.sampler_blocks(bundle.config))
-        events = stream(bundle, prompt, config, steering, policies=policies, drafts=drafts, record_hidden=False)
-        for event in events:
-            if isinstance(event, Generation):
-                return event
-            if isinstance(event, BlockDone):
-                bar.update(task, completed=event.number)
-    raise AssertionError("a stream ends with a Generation")

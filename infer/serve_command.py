@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from steerling_jax.cli.steering_options import add_steering_options, from_args
 from steerling_jax.errors import UserError
-
-from .steering_options import add_steering_options, from_args
 
 HELP = """\
 Answer requests over HTTP, in the protocol of OpenAI's clients.

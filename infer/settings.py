@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from steerling_jax.cli.steering_options import from_json
 from steerling_jax.errors import UserError
 from steerling_jax.generation_config import GenerationConfig
 from steerling_jax.inference import encode
-
-from .steering_options import from_json
 
 if TYPE_CHECKING:
     from steerling_jax.api import Bundle
@@ -152,7 +151,7 @@ def _lengths(asked: Any, prompt: int, bundle: Bundle, limit: int | None, prompt_
 
 
 def _stops(value: Any) -> tuple[str, ...]:
-    stops = [value] if isinstance(value, str) else value or []
+    stops = [value] if isinstance(value, str) else [] if value is None else value
     if (
         not isinstance(stops, list)
         or len(stops) > _MOST_STOPS

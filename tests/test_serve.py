@@ -121,6 +121,10 @@ def test_chat(child_environment: dict[str, str], tmp_path: Path):
         for bad in ({"role": "tool", "content": "x"}, {"role": "user", "content": 5}, "Hello"):
             answer = server.post({"messages": [bad]}, "/v1/chat/completions")
             assert (answer.status_code, answer.json()["error"]["param"][:11]) == (400, "messages[0]")
+        body = {"messages": told, "max_completion_tokens": 0}
+        error = server.post(body, "/v1/chat/completions").json()["error"]
+        assert error["param"] == "max_completion_tokens"
+        assert error["message"].startswith("max_completion_tokens is 0")
     assert whole.object == "chat.completion"
     message = whole.choices[0].message
     tokenizer = sj.load(model).tokenizer

@@ -50,7 +50,8 @@ BAD = [
     (OK | {"max_tokens": 48, "steps": 5}, 400, "steps", "multiple"),
     (OK | {"cfg_scale": -1}, 400, "cfg_scale", "from 0"),
     (OK | {"repetition_penalty": 0.5}, 400, "repetition_penalty", "from 1"),
-    (OK | {"stop": 5}, 400, "stop", "a text or a list"), (OK | {"stop": [""]}, 400, "stop", "none empty"),
+    (OK | {"stop": 5}, 400, "stop", "a text or a list"), (OK | {"stop": False}, 400, "stop", "a text or a list"),
+    (OK | {"stop": [""]}, 400, "stop", "none empty"),
     (OK | {"stop": ["a"] * 5}, 400, "stop", "up to 4"), (OK | {"stop": "a" * 300}, 400, "stop", "256 characters"),
     (OK | {"stream": "yes"}, 400, "stream", "true or false"), (OK | {"trace": 1}, 400, "trace", "true or false"),
     (OK | {"stream_options": {"include_usage": True}}, 400, "stream_options", "stream true"),
@@ -62,6 +63,7 @@ BAD = [
     (OK | {"model": "gpt-5"}, 404, "model", "There is no model"), (OK | {"steering": 5}, 400, "steering", "steering"),
     (OK | {"steering": {"amplify": {"Nothing": 1}}}, 400, "steering", "Nothing"),
     (OK | {"steering": {"amplify": {"Email": "x" * 9000}}}, 400, "steering", "Email"),
+    (OK | {"steering": {"amplify": {str(i): 1 for i in range(65)}}}, 400, "steering", "at most 64"),
 ]  # fmt: skip
 
 
@@ -104,8 +106,9 @@ def test_other_addresses(server: Server):
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("other")
     assert httpx.get(f"{server.url}/health").json() == {"status": "ok"}
+    messages: list = [{"role": "user", "content": "Hello"}]
     with pytest.raises(openai.BadRequestError, match="no chat template"):
-        client.chat.completions.create(model="tiny-text", messages=[{"role": "user", "content": "Hello"}])
+        client.chat.completions.create(model="tiny-text", messages=messages)
 
 
 @pytest.mark.parametrize(

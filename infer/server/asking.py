@@ -74,7 +74,10 @@ def read(
         wanted = read_settings(values, prompt, bundle, limit=limit, prompt_name=name, always=always)
         return Asked(wanted, chat, stream, _include_usage(body.get("stream_options"), stream))
     except BadField as error:
-        raise ApiError(400, str(error), param=error.param, code=error.code) from None
+        param, sentence = error.param, str(error)
+        if param == "max_tokens" and "max_completion_tokens" in body:  # the name that was used
+            param, sentence = "max_completion_tokens", sentence.replace(param, "max_completion_tokens")
+        raise ApiError(400, sentence, param=param, code=error.code) from None
 
 
 def _refuse_constant(name: str) -> None:
