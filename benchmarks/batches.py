@@ -86,20 +86,21 @@ def savings(bundle) -> list[dict]:
         _, (trace,) = decode_all(decoder, [Request(prompts(bundle, 1, length)[0], GREEDY, 0)])
         double = double_passes(trace)
         found.append({"prompt": length, "passes": trace.passes, "two_blocks": double,
-                      "two_blocks_always": trace.passes, "passes_if_stored_apart": trace.passes + 2})  # fmt: skip
+                      "two_blocks_always": trace.passes,
+                      "passes_if_stored_apart": trace.passes + 128 // bundle.config.diff_block_size})  # fmt: skip
     return found
 
 
 def prefixes(bundle) -> dict:
-    """Eight requests that share a beginning of 512 tokens: attention blocks of prompts that were not computed again."""
+    """Eight requests that share a beginning of 512 tokens: how many of its attention blocks were found, in all."""
     shared = prompts(bundle, 1, 512)[0]
     requests = [Request(np.concatenate([shared, tail]), GREEDY, 0) for tail in prompts(bundle, 8, 64)]
     decoder = Decoder(bundle.params, config=bundle.config, compute=bundle.compute, rows=1, prefix_cache_bytes=2**28)
     decode_all(decoder, requests)
     return {
         "requests": len(requests),
+        "shared_blocks": len(requests) * (512 // bundle.config.diff_block_size),
         "blocks_found": decoder.prefixes.hits,
-        "blocks_computed": decoder.prefixes.misses,
     }
 
 
