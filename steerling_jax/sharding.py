@@ -1,19 +1,24 @@
 """One table: a parameter's path to its logical axes, and logical axes to axes of the device mesh.
 
-Mesh axes: `data` splits the batch, `fsdp` the parameters (gathered where they are used), `tensor` the work inside a
-layer. Concept tables are split over concepts, so that a device scores its own concepts and only candidates travel.
+Mesh axes: `data` splits the batch, `fsdp` the batch and the parameters (gathered where they are used), `tensor` the
+work inside a layer. Concept tables are split over concepts, so that a device scores its own concepts and only
+candidates travel.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import numpy as np
+from jax.experimental import mesh_utils, multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from steerling_jax.backbone import Params
 from steerling_jax.config import ModelConfig
+from steerling_jax.errors import require
 from steerling_jax.model import param_shapes
 
 Axes = tuple[str | None, ...]
@@ -44,14 +49,59 @@ LOGICAL_AXES: dict[str, Axes] = {
 }
 
 # Logical axis to mesh axes; what is not here stays whole.
-MESH_AXES: dict[str, str] = {
-    "batch": "data",
+MESH_AXES: dict[str, str | tuple[str, ...]] = {
+    "batch": ("data", "fsdp"),
     "vocab": "tensor",
     "heads": "tensor",
     "mlp": "tensor",
     "concepts": "tensor",
     "embed": "fsdp",
 }
+
+
+@dataclass(frozen=True)
+class MeshShape:
+    """How many devices stand along each axis; −1, at most once, for as many as there are."""
+
+    data: int = 1
+    fsdp: int = -1
+    tensor: int = 1
+
+    def sizes(self, devices: int) -> tuple[int, int, int]:
+        """(data, fsdp, tensor) for so many devices. Raises `UserError` where they do not come out even."""
+        sizes = (self.data, self.fsdp, self.tensor)
+        wanted = f"The mesh data={self.data}, fsdp={self.fsdp}, tensor={self.tensor}"
+        require(
+            all(size >= 1 or size == -1 for size in sizes) and sizes.count(-1) <= 1,
+            f"{wanted} must have sizes of at least 1, and −1 at most once.",
+        )
+        fixed = int(np.prod([size for size in sizes if size != -1]))
+        even = devices % fixed == 0 if -1 in sizes else devices == fixed
+        require(even, f"{wanted} does not fit {devices} devices: the sizes must multiply to that.")
+        data, fsdp, tensor = (devices // fixed if size == -1 else size for size in sizes)
+        return data, fsdp, tensor
+
+
+def make_mesh(shape: MeshShape, devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh of all devices (or those given). Between slices of a pod, whose network is slow, only `data` is split."""
+    devices = jax.devices() if devices is None else devices
+    sizes = shape.sizes(len(devices))
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    else:
+        require(
+            sizes[0] % slices == 0,
+            f"The mesh has data={sizes[0]}, but there are {slices} slices: data must be a multiple of that.",
+        )
+        inside = (sizes[0] // slices, *sizes[1:])
+        grid = mesh_utils.create_hybrid_device_mesh(inside, (slices, 1, 1), devices, allow_split_physical_axes=True)
+    return Mesh(grid, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Of arrays whose first axis is the batch."""
+    return NamedSharding(mesh, partition_spec(("batch",)))
 
 
 def logical_axes(path: Sequence[str]) -> Axes:
@@ -85,3 +135,14 @@ def param_shardings(config: ModelConfig, mesh: Mesh) -> Params:
         return NamedSharding(mesh, PartitionSpec(*fitting))
 
     return jax.tree_util.tree_map_with_path(one, param_shapes(config))
+
+
+def to_host(tree: Any) -> Any:
+    """Arrays, to NumPy on every process, wherever their parts lie."""
+
+    def one(leaf: jax.Array) -> np.ndarray:
+        if leaf.is_fully_addressable or leaf.is_fully_replicated:
+            return np.asarray(leaf)
+        return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+
+    return jax.tree.map(one, tree)

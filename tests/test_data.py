@@ -12,7 +12,7 @@ from steerling_jax.errors import UserError
 from steerling_jax.io.corpus import CorpusStore
 from steerling_jax.io.corpus_writer import corpus_writer
 from steerling_jax.io.tokenizer import IdsOnlyTokenizer, SpecialIds
-from steerling_jax.train.data import Sequences, default_max_chunks, heldout_batches, training_examples
+from steerling_jax.train.data import Sequences, default_max_chunks, training_examples
 
 T = 32
 IDS = IdsOnlyTokenizer(SpecialIds.last_of(1000), 1000)
@@ -34,24 +34,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> CorpusStore:
     return CorpusStore(folder)
 
 
-def batches(
-    store: CorpusStore,
-    count: int,
-    *,
-    batch_size: int = 4,
-    seed: int = 7,
-    process_index: int = 0,
-    process_count: int = 1,
-) -> list[dict[str, np.ndarray]]:
-    examples = training_examples(
-        store,
-        seq_len=T,
-        batch_size=batch_size,
-        seed=seed,
-        process_index=process_index,
-        process_count=process_count,
-    )
-    return list(islice(examples, count))
+def batches(store: CorpusStore, count: int, **changes) -> list[dict[str, np.ndarray]]:
+    settings: dict = {"seq_len": T, "batch_size": 4, "seed": 7} | changes
+    return list(islice(training_examples(store, **settings), count))
 
 
 def assert_same(first: list[dict[str, np.ndarray]], second: list[dict[str, np.ndarray]]):
@@ -125,37 +110,19 @@ def test_resumes_exactly(store: CorpusStore):
     """Also across the end of an epoch, and into a pipeline made afresh."""
     per_epoch = len(Sequences(store, "train", T)) // 4
     for done in (0, 3, per_epoch + 2):
-        iterator = iter(training_examples(store, seq_len=T, batch_size=4, seed=7))
-        list(islice(iterator, done))
-        state = iterator.get_state()
-        expected = list(islice(iterator, 4))
-        fresh = iter(training_examples(CorpusStore(store.folder), seq_len=T, batch_size=4, seed=7))
-        fresh.set_state(state)
-        assert_same(list(islice(fresh, 4)), expected)
+        expected = batches(store, done + 4)[done:]
+        assert_same(batches(CorpusStore(store.folder), 4, first_batch=done), expected)
 
 
-def test_processes_share_an_epoch(store: CorpusStore):
-    count = len(Sequences(store, "train", T)) // 2
-    drawn = [
-        np.concatenate([b["sequence"] for b in batches(store, count, batch_size=1, process_index=p, process_count=2)])
-        for p in range(2)
-    ]
-    assert not set(drawn[0]) & set(drawn[1])
-    assert len(set(drawn[0]) | set(drawn[1])) == 2 * count
-
-
-def test_heldout_is_one_pass_in_order(store: CorpusStore):
-    count = len(Sequences(store, "heldout", T))
-    found = list(heldout_batches(store, seq_len=T, batch_size=7))
-    assert count % 7
-    assert all(b["tokens"].shape == (7, T) for b in found)
-    weights = np.concatenate([b["weight"] for b in found])
-    numbers = np.concatenate([b["sequence"] for b in found])
-    assert numbers[weights > 0].tolist() == list(range(count))
+def test_processes_share_each_batch(store: CorpusStore):
+    """Whatever their number, they read the same batches, each its own rows."""
+    whole = batches(store, 6)
+    for shares in ([[0, 1], [2, 3]], [[0], [1], [2], [3]], [[0, 2], [1, 3]]):
+        for rows in shares:
+            mine = [{name: value[rows] for name, value in batch.items()} for batch in whole]
+            assert_same(batches(store, 6, rows=rows), mine)
 
 
 def test_too_short_a_split_is_told(store: CorpusStore):
-    with pytest.raises(UserError, match=r"heldout split .* choose a smaller seq_len"):
-        next(heldout_batches(store, seq_len=10**6, batch_size=1))
-    with pytest.raises(UserError, match="train split"):
+    with pytest.raises(UserError, match=r"train split .* choose a smaller seq_len"):
         training_examples(store, seq_len=10**6, batch_size=1, seed=0)

@@ -18,6 +18,7 @@ import pytest
 from steerling_jax.api import Bundle
 from steerling_jax.api import special_ids as special_ids_of
 from steerling_jax.config import Compute, ConceptConfig, ModelConfig
+from steerling_jax.detection import auc, macro_auc
 from steerling_jax.errors import UserError
 from steerling_jax.evaluation import (
     SHARES,
@@ -27,18 +28,18 @@ from steerling_jax.evaluation import (
     parts_of,
     presence_evidence,
 )
+from steerling_jax.heldout_figures import detect, likelihood
 from steerling_jax.inference import compiled_forward
 from steerling_jax.io.corpus import CorpusStore
+from steerling_jax.io.heldout import read_heldout
 from steerling_jax.io.labelled_chunks import chunk_bags
 from steerling_jax.io.tokenizer import IdsOnlyTokenizer
 from steerling_jax.model import init_params, lm_logits
 from steerling_jax.noise import denoise
 from steerling_jax.objective import log_presence
 from steerling_jax.probe import Bags, fit_probe
-from steerling_jax.train.detection import auc, macro_auc
-from steerling_jax.train.evaluate import detect, evaluate_full, likelihood
+from steerling_jax.train.evaluate import evaluate_full
 from steerling_jax.train.evaluate_command import UNKNOWN_SEQ_LEN, sequence_length
-from steerling_jax.train.heldout import read_heldout
 from steerling_jax.train.run_config import special_ids
 
 from .training_world import make_corpus

@@ -6,7 +6,7 @@ without replacement over the whole split, in another order each epoch, all from 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 
 import grain
@@ -70,6 +70,24 @@ class Sequences:
         }
 
 
+class _Batches:
+    """Batches of the examples in turn, of each the rows `rows` alone; a Grain random-access source."""
+
+    def __init__(self, examples: grain.MapDataset, batch_size: int, rows: Sequence[int]):
+        self._examples, self._batch_size, self._rows = examples, batch_size, rows
+
+    def __len__(self) -> int:
+        return len(self._examples) // self._batch_size
+
+    def __repr__(self) -> str:
+        return f"Batches({len(self._rows)} rows of {self._batch_size})"
+
+    def __getitem__(self, number: Any) -> Example:
+        first = int(number) * self._batch_size
+        rows: list[Example] = [self._examples[first + row] for row in self._rows]
+        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
 def training_examples(
     store: CorpusStore,
     *,
@@ -78,27 +96,13 @@ def training_examples(
     seed: int,
     split: str = "train",
     max_chunks: int | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | None = None,
+    first_batch: int = 0,
 ) -> grain.IterDataset:
-    """Endless shuffled batches. `iter()` gives an iterator with `get_state` and `set_state`, which Orbax can save.
+    """Endless shuffled batches of `batch_size`, from number `first_batch` on: batch n is the same whoever asks.
 
-    `batch_size` is this process's share; process p of n gets every n-th example.
+    rows: which of a batch's rows to read, where several processes share it (default: all).
     """
     examples = grain.MapDataset.source(Sequences(store, split, seq_len, max_chunks)).seed(seed).shuffle().repeat()
-    mine = examples[process_index::process_count] if process_count > 1 else examples
-    return mine.batch(batch_size, drop_remainder=True).to_iter_dataset(
-        grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
-    )
-
-
-def heldout_batches(
-    store: CorpusStore, *, seq_len: int, batch_size: int, split: str = "heldout", max_chunks: int | None = None
-) -> Iterator[Example]:
-    """Every sequence of the split once, in order. All batches are full: `weight` (B,) float32 is 0 for the filling."""
-    source = Sequences(store, split, seq_len, max_chunks)
-    for start in range(0, len(source), batch_size):
-        numbers = range(start, start + batch_size)
-        examples = [source[min(number, len(source) - 1)] for number in numbers]
-        batch = {name: np.stack([example[name] for example in examples]) for name in examples[0]}
-        yield batch | {"weight": np.array([number < len(source) for number in numbers], np.float32)}
+    batches = grain.MapDataset.source(_Batches(examples, batch_size, range(batch_size) if rows is None else rows))
+    return batches[first_batch:].to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8))

@@ -1,7 +1,7 @@
 """The training loop, as a generator of events: it computes and saves, and whoever drives it shows.
 
-A run killed at any moment goes on from its last checkpoint to the same parameters, bit for bit: a step's randomness
-depends on (seed, step) alone, and the data iterator is saved with the state and advanced only after the save.
+A run killed at any moment goes on from its last checkpoint to the same parameters, bit for bit: a step's randomness and
+its batch depend on (seed, step) alone. Several processes run the loop together, in step (`processes.py`).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,11 +20,13 @@ import jax
 from steerling_jax.errors import UserError
 from steerling_jax.io.corpus import CorpusStore
 from steerling_jax.io.training_checkpoint import RestoredCheckpoint, TrainingCheckpoints
+from steerling_jax.training_step import Batch, Metrics, TrainState
 
 from .data import training_examples
 from .metrics import Clock, MetricsLog
+from .processes import Agreement, Share, is_first
 from .run_config import RunConfig
-from .step import Batch, Metrics, TrainState, compile_step, init_state
+from .step import compile_step, init_state, shardings
 
 Evaluate = Callable[[Any], Mapping[str, Any]]
 MOST_SKIPPED = 50  # updates in a row
@@ -87,6 +90,7 @@ def train(
     run: RunConfig,
     store: CorpusStore,
     folder: Path,
+    share: Share,
     *,
     evaluate: Evaluate | None = None,
     stop: Callable[[], bool] = lambda: False,
@@ -100,35 +104,39 @@ def train(
     clock = Clock()
     with TrainingCheckpoints(folder, keep=run.keep) as checkpoints:
         with clock.phase("init"):
-            batches = iter(_examples(run, store))
-            state, found = _begin(run, checkpoints, batches)
-        start = 0
+            state, found = _begin(run, share.mesh, checkpoints)
+            start = 0 if found is None else found.step
+            batches = _batches(run, store, share, start)
         if found is not None:
-            start = found.step
             clock.add(found.clock)
             yield Restored(start, found.unreadable)
-        with MetricsLog(folder, start, tensorboard=tensorboard) as log:
-            yield from _Loop(run, checkpoints, log, clock, evaluate, batches, state, start).events(stop)
+        with MetricsLog(folder, start, tensorboard=tensorboard) if is_first() else nullcontext() as log:
+            loop = _Loop(run, checkpoints, log, clock, evaluate, batches, state, start)
+            agreement = Agreement(share.mesh)
+            yield from loop.events(lambda: agreement.ask(stop()))
 
 
-def _examples(run: RunConfig, store: CorpusStore) -> Any:
+def _batches(run: RunConfig, store: CorpusStore, share: Share, first: int) -> Iterator[Batch]:
+    """Batches from number `first` on, placed on the mesh."""
     data = run.data
-    return training_examples(
-        store, seq_len=data.seq_len, batch_size=data.batch_size, seed=run.seed, max_chunks=data.max_chunks
-    )
+    examples = training_examples(
+        store, seq_len=data.seq_len, batch_size=data.batch_size, seed=run.seed, max_chunks=data.max_chunks,
+        rows=share.rows, first_batch=first,
+    )  # fmt: skip
+    return map(share.place, examples)
 
 
 def _begin(
-    run: RunConfig, checkpoints: TrainingCheckpoints, batches: Any
+    run: RunConfig, mesh: jax.sharding.Mesh, checkpoints: TrainingCheckpoints
 ) -> tuple[TrainState, RestoredCheckpoint | None]:
-    """The state of the newest checkpoint (and `batches` at its place), or a fresh one."""
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    """The state of the newest checkpoint, or a fresh one."""
+    places = shardings(run, mesh)
     shapes = jax.eval_shape(partial(init_state, run))
-    wanted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), shapes)
-    found = checkpoints.restore(wanted, batches)
-    state = jax.jit(partial(init_state, run))() if found is None else found.state
-    # Placed the same way on both roads, so that both compile to the same program.
-    return jax.device_put(state, device), found
+    wanted = jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, places
+    )
+    found = checkpoints.restore(wanted)
+    return jax.jit(partial(init_state, run), out_shardings=places)() if found is None else found.state, found
 
 
 class _Loop:
@@ -138,7 +146,7 @@ class _Loop:
         self,
         run: RunConfig,
         checkpoints: TrainingCheckpoints,
-        log: MetricsLog,
+        log: MetricsLog | None,
         clock: Clock,
         evaluate: Evaluate | None,
         batches: Iterator[Batch],
@@ -194,9 +202,13 @@ class _Loop:
         speed = (len(self._busy) - 1) * self.run.tokens_per_step / span if span > 0 else 0.0
         if step == 1 or step % self.run.log_every == 0 or step == self.run.steps:
             numbers = {name: value if math.isfinite(value) else None for name, value in values.items()}
-            self.log.write("step", step, {**numbers, "tokens_per_second": round(speed, 1)})
+            self._write("step", step, {**numbers, "tokens_per_second": round(speed, 1)})
         yield Step(step, values, speed)
         self._check(step, int(values["skipped"]))
+
+    def _write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        if self.log is not None:  # one process writes for all
+            self.log.write(kind, step, values)
 
     def _check(self, step: int, skipped: int) -> None:
         self._in_a_row = self._in_a_row + 1 if skipped > self._skipped else 0
@@ -213,16 +225,17 @@ class _Loop:
         yield from self._report()
         with self.clock.phase("eval"):
             results = dict(self.evaluate(self.state.params))
-        self.log.write("evaluation", self.step, results)
+        self._write("evaluation", self.step, results)
         yield Evaluated(self.step, results)
 
     def _save(self) -> Iterator[Event]:
         # Lines first: a checkpoint must not be older than what is written about its steps, nor younger.
         yield from self._report()
-        self.log.sync()
+        if self.log is not None:
+            self.log.sync()
         yield from self._wait()
         with self.clock.phase("save"):
-            self.checkpoints.save(self.step, self.state, self.batches, self.clock.to_json())
+            self.checkpoints.save(self.step, self.state, self.clock.to_json())
 
     def _wait(self) -> Iterator[Saved]:
         with self.clock.phase("save"):

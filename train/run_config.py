@@ -19,10 +19,11 @@ from steerling_jax.errors import UserError
 from steerling_jax.io.tokenizer import SpecialIds
 from steerling_jax.objective import ObjectiveConfig
 from steerling_jax.optimizer import OptimizerConfig
+from steerling_jax.sharding import MeshShape
 
-# What a resumed run may change, since no number of the training depends on it. A corpus may move; its content is
-# compared apart.
-FREE_FIELDS = frozenset({"log_every", "eval_every", "keep", "data.corpus"})
+# What a resumed run may change, since no number of the training depends on it but for the order of sums. A corpus may
+# move; its content is compared apart.
+FREE_FIELDS = frozenset({"log_every", "eval_every", "keep", "data.corpus", "mesh.data", "mesh.fsdp", "mesh.tensor"})
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class RunConfig:
     compute: Compute = field(default_factory=Compute)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    mesh: MeshShape = field(default_factory=MeshShape)
     seed: int = 0
     log_every: int = 10
     eval_every: int = 1000

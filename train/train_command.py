@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import logging
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from steerling_jax.errors import UserError
 
 if TYPE_CHECKING:
     from steerling_jax.io.corpus import CorpusStore
@@ -24,6 +26,7 @@ examples:
   steerling train --config tiny
   steerling train --config bundled --out ./runs/bundled
   steerling train --config ./my_config.py --corpus ./my-corpus --json
+  steerling train --config ./my_config.py --distributed      (on every host of a pod)
 """
 
 
@@ -39,6 +42,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, metavar="N", help="train for so many steps instead of the config's")
     parser.add_argument("--tensorboard", action="store_true", help="write OUT/tensorboard too")
     parser.add_argument("--json", action="store_true", help="print the outcome as JSON")
+    many = parser.add_argument_group("several processes", "each runs this command, on a folder that all of them see")
+    many.add_argument("--distributed", action="store_true", help="the platform says who they are (TPU pods, Slurm)")
+    many.add_argument("--coordinator", metavar="HOST:PORT", help="an address on the first process's machine")
+    many.add_argument("--process-count", type=int, metavar="N", help="how many")
+    many.add_argument("--process-index", type=int, metavar="I", help="which one this is, from 0")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -46,8 +54,14 @@ def run(args: argparse.Namespace) -> int:
     from steerling_jax.io.training_checkpoint import alone_in
 
     from .metrics import check_tensorboard
+    from .processes import is_first, join
     from .run_config import load_config
 
+    given = (args.coordinator, args.process_count, args.process_index)
+    if any(value is not None for value in given) and None in given:
+        raise UserError("--coordinator, --process-count and --process-index belong together; give all three.")
+    if args.distributed or args.coordinator is not None:
+        join(*given)
     if args.tensorboard:
         check_tensorboard()
     config = load_config(args.config)
@@ -56,9 +70,11 @@ def run(args: argparse.Namespace) -> int:
     out = args.out or Path("runs") / config.name
     # Orbax logs a failed save with its traceback; ours is a sentence.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
-    with alone_in(out):
+    with alone_in(out) if is_first() else contextlib.nullcontext():
         _keep_compiled(out)
         outcome, code = _train(config, args, out)
+    if not is_first():
+        return code
     if args.json:
         print_json(outcome)
     elif code == 0:
@@ -68,26 +84,37 @@ def run(args: argparse.Namespace) -> int:
 
 def _train(config: RunConfig, args: argparse.Namespace, out: Path) -> tuple[dict[str, Any], int]:
     from steerling_jax.cli.console import note
+    from steerling_jax.io.corpus import CorpusStore
+    from steerling_jax.sharding import make_mesh
 
     from .evaluate import evaluator
     from .loop import Done, Evaluated, Stopped, train
+    from .processes import Share, is_first, wait_for_all
     from .run_folder import check_corpus, open_folder
     from .show import show
 
-    store = _corpus(config, args.corpus or _path(config.data.corpus) or out / "corpus")
-    check_corpus(config, store)
-    open_folder(config, store, out)
+    share = Share(make_mesh(config.mesh), config.data.batch_size)
+    place = args.corpus or _path(config.data.corpus) or out / "corpus"
+    if is_first():
+        store = _corpus(config, place)
+        check_corpus(config, store)
+        open_folder(config, store, out)
+    wait_for_all("the corpus and the folder")
+    store = CorpusStore(place)
     evaluate = evaluator(config, store)
     outcome: dict[str, Any] = {"config": config.name, "folder": out}
     with _signals() as caught:
-        events = train(config, store, out, evaluate=evaluate, stop=lambda: bool(caught), tensorboard=args.tensorboard)
-        for event in show(events, config):
+        events = train(
+            config, store, out, share, evaluate=evaluate, stop=lambda: bool(caught), tensorboard=args.tensorboard
+        )
+        for event in show(events, config) if is_first() else events:
             match event:
                 case Evaluated():
                     outcome["evaluation"] = event.results
                 case Stopped():
-                    note(f"Stopped and saved at step {event.step}; the same command goes on from there.")
-                    return {**outcome, "step": event.step, "stopped": True}, 128 + caught[0]
+                    if is_first():
+                        note(f"Stopped and saved at step {event.step}; the same command goes on from there.")
+                    return {**outcome, "step": event.step, "stopped": True}, 128 + (caught or [signal.SIGTERM])[0]
                 case Done():
                     outcome |= {"step": event.step, "clock": event.clock, "export": _export(config, out, event.params)}
     return outcome, 0
@@ -95,10 +122,14 @@ def _train(config: RunConfig, args: argparse.Namespace, out: Path) -> tuple[dict
 
 def _export(config: RunConfig, out: Path, params: Any) -> Path:
     from steerling_jax.io.weights import write_published
+    from steerling_jax.sharding import to_host
 
+    from .processes import is_first
     from .run_folder import companions
 
-    write_published(out / "export", config.model, params, files=companions(out))
+    whole = to_host(params)
+    if is_first():
+        write_published(out / "export", config.model, whole, files=companions(out))
     return out / "export"
 
 
@@ -139,7 +170,7 @@ def _keep_compiled(out: Path) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _signals() -> Iterator[list[int]]:
     """Collects the first SIGINT or SIGTERM for the loop to see; the second acts as usual."""
     caught: list[int] = []

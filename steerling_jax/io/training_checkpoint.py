@@ -1,11 +1,12 @@
-"""Checkpoints of a training run (Orbax v1): state, data iterator and clock are saved, and come back, as one.
+"""Checkpoints of a training run (Orbax v1): state and clock are saved, and come back, as one.
 
     FOLDER/run.json                    kind "training", format version, the run, the model's config, the corpus
     FOLDER/checkpoints/STEP/state      step, skipped, params, opt_state
-    FOLDER/checkpoints/STEP/data       the Grain iterator's place
     FOLDER/checkpoints/STEP/clock      seconds by phase, over restarts (JSON)
 
-Orbax writes under a temporary name and renames, so that a folder named by its step is whole.
+The place in the data needs no file: a step takes one batch, so it is `step`, on any number of processes. Several
+processes call everything here together, with a folder that all of them see. Orbax writes under a temporary name and
+renames, so that a folder named by its step is whole.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from steerling_jax.errors import UserError
@@ -52,8 +54,11 @@ class TrainingCheckpoints:
         registry.add(ocp.handlers.JsonHandler, checkpointable_name="clock")
         policies = ocp.training.preservation_policies
         with _told(f"Cannot open {self.folder}"):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._remove_debris()
+            if jax.process_index() == 0:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self._remove_debris()
+            if jax.process_count() > 1:
+                multihost_utils.sync_global_devices("checkpoints")
             newest: Any = policies.LatestN(keep)  # Orbax's own annotations do not agree with each other
             place: Any = self.folder
             self._checkpointer = ocp.training.Checkpointer(place, context=context, preservation_policy=newest)
@@ -67,7 +72,7 @@ class TrainingCheckpoints:
             self.wait()
         with contextlib.suppress(Exception):
             self._checkpointer.close()
-        if kind:
+        if kind and jax.process_index() == 0:
             self._remove_debris(patience=1.0)
 
     @property
@@ -75,13 +80,13 @@ class TrainingCheckpoints:
         """Steps with a whole checkpoint, ascending."""
         return [checkpoint.step for checkpoint in self._checkpointer.checkpoints]
 
-    def save(self, step: int, state: Any, data: Any, clock: Mapping[str, Any]) -> None:
+    def save(self, step: int, state: Any, clock: Mapping[str, Any]) -> None:
         """Starts saving. On return everything is copied, so the caller may go on and change it all.
 
         Raises `UserError` when this save, or the one before it, met a full or forbidden disk.
         """
         self.wait()
-        items = {"state": state, "data": data, "clock": dict(clock)}
+        items = {"state": state, "clock": dict(clock)}
         with self._failing(step):
             # A checkpoint of this step can only be one that was unreadable on restoring.
             response = self._checkpointer.save_checkpointables_async(step, items, force=True, overwrite=True)
@@ -102,16 +107,15 @@ class TrainingCheckpoints:
             response.result()
         return step
 
-    def restore(self, state: Any, data: Any) -> RestoredCheckpoint | None:
-        """The newest readable checkpoint, or None where there is none at all. Sets the iterator `data` to its place.
+    def restore(self, state: Any) -> RestoredCheckpoint | None:
+        """The newest readable checkpoint, or None where there is none at all.
 
         `state` gives shapes, dtypes and shardings (arrays or ShapeDtypeStructs). Raises `UserError` when there are
         checkpoints but none can be read.
         """
         unreadable: list[tuple[int, str]] = []
-        # One after the other, the iterator last: it moves only when the rest is there. (In one call, Orbax would leave
-        # coroutines behind that Python complains of, when one of them fails.)
-        wanted = {"clock": None, "state": jax.tree.map(_abstract, state), "data": data}
+        # One after the other: in one call, Orbax would leave coroutines behind when one of them fails.
+        wanted = {"clock": None, "state": jax.tree.map(_abstract, state)}
         for step in reversed(self.steps):
             found: dict[str, Any] = {}
             try:
