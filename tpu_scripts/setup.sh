@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Installs steerling-jax on every host of a pod, in ~/steerling/.venv. After -- comes a shell line that each host runs
+# first: mounting the folder that all of them share, say.
+usage() {
+  cat <<'TEXT'
+setup.sh NAME --zone ZONE --project PROJECT [--slices N] [--dry-run] [-- SHELL LINE]
+
+STEERLING_SOURCE   what pip installs (default: steerling-jax[tpu] from this checkout's origin)
+TEXT
+}
+# shellcheck source-path=SCRIPTDIR source=lib.sh
+source "$(dirname "$0")/lib.sh"
+read_options "$@"
+need name place
+
+if [[ -z ${STEERLING_SOURCE:-} ]]; then
+  here=$(dirname "$0")
+  origin=$(git -C "$here" remote get-url origin 2>/dev/null) || fail "This checkout has no origin; set STEERLING_SOURCE."
+  STEERLING_SOURCE="steerling-jax[tpu] @ git+$origin@$(git -C "$here" rev-parse HEAD)"
+fi
+line="mkdir -p ~/steerling && cd ~/steerling && python3 -m venv .venv && .venv/bin/pip install --quiet $(quoted "$STEERLING_SOURCE")"
+on_all_hosts "${COMMAND[*]:+${COMMAND[*]} && }$line"
