@@ -1,8 +1,10 @@
-"""Times the published PyTorch package. Runs under a Python that has it, and is driven by `decode.py`.
+"""Times the published PyTorch package, under a Python that has it; `decode.py` and `input_attribution.py` drive it.
 
     python published_worker.py FOLDER
 
 Reads one JSON object a line, {"prompt": [ids], "max_new_tokens": n}; writes {"seconds": s, "tokens": [ids]} for each.
+With "commits" ([[position, id, logit], …], all of the generation, in order), "explain" (numbers of some) and "nodes",
+it attributes those instead: {"seconds": s, "cpu_seconds": s, "sums": [each target's sum of attributions]}.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+from steerling.attribution.input_attribution import FaithfulOutputToInputAttributor
+from steerling.attribution.trace import CommitRecord, DiffusionTrace
 from steerling.configs.causal_diffusion import CausalDiffusionConfig
 from steerling.configs.concept import ConceptConfig
 from steerling.configs.generation import GenerationConfig
@@ -48,11 +52,32 @@ def load(folder: Path) -> SteerlingGenerator:
     return SteerlingGenerator(model.float(), IdsOnlyTokenizer(raw), config, is_interpretable=True, device="cpu")
 
 
+def attribute(generator: SteerlingGenerator, job: dict) -> dict:
+    groups = [
+        CommitRecord(order, order, torch.tensor([position]), torch.tensor([token]), torch.tensor([logit]))
+        for order, (position, token, logit) in enumerate(job["commits"])
+    ]
+    prompt = torch.tensor(job["prompt"])
+    trace = DiffusionTrace(
+        prompt, len(prompt), len(prompt) + job["max_new_tokens"], generator.mask_token_id, generator.eos_token_id,
+        torch.device("cpu"), groups,
+    )  # fmt: skip
+    object.__setattr__(trace, "groups", [groups[i] for i in job["explain"]])  # snapshots were made from all of them
+    attributor = FaithfulOutputToInputAttributor.from_generator(generator)
+    begin, cpu = time.perf_counter(), time.process_time()
+    found = attributor.attribute_from_trace(trace, n_steps=job["nodes"])
+    seconds, cpu = time.perf_counter() - begin, time.process_time() - cpu
+    return {"seconds": seconds, "cpu_seconds": cpu, "sums": found.attributions.sum(dim=1).tolist()}
+
+
 def main() -> None:
     generator = load(Path(sys.argv[1]))
     print(json.dumps({"threads": torch.get_num_threads(), "version": torch.__version__}), flush=True)
     for line in sys.stdin:
         job = json.loads(line)
+        if "explain" in job:
+            print(json.dumps(attribute(generator, job)), flush=True)
+            continue
         settings = GenerationConfig(
             max_new_tokens=job["max_new_tokens"], steps=job.get("steps"), temperature=0.0, use_entropy_sampling=False,
             repetition_penalty=1.0, seed=0,

@@ -76,8 +76,9 @@ def rank_chunk(contributions: Contributions, start: int, end: int) -> ChunkRanki
 
 
 def _sum_by_concept(ids: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    unique, inverse = np.unique(ids.reshape(-1), return_inverse=True)
-    return unique, np.bincount(inverse.reshape(-1), weights=values.reshape(-1), minlength=len(unique))
+    """Each id once, with the sum of its values; slots with the id −1 are empty."""
+    unique, inverse = np.unique(ids[ids >= 0], return_inverse=True)
+    return unique, np.bincount(inverse, weights=values[ids >= 0], minlength=len(unique))
 
 
 def _mean_shares(parts: Sequence[np.ndarray]) -> tuple[float, float, float]:

@@ -5,7 +5,11 @@ exactly into one number a concept and one for the rest. The rest is computed her
 far the sum of all parts is from the logit that generation recorded. (The published package calls whatever is missing
 epsilon, so that its own check passes by construction; that number is `remainder`.)
 
-Legend: n committed tokens, K listed concepts, D width, P width of the rows of a concept table (D, or the rank).
+Guided text is written with the logit (1 + s) · conditional − s · unconditional, which is linear in the two branches'
+`composed`, so shares of both are taken and combined in the same way.
+
+Legend: n committed tokens, s strength of guidance, K listed concepts, D width, P width of the rows of a concept table
+(D, or the rank).
 """
 
 from __future__ import annotations
@@ -26,6 +30,7 @@ from steerling_jax.heads import HeadOutput, run_head
 from steerling_jax.inference import compiled_hidden
 from steerling_jax.layers import matmul_t
 from steerling_jax.model import compose
+from steerling_jax.snapshot_passes import require_finite
 from steerling_jax.trace import Trace
 from steerling_jax.window_pass import injected_on
 
@@ -44,6 +49,9 @@ class Contributions:
     steps, positions, token_ids (n,) int32 and target_logits (n,) float32: what was committed, when and where.
     *_ids (n, K) int32, *_weights (n, K): the listed concepts, best first, and their activations.
     *_contributions (n, K): weight · (E_c · lm_head[token]). K is 0 for discovered ones without such a head.
+    Of guided text, K is twice as large: the concepts listed in the conditional branch, then those listed only in the
+    other; a slot that is not needed has the id −1, weight and contribution 0. Weights are then effective ones, (1 + s)
+    · conditional − s · unconditional, where a branch that does not list a concept counts it to the rest.
     epsilon (n,): (composed − Σ listed concept vectors) · lm_head[token], from the vectors.
     remainder (n,): target logit − Σ listed contributions, the published epsilon.
     error (n,): |Σ listed + epsilon − target logit|.
@@ -93,11 +101,11 @@ class Contributions:
 def concept_contributions(bundle: Bundle, trace: Trace) -> Contributions:
     """Explains every committed token of `trace` from the hidden row of the very pass that committed it.
 
-    Rows that the trace does not hold are recomputed from its snapshots, steered as they were. Of guided text the logit
-    of the conditional branch is explained, and `error` says how far the guided one was from it. Raises `UserError` for
-    a model without concepts, and for text written with concepts clamped.
+    Rows that the trace does not hold are recomputed from its snapshots. Raises `UserError` for a model without
+    concepts, a trace of another model, weights that are not finite, and text written with concepts clamped.
     """
     config = bundle.config
+    trace.check(config)
     if trace.plan is not None and trace.plan.clamps is not None:
         raise UserError("Contributions of text written with concepts clamped are not offered; inject them instead.")
     if config.concept is None:
@@ -105,8 +113,12 @@ def concept_contributions(bundle: Bundle, trace: Trace) -> Contributions:
     commits = list(trace.flat())
     steps, positions, tokens = (np.asarray([c[i] for c in commits], np.int32) for i in range(3))
     logits = np.asarray([c[3] for c in commits], np.float32)
-    hidden = _recomputed_rows(bundle, trace) if trace.hidden is None else np.asarray(trace.hidden, np.float32)
-    shares = _in_batches(bundle, hidden, tokens)
+    shares = _in_batches(bundle, hidden_rows(bundle, trace), tokens)
+    if trace.guidance > 0:
+        other = _in_batches(bundle, hidden_rows(bundle, trace, unconditional=True), tokens)
+        shares = _guided(shares, other, trace.guidance)
+    nets = {name: np.abs(getattr(shares, name)) for name in ("net_known", "net_discovered", "net_epsilon")}
+    shares = shares._replace(**nets)
     listed = shares.known_contributions.sum(axis=1) + shares.discovered_contributions.sum(axis=1)
     return Contributions(
         steps, positions, tokens, logits, **shares._asdict(),
@@ -116,7 +128,8 @@ def concept_contributions(bundle: Bundle, trace: Trace) -> Contributions:
 
 
 class _Shares(NamedTuple):
-    """The fields of `Contributions` that come from the hidden rows; of JAX inside a program, of NumPy once fetched."""
+    """The fields of `Contributions` that come from the hidden rows, net ones still signed; of JAX inside a program, of
+    NumPy once fetched."""
 
     known_ids: Any
     known_weights: Any
@@ -128,6 +141,29 @@ class _Shares(NamedTuple):
     net_known: Any
     net_discovered: Any
     net_epsilon: Any
+
+
+def _guided(conditional: _Shares, unconditional: _Shares, guidance: float) -> _Shares:
+    """(1 + guidance) · conditional − guidance · unconditional, of every share."""
+    s = np.float32(guidance)
+    known, discovered = (
+        _united(conditional[first : first + 3], unconditional[first : first + 3], s) for first in (0, 3)
+    )
+    rest = ((1 + s) * c - s * u for c, u in zip(conditional[6:], unconditional[6:], strict=True))
+    return _Shares(*known, *discovered, *rest)
+
+
+def _united(conditional: Any, unconditional: Any, s: np.float32) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Ids, weights and contributions (n, 2K) of both branches' (n, K): what both list is summed in the first's slot."""
+    (ids, *mine), (other_ids, *others) = conditional, unconditional
+    same = other_ids[:, :, None] == ids[:, None, :]
+    alone = ~same.any(axis=2)
+    weights, contributions = (
+        np.concatenate([(1 + s) * a - s * np.einsum("nij,ni->nj", same, b), np.where(alone, -s * b, 0.0)], axis=1)
+        for a, b in zip(mine, others, strict=True)
+    )
+    united = np.concatenate([ids, np.where(alone, other_ids, -1)], axis=1)
+    return united, weights.astype(np.float32), contributions.astype(np.float32)
 
 
 def _in_batches(bundle: Bundle, hidden: np.ndarray, tokens: np.ndarray) -> _Shares:
@@ -142,7 +178,9 @@ def _in_batches(bundle: Bundle, hidden: np.ndarray, tokens: np.ndarray) -> _Shar
         )
         for i in range(0, len(tokens), _ROWS)
     ]
-    return _Shares(*(np.concatenate(parts)[:n] for parts in zip(*batches, strict=True)))
+    shares = _Shares(*(np.concatenate(parts)[:n] for parts in zip(*batches, strict=True)))
+    require_finite(shares.epsilon)
+    return shares
 
 
 @partial(jax.jit, static_argnums=(3, 4))
@@ -172,8 +210,7 @@ def _shares(params: Params, hidden: jax.Array, tokens: jax.Array, config: ModelC
 
     return _Shares(
         *known_listed[:3], *found[:3], epsilon=along(whole - known_listed[3] - found[3]),
-        net_known=jnp.abs(along(k_hat)), net_discovered=jnp.abs(along(u_hat)),
-        net_epsilon=jnp.abs(along(whole - k_hat - u_hat)),
+        net_known=along(k_hat), net_discovered=along(u_hat), net_epsilon=along(whole - k_hat - u_hat),
     )  # fmt: skip
 
 
@@ -197,14 +234,19 @@ def _listed(
     return head.topk_indices, weights, contributions, vectors
 
 
-def _recomputed_rows(bundle: Bundle, trace: Trace) -> np.ndarray:
-    """Hidden rows (n, D) float32 of the committed positions, from the snapshot of each step."""
+def hidden_rows(bundle: Bundle, trace: Trace, *, unconditional: bool = False) -> np.ndarray:
+    """Hidden rows (n, D) float32 of the committed positions: as recorded, else from the snapshot of each step, steered
+    as it was. unconditional: those of guidance's branch without the prompt, which are never recorded."""
+    if trace.hidden is not None and not unconditional:
+        return np.asarray(trace.hidden, np.float32)
     config, commits = bundle.config, list(trace.commits)
     rows: list[np.ndarray] = []
     for first in range(0, len(commits), _SNAPSHOTS):
         batch = commits[first : first + _SNAPSHOTS]
         steps = [c.step for c in batch] + [0] * (_SNAPSHOTS - len(batch))
         canvases = np.stack([trace.snapshot(step) for step in steps])
+        if unconditional:
+            canvases[:, : trace.prompt_length] = trace.mask_id
         tables = [trace.injected(step, config.n_layers, config.n_embd) for step in steps]
         injected = injected_on(canvases, trace.prompt_length, trace.mask_id, *map(np.stack, zip(*tables, strict=True)))
         hidden = compiled_hidden(

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from steerling_jax.config import ModelConfig
+from steerling_jax.errors import require
 from steerling_jax.steering import SteeringPlan
 
 
@@ -47,6 +49,33 @@ class Trace:
     @property
     def prompt_length(self) -> int:
         return len(self.prompt)
+
+    def check(self, config: ModelConfig) -> None:
+        """Raises `UserError` where this model cannot have written it, or where it contradicts itself."""
+        other = "is of another model: "
+        P, T, flat = self.prompt_length, len(self.tokens), list(self.flat())
+        ids = np.concatenate([self.prompt, self.tokens, np.asarray([token for _, _, token, _ in flat], np.int32)])
+        mask, width, vocabulary = config.mask_token_id, config.n_embd, config.vocab_size
+        require(self.mask_id == mask, f"The trace {other}its mask id is {self.mask_id}, and the model's is {mask}.")
+        require(
+            not len(ids) or 0 <= ids.min() <= ids.max() < vocabulary,
+            f"The trace {other}it holds ids that are not in the vocabulary of {vocabulary}.",
+        )
+        require(config.block_size >= T, f"The trace {other}its canvas of {T} is longer than {config.block_size}.")
+        widths = {} if self.plan is None else {"steering": self.plan.width}
+        if self.hidden is not None:
+            widths["hidden rows"] = np.shape(self.hidden)[-1]
+        for name, found in widths.items():
+            require(found == width, f"The trace {other}its {name} have the width {found}, and the model has {width}.")
+        require(
+            self.hidden is None or len(self.hidden) == len(flat),
+            "The trace has not one hidden row for each commit; write it again.",
+        )
+        where = [position for _, position, *_ in flat]
+        require(
+            len(set(where)) == len(where) and all(P <= position < T for position in where),
+            f"The trace's commits are not single positions from {P} to {T - 1}; write it again.",
+        )
 
     def flat(self) -> Iterator[tuple[int, int, int, float]]:
         """(step, position, token id, target logit) of every committed token, in order."""

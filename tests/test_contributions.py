@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import steerling_jax as sj
+from steerling_jax.backbone import lm_head_weight
 from steerling_jax.chunk_ranking import chunk_spans
 from steerling_jax.trace import Trace
 
@@ -98,6 +99,70 @@ def test_net_mass_covers_what_is_not_listed(golden, family):
     assert not np.allclose(ours.net_known, np.abs(ours.known_contributions.sum(axis=1)), atol=1e-2)
     if family.endswith("no_epsilon"):
         assert ours.net_epsilon.max() < 1e-4 < np.abs(ours.epsilon).max()
+
+
+@pytest.mark.parametrize("family", ["base", "known_only"])
+def test_guided_text_is_explained_by_both_branches(golden, family):
+    """Against dense passes with and without the prompt, each kept concept with its weight there, in NumPy."""
+    bundle, s = sj.load(golden / family), 1.5
+    settings = sj.GenerationConfig(max_new_tokens=16, seed=2, cfg_scale=s)
+    trace = sj.generate(bundle, [5, 6, 7, 8], settings).trace
+    ours = sj.concept_contributions(bundle, trace)
+    assert ours.error.max() < 1e-3
+    total = ours.known_contributions.sum(axis=1) + ours.discovered_contributions.sum(axis=1) + ours.epsilon
+    np.testing.assert_allclose(total, ours.target_logits, atol=1e-3)
+    heads = bundle.params
+    tables = {"known": np.asarray(heads["known_head"]["concept_embedding"]["weight"])}
+    if family == "base":
+        unknown = heads["unknown_head"]
+        tables["discovered"] = np.asarray(unknown["embedding_coef"]["weight"] @ unknown["embedding_basis"]["weight"].T)
+    lm_head = np.asarray(lm_head_weight(bundle.params))
+    for row, (step, position, token, logit) in enumerate(trace.flat()):
+        canvas = trace.snapshot(step)
+        blind = np.where(np.arange(len(canvas)) < trace.prompt_length, trace.mask_id, canvas)
+        branches = [(1 + s, sj.forward(bundle, canvas)), (-s, sj.forward(bundle, blind))]
+        assert sum(share * out.logits[0, position, token] for share, out in branches) == pytest.approx(logit, abs=1e-3)
+        features = {"known": "known_features", "discovered": "unk_hat"}
+        for name, table in tables.items():
+            published = "known" if name == "known" else "unknown"
+            expected: dict[int, float] = {}
+            for share, out in branches:
+                ids, logits = (
+                    np.asarray(getattr(out.decomposition, f"{published}_topk_{field}"))[0, position]
+                    for field in ("indices", "logits")
+                )
+                for concept, score in zip(ids.tolist(), logits.tolist(), strict=True):
+                    added = share / (1 + np.exp(-score)) * float(table[concept] @ lm_head[token])
+                    expected[concept] = expected.get(concept, 0.0) + added
+            ids, values = getattr(ours, f"{name}_ids")[row], getattr(ours, f"{name}_contributions")[row]
+            assert sorted(ids[ids >= 0]) == sorted(expected)
+            assert not values[ids < 0].any()
+            for concept, value in zip(ids[ids >= 0], values[ids >= 0], strict=True):
+                assert value == pytest.approx(expected[concept], abs=1e-3)
+            net = sum(share * (getattr(out.decomposition, features[name])[0, position] @ lm_head[token])
+                      for share, out in branches)  # fmt: skip
+            assert getattr(ours, f"net_{name}")[row] == pytest.approx(abs(float(net)), abs=1e-3)
+    ranking = sj.rank_chunk(ours, trace.prompt_length, len(trace.tokens))
+    assert all(entry.concept_id >= 0 for entry in ranking)
+    assert len({(entry.type, entry.concept_id) for entry in ranking}) == len(ranking)
+
+
+def test_guided_and_steered_text_adds_up(golden):
+    """Both branches are steered: where the prompt is hidden, its masks too."""
+    bundle = sj.load(golden / "base")
+    steering = [sj.SteeringConfig.injection([3, 5], 2.0, inject_layer=1), sj.SteeringConfig((7,), 1.0, where="prompt")]
+    settings = sj.GenerationConfig(max_new_tokens=16, seed=2, cfg_scale=1.5)
+    trace = sj.generate(bundle, [5, 6, 7, 8], settings, steering).trace
+    assert sj.concept_contributions(bundle, trace).error.max() < 1e-3
+
+
+def test_clamped_text_is_refused(golden):
+    bundle = sj.load(golden / "base")
+    clamp = sj.SteeringConfig((), intervene_known={3: 1.0})
+    trace = sj.generate(bundle, [5, 6, 7], sj.GenerationConfig(max_new_tokens=16), clamp).trace
+    for explain in (sj.concept_contributions, sj.attribute_inputs):
+        with pytest.raises(sj.UserError, match="clamped"):
+            explain(bundle, trace)
 
 
 def test_a_bare_backbone_has_no_concepts(golden):

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 import steerling_jax as sj
+from steerling_jax import snapshot_passes
+from steerling_jax.input_attribution import Tolerance
+from steerling_jax.input_targets import ConceptActivation, TokenContrast
 from steerling_jax.integrated_gradients import quadrature
 from steerling_jax.trace import Trace
 
@@ -57,8 +62,12 @@ def test_completeness_improves_with_nodes(base):
     assert errors[24] < 0.02 * np.abs(moved).mean()
 
 
-def test_masked_positions_and_later_blocks_get_exactly_zero(base):
+@pytest.mark.parametrize("shortest", [1, 128])
+def test_masked_positions_and_later_blocks_get_exactly_zero(base, shortest, monkeypatch):
+    """Also where the canvas is not cut: later blocks are out of sight."""
+    monkeypatch.setattr(snapshot_passes, "_SHORTEST", shortest)
     bundle, trace = base
+    assert len(trace.tokens) < 128
     ours = sj.attribute_inputs(bundle, trace, nodes=2)
     steps = [step for step, *_ in trace.flat()]
     for row, (position, step) in enumerate(zip(ours.target_positions, steps, strict=True)):
@@ -68,12 +77,15 @@ def test_masked_positions_and_later_blocks_get_exactly_zero(base):
         assert ours.attributions[row, :16].any()
 
 
-def test_batches_do_not_matter(base):
-    """The canvas is cut and targets share a program, and neither shows."""
+def test_cuts_and_batches_do_not_matter(base, monkeypatch):
+    """The canvas is cut and passes are filled with nodes of any target, and neither shows."""
     bundle, trace = base
     whole = sj.attribute_inputs(bundle, trace, nodes=2)
+    monkeypatch.setattr(snapshot_passes, "_SHORTEST", 1)
+    monkeypatch.setattr(snapshot_passes, "_PASSES", 2)
     parts = sj.attribute_inputs(bundle, trace, nodes=2, batch_size=3)
     np.testing.assert_allclose(parts.attributions, whole.attributions, rtol=0, atol=2e-5)
+    np.testing.assert_allclose(parts.path_logits, whole.path_logits, atol=1e-5)
 
 
 def test_aggregates_of_a_chunk(base):
@@ -94,15 +106,124 @@ def test_quadrature():
     assert points.tolist() == [0.25, 0.5, 0.75, 1.0]
 
 
+def test_nodes_are_added_until_the_error_is_small(base):
+    """Targets that are exact enough stop; the others get more, and what is never exact enough is said."""
+    bundle, trace = base
+    error = np.abs(sj.attribute_inputs(bundle, trace, nodes=8).completeness_error)
+    tolerance = Tolerance(relative=0.0, absolute=float(np.median(error)), most_nodes=32)
+    ours = sj.attribute_inputs(bundle, trace, tolerance=tolerance)
+    eight = sj.attribute_inputs(bundle, trace, nodes=8, tolerance=tolerance)
+    assert set(ours.nodes.tolist()) <= {8, 8 + 16, 8 + 16 + 32}
+    assert eight.converged.sum() == 8 < ours.converged.sum()
+    np.testing.assert_array_equal(ours.nodes == 8, eight.converged)
+    np.testing.assert_array_equal(np.abs(ours.completeness_error) <= tolerance.absolute, ours.converged)
+    np.testing.assert_allclose(ours.attributions[eight.converged], eight.attributions[eight.converged], atol=2e-5)
+    assert eight.unconverged is not None
+    assert "8 of 16 targets are outside the tolerance after 8 nodes" in eight.unconverged
+    loose = sj.attribute_inputs(bundle, trace, tolerance=Tolerance(relative=10.0, most_nodes=2))
+    assert set(loose.nodes.tolist()) == {2}
+    assert loose.unconverged is None
+
+
+def test_which_commits(base):
+    bundle, trace = base
+    whole = sj.attribute_inputs(bundle, trace, nodes=2)
+    where = whole.target_positions.tolist()
+    start, end = min(where) + 3, max(where) - 2
+    inside = [i for i, position in enumerate(where) if start <= position < end]
+    chosen = [where[5], where[2], where[5]]
+    cases: tuple[tuple[dict[str, Any], list[int]], ...] = (
+        ({"span": (start, end)}, inside),
+        ({"positions": chosen}, [5, 2, 5]),
+        ({"sample": 4}, [0, 5, 10, 15]),
+        ({"span": (start, end), "sample": 1}, inside[:1]),
+    )
+    for arguments, rows in cases:
+        part = sj.attribute_inputs(bundle, trace, nodes=2, **arguments)
+        assert part.target_orders.tolist() == whole.target_orders[rows].tolist()
+        np.testing.assert_allclose(part.attributions, whole.attributions[rows], rtol=0, atol=2e-5)
+
+
+def test_a_span_is_the_sum_of_its_tokens(base):
+    bundle, trace = base
+    ours = sj.attribute_inputs(bundle, trace, nodes=2)
+    start = int(ours.target_positions.min())
+    chunk = ours.of_span(start, start + 4)
+    rows = (ours.target_positions >= start) & (ours.target_positions < start + 4)
+    assert chunk.tokens == rows.sum() == 4
+    np.testing.assert_allclose(chunk.attributions, ours.attributions[rows].sum(axis=0))
+    assert chunk.attributions.sum() - (chunk.path - chunk.baseline) == pytest.approx(chunk.completeness_error, abs=1e-4)
+    with pytest.raises(sj.UserError, match="No explained token"):
+        ours.of_span(0, 1)
+
+
+def test_memory_does_not_grow_with_the_nodes(base):
+    """One program, which nodes only tell how often to go round."""
+    bundle, trace = base
+    program = cast(Any, snapshot_passes._gradients)
+    sj.attribute_inputs(bundle, trace, nodes=1, sample=2)
+    before = program._cache_size()
+    for nodes in (3, 40, 80):
+        sj.attribute_inputs(bundle, trace, nodes=nodes, sample=2)
+    assert program._cache_size() == before
+
+
 def test_mistakes_are_sentences(base):
-    for arguments, words in (({"nodes": 0}, "nodes"), ({"rule": "simpson"}, "rule"), ({"batch_size": 0}, "batch")):
+    bundle, trace = base
+    last = len(trace.tokens)
+    cases: tuple[tuple[dict[str, Any], str], ...] = (
+        ({"nodes": 0}, "nodes is 0"),
+        ({"rule": "simpson"}, "rule is 'simpson'"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"method": "guess"}, "method is 'guess'"),
+        ({"span": (0, last)}, "does not lie in the generated text"),
+        ({"span": (last - 1, last + 1)}, "does not lie in the generated text"),
+        ({"span": (last - 1, last - 1)}, "does not lie in the generated text"),
+        ({"positions": [0]}, "No token was written at position 0"),
+        ({"positions": [last - 1], "span": (last - 1, last)}, "Both span and positions"),
+        ({"sample": 0}, "sample is 0"),
+        ({"target": TokenContrast(300)}, "other token is 300"),
+        ({"target": ConceptActivation(100)}, "known concepts are 0 to 99"),
+        ({"target": ConceptActivation(-1, "discovered")}, "discovered concepts are 0 to"),
+        ({"target": [TokenContrast(1)]}, "go with as many positions"),
+    )
+    for arguments, words in cases:
         with pytest.raises(sj.UserError, match=words):
-            sj.attribute_inputs(*base, **arguments)
+            sj.attribute_inputs(bundle, trace, **arguments)
+    wrong: dict[str, Any]
+    for wrong in ({"relative": -1.0}, {"absolute": float("nan")}, {"most_nodes": 0}):
+        with pytest.raises(sj.UserError, match=next(iter(wrong))):
+            Tolerance(**wrong)
 
 
-def test_an_empty_trace(base):
+def test_traces_that_are_not_this_models(base):
+    bundle, trace = base
+    wide = np.zeros((16, 32), np.float32)
+    for change, words in (
+        ({"mask_id": 298}, "mask id is 298"),
+        ({"prompt": trace.prompt + 300}, "not in the vocabulary of 300"),
+        ({"tokens": np.zeros(300, np.int32)}, "canvas of 300 is longer than 256"),
+        ({"hidden": wide}, "hidden rows have the width 32"),
+        ({"hidden": np.zeros((3, 64), np.float32)}, "one hidden row for each commit"),
+        ({"commits": trace.commits * 2}, "not single positions"),
+    ):
+        other = dataclasses.replace(trace, **change)
+        for explain in (sj.attribute_inputs, sj.concept_contributions):
+            with pytest.raises(sj.UserError, match=words):
+                explain(bundle, other)
+
+
+def test_weights_that_are_no_numbers(base):
+    bundle, trace = base
+    norm = {"weight": bundle.params["ln_f"]["weight"].at[3].set(np.nan)}
+    broken = dataclasses.replace(bundle, params={**bundle.params, "ln_f": norm})
+    for explain in (sj.attribute_inputs, sj.concept_contributions):
+        with pytest.raises(sj.UserError, match="not a finite number"):
+            explain(broken, trace)
+
+
+def test_an_empty_generation(base):
     bundle, _ = base
     trace = Trace(np.asarray([1, 2], np.int32), np.asarray([1, 2, 299, 299], np.int32), (), 299)
-    ours = sj.attribute_inputs(bundle, trace)
-    assert ours.attributions.shape == (0, 4)
-    assert ours.aggregate() == []
+    with pytest.raises(sj.UserError, match="The generation is empty"):
+        sj.attribute_inputs(bundle, trace)
