@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from steerling_jax.api import Bundle
-    from steerling_jax.generation import Generation
+from steerling_jax.cli.generation_options import write
 
 HELP = """\
 Write a continuation and show, chunk by chunk, the concepts that it came from.
@@ -28,7 +25,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--max-new-tokens", type=int, default=128, metavar="N", help="a multiple of the block (default: %(default)s)")
     add("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
     add("--concepts", type=int, default=5, metavar="N", help="of each kind, a chunk (default: %(default)s)")
-    add("--json", action="store_true", help="print the text and the report as JSON")
+    add("--json", action="store_true", help="print the text and the report as JSON, see docs/trace.md")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -36,37 +33,23 @@ def run(args: argparse.Namespace) -> None:
 
     note("Loading JAX and the model …")
     import steerling_jax as sj
+    from steerling_jax.io.trace_file import model_origin
+    from steerling_jax.trace_record import record_of
 
-    from .report import as_dict, make_report, render
+    from .trace.document import make_document
+    from .trace.explanation import explain
+    from .trace.terminal import errors, render
 
     bundle = sj.load(args.model)
-    generation = _write(bundle, args)
-    report = make_report(bundle, generation)
+    prompt = sj.Prompt(args.text, sj.GenerationConfig(max_new_tokens=args.max_new_tokens, seed=args.seed))
+    record = record_of(bundle, model_origin(bundle), prompt, write(bundle, prompt, record_hidden=True))
+    found = explain(bundle, record, inputs=False)
     if args.json:
-        print_json({"prompt": args.text, "text": generation.text, "seed": args.seed} | as_dict(report, args.concepts))
+        print_json(make_document(found, args.concepts))
         return
     from rich.text import Text
 
-    stdout().print(Text(args.text, style="dim"))
-    stdout().print(render(report, args.concepts))
-    note(
-        "Shares are of the logits of what was written. Net: known, discovered and epsilon (what no concept explains), "
-        f"each as one number a token. A logit and the sum of its parts differ by at most {report.check:.1e}."
-    )
-
-
-def _write(bundle: Bundle, args: argparse.Namespace) -> Generation:
-    from steerling_jax.cli.console import progress
-    from steerling_jax.generation import Generation, stream
-    from steerling_jax.generation_config import GenerationConfig
-    from steerling_jax.request import BlockDone
-
-    config = GenerationConfig(max_new_tokens=args.max_new_tokens, seed=args.seed)
-    with progress(unit="tokens") as bar:
-        task = bar.add_task("writing", total=args.max_new_tokens)
-        for event in stream(bundle, args.text, config):
-            if isinstance(event, Generation):
-                return event
-            if isinstance(event, BlockDone):
-                bar.update(task, completed=args.max_new_tokens * event.number // event.blocks)
-    raise AssertionError("a stream ends with its Generation")
+    stdout().print(Text(record.prompt_text, style="dim"))
+    stdout().print(render(found, args.concepts))
+    note(errors(found))
+    note("`steerling trace` also shows the tokens and the training data that it came from.")

@@ -1,8 +1,9 @@
 """A file of requests to a file of results, one JSON object a line each; killed at any time, it goes on where it was.
 
 A request is `{"id", "prompt" or "prompt_ids", …}` with any of `settings.NAMES`. A result is one line, written at once,
-in the order in which texts are done; asked for, it holds the trace, as docs/trace.md describes it. A line that cannot be done gets an error in place of a text, since one bad line
-should not cost the others their night; the next run tries it again, for it may have been mended.
+in the order in which texts are done; where asked for, it holds the trace, as docs/trace.md describes it. A line that
+cannot be done gets an error in place of a text, since one bad line should not cost the others their night; the next run
+tries it again, for it may have been mended.
 """
 
 from __future__ import annotations

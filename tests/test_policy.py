@@ -11,8 +11,8 @@ import pytest
 
 import steerling_jax as sj
 from steerling_jax.catalogue import Catalogue
+from steerling_jax.cli.steering_options import add_steering_options, from_args, from_json
 from steerling_jax.config import ConceptConfig, ModelConfig
-from steerling_jax.infer.steering_options import add_steering_options, from_args, from_json
 from steerling_jax.io.catalogue import make_catalogue
 from steerling_jax.io.steering_policy import read_policy
 from steerling_jax.steering_rules import Rule, make_rule, parse_option, parse_policy, parse_rules, steering_of

@@ -31,15 +31,20 @@ GROUP = "steerling.commands"
 # The first line of each command's HELP, so that `steerling --help` imports no command; a test holds the two equal.
 SUMMARIES = {
     "demo": "Write a continuation and show, chunk by chunk, the concepts that it came from.",
+    "trace": "Show where a text came from: concepts, prompt tokens and training data, chunk by chunk.",
     "generate": "Continue a text.",
     "serve": "Answer requests over HTTP, in the protocol of OpenAI's clients.",
     "concepts": "Find a model's concepts by name, with the words that each one promotes.",
+    "neighbourhood": "Show what a concept is about: tokens, chunks of a corpus, near concepts, a name.",
     "info": "Show what a model is: its configuration, parameters, tokenizer and concepts.",
     "prepare": "Make a corpus store from documents: tokens, chunks, concept labels.",
     "train": "Train a model from a config; resumes exactly where it stopped.",
     "evaluate": "Measure a model on held-out documents.",
     "lm-eval": "Run tasks of the lm-evaluation-harness.",
+    "faithfulness": "Measure whether attribution is true: inputs, concepts, training data, bad outputs.",
     "steer-eval": "Measure what steering by concepts does, beside random directions and prompting.",
+    "index": "Index a corpus store for a model, so that training data behind a text can be found.",
+    "search": "Find training data close to a text, in an index made by `steerling index`.",
     "import": "Turn a model in the published layout into a checkpoint.",
     "export": "Write a checkpoint as a model in the published layout.",
 }

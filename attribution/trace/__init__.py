@@ -1,0 +1,1 @@
+"""A trace explained, and the shapes in which it is shown: terminal, JSON, tables, a page, a graph."""

@@ -1,0 +1,152 @@
+"""An explanation as one JSON document, which docs/trace.md describes; the page shows the same document."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from steerling_jax.evidence import Evidence
+from steerling_jax.input_attribution import InputAttribution
+from steerling_jax.trace_record import to_plain
+
+from .explanation import Chunk, Explanation
+
+FORMAT, VERSION = "steerling-explanation", 1
+INPUTS = 32  # strongest positions listed for a token or a chunk; the rest is one number
+KINDS = ("known", "discovered", "epsilon")
+
+
+def make_document(explanation: Explanation, count: int) -> dict[str, Any]:
+    """The document, with `count` concepts of each kind for a token and for a chunk. Its numbers have six digits, but
+    for the trace's own."""
+    one, inputs = explanation, explanation.inputs
+    tokens = [_token(one, row, count) for row in range(len(one.shares))]
+    chunks = [_chunk(chunk, count) for chunk in one.chunks]
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "trace": to_plain(one.record),
+        "pieces": list(one.pieces),
+        "errors": {
+            "largest_share_error": _number(one.share_error),
+            "largest_completeness_error": None if inputs is None else _number(one.completeness_error),
+            "targets": len(tokens),
+            "unconverged": None if inputs is None else int((~inputs.converged).sum()),
+            "tolerance": None if inputs is None else dataclasses.asdict(inputs.tolerance),
+        },
+        "input_method": None if inputs is None else inputs.method,
+        "concepts": _names(one, tokens, chunks),
+        "tokens": tokens,
+        "chunks": chunks,
+    }
+
+
+def _token(explanation: Explanation, row: int, count: int) -> dict[str, Any]:
+    c = explanation.shares
+    position = int(c.positions[row])
+    found: dict[str, Any] = {
+        "position": position,
+        "step": int(c.steps[row]),
+        "token_id": int(c.token_ids[row]),
+        "logit": _number(c.target_logits[row]),
+    }
+    for kind, ids, weights, values in (
+        ("known", c.known_ids[row], c.known_weights[row], c.known_contributions[row]),
+        ("discovered", c.discovered_ids[row], c.discovered_weights[row], c.discovered_contributions[row]),
+    ):
+        order = [i for i in np.argsort(-np.abs(values), kind="stable").tolist() if ids[i] >= 0]
+        found[kind] = [
+            {"id": int(ids[i]), "activation": _number(weights[i]), "contribution": _number(values[i])}
+            for i in order[:count]
+        ]
+        found[f"other_{kind}"] = _number(values[order[count:]].sum())
+    found["epsilon"] = _number(c.epsilon[row])
+    found["share_error"] = _number(c.error[row])
+    found["net_shares"] = _fractions(c.net_known[row], c.net_discovered[row], c.net_epsilon[row])
+    found["absolute_shares"] = _fractions(c.absolute_known[row], c.absolute_discovered[row], abs(c.remainder[row]))
+    found["inputs"] = None if explanation.inputs is None else _inputs(explanation.inputs, row)
+    return found
+
+
+def _inputs(inputs: InputAttribution, row: int) -> dict[str, Any]:
+    return _strongest(inputs.attributions[row]) | {
+        "value": _number(inputs.path_logits[row]),
+        "baseline": _number(inputs.baseline_logits[row]),
+        "completeness_error": _number(inputs.completeness_error[row]),
+        "nodes": int(inputs.nodes[row]),
+        "converged": bool(inputs.converged[row]),
+    }
+
+
+def _strongest(values: np.ndarray) -> dict[str, Any]:
+    """values (T,): the positions with the largest absolute values and these, and the sum of the rest."""
+    order = np.argsort(-np.abs(values), kind="stable")
+    kept = [i for i in order[:INPUTS].tolist() if values[i] != 0]
+    return {
+        "positions": kept,
+        "attributions": [_number(values[i]) for i in kept],
+        "rest": _number(values.sum() - values[kept].sum()),
+    }
+
+
+def _chunk(chunk: Chunk, count: int) -> dict[str, Any]:
+    ranking, span = chunk.ranking, chunk.inputs
+    return {
+        "start": chunk.start,
+        "end": chunk.end,
+        "text": chunk.text,
+        **{
+            kind: [{"id": e.concept_id, "share": _number(e.contribution)} for e in chunk.top(kind, count)]
+            for kind in KINDS[:2]
+        },
+        "net_shares": dict(zip(KINDS, map(_number, ranking.net_shares), strict=True)),
+        "absolute_shares": dict(zip(KINDS, map(_number, ranking.absolute_shares), strict=True)),
+        "epsilon_percent": _number(ranking.epsilon_percent),
+        "inputs": None
+        if span is None
+        else _strongest(span.attributions)
+        | {
+            "value": _number(span.path),
+            "baseline": _number(span.baseline),
+            "completeness_error": _number(span.completeness_error),
+            "converged": span.converged,
+        },
+        "evidence": None if chunk.evidence is None else _evidence(chunk.evidence),
+    }
+
+
+def _evidence(evidence: Evidence) -> dict[str, Any]:
+    return {
+        "thresholds": {score: _number(value) for score, value in evidence.thresholds.items()},
+        "nothing_close": list(evidence.nothing_close),
+        "hits": [
+            dataclasses.asdict(hit) | {"value": _number(hit.value), "query": list(hit.query)} for hit in evidence.hits
+        ],
+        "sources": {
+            score: {name: _number(share) for name, share in evidence.sources(score).items()}  # pyright: ignore[reportArgumentType]
+            for score in evidence.thresholds
+        },
+    }
+
+
+def _names(
+    explanation: Explanation, tokens: list[dict[str, Any]], chunks: list[dict[str, Any]]
+) -> dict[str, dict[str, str]]:
+    """The names of the concepts that the document mentions, by kind and id."""
+    found: dict[str, dict[str, str]] = {}
+    for kind in KINDS[:2]:
+        ids = sorted({entry["id"] for row in (*tokens, *chunks) for entry in row[kind]})
+        found[kind] = {str(i): explanation.name(kind, i) for i in ids}
+    return found
+
+
+def _fractions(*masses: float) -> dict[str, float]:
+    total = max(float(sum(masses)), 1e-8)
+    return {kind: _number(mass / total) for kind, mass in zip(KINDS, masses, strict=True)}
+
+
+def _number(value: Any) -> float:
+    """To six digits: the figures are float32 sums, and their seventh is noise."""
+    return float(f"{float(value):.6g}")

@@ -1,0 +1,202 @@
+"""One token as an attribution graph in Neuronpedia's format: tokens → concepts → logit, epsilon as the error node.
+
+All links are in logits of the token. concept → logit is the concept's contribution, epsilon → logit the epsilon, and
+together they are the logit. token → concept is what the token added to the concept's activation, by integrated
+gradients, times what a unit of that activation adds to the logit; token → epsilon is the rest of what the token added.
+
+Legend: K listed concepts, T canvas positions.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from steerling_jax.api import Bundle
+from steerling_jax.catalogue import Head
+from steerling_jax.contributions import Contributions
+from steerling_jax.errors import UserError
+from steerling_jax.input_targets import ConceptActivation, TokenLogProbability
+from steerling_jax.integrated_gradients import attribute_inputs
+from steerling_jax.trace import Trace
+
+from .explanation import Explanation, Tell
+
+_LINKS = 32  # strongest inputs linked to one node
+
+
+class _Concept(NamedTuple):
+    id: int
+    kind: Head
+    activation: float
+    contribution: float
+
+    @property
+    def unit(self) -> float:
+        """Logits for a unit of activation."""
+        return self.contribution / self.activation if self.activation else 0.0
+
+
+def choose_token(trace: Trace, position: int | None) -> int:
+    """The position, or that of the last commit. Raises `UserError` where nothing was written."""
+    written = [place for _, place, _, _ in trace.flat()]
+    if position is not None and position not in written:
+        raise UserError(f"No token was written at position {position}, so it has no graph; choose another.")
+    return written[-1] if position is None else position
+
+
+def make_graph(
+    bundle: Bundle, explanation: Explanation, position: int | None = None, tell: Tell | None = None
+) -> dict[str, Any]:
+    """The graph of the token at a canvas position; None for the token that was written last, which saw all others.
+
+    Raises `UserError` where nothing was written there.
+    """
+    shares, trace = explanation.shares, explanation.trace
+    position = choose_token(trace, position)
+    row = int(np.flatnonzero(shares.positions == position)[0])
+    concepts = _listed(shares, row)
+    of_concepts = attribute_inputs(
+        bundle, trace, target=[ConceptActivation(one.id, one.kind, "weight") for one in concepts],
+        positions=[position] * len(concepts), tell=tell,
+    )  # fmt: skip
+    of_logit = explanation.inputs or attribute_inputs(bundle, trace, positions=[position])
+    into_logit = of_logit.attributions[of_logit.target_positions == position][0]
+    units = np.asarray([one.unit for one in concepts], np.float32)
+    into_concepts = of_concepts.attributions * units[:, None]
+    into_epsilon = into_logit - into_concepts.sum(axis=0)
+    sure = attribute_inputs(bundle, trace, target=TokenLogProbability(), positions=[position], nodes=1)
+    drawing = _Drawing(bundle, explanation, row)
+    for one, inputs in zip(concepts, into_concepts, strict=True):
+        drawing.source(drawing.concept(one), one.contribution, inputs)
+    drawing.source(drawing.error(), float(shares.epsilon[row]), into_epsilon)
+    drawing.logit(math.exp(float(sure.path_logits[0])))
+    return {
+        "metadata": _metadata(bundle, explanation, row, of_concepts.completeness_error * units),
+        "qParams": {"pinnedIds": [], "supernodes": [], "linkType": "both", "clickedId": drawing.target, "sg_pos": ""},
+        "nodes": list(drawing.nodes.values()),
+        "links": drawing.links,
+    }
+
+
+def _listed(shares: Contributions, row: int) -> list[_Concept]:
+    found: list[_Concept] = []
+    kinds: tuple[tuple[Head, Any, Any, Any], ...] = (
+        ("known", shares.known_ids, shares.known_weights, shares.known_contributions),
+        ("discovered", shares.discovered_ids, shares.discovered_weights, shares.discovered_contributions),
+    )
+    for kind, ids, weights, values in kinds:
+        rows = zip(ids[row].tolist(), weights[row].tolist(), values[row].tolist(), strict=True)
+        found += [_Concept(id, kind, weight, value) for id, weight, value in rows if id >= 0]
+    return found
+
+
+class _Drawing:
+    """Nodes and links under way. Concepts stand one layer after the model's last, the logit one further."""
+
+    def __init__(self, bundle: Bundle, explanation: Explanation, row: int):
+        shares = explanation.shares
+        self.explanation, self.pieces = explanation, explanation.pieces
+        self.position, self.token = int(shares.positions[row]), int(shares.token_ids[row])
+        self.snapshot = explanation.trace.snapshot(int(shares.steps[row]))
+        self.layer = bundle.config.n_layers + 1
+        self.target = f"{self.layer + 1}_{self.token}_{self.position}"
+        self.nodes: dict[str, dict[str, Any]] = {}
+        self.links: list[dict[str, Any]] = []
+
+    def concept(self, one: _Concept) -> str:
+        # As the published package counts: discovered concepts after the known ones.
+        number = one.id + (self.explanation.concepts.known if one.kind == "discovered" else 0)
+        name = f"{self.explanation.name(one.kind, one.id)} ({one.kind})"
+        return self._node(number, "cross layer transcoder", name, activation=one.activation)
+
+    def error(self) -> str:
+        return self._node(-1, "mlp reconstruction error", "epsilon: what no listed concept explains")
+
+    def logit(self, probability: float) -> None:
+        piece = self.pieces[self.position]
+        self.nodes[self.target] = {
+            "node_id": self.target,
+            "feature": self.token,
+            "layer": str(self.layer + 1),
+            "ctx_idx": self.position,
+            "feature_type": "logit",
+            "token_prob": probability,
+            "is_target_logit": True,
+            "jsNodeId": f"L_{self.token}-{self.position}",
+            "clerp": f'"{piece}" (p={probability:.3f})',
+            "influence": None,
+            "activation": None,
+        }
+
+    def source(self, node: str, weight: float, inputs: np.ndarray) -> None:
+        """A node that adds `weight` to the logit, and what its inputs (T,) gave it."""
+        self.links.append({"source": node, "target": self.target, "weight": weight})
+        for place in np.argsort(-np.abs(inputs), kind="stable")[:_LINKS].tolist():
+            if inputs[place] != 0:
+                self.links.append({"source": self._input(place), "target": node, "weight": float(inputs[place])})
+
+    def _input(self, place: int) -> str:
+        token = int(self.snapshot[place])
+        name = f"E_{token}_{place}"
+        self.nodes[name] = {
+            "node_id": name,
+            "feature": place,
+            "layer": "E",
+            "ctx_idx": place,
+            "feature_type": "embedding",
+            "jsNodeId": f"E_{token}-{place}",
+            "clerp": self.pieces[place],
+            "influence": None,
+            "activation": None,
+        }
+        return name
+
+    def _node(self, feature: int, kind: str, name: str, activation: float | None = None) -> str:
+        node = f"{self.layer}_{feature}_{self.position}"
+        self.nodes[node] = {
+            "node_id": node,
+            "feature": feature,
+            "layer": str(self.layer),
+            "ctx_idx": self.position,
+            "feature_type": kind,
+            "jsNodeId": f"{self.layer}_{feature}-{self.position}",
+            "clerp": name,
+            "influence": None,
+            "activation": activation,
+        }
+        return node
+
+
+def _metadata(bundle: Bundle, explanation: Explanation, row: int, errors: np.ndarray) -> dict[str, Any]:
+    """errors (K,): completeness errors of the links into concepts, in logits."""
+    record, shares, trace = explanation.record, explanation.shares, explanation.trace
+    step, position = int(shares.steps[row]), int(shares.positions[row])
+    seed = "given" if record.seed is None else record.seed
+    pieces = [bundle.tokenizer.piece(i) for i in trace.snapshot(step).tolist()]
+    return {
+        "slug": f"steerling-{record.origin.fingerprint}-{seed}-{position}",
+        "scan": record.origin.name,
+        "prompt_tokens": pieces,
+        "prompt": record.prompt_text,
+        "info": {
+            "description": (
+                f"The token at position {position}, written in step {step}; the last step is {trace.commits[-1].step}. "
+                "The tokens are the canvas as it was before that step. Links are in logits: concepts and the error "
+                "node, epsilon, add up to the token's logit, and the links that leave an input, those too weak to be "
+                "drawn included, to what it added, by integrated gradients from a canvas of masks."
+            ),
+            "generator": {"name": "steerling-jax"},
+        },
+        "generation_settings": {
+            "step": step,
+            "position": position,
+            "logit": float(shares.target_logits[row]),
+            "share_error": float(shares.error[row]),
+            "largest_concept_completeness_error": float(np.abs(errors).max(initial=0.0)),
+            "guidance": trace.guidance,
+        },
+        "pruning_settings": {"inputs_per_node": _LINKS},
+    }

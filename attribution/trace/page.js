@@ -1,0 +1,226 @@
+"use strict";
+// Shows the document in #data. All of it is put in as text, never as markup.
+const doc = JSON.parse(document.getElementById("data").textContent);
+const trace = doc.trace;
+const promptLength = trace.prompt.length;
+const canvas = document.getElementById("canvas");
+const slider = document.getElementById("step");
+const byPosition = new Map(doc.tokens.map((token) => [token.position, token]));
+const steps = trace.commits.map((commit) => commit.step);
+let chosen = null;
+
+function make(tag, options = {}, ...children) {
+  const node = document.createElement(tag);
+  const { text, ...rest } = options;
+  if (text !== undefined) node.textContent = text;
+  for (const [name, value] of Object.entries(rest)) node.setAttribute(name, value);
+  node.append(...children);
+  return node;
+}
+
+const signed = (value, digits = 2) => (value > 0 ? "+" : value < 0 ? "−" : "") + Math.abs(value).toFixed(digits);
+const percent = (value, digits = 0) => (100 * value).toFixed(digits) + " %";
+const nameOf = (kind, id) => doc.concepts[kind][id] ?? `concept ${id}`;
+const shown = (position) => doc.pieces[position].trim() || "␣";
+
+// ---- the canvas
+
+function isSpecial(piece) {
+  return /^<.*>$/.test(piece);
+}
+
+// Tokens of the prompt can be focused, to hear what they added, and not chosen.
+const chips = doc.pieces.map((piece, position) => {
+  const chip = make("button", { type: "button", class: "chip", tabindex: "-1", text: piece.replaceAll("\\n", "↵") || "␣" });
+  if (position < promptLength) chip.classList.add("prompt");
+  if (isSpecial(piece)) chip.classList.add("special");
+  if (byPosition.has(position)) chip.setAttribute("aria-pressed", "false");
+  chip.addEventListener("click", () => choose(chosen === position ? null : position));
+  canvas.append(chip);
+  if (piece.endsWith("\\n")) canvas.append(make("br"));
+  return chip;
+});
+const first = doc.tokens.length ? Math.min(...byPosition.keys()) : 0;
+chips[first].tabIndex = 0;
+
+canvas.addEventListener("keydown", (event) => {
+  const at = chips.indexOf(document.activeElement);
+  const moves = { ArrowLeft: at - 1, ArrowRight: at + 1, Home: 0, End: chips.length - 1 };
+  if (event.key === "Escape") return choose(null);
+  if (at < 0 || !(event.key in moves)) return undefined;
+  event.preventDefault();
+  const next = chips[Math.max(0, Math.min(chips.length - 1, moves[event.key]))];
+  chips[at].tabIndex = -1;
+  next.tabIndex = 0;
+  next.focus();
+  return undefined;
+});
+
+// `count` of the commits are on the canvas.
+function paint() {
+  const count = Number(slider.value);
+  const limit = count < steps.length ? steps[count] : Infinity;
+  const token = chosen === null ? null : byPosition.get(chosen);
+  const inputs = token?.inputs;
+  const heat = new Map(inputs ? inputs.positions.map((position, i) => [position, inputs.attributions[i]]) : []);
+  const most = Math.max(1e-12, ...[...heat.values()].map(Math.abs));
+  chips.forEach((chip, position) => {
+    const own = byPosition.get(position);
+    const masked = position >= promptLength && (own ? own.step >= limit : count < steps.length);
+    const value = heat.get(position);
+    chip.classList.toggle("masked", masked);
+    chip.classList.toggle("later", Boolean(!masked && token && own && own !== token && own.step >= token.step));
+    chip.style.background = value !== undefined && !masked
+      ? `rgb(var(--${value > 0 ? "for" : "against"}) / ${(0.08 + 0.72 * Math.abs(value) / most).toFixed(3)})` : "";
+    if (own) chip.setAttribute("aria-pressed", String(position === chosen));
+    const place = `position ${position}` + (own ? `, step ${own.step}` : position < promptLength ? ", prompt" : "");
+    chip.title = place + (value === undefined ? "" : `, ${signed(value)} logits`);
+    chip.setAttribute("aria-label", `${masked ? "mask" : doc.pieces[position]}, ${chip.title}`);
+  });
+  document.getElementById("step-text").textContent = count < steps.length
+    ? `before step ${limit} of ${steps[steps.length - 1]}` : "all written";
+  document.getElementById("legend").textContent = !token ? ""
+    : inputs ? `Green tokens raised the logit of “${shown(chosen)}”, red ones lowered it; pale ones were not written yet. `
+      + `The deepest colour is ${most.toPrecision(3)} logits.`
+    : "Pale tokens were not written yet.";
+}
+
+slider.max = String(steps.length);
+slider.value = slider.max;
+slider.addEventListener("input", paint);
+
+// ---- tables
+
+function meter(value, most) {
+  const bar = make("div", { class: `bar ${value > 0 ? "for" : "against"}` });
+  bar.style.width = `${(100 * Math.abs(value)) / most}%`;
+  return make("td", { class: "meter" }, bar);
+}
+
+// rows: [label, value, text of the value]
+function table(title, rows, empty) {
+  const body = make("tbody");
+  const most = Math.max(1e-12, ...rows.map(([, value]) => Math.abs(value)));
+  for (const [label, value, text] of rows) {
+    body.append(make("tr", {}, make("td", { class: "number", text }), meter(value, most), make("td", { text: label })));
+  }
+  if (!rows.length) body.append(make("tr", {}, make("td", { class: "hint", text: empty })));
+  return make("div", {}, make("h3", { text: title }), make("table", {}, body));
+}
+
+function shares(values, what) {
+  const bar = make("div", { class: "shares", "aria-hidden": "true" });
+  const key = make("p", { class: "key" }, `${what}:`);
+  for (const kind of ["known", "discovered", "epsilon"]) {
+    const part = make("div", { class: kind });
+    part.style.width = percent(values[kind], 2).replace(" ", "");
+    bar.append(part);
+    const entry = make("span", { text: `${kind} ${percent(values[kind])}` });
+    entry.style.setProperty("--dot", `var(--${kind})`);
+    key.append(entry);
+  }
+  return make("div", {}, bar, key);
+}
+
+function inputTable(title, inputs) {
+  const rows = inputs.positions.slice(0, 10).map((position, i) => {
+    return [`${shown(position)} @${position}`, inputs.attributions[i], signed(inputs.attributions[i])];
+  });
+  return table(title, rows, "Nothing was written yet: masks alone.");
+}
+
+const conceptRows = (kind, entries, value, text) =>
+  entries.map((entry) => [nameOf(kind, entry.id), entry[value], text(entry[value])]);
+
+// ---- the chosen token
+
+function choose(position) {
+  chosen = position !== null && byPosition.has(position) ? position : null;
+  paint();
+  const body = document.getElementById("details-body");
+  const title = document.getElementById("details-title");
+  if (chosen === null) {
+    title.textContent = "Token";
+    body.replaceChildren(make("p", {
+      class: "hint", text: position === null ? "No token is chosen." : "This token was not written by the model; choose another.",
+    }));
+    return;
+  }
+  const token = byPosition.get(chosen);
+  title.textContent = `“${shown(chosen)}” at position ${chosen}, written in step ${token.step}`;
+  const columns = make("div", { class: "columns" });
+  for (const kind of ["known", "discovered"]) {
+    const rows = conceptRows(kind, token[kind], "contribution", signed);
+    if (rows.length) rows.push(["others", token[`other_${kind}`], signed(token[`other_${kind}`])]);
+    columns.append(table(`${kind} concepts, logits`, rows, `no ${kind} concepts`));
+  }
+  if (token.inputs) columns.append(inputTable("from tokens @position, logits", token.inputs));
+  const facts = [`Logit ${token.logit.toFixed(3)}, of which epsilon ${signed(token.epsilon, 3)}; the parts sum to it within `
+    + `${token.share_error.toExponential(1)}.`];
+  if (token.inputs) {
+    facts.push(`On masks alone the logit is ${token.inputs.baseline.toFixed(3)}; the tokens explain the rest within `
+      + `${Math.abs(token.inputs.completeness_error).toExponential(1)} (${token.inputs.nodes} nodes`
+      + `${token.inputs.converged ? "" : ", not within the tolerance"}).`);
+  }
+  body.replaceChildren(shares(token.net_shares, "net"), columns, make("p", { class: "hint", text: facts.join(" ") }));
+}
+
+// ---- chunks
+
+function evidence(found) {
+  const list = make("ul", { class: "evidence" });
+  for (const hit of found.hits) {
+    list.append(make("li", {}, make("strong", { text: hit.name }),
+      ` — ${hit.score} ${Number(hit.value.toPrecision(3))}${hit.occurrences > 1 ? `, ${hit.occurrences} times` : ""}, `
+        + `${hit.source}, from token ${hit.offset}`, make("q", { text: hit.text })));
+  }
+  if (found.nothing_close.length) {
+    list.append(make("li", { class: "hint", text: `Nothing close by ${found.nothing_close.join(", ")}.` }));
+  }
+  const box = make("div", {}, make("h3", { text: "training data" }));
+  for (const [score, sources] of Object.entries(found.sources)) {
+    const parts = Object.entries(sources).map(([name, share]) => `${name} ${percent(share)}`);
+    if (parts.length) box.append(make("p", { class: "key", text: `Sources by ${score}: ${parts.join(", ")}` }));
+  }
+  box.append(list);
+  return box;
+}
+
+doc.chunks.forEach((chunk, number) => {
+  const columns = make("div", { class: "columns" });
+  for (const kind of ["known", "discovered"]) {
+    columns.append(table(`${kind} concepts, signed share`,
+      conceptRows(kind, chunk[kind], "share", (value) => `${signed(100 * value, 1)} %`), `no ${kind} concepts`));
+  }
+  if (chunk.inputs) columns.append(inputTable("from tokens @position, logits", chunk.inputs));
+  const article = make("article", {}, make("h3", { text: `Chunk ${number + 1}: positions ${chunk.start} to ${chunk.end - 1}` }),
+    make("blockquote", { text: chunk.text.replace(/^\n+|\n+$/g, "") }), shares(chunk.net_shares, "net"),
+    shares(chunk.absolute_shares, "absolute"), columns);
+  if (chunk.evidence) article.append(evidence(chunk.evidence));
+  document.getElementById("chunks").append(article);
+});
+
+// ---- head and foot
+
+const about = document.getElementById("about");
+const settings = trace.generation === null ? "a text that was given, read from left to right"
+  : Object.entries(trace.generation).filter(([name, value]) => value !== null && name !== "seed")
+    .map(([name, value]) => `${name} ${value}`).join(", ");
+for (const [name, value] of [
+  ["Model", `${trace.model.name} (${trace.model.fingerprint})`],
+  ["Training texts", trace.corpus ? `${trace.corpus.documents} documents (${trace.corpus.documents_sha256.slice(0, 16)})` : null],
+  ["Settings", settings],
+  ["Seed", trace.seed],
+  ["Steering", trace.steering.join("; ") || null],
+]) {
+  if (value !== null) about.append(make("dt", { text: name }), make("dd", { text: String(value) }));
+}
+const errors = doc.errors;
+document.getElementById("errors").textContent = `A logit and the sum of its parts differ by at most `
+  + `${errors.largest_share_error.toExponential(1)}. ` + (errors.largest_completeness_error === null
+    ? "Tokens were not asked for."
+    : `The tokens' sum differs from what it should be by at most ${errors.largest_completeness_error.toExponential(1)}; `
+      + `${errors.unconverged} of ${errors.targets} tokens are outside the tolerance.`)
+  + " Shares: net, of the whole of known, discovered and epsilon; absolute, of the sums of their absolute parts."
+  + " A signed share is of the absolute mass, each token with one vote.";
+paint();

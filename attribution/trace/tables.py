@@ -1,0 +1,167 @@
+"""An explanation as tidy tables, one row a fact, and these as Parquet files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from steerling_jax.errors import UserError
+
+from .document import KINDS
+from .explanation import Explanation
+
+Rows = list[dict[str, Any]]
+
+
+def check_parquet() -> None:
+    """Raises `UserError` where tables cannot be written."""
+    try:
+        import pyarrow  # noqa: F401
+    except ImportError:
+        raise UserError("--parquet needs pyarrow: pip install 'steerling-jax[parquet]'.") from None
+
+
+def check_folder(folder: Path) -> None:
+    """Raises `UserError` where the tables would replace something else: the folder is replaced as a whole."""
+    ours = {f"{name}.parquet" for name in _COLUMNS}
+    other = folder.is_dir() and any(path.name not in ours for path in folder.iterdir())
+    if other or (folder.exists() and not folder.is_dir()):
+        raise UserError(f"{folder} holds something else than tables of `steerling trace`; give a folder of their own.")
+
+
+def write_tables(folder: Path, tables: dict[str, Rows], explanation: Explanation) -> None:
+    """One `NAME.parquet` a table into an existing folder, with the model's fingerprint and the seed as metadata."""
+    import pyarrow
+    from pyarrow import parquet
+
+    record = explanation.record
+    about = {"format": "steerling-tables", "version": "1", "model": record.origin.name,
+             "fingerprint": record.origin.fingerprint, "seed": str(record.seed)}  # fmt: skip
+    for name, rows in tables.items():
+        schema = pyarrow.schema([(column, getattr(pyarrow, kind)()) for column, kind in _COLUMNS[name].items()])
+        table = pyarrow.Table.from_pylist(rows, schema.with_metadata(about))
+        parquet.write_table(table, folder / f"{name}.parquet", compression="zstd")
+
+
+_COLUMNS = {
+    "tokens": {
+        "position": "int32", "token_id": "int32", "piece": "string", "in_prompt": "bool_", "chunk": "int32",
+        "step": "int32", "logit": "float32", "epsilon": "float32", "share_error": "float32", "net_known": "float32",
+        "net_discovered": "float32", "net_epsilon": "float32", "path_logit": "float32", "baseline_logit": "float32",
+        "completeness_error": "float32", "nodes": "int32", "converged": "bool_",
+    },
+    "concepts": {
+        "position": "int32", "kind": "string", "concept_id": "int32", "name": "string", "activation": "float32",
+        "contribution": "float32",
+    },
+    "inputs": {"position": "int32", "input_position": "int32", "attribution": "float32"},
+    "chunks": {
+        "chunk": "int32", "start": "int32", "end": "int32", "text": "string", "net_known": "float32",
+        "net_discovered": "float32", "net_epsilon": "float32", "absolute_known": "float32",
+        "absolute_discovered": "float32", "absolute_epsilon": "float32", "epsilon_percent": "float32",
+    },
+    "chunk_concepts": {
+        "chunk": "int32", "kind": "string", "concept_id": "int32", "name": "string", "share": "float32",
+    },
+    "evidence": {
+        "chunk": "int32", "score": "string", "rank": "int32", "value": "float32", "corpus_chunk": "int64",
+        "document": "int64", "name": "string", "source": "string", "sha256": "string", "start": "int64",
+        "end": "int64", "offset": "int64", "text": "string", "query_start": "int32", "query_end": "int32",
+        "occurrences": "int32",
+    },
+}  # fmt: skip
+
+
+def make_tables(explanation: Explanation) -> dict[str, Rows]:
+    """Rows of each table; docs/trace.md describes the columns. What was not asked for is empty."""
+    return {
+        "tokens": _tokens(explanation),
+        "concepts": _concepts(explanation),
+        "inputs": _inputs(explanation),
+        "chunks": _chunks(explanation),
+        "chunk_concepts": _chunk_concepts(explanation),
+        "evidence": _evidence(explanation),
+    }
+
+
+def _tokens(explanation: Explanation) -> Rows:
+    shares, inputs, trace = explanation.shares, explanation.inputs, explanation.trace
+    chunk_of = {p: n for n, chunk in enumerate(explanation.chunks) for p in range(chunk.start, chunk.end)}
+    rows: Rows = [
+        {"position": p, "token_id": int(token), "piece": explanation.pieces[p], "in_prompt": p < trace.prompt_length,
+         "chunk": chunk_of.get(p)}
+        for p, token in enumerate(trace.tokens)
+    ]  # fmt: skip
+    for i, p in enumerate(shares.positions.tolist()):
+        net = (shares.net_known[i], shares.net_discovered[i], shares.net_epsilon[i])
+        rows[p] |= {"step": int(shares.steps[i]), "logit": shares.target_logits[i], "epsilon": shares.epsilon[i],
+                    "share_error": shares.error[i], **_named("net", net)}  # fmt: skip
+        if inputs is not None:
+            rows[p] |= {
+                "path_logit": inputs.path_logits[i], "baseline_logit": inputs.baseline_logits[i],
+                "completeness_error": inputs.completeness_error[i], "nodes": int(inputs.nodes[i]),
+                "converged": bool(inputs.converged[i]),
+            }  # fmt: skip
+    return rows
+
+
+def _concepts(explanation: Explanation) -> Rows:
+    s, rows = explanation.shares, []
+    for kind, ids, weights, values in (
+        ("known", s.known_ids, s.known_weights, s.known_contributions),
+        ("discovered", s.discovered_ids, s.discovered_weights, s.discovered_contributions),
+    ):
+        for i, k in np.argwhere(ids >= 0).tolist():
+            rows.append({"position": int(s.positions[i]), **_concept(explanation, kind, int(ids[i, k])),
+                         "activation": weights[i, k], "contribution": values[i, k]})  # fmt: skip
+    return rows
+
+
+def _inputs(explanation: Explanation) -> Rows:
+    inputs = explanation.inputs
+    if inputs is None:
+        return []
+    return [
+        {"position": int(inputs.target_positions[i]), "input_position": p, "attribution": inputs.attributions[i, p]}
+        for i, p in np.argwhere(inputs.attributions).tolist()
+    ]
+
+
+def _chunks(explanation: Explanation) -> Rows:
+    return [
+        {
+            "chunk": number, "start": chunk.start, "end": chunk.end, "text": chunk.text,
+            **_named("net", chunk.ranking.net_shares), **_named("absolute", chunk.ranking.absolute_shares),
+            "epsilon_percent": chunk.ranking.epsilon_percent,
+        }
+        for number, chunk in enumerate(explanation.chunks)
+    ]  # fmt: skip
+
+
+def _chunk_concepts(explanation: Explanation) -> Rows:
+    return [
+        {"chunk": number, **_concept(explanation, entry.type, entry.concept_id), "share": entry.contribution}
+        for number, chunk in enumerate(explanation.chunks)
+        for entry in chunk.ranking
+    ]
+
+
+def _evidence(explanation: Explanation) -> Rows:
+    rows: Rows = []
+    for number, chunk in enumerate(explanation.chunks):
+        for score in () if chunk.evidence is None else chunk.evidence.thresholds:
+            assert chunk.evidence is not None
+            for rank, hit in enumerate(chunk.evidence.of(score)):  # pyright: ignore[reportArgumentType]
+                fields = vars(hit) | {"corpus_chunk": hit.chunk, "chunk": number, "rank": rank}
+                rows.append(fields | dict(zip(("query_start", "query_end"), hit.query, strict=True)))
+    return rows
+
+
+def _concept(explanation: Explanation, kind: str, number: int) -> dict[str, Any]:
+    return {"kind": kind, "concept_id": number, "name": explanation.name(kind, number)}
+
+
+def _named(what: str, values: Any) -> dict[str, float]:
+    return {f"{what}_{kind}": float(value) for kind, value in zip(KINDS, values, strict=True)}

@@ -1,0 +1,105 @@
+"""An explanation as a person reads it in a terminal."""
+
+from __future__ import annotations
+
+import numpy as np
+from rich.console import Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from steerling_jax.chunk_ranking import ConceptShare
+
+from .explanation import Chunk, Explanation
+
+_INPUTS = 5  # tokens shown a chunk
+_TEXT = 64  # characters of a hit
+
+
+def render(explanation: Explanation, count: int) -> RenderableType:
+    """Panels, one a chunk, with `count` concepts of each kind."""
+    panels = []
+    for number, chunk in enumerate(explanation.chunks, 1):
+        parts = [Text(chunk.text.strip("\n"), style="bold"), Text(), _concepts(chunk, explanation, count), _bar(chunk)]
+        if chunk.inputs is not None:
+            parts.append(_inputs(chunk, explanation))
+        if chunk.evidence is not None:
+            parts.append(_evidence(chunk))
+        title = f"chunk {number} · positions {chunk.start} to {chunk.end - 1}"
+        panels.append(Panel(Group(*parts), title=title, title_align="left", border_style="dim"))
+    return Group(*panels) if panels else Text("The text is empty: its turn ended at once.")
+
+
+def errors(explanation: Explanation) -> str:
+    """How exact the figures are, in a sentence or two."""
+    told = (
+        "Shares are of the logits of what was written. Net: known, discovered and epsilon (what no concept explains), "
+        f"each as one number a token. A logit and the sum of its parts differ by at most {explanation.share_error:.1e}."
+    )
+    if explanation.inputs is not None:
+        told += (
+            " Tokens: logits that they added, by integrated gradients; their sum differs from what it should be by at "
+            f"most {explanation.completeness_error:.1e} a token."
+        )
+        if explanation.inputs.unconverged:
+            told += f" {explanation.inputs.unconverged}"
+    return told
+
+
+def _concepts(chunk: Chunk, explanation: Explanation, count: int) -> RenderableType:
+    table = Table.grid(padding=(0, 2))
+    table.add_row(Text("known concepts", style="green"), Text("discovered concepts", style="cyan"))
+    known, discovered = chunk.top("known", count), chunk.top("discovered", count)
+    for row in range(max(len(known), len(discovered))):
+        shares = (column[row] if row < len(column) else None for column in (known, discovered))
+        table.add_row(*(Text() if share is None else _share(share, explanation) for share in shares))
+    return table
+
+
+def _share(entry: ConceptShare, explanation: Explanation) -> Text:
+    return Text(f"{100 * entry.contribution:+6.2f} %  {explanation.name(entry.type, entry.concept_id)}")
+
+
+def _bar(chunk: Chunk, width: int = 18) -> Text:
+    """Net shares of the logits as one coloured bar with its figures."""
+    line = Text("\nlogits, net  ")
+    parts = list(
+        zip(("known", "discovered", "epsilon"), chunk.ranking.net_shares, ("green", "cyan", "red"), strict=True)
+    )
+    for _, share, colour in parts:
+        line.append("█" * round(width * share), style=colour)
+    for name, share, colour in parts:
+        line.append(f"  {name} {100 * share:.0f} %", style=colour)
+    return line
+
+
+def _inputs(chunk: Chunk, explanation: Explanation) -> Text:
+    """What the prompt and the text before added to the chunk's logits, with their strongest tokens."""
+    assert chunk.inputs is not None
+    values, prompt = chunk.inputs.attributions, explanation.trace.prompt_length
+    lines = []
+    for name, start, end in (("prompt", 0, prompt), ("written", prompt, len(values))):
+        line = Text(f"{name:<9}{values[start:end].sum():+8.2f}  ")
+        for place in np.argsort(-np.abs(values[start:end]), kind="stable")[:_INPUTS].tolist():
+            value = values[start + place]
+            line.append(f"  {value:+.2f} ", style="green" if value > 0 else "red")
+            line.append(explanation.pieces[start + place].strip() or "␣", style="bold")
+        lines.append(line)
+    return Text("\n").join(lines)
+
+
+def _evidence(chunk: Chunk) -> Text:
+    """The best hit of each score."""
+    assert chunk.evidence is not None
+    text = Text()
+    for number, score in enumerate(chunk.evidence.thresholds):
+        text.append(f"{'' if number == 0 else chr(10)}{score:<15}")
+        hits = chunk.evidence.of(score)  # pyright: ignore[reportArgumentType]
+        if not hits:
+            text.append("nothing close", style="dim")
+            continue
+        words = " ".join(hits[0].text.split())
+        text.append(f"{hits[0].value:.3g}  ")
+        text.append(f"{hits[0].name}", style="bold")
+        text.append(f" ({hits[0].source})  {words if len(words) <= _TEXT else words[: _TEXT - 1] + '…'}")
+    return text

@@ -1,0 +1,219 @@
+"""`steerling trace`: a text, written now or there already, and what is behind each chunk of it."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from steerling_jax.cli.generation_options import (
+    add_generation_options,
+    check_generation_options,
+    given_prompt,
+    policies,
+    settings,
+    write,
+)
+from steerling_jax.cli.steering_options import add_steering_options, from_args
+from steerling_jax.errors import require
+
+if TYPE_CHECKING:
+    from steerling_jax.api import Bundle
+    from steerling_jax.trace_record import TraceRecord
+
+    from .trace.explanation import Explanation, Find
+
+HELP = """\
+Show where a text came from: concepts, prompt tokens and training data, chunk by chunk.
+
+examples:
+  steerling trace "re.split(pattern, string)" --seed 1
+  steerling trace "re.split(pattern, string)" --html page.html --trace record.json
+  steerling trace --from record.json --parquet tables --graph graph.json
+  steerling trace "re.split(pattern, string)" --continuation "Split the string by the pattern."
+  steerling trace "Connect to" --amplify "Email and MIME" --index INDEX --corpus STORE
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    add_generation_options(parser)
+    add = parser.add_argument_group("what is explained, in place of a text written now").add_argument
+    add("--from", dest="source", metavar="FILE", help="a trace, of `generate --trace` or --trace; needs no TEXT")
+    add("--id", metavar="ID", help="of --from, where that is a file of batch results")
+    add("--continuation", metavar="TEXT", help="a text after TEXT, read from left to right; @FILE reads a file")
+    add = parser.add_argument_group("explanation").add_argument
+    add("--concepts", type=int, default=5, metavar="N", help="shown of each kind (default: %(default)s)")
+    add("--no-inputs", action="store_true", help="leave out the tokens that it came from, which take the longest")
+    add("--index", metavar="FOLDER", help="also look in the training data, by an index of `steerling index`")
+    add("--corpus", metavar="STORE", help="the corpus of that index")
+    add = parser.add_argument_group("files").add_argument
+    add("--trace", metavar="FILE", help="the trace itself, to be explained again without writing")
+    add("--html", metavar="FILE", help="a page to look through, which needs no network")
+    add("--json", metavar="FILE", help="all of it; - for standard output, in place of the report")
+    add("--parquet", metavar="FOLDER", help="tables, one row a fact")
+    add("--graph", metavar="FILE", help="one token's attribution graph, for Neuronpedia")
+    add("--token", type=int, metavar="POSITION", help="of the graph (default: the token that was written last)")
+    add_steering_options(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    _check(args)
+    steering = from_args(args)  # mistakes in it are told before the model is loaded
+    from steerling_jax.cli.console import note, stages, stdout
+    from steerling_jax.io.trace_file import read_trace
+
+    record = None if args.source is None else read_trace(args.source, args.id)
+    note("Loading JAX and the model …")
+    import steerling_jax as sj
+
+    from .trace.explanation import explain
+    from .trace.graph import choose_token
+    from .trace.terminal import errors, render
+
+    bundle = sj.load(args.model)
+    find = None if args.index is None else _finder(args, bundle)
+    if record is None:
+        record = _given(args, bundle) if args.continuation is not None else _written(args, bundle, steering)
+    choose_token(record.trace, args.token)
+    where = "The trace" if args.source is None else args.source
+    with stages() as tell:
+        found = explain(bundle, record, inputs=not args.no_inputs, find=find, tell=tell, where=where)
+        outputs = list(_outputs(args, bundle, found, tell))
+    _write_all(outputs)
+    if args.json == "-":
+        from steerling_jax.cli.console import print_json
+
+        from .trace.document import make_document
+
+        print_json(make_document(found, args.concepts))
+        return
+    from rich.text import Text
+
+    for label in found.trace.steering:
+        note(label)
+    stdout().print(Text(record.prompt_text, style="dim"))
+    stdout().print(render(found, args.concepts))
+    note(errors(found))
+
+
+def _check(args: argparse.Namespace) -> None:
+    check_generation_options(args)
+    require(args.concepts >= 1, f"--concepts is {args.concepts}; give at least 1.")
+    require(args.id is None or args.source is not None, "--id picks a line of --from; give both.")
+    require(args.token is None or args.graph is not None, "--token chooses the token of --graph; give both.")
+    require((args.index is None) == (args.corpus is None), "--index and --corpus go together; give both.")
+    given = _changed(args)
+    if args.source is not None:
+        extra = [*given, *(["--continuation"] if args.continuation is not None else [])]
+        require(not extra, f"--from explains a text as it was written; leave out {', '.join(extra)}.")
+    elif args.continuation is not None:
+        extra = [name for name in given if name not in ("TEXT", "--prompt-ids")]
+        require(not extra, f"--continuation is a text that is there already; leave out {', '.join(extra)}.")
+    if args.source is None:
+        given_prompt(args)
+    files = [name for name in (args.trace, args.html, args.json, args.parquet, args.graph) if name is not None]
+    twice = {name for name in files if files.count(name) > 1}
+    require(not twice, f"Several outputs are to be written to {', '.join(twice)}; give each its own.")
+    for name in (args.trace, args.html, args.json, args.graph):
+        require(name is None or not Path(name).is_dir(), f"{name} is a folder; give the name of a file.")
+    if args.parquet is not None:
+        from .trace.tables import check_folder, check_parquet
+
+        check_parquet()
+        check_folder(Path(args.parquet))
+
+
+def _changed(args: argparse.Namespace) -> list[str]:
+    """The options of writing that were given, by name."""
+    plain = argparse.ArgumentParser(add_help=False)
+    add_generation_options(plain)
+    add_steering_options(plain)
+    names = {action.dest: (action.option_strings or [action.metavar])[0] for action in plain._actions}
+    defaults = vars(plain.parse_args([])) | {"model": args.model}
+    return [str(names[name]) for name, default in defaults.items() if getattr(args, name) != default]
+
+
+def _written(args: argparse.Namespace, bundle: Bundle, steering: Any) -> TraceRecord:
+    from steerling_jax.generation import Prompt
+    from steerling_jax.io.trace_file import model_origin
+    from steerling_jax.trace_record import record_of
+
+    text_or_ids = given_prompt(args)
+    prompt = Prompt(text_or_ids, settings(args, bundle, text_or_ids), steering.configs(bundle), policies(args))
+    result = write(bundle, prompt, drafts=args.drafts, record_hidden=True)
+    return record_of(bundle, model_origin(bundle), prompt, result)
+
+
+def _given(args: argparse.Namespace, bundle: Bundle) -> TraceRecord:
+    from steerling_jax.cli.steering_options import read_text
+    from steerling_jax.given_text import given_trace
+    from steerling_jax.io.trace_file import model_origin
+    from steerling_jax.trace_record import TraceRecord
+
+    after = args.continuation
+    if after.startswith("@"):
+        after = read_text(Path(after[1:]), "continuation")
+    trace = given_trace(bundle, given_prompt(args), after)
+    decode = bundle.tokenizer.decode
+    before, written = (decode(ids.tolist()) for ids in (trace.prompt, trace.tokens[trace.prompt_length :]))
+    return TraceRecord(trace, model_origin(bundle), before, written)
+
+
+def _finder(args: argparse.Namespace, bundle: Bundle) -> Find:
+    from steerling_jax.io.corpus import CorpusStore
+
+    from .index.query import find_evidence, open_index
+
+    index = open_index(args.index, CorpusStore(args.corpus), bundle)
+    return lambda tokens, start, end: find_evidence(bundle, index, tokens[:end], start, end)
+
+
+Output = tuple[Path, bool, Callable[[Path], Any]]  # where, whether a folder, what writes it
+
+
+def _outputs(args: argparse.Namespace, bundle: Bundle, found: Explanation, tell: Any) -> Iterator[Output]:
+    """All that is to be written, computed."""
+    from steerling_jax.io.trace_file import trace_text
+
+    from .trace.document import make_document
+
+    def of_text(name: str, text: str) -> Output:
+        # A text may hold a lone surrogate, which has no bytes but can be written as JSON's \udXXX.
+        return Path(name), False, lambda path: path.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+    if args.trace is not None:
+        yield of_text(args.trace, trace_text(found.record))
+    if args.json not in (None, "-") or args.html is not None:
+        document = make_document(found, args.concepts)
+        if args.json not in (None, "-"):
+            yield of_text(args.json, _json(document))
+        if args.html is not None:
+            from .trace.page import make_page
+
+            yield of_text(args.html, make_page(document))
+    if args.parquet is not None:
+        from .trace.tables import make_tables, write_tables
+
+        tables = make_tables(found)
+        yield Path(args.parquet), True, lambda path: write_tables(path, tables, found)
+    if args.graph is not None:
+        from .trace.graph import make_graph
+
+        yield of_text(args.graph, _json(make_graph(bundle, found, args.token, tell)))
+
+
+def _json(value: Any) -> str:
+    import json
+
+    return json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _write_all(outputs: list[Output]) -> None:
+    """All of them or, where one cannot be written, none."""
+    from steerling_jax.io.atomic import atomic_path
+
+    with contextlib.ExitStack() as stack:
+        for target, folder, writer in outputs:
+            writer(stack.enter_context(atomic_path(target, folder=folder)))

@@ -1,0 +1,78 @@
+"""Traces in files: JSON, as docs/trace.md describes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from steerling_jax.errors import UserError
+from steerling_jax.io.atomic import atomic_path
+from steerling_jax.io.published_layout import read_json
+from steerling_jax.trace_record import Origin, TraceRecord, from_plain, origin_of, to_plain
+
+if TYPE_CHECKING:
+    from steerling_jax.api import Bundle
+
+
+def model_origin(bundle: Bundle) -> Origin:
+    """The model's origin, with the training texts that its folder's `documents.json` names, where there is one."""
+    path = None if bundle.folder is None else bundle.folder / "documents.json"
+    if path is None or not path.is_file():
+        return origin_of(bundle)
+    try:
+        hashes = sorted(entry["sha256"] for entry in read_json(path)["documents"] if entry["split"] == "train")
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path} does not list documents ({error}); take it away or make it again.") from None
+    return origin_of(bundle, {"documents": len(hashes), "documents_sha256": _hash("\n".join(hashes))})
+
+
+def write_trace(path: str | os.PathLike[str], record: TraceRecord) -> None:
+    """Writes `record`, whole or not at all; hidden rows are left out, since they can be computed again."""
+    with atomic_path(path) as target:
+        target.write_text(trace_text(record), encoding="utf-8", errors="backslashreplace")
+
+
+def trace_text(record: TraceRecord) -> str:
+    """The file's text: one field a line, one commit a line."""
+    plain = to_plain(record)
+    commits = ",\n  ".join(json.dumps(commit) for commit in plain.pop("commits"))
+    # A text may hold a lone surrogate, which has no bytes but can be written as JSON's \udXXX.
+    fields = [f" {json.dumps(name)}: {json.dumps(value, ensure_ascii=False)}" for name, value in plain.items()]
+    return "{\n" + ",\n".join([*fields, f' "commits": [\n  {commits}\n ]']) + "\n}\n"
+
+
+def read_trace(path: str | os.PathLike[str], id: str | int | None = None) -> TraceRecord:
+    """Reads a trace; `id` picks the one of a line in a batch's results. Raises `UserError` that names the file."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"Cannot read the trace {path}: {error.strerror}.") from error
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is no trace; give a file that `steerling generate --trace` wrote.") from None
+    if id is not None:
+        return from_plain(_batch_line(path, text, id).get("trace"), f"{path}, {id!r}")
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is no trace, or its end is missing ({error}); make it again.") from None
+    return from_plain(value, str(path))
+
+
+def _batch_line(path: Path, text: str, id: str | int) -> Mapping[str, Any]:
+    for line in text.split("\n"):  # not at every line end that Unicode knows
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(value, Mapping) and str(value.get("id")) == str(id) and "trace" in value:
+            return value
+    raise UserError(f'{path} has no result with the id {id!r} and a trace; ask for one with "trace": true.')
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
