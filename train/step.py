@@ -35,7 +35,7 @@ def shardings(run: RunConfig, mesh: Mesh) -> TrainState:
 def compile_step(run: RunConfig, state: TrainState, batch: Batch) -> jax.stages.Compiled:
     """`train_step` compiled for these shapes and where they lie (arrays, or ShapeDtypeStructs with shardings). It takes
     the state's memory over: a state that went in is gone."""
-    whole = jax.sharding.NamedSharding(state.step.sharding.mesh, jax.sharding.PartitionSpec())
-    placed = jax.tree.map(lambda leaf: leaf.sharding, state), whole
+    # Metrics lie where the step's number lies: on every device.
+    placed = jax.tree.map(lambda leaf: leaf.sharding, state), state.step.sharding
     step = jax.jit(partial(train_step, run=run), donate_argnums=0, out_shardings=placed)
     return step.lower(state, batch).compile()

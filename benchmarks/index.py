@@ -1,0 +1,123 @@
+"""The training-data index: how fast it is built, how large it is, and how long a question takes at 10⁵ and 10⁶ chunks.
+
+    python benchmarks/index.py CORPUS [--chunks 2000] [--sizes 100000 1000000]
+
+CORPUS is a store made with the bundled model's vocabulary. Building is measured on its first chunks; questions on
+synthetic vectors of the sizes asked for (D 512, 64 entries a signature, units of 11,600 chunks), and on copies of one
+unit's real text. Times are medians after a warm-up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+import steerling_jax as sj
+from steerling_jax.attribution.index.plan import IndexSettings
+from steerling_jax.attribution.index.unit import make_unit, passage_of
+from steerling_jax.influence import Projection, gradient_features, influence, normalised
+from steerling_jax.io.corpus import CorpusStore
+from steerling_jax.retrieval import best_rows, best_signatures, place, place_rows
+from steerling_jax.signatures import ENTRIES
+from steerling_jax.suffixes import longest_matches
+
+WIDTH, UNIT, ROUNDS, QUERY = 512, 11_600, 7, 64
+
+
+def median_ms(ask: Callable[[], Any]) -> float:
+    ask()
+    times = []
+    for _ in range(ROUNDS):
+        start = time.perf_counter()
+        ask()
+        times.append(1000 * (time.perf_counter() - start))
+    return round(statistics.median(times), 1)
+
+
+def building(corpus: CorpusStore, bundle: sj.Bundle, chunks: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Seconds for a unit of the first documents, the second time, and its size."""
+    spans = corpus.read("chunk_documents", 0, chunks)
+    documents, settings = range(int(spans[-1])), IndexSettings()
+
+    def make() -> dict[str, np.ndarray]:
+        return make_unit(corpus, documents, bundle, settings, lambda stage, done, total: None)
+
+    make()
+    start = time.perf_counter()
+    arrays = make()
+    seconds, count = time.perf_counter() - start, len(arrays["chunk_starts"])
+    sizes = {name: round(array.nbytes / count, 1) for name, array in arrays.items()}
+    return {"chunks": count, "chunks_a_second": round(count / seconds, 1), "bytes_a_chunk": sizes,
+            "bytes_a_chunk_in_all": round(sum(sizes.values()))}, arrays  # fmt: skip
+
+
+def questions(size: int, arrays: dict[str, np.ndarray], n_concepts: int) -> dict[str, float]:
+    """Milliseconds of one question to `size` chunks, by score."""
+    draw, units = np.random.default_rng(0), -(-size // UNIT)
+    rows = [place_rows(draw.standard_normal((UNIT, WIDTH), np.float32)) for _ in range(units)]
+    query = draw.standard_normal(WIDTH).astype(np.float32)
+    found = {"representation_ms": median_ms(partial(best_rows, rows, query, 20))}
+    rows.clear()
+    narrow = np.uint16 if n_concepts < 1 << 16 else np.uint32
+    signatures = [
+        place([draw.integers(0, n_concepts, (UNIT, ENTRIES)).astype(narrow),
+               draw.integers(0, 256, (UNIT, ENTRIES)).astype(np.uint8)])
+        for _ in range(units)
+    ]  # fmt: skip
+    weights = draw.random(n_concepts + 1).astype(np.float32)
+    found["signature_ms"] = median_ms(partial(best_signatures, signatures, weights, 20))
+    signatures.clear()
+    copies = max(1, round(size / len(arrays["chunk_starts"])))
+    texts = [(arrays["text"].copy(), arrays["suffixes"].copy()) for _ in range(copies)]
+    asked = np.concatenate([arrays["text"][1000 : 1000 + QUERY // 2], arrays["text"][9000 : 9000 + QUERY // 2]])
+    found["verbatim_ms"] = median_ms(lambda: [longest_matches(*text, asked) for text in texts])
+    return found
+
+
+def gradients(corpus: CorpusStore, bundle: sj.Bundle) -> dict[str, float]:
+    """Milliseconds to rank 20 candidates by influence: with their gradients to compute, and with them kept."""
+    passages = []
+    for number in range(100, 121):
+        chunk = corpus.chunk(number)
+        document = corpus.documents[chunk.document]
+        tokens = corpus.tokens(document.start, chunk.end).astype(np.int32)
+        passages.append(passage_of(tokens, chunk.start - document.start, len(tokens), 64))
+
+    def features(some: list) -> np.ndarray:
+        return gradient_features(bundle.params, some, config=bundle.config, compute=bundle.compute,
+                                 projection=Projection())  # fmt: skip
+
+    kept = normalised(features(passages[1:]))
+    return {
+        "influence_computed_ms": median_ms(lambda: influence(features(passages[:1]), features(passages[1:]))),
+        "influence_kept_ms": median_ms(lambda: influence(features(passages[:1]), kept)),
+        "features": kept.shape[1],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("corpus")
+    parser.add_argument("--chunks", type=int, default=2000)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[100_000, 1_000_000])
+    parser.add_argument("--concepts", type=int, default=904, help="134928: the published model's")
+    parser.add_argument("--matmul-dtype", default="bfloat16")
+    args = parser.parse_args()
+    corpus, bundle = CorpusStore(args.corpus), sj.load(matmul_dtype=args.matmul_dtype)
+    built, arrays = building(corpus, bundle, args.chunks)
+    found: dict[str, Any] = {"devices": [str(d) for d in jax.devices()], "build": built}
+    found["influence"] = gradients(corpus, bundle)
+    found["questions"] = {str(size): questions(size, arrays, args.concepts) for size in args.sizes}
+    print(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
