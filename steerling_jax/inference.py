@@ -155,6 +155,14 @@ def encode(bundle: Bundle, text_or_ids: str | Sequence[int], what: str) -> np.nd
     return tokens[0]
 
 
+def check_weights(params: Params, name: str) -> None:
+    """Raises `UserError` where a weight is no number."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not bool(jnp.isfinite(leaf).all()):
+            where = "/".join(str(getattr(key, "key", key)) for key in path)
+            raise UserError(f"{name or 'The model'} has a weight in {where} that is no number (NaN): load a sound one.")
+
+
 def _check_positions(positions: Any, shape: tuple[int, ...]) -> np.ndarray:
     """Positions of a clamp, (B·T,) bool."""
     if positions is None:

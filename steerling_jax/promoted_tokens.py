@@ -16,11 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from steerling_jax import bottleneck as bn
 from steerling_jax.backbone import Params, lm_head_weight
 from steerling_jax.catalogue import Head
+from steerling_jax.concept_heads import check_concepts, concept_embeddings
 from steerling_jax.config import Compute, ModelConfig
-from steerling_jax.errors import UserError
 from steerling_jax.layers import matmul_t
 
 if TYPE_CHECKING:
@@ -49,29 +48,16 @@ def promoted_tokens(
 
 def promoted_pieces(bundle: Bundle, ids: Sequence[int], count: int, head: Head = "known") -> list[list[str]]:
     """The same as printable pieces of text. Raises `UserError` for a model without such concepts."""
-    spec = _spec(bundle.config, head)
-    if outside := [i for i in ids if not 0 <= i < spec.n_concepts]:
-        raise UserError(f"There is no {head} concept {outside[0]}; the ids are 0 to {spec.n_concepts - 1}.")
+    check_concepts(bundle.config, head, ids)
     tokens, _ = promoted_tokens(bundle.params, ids, count, head=head, config=bundle.config, compute=bundle.compute)
     return [[bundle.tokenizer.piece(token) for token in row] for row in tokens.tolist()]
-
-
-def _spec(config: ModelConfig, head: Head) -> bn.HeadSpec:
-    if config.concept is None:
-        raise UserError("This model is a bare backbone and has no concepts.")
-    spec = bn.known_spec(config.concept) if head == "known" else bn.unknown_spec(config.concept)
-    if spec is None:
-        raise UserError("This model has no discovered concepts.")
-    return spec
 
 
 @partial(jax.jit, static_argnames=("head", "count", "config", "compute"))
 def _best(
     params: Params, ids: jax.Array, *, head: Head, count: int, config: ModelConfig, compute: Compute
 ) -> tuple[jax.Array, jax.Array]:
-    spec = _spec(config, head)
-    nowhere = jnp.zeros((1, config.n_embd), compute.dtype)
-    view = bn.view_head(params[f"{'known' if head == 'known' else 'unknown'}_head"], spec, compute, nowhere)
-    logits = matmul_t(bn.embeddings(view, ids), lm_head_weight(params), compute.operands)
+    vectors = concept_embeddings(params, ids, head=head, config=config, compute=compute)
+    logits = matmul_t(vectors, lm_head_weight(params), compute.operands)
     never = jnp.array([config.eos_token_id, config.mask_token_id, config.pad_token_id])
     return lax.top_k(logits.at[:, never].set(-jnp.inf), count)

@@ -224,6 +224,33 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> bytes:
     return model.getvalue()
 
 
+def train_word_vocabulary(texts: Iterable[str]) -> bytes:
+    """A SentencePiece model with a piece for every word between spaces, most frequent first; others are unknown.
+
+    Raises nothing for a word that is rare: all are kept. Source of the settings: SentencePiece's model type `word`.
+    """
+    import sentencepiece
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts),
+        model_writer=model,
+        model_type="word",
+        vocab_size=1 << 20,
+        hard_vocab_limit=False,
+        use_all_vocab=True,
+        normalization_rule_name="identity",
+        character_coverage=1.0,
+        unk_id=0,
+        bos_id=-1,
+        eos_id=-1,
+        pad_id=-1,
+        num_threads=1,
+        minloglevel=2,
+    )
+    return model.getvalue()
+
+
 def _slices(texts: Iterable[str], size: int = 100_000) -> Iterator[str]:
     """Long texts in parts: the trainer silently skips what is over its limit."""
     for text in texts:

@@ -1,0 +1,77 @@
+"""Does input attribution depend on what was learned? The same tokens explained with weights in disorder."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from steerling_jax.api import Bundle
+from steerling_jax.backbone import Params
+from steerling_jax.generation import Generation
+from steerling_jax.input_targets import TokenLogProbability
+from steerling_jax.integrated_gradients import attribute_inputs
+from steerling_jax.trace import Trace
+
+from .figures import estimate
+from .perturbed import ranks, visible
+from .texts import Progress
+
+CASCADE = ("last layer", "upper half of the layers", "all layers", "all layers and embeddings")
+
+
+def randomised_weights(
+    bundle: Bundle, made: Sequence[Generation], targets: int, key: jax.Array, tell: Progress
+) -> list[dict[str, Any]]:
+    """Rank correlations of integrated gradients with those of weights that have forgotten, layer after layer."""
+    L = bundle.config.n_layers
+    firsts = {CASCADE[0]: L - 1, CASCADE[1]: L // 2, CASCADE[2]: 0, CASCADE[3]: 0}
+    true = [_ranked_scores(bundle, one.trace, targets) for one in made]
+    found = []
+    for number, (name, first) in enumerate(firsts.items()):
+        params = shuffled_weights(bundle.params, first, name == CASCADE[3], jax.random.fold_in(key, number))
+        other = dataclasses.replace(bundle, params=params)
+        means = []
+        for one, scores in zip(made, true):
+            again = _ranked_scores(other, one.trace, targets)
+            pairs = [spearman(a, b) for a, b in zip(scores, again)]
+            means.append(np.nanmean(pairs) if np.isfinite(pairs).any() else np.nan)
+        found.append(estimate("rank correlation with randomised weights", name, means, key, "lower"))
+        tell("inputs: randomised weights", number + 1, len(firsts))
+    return found
+
+
+def _ranked_scores(bundle: Bundle, trace: Trace, targets: int) -> list[np.ndarray]:
+    """Attributions to the visible positions, an array a token."""
+    found = attribute_inputs(bundle, trace, target=TokenLogProbability(), sample=targets, nodes=8)
+    block, rows = bundle.config.diff_block_size, zip(found.target_orders.tolist(), found.target_positions.tolist())
+    return [found.attributions[i][visible(trace, *at, block)] for i, at in enumerate(rows)]
+
+
+def shuffled_weights(params: Params, first: int, embeddings: bool, key: jax.Array) -> Params:
+    """Every tensor of the layers from number `first` (from 0) on with its values in another order, and where asked the
+    embeddings and the output projection too. Norms' gains are left."""
+    leaves, tree = jax.tree_util.tree_flatten_with_path(params)
+    changed = []
+    for number, (path, leaf) in enumerate(leaves):
+        top, at = getattr(path[0], "key", None), jax.random.fold_in(key, number)
+        if top == "blocks" and leaf.ndim == 3:
+            layers = leaf[first:]
+            mixed = jax.vmap(jax.random.permutation)(jax.random.split(at, len(layers)), layers.reshape(len(layers), -1))
+            leaf = jnp.concatenate([leaf[:first], mixed.reshape(layers.shape)])
+        elif embeddings and top in ("tok_emb", "lm_head"):
+            leaf = jax.random.permutation(at, leaf.reshape(-1)).reshape(leaf.shape)
+        changed.append(leaf)
+    return jax.tree_util.tree_unflatten(tree, changed)
+
+
+def spearman(a: np.ndarray, b: np.ndarray) -> float:
+    """Rank correlation of (m,) and (m,); NaN for fewer than three."""
+    if len(a) < 3:
+        return float("nan")
+    x, y = ranks(a), ranks(b)
+    return float(np.corrcoef(x, y)[0, 1])

@@ -1,0 +1,41 @@
+"""Texts to explain: openings of held-out documents, continued by the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from steerling_jax.api import Bundle
+from steerling_jax.errors import UserError
+from steerling_jax.generation import Generation, Prompt, generate_many
+from steerling_jax.generation_config import GenerationConfig
+from steerling_jax.io.corpus import CorpusStore
+
+Progress = Callable[[str, int, int], None]
+
+
+def heldout_openings(store: CorpusStore, count: int, tokens: int, seed: int) -> list[list[int]]:
+    """The first `tokens` ids of `count` held-out documents drawn by `seed`; fewer where there are fewer."""
+    fit = [d for d in store.documents if d.split == "heldout" and d.end - d.start >= tokens]
+    if not fit:
+        raise UserError(
+            f"No held-out document of {store.folder} has {tokens} tokens: make the corpus with longer ones."
+        )
+    chosen = np.random.default_rng(seed).permutation(len(fit))[:count]
+    return [store.tokens(fit[i].start, fit[i].start + tokens).astype(int).tolist() for i in chosen]
+
+
+def continued(
+    bundle: Bundle, prompts: Sequence[Sequence[int]], config: GenerationConfig, *, stage: str, tell: Progress
+) -> list[Generation]:
+    """Each prompt's continuation, with its hidden rows; the seed of prompt i is `config`'s plus i."""
+    settings = [
+        GenerationConfig(**{**vars(config), "seed": (config.seed or 0) + number}) for number in range(len(prompts))
+    ]
+    found: dict[int, Generation] = {}
+    asked = (Prompt(list(ids), one) for ids, one in zip(prompts, settings))
+    for number, made in generate_many(bundle, asked, record_hidden=True):
+        found[number] = made
+        tell(stage, len(found), len(prompts))
+    return [found[number] for number in range(len(prompts))]

@@ -1,0 +1,154 @@
+"""`steerling neighbourhood`: what a concept, named or discovered, is about."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from steerling_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from steerling_jax.api import Bundle
+    from steerling_jax.concept_gradients import Source
+    from steerling_jax.concept_neighbourhood import Neighbourhood
+
+HELP = """\
+Show what a concept is about: tokens, chunks of a corpus, near concepts, a name.
+
+The name is made of words that stand out in the chunks where the concept acts most, and scored on held-out chunks. All
+concepts asked for share one reading of the corpus.
+
+examples:
+  steerling neighbourhood discovered:123 --corpus ./corpus
+  steerling neighbourhood "Regular expressions" discovered:7 discovered:8 --corpus ./corpus --tokens 500000
+  steerling neighbourhood --all discovered --corpus ./corpus --json > names.json
+"""
+
+PANELS = 6  # concepts shown in full; more are shown as a table
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("concepts", nargs="*", metavar="CONCEPT", help="discovered:ID, or a known concept's name or #ID, or group:NAME")
+    add("--all", choices=("known", "discovered"), help="all concepts of a head")
+    add("--model", metavar="MODEL", help="a folder, a checkpoint, a bundled model or a Hub id (default: bundled)")
+    add("--corpus", type=Path, required=True, metavar="FOLDER", help="a corpus store, made with the model's tokenizer")
+    add("--tokens", type=int, metavar="N", help="of the training split that are read (default: all)")
+    add("--heldout-tokens", type=int, default=200_000, metavar="N", help="to score names on (default: %(default)s)")
+    add("--level", type=float, default=0.5, metavar="T", help="share of tokens masked (default: %(default)s)")
+    add("--seq-len", type=int, default=256, metavar="N", help="tokens of a sequence (default: %(default)s)")
+    add("--strongest", type=int, default=50, metavar="N", help="chunks a name is made from (default: %(default)s)")
+    add("--chunks", type=int, default=5, metavar="N", help="chunks shown (default: %(default)s)")
+    add("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
+    add("--json", action="store_true", help="print everything as JSON")
+
+
+def run(args: argparse.Namespace) -> None:
+    for name in ("tokens", "heldout_tokens", "seq_len", "strongest", "chunks"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} is {value}, but it must be at least 1.")
+    if args.seed < 0:
+        raise UserError(f"--seed is {args.seed}, but it must not be negative.")
+    if bool(args.concepts) == (args.all is not None):
+        raise UserError("Give the concepts to look at, as in discovered:123, or --all known or --all discovered.")
+    import steerling_jax as sj
+    from steerling_jax.cli.console import print_json, stages, stdout
+    from steerling_jax.concept_activity import concept_activity
+    from steerling_jax.concept_neighbourhood import control_concepts, neighbourhoods
+    from steerling_jax.io.corpus import CorpusStore
+
+    bundle, store = sj.load(args.model), CorpusStore(args.corpus)
+    asked = find_concepts(bundle, args.concepts, args.all)
+    with stages() as tell:
+        activity = concept_activity(
+            bundle, store, [*asked, *control_concepts(asked, bundle.config)], level=args.level,
+            strongest=args.strongest, seq_len=args.seq_len, corpus_tokens=args.tokens,
+            heldout_tokens=args.heldout_tokens, seed=args.seed, tell=tell,
+        )  # fmt: skip
+        found = neighbourhoods(bundle, store, activity, len(asked), chunks=args.chunks, seed=args.seed, tell=tell)
+    if args.json:
+        settings = {"level": args.level, "seq_len": args.seq_len, "strongest": args.strongest, "seed": args.seed}
+        settings |= {"tokens": activity.tokens, "corpus": str(store.folder)}
+        entries = [{"name": one.name, "concept": one} for one in found]
+        print_json({"model": bundle.name, "settings": settings, "concepts": entries})
+    elif len(found) > PANELS:
+        stdout().print(table(found))
+    else:
+        for one in found:
+            stdout().print(panel(one))
+
+
+def find_concepts(bundle: Bundle, texts: list[str], everything: str | None) -> list[Source]:
+    """What was asked for, each concept once: `discovered:ID`, `known:NAME`, or as `steerling concepts` names them."""
+    from steerling_jax.catalogue import HEADS
+    from steerling_jax.concept_gradients import Source
+    from steerling_jax.concept_heads import head_spec
+
+    found: list[Source] = []
+    for head in HEADS:
+        if everything == head:
+            found += [Source(i, head) for i in range(head_spec(bundle.config, head).n_concepts)]
+    for text in texts:
+        prefix, _, rest = text.partition(":")
+        head = next((head for head in HEADS if head == prefix.strip().casefold()), None)
+        if head is None:
+            head, rest = "known", text
+        head_spec(bundle.config, head)
+        found += [Source(i, head) for i in bundle.concepts.resolve(rest, head)]
+    return list(dict.fromkeys(found))
+
+
+def table(found: list[Neighbourhood]) -> RenderableType:
+    """A row a concept."""
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = Table(box=None, pad_edge=False)
+    for title in ("concept", "name", "AUC", "others'", "mean", "near, by activity", "promotes"):
+        rows.add_column(title, justify="right" if title in ("AUC", "others'", "mean") else "left")
+    for one in found:
+        area, others = ("", "") if one.score is None else (f"{one.score.auc.mean:.2f}", _number(one.score.others))
+        near = one.near_activity[0][0] if one.near_activity else ""
+        promoted = " ".join(piece.strip() for piece in one.promoted[:6])
+        cells = (f"{one.head}:{one.concept_id}", one.name, area, others, f"{one.mean_activation:.3f}", near, promoted)
+        rows.add_row(*map(Text, cells))
+    return rows
+
+
+def panel(one: Neighbourhood) -> RenderableType:
+    """Everything about one concept."""
+    from rich.console import Group
+    from rich.panel import Panel
+    from rich.text import Text
+
+    lines = [Text(sentence_of_name(one))]
+    lines.append(Text.assemble(("promotes  ", "dim"), " ".join(repr(piece)[1:-1] for piece in one.promoted)))
+    for title, near in (("near, by embedding  ", one.near_embedding), ("near, by activity  ", one.near_activity)):
+        lines.append(Text.assemble((title, "dim"), ", ".join(f"{name} {value:.2f}" for name, value in near)))
+    for chunk in one.strongest:
+        about = f" ({', '.join(chunk.labels)})" if chunk.labels else ""
+        lines.append(Text(f"\n{chunk.activation:.3f}  {chunk.document}, token {chunk.offset}{about}", style="cyan"))
+        lines.append(Text(" ".join(chunk.text.split())))
+    title = f"{one.head}:{one.concept_id}  {one.label}"
+    return Panel(Group(*lines), title=Text(title), title_align="left", border_style="dim")
+
+
+def sentence_of_name(one: Neighbourhood) -> str:
+    """The automatic name with what it is worth."""
+    if not one.name:
+        return "name: none, no word stands out in its strongest chunks"
+    if one.score is None:
+        return f"name: {one.name} (too rare in the held-out text to be scored)"
+    s = one.score
+    return (
+        f"name: {one.name}  AUC {s.auc.mean:.2f} [{s.auc.low:.2f}, {s.auc.high:.2f}] on {s.chunks} held-out chunks, "
+        f"{s.positives} with one of the words; names of {s.names} other concepts: {_number(s.others)}"
+    )
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
