@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> None:
 
 def find_concepts(bundle: Bundle, texts: list[str], everything: str | None) -> list[Source]:
     """What was asked for, each concept once: `discovered:ID`, `known:NAME`, or as `steerling concepts` names them."""
-    from steerling_jax.catalogue import HEADS
+    from steerling_jax.catalogue import HEADS, Head
     from steerling_jax.concept_gradients import Source
     from steerling_jax.concept_heads import head_spec
 
@@ -94,11 +94,10 @@ def find_concepts(bundle: Bundle, texts: list[str], everything: str | None) -> l
             found += [Source(i, head) for i in range(head_spec(bundle.config, head).n_concepts)]
     for text in texts:
         prefix, _, rest = text.partition(":")
-        head = next((head for head in HEADS if head == prefix.strip().casefold()), None)
-        if head is None:
-            head, rest = "known", text
+        named: list[Head] = [head for head in HEADS if head == prefix.strip().casefold()]
+        head = named[0] if named else HEADS[0]
         head_spec(bundle.config, head)
-        found += [Source(i, head) for i in bundle.concepts.resolve(rest, head)]
+        found += [Source(i, head) for i in bundle.concepts.resolve(rest if named else text, head)]
     return list(dict.fromkeys(found))
 
 

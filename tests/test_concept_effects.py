@@ -9,6 +9,7 @@ import pytest
 
 import steerling_jax as sj
 from steerling_jax.backbone import embed_tokens, unstack_layers
+from steerling_jax.catalogue import Head
 from steerling_jax.concept_effects import (
     REMOVALS,
     Agreement,
@@ -35,7 +36,7 @@ def told(golden):
     return bundle, trace, sj.concept_contributions(bundle, trace)
 
 
-def some(told, head: str) -> tuple[ConceptEffects, list[int]]:
+def some(told, head: Head) -> tuple[ConceptEffects, list[int]]:
     """Effects, on the tokens of a few positions, of a listed concept and of one that may not be listed."""
     bundle, trace, shares = told
     listed = shares.known_ids if head == "known" else shares.discovered_ids

@@ -134,7 +134,7 @@ def _effects(
     openings = heldout_openings(store, prompts, PROMPT_TOKENS, seed)
     config = GenerationConfig(max_new_tokens=BLOCKS * bundle.config.diff_block_size, seed=seed)
     made = continued(bundle, openings, config, stage="concepts: writing", tell=tell)
-    heads = [head for head in HEADS if bundle.concepts.count(head)]
+    heads: list[Head] = [head for head in HEADS if bundle.concepts.count(head)]
     by_head: dict[Head, list[tuple[ConceptEffects, list[ConceptEffects]]]] = {head: [] for head in heads}
     responses = []
     for number, one in enumerate(made):
