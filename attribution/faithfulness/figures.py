@@ -45,7 +45,7 @@ def table(result: Mapping[str, Any]) -> list[list[str]]:
     """A part's figures as rows of text, header first."""
     rows = [HEADER]
     for f in result["figures"]:
-        interval = "" if f["low"] is None else f"{f['low']:.3f} … {f['high']:.3f}"
+        interval = "" if None in (f["low"], f["high"]) else f"{f['low']:.3f} … {f['high']:.3f}"
         rows.append([f["figure"], f["of"], "–" if f["mean"] is None else f"{f['mean']:.3f}", interval, f"{f['n']:,}"])
     return rows
 
