@@ -30,7 +30,7 @@ _TITLES = {
 _PICTURED = {  # figure of the data part, and its title
     "share of the ceiling": "retraining: share of the seed-to-seed ceiling",
     "recall@10": "planted evidence: recall@10",
-    "tail patch": "a step on the ten best: change of log p",
+    "tail patch": "a step on the ten best, nats",
 }
 
 
