@@ -26,8 +26,8 @@ from steerling_jax import bottleneck as bn
 from steerling_jax.backbone import Params, lm_head_weight
 from steerling_jax.config import Compute, ModelConfig
 from steerling_jax.errors import UserError
-from steerling_jax.heads import HeadOutput, run_head
-from steerling_jax.inference import compiled_hidden
+from steerling_jax.heads import Clamps, HeadOutput, run_head
+from steerling_jax.inference import RowClamps, compiled_hidden
 from steerling_jax.layers import matmul_t
 from steerling_jax.model import compose
 from steerling_jax.snapshot_passes import require_finite
@@ -102,20 +102,19 @@ def concept_contributions(bundle: Bundle, trace: Trace) -> Contributions:
     """Explains every committed token of `trace` from the hidden row of the very pass that committed it.
 
     Rows that the trace does not hold are recomputed from its snapshots. Raises `UserError` for a model without
-    concepts, a trace of another model, weights that are not finite, and text written with concepts clamped.
+    concepts, a trace of another model, and weights that are not finite.
     """
     config = bundle.config
     trace.check(config)
-    if trace.plan is not None and trace.plan.clamps is not None:
-        raise UserError("Contributions of text written with concepts clamped are not offered; inject them instead.")
     if config.concept is None:
         raise UserError("Concept contributions need a model with concepts; this one is a bare backbone.")
     commits = list(trace.flat())
     steps, positions, tokens = (np.asarray([c[i] for c in commits], np.int32) for i in range(3))
     logits = np.asarray([c[3] for c in commits], np.float32)
-    shares = _in_batches(bundle, hidden_rows(bundle, trace), tokens)
+    offsets, clamps = positions - np.int32(trace.prompt_length), trace.clamps
+    shares = _in_batches(bundle, hidden_rows(bundle, trace), tokens, offsets, clamps)
     if trace.guidance > 0:
-        other = _in_batches(bundle, hidden_rows(bundle, trace, unconditional=True), tokens)
+        other = _in_batches(bundle, hidden_rows(bundle, trace, unconditional=True), tokens, offsets, clamps)
         shares = _guided(shares, other, trace.guidance)
     nets = {name: np.abs(getattr(shares, name)) for name in ("net_known", "net_discovered", "net_epsilon")}
     shares = shares._replace(**nets)
@@ -166,40 +165,49 @@ def _united(conditional: Any, unconditional: Any, s: np.float32) -> tuple[np.nda
     return united, weights.astype(np.float32), contributions.astype(np.float32)
 
 
-def _in_batches(bundle: Bundle, hidden: np.ndarray, tokens: np.ndarray) -> _Shares:
-    """hidden (n, D) and tokens (n,) in batches of a fixed size, the last one filled up with zeros."""
+def _in_batches(
+    bundle: Bundle, hidden: np.ndarray, tokens: np.ndarray, offsets: np.ndarray, clamps: RowClamps | None
+) -> _Shares:
+    """hidden (n, D), tokens and offsets (n,) in batches of a fixed size, the last one filled up with zeros."""
     n = len(tokens)
     pad = max(-n % _ROWS, _ROWS * (n == 0))  # a trace without commits still says its K
     hidden, tokens = np.pad(hidden.reshape(n, -1) if n else np.zeros((0, bundle.config.n_embd), np.float32),
                             ((0, pad), (0, 0))), np.pad(tokens, (0, pad))  # fmt: skip
-    batches = [
-        jax.device_get(
-            _shares(bundle.params, hidden[i : i + _ROWS], tokens[i : i + _ROWS], bundle.config, bundle.compute)
-        )
-        for i in range(0, len(tokens), _ROWS)
-    ]
+    offsets = np.pad(offsets, (0, pad))
+    batches = []
+    for i in range(0, len(tokens), _ROWS):
+        part = (each[i : i + _ROWS] for each in (hidden, tokens, offsets))
+        batches.append(jax.device_get(_shares(bundle.params, *part, clamps, bundle.config, bundle.compute)))
     shares = _Shares(*(np.concatenate(parts)[:n] for parts in zip(*batches, strict=True)))
     require_finite(shares.epsilon)
     return shares
 
 
-@partial(jax.jit, static_argnums=(3, 4))
-def _shares(params: Params, hidden: jax.Array, tokens: jax.Array, config: ModelConfig, compute: Compute) -> _Shares:
-    """hidden (N, D) float32 and tokens (N,) to shares: heads in the model's arithmetic, products in float32."""
+@partial(jax.jit, static_argnums=(5, 6))
+def _shares(
+    params: Params, hidden: jax.Array, tokens: jax.Array, offsets: jax.Array, clamps: RowClamps | None,
+    config: ModelConfig, compute: Compute,
+) -> _Shares:  # fmt: skip
+    """hidden (N, D) float32, tokens and offsets after the prompt (N,) to shares: heads in the model's arithmetic,
+    products in float32."""
     concept = config.concept
     assert concept is not None
     rows = hidden.astype(compute.dtype)
     target = jnp.take(lm_head_weight(params), tokens, axis=0).astype(jnp.float32)
-    known = run_head(params["known_head"], rows, bn.known_spec(concept), compute)
-    known_listed = _listed(params["known_head"], known, bn.known_spec(concept), target)
+    rule = "published" if clamps is None else clamps.epsilon
+    on_known = on_unknown = None
+    if clamps is not None:
+        on_known, on_unknown = clamps.at(clamps.known, offsets), clamps.at(clamps.unknown, offsets)
+    known = run_head(params["known_head"], rows, bn.known_spec(concept), compute, on_known, rule)
+    known_listed = _listed(params["known_head"], known, on_known, bn.known_spec(concept), target)
     unknown, spec = None, bn.unknown_spec(concept)
     nothing = jnp.zeros((len(tokens), 0))
     found = (nothing.astype(jnp.int32), nothing, nothing, jnp.zeros_like(target))
     if spec is not None:
-        unknown = run_head(params["unknown_head"], rows, spec, compute)
-        found = _listed(params["unknown_head"], unknown, spec, target)
+        unknown = run_head(params["unknown_head"], rows, spec, compute, on_unknown, rule)
+        found = _listed(params["unknown_head"], unknown, on_unknown, spec, target)
     composed, _, _ = compose(
-        rows, known, unknown, use_epsilon=concept.use_epsilon_correction, rule="published", known_clamped=False
+        rows, known, unknown, use_epsilon=concept.use_epsilon_correction, rule=rule, known_clamped=on_known is not None
     )
     whole = composed.astype(jnp.float32)
     k_hat = known.features.astype(jnp.float32)
@@ -215,23 +223,34 @@ def _shares(params: Params, hidden: jax.Array, tokens: jax.Array, config: ModelC
 
 
 def _listed(
-    params: Params, head: HeadOutput, spec: bn.HeadSpec, target: jax.Array
+    params: Params, head: HeadOutput, clamps: Clamps | None, spec: bn.HeadSpec, target: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """The reported concepts: ids, weights and contributions (N, K), and the sum of their vectors (N, D).
+    """The reported concepts, and those clamped: ids (−1 for none), weights and contributions (N, K), and the sum of
+    their vectors (N, D).
 
     A factorised head takes the target through its basis, so that only rank-wide rows are gathered.
     """
     view = bn.view_head(params, spec, _EXACT, target)  # only its tables are used
-    weights = jax.nn.sigmoid(head.topk_logits)
+    parts = [(head.topk_indices, jax.nn.sigmoid(head.topk_logits))]
+    there = jnp.ones(head.topk_indices.shape, bool)
+    if clamps is not None:  # in place of what the head says of them, listed or not
+        (ids, weights), here = parts[0], clamps.positions[:, None]
+        own = jnp.broadcast_to(clamps.ids[None, :], (len(ids), clamps.ids.shape[0]))
+        replaced = here & (ids[:, :, None] == own[:, None, :]).any(axis=-1)
+        parts = [(ids, jnp.where(replaced, 0.0, weights)), (own, jnp.where(here, clamps.values[None, :], 0.0))]
+        there = jnp.concatenate([~replaced, jnp.broadcast_to(here, own.shape)], axis=1)
+    ids, weights = (jnp.concatenate(both, axis=1) for both in zip(*parts, strict=True))
     query = target if view.basis is None else matmul_t(target, view.basis.T, "float32")
 
     def dots(row: tuple[jax.Array, jax.Array]) -> jax.Array:
         index, q = row
         return jnp.take(view.values, index, axis=0).astype(jnp.float32) @ q
 
-    contributions = weights * jax.lax.map(dots, (head.topk_indices, query))
-    vectors = bn.mix_concepts(view, head.topk_indices, weights, spec.block, _EXACT)
-    return head.topk_indices, weights, contributions, vectors
+    contributions = weights * jax.lax.map(dots, (ids, query))
+    vectors = jnp.zeros_like(target)
+    for part in parts:
+        vectors = vectors + bn.mix_concepts(view, *part, spec.block, _EXACT)
+    return jnp.where(there, ids, -1), weights, contributions, vectors
 
 
 def hidden_rows(bundle: Bundle, trace: Trace, *, unconditional: bool = False) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from steerling_jax.errors import UserError, require
+from steerling_jax.errors import require
 from steerling_jax.input_targets import Target
 from steerling_jax.trace import Commit, Trace
 
@@ -36,8 +36,6 @@ def choose_cases(
     """The commits to explain, see `attribute_inputs`. Raises `UserError` for a bad choice or a trace of another
     model."""
     trace.check(bundle.config)
-    if trace.plan is not None and trace.plan.clamps is not None:
-        raise UserError("Input attribution of text written with concepts clamped is not offered; inject them instead.")
     commits = [(order, *target) for order, commit in enumerate(trace.commits) for target in _written(commit)]
     require(bool(commits), "The generation is empty: it has no written token to explain.")
     if positions is not None:

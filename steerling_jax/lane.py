@@ -19,7 +19,6 @@ from steerling_jax import lane_programs as programs
 from steerling_jax.backbone import Params
 from steerling_jax.config import Compute, ModelConfig
 from steerling_jax.decoding_step import Rules
-from steerling_jax.inference import RowClamps
 from steerling_jax.prefix_cache import PrefixCache, prefix_keys
 from steerling_jax.request import Event, Job
 from steerling_jax.steering import ClampPlan
@@ -79,9 +78,10 @@ class Lane:
             if seat is not None and seat.fresh:
                 self._start_block(index, seat)
         assert self.rows is not None
+        clamps = None if self.clamps is None else self.clamps.rows()
         self.rows = bd.decode_rows(
-            self.params, self.cache, self.rows, jnp.int32(steps or _ALWAYS), _row_clamps(self.clamps),
-            config=self.config, compute=self.compute,
+            self.params, self.cache, self.rows, jnp.int32(steps or _ALWAYS), clamps, config=self.config,
+            compute=self.compute,
         )  # fmt: skip
         return self._events(tell=steps is not None)
 
@@ -261,14 +261,3 @@ def cache_capacity(blocks: int) -> int:
 
 def _row(records: bd.Record, index: int) -> bd.Record:
     return jax.tree.map(lambda a: a[index], records)
-
-
-def _row_clamps(plan: ClampPlan | None) -> RowClamps | None:
-    if plan is None:
-        return None
-
-    def arrays(values: dict[int, float] | None) -> tuple[jax.Array, jax.Array] | None:
-        return (jnp.array(list(values)), jnp.array(list(values.values()))) if values else None
-
-    start, end = plan.offsets or (0, _ALWAYS)
-    return RowClamps(arrays(plan.known), arrays(plan.unknown), jnp.int32(start), jnp.int32(end), plan.epsilon)

@@ -3,7 +3,8 @@
 A snapshot is taken apart on the straight line from mask embeddings (0) to its own embeddings (1), at every position or
 at some. Positions still masked do not move. Later attention blocks cannot be seen, so the canvas is cut after the
 target's. A target is read from the hidden row, so the concept heads do not run (of a head, one row for a concept); with
-the epsilon correction off, lm_head reads the same row, as in the published package, and not the composed one.
+the epsilon correction off, lm_head reads the same row, as in the published package, and not the composed one. Text that
+was written with concepts clamped is read through the heads, with the clamps.
 
 Legend: n explained targets, T canvas positions, S cut length, N cases of a call, M passes of a call, B rows of a pass,
 R patterns, L layers, D width.
@@ -25,6 +26,7 @@ from steerling_jax.batching import padded_length
 from steerling_jax.config import Compute, ModelConfig
 from steerling_jax.errors import require
 from steerling_jax.explained_commits import Case, choose_cases
+from steerling_jax.inference import RowClamps, logit_features
 from steerling_jax.input_targets import TOKEN_LOGIT, Target
 from steerling_jax.trace import Trace
 from steerling_jax.window_pass import injected_on
@@ -103,7 +105,7 @@ class SnapshotPasses:
             np.asarray([case.token for case in cases], np.int32),
             jax.tree.map(lambda *leaves: np.asarray(leaves, np.int32), *(case.target for case in cases)),
             np.int32(self.trace.mask_id), np.int32(self.trace.prompt_length), at_masks, at_prompt,
-            np.float32(self.trace.guidance),
+            np.float32(self.trace.guidance), self.trace.clamps if cases[0].target.guided else None,
         )  # fmt: skip
 
     def _packed(self, *items: np.ndarray) -> Iterator[tuple[np.int32, list[np.ndarray]]]:
@@ -156,7 +158,7 @@ def _number_of(tables: tuple[np.ndarray, np.ndarray], known: list[tuple[np.ndarr
 
 class _Cases(NamedTuple):
     """canvases (N, S), positions and tokens (N,), target with leaves (N,); for all of them mask id, prompt length,
-    injection (1, L, D) and guidance."""
+    injection (1, L, D), guidance, and the concepts that were clamped, where the target is made of logits."""
 
     canvases: Any
     positions: Any
@@ -167,6 +169,7 @@ class _Cases(NamedTuple):
     at_masks: Any
     at_prompt: Any
     guidance: Any
+    clamps: RowClamps | None
 
 
 class _Line(NamedTuple):
@@ -190,7 +193,10 @@ def _lines(
     def row(x: jax.Array, canvases: jax.Array) -> jax.Array:
         injected = injected_on(canvases, cases.prompt, cases.mask_id, cases.at_masks, cases.at_prompt)
         hidden, _ = run_backbone(params, x.astype(compute.dtype), config=config, compute=compute, injection=injected)
-        return hidden[jnp.arange(len(which)), positions].astype(jnp.float32)
+        read = hidden[jnp.arange(len(which)), positions]
+        if cases.clamps is not None:
+            read = logit_features(params, read, config, compute, cases.clamps, positions - cases.prompt)
+        return read.astype(jnp.float32)
 
     def value(x: jax.Array) -> jax.Array:
         read = row(x, canvases)

@@ -17,7 +17,10 @@ from steerling_jax.backbone import Params, lm_head_weight
 from steerling_jax.config import Compute, ModelConfig
 from steerling_jax.errors import UserError
 from steerling_jax.heads import EpsilonRule
+from steerling_jax.inference import RowClamps
 from steerling_jax.steering_config import SteeringConfig
+
+_ALWAYS = 2**30  # offset that no text reaches
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,15 @@ class ClampPlan:
     unknown: dict[int, float] | None
     offsets: tuple[int, int] | None
     epsilon: EpsilonRule
+
+    def rows(self) -> RowClamps:
+        """The same as the heads take it."""
+
+        def arrays(values: dict[int, float] | None) -> tuple[jax.Array, jax.Array] | None:
+            return (jnp.array(list(values)), jnp.array(list(values.values()))) if values else None
+
+        start, end = self.offsets or (0, _ALWAYS)
+        return RowClamps(arrays(self.known), arrays(self.unknown), jnp.int32(start), jnp.int32(end), self.epsilon)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import numpy as np
 
 from steerling_jax.config import ModelConfig
 from steerling_jax.errors import require
+from steerling_jax.inference import RowClamps
 from steerling_jax.steering import SteeringPlan
 
 
@@ -45,6 +46,11 @@ class Trace:
     def steering(self) -> tuple[str, ...]:
         """Labels of the steerings that acted."""
         return self.plan.labels if self.plan else ()
+
+    @property
+    def clamps(self) -> RowClamps | None:
+        """Concepts that were clamped."""
+        return self.plan.clamps.rows() if self.plan is not None and self.plan.clamps is not None else None
 
     @property
     def prompt_length(self) -> int:

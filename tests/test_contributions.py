@@ -156,13 +156,37 @@ def test_guided_and_steered_text_adds_up(golden):
     assert sj.concept_contributions(bundle, trace).error.max() < 1e-3
 
 
-def test_clamped_text_is_refused(golden):
-    bundle = sj.load(golden / "base")
-    clamp = sj.SteeringConfig((), intervene_known={3: 1.0})
-    trace = sj.generate(bundle, [5, 6, 7], sj.GenerationConfig(max_new_tokens=16), clamp).trace
-    for explain in (sj.concept_contributions, sj.attribute_inputs):
-        with pytest.raises(sj.UserError, match="clamped"):
-            explain(bundle, trace)
+CLAMPS = {
+    "known": sj.SteeringConfig((), intervene_known={3: 1.0, 4: 0.0}),
+    "known, frozen": sj.SteeringConfig((), intervene_known={3: 1.0}, epsilon="frozen", clamp_offsets=(4, 12)),
+    "both": sj.SteeringConfig((), intervene_known={3: 0.5}, intervene_unknown={7: 2.0}, clamp_offsets=(0, 8)),
+}
+
+
+@pytest.mark.parametrize(
+    ("family", "clamps", "guidance"),
+    [("base", "known, frozen", 0.0), ("base", "both", 1.5), ("no_epsilon", "known", 0.0),
+     ("dense_unknown_topk8of12", "both", 0.0)],
+)  # fmt: skip
+def test_clamped_text_is_explained_with_its_clamps(golden, family: str, clamps: str, guidance: float):
+    bundle, clamp = sj.load(golden / family), CLAMPS[clamps]
+    settings = sj.GenerationConfig(max_new_tokens=16, seed=1, cfg_scale=guidance)
+    trace = sj.generate(bundle, [5, 6, 7, 8], settings, clamp).trace
+    ours = sj.concept_contributions(bundle, trace)
+    assert ours.error.max() < 1e-3, "the parts no longer add up to the logit that was recorded"
+    lm_head = np.asarray(lm_head_weight(bundle.params))
+    embedding = np.asarray(bundle.params["known_head"]["concept_embedding"]["weight"])
+    start, end = clamp.clamp_offsets or (0, 16)
+    for row, position in enumerate(ours.positions):
+        here = ours.known_ids[row] == 3
+        if guidance == 0 and start <= position - trace.prompt_length < end:
+            assert here.sum() == 1
+            value = clamp.intervene_known[3]
+            assert ours.known_weights[row][here][0] == value
+            share = value * embedding[3] @ lm_head[ours.token_ids[row]]
+            assert ours.known_contributions[row][here][0] == pytest.approx(share, abs=1e-4)
+    inputs = sj.attribute_inputs(bundle, trace, nodes=2, sample=3)
+    np.testing.assert_allclose(inputs.path_logits, inputs.target_logits, atol=1e-3)
 
 
 def test_a_bare_backbone_has_no_concepts(golden):
