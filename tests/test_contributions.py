@@ -176,6 +176,7 @@ def test_clamped_text_is_explained_with_its_clamps(golden, family: str, clamps: 
     assert ours.error.max() < 1e-3, "the parts no longer add up to the logit that was recorded"
     lm_head = np.asarray(lm_head_weight(bundle.params))
     embedding = np.asarray(bundle.params["known_head"]["concept_embedding"]["weight"])
+    assert clamp.intervene_known is not None
     start, end = clamp.clamp_offsets or (0, 16)
     for row, position in enumerate(ours.positions):
         here = ours.known_ids[row] == 3
