@@ -17,6 +17,7 @@ from flax import struct
 
 from steerling_jax import bottleneck as bn
 from steerling_jax.backbone import Params, lm_head_weight
+from steerling_jax.concept_heads import view_concepts
 from steerling_jax.config import Compute, ModelConfig
 from steerling_jax.errors import UserError
 from steerling_jax.layers import matmul_t
@@ -113,10 +114,7 @@ class ConceptActivation:
             )
 
     def value(self, params, rows, tokens, config, compute):
-        spec = self._spec(config)
-        assert spec is not None
-        head = params["known_head" if self.kind == "known" else "unknown_head"]
-        view = bn.view_head(head, spec, compute, rows.astype(compute.dtype))
+        view, _ = view_concepts(params, rows.astype(compute.dtype), self.kind, config, compute)
         logits = bn.logits_of(view, jnp.asarray(self.concept)[:, None], compute.operands)[:, 0]
         return logits if self.form == "logit" else jax.nn.sigmoid(logits)
 

@@ -40,7 +40,7 @@ def thresholds(index: Index, tell: Tell) -> dict[str, dict[str, list[float]]]:
         tell("thresholds", number, len(LENGTHS) + 1)
         queries = [nonsense(index, draw, length) for _ in range(count)]
         described = index.describe([query.passage for query in queries])
-        found["verbatim"].append([float(query.longest().max()) for query in queries])
+        found["verbatim"].append([float(query.longest.max()) for query in queries])
         for score in dense:
             found[score].append([index.nearest(score, described, row, 1)[0][0] for row in range(count)])
     tell("thresholds", len(LENGTHS), len(LENGTHS) + 1)

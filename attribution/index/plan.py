@@ -12,7 +12,7 @@ from steerling_jax.errors import UserError, require
 from steerling_jax.fingerprint import fingerprint
 from steerling_jax.influence import Projection
 from steerling_jax.io.corpus import SPLITS, CorpusStore
-from steerling_jax.io.index import IndexFolder, Unit, corpus_digest, document_keys, write_once
+from steerling_jax.io.index import IndexFolder, corpus_digest, document_keys, write_once
 from steerling_jax.passages import Masking
 
 
@@ -114,8 +114,3 @@ def unit_folder(index: IndexFolder, name: str) -> Path:
 
 def is_done(index: IndexFolder, name: str) -> bool:
     return (unit_folder(index, name) / "unit.json").is_file()
-
-
-def opened(index: IndexFolder, plan: dict[str, list[str]]) -> list[Unit]:
-    """The plan's units, in an order that only their names decide."""
-    return [index.unit(name) for name in sorted(plan)]

@@ -20,7 +20,7 @@ from steerling_jax.retrieval import Best, Block, best_rows, best_signatures, pla
 from steerling_jax.signatures import Described, concept_count, concept_weights, describe
 from steerling_jax.suffixes import Span, longest_matches, maximal_spans, occurrences
 
-from .plan import IndexSettings, check_model, indexed_documents
+from .plan import IndexSettings, check_model, indexed_documents, is_done
 from .unit import gradients, passage_of
 
 SCORES: tuple[Score, ...] = get_args(Score)
@@ -156,7 +156,7 @@ def open_index(folder: str | Path, corpus: CorpusStore, bundle: Bundle) -> Index
             f"The index {folder} was made from another corpus than {corpus.folder}, or that one has changed since: "
             "run `steerling index` with it again, or give the right one with --corpus."
         )
-    missing = [name for name in state["units"] if not (index.folder / "units" / name / "unit.json").is_file()]
+    missing = [name for name in state["units"] if not is_done(index, name)]
     if missing:
         raise UserError(f"The index {folder} lacks unit {missing[0]}: run `steerling index` on it again.")
     return Index(index, state, corpus, bundle)
@@ -211,6 +211,7 @@ class Query:
     def described(self) -> Described:
         return self.index.describe([self.passage])
 
+    @cached_property
     def longest(self) -> np.ndarray:
         """Of each token of the text, the longest match from there on, in any unit."""
         lengths = np.zeros(len(self._text), np.int64)
@@ -221,7 +222,7 @@ class Query:
     def verbatim(self, k: int, above: float) -> list[Hit]:
         """Of the longest maximal spans of more than `above` tokens the first place in the corpus, then further places,
         k in all."""
-        spans = sorted(maximal_spans(self.longest(), int(above) + 1), key=lambda span: (span.start - span.end, span))
+        spans = sorted(maximal_spans(self.longest, int(above) + 1), key=lambda span: (span.start - span.end, span))
         places = {span: self._occurrences(span) for span in spans[:k]}
         chosen = [(span, n) for n in range(k) for span in spans[:k] if n < len(places[span])][:k]
         hits = [self._verbatim_hit(span, places[span][n], len(places[span])) for span, n in chosen]
@@ -259,7 +260,7 @@ class Query:
             if score == "representation" or concept_count(self.index.bundle.config)
             for _, place in self.index.nearest(score, self.described, 0, _CANDIDATES * k)
         ]
-        spans = sorted(maximal_spans(self.longest(), 2), key=lambda span: span.start - span.end)[:k]
+        spans = sorted(maximal_spans(self.longest, 2), key=lambda span: span.start - span.end)[:k]
         for span in spans:
             places += [self.index.place_at(unit, position) for _, unit, position in self._occurrences(span)[:1]]
         return list(dict.fromkeys(places))

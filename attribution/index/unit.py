@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from steerling_jax.api import Bundle
-from steerling_jax.influence import gradient_features
+from steerling_jax.influence import gradient_features, normalised
 from steerling_jax.io.corpus import CorpusStore
 from steerling_jax.io.index import SEPARATOR
 from steerling_jax.passages import Passage
@@ -63,7 +63,7 @@ def gradients(bundle: Bundle, passages: Sequence[Passage], settings: IndexSettin
         bundle.params, passages, config=bundle.config, compute=bundle.compute, masking=settings.masking,
         projection=settings.projection, tell=tell,
     )  # fmt: skip
-    return found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-30)
+    return normalised(found)
 
 
 def passage_of(tokens: np.ndarray, start: int, end: int, context: int) -> Passage:
