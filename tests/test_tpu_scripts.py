@@ -25,9 +25,11 @@ words = sys.argv[1:]
 with (root / "calls").open("a") as calls:
     calls.write(json.dumps(words) + "\\n")
 if "describe" in words:
-    states = (root / "states").read_text().split()
-    print(states[0])
-    (root / "states").write_text(" ".join(states[1:] or states))
+    now, *later = (root / "states").read_text().split()
+    (root / "states").write_text(" ".join(later or [now]))
+    if now in ("UNREACHABLE", "NOT_FOUND"):
+        sys.exit(f"ERROR: (gcloud.compute.tpus.queued-resources.describe) {now}: …")
+    print(now)
 elif "delete" in words:
     subprocess.run(f"rm -rf {root}/home", shell=True, check=True)
 elif "ssh" in words:
@@ -85,6 +87,15 @@ def test_dry_runs_print_what_would_be_done():
     (line,) = printed(script("gke.sh", "create", "pod", *PLACE, "--accelerator", "tpu7x-128", "--dry-run"))
     cluster = "xpk cluster create --cluster=pod --zone=us-west4-a --project=mine"
     assert line == f"{cluster} --tpu-type=tpu7x-128 --num-slices=1 --on-demand"
+    reserved = ["--accelerator", "tpu7x-128", "--reservation", "ours", "--dry-run"]
+    (line,) = printed(script("gke.sh", "create", "pod", *PLACE, *reserved))
+    assert line.endswith("--num-slices=1 --reservation=ours")
+    (line,) = printed(script("gke.sh", "delete", "pod", *PLACE, "--dry-run"))
+    assert line == "xpk cluster delete --cluster=pod --zone=us-west4-a --project=mine --force"
+    (line,) = printed(script("gke.sh", "stop", "pod", *PLACE, "--dry-run", STEERLING_WORKLOAD="big"))
+    assert line == "xpk workload delete --cluster=pod --zone=us-west4-a --project=mine --workload=big"
+    (line,) = printed(script("log.sh", "pod", *PLACE, "--dry-run"))
+    assert "tail -n 10 log" in line
     job = ["--accelerator", "tpu7x-128", "--dry-run", "--", "steerling", "train"]
     (line,) = printed(script("gke.sh", "run", "pod", *PLACE, *job))
     assert "xpk workload create --cluster=pod" in line
@@ -103,7 +114,9 @@ def test_dry_runs_print_what_would_be_done():
         ("run.sh", ["pod", *PLACE, "--slice", "2"], "no option --slice"),
         ("run.sh", ["pod", "steerling", *PLACE], "two names"),
         ("setup.sh", ["pod", *PLACE, "--slices", "many"], "--slices is many"),
+        ("create.sh", ["pod", *PLACE, "--accelerator", "v5p-8", "--reservation", "ours"], "give --reserved"),
         ("gke.sh", ["destroy", "pod", *PLACE], "no action destroy"),
+        ("gke.sh", ["create", "pod", *PLACE, "--accelerator", "tpu7x-8", "--reserved"], "give --reservation"),
         ("watch.sh", ["pod", *PLACE, "--zone"], "--zone needs a value"),
     ],
 )
@@ -135,8 +148,10 @@ def calls(root: Path) -> list[str]:
 
 
 def test_watching_makes_the_pod_again_and_starts_the_command_until_it_ends(pretended: dict[str, str], tmp_path: Path):
-    """There is no pod at first; the command fails once; then the pod is preempted; then all goes well."""
-    (tmp_path / "states").write_text("NONE PROVISIONING ACTIVE ACTIVE ACTIVE ACTIVE SUSPENDED ACTIVE")
+    """There is no pod at first; the command fails once; then the pod is preempted; then all goes well. Now and then the
+    cloud does not answer, which is no reason to make anything again."""
+    states = "UNREACHABLE NOT_FOUND PROVISIONING UNREACHABLE ACTIVE ACTIVE UNREACHABLE ACTIVE ACTIVE SUSPENDED ACTIVE"
+    (tmp_path / "states").write_text(states)
     command = f"echo $HOME >> {tmp_path}/runs; [ $(grep -c '\"create\"' {tmp_path}/calls) -gt 1 ]"
     kinds = ["--accelerator", "v5p-8", "--slices", "2"]
     done = script("watch.sh", "pod", *PLACE, *kinds, "--", "bash", "-c", command, **pretended)
@@ -149,6 +164,23 @@ def test_watching_makes_the_pod_again_and_starts_the_command_until_it_ends(prete
     assert len(runs) >= 6, "each of the two slices runs it at first, after a failure, and after the preemption"
     assert {Path(home).name for home in runs} == {"pod-0", "pod-1"}
     assert "steerling-jax[tpu]" in (tmp_path / "home/pod-0/installed").read_text()
+
+
+def test_watching_a_pod_where_nothing_runs_sets_it_up_and_starts_the_command(pretended: dict[str, str], tmp_path: Path):
+    """A host that was started anew forgets its processes and keeps its disk."""
+    (tmp_path / "states").write_text("ACTIVE")
+    home = tmp_path / "home" / "pod" / "steerling"
+    home.mkdir(parents=True)
+    (home / "group").write_text("4194304\n")  # of no process: larger than any number that Linux gives
+    done = script(
+        "watch.sh", "pod", *PLACE, "--accelerator", "v5p-8", "--", "echo", "it", "ran", **pretended
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "The command does not run on pod; setting it up" in done.stderr
+    assert calls(tmp_path) == [], "nothing was made or deleted"
+    shown = script("log.sh", "pod", *PLACE, **pretended)
+    assert "it ran" in shown.stdout
+    assert "ended with 0" in shown.stdout
 
 
 def test_a_request_that_cannot_be_met_is_told(pretended: dict[str, str], tmp_path: Path):

@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 # The same on Kubernetes, through xpk (pip install xpk): the only way to tpu7x. GKE makes machines again after a
-# preemption and starts the command again.
+# preemption and starts the command again, up to 1,000 times.
 usage() {
   cat <<'TEXT'
-gke.sh create CLUSTER --accelerator tpu7x-128 --zone ZONE --project PROJECT [--slices N] [--spot]  [--dry-run]
+gke.sh create CLUSTER --accelerator tpu7x-128 --zone ZONE --project PROJECT [--slices N]
+              [--spot | --reservation RESERVATION] [--dry-run]
 gke.sh run    CLUSTER --accelerator tpu7x-128 --zone ZONE --project PROJECT [--slices N] [--dry-run] -- COMMAND…
-gke.sh list   CLUSTER --zone ZONE --project PROJECT [--dry-run]
-gke.sh delete CLUSTER --zone ZONE --project PROJECT [--dry-run]
+gke.sh list   CLUSTER --zone ZONE --project PROJECT [--dry-run]     the jobs, and how they are
+gke.sh stop   CLUSTER --zone ZONE --project PROJECT [--dry-run]     ends the job
+gke.sh delete CLUSTER --zone ZONE --project PROJECT [--dry-run]     gives the machines back, with all that runs there
 
 STEERLING_WORKLOAD   name of the job (default: steerling)
 TEXT
@@ -15,7 +17,7 @@ TEXT
 source "$(dirname "$0")/lib.sh"
 action=${1:-}
 [[ $action != -h && $action != --help ]] || { usage && exit 0; }
-(($#)) || fail "Say what to do: create, run, list or delete."
+(($#)) || fail "Say what to do: create, run, list, stop or delete."
 shift
 read_options "$@"
 need name place
@@ -25,6 +27,8 @@ job=${STEERLING_WORKLOAD:-steerling}
 case $action in
   create)
     need accelerator
+    [[ ${KIND[*]-} != *--reserved* ]] || fail "xpk asks for a reservation by name; give --reservation in place of --reserved."
+    [[ -z $RESERVATION ]] || KIND+=(--reservation="$RESERVATION")
     run xpk cluster create "${where[@]}" --tpu-type="$ACCELERATOR" --num-slices="$SLICES" "${KIND[@]:---on-demand}"
     ;;
   run)
@@ -35,9 +39,7 @@ case $action in
       --command="pip install --quiet '.[tpu]' && $(quoted "${COMMAND[@]}")"
     ;;
   list) run xpk workload list "${where[@]}" ;;
-  delete)
-    run xpk workload delete "${where[@]}" --workload="$job"
-    run xpk cluster delete "${where[@]}"
-    ;;
-  *) fail "There is no action $action; create, run, list or delete." ;;
+  stop) run xpk workload delete "${where[@]}" --workload="$job" ;;
+  delete) run xpk cluster delete "${where[@]}" --force ;;
+  *) fail "There is no action $action; create, run, list, stop or delete." ;;
 esac

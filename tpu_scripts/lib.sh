@@ -2,7 +2,8 @@
 # What the scripts share: options, --dry-run, and the words of gcloud. Sourced, not run.
 set -euo pipefail
 
-NAME='' ZONE=${TPU_ZONE:-} PROJECT=${TPU_PROJECT:-} ACCELERATOR='' RUNTIME='' SLICES=1
+# shellcheck disable=SC2034 # some are for the scripts alone
+NAME='' ZONE=${TPU_ZONE:-} PROJECT=${TPU_PROJECT:-} ACCELERATOR='' RUNTIME='' RESERVATION='' SLICES=1
 KIND=() COMMAND=() DRY_RUN=''
 
 say() { printf '%s\n' "$*" >&2; }
@@ -32,7 +33,7 @@ run() {
 read_options() {
   while (($#)); do
     case $1 in
-      --zone | --project | --accelerator | --runtime | --slices)
+      --zone | --project | --accelerator | --runtime | --reservation | --slices)
         (($# > 1)) || fail "$1 needs a value."
         printf -v "$(tr '[:lower:]' '[:upper:]' <<<"${1#--}")" '%s' "$2"
         shift 2
@@ -90,10 +91,20 @@ nodes() {
 
 queued() { run gcloud compute tpus queued-resources "$1" "$NAME" --zone="$ZONE" --project="$PROJECT" "${@:2}"; }
 
-# One of gcloud's words for where a request stands, or NONE where there is no such request.
+# One of gcloud's words for where a request stands; NONE where there is no such request, UNKNOWN where gcloud could not
+# tell. The two must not be taken for each other: what is gone is made again, after what is left of it was deleted.
 state() {
-  gcloud compute tpus queued-resources describe "$NAME" --zone="$ZONE" --project="$PROJECT" \
-    --format='value(state.state)' 2>/dev/null || printf NONE
+  local errors found
+  errors=$(mktemp)
+  if found=$(gcloud compute tpus queued-resources describe "$NAME" --zone="$ZONE" --project="$PROJECT" \
+    --format='value(state.state)' 2>"$errors"); then
+    printf '%s' "$found"
+  elif grep --quiet NOT_FOUND "$errors"; then
+    printf NONE
+  else
+    printf UNKNOWN
+  fi
+  rm -f "$errors"
 }
 
 # Runs a shell line on every host of every slice at once; fails where one of them does.

@@ -18,39 +18,48 @@ runtime >/dev/null
 here=$(dirname "$0")
 place=(--zone "$ZONE" --project "$PROJECT" --slices "$SLICES" ${DRY_RUN:+--dry-run})
 
-make_again() {
-  "$here/delete.sh" "$NAME" "${place[@]}" || true
-  "$here/create.sh" "$NAME" "${place[@]}" --accelerator "$ACCELERATOR" ${RUNTIME:+--runtime "$RUNTIME"} "${KIND[@]}"
-  "$here/setup.sh" "$NAME" "${place[@]}" ${TPU_SETUP_LINE:+-- "$TPU_SETUP_LINE"}
-}
+set_up() { "$here/setup.sh" "$NAME" "${place[@]}" ${TPU_SETUP_LINE:+-- "$TPU_SETUP_LINE"}; }
 
 start() { "$here/run.sh" "$NAME" "${place[@]}" -- "${COMMAND[@]}"; }
 
-# "running", or the worst exit code of all hosts.
+make_again() {
+  "$here/delete.sh" "$NAME" "${place[@]}" || true
+  "$here/create.sh" "$NAME" "${place[@]}" --accelerator "$ACCELERATOR" ${RUNTIME:+--runtime "$RUNTIME"} "${KIND[@]}" &&
+    set_up && start
+}
+
+start_anew() { set_up && start; }
+
+# The worst exit code of all hosts; or "stopped" where it does not run on a host that has no exit code of it (a host that
+# was started anew, or a pod where nothing was started yet); or "running"; or "lost" where a host does not answer.
 progress() {
-  on_all_hosts 'cat ~/steerling/code 2>/dev/null || echo running' |
-    awk '/running/ { running = 1 } /^[0-9]+$/ { if ($1 > worst) worst = $1 } END { print (worst > 0 ? worst : (running ? "running" : 0)) }'
+  local told
+  # shellcheck disable=SC2016 # for the shell there
+  told=$(on_all_hosts 'cd ~/steerling 2>/dev/null || { echo stopped; exit; }
+    if [ -f code ]; then cat code; elif kill -0 -- "-$(cat group)"; then echo running; else echo stopped; fi 2>/dev/null') ||
+    { printf lost && return; }
+  awk '{ seen[$1] = 1 } /^[0-9]+$/ { if ($1 > worst) worst = $1 }
+    END { print (worst > 0 ? worst : ("stopped" in seen ? "stopped" : ("running" in seen ? "running" : 0))) }' <<<"$told"
 }
 
 if [[ -n $DRY_RUN ]]; then
   say "Looked at every ${TPU_POLL_SECONDS:-30} s; when the pod is gone:"
   make_again
-  start
   exit
 fi
 while true; do
+  todo=()
   case $(state) in
     ACTIVE)
-      case $(progress || printf lost) in
+      case $(progress) in
         0) say "The command has ended on $NAME." && exit 0 ;;
         running | lost) ;;
-        *) say "The command failed on a host of $NAME; starting it again." && start ;;
+        stopped) say "The command does not run on $NAME; setting it up and starting it." && todo=(start_anew) ;;
+        *) say "The command failed on a host of $NAME; starting it again." && todo=(start) ;;
       esac
       ;;
-    NONE | FAILED | SUSPENDED | SUSPENDING)
-      say "$NAME is gone; making it again."
-      make_again && start
-      ;;
+    NONE | FAILED | SUSPENDED | SUSPENDING) say "$NAME is gone; making it again." && todo=(make_again) ;;
   esac
+  ((!${#todo[@]})) || "${todo[@]}" || say "That failed; trying again."
   sleep "${TPU_POLL_SECONDS:-30}"
 done
