@@ -6,6 +6,7 @@ device (`block_decoding`). Requests that can share a program share a batch, a `L
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -27,16 +28,20 @@ __all__ = ["BlockDone", "Committed", "Decoder", "Event", "Request", "compiled_pr
 
 
 class Decoder:
-    """Decodes requests as they come, up to `rows` at once in each lane. A text depends on its own request alone.
+    """Decodes requests as they come, up to `rows` at once. A text depends on its own request alone.
 
-    prefix_cache_bytes: memory for the keys and values of beginnings that requests share. Not for several threads.
+    Who came first gets the next free row, in whichever lane. prefix_cache_bytes: memory for the keys and values of
+    beginnings that requests share. room: positions that a row's cache has at least; requests that fit share their
+    programs, whatever their lengths. Not for several threads.
     """
 
     def __init__(
-        self, params: Params, *, config: ModelConfig, compute: Compute, rows: int = 8, prefix_cache_bytes: int = 0
-    ):
+        self, params: Params, *, config: ModelConfig, compute: Compute, rows: int = 8, prefix_cache_bytes: int = 0,
+        room: int = 0,
+    ):  # fmt: skip
         require(rows >= 1, f"rows is {rows}, but it must be at least 1.")
         self.params, self.config, self.compute, self.rows = unstack_layers(params), config, compute, rows
+        self.room = min(room, config.block_size)
         self.prefixes = PrefixCache(prefix_cache_bytes)
         self._lanes: dict[Any, Lane] = {}
         self._tickets = 0
@@ -78,7 +83,15 @@ class Decoder:
         require(steps is None or steps >= 1, f"steps is {steps}, but it must be at least 1.")
         self._turn += 1
         lanes = list(self._lanes.values())
-        events = lanes[self._turn % len(lanes)].advance(steps) if lanes else []
+        next_in_turn = deque(lanes)
+        next_in_turn.rotate(-self._turn)
+        coming = sorted(job.ticket for lane in lanes for job in lane.waiting)[: self.rows - self.running]
+        events: list[tuple[int, Event]] = []
+        for lane in next_in_turn:
+            seats = sum(job.ticket in coming for job in lane.waiting)
+            if lane.running or seats:
+                events = lane.advance(steps, seats)
+                break
         self._forget_idle()
         return events
 
@@ -101,7 +114,7 @@ class Decoder:
         key = (structure, shapes, branches, request.drafts, repr(clamps))
         if key not in self._lanes:
             self._lanes[key] = Lane(
-                self.params, self.config, self.compute, self.rows, branches, request.drafts, clamps, self.prefixes
+                self.params, self.config, self.compute, self.room, branches, request.drafts, clamps, self.prefixes
             )
         return self._lanes[key]
 

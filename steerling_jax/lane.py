@@ -43,12 +43,13 @@ class _Seat:
 
 @dataclass
 class Lane:
-    """most: rows at once. branches: 2 under guidance. clamps: the same for all of a lane's requests."""
+    """room: positions that a row's cache has at least. branches: 2 under guidance. clamps: the same for all of a lane's
+    requests."""
 
     params: Params
     config: ModelConfig
     compute: Compute
-    most: int
+    room: int
     branches: int
     drafts: int
     clamps: ClampPlan | None
@@ -69,11 +70,9 @@ class Lane:
             if seat is not None and seat.job.ticket == ticket:
                 self._leave(index)
 
-    def advance(self, steps: int | None) -> list[tuple[int, Event]]:
-        """Takes new requests in, and runs until a row's block is done, at most `steps` passes."""
-        self._take_in()
-        if not self.running:
-            return []
+    def advance(self, steps: int | None, seats: int) -> list[tuple[int, Event]]:
+        """Takes in the next `seats` of those who wait, and runs until a row's block is done, at most `steps` passes."""
+        self._take_in(seats)
         for index, seat in enumerate(self.seats):
             if seat is not None and seat.fresh:
                 self._start_block(index, seat)
@@ -85,15 +84,15 @@ class Lane:
         )  # fmt: skip
         return self._events(tell=steps is not None)
 
-    def _take_in(self) -> None:
-        """Seats for those who wait, and no more rows than are needed, in powers of two."""
-        wanted = min(self.running + len(self.waiting), self.most)
+    def _take_in(self, seats: int) -> None:
+        """No more rows than are needed, in powers of two."""
+        wanted = self.running + seats
         size = 1 << max(wanted - 1, 0).bit_length()
         if self.running == 0:
             self.seats, self.rows, self.cache, self.capacity = [], None, (), 0
-        coming = [self.waiting.popleft() for _ in range(wanted - self.running)]
+        coming = [self.waiting.popleft() for _ in range(seats)]
         staying = [index for index, seat in enumerate(self.seats) if seat is not None]
-        if len(self.seats) != size and wanted:
+        if len(self.seats) != size:
             self._resize(staying, size, coming)
         for job in coming:
             index = self.seats.index(None)
@@ -111,17 +110,20 @@ class Lane:
                 self._rules(coming[0]), size=size, branches=self.branches, drafts=self.drafts, config=self.config,
                 compute=self.compute,
             )  # fmt: skip
-            self.capacity = self.config.diff_block_size
+            self.capacity = self._capacity(self.room)
             self.cache = empty_caches(self.config, self.compute, shape, self.capacity)
         else:
             self.cache, self.rows = programs.rearrange(self.cache, self.rows, source, kept)
 
     def _make_room(self) -> None:
-        W = self.config.diff_block_size
-        last = max(((len(s.job.canvas) - W - 1) // W for s in self.seats if s), default=0)
-        wanted = cache_capacity(last) * W
+        wanted = max((self._capacity(len(seat.job.canvas)) for seat in self.seats if seat), default=0)
         if wanted > self.capacity:
             self.cache, self.capacity = programs.widen(self.cache, length=wanted), wanted
+
+    def _capacity(self, canvas: int) -> int:
+        """Positions of the cache for a canvas of so many: what lies before its last window."""
+        W = self.config.diff_block_size
+        return cache_capacity(max((canvas - W - 1) // W, 0)) * W
 
     def _start_block(self, index: int, seat: _Seat) -> None:
         """Everything before the window into the cache, and the row as it stands: a new block, or one going on under

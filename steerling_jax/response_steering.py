@@ -14,6 +14,7 @@ import numpy as np
 
 from steerling_jax import bottleneck as bn
 from steerling_jax.backbone import Params
+from steerling_jax.batching import padded_length
 from steerling_jax.config import Compute, ModelConfig
 from steerling_jax.errors import UserError, require
 from steerling_jax.heads import run_head
@@ -65,10 +66,10 @@ def mean_activations(bundle: Bundle, text: str | Sequence[int]) -> np.ndarray:
     masked, after clean earlier blocks, as while writing: once with every second position of a block masked, once with
     the others, so that half of the block's own words are seen.
     """
-    config, L = bundle.config, bundle.config.diff_block_size
+    config = bundle.config
     tokens = encode(bundle, text, "The response")
     T = len(tokens)
-    padded = np.full(-(-T // L) * L, config.mask_token_id, np.int32)
+    padded = np.full(padded_length(T, config), config.mask_token_id, np.int32)
     padded[:T] = tokens
     assert config.concept is not None
     total = np.zeros(config.concept.n_concepts)

@@ -100,7 +100,7 @@ def prepare_steering(
     compute: Compute,
 ) -> SteeringPlan:
     """A plan; one that is a plan already stays as it is. Raises `UserError` where the model has no such concepts, or
-    two steerings clamp."""
+    two steerings' clamps do not go together."""
     if isinstance(steering, SteeringPlan):
         return steering
     several = () if steering is None else (steering,) if isinstance(steering, SteeringConfig) else tuple(steering)
@@ -148,15 +148,24 @@ def _suppression(params: Params, strengths: Mapping[int, float]) -> jax.Array:
 
 
 def _clamp_plan(several: Sequence[SteeringConfig]) -> ClampPlan | None:
+    """All clamps together: of different concepts, at the same offsets, with the same epsilon."""
     clamping = [one for one in several if one.clamps]
-    if len(clamping) > 1:
-        names = " and ".join(repr(one.describe()) for one in clamping)
-        raise UserError(f"{names} clamp concepts, but only one steering may; put their clamps into one.")
     if not clamping:
         return None
-    (one,) = clamping
-    known, unknown = ({**values} if values else None for values in (one.intervene_known, one.intervene_unknown))
-    return ClampPlan(known, unknown, one.clamp_offsets, one.epsilon)
+    first = clamping[0]
+    known: dict[int, float] = {}
+    unknown: dict[int, float] = {}
+    for one in clamping:
+        if (one.clamp_offsets, one.epsilon) != (first.clamp_offsets, first.epsilon):
+            raise UserError(
+                f"{first.describe()!r} and {one.describe()!r} clamp concepts at different positions or with different "
+                "epsilon; give both the same."
+            )
+        for found, values in ((known, one.intervene_known or {}), (unknown, one.intervene_unknown or {})):
+            if twice := found.keys() & values.keys():
+                raise UserError(f"{one.describe()!r} clamps concept {min(twice)}, as another steering does; keep one.")
+            found.update(values)
+    return ClampPlan(known or None, unknown or None, first.clamp_offsets, first.epsilon)
 
 
 def _embeddings(params: Params, concept_ids: Sequence[int]) -> jax.Array:

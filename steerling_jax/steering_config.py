@@ -14,6 +14,8 @@ from typing import Any, Literal
 from steerling_jax.config import ModelConfig
 from steerling_jax.errors import UserError, require
 
+MOST = 1e4  # of strengths and activations: beyond, float32 arithmetic on hidden states gives no numbers any more
+
 
 @dataclass(frozen=True)
 class SteeringConfig:
@@ -170,9 +172,8 @@ def _numbers(name: str, values: Iterable[Any]) -> tuple[float, ...]:
         numbers = tuple(float(value) for value in values)
     except (TypeError, ValueError):
         raise UserError(f"{name} holds {list(values)!r}, but these must be numbers.") from None
-    most = 1e4  # beyond it, float32 arithmetic on hidden states gives no numbers any more
     require(
-        all(abs(number) <= most for number in numbers),
-        f"{name} holds {list(numbers)}, but these must be finite and at most {most:g}.",
+        all(abs(number) <= MOST for number in numbers),
+        f"{name} holds {list(numbers)}, but these must be finite and at most {MOST:g}.",
     )
     return numbers

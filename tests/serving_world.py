@@ -99,7 +99,7 @@ def sharing_compiled(factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @dataclass
 class Server:
-    """A running `steerling serve`. errors: lines of its standard error after the first."""
+    """A running `steerling serve`. errors: lines of its standard error after the one that says it is ready."""
 
     process: subprocess.Popen[str]
     url: str
@@ -122,9 +122,13 @@ class Server:
 
 
 @contextmanager
-def serving(model: Path, environment: dict[str, str], *options: str) -> Iterator[Server]:
-    """A server on a free port; at the end it must stop by itself, without a traceback."""
-    line = [sys.executable, "-m", "steerling_jax.cli.main", "serve", "--model", str(model), "--port", "0", *options]
+def serving(
+    model: Path, environment: dict[str, str], *options: str, said: str = r"(http://\S+)/v1 "
+) -> Iterator[Server]:
+    """A server on a free port, not warmed up unless `options` say so, once it has `said` its address; at the end it
+    must stop by itself, without a traceback."""
+    line = [sys.executable, "-m", "steerling_jax.cli.main", "serve", "--model", str(model), "--port", "0"]
+    line += ["--warm-up", "0", *options]
     with subprocess.Popen(line, stderr=subprocess.PIPE, text=True, env=environment) as process:
         lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         assert process.stderr is not None
@@ -132,7 +136,7 @@ def serving(model: Path, environment: dict[str, str], *options: str) -> Iterator
         reader.start()
         try:
             first = lines.get(timeout=60)
-            found = re.search(r"(http://\S+)/v1 ", first)
+            found = re.search(said, first)
             assert found, first
             server = Server(process, found[1])
             yield server
@@ -141,7 +145,7 @@ def serving(model: Path, environment: dict[str, str], *options: str) -> Iterator
             reader.join()
             while not lines.empty():
                 server.errors.append(lines.get())
-            assert server.errors == []
+            assert [line for line in server.errors if not line.startswith("Serving")] == []
         finally:
             process.kill()
             reader.join()

@@ -95,15 +95,37 @@ def test_a_rows_text_does_not_depend_on_its_neighbours(rows: int, at_once: int, 
 def test_few_programs_serve_a_stream_of_requests():
     config = dataclasses.replace(SMALL, norm_eps=3e-5)  # programs of its own
     before = decoding.compiled_programs()
-    decoder = Decoder(PARAMS, config=config, compute=FLOAT32, rows=4)
-    drain(decoder, requests(), at_once=5)
+    decoder = Decoder(PARAMS, config=config, compute=FLOAT32, rows=2)
+    found = drain(decoder, requests(), at_once=3)
     grown = {name: count - before[name] for name, count in decoding.compiled_programs().items()}
-    sizes, capacities = 3, 3  # 1, 2 and 4 rows; the cache of up to 7 blocks of 8
+    sizes, capacities = 2, 3  # 1 and 2 rows; the cache of up to 7 blocks of 8
     assert grown["decode_rows"] <= sizes * capacities, grown
     assert grown["extend_row"] <= 2 * capacities, grown
     again = decoding.compiled_programs()
-    drain(Decoder(PARAMS, config=config, compute=FLOAT32, rows=4), requests(), at_once=5)
+    drain(Decoder(PARAMS, config=config, compute=FLOAT32, rows=2), requests(), at_once=3)
     assert decoding.compiled_programs() == again
+    roomy = Decoder(PARAMS, config=config, compute=FLOAT32, rows=2, room=72)  # all of them fit in its 8 blocks
+    for one, same in zip(drain(roomy, requests(), at_once=3), found):
+        np.testing.assert_array_equal(one.tokens, same.tokens)
+    after = decoding.compiled_programs()
+    assert after["decode_rows"] - again["decode_rows"] <= sizes
+    assert after["widen"] == again["widen"]
+    roomy.submit(requests()[1])
+    roomy.advance(1)
+    assert [lane.capacity for lane in roomy._lanes.values()] == [64]
+
+
+def test_rows_are_shared_by_all_lanes_in_order_of_arrival():
+    decoder = Decoder(PARAMS, config=SMALL, compute=FLOAT32, rows=2)
+    sampled = requests()[1:4]
+    greedy = [dataclasses.replace(one, generation=GREEDY) for one in sampled]  # a lane of their own
+    tickets = [decoder.submit(one) for pair in zip(sampled, greedy) for one in pair]
+    begun: dict[int, None] = {}
+    while decoder.busy:
+        begun |= dict.fromkeys(ticket for ticket, _ in decoder.advance(1))
+        assert decoder.running <= 2
+    assert sorted(begun) == tickets
+    assert all(abs(place - tickets.index(ticket)) <= 1 for place, ticket in enumerate(begun)), begun
 
 
 def test_every_commit_is_told_as_it_happens(wanted: list[Trace]):
@@ -153,23 +175,23 @@ def test_shared_prefixes_change_nothing_and_are_found(wanted: list[Trace]):
     assert 0 < small.prefixes.size <= small.prefixes.limit
 
 
-@pytest.mark.parametrize("drafts", [2, 4])
-def test_drafts_change_nothing_but_the_number_of_passes(drafts: int, wanted: list[Trace]):
-    decoder = Decoder(PARAMS, config=SMALL, compute=FLOAT32, rows=4)
+@pytest.mark.parametrize(("drafts", "rows"), [(2, 2), (4, 1)])
+def test_drafts_change_nothing_but_the_number_of_passes(drafts: int, rows: int, wanted: list[Trace]):
+    decoder = Decoder(PARAMS, config=SMALL, compute=FLOAT32, rows=rows)
     found = drain(decoder, [dataclasses.replace(request, drafts=drafts) for request in requests()])
     for one, other in zip(found, wanted):
         check_same(one, other)
     assert sum(trace.passes for trace in found) < sum(trace.passes for trace in wanted)
 
 
-@pytest.mark.parametrize("drafts", [1, 3])
-def test_guided_and_steered_rows_of_a_batch(drafts: int):
+@pytest.mark.parametrize(("drafts", "rows"), [(1, 2), (3, 1)])
+def test_guided_and_steered_rows_of_a_batch(drafts: int, rows: int):
     config = dataclasses.replace(SAMPLED, cfg_scale=1.5)
     wanted = [
         Request(request.prompt, config, request.seed, plan(steering), drafts=drafts)
         for request, steering in zip(requests(), (PUSHED, None, dataclasses.replace(PUSHED, where="prompt"), PUSHED))
     ]
-    decoder = Decoder(PARAMS, config=SMALL, compute=FLOAT32, rows=4, prefix_cache_bytes=2**20)
+    decoder = Decoder(PARAMS, config=SMALL, compute=FLOAT32, rows=rows, prefix_cache_bytes=2**20)
     for found, request in zip(drain(decoder, wanted), wanted):
         canvas, commits = reference_decode(PARAMS, request.prompt, SMALL, config, request.seed, request.steering)
         np.testing.assert_array_equal(found.tokens, canvas)
@@ -221,22 +243,22 @@ def test_committing_all_that_is_confident_takes_fewer_passes():
     np.testing.assert_array_equal(same.tokens, run(PARAMS, np.arange(5), SMALL, GREEDY).tokens)
     assert one_by_one == 16
     assert passes(0.0)[0] == 2  # a block at once
-    some, trace = passes(0.1)
+    some, trace = passes(0.07)
     assert 2 < some < 16
     canvas, _ = reference_decode(
-        PARAMS, np.arange(5), SMALL, GREEDY, 1, policies=Policies(schedule=ConfidentEnough(jnp.float32(0.1)))
+        PARAMS, np.arange(5), SMALL, GREEDY, 1, policies=Policies(schedule=ConfidentEnough(jnp.float32(0.07)))
     )
     np.testing.assert_array_equal(trace.tokens, canvas)
 
 
 def test_sampled_texts_have_the_plain_algorithms_distribution():
-    """Token counts at each position over 300 seeds, in batches, and over 300 others by the plain algorithm.
+    """Token counts at each position over 288 seeds, in full batches, and over 288 others by the plain algorithm.
 
     Two-sample chi-square, rare tokens together; it fails by chance at one of the 8 positions once in 10⁴ runs of other
     seeds (seeds are fixed).
     """
     config = dataclasses.replace(SAMPLED, max_new_tokens=8, steps=2, repetition_penalty=1.2)
-    prompt, number = np.arange(5), 300
+    prompt, number = np.arange(5), 9 * 32
     decoder = Decoder(PARAMS, config=SMALL, compute=FLOAT32, rows=32)
     ours = [trace.tokens for trace in drain(decoder, [Request(prompt, config, seed) for seed in range(number)])]
     seeds = range(number, 2 * number)

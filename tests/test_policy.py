@@ -15,7 +15,9 @@ from steerling_jax.cli.steering_options import add_steering_options, from_args, 
 from steerling_jax.config import ConceptConfig, ModelConfig
 from steerling_jax.io.catalogue import make_catalogue
 from steerling_jax.io.steering_policy import read_policy
-from steerling_jax.steering_rules import Rule, make_rule, parse_option, parse_policy, parse_rules, steering_of
+from steerling_jax.steering import ClampPlan, prepare_steering
+from steerling_jax.steering_by_name import steering_of
+from steerling_jax.steering_rules import Rule, make_rule, parse_option, parse_policy, parse_rules
 
 GOLDEN = Path(__file__).parent / "golden"
 CONFIG = ModelConfig(n_layers=6, concept=ConceptConfig(n_concepts=40))
@@ -60,6 +62,29 @@ def test_groups():
     assert with_group.label == "suppress Email with group:topic at 3.5 (no letters)"
     (amplified,) = steer(parse_option("amplify", "group:topic"))
     assert (amplified.concept_ids, amplified.label) == ((0, 1), "amplify group:topic at 8")
+
+
+def test_a_rule_reaches_every_field_of_the_config():
+    full = {"strength": 3, "layer": 2, "tokens": "all", "raw": True, "where": "prompt"}
+    plain = {"action": "amplify", "concept": "Poems"}
+    (one,) = steer(make_rule(plain | full, "p"))
+    assert one == sj.SteeringConfig((5,), 3.0, False, 2, "fixed", where="prompt", label="p: amplify Poems at 3")
+    (one,) = steer(make_rule(plain | {"tokens": 9}, "p"))
+    assert (one.inject_alpha_schedule, one.cutoff_tokens, one.inject_layer) == ("hard_cutoff", 9, 3)
+    (one,) = steer(make_rule({"action": "amplify", "concepts": {"Email": 2, "Poems": -0.5}}, "p"))
+    assert (one.concept_ids, one.weights, one.label) == ((1, 5), (2.0, -0.5), "p: amplify 2 Email + -0.5 Poems at 8")
+    (one,) = steer(make_rule({"action": "suppress", "concept": "Poems", "strength": 0, "words": 4, "raw": False}, "p"))
+    assert (one.mai_lm_target, one.normalize_mai_lm_target, one.relu_logit_mask) == (0.0, True, {5: 4.0})
+    clamp = {"action": "clamp", "group": "topic", "value": 0.25, "at": [2, 5], "epsilon": "frozen", "reason": "why"}
+    (one,) = steer(make_rule(clamp, "p"))
+    label = "p: clamp group:topic at 0.25 (why)"
+    assert one == sj.SteeringConfig(
+        intervene_known={0: 0.25, 1: 0.25}, clamp_offsets=(2, 5), epsilon="frozen", label=label
+    )
+    with pytest.raises(sj.UserError, match=r"p: concepts are group:topic, but a weight belongs to one concept"):
+        steer(make_rule({"action": "amplify", "concepts": {"group:topic": 1}}, "p"))
+    reached = {name for rule in (full, clamp) for name in rule} | {"words", "concepts", "head", "concept"}
+    assert reached | {"action", "origin"} == {field.name for field in dataclasses.fields(Rule)}
 
 
 @pytest.mark.parametrize("text", ["Poems=", "Poems=lots", "Poems=-1", "Poems=nan", "Poems=inf", "Poems=1e999"])
@@ -111,8 +136,8 @@ def test_a_policy_file(tmp_path: Path):
     ("rule", "words"),
     [
         ({"strenght": 3}, "'strenght' is not a field of a rule; did you mean 'strength'"),
-        ({"xyzzy": 3}, "'xyzzy' is not a field of a rule; there are action, concept, group, strength, reason"),
-        ({"action": "amplfy"}, "action is 'amplfy'; give action = 'amplify' or 'suppress'"),
+        ({"xyzzy": 3}, "'xyzzy' is not a field of a rule; there are action, concept, group"),
+        ({"action": "amplfy"}, "action is 'amplfy'; give action = 'amplify', 'suppress' or 'clamp'"),
         ({"action": None}, "there is no action"),
         ({"action": ["amplify"]}, "action is"),
         ({"concept": None}, "concept is None"),
@@ -123,7 +148,23 @@ def test_a_policy_file(tmp_path: Path):
         ({"strength": True}, "the strength is True"),
         ({"strength": -1}, "the strength is -1"),
         ({"strength": 10**400}, "the strength is 1000"),
+        ({"strength": 1e5}, "the strength is 100000.0; give at most 10000"),
         ({"reason": 4}, "reason is 4; give a text"),
+        ({"layer": -1}, "layer is -1; give a whole number, at least 0"),
+        ({"tokens": 0}, "tokens is 0; give a whole number, at least 1"),
+        ({"tokens": "none"}, "tokens is 'none'"),
+        ({"raw": 1}, "raw is 1; give one of False, True"),
+        ({"where": "here"}, "where is 'here'; give one of 'masks', 'prompt'"),
+        ({"words": 3}, "words is no field of amplify; it has action"),
+        ({"value": 3}, "value is no field of amplify"),
+        ({"concepts": {"Email": 1}}, "concepts, with weights, stands alone"),
+        ({"action": "clamp"}, "there is no value; give the activation"),
+        ({"action": "clamp", "value": "on"}, "the value is 'on'; give a number"),
+        ({"action": "clamp", "value": 1, "head": "unknown"}, "head is 'unknown'; give one of 'known', 'discovered'"),
+        ({"action": "clamp", "value": 1, "at": [4, 4]}, r"at is \[4, 4\]; give a start and a later end"),
+        ({"action": "clamp", "value": 1, "at": 4}, "at is 4; give a start and a later end"),
+        ({"action": "clamp", "value": 1, "epsilon": "off"}, "epsilon is 'off'; give one of 'published', 'frozen'"),
+        ({"action": "clamp", "value": 1, "strength": 3}, "strength is no field of clamp"),
     ],
 )
 def test_bad_rules_name_file_rule_and_field(rule: dict[str, Any], words: str):
@@ -184,13 +225,20 @@ def test_rules_from_json():
         ({"rules": {"a": 1}}, "rules is"),
         ({"rules": [1]}, "rule 1 is 1"),
         ({"like_response": 3}, "like_response is 3; give a text"),
+        ({"clamp": {"4": "on"}}, "steering, clamp '4': the value is 'on'; give a number"),
+        ({"clamp": ["4"]}, r"clamp is \['4'\]; give an object"),
+        ({"epsilon": "frozen"}, "clamp_at and epsilon need clamp"),
+        ({"clamp": {"4": 1}, "clamp_at": [3]}, r"steering, clamp '4': at is \[3\]"),
+        ({"clamp_discovered": {"4": 1}}, "alone changes nothing"),
+        ({"clamp": {"4": 1, "#4": 2}}, "'clamp concept 4 at 2' clamps concept 4, as another steering does"),
         ({"like_strength": 3}, "like_strength needs like_response"),
         ({"like_response": "1 2", "like_strength": "x"}, "the strength is 'x'"),
     ],
 )
 def test_bad_json_is_told_in_a_sentence(values: Any, words: str):
+    bundle = sj.load(GOLDEN / "base")
     with pytest.raises(sj.UserError, match=words):
-        from_json(values, sj.load(GOLDEN / "base"))
+        prepare_steering(bundle.params, from_json(values, bundle), config=bundle.config, compute=bundle.compute)
 
 
 def options(*args: str) -> argparse.Namespace:
@@ -208,16 +256,22 @@ def test_options_and_json_mean_the_same(tmp_path: Path):
         options(
             "--amplify", "4=2", "--amplify", "#7", "--suppress", "9=1", "--policy", str(tmp_path / "p.toml"),
             "--like-response", f"@{tmp_path / 'answer.txt'}", "--like-strength", "3",
-            "--catalogue", str(tmp_path / "names.json"),
+            "--catalogue", str(tmp_path / "names.json"), "--clamp", "gardens=0.5", "--clamp", "8 = -1",
+            "--clamp-discovered", "11=0", "--clamp-at", "0:16", "--epsilon", "frozen",
         )
     )  # fmt: skip
     configs = wanted.configs(bundle)
-    assert [one.describe() for one in configs[:4]] == [
+    assert [one.describe() for one in configs[:7]] == [
         "amplify concept 4 at 2", "amplify concept 7 at 8", "suppress concept 9 at 1",
+        "clamp Gardens at 0.5", "clamp concept 8 at -1", "clamp discovered concept 11 at 0",
         "p.toml, rule 1: amplify Gardens at 8",
     ]  # fmt: skip
+    plan = prepare_steering(bundle.params, configs, config=bundle.config, compute=bundle.compute)
+    assert plan.clamps == ClampPlan({3: 0.5, 8: -1.0}, {11: 0.0}, (0, 16), "frozen")
     same = from_json(
-        {"amplify": {"4": 2, "7": None}, "suppress": {"9": 1}, "rules": [{"action": "amplify", "concept": 3}],
+        {"amplify": {"4": 2, "7": None}, "suppress": {"9": 1}, "clamp": {"3": 0.5, "8": -1},
+         "clamp_discovered": {"11": 0}, "clamp_at": [0, 16], "epsilon": "frozen",
+         "rules": [{"action": "amplify", "concept": 3}],
          "like_response": "5 9 12", "like_strength": 3}, bundle,
     )  # fmt: skip
     assert [dataclasses.replace(one, label="") for one in same] == [
@@ -233,8 +287,14 @@ def test_bad_options_are_told_in_a_sentence(tmp_path: Path):
         from_args(options("--like-strength", "3"))
     with pytest.raises(sj.UserError, match=r"Cannot read the response .*none\.txt"):
         from_args(options("--like-response", f"@{tmp_path / 'none.txt'}"))
-    with pytest.raises(sj.UserError, match="names no concept"):
-        from_args(options("--amplify", "=3"))
+    for args, words in (
+        (("--amplify", "=3"), "names no concept"), (("--clamp", "3"), "does not set a concept; give NAME=1"),
+        (("--clamp", "3=on"), "the value is 'on'"), (("--clamp-discovered", "=1"), "does not set a concept"),
+        (("--clamp-at", "0:4"), "need --clamp"), (("--clamp", "3=1", "--clamp-at", "4"), "give START:END"),
+        (("--clamp", "3=1", "--clamp-at", "4:4"), "a start and a later end"),
+    ):  # fmt: skip
+        with pytest.raises(sj.UserError, match=words):
+            from_args(options(*args))
 
 
 def test_a_rule_needs_no_model_to_be_checked():

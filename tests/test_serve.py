@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 
@@ -48,6 +50,23 @@ def test_it_writes_what_generate_writes(server: Server, text_model: Path):
     commits = [(c["step"], tuple(c["positions"]), tuple(c["token_ids"])) for c in extra["trace"]["commits"]]
     assert commits == [(c.step, c.positions, c.token_ids) for c in wanted.trace.commits]
     assert extra["trace"]["steering"] == []
+
+
+def test_it_compiles_before_it_says_that_it_is_ready(text_model: Path, child_environment: dict[str, str]):
+    options = ["--rows", "2", "--warm-up", "128"]
+    with serving(text_model, child_environment, *options, said=r"(http://\S+)/health") as server:
+        answer = httpx.get(f"{server.url}/health", timeout=60)
+        assert (answer.status_code, answer.json()["status"]) == (503, "starting")
+        early = {"prompt": PROMPT, "max_tokens": 2}  # waits
+        assert httpx.post(f"{server.url}/v1/completions", json=early, timeout=300).status_code == 200
+        assert httpx.get(f"{server.url}/health").json() == {"status": "ok"}
+        compiled = server.metric("compiled_programs")
+        with ThreadPoolExecutor(6) as pool:
+            bodies: list[dict] = [{"temperature": i % 2, "max_tokens": 20 * i + 1, "seed": i} for i in range(5)]
+            bodies.append({"prompt": [7] * 90, "steering": {"amplify": {"Email": 3}, "suppress": {"Dates": 2}}})
+            list(pool.map(lambda body: ask(server, **body), bodies))
+        assert server.metric("compiled_programs") == compiled
+    assert [line.split()[0] for line in server.errors] == ["Serving"]
 
 
 def test_streamed_is_unstreamed(server: Server):
@@ -112,7 +131,7 @@ def test_chat(child_environment: dict[str, str], tmp_path: Path):
     halves = [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}]
     settings: Any = dict(model="tiny-chat", max_tokens=12, temperature=0)
     settings["messages"] = [told[0], {"role": "user", "content": halves}]
-    with serving(model, child_environment) as server:
+    with serving(model, child_environment, "--max-body-bytes", "3000000") as server:
         create = server.openai.chat.completions.create
         whole = create(**settings)
         opening, *parts, last = create(**settings, stream=True)
@@ -121,6 +140,8 @@ def test_chat(child_environment: dict[str, str], tmp_path: Path):
         for bad in ({"role": "tool", "content": "x"}, {"role": "user", "content": 5}, "Hello"):
             answer = server.post({"messages": [bad]}, "/v1/chat/completions")
             assert (answer.status_code, answer.json()["error"]["param"][:11]) == (400, "messages[0]")
+        spaces = server.post({"prompt": " " * 1_200_000 + "x"})  # more than tiktoken takes at once
+        assert (spaces.status_code, spaces.json()["error"]["code"]) == (400, "context_length_exceeded")
         body = {"messages": told, "max_completion_tokens": 0}
         error = server.post(body, "/v1/chat/completions").json()["error"]
         assert error["param"] == "max_completion_tokens"

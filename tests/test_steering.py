@@ -121,9 +121,13 @@ def test_labels_name_those_that_act():
     assert len(plan.parts) == 3
 
 
-def test_clamps_come_from_one_steering():
+def test_clamps_of_several_steerings_go_together_or_are_refused():
     clamp = S(intervene_known={2: 1}, intervene_unknown={"39": 0.5}, clamp_offsets=(0, 8), epsilon="frozen")  # type: ignore[arg-type, dict-item]
     assert plan_of(S.injection(1), clamp).clamps == ClampPlan({2: 1.0}, {39: 0.5}, (0, 8), "frozen")
+    more = S(intervene_known={4: 0}, clamp_offsets=(0, 8), epsilon="frozen")
+    assert plan_of(clamp, more).clamps == ClampPlan({2: 1.0, 4: 0.0}, {39: 0.5}, (0, 8), "frozen")
+    with pytest.raises(sj.UserError, match=r"'clamp known 4 at 0\.0' clamps concept 4, as another steering does"):
+        plan_of(more, more)
     assert plan_of(S.injection(1), S(intervene_known={})).clamps is None
     with pytest.raises(sj.UserError, match=r"'clamp known 2 at 1\.0; clamp discovered 39 at 0\.5' and 'x' clamp"):
         plan_of(clamp, S(intervene_known={3: 0.0}, label="x"))

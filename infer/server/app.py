@@ -79,7 +79,11 @@ class Service:
         return json_response(self._card())
 
     async def health(self, http: Request) -> Response:
-        return json_response({"status": "stopping" if self.stopping else "ok"}, 503 if self.stopping else 200)
+        if self.stopping or not self.engine.ready:
+            done, total = self.engine.warmed
+            starting = {"status": "starting", "compiled": round(done / total, 2)}
+            return json_response({"status": "stopping"} if self.stopping else starting, 503)
+        return json_response({"status": "ok"})
 
     async def show_metrics(self, http: Request) -> Response:
         return PlainTextResponse(self.metrics.text(self.engine), media_type="text/plain; version=0.0.4")

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -68,13 +68,17 @@ class Job:
 class Engine:
     """Runs a decoder on a thread of its own, from `start` to `close`. Methods are for the event loop's thread.
 
-    After an unexpected error the decoder is cleared, and its requests end with it. tokens: committed to texts so far.
-    waiting, running: requests that wait for a row and that have one, a moment ago.
+    After an unexpected error the decoder is cleared, and its requests end with it. warm_up: goes on before the first
+    request, telling (done, total). ready: it is through; failure: what it ended with instead. tokens: committed to
+    texts so far. waiting, running: requests that wait for a row and that have one, a moment ago.
     """
 
-    def __init__(self, decoder: Decoder):
+    def __init__(self, decoder: Decoder, warm_up: Iterable[tuple[int, int]] = ()):
+        self.ready = False
+        self.failure: Exception | None = None
+        self.warmed = (0, 1)
         self.tokens = self.waiting = self.running = 0
-        self._decoder = decoder
+        self._decoder, self._warm_up = decoder, warm_up
         self._jobs: dict[int, Job] = {}
         self._orders: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._out: list[tuple[Job, Delta | Exception]] = []
@@ -100,6 +104,15 @@ class Engine:
         self._orders.put(lambda: self._drop(job))
 
     def _run(self) -> None:
+        try:
+            for warmed in self._warm_up:
+                self.warmed = warmed
+                if self._closing:
+                    return
+        except Exception as error:
+            self.failure = error
+            return
+        self.ready = True
         while not self._closing:
             try:
                 self._take_orders()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from steerling_jax.decoding import compiled_programs
+
 from .engine import Engine
 
 _OUTCOMES = {
@@ -40,6 +42,8 @@ class Metrics:
              {f'{{outcome="{name}"}}': count for name, count in self.requests.items()}),
             ("request_seconds", "summary", "From admission to the end of the answer, of requests answered in full.",
              {"_sum": self.seconds, "_count": self.requests["ok"]}),
+            ("ready", "gauge", "Whether all is compiled that is compiled ahead.", {"": int(engine.ready)}),
+            ("compiled_programs", "gauge", "Decoding programs compiled.", {"": sum(compiled_programs().values())}),
             ("queue_length", "gauge", "Requests that wait for a row.", {"": engine.waiting}),
             ("running_rows", "gauge", "Rows of the batch in use.", {"": engine.running}),
             ("generated_tokens_total", "counter", "Tokens committed.", {"": engine.tokens}),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
+from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
@@ -12,6 +13,7 @@ from starlette.applications import Starlette
 from steerling_jax.errors import UserError
 
 from .app import Service
+from .protocol import Protocol
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -25,35 +27,53 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 class Server(uvicorn.Server):
-    """Stops in two steps, at SIGTERM or SIGINT: first new requests are answered 503 and those under way end, for at
-    most `grace` seconds; then the socket closes. A second signal skips the waiting."""
+    """Calls `tell(done, total, ready)` while it warms up, and once when it is ready.
 
-    def __init__(self, config: uvicorn.Config, service: Service, grace: float):
+    Stops in two steps, at SIGTERM or SIGINT: first new requests are answered 503 and those under way end, for at
+    most `grace` seconds; then the socket closes. A second signal skips the waiting.
+    """
+
+    def __init__(self, config: uvicorn.Config, service: Service, grace: float, tell: Callable[[int, int, bool], None]):
         super().__init__(config)
         self._service, self._grace = service, grace
-        self._told = 0.0
+        self._tell, self._ready = tell, False
+        self._signalled = 0.0
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Uvicorn's would close the socket at once, and end the process by the signal."""
         self.should_exit = self._service.stopping
         if not self._service.stopping:
-            self._told, self._service.stopping = time.monotonic(), True
+            self._signalled, self._service.stopping = time.monotonic(), True
 
     async def on_tick(self, counter: int) -> bool:
         """Uvicorn asks ten times a second whether to leave."""
         leave = await super().on_tick(counter)
+        engine = self._service.engine
+        if not self._ready:
+            self._ready = engine.ready
+            self._tell(*engine.warmed, self._ready)
+        if engine.failure:
+            self._service.break_off()
+            return True
         if not self._service.stopping:
             return leave
-        if leave or time.monotonic() - self._told > self._grace:
+        if leave or time.monotonic() - self._signalled > self._grace:
             self._service.break_off()
             return True
         return self._service.open == 0
 
 
-def serve(app: Starlette, service: Service, listening: socket.socket, grace: float) -> None:
-    """Serves until a signal ends it."""
+def serve(
+    app: Starlette, service: Service, listening: socket.socket, grace: float, tell: Callable[[int, int, bool], None]
+) -> None:
+    """Serves until a signal ends it; tell: see `Server`. Raises `UserError` where warming up failed."""
     config = uvicorn.Config(
-        app, loop="asyncio", http="h11", ws="none", lifespan="on", log_level="warning", access_log=False,
+        app, loop="asyncio", http=Protocol, ws="none", lifespan="on", log_level="warning", access_log=False,
         server_header=False, timeout_graceful_shutdown=2,
     )  # fmt: skip
-    Server(config, service, grace).run(sockets=[listening])
+    Server(config, service, grace, tell).run(sockets=[listening])
+    if failure := service.engine.failure:
+        why = f"{type(failure).__name__}: {str(failure).splitlines()[:1]}"[:200]
+        raise UserError(
+            f"Warming up failed ({why}); for want of memory, try fewer --rows or less --warm-up."
+        ) from failure

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,20 +11,22 @@ from typing import TYPE_CHECKING, Any
 
 from steerling_jax.errors import UserError, require
 from steerling_jax.steering_rules import (
-    ACTIONS,
+    EPSILONS,
+    JSON_NAMES,
     STRENGTHS,
     Rule,
     check_name,
     check_strength,
     parse_option,
     parse_rules,
+    parse_span,
 )
 
 if TYPE_CHECKING:
     from steerling_jax.api import Bundle
     from steerling_jax.steering_config import SteeringConfig
 
-_JSON = (*ACTIONS, "rules", "like_response", "like_strength")
+_JSON = (*JSON_NAMES, "like_response", "like_strength")
 _MOST_RULES = 64  # in JSON: each one is looked up and named in the trace
 
 
@@ -46,7 +49,7 @@ class Steering:
             return ()
         from steerling_jax.io.catalogue import read_catalogue
         from steerling_jax.response_steering import DEFAULT_STRENGTH, response_steering
-        from steerling_jax.steering_rules import steering_of
+        from steerling_jax.steering_by_name import steering_of
 
         if bundle.config.concept is None:
             raise UserError("Steering needs a model with known concepts; this one has none.")
@@ -60,7 +63,7 @@ class Steering:
 
 def add_steering_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("steering", "by known concepts; `steerling concepts` finds their names")
-    for action, what in zip(ACTIONS, ("write more of a concept", "keep away from a concept"), strict=True):
+    for action, what in (("amplify", "write more of a concept"), ("suppress", "keep away from a concept")):
         group.add_argument(
             f"--{action}",
             action="append",
@@ -68,6 +71,13 @@ def add_steering_options(parser: argparse.ArgumentParser) -> None:
             metavar="NAME[=X]",
             help=f"{what}: its name, its id or group:NAME; may be repeated (strength: {STRENGTHS[action]:g})",
         )
+    clamp, discovered = "set a known concept's activation: 0 is off, 1 is on; may be repeated", "… a discovered one's"
+    group.add_argument("--clamp", action="append", default=[], metavar="NAME=X", help=clamp)
+    group.add_argument("--clamp-discovered", action="append", default=[], metavar="ID=X", help=discovered)
+    group.add_argument(
+        "--clamp-at", metavar="START:END", help="where in the text, from its first token, 0 (default: all)"
+    )
+    group.add_argument("--epsilon", choices=EPSILONS, help="of clamps: what becomes of the rest (default: published)")
     group.add_argument("--policy", action="append", default=[], metavar="FILE", help="rules in TOML; may be repeated")
     group.add_argument("--like-response", metavar="TEXT", help="lean towards answers like this one; @FILE reads a file")
     group.add_argument("--like-strength", metavar="X", help="how much (default: 8)")
@@ -76,7 +86,8 @@ def add_steering_options(parser: argparse.ArgumentParser) -> None:
 
 def from_args(args: argparse.Namespace) -> Steering:
     """Reads the options and the files that they name."""
-    rules = [parse_option(action, text) for action in ACTIONS for text in getattr(args, action)]
+    rules = [parse_option(action, text) for action in ("amplify", "suppress") for text in getattr(args, action)]
+    rules += _clamps(args)
     if args.policy:
         from steerling_jax.io.steering_policy import read_policy
 
@@ -91,9 +102,20 @@ def from_args(args: argparse.Namespace) -> Steering:
     return Steering(tuple(rules), like, strength, args.catalogue)
 
 
+def _clamps(args: argparse.Namespace) -> list[Rule]:
+    rules = [parse_option("clamp", text) for text in args.clamp]
+    rules += [parse_option("clamp-discovered", text) for text in args.clamp_discovered]
+    require(
+        bool(rules) or (args.clamp_at is None and args.epsilon is None),
+        "--clamp-at and --epsilon need --clamp or --clamp-discovered; give both.",
+    )
+    at = None if args.clamp_at is None else parse_span(args.clamp_at, "--clamp-at")
+    return [dataclasses.replace(rule, at=at, epsilon=args.epsilon or rule.epsilon) for rule in rules]
+
+
 def from_json(values: Any, bundle: Bundle) -> tuple[SteeringConfig, ...]:
-    """`{"amplify": {"NAME": 8}, "suppress": {"NAME": null}, "rules": [{…}], "like_response": "TEXT", "like_strength":
-    8}`, all of them optional; see `steering_rules.parse_rules`. Raises `UserError`."""
+    """What `steering_rules.parse_rules` reads, and `"like_response": "TEXT", "like_strength": 8`; all of it optional.
+    Raises `UserError`."""
     if not isinstance(values, Mapping):
         raise UserError(f"steering is {values!r}; give an object with {', '.join(_JSON)}.")
     for name in values:

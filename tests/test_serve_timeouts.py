@@ -1,0 +1,141 @@
+"""Clients that keep the server waiting, over real sockets: each is cut off in time, the others are not."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+import steerling_jax as sj
+from steerling_jax.infer.server import app, protocol
+from steerling_jax.infer.server.engine import Engine
+from steerling_jax.infer.server.run import listen
+
+HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
+PATIENCE = 5  # seconds until a test gives up
+Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Coroutine[Any, Any, None]]
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.3)
+    monkeypatch.setattr(protocol, "REQUEST_SECONDS", 0.6)
+    monkeypatch.setattr(protocol, "READ_SECONDS", 0.3)
+    monkeypatch.setattr(app, "BODY_SECONDS", 0.3)
+
+
+@pytest.fixture(scope="module")
+def service(text_model: Path) -> app.Service:
+    decoder: Any = None  # no request gets that far
+    return app.Service(sj.load(text_model), Engine(decoder), app.Limits(None, 10_000, 8))
+
+
+@asynccontextmanager
+async def serving(application: ASGIApp) -> AsyncIterator[int]:
+    """The port of a server in this process."""
+    listening = listen("127.0.0.1", 0)
+    config = uvicorn.Config(application, http=protocol.Protocol, ws="none", lifespan="off", log_level="critical")
+    server = uvicorn.Server(config)
+    task = asyncio.create_task(server.serve(sockets=[listening]))
+    yield listening.getsockname()[1]
+    server.should_exit = True
+    await task
+
+
+def talk(application: ASGIApp, with_it: Talk) -> None:
+    async def run() -> None:
+        async with serving(application) as port, asyncio.timeout(PATIENCE):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            await with_it(reader, writer)
+            writer.close()
+
+    asyncio.run(run())
+
+
+async def drip(writer: asyncio.StreamWriter, byte: bytes) -> None:
+    """A byte every 50 ms, for ever: none of them prolongs anything."""
+    while True:
+        writer.write(byte)
+        await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    "sent", [b"", b"GET", HEAD, HEAD + b"X: "], ids=["nothing", "a word", "headers", "half a line"]
+)
+def test_a_head_that_does_not_come(service: app.Service, sent: bytes):
+    async def with_it(reader, writer) -> None:
+        writer.write(sent)
+        dripping = asyncio.create_task(drip(writer, b"x")) if sent.endswith(b": ") else None
+        assert await reader.read() == b""
+        if dripping is not None:
+            dripping.cancel()
+
+    talk(application(service), with_it)
+
+
+def test_a_second_head_on_the_same_connection(service: app.Service):
+    async def with_it(reader, writer) -> None:
+        writer.write(b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert b"200 OK" in await reader.readuntil(b"\r\n\r\n")
+        await asyncio.sleep(0.5)  # between requests a connection may rest
+        writer.write(b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert b"200 OK" in await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"GET /v1/models HTT")
+        rest = await reader.read()
+        assert b"HTTP/1.1" not in rest
+
+    talk(application(service), with_it)
+
+
+def test_a_body_that_is_slow_is_answered_408(service: app.Service):
+    async def with_it(reader, writer) -> None:
+        writer.write(HEAD + b"Content-Length: 1000\r\n\r\n{")
+        dripping = asyncio.create_task(drip(writer, b" "))
+        answer = await reader.read()
+        dripping.cancel()
+        assert b"408 Request Timeout" in answer
+        assert b"did not arrive" in answer
+
+    talk(application(service), with_it)
+    assert service.open == 0
+
+
+def test_a_body_that_nobody_waits_for(service: app.Service):
+    async def with_it(reader, writer) -> None:
+        writer.write(b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n")
+        assert b"200 OK" in await reader.readuntil(b"\r\n\r\n")
+        dripping = asyncio.create_task(drip(writer, b"x"))
+        await reader.read()
+        dripping.cancel()
+
+    talk(application(service), with_it)
+
+
+def test_a_client_that_does_not_read():
+    """It is let go, and the application hears of it."""
+    left = asyncio.Event()
+
+    async def long_answer(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for _ in range(400):
+            await send({"type": "http.response.body", "body": b"x" * 100_000, "more_body": True})
+        assert (await receive())["type"] == "http.disconnect"
+        left.set()
+
+    async def with_it(reader, writer) -> None:
+        writer.transport.pause_reading()
+        writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        await left.wait()
+
+    talk(long_answer, with_it)
+
+
+def application(service: app.Service) -> ASGIApp:
+    return app.make_app(service, listening="127.0.0.1", hosts=[], origins=[])
