@@ -8,12 +8,15 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Two workers are faster than one process even on two cores: most of a test's time is tracing and compiling.
 PYTEST_FLAGS ?= -n auto
+# Where the TPU compiler is, as words for `env`; nothing where it is not installed.
+LIBTPU := $(abspath $(VENV))/tpu/libtpu/libtpu.so
+TPU_COMPILER = $$(test ! -f $(LIBTPU) || echo TPU_LIBRARY_PATH=$(LIBTPU))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint pytest format wheel parity clean
+.PHONY: help demo test lint pytest format wheel parity compile-matrix clean
 
 help:  ## Show this list
-	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 24
 
 demo: $(VENV)/.installed  ## Write a text with the bundled model and show which concepts it came from
 	$(BIN)/steerling demo
@@ -21,8 +24,8 @@ demo: $(VENV)/.installed  ## Write a text with the bundled model and show which 
 test: lint pytest  ## Everything that must hold: ruff, pyright, pytest
 
 # One after the other, also under `make -j`: they share two cores and read better in order.
-pytest: $(VENV)/.installed-dev | lint
-	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+pytest: $(VENV)/.installed-dev $(VENV)/.installed-tpu | lint
+	env $(TPU_COMPILER) $(BIN)/python -m pytest $(PYTEST_FLAGS)
 
 lint: $(VENV)/.installed-dev  ## Style and types
 	$(BIN)/ruff check .
@@ -43,6 +46,9 @@ wheel: $(VENV)/.installed-dev  ## Build the wheel and the source archive into di
 parity: .venv-parity/.installed  ## Compare with the published package on random small models, in a virtual environment of its own
 	.venv-parity/bin/python -m pytest -o addopts= --import-mode=importlib tests/parity
 
+compile-matrix: $(VENV)/.installed-tpu  ## Compile the 8 B model for each TPU generation (over an hour), and write docs/compile.md's tables
+	env $(TPU_COMPILER) $(BIN)/python -m steerling_jax.train.aot.matrix docs
+
 clean:  ## Remove all that these commands made
 	rm -rf $(VENV) .venv-parity build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -61,6 +67,14 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
 $(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
 	$(PIP) install --editable ".[dev]"
 	@touch $@ $(VENV)/.installed
+
+# The TPU compiler (200 MB) stands beside the environment, not in it, or JAX would look for a TPU at every start. It is made
+# for Linux on x86-64 alone; elsewhere the tests do without.
+$(VENV)/.installed-tpu: $(VENV)/.installed-dev
+	test "$$(uname -sm)" != "Linux x86_64" || $(PIP) install --quiet --no-deps --upgrade --target $(VENV)/tpu \
+		"$$($(BIN)/python -c 'from importlib.metadata import requires; print(*(r.split(";")[0] for r in requires("jax") if r.startswith("libtpu")))')" \
+		|| echo "The TPU compiler could not be installed: its tests will be skipped." >&2
+	@touch $@
 
 .venv-parity/.installed: pyproject.toml | .venv-parity/bin/python
 	.venv-parity/bin/python -m pip install --editable ".[parity]"

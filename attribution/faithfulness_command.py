@@ -12,8 +12,11 @@ from steerling_jax.errors import UserError, require
 if TYPE_CHECKING:
     from steerling_jax.api import Bundle
     from steerling_jax.io.corpus import CorpusStore
+    from steerling_jax.progress import Tell
 
+    from .faithfulness.kept import Kept
     from .faithfulness.planted_run import Planted
+    from .index.query import Index
 
 HELP = """\
 Measure whether attribution is true: inputs, concepts, training data, bad outputs.
@@ -24,6 +27,7 @@ the figures mean.
 
 examples:
   steerling faithfulness --corpus ./corpus --out measured
+  steerling faithfulness --corpus ./corpus --parts outputs --index ./index --out measured
   steerling faithfulness --planted --out measured-planted
   steerling faithfulness --planted --parts data --subsets 8 --out quick
 """
@@ -39,6 +43,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--corpus", type=Path, metavar="FOLDER", help="the corpus store that the model was trained on")
     what.add_argument("--planted", action="store_true", help="a model of our own, trained on a planted world")
     add("--parts", metavar="A,B", help=f"some of {','.join(PARTS)} (default: all; data with --planted only)")
+    add("--index", type=Path, metavar="INDEX", help="of that corpus: also the evidence for bad and good outputs")
     add("--out", type=Path, default=Path("faithfulness"), metavar="FOLDER", help="default: %(default)s")
     add("--seed", type=int, default=0, metavar="N", help="of draws and of the planted world (default: %(default)s)")
     add("--subsets", type=int, default=48, metavar="N", help="half-corpora to train on (default: %(default)s)")
@@ -66,7 +71,8 @@ def run(args: argparse.Namespace) -> None:
         results = Results(args.out, _command(args), bundle.name)
         for part in parts:
             settings = _settings(args, part)
-            results.part(part, settings, lambda part=part: _measure(part, bundle, store, planted, args, tell))
+            results.part(part, settings, lambda kept, part=part: _measure(
+                part, bundle, store, planted, args, tell, kept))  # fmt: skip
     write_report(results)
     if args.json:
         print_json({"model": bundle.name, "command": results.command, "parts": results.found})
@@ -84,6 +90,9 @@ def check(args: argparse.Namespace) -> list[str]:
             part in possible, "Training data can be measured on the planted model only: add --planted, or leave it out."
         )
     require(not (args.planted and args.model), "--planted trains a model of its own: leave MODEL out.")
+    require(
+        args.index is None or not args.planted, "--index is of a corpus and goes with --corpus: leave out one of them."
+    )
     require(args.seed >= 0, f"--seed is {args.seed}, but it must not be negative.")
     require(args.subsets >= 2, f"--subsets is {args.subsets}, but it must be at least 2.")
     twice = args.subsets if args.twice is None else args.twice
@@ -101,6 +110,7 @@ def _command(args: argparse.Namespace) -> str:
     words = ["steerling", "faithfulness"]
     words += ["--planted"] if args.planted else [*([args.model] if args.model else []), "--corpus", str(args.corpus)]
     words += ["--seed", str(args.seed)]
+    words += [] if args.index is None else ["--index", str(args.index)]
     if args.planted:
         words += ["--subsets", str(args.subsets), "--steps", str(args.steps)]
         words += [] if args.twice is None else ["--twice", str(args.twice)]
@@ -110,9 +120,13 @@ def _command(args: argparse.Namespace) -> str:
 
 def _settings(args: argparse.Namespace, part: str) -> dict[str, Any]:
     """What a part's figures depend on: they are measured again where it has changed."""
+    from steerling_jax.io.index import read_json
+
     settings: dict[str, Any] = {"seed": args.seed}
     if args.planted:
         settings |= {"planted": True, "steps": args.steps, "world": args.world}
+    if part == "outputs" and args.index is not None:
+        settings |= {"index": read_json(args.index / "current.json")["corpus"]}
     if part == "data":
         settings |= {"subsets": args.subsets, "twice": args.twice}
     return settings
@@ -139,17 +153,30 @@ def _subject(args: argparse.Namespace, tell: Any) -> tuple[Bundle, CorpusStore, 
 
 
 def _measure(
-    part: str, bundle: Bundle, store: CorpusStore, planted: Planted | None, args: argparse.Namespace, tell: Any
-) -> dict[str, Any]:
+    part: str, bundle: Bundle, store: CorpusStore, planted: Planted | None, args: argparse.Namespace, tell: Tell,
+    kept: Kept,
+) -> dict[str, Any]:  # fmt: skip
     from .faithfulness import concepts, data, inputs, outputs
+    from .faithfulness.planted_model import DOCUMENT, PLANTED_PROMPT
 
     if part == "data":
         assert planted is not None
         return data.measure(planted, tell=tell, seed=args.seed, subsets=args.subsets, twice=args.twice)
+    usual: dict[str, Any] = {"tell": tell, "kept": kept, "seed": args.seed}
+    if planted is not None:
+        usual |= {"prompt_tokens": PLANTED_PROMPT, "blocks": 1}
     if part == "inputs":
-        return inputs.measure(bundle, store, tell=tell, seed=args.seed)
+        return inputs.measure(bundle, store, **usual)
     if part == "concepts":
-        # The planted model has learned documents of 16 tokens, not their neighbours.
-        length = {} if planted is None else {"seq_len": 16}
-        return concepts.measure(bundle, store, tell=tell, seed=args.seed, **length)
-    return outputs.measure(bundle, store, tell=tell, seed=args.seed)
+        if planted is not None:
+            usual["seq_len"] = DOCUMENT
+        return concepts.measure(bundle, store, **usual)
+    return outputs.measure(bundle, store, **usual, everyday=planted is None, index=_index(args, store, bundle))
+
+
+def _index(args: argparse.Namespace, store: CorpusStore, bundle: Bundle) -> Index | None:
+    if args.index is None:
+        return None
+    from .index.query import open_index
+
+    return open_index(args.index, store, bundle)

@@ -32,7 +32,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--unit-tokens", type=int, default=1 << 19, metavar="N", help="tokens of a unit of work (default: %(default)s)")
     add(
         "--gradients", type=int, default=0, metavar="SIDE",
-        help="keep every chunk's gradient, projected to SIDE x SIDE a matrix (default: computed for candidates only)",
+        help="keep every chunk's gradient, projected to SIDE x SIDE a matrix, and compare all of them with a question "
+        "(default: computed for candidates only)",
     )  # fmt: skip
     add("--nulls", type=int, default=100, metavar="N", help="nonsense texts for each threshold (default: %(default)s)")
     add("--process-index", type=int, default=0, metavar="I", help="which of several processes this is, from 0")

@@ -1,11 +1,11 @@
-"""Training speed: tokens/s of a config, its share of this machine's matmul rate, and what the concept losses cost.
+"""Training speed: tokens/s of a config, its share of this machine's matmul rate, what the concept losses cost, and,
+with --reference-python, the same model and loss in plain PyTorch.
 
-    GLIBC_TUNABLES=glibc.malloc.hugetlb=1 python benchmarks/training.py [--config pydocs]
+    GLIBC_TUNABLES=glibc.malloc.hugetlb=1 python benchmarks/training.py --reference-python PATH/TO/python-with-torch
 
-Whole steps (forward, backward, optimiser) on random tokens, compiling not counted; with and without the concept module
-in turn. FLOPs are those of the products with weights, forward and backward: 6 a parameter and row, where a clean copy
-counts as rows; attention is left out. The matmul rate is that of a large product of the same operand type. Run it on
-idle cores.
+Whole steps (noise, forward, backward, optimiser) on random tokens, compiling not counted. All that is compared takes
+turns, so that it meets the same machine; ratios are medians over the turns with 95 % bootstrap intervals. FLOPs are the
+model's own count (`steerling_jax/model_flops.py`). Run it on idle cores.
 """
 
 from __future__ import annotations
@@ -16,30 +16,41 @@ import datetime
 import json
 import os
 import statistics
+import tempfile
 import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from training_pair import Reference, check_agreement, export
 
+from steerling_jax.intervals import bootstrap
+from steerling_jax.model_flops import Flops, expected_masked_share, training_flops
 from steerling_jax.train.run_config import RunConfig, load_config
 from steerling_jax.train.step import init_state, train_step
+
+Timer = Callable[[], float]  # seconds of one step
 
 
 def random_batch(run: RunConfig) -> dict[str, jax.Array]:
     random = np.random.default_rng(0)
     B, T, S = run.data.batch_size, run.data.seq_len, 16
     concepts = run.model.concept.n_concepts if run.model.concept else 1
+    some = np.sort(random.random((B, S, concepts)).argsort(axis=-1)[..., :16], axis=-1)
+    there = np.arange(some.shape[-1]) < random.integers(0, 17, (B, S, 1))
     arrays = {
         "tokens": random.integers(0, run.model.vocab_size - 5, (B, T)),
         "chunk_index": np.tile(np.arange(T) * S // T, (B, 1)),
-        "chunk_labels": random.integers(-1, concepts, (B, S, 16)),
+        "chunk_labels": np.where(there, some, -1),
     }
     return {name: jnp.asarray(value, jnp.int32) for name, value in arrays.items()}
 
 
-def stepper(run: RunConfig):
-    """A function that times one step, after one that compiles."""
+def stepper(run: RunConfig) -> Timer:
+    """Times one step, after one that compiles."""
     step = jax.jit(lambda state, batch: train_step(state, batch, run=run), donate_argnums=0)
     state, batch = init_state(run), random_batch(run)
     state, _ = jax.block_until_ready(step(state, batch))
@@ -68,41 +79,77 @@ def matmul_rate(operands: str) -> float:
     return 2 * a.shape[0] * a.shape[1] * b.shape[0] / statistics.median(seconds)
 
 
-def flops(run: RunConfig) -> float:
-    """FLOPs of one step's products with the backbone's weights; the output projection for the kept rows only."""
-    c, o = run.model, run.objective
-    mlp = (3 if c.mlp_type == "swiglu" else 2) * c.n_embd * c.mlp_width
-    layer = 2 * c.n_embd * (c.n_embd + c.kv_heads * c.head_dim) + mlp
-    rows = run.data.batch_size * run.data.seq_len
-    copies = 2 if o.noise.clean_context else 1
-    return 6.0 * (rows * copies * c.n_layers * layer + rows * min(o.rows, 1.0) * c.vocab_size * c.n_embd)
+def step_flops(run: RunConfig) -> Flops:
+    noise = run.objective.noise
+    return training_flops(
+        run.model, batch_size=run.data.batch_size, seq_len=run.data.seq_len, clean_context=noise.clean_context,
+        masked_share=expected_masked_share(noise),
+    )  # fmt: skip
+
+
+def in_turns(timers: dict[str, Timer], rounds: int) -> dict[str, np.ndarray]:
+    """Seconds (rounds,) of each."""
+    turns = [{name: timer() for name, timer in timers.items()} for _ in range(rounds)]
+    return {name: np.array([turn[name] for turn in turns]) for name in timers}
+
+
+def ratio(above: np.ndarray, below: np.ndarray) -> list[float]:
+    """Median of the quotients of each turn, and its interval."""
+    quotients = above / below
+    found = bootstrap(lambda rows: float(np.median(quotients[rows])), len(quotients), jax.random.key(0))
+    return [found.mean, found.low, found.high]
+
+
+def measure(run: RunConfig, reference: Reference | None, rounds: int) -> dict[str, Any]:
+    bare = dataclasses.replace(run, model=dataclasses.replace(run.model, interpretable=False, concept=None))
+    wide = dataclasses.replace(run, compute=dataclasses.replace(run.compute, dtype="float32", matmul_dtype=None))
+    timers = {"ours": stepper(run), "without_concepts": stepper(bare), "float32": stepper(wide)}
+    if reference is not None:
+        timers |= {f"torch_{name}": reference.timer(name) for name in ("float32", "bfloat16")}
+        for timer in timers.values():
+            timer()  # warm
+    seconds = in_turns(timers, rounds)
+    flops, operands = step_flops(run), run.compute.operands
+    rates = {name: matmul_rate(name) for name in ("float32", "bfloat16")}
+    rate = flops.total / float(np.median(seconds["ours"]))
+    found: dict[str, Any] = {
+        "operands": operands,
+        "tokens_per_second": {name: run.tokens_per_step / float(np.median(s)) for name, s in seconds.items()},
+        "seconds": {name: np.round(s, 4).tolist() for name, s in seconds.items()},
+        "concepts_cost": ratio(seconds["ours"], seconds["without_concepts"]),
+        "concepts_cost_by_flops": flops.total / (flops.total - flops.concepts),
+        "gflops_per_second": rate / 1e9,
+        "matmul_gflops_per_second": {name: rate / 1e9 for name, rate in rates.items()},
+        "share_of_float32_rate": rate / rates["float32"],
+        "share_of_operand_rate": rate / rates[operands],
+    }
+    if reference is not None:
+        found["torch"] = reference.about
+        found["times_as_fast_as_torch_float32"] = ratio(seconds["torch_float32"], seconds["float32"])
+        found["times_as_fast_as_torch_bfloat16"] = ratio(seconds["torch_bfloat16"], seconds["ours"])
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="pydocs")
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--reference-python", metavar="PATH", help="a Python that has torch")
     args = parser.parse_args()
     run = load_config(args.config)
-    bare = dataclasses.replace(run, model=dataclasses.replace(run.model, interpretable=False, concept=None))
-    whole, plain = stepper(run), stepper(bare)
-    pairs = [(whole(), plain()) for _ in range(args.rounds)]  # in turn, so that both meet the same machine
-    seconds, without = (statistics.median(column) for column in zip(*pairs, strict=True))
-    rates = {name: matmul_rate(name) for name in ("float32", "bfloat16")}
-    result = {
-        "date": datetime.date.today().isoformat(),
-        "cores": os.cpu_count(),
-        "load": os.getloadavg()[0],
-        "jax": jax.__version__,
-        "tokens_per_second": run.data.batch_size * run.data.seq_len / seconds,
-        "step_seconds": seconds,
-        "step_seconds_without_concepts": without,
-        "concepts_cost": seconds / without,
-        "gflops_per_second": flops(run) / seconds / 1e9,
-        "matmul_gflops_per_second": {name: rate / 1e9 for name, rate in rates.items()},
-        "share_of_float32_rate": flops(run) / seconds / rates["float32"],
-        "share_of_operand_rate": flops(run) / seconds / rates[run.compute.operands],
-    }
+    result: dict[str, Any] = {
+        "date": datetime.date.today().isoformat(), "cores": os.cpu_count(), "load_before": os.getloadavg()[0],
+        "jax": jax.__version__, "config": run.name,
+    }  # fmt: skip
+    if args.reference_python is None:
+        result |= measure(run, None, args.rounds)
+    else:
+        batch = random_batch(run)
+        with tempfile.TemporaryDirectory() as folder:
+            export(run, batch, Path(folder))
+            with Reference(args.reference_python, Path(folder)) as reference:
+                result["agreement"] = check_agreement(run, batch, reference)
+                result |= measure(run, reference, args.rounds)
     print(json.dumps(result, indent=1))
 
 

@@ -6,6 +6,7 @@ weights once (`unstack_layers`) and runs the same `Block` in a loop, which spare
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Protocol, cast
 
 import jax
@@ -15,8 +16,11 @@ from flax import struct
 
 from steerling_jax.config import Compute, ModelConfig
 from steerling_jax.layers import AttentionPattern, Block, Cache, Norm, block_causal_mask, rope_tables
+from steerling_jax.lookup import look_up
+from steerling_jax.mesh import constrain
 
 Params = dict[str, Any]
+POSITIONS = ("batch", None, None)  # logical axes of (B, T, D)
 
 
 class LayerEdit(Protocol):
@@ -59,8 +63,10 @@ class Layers(nn.Module):
             x, fresh = block(x, rope, mask, cache)
             if injection is not None:
                 x = injection.apply(x, number)
-            return x, fresh if keep_cache else None
+            return constrain(x, POSITIONS), fresh if keep_cache else None
 
+        if callable(mask):
+            mask = jax.tree_util.Partial(mask)  # remat takes arguments apart, and a plain function has no parts
         block = nn.remat(Block) if self.compute.remat else Block
         scan = nn.scan(layer, variable_axes={"params": 0}, split_rngs={"params": True}, length=self.config.n_layers)
         return scan(
@@ -70,7 +76,7 @@ class Layers(nn.Module):
 
 def embed_tokens(params: Params, tokens: jax.Array, compute: Compute) -> jax.Array:
     """tokens (B, T) int to embeddings (B, T, D) in the compute dtype."""
-    return jnp.take(params["tok_emb"]["weight"], tokens, axis=0).astype(compute.dtype)
+    return look_up(params["tok_emb"]["weight"], tokens, compute.dtype)
 
 
 def run_backbone(
@@ -91,9 +97,12 @@ def run_backbone(
     look; default block-causal over `positions` (T,). cache: keys and values of S earlier positions, each (L, B, S, G,
     d) (a tuple of L pairs when layers are unstacked). Also returns the fresh keys and values when `keep_cache`.
     """
-    T = x.shape[1]
+    if mask is None and positions is None and compute.attention == "splash":
+        from steerling_jax.splash_attention import attend_block_causal  # Pallas is slow to import
+
+        mask = partial(attend_block_causal, block=config.diff_block_size)
     if positions is None:
-        positions = jnp.arange(T)
+        positions = jnp.arange(x.shape[1])
     if mask is None:
         mask = block_causal_mask(positions, positions, config.diff_block_size)
     rope = rope_tables(config, positions) if config.use_rope else None
@@ -104,7 +113,7 @@ def run_backbone(
     else:
         x, fresh = _run_unstacked(blocks, x, rope, mask, cache, injection, config, compute)
     x = cast(jax.Array, Norm(config).apply({"params": params["ln_f"]}, x))
-    return x, fresh if keep_cache else None
+    return constrain(x, POSITIONS), fresh if keep_cache else None
 
 
 def _run_unstacked(blocks, x, rope, mask, cache, injection, config, compute):
@@ -114,6 +123,7 @@ def _run_unstacked(blocks, x, rope, mask, cache, injection, config, compute):
         x, kv = Block(config, compute).apply({"params": layer_params}, x, rope, mask, layer_cache)
         if injection is not None:
             x = injection.apply(x, i + 1)
+        x = constrain(x, POSITIONS)
         fresh.append(kv)
     return x, tuple(fresh)
 

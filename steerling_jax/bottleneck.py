@@ -3,7 +3,7 @@
 A head scores concepts as `clip(scale · query · keysᵀ, ±15)`, passes the scores through a sigmoid and sums the
 embeddings of the kept concepts. Scores are streamed over blocks of concepts, so nothing of size (B·T, C) is built
 unless C fits in one block, and a factorised head never builds its (C, D) tables: it works on rank-R rows and
-multiplies by the basis last.
+multiplies by the basis last. On a mesh, each device works on its own concepts (`concept_shards`).
 
 Legend: N positions (B·T), D width, C concepts, K kept, R rank, Q query width (D or R), P value width (D or R), J
 clamps.
@@ -20,13 +20,15 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
+from steerling_jax.concept_shards import best_of_all, on_own_concepts, over_concepts, own_rows
 from steerling_jax.config import Compute, ConceptConfig
 from steerling_jax.layers import matmul_t
+from steerling_jax.mesh import constrain, current_mesh
+from steerling_jax.row_chunks import over_chunks, sum_chunks
 
 LOGIT_LIMIT = 15.0
 LARGE_CONCEPT_THRESHOLD = 50_000  # above this, the published package clamps concepts by the sparse rule
 REPORTED_WITHOUT_TOPK = 64  # a head that keeps all concepts reports this many
-_GATHER_CHUNK = 8  # kept concepts whose rows are gathered at once
 
 Carry = TypeVar("Carry")
 
@@ -72,7 +74,9 @@ def unknown_spec(c: ConceptConfig) -> HeadSpec | None:
 class HeadView(NamedTuple):
     """A head applied to N positions: query (N, Q), keys (Cp, Q), values (Cp, P), basis (D, P) or None, scale, C.
 
-    The tables keep their padding rows: cutting them off would copy them. Only the first `n_concepts` take part.
+    The tables keep their padding rows: cutting them off would copy them. Only the first `n_concepts` take part. Where
+    the tables are one device's part, they begin with concept `first`; `axis` is the mesh axis that splits them, `axes`
+    are all that split tables and positions.
     """
 
     query: jax.Array
@@ -81,6 +85,13 @@ class HeadView(NamedTuple):
     basis: jax.Array | None
     scale: float
     n_concepts: int
+    first: jax.Array | int = 0
+    axis: str | None = None
+    axes: tuple[str, ...] = ()
+
+    def embeddings_of(self, start: jax.Array, count: int) -> jax.Array:
+        """values (count, P) of the concepts from `start` () on, which are here."""
+        return lax.dynamic_slice_in_dim(self.values, start - self.first, count)
 
 
 class ConceptBlock(NamedTuple):
@@ -105,7 +116,7 @@ class ConceptHead(nn.Module):
         D = s.width
 
         def project(x, w):
-            return matmul_t(x, w, self.compute.operands).astype(dtype)
+            return matmul_t(x, constrain(w, (None, None)), self.compute.operands).astype(dtype)
 
         query = project(hidden, Table((D, D), name="concept_query_projection")()) if s.attention else hidden
         scale = D**-0.5 if s.attention else 1.0
@@ -148,47 +159,60 @@ def dense_logits(view: HeadView, operands: str = "float32") -> jax.Array:
 def logits_of(view: HeadView, index: jax.Array, operands: str = "float32") -> jax.Array:
     """Logits (N, K) float32 of the concepts `index` (N, K) of each position, by gathering their rows in chunks."""
 
-    def chunk(index_chunk):
-        rows = jnp.take(view.keys, index_chunk, axis=0).astype(operands)
-        return jnp.einsum("nq,nkq->nk", view.query.astype(operands), rows, preferred_element_type=jnp.float32)
+    def work(view: HeadView, index: jax.Array) -> jax.Array:
+        at, here = own_rows(view, index, view.keys.shape[0])
 
-    logits = _over_chunks(chunk, index) * view.scale
+        def chunk(at_chunk):
+            rows = jnp.take(view.keys, at_chunk, axis=0).astype(operands)
+            return jnp.einsum("nq,nkq->nk", view.query.astype(operands), rows, preferred_element_type=jnp.float32)
+
+        logits = over_chunks(chunk, at)
+        return over_concepts(view, logits if here is None else jnp.where(here, logits, 0.0))
+
+    logits = on_own_concepts(work, view, ("query", "keys"), index) * view.scale
     return jnp.clip(logits, -LOGIT_LIMIT, LOGIT_LIMIT)
 
 
 def top_concepts(view: HeadView, k: int, block: int, operands: str = "float32") -> tuple[jax.Array, jax.Array]:
     """The k concepts of largest logit at each position: logits (N, k) float32 and indices (N, k) int32, best first.
 
-    Streams over blocks of concepts with a running top-k. Differentiable in the logits. Ties keep the lower index.
+    Streams over blocks of concepts with a running top-k; devices merge theirs. Differentiable in the logits. Ties keep
+    the lower index.
     """
     C = view.n_concepts
     k = min(k, C)
-    if block >= C:
+    if block >= C and current_mesh() is None:
         logits, index = lax.top_k(dense_logits(view, operands), k)
         return logits, index.astype(jnp.int32)
-    fixed = jax.tree.map(lambda a: lax.stop_gradient(a) if isinstance(a, jax.Array) else a, view)
-    index = _streamed_indices(fixed, k, block, operands)
+    fixed = view._replace(query=lax.stop_gradient(view.query), keys=lax.stop_gradient(view.keys))
+    index = on_own_concepts(lambda own: _streamed_indices(own, k, block, operands), fixed, ("query", "keys"))
     return logits_of(view, index, operands), index
 
 
 def scan_concept_blocks(
     step: Callable[[Carry, ConceptBlock], Carry], first: Carry, view: HeadView, block: int, operands: str
 ) -> Carry:
-    """Folds `step` over all concepts, at most `block` at a time. For gradients, logits are computed a second time.
+    """Folds `step` over all concepts that are here, at most `block` at a time. For gradients, logits are computed a
+    second time.
 
     The last block overlaps the one before it: padding would copy the table.
     """
     C = view.n_concepts
-    block = min(block, C)
+    here = view.keys.shape[0] if view.axis else C
+    block = min(block, here)
 
     @jax.checkpoint
     def body(carry: Carry, number: jax.Array) -> Carry:
-        start = jnp.minimum(number * block, C - block)
+        start = jnp.minimum(number * block, here - block)
         keys = lax.dynamic_slice_in_dim(view.keys, start, block)
-        fresh = (start + jnp.arange(block, dtype=jnp.int32) >= number * block)[None, :]
-        return step(carry, ConceptBlock(start, dense_logits(view._replace(keys=keys), operands), fresh))
+        row = start + jnp.arange(block, dtype=jnp.int32)
+        fresh = row >= number * block
+        if view.axis:
+            fresh &= view.first + row < C  # the last device has the table's padding
+        logits = dense_logits(view._replace(keys=keys), operands)
+        return step(carry, ConceptBlock(view.first + start, logits, fresh[None, :]))
 
-    numbers = jnp.arange(-(-C // block), dtype=jnp.int32)
+    numbers = jnp.arange(-(-here // block), dtype=jnp.int32)
     return lax.scan(lambda carry, number: (body(carry, number), None), first, numbers)[0]
 
 
@@ -196,48 +220,56 @@ def _streamed_indices(view: HeadView, k: int, block: int, operands: str) -> jax.
     N = view.query.shape[0]
 
     def step(best: tuple[jax.Array, jax.Array], new: ConceptBlock) -> tuple[jax.Array, jax.Array]:
-        scores, at = lax.top_k(jnp.where(new.fresh, new.logits, -jnp.inf), min(k, block))
+        scores, at = lax.top_k(jnp.where(new.fresh, new.logits, -jnp.inf), min(k, new.logits.shape[1]))
         scores = jnp.concatenate([best[0], scores], axis=1)
         candidates = jnp.concatenate([best[1], new.start + at.astype(jnp.int32)], axis=1)
         scores, at = lax.top_k(scores, k)
         return scores, jnp.take_along_axis(candidates, at, axis=1)
 
     empty = jnp.full((N, k), -jnp.inf), jnp.zeros((N, k), jnp.int32)
-    return scan_concept_blocks(step, empty, view, block, operands)[1]
+    return best_of_all(view, *scan_concept_blocks(step, empty, view, block, operands))
 
 
 def mix_concepts(view: HeadView, index: jax.Array, weights: jax.Array, block: int, compute: Compute) -> jax.Array:
-    """Features `Σ_k weights · E[index]`, (N, D) in the compute dtype, for index and weights (N, K).
+    """Features `Σ_k weights · E[index]`, (N, D) in the compute dtype, for index and weights (N, K); an index of C is
+    left out.
 
     Heads that fit in one block scatter the weights and use one matrix product; larger ones gather rows in chunks.
     """
-    C = view.n_concepts
-    weights = weights.astype(compute.dtype)
-    if block >= C:
-        table = scatter_rows(index, weights, C)
-        mixed = matmul_t(table, view.values[:C].T, compute.operands)
-    else:
 
-        def chunk(index_chunk, weights_chunk):
-            rows = jnp.take(view.values, index_chunk, axis=0).astype(compute.operands)
+    def work(view: HeadView, index: jax.Array, weights: jax.Array) -> jax.Array:
+        rows = view.values.shape[0]
+        at, here = own_rows(view, index, rows)
+        if block >= view.n_concepts:
+            width = rows if view.axis else view.n_concepts
+            table = scatter_rows(at if here is None else jnp.where(here, at, width), weights, width)
+            return over_concepts(view, matmul_t(table, view.values[:width].T, compute.operands))
+
+        def chunk(at_chunk, weights_chunk):
+            rows = jnp.take(view.values, at_chunk, axis=0, mode="clip").astype(compute.operands)
             return jnp.einsum(
                 "nk,nkp->np", weights_chunk.astype(compute.operands), rows, preferred_element_type=jnp.float32
             )
 
-        mixed = _sum_chunks(chunk, index, weights)
+        return over_concepts(view, sum_chunks(chunk, at, weights if here is None else jnp.where(here, weights, 0.0)))
+
+    mixed = on_own_concepts(work, view, ("values",), index, weights.astype(compute.dtype))
     return _through_basis(view, mixed, compute)
 
 
 def mix_all(view: HeadView, block: int, compute: Compute) -> jax.Array:
     """Features of all concepts, `Σ_c sigmoid(logit_c) E_c`, (N, D), streamed over blocks of concepts."""
 
-    def step(total: jax.Array, new: ConceptBlock) -> jax.Array:
-        values = lax.dynamic_slice_in_dim(view.values, new.start, new.logits.shape[1])
-        weights = jnp.where(new.fresh, jax.nn.sigmoid(new.logits), 0.0)
-        return total + matmul_t(weights, values.T, compute.operands)
+    def work(view: HeadView) -> jax.Array:
+        def step(total: jax.Array, new: ConceptBlock) -> jax.Array:
+            values = view.embeddings_of(new.start, new.logits.shape[1])
+            weights = jnp.where(new.fresh, jax.nn.sigmoid(new.logits), 0.0)
+            return total + matmul_t(weights, values.T, compute.operands)
 
-    none = jnp.zeros((view.query.shape[0], view.values.shape[1]))
-    return _through_basis(view, scan_concept_blocks(step, none, view, block, compute.operands), compute)
+        none = jnp.zeros((view.query.shape[0], view.values.shape[1]))
+        return over_concepts(view, scan_concept_blocks(step, none, view, block, compute.operands))
+
+    return _through_basis(view, on_own_concepts(work, view, ("query", "keys", "values")), compute)
 
 
 def embeddings(view: HeadView, ids: jax.Array) -> jax.Array:
@@ -251,9 +283,9 @@ def embedding_sum(view: HeadView) -> jax.Array:
 
 
 def scatter_rows(index: jax.Array, values: jax.Array, width: int, fill: float = 0.0) -> jax.Array:
-    """A (N, width) array of `fill` with values (N, K) put at index (N, K)."""
+    """A (N, width) array of `fill` with values (N, K) put at index (N, K); an index of `width` is left out."""
     rows = jnp.arange(index.shape[0])[:, None]
-    return jnp.full((index.shape[0], width), fill, values.dtype).at[rows, index].set(values)
+    return jnp.full((index.shape[0], width), fill, values.dtype).at[rows, index].set(values, mode="drop")
 
 
 def _expand(rows: jax.Array, basis: jax.Array | None) -> jax.Array:
@@ -265,28 +297,4 @@ def _through_basis(view: HeadView, mixed: jax.Array, compute: Compute) -> jax.Ar
     mixed = mixed.astype(compute.dtype)
     if view.basis is None:
         return mixed
-    return matmul_t(mixed, view.basis, compute.operands).astype(compute.dtype)
-
-
-def _chunks(*arrays: jax.Array) -> tuple[tuple[jax.Array, ...], int]:
-    """(N, K) arrays as (K / chunk, N, chunk), K padded with zeros; also the padding."""
-    K = arrays[0].shape[1]
-    pad = -K % min(_GATHER_CHUNK, K)
-    size = min(_GATHER_CHUNK, K)
-    padded = (jnp.pad(a, ((0, 0), (0, pad))) for a in arrays)
-    return tuple(jnp.moveaxis(a.reshape(a.shape[0], -1, size), 1, 0) for a in padded), pad
-
-
-def _over_chunks(function, index: jax.Array) -> jax.Array:
-    (chunks,), pad = _chunks(index)
-    out = lax.map(jax.checkpoint(function), chunks)
-    out = jnp.moveaxis(out, 0, 1).reshape(index.shape[0], -1)
-    return out[:, : index.shape[1]] if pad else out
-
-
-def _sum_chunks(function, index: jax.Array, weights: jax.Array) -> jax.Array:
-    chunks, _ = _chunks(index, weights)  # padding has weight 0
-    body = jax.checkpoint(function)
-    first = jax.eval_shape(function, *(c[0] for c in chunks))
-    total, _ = lax.scan(lambda t, c: (t + body(*c), None), jnp.zeros(first.shape, first.dtype), chunks)
-    return total
+    return matmul_t(mixed, constrain(view.basis, (None, None)), compute.operands).astype(compute.dtype)

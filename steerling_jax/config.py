@@ -118,6 +118,7 @@ class Compute:
     dtype: of activations between operations and in attention, as the published package's module dtype.
     matmul_dtype: of the operands of products with weights (None: as `dtype`). Products always accumulate in float32.
     remat: keep only each layer's input for the backward pass.
+    attention: of passes over whole sequences. 'splash' is a kernel that only TPUs have; lengths are multiples of 128.
     faithful_rounding: round logits to `dtype` and never skip the concept heads, as the published package in bfloat16.
     """
 
@@ -125,6 +126,13 @@ class Compute:
     matmul_dtype: str | None = None
     remat: bool = False
     faithful_rounding: bool = False
+    attention: Literal["xla", "splash"] = "xla"
+
+    def __post_init__(self) -> None:
+        _require(
+            self.attention in ("xla", "splash"),
+            f"compute.attention is {self.attention!r}, but it must be 'xla' or 'splash' (which needs TPUs).",
+        )
 
     @property
     def operands(self) -> str:

@@ -18,11 +18,11 @@ from jax import lax
 
 from steerling_jax import bottleneck as bn
 from steerling_jax.backbone import Params, lm_head_weight
+from steerling_jax.concept_losses import chunk_evidence
 from steerling_jax.config import Compute, ModelConfig
 from steerling_jax.heads import run_head
 from steerling_jax.model import lm_logits
 from steerling_jax.noise import denoise, mask_tokens
-from steerling_jax.objective import chunk_evidence
 
 Sums = dict[str, jax.Array]
 
@@ -164,13 +164,11 @@ def presence_evidence(
     hidden = denoise(params, tokens, noisy, config=config, compute=compute, clean_context=True)
     spec = bn.known_spec(config.concept)
     view = bn.view_head(params["known_head"], spec, compute, hidden.reshape(B * T, -1))
-    counted = masked & (chunk_index >= 0) & (chunk_index < chunks)
-    segment = jnp.where(counted, jnp.arange(B)[:, None] * chunks + chunk_index, B * chunks).reshape(-1)
+    counted = jnp.where(masked, chunk_index, -1)
 
     def step(evidence: jax.Array, new: bn.ConceptBlock) -> jax.Array:
-        found = chunk_evidence(new.logits, segment, B * chunks)
-        return lax.dynamic_update_slice_in_dim(evidence, found, new.start, axis=1)
+        found = chunk_evidence(new.logits, counted, chunks)
+        return lax.dynamic_update_slice_in_dim(evidence, found, new.start, axis=2)
 
-    none = jnp.zeros((B * chunks, spec.n_concepts))
-    evidence = bn.scan_concept_blocks(step, none, view, spec.block, compute.operands)
-    return evidence.reshape(B, chunks, -1), masked
+    none = jnp.zeros((B, chunks, spec.n_concepts))
+    return bn.scan_concept_blocks(step, none, view, spec.block, compute.operands), masked

@@ -10,7 +10,7 @@ Legend: B passages, T positions, F features, N chunks, Q queries, s side of a pr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Literal, NamedTuple
@@ -19,25 +19,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from steerling_jax.backbone import Params
+from steerling_jax.backbone import Params, embed_tokens, run_backbone
 from steerling_jax.config import Compute, ModelConfig
 from steerling_jax.errors import UserError
 from steerling_jax.inference import logit_features
 from steerling_jax.model import param_shapes
-from steerling_jax.noise import denoise
 from steerling_jax.objective import cross_entropy
 from steerling_jax.passages import Masking, Passage, PassageBatch, passage_batches
+from steerling_jax.progress import Tell, silent
+from steerling_jax.published_shapes import fused
 
 Similarity = Literal["dot", "cosine", "fisher"]
-Tell = Callable[[str, int, int], None]
 Signs = tuple[tuple[jax.Array | None, jax.Array | None], ...]
 _HEADS = ("known_head", "unknown_head")
 _FLOAT32 = Compute()
 _MASKING = Masking()
-
-
-def _silent(stage: str, done: int, total: int) -> None:
-    """Tells nobody how far it is."""
 
 
 @dataclass(frozen=True)
@@ -60,14 +56,22 @@ class FeatureBlock(NamedTuple):
 
 
 def span_hidden(params: Params, batch: PassageBatch, config: ModelConfig, compute: Compute) -> jax.Array:
-    """Hidden rows (B, R, D) of the masked positions that count."""
-    B, m, T = batch.noisy.shape
-    clean = jnp.broadcast_to(batch.clean[:, None], (B, m, T))
-    hidden = denoise(
-        params, clean.reshape(B * m, T), batch.noisy.reshape(B * m, T), config=config, compute=compute,
-        clean_context=True,
+    """Hidden rows (B, R, D) of the masked positions that count: what `noise.denoise` gives with a clean context. The
+    clean copy is run once for all draws, and of noisy copies only the span's blocks, as no other one sees them."""
+    B, m, W = batch.noisy.shape
+    _, clean = run_backbone(
+        params, embed_tokens(params, batch.clean, compute), config=config, compute=compute, keep_cache=True
+    )
+    positions = jnp.tile(batch.first[:, None] + jnp.arange(W)[None, :], (1, m))
+    block, draw = positions // config.diff_block_size, jnp.arange(m * W) // W
+    of_clean = jnp.arange(batch.clean.shape[1]) // config.diff_block_size
+    own = (block[:, :, None] == block[:, None, :]) & (draw[:, None] == draw[None, :])[None]
+    hidden, _ = run_backbone(
+        params, embed_tokens(params, batch.noisy.reshape(B, m * W), compute), config=config, compute=compute,
+        positions=positions, mask=jnp.concatenate([block[:, :, None] > of_clean[None, None, :], own], axis=2),
+        cache=clean,
     )  # fmt: skip
-    return jnp.take_along_axis(hidden.reshape(B, m * T, -1), batch.rows[:, :, None], axis=1)
+    return jnp.take_along_axis(hidden, batch.rows[:, :, None], axis=1)
 
 
 def _losses(params: Params, batch: PassageBatch, config: ModelConfig, compute: Compute) -> jax.Array:
@@ -75,7 +79,8 @@ def _losses(params: Params, batch: PassageBatch, config: ModelConfig, compute: C
     hidden = span_hidden(params, batch, config, compute)
     B, R, D = hidden.shape
     features = logit_features(params, hidden.reshape(B * R, D), config, compute)
-    target = jnp.take_along_axis(batch.clean, batch.rows % batch.clean.shape[1], axis=1)
+    place = batch.first[:, None] + batch.rows % batch.noisy.shape[2]
+    target = jnp.take_along_axis(batch.clean, place, axis=1)
     nats = cross_entropy(params, features, target.reshape(-1), compute)
     return jnp.sum(nats.reshape(B, R) * batch.weight, axis=1)
 
@@ -85,7 +90,7 @@ _compiled_losses = partial(jax.jit, static_argnames=("config", "compute"))(_loss
 
 def passage_losses(
     params: Params, passages: Sequence[Passage], *, config: ModelConfig, compute: Compute = _FLOAT32,
-    masking: Masking = _MASKING, batch_size: int = 32, tell: Tell = _silent,
+    masking: Masking = _MASKING, batch_size: int = 32, tell: Tell = silent,
 ) -> np.ndarray:  # fmt: skip
     """Nats (N,) float32 of each passage: cross-entropy summed over its tokens [start, end), at the masking's noise."""
     found = np.zeros(len(passages), np.float32)
@@ -99,7 +104,7 @@ def passage_losses(
 
 def gradient_features(
     params: Params, passages: Sequence[Passage], *, config: ModelConfig, compute: Compute = _FLOAT32,
-    masking: Masking = _MASKING, projection: Projection = _PROJECTION, batch_size: int = 8, tell: Tell = _silent,
+    masking: Masking = _MASKING, projection: Projection = _PROJECTION, batch_size: int = 8, tell: Tell = silent,
 ) -> np.ndarray:  # fmt: skip
     """(N, F) float32: the projected gradient of each passage's loss (`passage_losses`), for chunks and queries alike.
 
@@ -131,11 +136,16 @@ def _batch_features(
     gradients = jax.vmap(jax.grad(loss), in_axes=(None, 0))(params, batch)
     leaves = [
         leaf.astype(jnp.float32) if _names(path)[0] == "blocks" else leaf.astype(jnp.float32)[:, None]
-        for path, leaf in jax.tree_util.tree_leaves_with_path(gradients)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(fused(gradients))
         if _takes_part(path, config)
     ]
     parts = [_projected(leaf, *pair) for leaf, pair in zip(leaves, signs, strict=True)]
     return jnp.concatenate(parts, axis=1)
+
+
+def _published(config: ModelConfig) -> Params:
+    """Shapes of the parameters as published: a feature means the same however ours are split."""
+    return jax.eval_shape(fused, param_shapes(config))
 
 
 def _names(path: tuple) -> list[str]:
@@ -161,7 +171,7 @@ def _projected(gradient: jax.Array, left: jax.Array | None, right: jax.Array | N
 def _signs(config: ModelConfig, projection: Projection) -> Signs:
     """For each parameter the matrices of random signs from the left and from the right."""
     pairs = []
-    for number, (path, leaf) in enumerate(jax.tree_util.tree_leaves_with_path(param_shapes(config))):
+    for number, (path, leaf) in enumerate(jax.tree_util.tree_leaves_with_path(_published(config))):
         if _takes_part(path, config):
             shape, side = leaf.shape[1:] if _names(path)[0] == "blocks" else leaf.shape, projection.side
             keys = jax.random.split(jax.random.fold_in(jax.random.key(projection.seed), number))
@@ -185,7 +195,7 @@ def _sign_matrix(key: jax.Array, rows: int | None, width: int) -> jax.Array | No
 def feature_blocks(config: ModelConfig, projection: Projection) -> tuple[FeatureBlock, ...]:
     """Which features belong to which parameter of which layer, in order."""
     blocks: list[FeatureBlock] = []
-    for path, leaf in jax.tree_util.tree_leaves_with_path(param_shapes(config)):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(_published(config)):
         if not _takes_part(path, config):
             continue
         names, shape = _names(path), leaf.shape

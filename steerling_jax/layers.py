@@ -15,25 +15,30 @@ from flax import linen as nn
 from jax import lax
 
 from steerling_jax.config import Compute, ModelConfig
+from steerling_jax.mesh import current_mesh
 
 Cache = tuple[jax.Array, jax.Array]  # keys and values, each (B, S, G, d)
 AttentionPattern = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # q, k, v to the attended values
 
 
 def matmul_t(x: jax.Array, w: jax.Array, operands: str) -> jax.Array:
-    """`x @ w.T` for x (..., K) and w (N, K): operands in dtype `operands`, products accumulated in float32, (..., N).
+    """`x @ w.T` for x (..., K) and w (N, K) or (M, N, K), to (..., N) or (..., M, N): operands in dtype `operands`,
+    products accumulated in float32.
 
     Gradients are computed the same way, so that a low-precision matrix unit is used in both directions.
     """
-    if x.dtype == w.dtype == jnp.dtype(operands) == jnp.float32:
-        return _dot_t(x, w)
-    return _low_precision_matmul_t(x, w, operands)
+    out = w.shape[:-1]
+    if current_mesh() is None:  # two maps as one, or a CPU would turn the weight round each time
+        w = w.reshape(-1, w.shape[-1])
+    exact = x.dtype == w.dtype == jnp.dtype(operands) == jnp.float32
+    y: Any = _dot_t(x, w) if exact else _low_precision_matmul_t(x, w, operands)
+    return y.reshape(*x.shape[:-1], *out)
 
 
 def _dot_t(x: jax.Array, w: jax.Array) -> jax.Array:
     rows = x.reshape(-1, x.shape[-1])
-    out = lax.dot_general(rows, w, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
-    return out.reshape(*x.shape[:-1], w.shape[0])
+    out = lax.dot_general(rows, w, (((1,), (w.ndim - 1,)), ((), ())), preferred_element_type=jnp.float32)
+    return out.reshape(*x.shape[:-1], *w.shape[:-1])
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -47,12 +52,15 @@ def _matmul_forward(x, w, operands):
 
 def _matmul_backward(operands, saved, g):
     x, w = saved
-    g_rows = g.reshape(-1, g.shape[-1]).astype(operands)
-    dx = lax.dot_general(g_rows, w.astype(operands), (((1,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+    g_rows = g.reshape(-1, *w.shape[:-1])
+    outputs = tuple(range(w.ndim - 1))
+    dx = lax.dot_general(g_rows.astype(operands), w.astype(operands),
+                         ((tuple(axis + 1 for axis in outputs), outputs), ((), ())),
+                         preferred_element_type=jnp.float32)  # fmt: skip
     # In the dtype that x was kept in: no slower on any backend, and on a CPU twice as fast as narrow transposed
     # operands.
-    dw = lax.dot_general(g.reshape(-1, g.shape[-1]).astype(x.dtype), x.reshape(-1, x.shape[-1]),
-                         (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)  # fmt: skip
+    dw = lax.dot_general(g_rows.astype(x.dtype), x.reshape(-1, x.shape[-1]), (((0,), (0,)), ((), ())),
+                         preferred_element_type=jnp.float32)  # fmt: skip
     return dx.reshape(x.shape).astype(x.dtype), dw.astype(w.dtype)
 
 
@@ -60,9 +68,12 @@ _low_precision_matmul_t.defvjp(_matmul_forward, _matmul_backward)
 
 
 class Linear(nn.Module):
-    """`x @ weight.T (+ bias)`: x (..., in) to (..., out) in the compute dtype."""
+    """`x @ weight.T (+ bias)`: x (..., in) to (..., out) in the compute dtype.
 
-    features: int
+    features (m, out) are m maps of the same input side by side, to (..., m, out): each can be split over devices alike.
+    """
+
+    features: int | tuple[int, int]
     compute: Compute
     use_bias: bool = False
     residual_layers: int | None = None  # layers of the stack, for a projection that writes to the residual stream
@@ -70,10 +81,14 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         std = (x.shape[-1] * 2 * (self.residual_layers or 0.5)) ** -0.5
-        weight = self.param("weight", nn.initializers.normal(std), (self.features, x.shape[-1]))
+        features = self.features if isinstance(self.features, tuple) else (self.features,)
+        weight = self.param("weight", nn.initializers.normal(std), (*features, x.shape[-1]))
         y = matmul_t(x, weight, self.compute.operands)
+        if self.has_variable("params", "lora_down"):  # as `lora.with_adapters` puts them there
+            down, up = (self.get_variable("params", name) for name in ("lora_down", "lora_up"))
+            y = y + matmul_t(matmul_t(x, down, self.compute.operands), up, self.compute.operands)
         if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros, (self.features,))
+            bias = self.param("bias", nn.initializers.zeros, features)
             y = y + _last(bias.astype(y.dtype), y.ndim)
         return y.astype(self.compute.dtype)
 
@@ -100,8 +115,8 @@ class Norm(nn.Module):
 
 
 def _last(vector: jax.Array, ndim: int) -> jax.Array:
-    """A (n,) vector shaped to broadcast over the last of `ndim` axes (rank promotion is an error here)."""
-    return vector.reshape((1,) * (ndim - 1) + vector.shape)
+    """A vector shaped to broadcast over the last of `ndim` axes (rank promotion is an error here)."""
+    return vector.reshape((1,) * (ndim - vector.ndim) + vector.shape)
 
 
 def rope_tables(config: ModelConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -161,11 +176,13 @@ class Attention(nn.Module):
         """
         c, (B, T, D) = self.config, x.shape
         H, G, d = c.n_head, c.kv_heads, c.head_dim
-        qkv = Linear(D + 2 * G * d, self.compute, c.use_bias, name="c_attn")(x)
+        # Published as one fused weight. Apart, each splits over devices by whole heads (sharding.py).
+        q = Linear(D, self.compute, c.use_bias, name="c_q")(x)
+        kv = Linear((2, G * d), self.compute, c.use_bias, name="c_kv")(x)
         if c.clip_qkv is not None:
-            qkv = jnp.clip(qkv, -c.clip_qkv, c.clip_qkv)
-        q, k, v = jnp.split(qkv, [D, D + G * d], axis=-1)
-        q, k, v = q.reshape(B, T, H, d), k.reshape(B, T, G, d), v.reshape(B, T, G, d)
+            q, kv = (jnp.clip(a, -c.clip_qkv, c.clip_qkv) for a in (q, kv))
+        q, kv = q.reshape(B, T, H, d), kv.reshape(B, T, 2, G, d)
+        k, v = kv[:, :, 0], kv[:, :, 1]
         if c.use_qk_norm:
             q, k = Norm(c, name="q_norm")(q), Norm(c, name="k_norm")(k)
         if c.use_rope:
@@ -181,7 +198,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """SwiGLU (`silu(gate) * up`, up first in the fused weight) or a plain two-layer network."""
+    """SwiGLU (`silu(gate) * up`, up first in the weight (2, F, D)) or a plain two-layer network (1, F, D)."""
 
     config: ModelConfig
     compute: Compute
@@ -190,14 +207,13 @@ class MLP(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         c = self.config
         swiglu = c.mlp_type == "swiglu"
-        h = Linear((1 + swiglu) * c.mlp_width, self.compute, c.use_bias, name="c_fc")(x)
+        h = Linear((1 + swiglu, c.mlp_width), self.compute, c.use_bias, name="c_fc")(x)
         if swiglu:
-            up, gate = jnp.split(h, 2, axis=-1)
-            h = jax.nn.silu(gate) * up
+            h = jax.nn.silu(h[..., 1, :]) * h[..., 0, :]
         else:
             h = {"gelu": partial(jax.nn.gelu, approximate=True), "relu": jax.nn.relu, "silu": jax.nn.silu}[
                 c.activation
-            ](h)
+            ](h[..., 0, :])
         return Linear(x.shape[-1], self.compute, c.use_bias, c.n_layers, name="c_proj")(h)
 
 

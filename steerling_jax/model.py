@@ -15,6 +15,7 @@ from steerling_jax.backbone import Injection, Layers, Params, embed_tokens, lm_h
 from steerling_jax.config import Compute, ModelConfig
 from steerling_jax.heads import Clamps, EpsilonRule, HeadOutput, run_head
 from steerling_jax.layers import Norm, block_causal_mask, matmul_t, rope_tables
+from steerling_jax.mesh import constrain
 
 
 @struct.dataclass
@@ -181,5 +182,11 @@ def forward(
 
 def lm_logits(params: Params, features: jax.Array, compute: Compute) -> jax.Array:
     """features (..., D) to logits (..., V) float32; rounded to the compute dtype first under faithful rounding."""
-    logits = matmul_t(features, lm_head_weight(params), compute.operands)
+    weight = lm_head_weight(params)
+    # First as it lies, or the compiler would lay a tied embedding out for this product, and gather it for every other;
+    # then a device's own part of the vocabulary; then all of that part.
+    for axes in (("vocab", "embed"), ("logits", "embed"), ("logits", None)):
+        weight = constrain(weight, axes)
+    logits = matmul_t(features, weight, compute.operands)
+    logits = constrain(logits, ("batch", *(None,) * (logits.ndim - 2), "logits"))
     return logits.astype(compute.dtype).astype(jnp.float32) if compute.faithful_rounding else logits

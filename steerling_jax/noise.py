@@ -5,6 +5,7 @@ Legend: B sequences, T positions, n diffusion blocks in a sequence.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -12,8 +13,9 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from steerling_jax.backbone import Params, embed_tokens, run_backbone
+from steerling_jax.backbone import Injection, Params, embed_tokens, run_backbone
 from steerling_jax.config import Compute, ModelConfig
+from steerling_jax.mesh import constrain
 from steerling_jax.two_copy_attention import attend_two_copies
 
 
@@ -36,19 +38,23 @@ class NoiseConfig:
 
 
 def noise_levels(key: jax.Array, shape: tuple[int, int], progress: jax.Array, noise: NoiseConfig) -> jax.Array:
-    """Levels t (B, n) in [floor, 1]. Stratified over the batch, so that every step sees the whole range.
+    """Levels t (B, n) in [floor, 1]. Stratified over each sequence and over the batch: every step sees the whole range,
+    and about as many positions are masked in every sequence, which has a fixed number of rows for them.
 
     progress in [0, 1) moves the centre of the gaussian.
     """
-    count = shape[0] * shape[1]
-    shuffle_key, offset_key = jax.random.split(key)
-    strata = (jax.random.permutation(shuffle_key, count) + jax.random.uniform(offset_key, (count,))) / count
+    B, n = shape
+    order_key, fine_key, offset_key = jax.random.split(key, 3)
+    # Of n strata each block of a sequence takes one, and of a stratum's B parts each sequence one.
+    stratum = jnp.argsort(jax.random.uniform(order_key, shape), axis=1)
+    part = jnp.take_along_axis(jnp.argsort(jax.random.uniform(fine_key, shape), axis=0), stratum, axis=1)
+    strata = constrain((stratum + (part + jax.random.uniform(offset_key, shape)) / B) / n, (None, None))
     if noise.distribution == "gaussian":
         start, end = noise.centre
         centre = start + (end - start) * progress
         # The quantile function keeps the draw stratified; what falls outside (0, 1] is clipped, as published.
         strata = centre + noise.sigma * jax.scipy.stats.norm.ppf(jnp.clip(strata, 1e-4, 1 - 1e-4))
-    return jnp.clip(strata, noise.floor, 1.0).reshape(shape)
+    return jnp.clip(strata, noise.floor, 1.0)
 
 
 def mask_tokens(
@@ -70,25 +76,34 @@ def denoise(
     config: ModelConfig,
     compute: Compute,
     clean_context: bool,
+    injection: Injection | None = None,
 ) -> jax.Array:
-    """Hidden states (B, T, D) of the noisy tokens (B, T).
+    """Hidden states (B, T, D) of the noisy tokens (B, T), which `injection` steers.
 
     With `clean_context` a noisy block attends to itself and to the clean earlier blocks. Both copies go through the
     layers
     together: the clean one is what inference has in its cache.
     """
     if not clean_context:
-        return run_backbone(params, embed_tokens(params, noisy, compute), config=config, compute=compute)[0]
+        embeds = embed_tokens(params, noisy, compute)
+        return run_backbone(params, embeds, config=config, compute=compute, injection=injection)[0]
+    if injection is not None:
+        unsteered = jnp.zeros_like(injection.direction)
+        injection = dataclasses.replace(injection, direction=jnp.concatenate([unsteered, injection.direction], axis=1))
     T = noisy.shape[1]
     both = jnp.concatenate([clean, noisy], axis=1)
     positions = jnp.tile(jnp.arange(T), 2)
+    attend = attend_two_copies
+    if compute.attention == "splash":
+        from steerling_jax.splash_attention import attend_two_copies as attend  # Pallas is slow to import
     hidden, _ = run_backbone(
         params,
         embed_tokens(params, both, compute),
         config=config,
         compute=compute,
         positions=positions,
-        mask=partial(attend_two_copies, block=config.diff_block_size),
+        mask=partial(attend, block=config.diff_block_size),
+        injection=injection,
     )
     return hidden[:, T:]
 

@@ -3,7 +3,8 @@
 A passage is a span and what stands before it. Its noise depends on its own tokens alone, so that a chunk of the corpus
 is masked alike whenever it is met, in whichever batch, and so is a copy of it in a generated text.
 
-Legend: B passages, m draws, T padded positions, R rows (masked positions that count), n tokens.
+Legend: B passages, m draws, T padded positions, W positions of a window, R rows (masked positions that count),
+n tokens.
 """
 
 from __future__ import annotations
@@ -59,11 +60,13 @@ class Masking:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class PassageBatch:
-    """clean (B, T) int32, filled up with the mask id; noisy (B, m, T) int32; rows (B, R) int32, the span's masked
-    positions as draw · T + position; weight (B, R) float32: 1 over how often its position is masked, 0 for a filler."""
+    """clean (B, T) int32, filled up with the mask id; noisy (B, m, W) int32: the diffusion blocks that hold the span,
+    from position first (B,) int32 on; rows (B, R) int32, the span's masked positions as draw · W + place in the window;
+    weight (B, R) float32: 1 over how often its position is masked, 0 for a filler."""
 
     clean: jax.Array
     noisy: jax.Array
+    first: jax.Array
     rows: jax.Array
     weight: jax.Array
 
@@ -89,44 +92,55 @@ def fitted(passage: Passage, most: int) -> Passage:
     return Passage(np.asarray(tokens[first:end], np.int32), start - first, end - first)
 
 
-def stack_passages(passages: Sequence[Passage], rows: int, padded: int, masking: Masking, mask_id: int) -> PassageBatch:
-    """At most `rows` fitted passages; rows to spare have weight 0.
+def stack_passages(
+    passages: Sequence[Passage], rows: int, padded: int, window: int, masking: Masking, config: ModelConfig
+) -> PassageBatch:
+    """At most `rows` fitted passages, whose spans' blocks fit in `window` positions; rows to spare have weight 0.
 
     A block's other tokens can be seen from the span, so context and span are both noisy, each by its own content.
     """
-    clean = np.full((rows, padded), mask_id, np.int32)
-    masked = np.ones((rows, masking.draws, padded), bool)
-    inside = np.zeros((rows, 1, padded), bool)
+    mask_id, shape = config.mask_token_id, (rows, masking.draws, window)
+    clean, first = np.full((rows, padded), mask_id, np.int32), np.zeros(rows, np.int32)
+    masked, inside = np.ones(shape, bool), np.zeros((rows, 1, window), bool)
     for row, (tokens, start, end) in enumerate(passages):
         clean[row, :end] = tokens[:end]
-        for a, b in ((0, start), (start, end)):
-            masked[row, :, a:b] = draw_masks(tokens[a:b], masking)
-        inside[row, :, start:end] = True
+        at = first[row] = min(start // config.diff_block_size * config.diff_block_size, padded - window)
+        draws = [draw_masks(tokens[a:b], masking) for a, b in ((0, start), (start, end))]
+        masked[row, :, : end - at] = np.concatenate(draws, axis=1)[:, at:]
+        inside[row, :, start - at : end - at] = True
     times = masked.sum(axis=1, keepdims=True)
     most = math.ceil(masking.level * masking.draws - 1e-9)  # a position is masked at most so often
-    index, weight = np.zeros((rows, most * padded), np.int32), np.zeros((rows, most * padded), np.float32)
+    index, weight = np.zeros((rows, most * window), np.int32), np.zeros((rows, most * window), np.float32)
     for row, counted in enumerate(masked & inside):
         found = np.flatnonzero(counted)
         index[row, : len(found)] = found
-        weight[row, : len(found)] = 1 / times[row, 0, found % padded]
-    noisy = np.where(masked, np.int32(mask_id), clean[:, None, :])
-    return PassageBatch(*(jnp.asarray(array) for array in (clean, noisy, index, weight)))
+        weight[row, : len(found)] = 1 / times[row, 0, found % window]
+    shown = np.take_along_axis(clean, first[:, None] + np.arange(window)[None, :], axis=1)
+    noisy = np.where(masked, np.int32(mask_id), shown[:, None, :])
+    return PassageBatch(*(jnp.asarray(array) for array in (clean, noisy, first, index, weight)))
 
 
 def passage_batches(
     passages: Sequence[Passage], config: ModelConfig, masking: Masking, batch_size: int
 ) -> Iterator[tuple[list[int], PassageBatch]]:
-    """(numbers of the passages, their batch), grouped by padded length, shortest first. Batches are filled up, so that
-    there is one program for each length; a single passage stands alone. Raises `UserError` for an empty span."""
-    most, groups = longest_passage(config), {}
+    """(numbers of the passages, their batch), grouped by padded length and window, shortest first. Batches are filled
+    up, so that there is one program for each size; a single passage stands alone. Raises `UserError` for an empty
+    span."""
+    most, groups = longest_passage(config), dict[tuple[int, int], list[tuple[int, Passage]]]()
     batch_size = batch_size if len(passages) > 1 else 1
     for number, passage in enumerate(passages):
         tokens, start, end = passage
         require(0 <= start < end <= len(tokens), f"The span {start} to {end} of {len(tokens)} tokens is no span.")
         fit = fitted(passage, most)
-        groups.setdefault(min(padded_length(max(fit.end, _SHORTEST), config), most), []).append((number, fit))
-    for padded, members in sorted(groups.items()):
+        before = fit.start // config.diff_block_size * config.diff_block_size
+        padded, window = (
+            min(padded_length(max(size, _SHORTEST), config), most) for size in (fit.end, fit.end - before)
+        )
+        groups.setdefault((padded, window), []).append((number, fit))
+    for (padded, window), members in sorted(groups.items()):
         for first in range(0, len(members), batch_size):
             some = members[first : first + batch_size]
-            batch = stack_passages([fit for _, fit in some], batch_size, padded, masking, config.mask_token_id)
-            yield [number for number, _ in some], batch
+            yield (
+                [number for number, _ in some],
+                stack_passages([fit for _, fit in some], batch_size, padded, window, masking, config),
+            )

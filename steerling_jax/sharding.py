@@ -1,8 +1,9 @@
-"""One table: a parameter's path to its logical axes, and logical axes to axes of the device mesh.
+"""One table: a parameter's path to its logical axes; `mesh.py` has the axes of the device mesh that split them.
 
 Mesh axes: `data` splits the batch, `fsdp` the batch and the parameters (gathered where they are used), `tensor` the
-work inside a layer. Concept tables are split over concepts, so that a device scores its own concepts and only
-candidates travel.
+work inside a layer, by heads and by the inner width. Concept tables are split over concepts, so that a device scores
+its own concepts and only candidates travel. A step is compiled inside `jax.set_mesh(mesh)`: `constrain` in the model
+and the heads' work on their own concepts go by it.
 """
 
 from __future__ import annotations
@@ -19,19 +20,19 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from steerling_jax.backbone import Params
 from steerling_jax.config import ModelConfig
 from steerling_jax.errors import require
+from steerling_jax.mesh import Axes, partition_spec
 from steerling_jax.model import param_shapes
-
-Axes = tuple[str | None, ...]
 
 # Path (without the last part, `weight` or `bias`) to the logical axes of the weight.      shape
 LOGICAL_AXES: dict[str, Axes] = {
     "tok_emb": ("vocab", "embed"),  # (V, D)
     "lm_head": ("vocab", "embed"),  # (V, D)
-    "blocks/attn/c_attn": ("layers", "heads", "embed"),  # (L, D + 2·G·d, D)
+    "blocks/attn/c_q": ("layers", "heads", "embed"),  # (L, D, D)
+    "blocks/attn/c_kv": ("layers", None, "kv_heads", "embed"),  # (L, 2, G·d, D); whole where G does not split
     "blocks/attn/c_proj": ("layers", "embed", "heads"),  # (L, D, D)
     "blocks/attn/q_norm": ("layers", None),  # (L, d)
     "blocks/attn/k_norm": ("layers", None),  # (L, d)
-    "blocks/mlp/c_fc": ("layers", "mlp", "embed"),  # (L, 2F, D)
+    "blocks/mlp/c_fc": ("layers", None, "mlp", "embed"),  # (L, 2 or 1, F, D)
     "blocks/mlp/c_proj": ("layers", "embed", "mlp"),  # (L, D, F)
     "blocks/ln_1": ("layers", None),  # (L, D)
     "blocks/ln_2": ("layers", None),  # (L, D)
@@ -42,20 +43,10 @@ LOGICAL_AXES: dict[str, Axes] = {
     "unknown_head/concept_embedding": ("concepts", "embed"),  # (C, D)
     "unknown_head/concept_predictor": ("concepts", "embed"),  # (C, D)
     "unknown_head/concept_query_projection": (None, "embed"),  # (D, D)
-    "unknown_head/embedding_coef": ("concepts", None),  # (C, R)
+    "unknown_head/embedding_coef": ("concepts", "rank"),  # (C, R)
     "unknown_head/embedding_basis": ("embed", None),  # (D, R)
     "unknown_head/predictor_down": (None, "embed"),  # (R, D)
-    "unknown_head/predictor_up": ("concepts", None),  # (C, R)
-}
-
-# Logical axis to mesh axes; what is not here stays whole.
-MESH_AXES: dict[str, str | tuple[str, ...]] = {
-    "batch": ("data", "fsdp"),
-    "vocab": "tensor",
-    "heads": "tensor",
-    "mlp": "tensor",
-    "concepts": "tensor",
-    "embed": "fsdp",
+    "unknown_head/predictor_up": ("concepts", "rank"),  # (C, R)
 }
 
 
@@ -101,7 +92,7 @@ def make_mesh(shape: MeshShape, devices: Sequence[Any] | None = None) -> Mesh:
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Of arrays whose first axis is the batch."""
-    return NamedSharding(mesh, partition_spec(("batch",)))
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
 def logical_axes(path: Sequence[str]) -> Axes:
@@ -116,23 +107,16 @@ def logical_axes(path: Sequence[str]) -> Axes:
     return axes if axes[-1] is None else axes[:-1]
 
 
-def partition_spec(axes: Axes) -> PartitionSpec:
-    """Logical axes to the mesh axes that split them."""
-    return PartitionSpec(*(MESH_AXES.get(axis) if axis else None for axis in axes))
-
-
 def param_shardings(config: ModelConfig, mesh: Mesh) -> Params:
-    """A NamedSharding for every parameter. Mesh axes that the mesh lacks, or that do not divide a size, are left
-    out.
+    """A NamedSharding for every parameter. Mesh axes that the mesh lacks, or that do not divide a size (of heads:
+    their number), are left out.
     """
+    counts: dict[str | None, int] = {"heads": config.n_head, "kv_heads": config.kv_heads}
 
     def one(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> NamedSharding:
-        axes = partition_spec(logical_axes([str(key.key) for key in path]))
-        fitting = [
-            axis if axis in mesh.shape and size % mesh.shape[axis] == 0 else None
-            for axis, size in zip(axes, leaf.shape, strict=True)
-        ]
-        return NamedSharding(mesh, PartitionSpec(*fitting))
+        logical = logical_axes([str(key.key) for key in path])
+        sizes: list[Any] = [counts.get(name, size) for name, size in zip(logical, leaf.shape, strict=True)]
+        return NamedSharding(mesh, partition_spec(logical, sizes, mesh))
 
     return jax.tree_util.tree_map_with_path(one, param_shapes(config))
 

@@ -10,7 +10,7 @@ Legend: B passages, R rows (masked positions), D width, C concepts (known, then 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -25,10 +25,9 @@ from steerling_jax.errors import UserError
 from steerling_jax.heads import run_head
 from steerling_jax.influence import normalised, span_hidden
 from steerling_jax.passages import Masking, Passage, PassageBatch, passage_batches
+from steerling_jax.progress import Tell, silent
 
 ENTRIES = 64  # of a signature: 3 bytes each in the index, or 5 where ids need more than 16 bits; at most 320 a chunk
-
-Tell = Callable[[str, int, int], None]
 
 
 class Described(NamedTuple):
@@ -50,7 +49,7 @@ def concept_count(config: ModelConfig) -> int:
 
 def describe(
     params: Params, passages: Sequence[Passage], *, config: ModelConfig, compute: Compute, masking: Masking,
-    batch_size: int = 32, tell: Tell = lambda stage, done, total: None,
+    batch_size: int = 32, tell: Tell = silent,
 ) -> Described:  # fmt: skip
     """Signature and hidden row of each passage's span. Raises `UserError` where the model gives NaN or infinity."""
     K, N, done = min(ENTRIES, concept_count(config)), len(passages), 0

@@ -46,7 +46,8 @@ class SnapshotPasses:
     def __init__(self, bundle: Bundle, trace: Trace, cases: Sequence[Case], batch_size: int):
         require(batch_size >= 1, f"batch_size is {batch_size}, but it must be at least 1.")
         self.bundle, self.trace, self.cases, self.rows = bundle, trace, cases, batch_size
-        self.params = unstack_layers(bundle.params)  # a seventh faster on a CPU than slicing them in each pass
+        # Unstacked is a seventh faster on a CPU than slicing weights in each pass, but keeps what every layer computed.
+        self.params = bundle.params if bundle.compute.remat else unstack_layers(bundle.params)
         steps = sorted({case.step for case in cases})
         self.snapshots = {step: trace.snapshot(step) for step in steps}
         self.tables = {step: trace.injected(step, bundle.config.n_layers, bundle.config.n_embd) for step in steps}
@@ -61,7 +62,7 @@ class SnapshotPasses:
             at, share = (np.tile(values, len(some)) for values in (points, weights))
             total = 0.0
             for count, (rows, alphas, shares) in self._packed(which, at, share):
-                total += np.asarray(_gradients(self.params, table, rows, alphas, shares, count, **static))
+                total += np.asarray(summed_gradients(self.params, table, rows, alphas, shares, count, **static))
             yield some, np.asarray(total)[: len(some)]
 
     def values(self, numbers: np.ndarray, keep: np.ndarray) -> np.ndarray:
@@ -80,7 +81,7 @@ class SnapshotPasses:
         require_finite(found)
         return found
 
-    def _calls(self, numbers: np.ndarray) -> Iterator[tuple[np.ndarray, _Cases, dict[str, Any]]]:
+    def _calls(self, numbers: np.ndarray) -> Iterator[tuple[np.ndarray, CaseTable, dict[str, Any]]]:
         """Numbers of cases that share a call, with their table and the program's static arguments."""
         groups: dict[Any, list[int]] = defaultdict(list)
         T, config = len(self.trace.tokens), self.bundle.config
@@ -96,10 +97,10 @@ class SnapshotPasses:
                 static = {"config": config, "compute": self.bundle.compute, "guided": guided}
                 yield np.asarray(some), self._table(some + some[:1] * (N - len(some)), length), static
 
-    def _table(self, numbers: list[int], length: int) -> _Cases:
+    def _table(self, numbers: list[int], length: int) -> CaseTable:
         cases = [self.cases[number] for number in numbers]
         at_masks, at_prompt = (side[None] for side in self.tables[cases[0].step])
-        return _Cases(
+        return CaseTable(
             np.stack([self.snapshots[case.step][:length] for case in cases]),
             np.asarray([case.position for case in cases], np.int32),
             np.asarray([case.token for case in cases], np.int32),
@@ -156,7 +157,7 @@ def _number_of(tables: tuple[np.ndarray, np.ndarray], known: list[tuple[np.ndarr
     return len(known) - 1
 
 
-class _Cases(NamedTuple):
+class CaseTable(NamedTuple):
     """canvases (N, S), positions and tokens (N,), target with leaves (N,); for all of them mask id, prompt length,
     injection (1, L, D), guidance, and the concepts that were clamped, where the target is made of logits."""
 
@@ -182,7 +183,7 @@ class _Line(NamedTuple):
 
 
 def _lines(
-    params: Params, cases: _Cases, which: jax.Array, config: ModelConfig, compute: Compute, guided: bool
+    params: Params, cases: CaseTable, which: jax.Array, config: ModelConfig, compute: Compute, guided: bool
 ) -> _Line:
     """The cases numbered `which` (B,)."""
     canvases, positions, tokens, target = jax.tree.map(lambda leaf: leaf[which], cases[:4])
@@ -210,8 +211,8 @@ def _lines(
 
 
 @partial(jax.jit, static_argnames=("config", "compute", "guided"))
-def _gradients(
-    params: Params, cases: _Cases, which: jax.Array, points: jax.Array, weights: jax.Array, count: jax.Array,
+def summed_gradients(
+    params: Params, cases: CaseTable, which: jax.Array, points: jax.Array, weights: jax.Array, count: jax.Array,
     *, config: ModelConfig, compute: Compute, guided: bool,
 ) -> jax.Array:  # fmt: skip
     """(N, S) float32: `count` passes over rows which, points, weights (M, B). One pass is in memory at a time, and one
@@ -227,7 +228,7 @@ def _gradients(
 
 @partial(jax.jit, static_argnames=("config", "compute", "guided"))
 def _values(
-    params: Params, cases: _Cases, which: jax.Array, keep: jax.Array, count: jax.Array, *, config: ModelConfig,
+    params: Params, cases: CaseTable, which: jax.Array, keep: jax.Array, count: jax.Array, *, config: ModelConfig,
     compute: Compute, guided: bool,
 ) -> jax.Array:  # fmt: skip
     """(M, B) float32: the targets of `count` passes over rows which (M, B) with keep (M, B, S)."""

@@ -1,4 +1,4 @@
-"""One update: gradients, clip, AdamW, and a guard against non-finite numbers. Pure; whoever calls it jits it."""
+"""One update: gradients, clip, optimizer, and a guard against non-finite numbers. Pure; whoever calls it jits it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from steerling_jax.backbone import Params
 from steerling_jax.config import Compute, ModelConfig
+from steerling_jax.drawn import Drawn, Objective
+from steerling_jax.lora import LoraConfig, adapter_shardings, init_adapters, merge_adapters, with_adapters
 from steerling_jax.model import init_params
-from steerling_jax.objective import ObjectiveConfig, loss_fn
-from steerling_jax.optimizer import OptimizerConfig, learning_rate, make_optimizer
+from steerling_jax.objective import ObjectiveConfig
+from steerling_jax.optimizer import OptimizerConfig, learning_rate, like_parameters, make_optimizer
 from steerling_jax.sharding import param_shardings
 
 Batch = dict[str, Any]
@@ -24,19 +28,25 @@ Metrics = dict[str, Any]
 
 @dataclass(frozen=True)
 class Recipe:
-    """What an update depends on, beside the state, the batch and the key. steps: of the whole run."""
+    """What an update depends on, beside the state, the batch and the key. steps: of the whole run.
+
+    accumulate: parts that a batch is worked through in, one after the other, for less memory. lora: train adapters to
+    given parameters, and these not.
+    """
 
     model: ModelConfig
     steps: int
     compute: Compute = field(default_factory=Compute)
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    objective: Objective = field(default_factory=ObjectiveConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    accumulate: int = 1
+    lora: LoraConfig | None = None
 
 
 @struct.dataclass
 class TrainState:
     """step () int32: batches seen. skipped () int32: those of them whose loss or gradient was not finite, and which
-    changed nothing."""
+    changed nothing. params: what is trained, float32: the parameters, or the adapters alone."""
 
     step: Any
     skipped: Any
@@ -47,7 +57,9 @@ class TrainState:
 def init_state(recipe: Recipe, key: jax.Array) -> TrainState:
     """The state before the first step of the run with this key."""
     # Another stream than the steps' own, which fold in their number.
-    params = init_params(recipe.model, jax.random.fold_in(key, 2**31 - 1))
+    key = jax.random.fold_in(key, 2**31 - 1)
+    lora = recipe.lora
+    params = init_params(recipe.model, key) if lora is None else init_adapters(recipe.model, lora, key)
     zero = jnp.zeros((), jnp.int32)
     return TrainState(zero, jnp.copy(zero), params, make_optimizer(recipe.optimizer, recipe.steps).init(params))
 
@@ -55,24 +67,32 @@ def init_state(recipe: Recipe, key: jax.Array) -> TrainState:
 def state_shardings(recipe: Recipe, mesh: Mesh) -> TrainState:
     """Where a state lies: parameters by the table of `sharding.py`, the optimizer's moments like their parameters."""
     whole = NamedSharding(mesh, PartitionSpec())
-    params = param_shardings(recipe.model, mesh)
+    lora = recipe.lora
+    params = param_shardings(recipe.model, mesh) if lora is None else adapter_shardings(recipe.model, lora, mesh)
     shapes = jax.eval_shape(partial(init_state, recipe), jax.random.key(0))
-    moments = optax.tree_map_params(
-        make_optimizer(recipe.optimizer, recipe.steps), lambda _, sharding: sharding, shapes.opt_state, params,
-        transform_non_params=lambda _: whole,
-    )  # fmt: skip
-    return TrainState(whole, whole, params, moments)
+    return TrainState(whole, whole, params, like_parameters(shapes.opt_state, params, otherwise=whole))
 
 
-def update(state: TrainState, batch: Batch, key: jax.Array, *, recipe: Recipe) -> tuple[TrainState, Metrics]:
-    """One update on `batch` (docs/design.md, with a leading batch axis).
+def model_params(recipe: Recipe, trained: Params, base: Params | None) -> Params:
+    """The parameters of a model: `trained` itself, or the adapters merged into `base`."""
+    if recipe.lora is None:
+        return trained
+    assert base is not None, "adapters need the parameters that they are for"
+    return merge_adapters(base, trained, recipe.lora)
+
+
+def update(
+    state: TrainState, batch: Batch, key: jax.Array, *, recipe: Recipe, base: Params | None = None
+) -> tuple[TrainState, Metrics]:
+    """One update on `batch`, arrays with a leading batch axis (docs/design.md, or what the objective's `draw` says);
+    `base` are the parameters under adapters.
 
     Randomness is keyed by (key, step) alone, so that a resumed run draws what the uninterrupted one would have drawn.
     """
     at_step = jax.random.fold_in(key, state.step)
     progress = state.step.astype(jnp.float32) / recipe.steps
-    objective = partial(loss_fn, config=recipe.model, compute=recipe.compute, objective=recipe.objective)
-    (loss, metrics), grads = jax.value_and_grad(objective, has_aux=True)(state.params, batch, at_step, progress)
+    drawn = recipe.objective.draw(batch, at_step, progress, recipe.model)
+    (loss, metrics), grads = _gradients(recipe, state.params, base, drawn, progress)
     norm = optax.tree.norm(grads)
     optimizer = make_optimizer(recipe.optimizer, recipe.steps)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -81,7 +101,7 @@ def update(state: TrainState, batch: Batch, key: jax.Array, *, recipe: Recipe) -
     def keep(new: Any, old: Any) -> Any:
         return jax.tree.map(partial(jnp.where, finite), new, old)
 
-    # AdamW counts the updates it made.
+    # The optimizer counts the updates it made.
     rate = learning_rate(recipe.optimizer, recipe.steps)(state.step - state.skipped)
     new = TrainState(
         step=state.step + 1,
@@ -90,3 +110,25 @@ def update(state: TrainState, batch: Batch, key: jax.Array, *, recipe: Recipe) -
         opt_state=keep(opt_state, state.opt_state),
     )
     return new, {**metrics, "loss": loss, "gradient_norm": norm, "learning_rate": rate, "skipped": new.skipped}
+
+
+def _gradients(
+    recipe: Recipe, trained: Params, base: Params | None, drawn: Drawn, progress: jax.Array
+) -> tuple[tuple[jax.Array, Metrics], Params]:
+    """((loss, metrics), gradients) of the whole batch, worked through in `recipe.accumulate` parts."""
+
+    def loss(trained: Params, sequences: Batch) -> tuple[jax.Array, Metrics]:
+        params = trained
+        if recipe.lora is not None:
+            assert base is not None, "adapters need the parameters that they are for"
+            params = with_adapters(base, trained, recipe.lora)
+        part = Drawn(sequences, drawn.shared)
+        return recipe.objective.loss(params, part, progress, config=recipe.model, compute=recipe.compute)
+
+    gradient = partial(jax.value_and_grad(loss, has_aux=True), trained)
+    if recipe.accumulate == 1:
+        return gradient(drawn.sequences)
+    parts = drawn.split(recipe.accumulate)
+    shapes = jax.eval_shape(gradient, jax.tree.map(lambda leaf: leaf[0], parts))
+    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return lax.scan(lambda total, part: (jax.tree.map(jnp.add, total, gradient(part)), None), nothing, parts)[0]

@@ -10,8 +10,13 @@ os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from steerling_jax.api import Bundle
+    from steerling_jax.io.corpus import CorpusStore
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -39,6 +44,22 @@ def text_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from .serving_world import write_text_model
 
     return write_text_model(tmp_path_factory.mktemp("models") / "tiny-text")
+
+
+@pytest.fixture(scope="session")
+def topic_store(tmp_path_factory: pytest.TempPathFactory) -> CorpusStore:
+    """A small corpus with a topic; see `topic_world`."""
+    from .topic_world import make_store
+
+    return make_store(tmp_path_factory.mktemp("topic") / "corpus")
+
+
+@pytest.fixture(scope="session")
+def topic_bundle(topic_store: CorpusStore) -> Bundle:
+    """A model in which one discovered concept knows the topic."""
+    from .topic_world import make_bundle
+
+    return make_bundle(topic_store)
 
 
 @pytest.fixture(scope="session")

@@ -14,11 +14,14 @@ from hypothesis import strategies as st
 from steerling_jax.errors import UserError
 from steerling_jax.io import corpus_writer as writing
 from steerling_jax.io.corpus import ARRAYS, MAX_LABELS, Chunk, CorpusStore
+from steerling_jax.io.corpus_pieces import NO_ORIGIN, PieceSize
 from steerling_jax.io.corpus_writer import corpus_writer
+from steerling_jax.io.places import Place
 from steerling_jax.io.tokenizer import IdsOnlyTokenizer, SpecialIds, load_tokenizer
+from steerling_jax.train.corpus.annotators import TextChunk
 from steerling_jax.train.documents import Document, reference_documents, unique
-from steerling_jax.train.ontology import bundled_ontology, label_chunk
-from steerling_jax.train.prepare import Progress, prepare
+from steerling_jax.train.ontology import Rules, read_concepts
+from steerling_jax.train.prepare import prepare
 
 IDS = IdsOnlyTokenizer(SpecialIds.last_of(100), 100)
 CONCEPTS = [{"id": 0, "name": "A", "group": "topic", "description": "About a."}]
@@ -103,6 +106,19 @@ def test_large_vocabularies_take_four_bytes(tmp_path: Path):
     assert store.chunk(0).labels == tuple(range(MAX_LABELS))
 
 
+def test_a_trillion_tokens(tmp_path: Path):
+    """Made as far as it needs no data: numbers of over 2³¹ chunks have room, and every row one shard."""
+    part = PieceSize(documents=100_000, chunks=1_000_000, tokens=100_000_000, last_end=99_999_999)
+    layout = writing.StoreLayout({"train": [part] * 13_000, "heldout": [part] * 500}, 100_281)
+    layout.create(Place(tmp_path))
+    dtypes = {name: json.loads((tmp_path / name / "zarr.json").read_text())["data_type"] for name in ARRAYS}
+    assert (dtypes["tokens"], dtypes["stride_chunks"], dtypes["chunk_documents"]) == ("uint32", "int64", "int32")
+    shards = layout.shards()
+    assert len(shards) == len(set(shards)) < 150_000
+    assert layout.rows("tokens") == 1_350_000_000_000
+    assert layout.counts["heldout"]["chunks"] == 500_000_000
+
+
 def test_splits_come_in_order(tmp_path: Path):
     with pytest.raises(ValueError, match="before the held-out"):
         write(tmp_path / "store", [[1], [1]], ["heldout", "train"])
@@ -126,13 +142,18 @@ def test_prepared_documents_come_back(store: CorpusStore, documents: list[Docume
 def test_prepared_chunks_point_at_their_text(store: CorpusStore, documents: list[Document]):
     tokenizer = load_tokenizer(store.folder, store.special, store.vocab_size)
     originals = {d.sha256: d for d in documents}
+    rules = Rules(read_concepts())
     for number in range(0, store.chunk_count, 97):
         chunk = store.chunk(number)
         record = store.documents[chunk.document]
         assert record.start < chunk.start <= chunk.end < record.end
         assert store.tokens(chunk.end, chunk.end + 1)[0] == store.special.endofchunk_id
         text = tokenizer.decode(store.tokens(chunk.start, chunk.end).tolist())
-        assert tuple(label_chunk(text, originals[record.sha256])) == chunk.labels
+        (labels,) = rules.annotate(originals[record.sha256], [TextChunk(text, 0)])
+        assert tuple(labels[:MAX_LABELS]) == chunk.labels
+        origins = store.read("chunk_origins", number, number + 1)[0]
+        assert [store.annotators[i] for i in origins[: len(chunk.labels)]] == ["rules"] * len(chunk.labels)
+        assert (origins[len(chunk.labels) :] == NO_ORIGIN).all()
 
 
 def test_splits_are_token_ranges(store: CorpusStore):
@@ -155,13 +176,14 @@ def test_prepare_is_deterministic(store: CorpusStore, tmp_path: Path, documents:
 
 def test_prepare_with_the_users_tokenizer_and_progress(store: CorpusStore, tmp_path: Path, documents: list[Document]):
     tokenizer = load_tokenizer(store.folder, store.special, store.vocab_size)
-    events: list[Progress] = []
+    events: list[tuple[str, int, int]] = []
     subset = documents[:8]
-    made = prepare(tmp_path / "s", documents=subset, tokenizer=tokenizer, progress=events.append)
+    made = prepare(tmp_path / "s", documents=subset, tokenizer=tokenizer, progress=lambda *event: events.append(event))
     made.check_tokenizer(tokenizer.sha256)
     assert (made.folder / "tokenizer.model").read_bytes() == (store.folder / "tokenizer.model").read_bytes()
-    assert events[-1] == Progress("tokens and labels", 8, 8)
-    assert made.concepts == bundled_ontology().manifest()
+    assert ("tokens and labels", 1, 1) in events
+    assert events[-1] == ("finishing", 1, 1)
+    assert made.concepts == [concept.about() for concept in read_concepts()]
 
 
 def test_prepare_samples_sources(tmp_path: Path, documents: list[Document], store: CorpusStore):
@@ -215,6 +237,16 @@ def test_unknown_format(copied: Path):
     (copied / "manifest.json").write_text(json.dumps(manifest | {"format_version": 99}))
     with pytest.raises(UserError, match="format 99"):
         CorpusStore(copied)
+
+
+def test_stores_made_before_labels_had_origins(copied: Path):
+    shutil.rmtree(copied / "chunk_origins")
+    manifest = json.loads((copied / "manifest.json").read_text())
+    del manifest["annotators"]
+    (copied / "manifest.json").write_text(json.dumps(manifest))
+    old = CorpusStore(copied)
+    assert old.annotators == []
+    assert (old.read("chunk_labels", 0, 9) >= 0).any()
 
 
 @pytest.mark.parametrize("array", list(ARRAYS))

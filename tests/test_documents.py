@@ -18,9 +18,11 @@ from hypothesis import strategies as st
 from steerling_jax.errors import UserError
 from steerling_jax.io.tokenizer import SentencePieceTokenizer, train_sentencepiece
 from steerling_jax.train.chunking import chunks
+from steerling_jax.train.corpus.inputs import plan_parts
+from steerling_jax.train.corpus.reading import read_part
+from steerling_jax.train.corpus.sources import Source
 from steerling_jax.train.documents import Document, python_documents, reference_documents, unique
-from steerling_jax.train.folder_documents import folder_documents
-from steerling_jax.train.split import keep, near_duplicates, split_documents
+from steerling_jax.train.split import keep, near_duplicates, side
 
 MODULE = '''"""Tools for small things, and notes on them."""
 
@@ -159,15 +161,20 @@ def test_no_text_twice():
 # The user's own files
 
 
+def read(path: Path, part_bytes: int = 0, **settings) -> list[Document]:
+    source = Source((str(path),), **settings)
+    return [document for part in plan_parts([source], part_bytes) for document in read_part(part, source)]
+
+
 def test_folder(tmp_path: Path):
     (tmp_path / "b.txt").write_bytes("\ufeff한국어 글".encode())
     lines = [{"text": "one", "name": "n", "source": "s", "labels": ["Threads"]}, {"text": "two\u2028three"}]
     (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(x, ensure_ascii=False) for x in lines) + "\n\n")
     (tmp_path / "ignored.md").write_text("not this")
-    assert list(folder_documents(tmp_path)) == [
+    assert read(tmp_path) == [
+        Document("b.txt", "text", "한국어 글"),
         Document("n", "s", "one", labels=("Threads",)),
         Document("a.jsonl:2", "text", "two\u2028three"),
-        Document("b.txt", "text", "한국어 글"),
     ]
 
 
@@ -180,19 +187,18 @@ def test_folder(tmp_path: Path):
         ("a.jsonl", b"[1]", "line 1 has no text"),
         ("a.jsonl", b'{"text": "x", "labels": "Threads"}', "line 1: labels is to be a list"),
         ("a.jsonl", b'{"text": "x", "name": 3}', "line 1: name is to be a string"),
-        ("a.txt", b"  \n", "holds no documents"),
         ("a.md", b"text", "holds no documents"),
     ],
 )
 def test_bad_folder(tmp_path: Path, name: str, content: bytes, message: str):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message):
-        list(folder_documents(tmp_path))
+        assert read(tmp_path)
 
 
 def test_no_folder(tmp_path: Path):
     with pytest.raises(UserError, match="is not a folder"):
-        list(folder_documents(tmp_path / "nowhere"))
+        read(tmp_path / "nowhere")
 
 
 # Chunks
@@ -247,12 +253,10 @@ def test_no_texts():
     assert near_duplicates([]) == []
 
 
-def test_split_keeps_clusters_together_and_ignores_order():
-    documents = [Document(str(i), "text", words(50 * (i // 2), 50) + f" end {i}") for i in range(2000)]
-    split = split_documents(documents)
-    assert split[::2] == split[1::2]
-    assert split_documents(documents[::-1]) == split[::-1]
-    assert 0.02 < split.count("heldout") / len(split) < 0.06
+def test_the_split_is_by_mark():
+    sides = [side(str(i)) for i in range(2000)]
+    assert sides == [side(str(i)) for i in range(2000)]
+    assert 0.02 < sides.count("heldout") / len(sides) < 0.06
 
 
 def test_samples_are_nested():

@@ -17,6 +17,7 @@ import pytest
 
 from steerling_jax.api import Bundle
 from steerling_jax.api import special_ids as special_ids_of
+from steerling_jax.concept_losses import log_presence
 from steerling_jax.config import Compute, ConceptConfig, ModelConfig
 from steerling_jax.detection import auc, macro_auc
 from steerling_jax.errors import UserError
@@ -36,7 +37,6 @@ from steerling_jax.io.labelled_chunks import chunk_bags
 from steerling_jax.io.tokenizer import IdsOnlyTokenizer
 from steerling_jax.model import init_params, lm_logits
 from steerling_jax.noise import denoise
-from steerling_jax.objective import log_presence
 from steerling_jax.probe import Bags, fit_probe
 from steerling_jax.train.evaluate import evaluate_full
 from steerling_jax.train.evaluate_command import UNKNOWN_SEQ_LEN, sequence_length

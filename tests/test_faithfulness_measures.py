@@ -4,32 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from typing import cast
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from steerling_jax.api import Bundle
-from steerling_jax.attribution.faithfulness import concepts, inputs, outputs, randomised
+from steerling_jax.attribution.faithfulness import concepts, effects, inputs, outputs, randomised
 from steerling_jax.attribution.faithfulness.figures import table
+from steerling_jax.attribution.index.query import Index
 from steerling_jax.cli.console import plain
 from steerling_jax.errors import UserError
 from steerling_jax.io.corpus import CorpusStore
 
-from .topic_world import make_bundle, make_store
 from .training_world import FakeTokenizer
 
 MEASURES = {"inputs": inputs.measure, "concepts": concepts.measure, "outputs": outputs.measure}
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory) -> CorpusStore:
-    return make_store(tmp_path_factory.mktemp("topic") / "corpus")
-
-
-@pytest.fixture(scope="module")
-def bundle(store: CorpusStore) -> Bundle:
-    return make_bundle(store)
 
 
 def figures(result: dict) -> dict[tuple[str, str], dict]:
@@ -41,8 +32,8 @@ def figures(result: dict) -> dict[tuple[str, str], dict]:
     return {(figure["figure"], figure["of"]): figure for figure in result["figures"]}
 
 
-def test_inputs(bundle: Bundle, store: CorpusStore):
-    found = figures(inputs.measure(bundle, store, prompts=2, targets=1, features=3, randomised=2))
+def test_inputs(topic_bundle: Bundle, topic_store: CorpusStore):
+    found = figures(inputs.measure(topic_bundle, topic_store, prompts=2, targets=1, features=3, randomised=2))
     for figure in ("comprehensiveness, normalised", "sufficiency, normalised"):
         for method in (*inputs.METHODS, inputs.OF_LOGIT, inputs.RANDOM, inputs.SHAPLEY):
             assert -1e-9 <= found[figure, method]["mean"] <= 1 + 1e-9
@@ -56,8 +47,8 @@ def test_inputs(bundle: Bundle, store: CorpusStore):
     assert {of for figure, of in found if figure.startswith("rank correlation")} == set(randomised.CASCADE)
 
 
-def test_concepts(bundle: Bundle, store: CorpusStore):
-    result = concepts.measure(bundle, store, prompts=2, seq_len=64, most_tokens=1024)
+def test_concepts(topic_bundle: Bundle, topic_store: CorpusStore):
+    result = concepts.measure(topic_bundle, topic_store, prompts=2, seq_len=64, most_tokens=1024)
     found = figures(result)
     for head in ("known", "discovered"):
         exact = f"share and logit, removed in the head, frozen ({head}, tokens)"
@@ -65,7 +56,7 @@ def test_concepts(bundle: Bundle, store: CorpusStore):
         assert found["slope", exact]["mean"] == pytest.approx(1, abs=1e-2)
     refilled = "share and logit, removed in the head, published (discovered, tokens)"
     assert abs(found["mean effect (nothing else to compare)", refilled]["mean"]) < 1e-4
-    injected = f"concept → concept, {concepts.STRENGTHS[0]:g} embeddings injected"
+    injected = f"concept → concept, {effects.STRENGTHS[0]:g} embeddings injected"
     assert found["correlation", injected]["mean"] > 0.95
     parts = [found["net share of logit mass", name]["mean"] for name in ("known", "discovered", "epsilon")]
     assert sum(parts) == pytest.approx(1, abs=1e-3)
@@ -73,12 +64,16 @@ def test_concepts(bundle: Bundle, store: CorpusStore):
         assert np.isfinite(found["loss more, nats a token", f"{part} removed"]["mean"])
 
 
-def test_outputs(bundle: Bundle, store: CorpusStore, monkeypatch):
+def test_outputs(topic_bundle: Bundle, topic_store: CorpusStore, monkeypatch):
     monkeypatch.setattr(outputs, "REPEATED", 2.0)  # a model that has learned nothing repeats itself
-    result = outputs.measure(bundle, store, prompts=3)
+    monkeypatch.setattr(outputs, "best_values", lambda index, tokens, start, end: {"verbatim": (float(start), 9.0)})
+    result = outputs.measure(topic_bundle, topic_store, prompts=3, everyday=False, index=cast(Index, object()))
     found = figures(result)
     assert result["settings"]["texts"][outputs.GOOD] == 3
-    assert result["settings"]["texts"][outputs.OFF_TOPIC] == 0  # bare ids have no everyday openings
+    assert result["settings"]["texts"][outputs.OFF_TOPIC] == 3
+    for texts in (outputs.GOOD, outputs.OWN_TEXT):
+        assert found["evidence: best verbatim", texts]["mean"] == outputs.PROMPT_TOKENS
+        assert found["evidence: verbatim above its threshold", texts]["mean"] == 1
     for figure in (*outputs.ATTRIBUTION, *outputs.PLAIN):
         assert found[figure, outputs.GOOD]["n"] == 3
     shares = [found[f"net share, {name}", outputs.GOOD]["mean"] for name in ("known", "discovered", "epsilon")]
@@ -86,16 +81,16 @@ def test_outputs(bundle: Bundle, store: CorpusStore, monkeypatch):
 
 
 @pytest.mark.parametrize("measure", MEASURES.values(), ids=MEASURES)
-def test_bad_input(measure, bundle: Bundle, store: CorpusStore):
+def test_bad_input(measure, topic_bundle: Bundle, topic_store: CorpusStore):
     with pytest.raises(UserError, match="was made with another tokenizer than this model's"):
-        measure(dataclasses.replace(bundle, tokenizer=FakeTokenizer("1" * 64)), store)
-    broken = dict(bundle.params, tok_emb={"weight": jnp.full((64, 32), jnp.nan)})
+        measure(dataclasses.replace(topic_bundle, tokenizer=FakeTokenizer("1" * 64)), topic_store)
+    broken = dict(topic_bundle.params, tok_emb={"weight": jnp.full((64, 32), jnp.nan)})
     with pytest.raises(UserError, match=r"planted has a weight in tok_emb/weight that is no number \(NaN\)"):
-        measure(dataclasses.replace(bundle, params=broken), store)
+        measure(dataclasses.replace(topic_bundle, params=broken), topic_store)
 
 
 @pytest.mark.parametrize("measure", [concepts.measure, outputs.measure])
-def test_bare_backbone(measure, bundle: Bundle, store: CorpusStore):
-    bare = dataclasses.replace(bundle.config, concept=None, interpretable=False)
+def test_bare_backbone(measure, topic_bundle: Bundle, topic_store: CorpusStore):
+    bare = dataclasses.replace(topic_bundle.config, concept=None, interpretable=False)
     with pytest.raises(UserError, match="bare backbone"):
-        measure(dataclasses.replace(bundle, config=bare), store)
+        measure(dataclasses.replace(topic_bundle, config=bare), topic_store)

@@ -99,7 +99,8 @@ def test_checkpoint_in_another_type_and_sharding(golden: Path, tmp_path: Path):
 def training_run(golden: Path, tmp_path: Path) -> Path:
     """A training run's folder with the steps 10 and 20, as `training_checkpoint` lays it out."""
     config, params, _ = weights.read_published(golden / "base")
-    run = {"kind": "training", "format_version": 1, "model": config_to_dict(config), "run": {}, "corpus": {}}
+    run = {"kind": "training", "format_version": checkpoint.FORMAT_VERSION, "model": config_to_dict(config)}
+    run |= {"run": {}, "corpus": {}}
     folder = tmp_path / "run"
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "run.json").write_text(json.dumps(run))

@@ -19,8 +19,11 @@ from steerling_jax.influence import (
     gradient_features,
     influence,
     passage_losses,
+    span_hidden,
 )
+from steerling_jax.noise import denoise
 from steerling_jax.passages import Masking, Passage, draw_masks, fitted, passage_batches
+from steerling_jax.published_shapes import fused
 from steerling_jax.signatures import concept_count, describe, packed, row_scores, signature_scores, unpacked
 
 
@@ -76,23 +79,42 @@ def test_each_token_counts_once(bundle: sj.Bundle, passages: list[Passage]):
             assert np.allclose(total, spans + [0] * (3 - len(spans)))
 
 
+@pytest.mark.parametrize("masking", [Masking(), Masking(0.5, 4), Masking(0.7, 3)])
+def test_a_window_of_noise_is_enough(bundle: sj.Bundle, masking: Masking):
+    """Rows are those of the whole text's noisy copy, one draw at a time, though other noisy blocks are not run."""
+    passage = Passage(np.random.default_rng(3).integers(0, 200, 120).astype(np.int32), 85, 110)
+    ((_, batch),) = passage_batches([passage], bundle.config, masking, 1)
+    assert batch.noisy.shape[2] < batch.clean.shape[1]
+    tokens = np.full(batch.clean.shape[1], bundle.config.mask_token_id, np.int32)
+    tokens[: passage.end] = passage.tokens[: passage.end]
+    masked = np.ones((masking.draws, len(tokens)), bool)
+    for start, end in ((0, passage.start), (passage.start, passage.end)):
+        masked[:, start:end] = draw_masks(passage.tokens[start:end], masking)
+    noisy = np.where(masked, bundle.config.mask_token_id, tokens)
+    clean = np.tile(tokens, (masking.draws, 1))
+    whole = denoise(bundle.params, jnp.asarray(clean), jnp.asarray(noisy), clean_context=True, **arguments(bundle))
+    found = span_hidden(bundle.params, batch, bundle.config, bundle.compute)[0]
+    expected = np.asarray(whole)[:, passage.start : passage.end][masked[:, passage.start : passage.end]]
+    assert len(expected) == int((batch.weight[0] > 0).sum())
+    np.testing.assert_allclose(found[: len(expected)], expected, atol=2e-5)
+
+
 def test_whole_gradients_are_those_of_the_loss(bundle: sj.Bundle, passages: list[Passage]):
     """A small step against the gradient of one passage changes another's loss by what influence says."""
     whole = gradient_features(bundle.params, passages[:2], projection=Projection(None), **arguments(bundle))
-    leaves, tree = jax.tree.flatten(bundle.params)
-    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(bundle.params)]
-    used = [str(path[0].key) not in ("known_head", "unknown_head") for path in paths]  # type: ignore[attr-defined]
-    sizes = [leaf.size for leaf, counts in zip(leaves, used) if counts]
-    parts = iter(np.split(whole[0], np.cumsum(sizes)[:-1]))
+    published = jax.eval_shape(fused, bundle.params)
+    leaves = [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(published) if "_head" not in str(path[0])]
+    parts = iter(np.split(whole[0], np.cumsum([leaf.size for leaf in leaves])[:-1]))
+    gradient = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: jnp.zeros(leaf.shape) if "_head" in str(path[0]) else next(parts).reshape(leaf.shape),
+        published,
+    )
+    (gradient,) = jax.linear_transpose(fused, bundle.params)(gradient)  # back to our shapes
     size = 1e-3 / np.linalg.norm(whole[0])
     losses = []
     for sign in (1, -1):
-        parts = iter(np.split(whole[0], np.cumsum(sizes)[:-1]))
-        moved = [
-            leaf - sign * size * next(parts).reshape(leaf.shape) if counts else leaf
-            for leaf, counts in zip(leaves, used)
-        ]
-        losses.append(passage_losses(jax.tree.unflatten(tree, moved), passages[:2], **arguments(bundle)))
+        moved = jax.tree.map(lambda leaf, slope, sign=sign: leaf - sign * size * slope, bundle.params, gradient)
+        losses.append(passage_losses(moved, passages[:2], **arguments(bundle)))
     change = (losses[0] - losses[1]) / (2 * size)
     expected = -influence(whole, whole, "dot")[0]
     np.testing.assert_allclose(change, expected, rtol=0.05, atol=0.02 * abs(expected[0]))

@@ -160,7 +160,7 @@ def test_a_span_is_the_sum_of_its_tokens(base):
 def test_memory_does_not_grow_with_the_nodes(base):
     """One program, which nodes only tell how often to go round."""
     bundle, trace = base
-    program = cast(Any, snapshot_passes._gradients)
+    program = cast(Any, snapshot_passes.summed_gradients)
     sj.attribute_inputs(bundle, trace, nodes=1, sample=2)
     before = program._cache_size()
     for nodes in (3, 40, 80):

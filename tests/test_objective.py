@@ -11,20 +11,19 @@ import numpy as np
 import pytest
 
 from steerling_jax import bottleneck as bn
+from steerling_jax.concept_losses import (
+    independence_loss,
+    label_features,
+    log1m_exp,
+    presence_loss,
+    residual_loss,
+)
 from steerling_jax.config import Compute, ConceptConfig, ModelConfig
 from steerling_jax.layers import attend
 from steerling_jax.model import init_params
 from steerling_jax.noise import NoiseConfig, denoise, mask_tokens, noise_levels, two_copy_mask
-from steerling_jax.objective import (
-    ObjectiveConfig,
-    Rows,
-    gather_rows,
-    independence_loss,
-    log1m_exp,
-    loss_fn,
-    presence_loss,
-    residual_loss,
-)
+from steerling_jax.objective import ObjectiveConfig, loss_fn
+from steerling_jax.rows import Rows, gather_rows
 from steerling_jax.two_copy_attention import attend_two_copies
 
 CONFIG = ModelConfig(
@@ -108,7 +107,7 @@ def rows_and_labels(block: int = 4096):
     assert CONFIG.concept is not None
     spec = dataclasses.replace(bn.known_spec(CONFIG.concept), block=block)
     view = bn.view_head(init_params(CONFIG, KEY)["known_head"], spec, Compute(), rows.hidden)
-    return rows, batch()["chunk_labels"].reshape(-1, 4), view, masked
+    return rows, batch()["chunk_labels"], view, masked
 
 
 @pytest.mark.parametrize("block", [4096, 3])
@@ -116,8 +115,9 @@ def test_presence_loss_is_the_plain_product(block: int) -> None:
     rows, labels, view, _ = rows_and_labels(block)
     activation = np.asarray(jax.nn.sigmoid(bn.dense_logits(view)), np.float64)
     chunk, valid = np.asarray(rows.chunk), np.asarray(rows.valid)
+    chunk = np.where(chunk >= 0, chunk + 3 * (np.arange(64) // 32), -1)
     nats = []
-    for number, label in enumerate(np.asarray(labels)):
+    for number, label in enumerate(np.asarray(labels).reshape(-1, 4)):
         inside = (chunk == number) & (valid > 0)
         if inside.any():
             present = 1 - np.prod(1 - activation[inside], axis=0)
@@ -129,9 +129,8 @@ def test_presence_loss_is_the_plain_product(block: int) -> None:
 
 def test_rows_are_the_masked_positions_in_order() -> None:
     rows, _, _, masked = rows_and_labels()
-    count = int(masked.sum())
-    np.testing.assert_array_equal(rows.target[:count], np.asarray(batch()["tokens"])[np.asarray(masked)])
-    assert float(rows.valid.sum()) == count
+    np.testing.assert_array_equal(rows.target[rows.valid > 0], np.asarray(batch()["tokens"])[np.asarray(masked)])
+    assert float(rows.valid.sum()) == int(masked.sum())
     assert int(rows.dropped) == 0
 
 
@@ -158,7 +157,7 @@ def test_independence_is_the_same_in_both_forms() -> None:
 
 def test_residual_leaves_fillers_out() -> None:
     zero = jnp.zeros(3, jnp.int32)
-    rows = Rows(jnp.ones((3, 2)), zero, zero, jnp.ones(3), jnp.asarray([1.0, 1.0, 0.0]), jnp.int32(0))
+    rows = Rows(jnp.ones((3, 2)), zero, zero, jnp.ones(3), jnp.asarray([1.0, 1.0, 0.0]), jnp.int32(0), zero)
     unknown = jnp.asarray([[1.0, 1.0], [0.0, 0.0], [9.0, 9.0]])
     assert float(residual_loss(unknown, rows, jnp.zeros((3, 2)))) == pytest.approx(0.5)
 
@@ -169,6 +168,20 @@ def test_noise_levels_cover_their_range(distribution: str) -> None:
     assert float(levels.min()) >= 0.05
     assert float(levels.max()) <= 1.0
     assert float(levels.mean()) == pytest.approx(0.5 if distribution == "uniform" else 0.25, abs=0.05)
+
+
+def test_noise_levels_are_stratified_in_each_sequence_and_over_the_batch() -> None:
+    levels = np.asarray(noise_levels(KEY, (4, 8), jnp.float32(0.0), NoiseConfig(floor=0.0)))
+    np.testing.assert_array_equal(np.sort(np.floor(levels * 8), axis=1), np.tile(np.arange(8), (4, 1)))
+    np.testing.assert_array_equal(np.sort(np.floor(levels * 32).reshape(-1)), np.arange(32))
+
+
+def test_label_of_concept_0_counts_beside_unused_ones() -> None:
+    _, _, view, _ = rows_and_labels()
+    labels = jnp.asarray([[[0, 3, -1, -1]], [[-1, -1, -1, -1]]], jnp.int32)
+    found = label_features(view, labels, jnp.asarray([0, -1, 0, 0]), Compute())
+    table = np.asarray(view.values)
+    np.testing.assert_allclose(found, [table[0] + table[3], np.zeros(32), np.zeros(32), np.zeros(32)], atol=1e-6)
 
 
 def test_masks_fall_with_the_probability_of_their_block() -> None:

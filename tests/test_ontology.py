@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from pathlib import Path
 
 import pytest
 
 from steerling_jax.errors import UserError
-from steerling_jax.io.corpus import MAX_LABELS
+from steerling_jax.train.corpus.annotators import TextChunk
+from steerling_jax.train.corpus.sources import read_sources
 from steerling_jax.train.documents import Document
-from steerling_jax.train.ontology import bundled_ontology, label_chunk, load_ontology
+from steerling_jax.train.ontology import Rules, check_examples, read_concepts
 
-NAMES = [concept.name for concept in bundled_ontology().concepts]
+CONCEPTS = read_concepts()
+RULES = Rules(CONCEPTS)
+NAMES = [concept.name for concept in CONCEPTS]
 
 
-def labels(text: str, source: str = "docstring", module: str = "", own: tuple[str, ...] = ()) -> set[str]:
-    return {NAMES[i] for i in label_chunk(text, Document("name", source, text, module, own))}
+def labels(text: str, source: str = "docstring", module: str = "") -> set[str]:
+    (found,) = RULES.annotate(Document("name", source, text, module), [TextChunk(text, 0)])
+    return {NAMES[i] for i in found}
 
 
 def test_concepts_are_named_described_and_have_rules():
-    concepts = bundled_ontology().concepts
+    concepts = CONCEPTS
     assert 60 <= len(concepts) <= 200
     assert [c.id for c in concepts] == list(range(len(concepts)))
     assert {c.group for c in concepts} == {"topic", "form", "syntax"}
@@ -29,6 +34,7 @@ def test_concepts_are_named_described_and_have_rules():
         assert concept.modules or concept.words or concept.pattern
         assert all(re.fullmatch(r"[a-z0-9]+( [a-z0-9]+)?", word) for word in concept.words), concept.words
         assert set(concept.sources) <= {"reference", "docstring", "code", "text"}
+    check_examples(concepts)
 
 
 @pytest.mark.parametrize(
@@ -70,34 +76,81 @@ def test_does_not_find(text: str, source: str, absent: str):
     assert absent not in labels(text, source)
 
 
-def test_never_more_labels_than_fit():
-    text = " ".join(word for concept in bundled_ontology().concepts for word in concept.words)
-    found = label_chunk(text, Document("all", "docstring", text, labels=("Grammar rule",)))
-    assert len(found) == len(set(found)) == MAX_LABELS
-    assert NAMES[found[0]] == "Grammar rule"
+# Concepts in files of their own
+
+KNITTING = """
+[[concept]]
+name = "Knitting"
+group = "topic"
+description = "Making cloth with needles."
+words = ["knit", "purl stitch"]
+examples = ["Knit two rows."]
+counterexamples = ["Knights of the table."]
+contributor = "A. Nonymous"
+"""
 
 
-def test_own_labels():
-    assert "Threads" in labels("Nothing of note.", own=("Threads",))
-    with pytest.raises(UserError, match="unknown concept 'Knitting'"):
-        labels("Nothing of note.", own=("Knitting",))
+def test_added_concepts_are_numbered_after_the_bundled_ones(tmp_path: Path):
+    (tmp_path / "b.toml").write_text(KNITTING.replace("Knitting", "Weaving"))
+    (tmp_path / "a.toml").write_text(KNITTING)
+    found = read_concepts(["bundled", tmp_path])
+    assert [c.name for c in found[len(CONCEPTS) :]] == ["Knitting", "Weaving"]
+    assert [c.id for c in found] == list(range(len(CONCEPTS) + 2))
+    assert [c.id for c in read_concepts([tmp_path / "a.toml"])] == [0]
+    assert found[-1].about() == {
+        "id": len(CONCEPTS) + 1, "name": "Weaving", "group": "topic", "description": "Making cloth with needles.",
+    }  # fmt: skip
+    check_examples(found)
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("old", "new", "message"),
     [
-        ("[[concept]\n", "not valid TOML"),
-        ('[[concept]]\nname = "A"\ngroup = "t"\ndescription = "d"\nwords = "tree"\n', "'A'.*words.*list"),
-        ('[[concept]]\nname = "A"\ngroup = "topic"\ndescription = "d."\ncolour = "red"\n', "'A'.*colour"),
-        ('[[concept]]\nname = "A"\n', "'A'.*group"),
-        ('[[concept]]\nname = "A"\ngroup = "t"\ndescription = "d"\n' * 2, "the same name"),
-        ('[[concept]]\nname = "A"\ngroup = "t"\ndescription = "d"\npattern = "("\n', "'A'.*unterminated"),
+        ("[[concept]]", "[[concept]", "not valid TOML"),
+        ("[[concept]]", "[concept]", "with two brackets"),
+        ('["knit", "purl stitch"]', '"knit"', "concept 'Knitting': words is 'knit'; give a list"),
+        ('"purl stitch"', '"Purl-stitch!"', "words holds 'Purl-stitch!'"),
+        ("contributor", "colour", "colour is not a field of a concept"),
+        ('group = "topic"', "", "'Knitting' has no group"),
+        ('name = "Knitting"', "", "concept 1 has no name"),
+        ("words = [", "pattern = '('\nwords = [", "'Knitting'.*unterminated"),
+        ('words = ["knit", "purl stitch"]', "", "has no rule and 1 examples"),
+        ('"Knitting"', '"threads"', "'threads' is there already, in .*ontology.toml"),
+        ("contributor =", 'most = "all"\ncontributor =', "most is 'all'"),
     ],
 )
-def test_bad_ontology(tmp_path: Path, content: str, message: str):
-    path = tmp_path / "ontology.toml"
-    path.write_text(content)
-    with pytest.raises(UserError, match=message):
-        load_ontology(path)
+def test_bad_concepts(tmp_path: Path, old: str, new: str, message: str):
+    path = tmp_path / "mine.toml"
+    assert old in KNITTING
+    path.write_text(KNITTING.replace(old, new))
+    with pytest.raises(UserError, match=rf"mine\.toml.*{message}"):
+        read_concepts(["bundled", path])
+
+
+def test_rules_must_agree_with_their_examples(tmp_path: Path):
+    for old, new, message in [
+        ("Knit two rows.", "Cast on.", "do not find its example 'Cast on.'"),
+        ("Knights of", "Knit at", "take its counterexample 'Knit at the table.'"),
+    ]:
+        (tmp_path / "mine.toml").write_text(KNITTING.replace(old, new))
+        with pytest.raises(UserError, match=message):
+            check_examples(read_concepts([tmp_path / "mine.toml"]))
+
+
+def test_the_concepts_in_the_documentation_are_right(tmp_path: Path):
+    for number, page in enumerate(("docs/corpus.md", "CONTRIBUTING.md")):
+        text = textwrap.dedent((Path(__file__).parents[1] / page).read_text(encoding="utf-8"))
+        blocks = [textwrap.dedent(b) for b in re.findall(r"^ *```toml\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL)]
+        (mine,) = [block for block in blocks if "[[concept]]" in block]
+        (tmp_path / f"{number}.toml").write_text(mine)
+        check_examples(read_concepts([tmp_path / f"{number}.toml"]))
+        (source,) = [block for block in blocks if "[[source]]" in block]
+        (tmp_path / "source.toml").write_text(source)
+        assert read_sources(tmp_path / "source.toml")[0].name == "tales"
+
+
+def test_missing_concepts(tmp_path: Path):
     with pytest.raises(UserError, match="Cannot read"):
-        load_ontology(tmp_path / "nowhere.toml")
+        read_concepts([tmp_path / "nowhere.toml"])
+    with pytest.raises(UserError, match=r"holds no \.toml files"):
+        read_concepts([tmp_path])

@@ -9,14 +9,16 @@ import subprocess
 import sys
 import time
 from argparse import Namespace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
 from steerling_jax.attribution import faithfulness_command as command
-from steerling_jax.attribution.faithfulness import planted_model
+from steerling_jax.attribution.faithfulness import concepts, inputs, outputs, planted_model
 from steerling_jax.attribution.faithfulness.evidence_scores import bm25, damped, ngram_overlap
 from steerling_jax.attribution.faithfulness.fit import Documents, draw_batches
 from steerling_jax.attribution.faithfulness.half_corpora import halves
@@ -231,9 +233,29 @@ def test_resumes_after_a_kill_and_ends_as_if_nothing_had_been(
     assert main([*arguments[3:]]) == 2
 
 
+def test_the_other_parts_read_documents_of_the_planted_length(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """On a model that has learned nothing: the figures are there, the texts as long as its documents."""
+    few: dict[Any, dict] = {inputs: {"targets": 1, "features": 3, "randomised": 2}, concepts: {}, outputs: {}}
+    for part, settings in few.items():
+        monkeypatch.setattr(part, "measure", partial(part.measure, prompts=2, **settings))
+    monkeypatch.setattr(outputs, "REPEATED", 2.0)  # it repeats itself
+    arguments = ["--planted", "--world", "small", "--steps", "10", "--parts", "inputs,concepts,outputs", "--json"]
+    assert main(["faithfulness", *arguments, "--out", str(tmp_path)]) == 0
+    found = json.loads(capsys.readouterr().out)["parts"]
+    for part in found.values():
+        assert part["settings"]["prompt_tokens"] + part["settings"]["new_tokens"] == planted_model.DOCUMENT
+        assert not list(tmp_path.glob("*.unfinished"))
+    assert found["outputs"]["settings"]["rules"]["off topic"] == outputs.SHUFFLED
+    names = {figure["figure"] for part in found.values() for figure in part["figures"]}
+    assert {"comprehensiveness, normalised", "net share of logit mass", "nats a token"} <= names
+
+
 def options(**changed: object) -> Namespace:
     usual = {"model": None, "planted": True, "corpus": None, "parts": None, "seed": 0, "subsets": 4, "twice": None}
-    return Namespace(**(usual | {"steps": 10, "out": Path("nowhere"), "world": "small"} | changed))
+    usual |= {"steps": 10, "out": Path("nowhere"), "world": "small", "index": None}
+    return Namespace(**(usual | changed))
 
 
 @pytest.mark.parametrize(
@@ -242,6 +264,7 @@ def options(**changed: object) -> Namespace:
         ({"parts": "data,magic"}, "--parts names 'magic'"),
         ({"planted": False, "corpus": Path("c"), "parts": "data"}, "planted model only"),
         ({"model": "steerling-pydocs"}, "leave MODEL out"),
+        ({"index": Path("index")}, "--index is of a corpus"),
         ({"subsets": 1}, "--subsets is 1"),
         ({"twice": 5}, "--twice is 5"),
         ({"steps": 15}, "--steps is 15"),

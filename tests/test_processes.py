@@ -8,13 +8,18 @@ import signal
 import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from steerling_jax.errors import UserError
+from steerling_jax.io.weights import write_published
+from steerling_jax.model import init_params
 from steerling_jax.sharding import MeshShape
+from steerling_jax.train.run_config import load_config
 
 from .training_world import CONFIG, STEPS, make_corpus
 
@@ -23,21 +28,24 @@ Processes = list[subprocess.Popen]
 
 
 class World:
-    """A corpus, a compilation cache, and runs of a short config on meshes of all sorts."""
+    """A corpus, a model to begin with, and runs of a short config on meshes of all sorts."""
 
     def __init__(self, root: Path):
         self.root, self.corpus = root, make_corpus(root / "corpus")
+        model = load_config(self.config("data=1")).model
+        write_published(root / "model", model, jax.jit(partial(init_params, model))(jax.random.key(1)))
 
-    def config(self, mesh: str) -> Path:
+    def config(self, mesh: str, more: str = "") -> Path:
         text = CONFIG.replace("def config", "from steerling_jax.sharding import MeshShape\n\ndef config")
-        text = text.replace(f"steps={STEPS}", f"mesh=MeshShape({mesh}), steps={SHORT}")
+        settings = f"mesh=MeshShape({mesh}), steps={SHORT}, start_from={str(self.root / 'model')!r}, {more}"
+        text = text.replace(f"steps={STEPS},", settings)
         text = text.replace("batch_size=4", "batch_size=12")
         path = self.root / f"{abs(hash(text))}.py"
         path.write_text(text)
         return path
 
-    def start(self, out: str, mesh: str, *, processes: int = 1, devices: int = 1) -> Processes:
-        line = [sys.executable, "-m", "steerling_jax.cli.main", "train", "--config", self.config(mesh)]
+    def start(self, out: str, mesh: str, *, processes: int = 1, devices: int = 1, more: str = "") -> Processes:
+        line = [sys.executable, "-m", "steerling_jax.cli.main", "train", "--config", self.config(mesh, more)]
         line += ["--out", self.root / out, "--corpus", self.corpus]
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -50,14 +58,9 @@ class World:
             started.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
         return started
 
-    def run(self, out: str, mesh: str, **how) -> list[dict]:
-        """What the run's metrics say of each step."""
-        finish(self.start(out, mesh, **how), 0)
-        return self.steps(out)
-
-    def steps(self, out: str) -> list[dict]:
+    def lines(self, out: str, kind: str = "step") -> list[dict]:
         lines = [json.loads(line) for line in (self.root / out / "metrics.jsonl").read_text().splitlines()]
-        return [line for line in lines if line["kind"] == "step"]
+        return [line for line in lines if line["kind"] == kind]
 
 
 def finish(processes: Processes, code: int) -> list[str]:
@@ -74,7 +77,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 @pytest.fixture(scope="module")
 def alone(world: World) -> list[dict]:
-    return world.run("alone", "data=1, fsdp=1, tensor=1")
+    """What one process on one device says of each step."""
+    finish(world.start("alone", "data=1, fsdp=1, tensor=1"), 0)
+    return world.lines("alone")
 
 
 def assert_same_losses(found: list[dict], wanted: list[dict]) -> None:
@@ -84,36 +89,44 @@ def assert_same_losses(found: list[dict], wanted: list[dict]) -> None:
         np.testing.assert_allclose(ours, theirs, rtol=2e-4, err_msg=f"{name}: is each row of a batch read once?")
 
 
-@pytest.mark.parametrize(
-    ("processes", "devices", "mesh"),
-    [(2, 2, "data=2, fsdp=1, tensor=2"), (3, 1, "data=1, fsdp=3, tensor=1")],
-    ids=["two", "three"],
-)
-def test_several_processes_train_as_one(world: World, alone: list[dict], processes: int, devices: int, mesh: str):
-    found = world.run(f"{processes} processes", mesh, processes=processes, devices=devices)
-    assert_same_losses(found, alone)
-
-
-def test_stopped_together_and_continued_by_another_number_of_processes(world: World, alone: list[dict]):
-    """SIGTERM to one of two: both save and leave; one process on another mesh goes on with the same batches."""
-    started = world.start("moved", "data=2, fsdp=1, tensor=1", processes=2)
-    first, second = started
+def test_two_processes_stopped_and_continued_by_three(world: World, alone: list[dict]):
+    """One run, the same as that of one process. Two processes with two devices each, from given weights, saving by the
+    clock, which only agrees if they agree when; SIGTERM to the second of them: both save and leave. Then a bit flips in
+    what the second one wrote, and three processes on another mesh go on from the checkpoint before."""
+    out = world.root / "moved"
+    more = "checkpoint_minutes=1e-9, keep=3,"
+    first, second = started = world.start("moved", "data=2, fsdp=1, tensor=2", processes=2, devices=2, more=more)
     assert first.stderr is not None
     assert any(line.startswith("step 1/") for line in first.stderr)
     second.send_signal(signal.SIGTERM)
     told = finish(started, 128 + signal.SIGTERM)
     assert "Stopped and saved at step" in told[0]
-    done = len(world.steps("moved"))
-    assert 1 <= done < SHORT, "the run was over before the signal came"
-    (told,) = finish(world.start("moved", "data=1, fsdp=2, tensor=2", devices=4), 0)
-    assert f"Going on from step {done}." in told
-    assert_same_losses(world.steps("moved"), alone)
+    done = len(world.lines("moved"))
+    assert 2 <= done < SHORT, "the run was over before the signal came, or saved nothing before"
+    before, newest = sorted(int(path.name) for path in (out / "checkpoints").iterdir())[-2:]
+    assert newest == done
+    assert {path.name for path in (out / f"checkpoints/{newest}").glob("digests-*")} == {
+        "digests-0-of-2.json",
+        "digests-1-of-2.json",
+    }
+    flip_largest(out / f"checkpoints/{newest}/state/ocdbt.process_1")
+    told = finish(world.start("moved", "data=1, fsdp=3, tensor=1", processes=3), 0)
+    assert f"The checkpoint of step {newest} cannot be read (process 1 cannot read it); passed over." in told[0]
+    assert f"Going on from step {before}." in told[0]
+    assert_same_losses(world.lines("moved"), alone)
+    starts = [json.loads((world.root / name / "run.json").read_text())["start"] for name in ("alone", "moved")]
+    assert starts[0] == starts[1], "of weights that lie on several devices the fingerprint is the same"
+    assert [line["step"] for line in world.lines("moved", "start")] == [0, before]
 
 
-def test_bad_meshes_are_told(world: World):
-    for mesh, words in (("data=5, fsdp=1, tensor=1", "does not fit 1 devices"), ("data=0", "sizes of at least 1")):
-        (told,) = finish(world.start("refused", mesh), 2)
-        assert words in told
+def flip_largest(folder: Path) -> None:
+    path = max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    flipped = bytearray(path.read_bytes())
+    flipped[len(flipped) // 2] ^= 1
+    path.write_bytes(flipped)
+
+
+def test_a_bad_mesh_is_told(world: World):
     (told,) = finish(world.start("refused", "data=8, fsdp=1, tensor=1", devices=8), 2)
     assert "must be a multiple of 8" in told
     assert not (world.root / "refused").exists()
@@ -122,6 +135,11 @@ def test_bad_meshes_are_told(world: World):
 def test_sizes():
     assert MeshShape().sizes(8) == (1, 8, 1)
     assert MeshShape(data=-1, fsdp=2, tensor=2).sizes(8) == (2, 2, 2)
-    for shape, devices in ((MeshShape(tensor=3), 8), (MeshShape(-1, -1, 1), 8), (MeshShape(2, 2, 1), 8)):
-        with pytest.raises(UserError, match="The mesh data="):
+    for shape, devices, words in (
+        (MeshShape(tensor=3), 8, "does not fit 8 devices"),
+        (MeshShape(2, 2, 1), 8, "does not fit 8 devices"),
+        (MeshShape(-1, -1, 1), 8, "sizes of at least 1, and −1 at most once"),
+        (MeshShape(data=0), 8, "sizes of at least 1"),
+    ):
+        with pytest.raises(UserError, match=f"The mesh data=.*{words}"):
             shape.sizes(devices)

@@ -15,10 +15,10 @@ from steerling_jax.signatures import concept_weights, packed, unpacked
 
 def test_rows_of_several_blocks():
     draw = np.random.default_rng(0)
-    blocks = [draw.standard_normal((n, 8)).astype(np.float32) for n in (1500, 3, 40)]
-    query = draw.standard_normal(8).astype(np.float32)
+    blocks = [draw.standard_normal((n, 24)).astype(np.float16) for n in (1500, 3, 40)]  # as the index keeps them
+    query = draw.standard_normal(24).astype(np.float32)
     best = best_rows([place_rows(block) for block in blocks], query, 20)
-    scores = np.concatenate([block @ query for block in blocks])
+    scores = np.concatenate([block.astype(np.float32) @ query for block in blocks])
     order = np.argsort(-scores)[:20]
     np.testing.assert_allclose(best.values, scores[order], rtol=1e-5)
     offsets = np.array([0, 1500, 1503])

@@ -137,6 +137,15 @@ def test_tiktoken_round_trip(tiktoken_file: Path, text: str):
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
+def test_tiktoken_takes_any_amount_of_white_space(tiktoken_file: Path):
+    """At once it would end in a panic, which is no Exception."""
+    tokenizer = TiktokenTokenizer(tiktoken_file)
+    text = "a" + " " * 1_100_000 + "b"
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    short = "a" + " " * 99_999 + "b"  # whole, as tiktoken reads it
+    assert tokenizer.encode(short) == tokenizer._encoding.encode_ordinary(short)
+
+
 def test_tiktoken_specials_and_merges(tiktoken_file: Path):
     tokenizer = TiktokenTokenizer(tiktoken_file)
     assert tokenizer.vocab_size == 100281

@@ -65,11 +65,15 @@ def test_values_are_those_of_the_safetensors_package(golden: Path, family: str):
     config, params, _ = weights.read_published(golden / family)
     theirs = load_file(golden / family / SINGLE)
     for expected in expected_tensors(config):
-        leaf = params
-        for key in expected.path:
-            leaf = leaf[key]
-        value = np.asarray(leaf) if expected.layer is None else np.asarray(leaf)[expected.layer]
-        np.testing.assert_array_equal(value, theirs[expected.name])
+        rows = []
+        for piece in expected.pieces:
+            leaf = params
+            for key in piece.path:
+                leaf = leaf[key]
+            value = np.asarray(leaf) if expected.layer is None else np.asarray(leaf)[expected.layer]
+            assert value.shape == piece.shape
+            rows.append(value.reshape(-1, *expected.shape[1:]))
+        np.testing.assert_array_equal(np.concatenate(rows), theirs[expected.name])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -214,7 +218,8 @@ import jax, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 from steerling_jax.io import weights
 mesh = jax.make_mesh((2, 2), ("a", "b"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
-specs = {"c_fc": P(None, "a", "b"), "c_proj": P("b", None, "a"), "tok_emb": P(("a", "b"))}
+specs = {"c_fc": P(None, "b", "a"), "c_q": P(None, "a", "b"), "c_kv": P(None, None, "b")}
+specs |= {"c_proj": P("b", None, "a"), "tok_emb": P(("a", "b"))}
 place = lambda path: NamedSharding(mesh, specs.get(path[-2], P()))
 _, plain, _ = weights.read_published(FOLDER)
 _, sharded, _ = weights.read_published(FOLDER, sharding=place)

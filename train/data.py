@@ -49,10 +49,14 @@ class Sequences:
         """Names the source in Grain's messages and in saved iterators: no memory addresses."""
         return f"Sequences({self._count} of {self._seq_len} tokens from {self._start})"
 
+    def span(self, index: int) -> tuple[int, int]:
+        """Which tokens of the store are sequence `index`: start, end."""
+        start = self._start + index * self._seq_len
+        return start, start + self._seq_len
+
     def __getitem__(self, index: Any) -> Example:
         index = int(index)
-        start = self._start + index * self._seq_len
-        end = start + self._seq_len
+        start, end = self.span(index)
         first, last = self._store.chunks_between(start, end)
         last = min(last, first + self._max_chunks)
         chunk_index = np.full(self._seq_len, -1, np.int32)
@@ -99,10 +103,19 @@ def training_examples(
     rows: Sequence[int] | None = None,
     first_batch: int = 0,
 ) -> grain.IterDataset:
-    """Endless shuffled batches of `batch_size`, from number `first_batch` on: batch n is the same whoever asks.
+    """`shuffled_batches` of a split's sequences."""
+    source = Sequences(store, split, seq_len, max_chunks)
+    return shuffled_batches(source, batch_size=batch_size, seed=seed, rows=rows, first_batch=first_batch)
+
+
+def shuffled_batches(
+    source: Any, *, batch_size: int, seed: int, rows: Sequence[int] | None = None, first_batch: int = 0
+) -> grain.IterDataset:
+    """Endless shuffled batches of `batch_size` of a random-access source, from number `first_batch` on: batch n is the
+    same whoever asks.
 
     rows: which of a batch's rows to read, where several processes share it (default: all).
     """
-    examples = grain.MapDataset.source(Sequences(store, split, seq_len, max_chunks)).seed(seed).shuffle().repeat()
+    examples = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
     batches = grain.MapDataset.source(_Batches(examples, batch_size, range(batch_size) if rows is None else rows))
     return batches[first_batch:].to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8))

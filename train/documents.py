@@ -40,13 +40,19 @@ _Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 @dataclass(frozen=True)
 class Document:
-    """A text and where it is from. `labels` are names of known concepts that the author gave it."""
+    """A text and where it is from.
+
+    labels: names of known concepts that the author gave it. id: what a table of labels may know it by. cluster: a name
+    that is the same for documents which must not be parted by the split, such as versions of one text.
+    """
 
     name: str
     source: str
     text: str
     module: str = ""
     labels: tuple[str, ...] = ()
+    id: str = ""
+    cluster: str = ""
 
     @cached_property
     def sha256(self) -> str:

@@ -103,7 +103,7 @@ def sequence_length(asked: int | None, bundle: Bundle) -> int:
 @contextmanager
 def _store(corpus: Path | None, bundle: Bundle) -> Iterator[CorpusStore]:
     """The corpus asked for, the run's own, or this Python's documentation in a temporary store."""
-    from steerling_jax.cli.console import note
+    from steerling_jax.cli.console import note, stages
     from steerling_jax.errors import UserError
     from steerling_jax.io.corpus import CorpusStore
     from steerling_jax.io.tokenizer import IdsOnlyTokenizer
@@ -120,11 +120,10 @@ def _store(corpus: Path | None, bundle: Bundle) -> Iterator[CorpusStore]:
         raise UserError(f"{bundle.name} has no tokenizer to read text with: give a corpus of its ids with --corpus.")
     from .documents import python_documents
     from .prepare import prepare
-    from .prepare_command import shown
 
     note("Reading this Python's documentation; --corpus takes a store instead.")
     with tempfile.TemporaryDirectory() as folder:
-        with shown() as tell:
+        with stages() as tell:
             store = prepare(
                 Path(folder) / "corpus", documents=python_documents(), tokenizer=bundle.tokenizer, progress=tell
             )

@@ -1,4 +1,4 @@
-"""Where a run's numbers go: `metrics.jsonl` always, TensorBoard when asked for. And the clock: where its time went."""
+"""Where a run's numbers go: `metrics.jsonl` always, TensorBoard when asked for."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import importlib
 import importlib.util
 import json
 import os
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,33 +15,6 @@ from steerling_jax.errors import UserError
 from steerling_jax.io.atomic import atomic_path
 
 METRICS_FILE = "metrics.jsonl"
-PHASES = ("init", "compile", "data", "step", "eval", "save")
-
-
-class Clock:
-    """Seconds by phase, over restarts. Time between the last save and a kill is lost, as are the steps made in it."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = dict.fromkeys(PHASES, 0.0)
-        self.starts = 1
-
-    @contextlib.contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Counts what happens inside towards `name`."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] += time.perf_counter() - start
-
-    def add(self, saved: Mapping[str, Any]) -> None:
-        """Goes on from the clock of a checkpoint."""
-        self.starts += int(saved["starts"])
-        for name, seconds in saved["seconds"].items():
-            self.seconds[name] = self.seconds.get(name, 0.0) + float(seconds)
-
-    def to_json(self) -> dict[str, Any]:
-        return {"starts": self.starts, "seconds": {name: round(value, 3) for name, value in self.seconds.items()}}
 
 
 class MetricsLog:

@@ -1,115 +1,137 @@
-"""From documents to a corpus store: split, vocabulary, chunks and labels, written as one folder."""
+"""From documents to a corpus store: `prepare` sets up the job, a runner does its stages, the folder appears whole."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import filecmp
+import json
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from steerling_jax.errors import UserError
-from steerling_jax.io.corpus import SPLITS, CorpusStore
-from steerling_jax.io.corpus_writer import corpus_writer
-from steerling_jax.io.tokenizer import SentencePieceTokenizer, Tokenizer, train_sentencepiece
+from steerling_jax.io.cl100k import TiktokenTokenizer
+from steerling_jax.io.corpus import CorpusStore
+from steerling_jax.io.disk import told
+from steerling_jax.io.places import Place
+from steerling_jax.io.tokenizer import SentencePieceTokenizer, Tokenizer
 
-from .chunking import chunks
-from .documents import Document, unique
-from .ontology import Ontology, bundled_ontology
-from .split import keep, split_documents
-
-_VOCABULARY_CHARACTERS = 50_000_000  # as much text as the vocabulary is made from
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What `prepare` is at, and how many of its documents are done."""
-
-    stage: str
-    done: int
-    total: int
+from .corpus.inputs import plan_parts
+from .corpus.job import TIKTOKEN, TOKENIZER, Settings, start_job
+from .corpus.label_table import TableSettings, table_concepts
+from .corpus.runners import Tell, run_here, run_on_beam
+from .corpus.sources import Source
+from .documents import Document
+from .ontology import Concept, read_concepts
 
 
 def prepare(
-    out_folder: str | Path,
+    out: str | Path,
     *,
-    documents: Iterable[Document],
+    documents: Iterable[Document] | None = None,
+    inputs: Sequence[Source] = (),
     vocab_size: int = 4096,
     chunk_tokens: int = 64,
     seed: int = 0,
     tokenizer: Tokenizer | None = None,
     sources: Mapping[str, float] | None = None,
-    ontology: Ontology | None = None,
+    concepts: Sequence[Concept] | None = None,
+    tables: Sequence[TableSettings] = (),
+    embeddings: str = "",
     heldout_share: float = 0.04,
-    progress: Callable[[Progress], None] = lambda _: None,
+    part_bytes: int = 0,
+    workers: int = 1,
+    runner: str | None = None,
+    runner_options: Sequence[str] = (),
+    progress: Tell = lambda stage, done, total: None,
 ) -> CorpusStore:
-    """Makes the store at `out_folder`, all or nothing, and opens it. Texts are held in memory, tokens are not.
+    """Makes the store at `out`, all or nothing, of `documents` or of the files of `inputs`, and opens it.
 
-    A SentencePiece vocabulary of `vocab_size` is made from the training split and kept in the store as
-    `tokenizer.model`, unless a `tokenizer` is given. `sources` maps a source to the share of its documents to keep, all
-    of them where it is not named. The same documents, settings and seed give the same store. Raises `UserError` for
-    unknown sources, unknown concept names and a vocabulary that the text cannot fill.
+    What is done is kept in `OUT.work` until all is: the same call goes on from there, also after a kill. The same
+    documents, settings and seed give the same store, byte for byte, with any number of `workers` (processes here), and
+    on any Beam `runner`. A SentencePiece vocabulary of `vocab_size` is made from the training split, unless a
+    `tokenizer` is given. `sources` maps a source to the share of its documents to keep, all of them where it is not
+    named. concepts: default, the bundled ones. tables: labels made elsewhere. embeddings: the model that concepts with
+    examples are learned over; empty: hashed words. part_bytes: text that a worker reads at a time; 0: by the size of
+    it all.
+
+    Raises `UserError` for files that cannot be read, unknown sources and concept names, a vocabulary that the text
+    cannot fill, and an `OUT.work` of another preparation.
     """
-    ontology = ontology or bundled_ontology()
-    kept = _sample(unique(documents), sources or {})
-    progress(Progress("splitting", 0, len(kept)))
-    splits = _ordered_splits(kept, heldout_share, seed)
-    progress(Progress("making the vocabulary", 0, len(kept)))
-    tokenizer = tokenizer or _new_tokenizer(splits["train"], vocab_size)
-    source = {
-        "sources": dict(sources or {}),
-        "chunk_tokens": chunk_tokens,
-        "seed": seed,
-        "heldout_share": heldout_share,
-    }
-    vocabulary = tokenizer.proto if isinstance(tokenizer, SentencePieceTokenizer) else None
-    with corpus_writer(
-        out_folder, tokenizer, concepts=ontology.manifest(), source=source, vocabulary=vocabulary
-    ) as writer:
-        for done, (split, document) in enumerate((side, text) for side in SPLITS for text in splits[side]):
-            labelled = _labelled_chunks(document, tokenizer, chunk_tokens, ontology)
-            writer.add(
-                name=document.name, source=document.source, sha256=document.sha256, split=split, chunks=list(labelled)
-            )
-            progress(Progress("tokens and labels", done + 1, len(kept)))
-    return CorpusStore(out_folder)
+    target, work = Place(out), Place(f"{str(out).rstrip('/')}.work")
+    if target.has("manifest.json") if target.is_remote else Path(out).exists():
+        raise UserError(f"{out} is there already: choose another --out, or remove it.")
+    if target.is_remote and documents is not None:
+        raise UserError(f"{out} is in a bucket, where documents must come from files: name some with --input.")
+    settings = Settings(
+        vocab_size, chunk_tokens, seed, heldout_share, tuple(sorted((sources or {}).items())), part_bytes, embeddings
+    )
+    concepts = list(read_concepts() if concepts is None else concepts)
+    table_ids = [_join(concepts, table) for table in tables]
+    found = list(inputs) if documents is None else [_spool(documents, Path(work.address))]
+    try:
+        start_job(
+            work, target if target.is_remote else work / "store", settings=settings, sources=found,
+            parts=plan_parts(found, part_bytes), concepts=concepts, tables=tables, table_ids=table_ids,
+            vocabulary=None if tokenizer is None else _vocabulary(tokenizer),
+        )  # fmt: skip
+        if runner is None:
+            run_here(work, workers, progress)
+        else:
+            run_on_beam(work, runner, runner_options)
+    except UserError:
+        if not work.names("parts/"):  # nothing that took long
+            _remove(work)
+        raise
+    if not target.is_remote:
+        Path(work.address, "store").rename(out)
+    _remove(work)
+    return CorpusStore(out)
 
 
-def _sample(documents: Iterable[Document], sources: Mapping[str, float]) -> list[Document]:
-    found, kept = set(), []
-    for document in documents:
-        found.add(document.source)
-        if keep(document, sources.get(document.source, 1.0)):
-            kept.append(document)
-    if missing := sorted(set(sources) - found):
-        raise UserError(f"No document has the source {missing[0]!r}: use {', '.join(sorted(found))}.")
-    if not kept:
-        raise UserError("No documents are left to make a corpus from: keep a larger share of the sources.")
-    return kept
+def _spool(documents: Iterable[Document], work: Path) -> Source:
+    """Documents that are not in files, as a file of JSON lines. The same documents again leave the file as it is."""
+    kept, new = work / "documents.jsonl", work / "documents.new"
+    with told(f"Cannot write {work}"):
+        work.mkdir(parents=True, exist_ok=True)
+        with new.open("wb") as lines:
+            for document in documents:
+                lines.write((json.dumps(asdict(document)) + "\n").encode())
+        if kept.is_file() and filecmp.cmp(kept, new, shallow=False):
+            new.unlink()
+        else:
+            new.replace(kept)
+    return Source((str(kept.absolute()),))
 
 
-def _ordered_splits(documents: Sequence[Document], heldout_share: float, seed: int) -> dict[str, list[Document]]:
-    """Documents of each split, the training ones in a seeded order."""
-    splits: dict[str, list[Document]] = {split: [] for split in SPLITS}
-    for document, split in zip(documents, split_documents(documents, heldout_share), strict=True):
-        splits[split].append(document)
-    random.Random(seed).shuffle(splits["train"])
-    return splits
+def _join(concepts: list[Concept], table: TableSettings) -> dict[int, int]:
+    """Adds to `concepts` those of the table whose names are new. Gives the corpus's id for each of the table's."""
+    by_name = {_same(concept.name): concept.id for concept in concepts}
+    ids = {}
+    for one in table_concepts(table):
+        if _same(one["name"]) not in by_name:
+            by_name[_same(one["name"])] = len(concepts)
+            concepts.append(Concept(len(concepts), one["name"], one["group"], one["description"]))
+        ids[one["id"]] = by_name[_same(one["name"])]
+    return ids
 
 
-def _new_tokenizer(documents: Iterable[Document], vocab_size: int) -> SentencePieceTokenizer:
-    def texts() -> Iterator[str]:
-        left = _VOCABULARY_CHARACTERS
-        for document in documents:
-            yield document.text[:left]
-            left -= len(document.text)
-            if left <= 0:
-                return
-
-    return SentencePieceTokenizer(train_sentencepiece(texts(), vocab_size))
+def _same(name: str) -> str:
+    return " ".join(name.casefold().split())
 
 
-def _labelled_chunks(
-    document: Document, tokenizer: Tokenizer, target: int, ontology: Ontology
-) -> Iterator[tuple[list[int], list[int]]]:
-    for text, ids in chunks(document.text, tokenizer, target, code=document.source == "code"):
-        yield ids, ontology.label_chunk(text, document)
+def _vocabulary(tokenizer: Tokenizer) -> tuple[dict[str, Any], bytes]:
+    """What workers need to have the tokenizer too."""
+    about = {"special": asdict(tokenizer.special), "vocab_size": tokenizer.vocab_size}
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        return about | {"file": TOKENIZER}, tokenizer.proto
+    if isinstance(tokenizer, TiktokenTokenizer):
+        return about | {"file": TIKTOKEN}, tokenizer.proto
+    raise UserError("A corpus needs a tokenizer with a vocabulary: give a model that has one.")
+
+
+def _remove(work: Place) -> None:
+    work.remove()
+    if not work.is_remote:
+        shutil.rmtree(work.address, ignore_errors=True)

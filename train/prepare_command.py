@@ -3,66 +3,98 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from steerling_jax.io.tokenizer import Tokenizer
 
-    from .prepare import Progress
+    from .corpus.sources import Source
 
 HELP = """\
 Make a corpus store from documents: tokens, chunks, concept labels.
 
 examples:
   steerling prepare --out ./corpus
-  steerling prepare --out ./my-corpus --input ./my-texts --vocab-size 8192
-  steerling prepare --out ./my-corpus --input ./my-texts --tokenizer ./small-model
+  steerling prepare --out ./my-corpus --input ./my-texts --vocab-size 8192 --workers 8
+  steerling prepare --out ./my-corpus --input './dump/*.parquet' --tokenizer ./small-model
+  steerling prepare --check my-concepts.toml my-source.toml
+  steerling prepare --out ./my-corpus --source my-source.toml --concepts bundled my-concepts.toml
+  steerling prepare --out gs://bucket/corpus --input 'gs://bucket/raw/*.jsonl' --tokenizer ./small-model \\
+    --runner DataflowRunner --runner-options project=P region=R temp_location=gs://bucket/tmp
 """
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, default=Path("corpus"), metavar="FOLDER", help="default: corpus")
-    parser.add_argument(
-        "--input",
-        type=Path,
-        metavar="FOLDER",
-        help="a folder of .txt and .jsonl files (default: the documentation that this Python carries)",
-    )
-    parser.add_argument("--vocab-size", type=int, default=4096, metavar="N", help="token ids (default: %(default)s)")
-    parser.add_argument("--tokenizer", metavar="MODEL", help="a model whose vocabulary to use, in place of making one")
-    parser.add_argument("--chunk-tokens", type=int, default=64, metavar="N", help="longest (default: %(default)s)")
-    parser.add_argument(
-        "--heldout-share", type=float, default=0.04, metavar="X", help="of the documents (default: %(default)s)"
-    )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the order (default: %(default)s)")
-    parser.add_argument("--json", action="store_true", help="print what was made as JSON")
+    add = parser.add_argument
+    add("--out", default="corpus", metavar="FOLDER", help="here or gs://… (default: corpus)")
+    add(
+        "--input", nargs="+", default=[], metavar="FILES",
+        help="folders, files or patterns, of .txt, .jsonl (also .jsonl.gz) or .parquet, here or by address "
+        "(default: the documentation that this Python carries)",
+    )  # fmt: skip
+    add("--source", nargs="+", default=[], metavar="FILE", help="sources described in TOML files (docs/corpus.md)")
+    add(
+        "--concepts", nargs="+", default=["bundled"], metavar="FILE",
+        help="TOML files or folders with concepts, numbered in this order; `bundled` names those that come along "
+        "(default: bundled)",
+    )  # fmt: skip
+    add("--labels", nargs="+", default=[], metavar="FILE", help="tables of labels described in TOML files")
+    add(
+        "--embeddings", default="", metavar="MODEL",
+        help="learn concepts that have examples over this model's embeddings (default: over hashed words)",
+    )  # fmt: skip
+    add("--vocab-size", type=int, default=4096, metavar="N", help="token ids (default: %(default)s)")
+    add("--tokenizer", metavar="MODEL", help="a model whose vocabulary to use, in place of making one")
+    add("--chunk-tokens", type=int, default=64, metavar="N", help="longest (default: %(default)s)")
+    add("--heldout-share", type=float, default=0.04, metavar="X", help="of the documents (default: %(default)s)")
+    add("--seed", type=int, default=0, metavar="N", help="of the order (default: %(default)s)")
+    add(
+        "--part-bytes", type=int, default=0, metavar="N",
+        help="text that a worker reads at a time; less takes less memory (default: by size, 4 to 64 MiB)",
+    )  # fmt: skip
+    add("--workers", type=int, default=1, metavar="N", help="processes on this machine (default: %(default)s)")
+    add(
+        "--runner", metavar="NAME",
+        help="an Apache Beam runner: DirectRunner, DataflowRunner, FlinkRunner, SparkRunner (default: no Beam)",
+    )  # fmt: skip
+    add(
+        "--runner-options", nargs="+", default=[], metavar="NAME=VALUE",
+        help="Beam's pipeline options, without their dashes: project=P region=R",
+    )  # fmt: skip
+    add("--check", nargs="+", metavar="FILE", help="only check files of concepts, sources and labels")
+    add("--json", action="store_true", help="print what was made as JSON")
 
 
 def run(args: argparse.Namespace) -> None:
-    from steerling_jax.cli.console import note, print_json
-    from steerling_jax.errors import UserError
+    from steerling_jax.cli.console import note, print_json, stages, stdout
 
-    if args.out.exists():
-        raise UserError(f"{args.out} is there already: choose another --out, or remove it.")
-    if args.chunk_tokens < 1:
-        raise UserError(f"--chunk-tokens is {args.chunk_tokens}, but it must be at least 1.")
-    if not 0 <= args.heldout_share < 1:
-        raise UserError(f"--heldout-share is {args.heldout_share}, but it must be from 0 to below 1.")
+    if args.check:
+        from .corpus.check import check_files
+
+        found = check_files(args.check)
+        if args.json:
+            print_json(found)
+            return
+        for line in found:
+            text = f"{line['file']}: {line['kind']} {line['name']}: {line['found']}"
+            stdout().print(text, markup=False, soft_wrap=True)
+        return
+    _check_numbers(args)
+    from .corpus.label_table import read_table_settings
     from .documents import python_documents
-    from .folder_documents import folder_documents
+    from .ontology import read_concepts
     from .prepare import prepare
 
-    documents = list(python_documents() if args.input is None else folder_documents(args.input))
-    tokenizer = None if args.tokenizer is None else _tokenizer(args.tokenizer)
-    with shown() as tell:
+    concepts = read_concepts(args.concepts)
+    tables = [table for path in args.labels for table in read_table_settings(path)]
+    inputs = _inputs(args)
+    with stages() as tell:
         store = prepare(
-            args.out, documents=documents, vocab_size=args.vocab_size, chunk_tokens=args.chunk_tokens, seed=args.seed,
-            tokenizer=tokenizer, heldout_share=args.heldout_share, progress=tell,
+            args.out, documents=None if inputs else python_documents(), inputs=inputs, vocab_size=args.vocab_size,
+            chunk_tokens=args.chunk_tokens, seed=args.seed, concepts=concepts, tables=tables,
+            tokenizer=None if args.tokenizer is None else _tokenizer(args.tokenizer), embeddings=args.embeddings,
+            heldout_share=args.heldout_share, part_bytes=args.part_bytes, workers=args.workers, runner=args.runner,
+            runner_options=args.runner_options, progress=tell,
         )  # fmt: skip
     counts = store.manifest["counts"]
     if args.json:
@@ -70,7 +102,31 @@ def run(args: argparse.Namespace) -> None:
         return
     for split, count in counts.items():
         note(f"{split}: {count['documents']:,} documents, {count['chunks']:,} chunks, {count['tokens']:,} tokens")
+    if store.manifest["source"]["near_duplicates"] != "one side":
+        note("So much text is not searched for near-duplicates: each document's hash alone decides its split.")
     note(f"The corpus is in {args.out}.")
+
+
+def _check_numbers(args: argparse.Namespace) -> None:
+    from steerling_jax.errors import require
+
+    for name, least in (("chunk_tokens", 1), ("workers", 1), ("part_bytes", 0)):
+        value, option = getattr(args, name), f"--{name.replace('_', '-')}"
+        require(value >= least, f"{option} is {value}, but it must be at least {least}.")
+    share = args.heldout_share
+    require(0 <= share < 1, f"--heldout-share is {share}, but it must be from 0 to below 1.")
+    require(
+        args.runner is None or args.workers == 1,
+        "--workers is for this machine's own processes: tell the --runner its number by --runner-options.",
+    )
+    require(args.runner is not None or not args.runner_options, "--runner-options are for a --runner: name one.")
+
+
+def _inputs(args: argparse.Namespace) -> list[Source]:
+    from .corpus.sources import Source, read_sources
+
+    described = [source for path in args.source for source in read_sources(path)]
+    return [*([Source(tuple(args.input))] if args.input else []), *described]
 
 
 def _tokenizer(model: str) -> Tokenizer:
@@ -88,19 +144,3 @@ def _tokenizer(model: str) -> Tokenizer:
     if isinstance(tokenizer, IdsOnlyTokenizer):
         raise UserError(f"{folder} has no vocabulary: put tokenizer.model or a .tiktoken file into it.")
     return tokenizer
-
-
-@contextmanager
-def shown() -> Iterator[Callable[[Progress], None]]:
-    """A progress display for `prepare`."""
-    from steerling_jax.cli.console import progress
-
-    with progress(unit="documents") as bar:
-        tasks: dict[str, Any] = {}
-
-        def tell(news: Progress) -> None:
-            if news.stage not in tasks:
-                tasks[news.stage] = bar.add_task(news.stage, total=news.total or None)
-            bar.update(tasks[news.stage], completed=news.done, total=news.total or None)
-
-        yield tell

@@ -6,7 +6,9 @@ is as if it were not there.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -22,6 +24,8 @@ from steerling_jax.sharding import batch_sharding
 def join(coordinator: str | None, count: int | None, index: int | None) -> None:
     """Joins the other processes; on TPU pods, GKE and Slurm the platform knows what is None. Before any other use of
     JAX. Raises `UserError` where they cannot be found."""
+    # JAX's own preemption service takes SIGTERM over and tells nobody before training asks it; `Agreement` is ours.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(coordinator, count, index)
     except (ValueError, RuntimeError) as error:
@@ -45,11 +49,13 @@ def wait_for_all(what: str) -> None:
 class Share:
     """A batch's rows that belong to this process, by the mesh."""
 
-    def __init__(self, mesh: Mesh, batch_size: int):
+    def __init__(self, mesh: Mesh, batch_size: int, accumulate: int = 1):
         ways = mesh.shape["data"] * mesh.shape["fsdp"]
+        times = f" times accumulate ({accumulate})" if accumulate > 1 else ""
         require(
-            batch_size % ways == 0,
-            f"data.batch_size is {batch_size}, but it must be a multiple of {ways}, the devices along data and fsdp.",
+            batch_size % (ways * accumulate) == 0,
+            f"data.batch_size is {batch_size}, but it must be a multiple of {ways}, the devices along data and fsdp"
+            f"{times}.",
         )
         self.mesh, self.batch_size, self.sharding = mesh, batch_size, batch_sharding(mesh)
         parts = self.sharding.addressable_devices_indices_map((batch_size,)).values()
@@ -64,20 +70,39 @@ class Share:
 
 
 class Agreement:
-    """A question with yes and no, that all processes must answer alike, since what follows are collectives.
+    """Questions with yes and no, that all processes must answer alike, since what follows are collectives.
 
-    Alone, the answer is the one just given. Together, it is whether anyone said yes one question ago: nobody waits.
+    Alone, the answers are those just given. Together, they are whether anyone said yes one call ago: nobody waits.
     """
 
     def __init__(self, mesh: Mesh):
         self._places = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-        self._anyone: Any = jax.jit(jnp.max, out_shardings=NamedSharding(mesh, PartitionSpec()))
-        self._shape = (mesh.size,)
+        self._anyone: Any = jax.jit(partial(jnp.max, axis=0), out_shardings=NamedSharding(mesh, PartitionSpec()))
+        self._devices = mesh.size
         self._last: jax.Array | None = None
 
-    def ask(self, mine: bool) -> bool:
+    def ask(self, *mine: bool) -> tuple[bool, ...]:
+        """The answers of all to as many questions."""
         if jax.process_count() == 1:
             return mine
-        before, votes = self._last, np.full(self._shape, mine, np.int32)
-        self._last = self._anyone(jax.make_array_from_callback(self._shape, self._places, lambda part: votes[part]))
-        return before is not None and bool(before)
+        before, votes = self._last, np.tile(np.array(mine, np.int32), (self._devices, 1))
+        self._last = self._anyone(jax.make_array_from_callback(votes.shape, self._places, lambda part: votes[part]))
+        return (False,) * len(mine) if before is None else tuple(bool(vote) for vote in np.asarray(before))
+
+
+class Timer:
+    """Tells the first process that it is time to save, in place of the others: their clocks may differ."""
+
+    def __init__(self, minutes: float | None):
+        self._seconds = None if minutes is None else 60 * minutes
+        self._begin = time.monotonic()
+
+    def restart(self) -> None:
+        self._begin = time.monotonic()
+
+    def rings(self) -> bool:
+        """Whether so many minutes have passed since the last call of `restart`, or since it rang."""
+        if self._seconds is None or not is_first() or time.monotonic() - self._begin < self._seconds:
+            return False
+        self.restart()
+        return True

@@ -15,15 +15,21 @@ from types import ModuleType
 from typing import Any
 
 from steerling_jax.config import Compute, ModelConfig, config_to_dict
+from steerling_jax.drawn import Objective
 from steerling_jax.errors import UserError
-from steerling_jax.io.tokenizer import SpecialIds
+from steerling_jax.instruction_objective import InstructionObjective
+from steerling_jax.io.tokenizer import TURN_TOKENS, SpecialIds
+from steerling_jax.lora import LoraConfig
 from steerling_jax.objective import ObjectiveConfig
 from steerling_jax.optimizer import OptimizerConfig
 from steerling_jax.sharding import MeshShape
 
 # What a resumed run may change, since no number of the training depends on it but for the order of sums. A corpus may
 # move; its content is compared apart.
-FREE_FIELDS = frozenset({"log_every", "eval_every", "keep", "data.corpus", "mesh.data", "mesh.fsdp", "mesh.tensor"})
+FREE_FIELDS = frozenset({
+    "log_every", "eval_every", "checkpoint_every", "checkpoint_minutes", "keep", "keep_every", "data.corpus",
+    "data.messages", "mesh.data", "mesh.fsdp", "mesh.tensor",
+})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -31,8 +37,11 @@ class DataConfig:
     """What is read. `corpus`: a store to use as it is; without one, it is made from the interpreter's documentation.
 
     sources: the share of each source's documents that is kept (`reference`, `docstring`, `code`).
-    vocab_size: all ids, the five special ones included. chunk_tokens: the longest chunk. seq_len: T; batch_size: B.
+    vocab_size: all ids of the corpus, the five special ones included. chunk_tokens: the longest chunk. seq_len: T;
+    batch_size: B.
     max_chunks: S, the most chunks of a sequence that keep their labels (None: one for every twelve tokens).
+    messages: for instruction tuning, a JSONL file of conversations (`conversations.py`), which is then what is trained
+    on; the corpus gives the tokenizer and what is evaluated.
     """
 
     vocab_size: int
@@ -42,6 +51,7 @@ class DataConfig:
     chunk_tokens: int = 64
     max_chunks: int | None = None
     corpus: str | None = None
+    messages: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("seq_len", "batch_size", "chunk_tokens"):
@@ -54,34 +64,71 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """A training run. The `*_every` fields are in steps; evaluation also happens at the end, saving too."""
+    """A training run. The `*_every` fields are in steps; evaluation also happens at the end, saving too.
+
+    checkpoint_minutes: save also when so much time has passed since the last save (None: never for that reason).
+    keep: the newest so many checkpoints stay, and, for good, those whose step is a multiple of keep_every (None: none).
+    start_from: where the parameters of step 0 come from, instead of being drawn: the folder of a model or of a training
+    run, or the name of a bundled model. The optimizer starts fresh.
+    accumulate: parts that a batch is worked through in, one after the other, for less memory.
+    lora: train adapters to the weights of start_from, and merge them into the export.
+    """
 
     name: str
     model: ModelConfig
     data: DataConfig
     steps: int
     compute: Compute = field(default_factory=Compute)
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    objective: Objective = field(default_factory=ObjectiveConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     mesh: MeshShape = field(default_factory=MeshShape)
     seed: int = 0
     log_every: int = 10
     eval_every: int = 1000
     checkpoint_every: int = 500
+    checkpoint_minutes: float | None = None
     keep: int = 2
+    keep_every: int | None = None
+    start_from: str | None = None
+    accumulate: int = 1
+    lora: LoraConfig | None = None
 
     def __post_init__(self) -> None:
-        for name in ("steps", "log_every", "eval_every", "checkpoint_every", "keep"):
+        for name in ("steps", "log_every", "eval_every", "checkpoint_every", "keep", "accumulate"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}, but it must be at least 1.")
-        if self.data.vocab_size != self.model.vocab_size:
+        if self.checkpoint_minutes is not None and self.checkpoint_minutes <= 0:
+            raise UserError(f"checkpoint_minutes is {self.checkpoint_minutes}, but it must be positive (or None).")
+        if self.keep_every is not None and (self.keep_every < 1 or self.keep_every % self.checkpoint_every):
             raise UserError(
-                f"data.vocab_size ({self.data.vocab_size}) must equal the model's vocab_size ({self.model.vocab_size})."
+                f"keep_every is {self.keep_every}, but it must be a multiple of checkpoint_every "
+                f"({self.checkpoint_every}): only steps that are saved can be kept."
             )
+        turns = 0 if self.model.eot_id is None else TURN_TOKENS
+        if self.data.vocab_size + turns != self.model.vocab_size:
+            more = f" and the {turns} ids of turns" if turns else ""
+            raise UserError(
+                f"data.vocab_size ({self.data.vocab_size}){more} must equal the model's vocab_size "
+                f"({self.model.vocab_size})."
+            )
+        if self.data.batch_size % self.accumulate:
+            raise UserError(
+                f"accumulate is {self.accumulate}, but it must divide data.batch_size ({self.data.batch_size})."
+            )
+        if self.lora is not None and self.start_from is None:
+            raise UserError("lora trains adapters to given weights: say which with start_from (or --start-from).")
+        self._check_conversations()
         if self.data.seq_len > self.model.block_size:
             raise UserError(
                 f"data.seq_len ({self.data.seq_len}) must not exceed the model's block_size ({self.model.block_size})."
             )
+
+    def _check_conversations(self) -> None:
+        tuned = isinstance(self.objective, InstructionObjective)
+        if tuned != (self.data.messages is not None):
+            raise UserError("An InstructionObjective and data.messages belong together; give both or neither.")
+        if tuned and self.model.eot_id is None:
+            raise UserError("Instruction tuning needs a model with ids for turns: make it with instruct_ids().")
 
     @property
     def tokens_per_step(self) -> int:
@@ -90,6 +137,7 @@ class RunConfig:
     def to_json(self) -> dict[str, Any]:
         """This run as JSON values; the model under its published field names."""
         body = dataclasses.asdict(self) | {"model": config_to_dict(self.model)}
+        body["objective"] = {"kind": self.objective.kind, **body["objective"]}
         return json.loads(json.dumps(body))
 
 
@@ -105,19 +153,25 @@ def special_ids(vocab_size: int) -> dict[str, Any]:
     }
 
 
+def instruct_ids(vocab_size: int) -> dict[str, Any]:
+    """The same for a model of conversations: three ids more, which open a turn's role, close it, and end the turn."""
+    return special_ids(vocab_size - TURN_TOKENS) | {"instruct": True, "eot_id": vocab_size - 1}
+
+
 def first_difference(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     """The first field whose value differs, as `data.seq_len is 128, was 256`; None when the runs are the same run."""
-    old, new = dict(_leaves(saved)), dict(_leaves(now))
+    old, new = dict(leaves(saved)), dict(leaves(now))
     for name in [*new, *(name for name in old if name not in new)]:
         if name not in FREE_FIELDS and old.get(name) != new.get(name):
             return f"{name} is {json.dumps(new.get(name))}, was {json.dumps(old.get(name))}"
     return None
 
 
-def _leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """A nested mapping's values by dotted name."""
     for key, item in value.items():
         if isinstance(item, Mapping):
-            yield from _leaves(item, f"{prefix}{key}.")
+            yield from leaves(item, f"{prefix}{key}.")
         else:
             yield prefix + key, item
 

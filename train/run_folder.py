@@ -1,9 +1,10 @@
 """What a training folder holds beside its checkpoints, and the refusals: another run's folder, another model's corpus.
 
-OUT/run.json           the run, its model, what its corpus is (steerling_jax/io/training_checkpoint.py)
+OUT/run.json           the run, its model, what its corpus is (steerling_jax/io/training_folder.py)
 OUT/corpus/            the store, unless another was named
 OUT/tokenizer.model, concepts.json, documents.json     of the corpus, for the export
-OUT/checkpoints/, metrics.jsonl, tensorboard/, compiled/
+OUT/checkpoints/, metrics.jsonl, tensorboard/, profile/, compiled/
+OUT/nonfinite.json     what was read when the numbers stayed non-finite (watch.py)
 OUT/export/            the finished model in the published layout
 """
 
@@ -19,7 +20,8 @@ from typing import Any
 from steerling_jax.errors import UserError
 from steerling_jax.io.atomic import atomic_path, write_json
 from steerling_jax.io.corpus import CorpusStore
-from steerling_jax.io.training_checkpoint import CHECKPOINTS, read_run, write_run
+from steerling_jax.io.training_checkpoint import CHECKPOINTS
+from steerling_jax.io.training_folder import read_run, write_run
 
 from .run_config import RunConfig, first_difference, special_ids
 
@@ -39,9 +41,9 @@ def check_corpus(run: RunConfig, store: CorpusStore) -> None:
     tokenizer = store.folder / TOKENIZER
     if tokenizer.is_file():
         store.check_tokenizer(hashlib.sha256(tokenizer.read_bytes()).hexdigest())
-    if store.vocab_size != run.model.vocab_size:
+    if store.vocab_size != run.data.vocab_size:
         raise UserError(
-            f"{where} has a vocabulary of {store.vocab_size}, but config {run.name!r} one of {run.model.vocab_size}: "
+            f"{where} has a vocabulary of {store.vocab_size}, but config {run.name!r} one of {run.data.vocab_size}: "
             "it was made with another tokenizer; choose another with --corpus, or make it again."
         )
     special = asdict(store.special)
@@ -60,6 +62,8 @@ def check_corpus(run: RunConfig, store: CorpusStore) -> None:
 def open_folder(run: RunConfig, store: CorpusStore, out: Path) -> None:
     """Makes `out` this run's folder, or checks that it is: `UserError` names the first field that differs."""
     identity = corpus_identity(store)
+    if run.data.messages is not None:
+        identity["messages_sha256"] = _hash(Path(run.data.messages))
     saved = read_run(out)
     if saved is None:
         if (out / CHECKPOINTS).exists():
@@ -73,12 +77,26 @@ def open_folder(run: RunConfig, store: CorpusStore, out: Path) -> None:
             f"{out} holds a run of another config: {difference}. Undo the change, or choose another folder with --out."
         )
     if saved["corpus"] != identity:
+        if saved["corpus"].get("messages_sha256") != identity.get("messages_sha256"):
+            raise UserError(f"{out} holds a run on other conversations: give its own, or choose another with --out.")
         retokenized = saved["corpus"]["tokenizer_sha256"] != identity["tokenizer_sha256"]
         raise UserError(
             f"{out} holds a run on a corpus {'with another tokenizer' if retokenized else 'of other documents'} than "
             f"{store.folder}: "
             "give its own with --corpus, or choose another folder with --out."
         )
+
+
+def _hash(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise UserError(f"Cannot read the conversations {path}: {error.strerror}; correct data.messages.") from error
+
+
+def has_checkpoints(out: Path) -> bool:
+    """Whether a run here has saved anything."""
+    return any(path.name.isdigit() for path in (out / CHECKPOINTS).glob("*"))
 
 
 def _write_companions(store: CorpusStore, out: Path) -> None:

@@ -1,7 +1,7 @@
 """Training and held-out documents, so that no near-copy of a held-out one is trained on.
 
-Documents that share much of their wording form a cluster, and a whole cluster falls on one side. Which side depends on
-the hash of its texts alone: not on the order, the machine or the Python.
+A document falls on a side by a mark alone: not by the order, the machine or the Python. The mark is the hash of its
+text, or, for documents that share much of their wording, the smallest hash among them, so that they stay together.
 """
 
 from __future__ import annotations
@@ -21,13 +21,9 @@ _SHARED = 0.5  # share of the smaller document's shingles that makes two documen
 _COMMON = 40  # a shingle in more documents than this is boilerplate, and says nothing
 
 
-def split_documents(documents: Sequence[Document], heldout_share: float = 0.04) -> list[str]:
-    """`train` or `heldout` for each document; about `heldout_share` of the clusters are held out."""
-    clusters = near_duplicates([document.text for document in documents])
-    mark: dict[int, str] = {}
-    for document, cluster in zip(documents, clusters, strict=True):
-        mark[cluster] = min(mark.get(cluster, document.sha256), document.sha256)
-    return ["heldout" if _fraction(mark[cluster], "split") < heldout_share else "train" for cluster in clusters]
+def side(mark: str, heldout_share: float = 0.04) -> str:
+    """`train` or `heldout`, for a document or a cluster of that mark; about `heldout_share` of them are held out."""
+    return "heldout" if _fraction(mark, "split") < heldout_share else "train"
 
 
 def keep(document: Document, share: float) -> bool:

@@ -26,6 +26,7 @@ examples:
   steerling train --config tiny
   steerling train --config bundled --out ./runs/bundled
   steerling train --config ./my_config.py --corpus ./my-corpus --json
+  steerling train --config ./my_config.py --start-from steerling-pydocs --profile 10:13
   steerling train --config ./my_config.py --distributed      (on every host of a pod)
 """
 
@@ -40,6 +41,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="a corpus store; made from this Python's documentation if absent (default: the config's, or OUT/corpus)",
     )
     parser.add_argument("--steps", type=int, metavar="N", help="train for so many steps instead of the config's")
+    parser.add_argument(
+        "--start-from",
+        metavar="MODEL",
+        help="take the parameters of step 0 from there: a model's or training run's folder, or a bundled model's name",
+    )
+    parser.add_argument("--profile", metavar="FIRST:LAST", help="write a profiler trace of these steps to OUT/profile")
     parser.add_argument("--tensorboard", action="store_true", help="write OUT/tensorboard too")
     parser.add_argument("--json", action="store_true", help="print the outcome as JSON")
     many = parser.add_argument_group("several processes", "each runs this command, on a folder that all of them see")
@@ -51,15 +58,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from steerling_jax.cli.console import note, print_json
-    from steerling_jax.io.training_checkpoint import alone_in
+    from steerling_jax.io.training_folder import alone_in
 
     from .metrics import check_tensorboard
     from .processes import is_first, join
+    from .profiler import parse_steps
     from .run_config import load_config
 
     given = (args.coordinator, args.process_count, args.process_index)
     if any(value is not None for value in given) and None in given:
         raise UserError("--coordinator, --process-count and --process-index belong together; give all three.")
+    args.profile = None if args.profile is None else parse_steps(args.profile)
     if args.distributed or args.coordinator is not None:
         join(*given)
     if args.tensorboard:
@@ -67,6 +76,8 @@ def run(args: argparse.Namespace) -> int:
     config = load_config(args.config)
     if args.steps is not None:
         config = dataclasses.replace(config, steps=args.steps)
+    if args.start_from is not None:
+        config = dataclasses.replace(config, start_from=args.start_from)
     out = args.out or Path("runs") / config.name
     # Orbax logs a failed save with its traceback; ours is a sentence.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
@@ -83,31 +94,45 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _train(config: RunConfig, args: argparse.Namespace, out: Path) -> tuple[dict[str, Any], int]:
-    from steerling_jax.cli.console import note
+    import jax
+
+    from steerling_jax.cli.console import note, stderr
     from steerling_jax.io.corpus import CorpusStore
     from steerling_jax.sharding import make_mesh
 
     from .evaluate import evaluator
-    from .loop import Done, Evaluated, Stopped, train
+    from .events import Done, Evaluated, Stopped
+    from .loop import train
+    from .parameter_table import parameter_rows, parameter_table
     from .processes import Share, is_first, wait_for_all
-    from .run_folder import check_corpus, open_folder
+    from .run_folder import check_corpus, has_checkpoints, open_folder
     from .show import show
+    from .start import find_weights
 
-    share = Share(make_mesh(config.mesh), config.data.batch_size)
+    if config.compute.attention == "splash" and jax.default_backend() != "tpu":
+        raise UserError("compute.attention is 'splash', which needs TPUs, and there are none here: use 'xla'.")
+    share = Share(make_mesh(config.mesh), config.data.batch_size, config.accumulate)
+    # What a run began with is not needed any more once it has saved, except under adapters.
+    other = None if has_checkpoints(out) and config.lora is None else find_weights(config)
     place = args.corpus or _path(config.data.corpus) or out / "corpus"
     if is_first():
         store = _corpus(config, place)
         check_corpus(config, store)
+        if other is not None:
+            other.check_corpus(store)
         open_folder(config, store, out)
+        if not args.json:
+            stderr().print(parameter_table(parameter_rows(config, share.mesh)))
     wait_for_all("the corpus and the folder")
     store = CorpusStore(place)
     evaluate = evaluator(config, store)
     outcome: dict[str, Any] = {"config": config.name, "folder": out}
     with _signals() as caught:
         events = train(
-            config, store, out, share, evaluate=evaluate, stop=lambda: bool(caught), tensorboard=args.tensorboard
-        )
-        for event in show(events, config) if is_first() else events:
+            config, store, out, share, other=other, evaluate=evaluate, stop=lambda: bool(caught),
+            tensorboard=args.tensorboard, profile=args.profile,
+        )  # fmt: skip
+        for event in show(events, config, tables=not args.json) if is_first() else events:
             match event:
                 case Evaluated():
                     outcome["evaluation"] = event.results
@@ -139,11 +164,12 @@ def _corpus(config: RunConfig, folder: Path) -> CorpusStore:
 
     if folder.exists():
         return CorpusStore(folder)
+    from steerling_jax.cli.console import stages
+
     from .documents import python_documents
     from .prepare import prepare
-    from .prepare_command import shown
 
-    with shown() as tell:
+    with stages() as tell:
         return prepare(
             folder,
             documents=python_documents(),

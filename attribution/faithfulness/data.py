@@ -13,10 +13,11 @@ from steerling_jax.intervals import bootstrap
 from steerling_jax.io.atomic import atomic_path
 from steerling_jax.io.heldout import store_tokenizer
 from steerling_jax.passages import Passage
+from steerling_jax.progress import Tell
 
 from .evidence_scores import Texts, check_bm25, lexical_scores, model_scores
 from .figures import entry, estimate
-from .half_corpora import Tell, halves, retrain
+from .half_corpora import halves, retrain
 from .metrics import datamodelling_scores, rank_correlations, recall_at, reciprocal_rank
 from .planted import Query
 from .planted_model import Asked, answers

@@ -13,11 +13,11 @@ import numpy as np
 from steerling_jax.errors import UserError
 from steerling_jax.influence import Projection, gradient_features, influence
 from steerling_jax.passages import Masking, Passage
+from steerling_jax.progress import Tell
 from steerling_jax.signatures import concept_count, describe, row_scores, signature_scores
 from steerling_jax.suffixes import verbatim_scores
 from steerling_jax.training_step import Recipe
 
-from .half_corpora import Tell
 from .planted_model import Trained
 
 LONGEST = 3  # words of an n-gram

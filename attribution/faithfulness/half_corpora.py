@@ -6,19 +6,17 @@ One small file for each half and seed, so that a run that was killed goes on whe
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from steerling_jax.errors import UserError
 from steerling_jax.io.atomic import write_json
+from steerling_jax.progress import Tell
 from steerling_jax.training_step import Recipe
 
 from .fit import Documents, draw_batches, fit
 from .planted_model import BATCH, Asked, answers
-
-Tell = Callable[[str, int, int], None]
 
 
 def halves(sources: int, count: int, seed: int) -> np.ndarray:

@@ -21,14 +21,16 @@ from steerling_jax.input_attribution import InputAttribution, Method
 from steerling_jax.input_targets import TokenLogit, TokenLogProbability
 from steerling_jax.integrated_gradients import attribute_inputs
 from steerling_jax.io.corpus import CorpusStore
+from steerling_jax.progress import Tell, silent
 from steerling_jax.snapshot_passes import values_with_kept
 from steerling_jax.trace import Trace
 
 from .figures import estimate
+from .kept import NOTHING_KEPT, Kept
 from .orders import comprehensiveness, limits, shapley, subsets, sufficiency
 from .perturbed import RANDOM, SOFT_DRAWS, later_blocks, soft, visible
 from .randomised import randomised_weights
-from .texts import Progress, continued, heldout_openings
+from .texts import continued, heldout_openings
 
 IG = "integrated gradients"
 OF_LOGIT = "integrated gradients of the logit (published target)"
@@ -45,13 +47,15 @@ _ROWS = 64
 
 
 def measure(
-    bundle: Bundle, store: CorpusStore, *, tell: Progress = lambda *_: None, seed: int = 0, prompts: int = 24,
-    targets: int = 3, features: int = 8, randomised: int = 8,
+    bundle: Bundle, store: CorpusStore, *, tell: Tell = silent, kept: Kept = NOTHING_KEPT, seed: int = 0,
+    prompts: int = 24, targets: int = 3, features: int = 8, randomised: int = 8, prompt_tokens: int = PROMPT_TOKENS,
+    blocks: int = BLOCKS,
 ) -> dict[str, Any]:  # fmt: skip
     """Figures of input attribution on continuations of held-out documents; intervals are over prompts.
 
     targets: tokens explained of each prompt. features: the visible tokens are taken in so many runs, 2^features passes
-    a target. randomised: prompts that are explained with randomised weights too.
+    a target. randomised: prompts that are explained with randomised weights too. prompt_tokens, blocks: tokens of an
+    opening, and diffusion blocks that continue it.
     """
     if prompts < 2 or targets < 1 or not 2 <= features <= 12:
         raise UserError(
@@ -59,22 +63,24 @@ def measure(
         )
     store.check_tokenizer(bundle.tokenizer.sha256)
     check_weights(bundle.params, bundle.name)
-    openings = heldout_openings(store, prompts, PROMPT_TOKENS, seed)
-    config = GenerationConfig(max_new_tokens=BLOCKS * bundle.config.diff_block_size, seed=seed)
+    openings = heldout_openings(store, prompts, prompt_tokens, seed)
+    config = GenerationConfig(max_new_tokens=blocks * bundle.config.diff_block_size, seed=seed)
     made = continued(bundle, openings, config, stage="inputs: writing", tell=tell)
     key = jax.random.key(seed)
     rows: list[dict[str, list[float]]] = []
     for number, one in enumerate(made):
-        rows.append(_explained(bundle, one, targets, features, np.random.default_rng([seed, number])))
+        draw = np.random.default_rng([seed, number])
+        rows.append(kept.get(f"prompt-{number:03d}", lambda one=one, draw=draw: _explained(
+            bundle, one, targets, features, draw)))  # fmt: skip
         tell("inputs: orders and soft masks", number + 1, len(made))
     figures = _averages(rows, key)
-    figures += randomised_weights(bundle, made[:randomised], targets, key, tell)
+    figures += randomised_weights(bundle, made[:randomised], targets, key, tell, kept)
     figures += later_blocks(bundle, made, np.random.default_rng([seed, 1]), key)
     return {
         "part": "inputs",
         "settings": {
             "seed": seed, "prompts": len(made), "targets_a_prompt": targets, "features": features,
-            "prompt_tokens": PROMPT_TOKENS, "new_tokens": config.max_new_tokens, "soft_draws": SOFT_DRAWS,
+            "prompt_tokens": prompt_tokens, "new_tokens": config.max_new_tokens, "soft_draws": SOFT_DRAWS,
             "quantity": "log-probability of the written token",
         },
         "figures": figures,

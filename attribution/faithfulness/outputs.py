@@ -29,10 +29,13 @@ from steerling_jax.intervals import bootstrap
 from steerling_jax.io.corpus import CorpusStore
 from steerling_jax.io.tokenizer import IdsOnlyTokenizer
 from steerling_jax.likelihood import log_likelihoods
+from steerling_jax.progress import Tell, silent
 from steerling_jax.text_metrics import repeated
 
+from ..index.query import Index, best_values
 from .figures import entry, estimate
-from .texts import Progress, continued, heldout_openings
+from .kept import NOTHING_KEPT, Kept
+from .texts import continued, heldout_openings, shuffled_openings
 
 PROMPT_TOKENS, BLOCKS = 10, 4
 TARGETS = 4  # tokens of a text whose inputs are explained
@@ -42,13 +45,14 @@ UNLIKELY = 0.95  # of good texts are likelier than a senseless one
 EXAMPLES = 3
 
 GOOD, REPETITIVE, SENSELESS, OFF_TOPIC = "good", "repetitive", "senseless", "off topic"
+OWN_TEXT = "held-out documents as they are"
 RULES = {
     GOOD: "default settings on held-out openings; fewer repeated 3-grams than a repetitive text has",
     REPETITIVE: f"likeliest token, no penalty, the same openings; at least {REPEATED:g} of the 3-grams repeated",
     SENSELESS: f"temperature 3, whole vocabulary, the same openings; unlikelier than {UNLIKELY:.0%} of the good texts",
     OFF_TOPIC: "default settings on openings about everyday matters, of which the corpus says nothing; all of them",
 }
-# Openings that documentation of programs does not have.
+SHUFFLED = "default settings on openings of the corpus's tokens in random order; all of them"
 EVERYDAY = """\
 Peel the carrots and cut them into
 The river was frozen when the two sisters
@@ -91,41 +95,52 @@ class _Text:
 
 
 def measure(
-    bundle: Bundle, store: CorpusStore, *, tell: Progress = lambda *_: None, seed: int = 0, prompts: int = 24,
-    index: Any = None,
+    bundle: Bundle, store: CorpusStore, *, tell: Tell = silent, kept: Kept = NOTHING_KEPT, seed: int = 0,
+    prompts: int = 24, prompt_tokens: int = PROMPT_TOKENS, blocks: int = BLOCKS, everyday: bool = True,
+    index: Index | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Figures of good and bad texts. prompts: of each set, before the rules choose. index: an open index of the
-    training data (`attribution.index`), for evidence beside the rest. Intervals are over texts."""
+    """Figures of good and bad texts. prompts: of each set, before the rules choose. prompt_tokens, blocks: tokens of an
+    opening, and diffusion blocks that continue it. everyday: off-topic openings are about everyday matters, else tokens
+    of the corpus in random order. index: an open index of the training data (`attribution.index`), for evidence beside
+    the rest. Intervals are over texts."""
     head_spec(bundle.config, "known")
     if prompts < 2:
         raise UserError(f"prompts is {prompts}, but it must be at least 2.")
     store.check_tokenizer(bundle.tokenizer.sha256)
     check_weights(bundle.params, bundle.name)
-    sets = _sets(bundle, store, prompts, seed, tell)
+    openings = heldout_openings(store, prompts, prompt_tokens, seed)
+    away = _everyday(bundle, prompts) if everyday else shuffled_openings(store, prompts, prompt_tokens, seed)
+    tokens = blocks * bundle.config.diff_block_size
+    sets = _sets(bundle, openings, away, tokens, seed, tell)
+    rules = RULES if everyday else RULES | {OFF_TOPIC: SHUFFLED}
     key = jax.random.key(seed)
     found: dict[str, list[dict[str, float]]] = {}
     for name, texts in sets.items():
         found[name] = []
         for number, text in enumerate(texts):
-            found[name].append(_figures_of(bundle, text, index))
+            found[name].append(
+                kept.get(f"{name}-{number:03d}".replace(" ", "-"), lambda text=text: _figures_of(bundle, text, index))
+            )
             tell(f"outputs: {name}", number + 1, len(texts))
     figures = []
     for figure in next(iter(found[GOOD]), {}):
-        columns = {name: np.array([row[figure] for row in rows]) for name, rows in found.items() if rows}
+        columns = {name: np.array([row[figure] for row in rows], float) for name, rows in found.items() if rows}
         for name, values in columns.items():
             figures.append(estimate(figure, name, values, key))
         for name, values in columns.items():
             if name != GOOD:
                 figures.append(_told_apart(figure, name, values, columns[GOOD], key))
+    if index is not None:
+        figures += _own_texts(store, index, prompts, prompt_tokens, prompt_tokens + tokens, seed, key, kept)
     return {
         "part": "outputs",
         "settings": {
-            "seed": seed, "prompts": prompts, "prompt_tokens": PROMPT_TOKENS,
-            "new_tokens": BLOCKS * bundle.config.diff_block_size, "targets_a_text": TARGETS, "rules": RULES,
+            "seed": seed, "prompts": prompts, "prompt_tokens": prompt_tokens, "new_tokens": tokens,
+            "targets_a_text": TARGETS, "rules": rules,
             "texts": {name: len(texts) for name, texts in sets.items()}, "evidence": index is not None,
         },
         "figures": figures,
-        "notes": [f"{name}: {rule}." for name, rule in RULES.items()] + [
+        "notes": [f"{name}: {rule}." for name, rule in rules.items()] + [
             "AUC: how well the figure alone tells the set from good texts; 0.5 is not at all, below 0.5 the figure is "
             "lower in the bad set.",
             "Repeated 3-grams choose the repetitive texts and nats a token the senseless ones, so their AUC there says "
@@ -138,10 +153,17 @@ def measure(
     }  # fmt: skip
 
 
-def _sets(bundle: Bundle, store: CorpusStore, prompts: int, seed: int, tell: Progress) -> dict[str, list[_Text]]:
-    """The texts that the rules choose."""
-    openings = heldout_openings(store, prompts, PROMPT_TOKENS, seed)
-    tokens = BLOCKS * bundle.config.diff_block_size
+def _everyday(bundle: Bundle, prompts: int) -> list[list[int]]:
+    """Openings that documentation of programs does not have; none where there are only bare ids."""
+    if isinstance(bundle.tokenizer, IdsOnlyTokenizer):
+        return []
+    return [bundle.tokenizer.encode(text)[:PROMPT_TOKENS] for text in EVERYDAY[:prompts]]
+
+
+def _sets(
+    bundle: Bundle, openings: list[list[int]], away: list[list[int]], tokens: int, seed: int, tell: Tell
+) -> dict[str, list[_Text]]:
+    """The texts of so many tokens that the rules choose."""
     default = GenerationConfig(max_new_tokens=tokens, seed=seed)
     greedy = GenerationConfig(
         max_new_tokens=tokens, seed=seed, temperature=0.0, use_entropy_sampling=False, repetition_penalty=1.0
@@ -149,9 +171,6 @@ def _sets(bundle: Bundle, store: CorpusStore, prompts: int, seed: int, tell: Pro
     hot = GenerationConfig(
         max_new_tokens=tokens, seed=seed, temperature=3.0, top_p=1.0, use_entropy_sampling=False, repetition_penalty=1.0
     )
-    away: list[list[int]] = []
-    if not isinstance(bundle.tokenizer, IdsOnlyTokenizer):
-        away = [bundle.tokenizer.encode(text)[:PROMPT_TOKENS] for text in EVERYDAY[:prompts]]
     asked = {GOOD: (openings, default), REPETITIVE: (openings, greedy), SENSELESS: (openings, hot),
              OFF_TOPIC: (away, default)}  # fmt: skip
     written = {
@@ -178,7 +197,7 @@ def _read(bundle: Bundle, made: Sequence[Generation]) -> list[_Text]:
     return [_Text(one, ids, -score / len(ids), repeated(ids, 3) or 0.0) for (one, ids), score in zip(pairs, scores)]
 
 
-def _figures_of(bundle: Bundle, text: _Text, index: Any) -> dict[str, float]:
+def _figures_of(bundle: Bundle, text: _Text, index: Index | None) -> dict[str, float]:
     """A text's figures: those of `ATTRIBUTION`, evidence where there is an index, those of `PLAIN`."""
     trace = text.made.trace
     shares = concept_contributions(bundle, trace)
@@ -195,19 +214,30 @@ def _figures_of(bundle: Bundle, text: _Text, index: Any) -> dict[str, float]:
     )  # fmt: skip
     found: dict[str, float] = dict(zip(ATTRIBUTION, values, strict=True))
     if index is not None:
-        found |= _evidence(bundle, index, trace)
+        found |= _evidence(index, trace.tokens, trace.prompt_length)
     plain = (float(np.mean(shares.target_logits)), text.nats, text.repeated)
     found |= dict(zip(PLAIN, plain, strict=True))
     return found
 
 
-def _evidence(bundle: Bundle, index: Any, trace: Any) -> dict[str, float]:
-    """The best hit of each score in the training data."""
-    from ..index.query import find_evidence
+def _evidence(index: Index, tokens: np.ndarray, start: int) -> dict[str, float]:
+    """The best hit of each score in the training data for tokens from `start` on, and whether it counts as close."""
+    found = dict[str, float]()
+    for score, (value, threshold) in best_values(index, tokens, start, len(tokens)).items():
+        found |= {f"evidence: best {score}": value, f"evidence: {score} above its threshold": float(value > threshold)}
+    return found
 
-    scores = ("verbatim", "signature", "representation")
-    found = find_evidence(bundle, index, trace.tokens, trace.prompt_length, len(trace.tokens), scores=scores, k=1)
-    return {f"evidence: best {score}": max((hit.value for hit in found.of(score)), default=0.0) for score in scores}
+
+def _own_texts(
+    store: CorpusStore, index: Index, prompts: int, start: int, end: int, seed: int, key: jax.Array, kept: Kept
+) -> list[dict[str, Any]]:  # fmt: skip
+    """The evidence for held-out documents as they are, which nobody generated, at the same places."""
+    texts = heldout_openings(store, prompts, end, seed)
+    rows = [
+        kept.get(f"own-text-{number:03d}", lambda text=text: _evidence(index, np.array(text), start))
+        for number, text in enumerate(texts)
+    ]
+    return [estimate(figure, OWN_TEXT, [row[figure] for row in rows], key) for figure in rows[0]]
 
 
 def _told_apart(figure: str, name: str, bad: np.ndarray, good: np.ndarray, key: jax.Array) -> dict[str, Any]:

@@ -108,6 +108,8 @@ def later_blocks(
         canvas = snapshot(trace, 0)
         canvases = np.stack([canvas] * 3)
         end = (position // block + 1) * block
+        if end >= len(canvas):
+            continue  # no later block
         canvases[1, end:] = draw.choice(ordinary, len(canvas) - end)
         canvases[2, : trace.prompt_length] = draw.choice(ordinary, trace.prompt_length)
         log_p = log_probabilities(bundle, canvases, np.full(3, position))

@@ -25,6 +25,7 @@ from .planted import Query
 
 BATCH = 32
 STEPS = 1500
+DOCUMENT, PLANTED_PROMPT = 16, 8  # tokens of a document, which is all the model has learned to read, and of an opening
 _WIDTH = 64
 _DRAWS = 8  # noisy readings of a query
 _HIDDEN = 0.2  # share of a query's prompt that is masked in them

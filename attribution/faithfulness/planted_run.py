@@ -12,10 +12,10 @@ from steerling_jax.errors import UserError
 from steerling_jax.io.atomic import write_json
 from steerling_jax.io.checkpoint import load_checkpoint_params, save_params_checkpoint
 from steerling_jax.io.corpus import CorpusStore
+from steerling_jax.progress import Tell
 from steerling_jax.training_step import Recipe
 
 from .fit import STRETCHES, Documents
-from .half_corpora import Tell
 from .planted import World, WorldSize, make_world
 from .planted_corpus import write_world
 from .planted_model import KEPT, Asked, Trained, ask, recipe, train

@@ -15,37 +15,41 @@ from steerling_jax.backbone import Params
 from steerling_jax.generation import Generation
 from steerling_jax.input_targets import TokenLogProbability
 from steerling_jax.integrated_gradients import attribute_inputs
+from steerling_jax.progress import Tell
 from steerling_jax.trace import Trace
 
 from .figures import estimate
+from .kept import Kept
 from .perturbed import ranks, visible
-from .texts import Progress
 
 CASCADE = ("last layer", "upper half of the layers", "all layers", "all layers and embeddings")
 
 
 def randomised_weights(
-    bundle: Bundle, made: Sequence[Generation], targets: int, key: jax.Array, tell: Progress
+    bundle: Bundle, made: Sequence[Generation], targets: int, key: jax.Array, tell: Tell, kept: Kept
 ) -> list[dict[str, Any]]:
     """Rank correlations of integrated gradients with those of weights that have forgotten, layer after layer."""
     L = bundle.config.n_layers
     firsts = {CASCADE[0]: L - 1, CASCADE[1]: L // 2, CASCADE[2]: 0, CASCADE[3]: 0}
-    true = [_ranked_scores(bundle, one.trace, targets) for one in made]
+    true = kept.get("trained", lambda: [_visible_scores(bundle, one.trace, targets) for one in made])
     found = []
     for number, (name, first) in enumerate(firsts.items()):
-        params = shuffled_weights(bundle.params, first, name == CASCADE[3], jax.random.fold_in(key, number))
-        other = dataclasses.replace(bundle, params=params)
+
+        def scores(number: int = number, first: int = first, embeddings: bool = name == CASCADE[3]) -> list:
+            params = shuffled_weights(bundle.params, first, embeddings, jax.random.fold_in(key, number))
+            other = dataclasses.replace(bundle, params=params)
+            return [_visible_scores(other, one.trace, targets) for one in made]
+
         means = []
-        for one, scores in zip(made, true):
-            again = _ranked_scores(other, one.trace, targets)
-            pairs = [spearman(a, b) for a, b in zip(scores, again)]
+        for one, again in zip(true, kept.get(f"randomised-{number}", scores)):
+            pairs = [spearman(np.array(a), np.array(b)) for a, b in zip(one, again)]
             means.append(np.nanmean(pairs) if np.isfinite(pairs).any() else np.nan)
         found.append(estimate("rank correlation with randomised weights", name, means, key, "lower"))
         tell("inputs: randomised weights", number + 1, len(firsts))
     return found
 
 
-def _ranked_scores(bundle: Bundle, trace: Trace, targets: int) -> list[np.ndarray]:
+def _visible_scores(bundle: Bundle, trace: Trace, targets: int) -> list[np.ndarray]:
     """Attributions to the visible positions, an array a token."""
     found = attribute_inputs(bundle, trace, target=TokenLogProbability(), sample=targets, nodes=8)
     block, rows = bundle.config.diff_block_size, zip(found.target_orders.tolist(), found.target_positions.tolist())
@@ -59,7 +63,7 @@ def shuffled_weights(params: Params, first: int, embeddings: bool, key: jax.Arra
     changed = []
     for number, (path, leaf) in enumerate(leaves):
         top, at = getattr(path[0], "key", None), jax.random.fold_in(key, number)
-        if top == "blocks" and leaf.ndim == 3:
+        if top == "blocks" and leaf.ndim >= 3:
             layers = leaf[first:]
             mixed = jax.vmap(jax.random.permutation)(jax.random.split(at, len(layers)), layers.reshape(len(layers), -1))
             leaf = jnp.concatenate([leaf[:first], mixed.reshape(layers.shape)])

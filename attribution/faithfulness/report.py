@@ -17,6 +17,7 @@ from steerling_jax.errors import UserError
 from steerling_jax.io.atomic import atomic_path, write_json
 
 from .figures import table
+from .kept import Kept
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,20 +37,23 @@ _PICTURED = {  # figure of the data part, and its title
 
 @dataclass
 class Results:
-    """Parts as they are found. `part` reads what is there for the same settings, else measures and writes it."""
+    """Parts as they are found. `part` reads what is there for the same settings, else measures and writes it; a part
+    that was stopped goes on."""
 
     folder: Path
     command: str
     model: str
     found: dict[str, Any] = field(default_factory=dict)
 
-    def part(self, name: str, settings: Mapping[str, Any], measure: Callable[[], Mapping[str, Any]]) -> None:
+    def part(self, name: str, settings: Mapping[str, Any], measure: Callable[[Kept], Mapping[str, Any]]) -> None:
         path = self.folder / f"{name}.json"
         about = {"model": self.model, "asked": dict(settings)}
         saved = _read(path) if path.exists() else {}
         if {key: saved.get(key) for key in about} != about:
-            saved = about | {"command": self.command} | plain(dict(measure()))
+            kept = Kept.open(self.folder / f"{name}.unfinished", about)
+            saved = about | {"command": self.command} | plain(dict(measure(kept)))
             write_json(path, saved)
+            kept.remove()
         self.found[name] = saved
 
 

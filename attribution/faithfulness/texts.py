@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -11,8 +11,9 @@ from steerling_jax.errors import UserError
 from steerling_jax.generation import Generation, Prompt, generate_many
 from steerling_jax.generation_config import GenerationConfig
 from steerling_jax.io.corpus import CorpusStore
+from steerling_jax.progress import Tell
 
-Progress = Callable[[str, int, int], None]
+_ORDINARY = 1 << 20  # tokens that shuffled ones are drawn from
 
 
 def heldout_openings(store: CorpusStore, count: int, tokens: int, seed: int) -> list[list[int]]:
@@ -26,8 +27,17 @@ def heldout_openings(store: CorpusStore, count: int, tokens: int, seed: int) -> 
     return [store.tokens(fit[i].start, fit[i].start + tokens).astype(int).tolist() for i in chosen]
 
 
+def shuffled_openings(store: CorpusStore, count: int, tokens: int, seed: int) -> list[list[int]]:
+    """`count` openings of `tokens` ids: after the beginning of a document ordinary tokens from anywhere in the training
+    split."""
+    draw, (start, end) = np.random.default_rng([seed, 2]), store.split("train")
+    ordinary = store.tokens(start, min(end, start + _ORDINARY)).astype(int)
+    ordinary = ordinary[~np.isin(ordinary, list(store.special.names()))]
+    return [[store.special.bos_id, *draw.choice(ordinary, tokens - 1).tolist()] for _ in range(count)]
+
+
 def continued(
-    bundle: Bundle, prompts: Sequence[Sequence[int]], config: GenerationConfig, *, stage: str, tell: Progress
+    bundle: Bundle, prompts: Sequence[Sequence[int]], config: GenerationConfig, *, stage: str, tell: Tell
 ) -> list[Generation]:
     """Each prompt's continuation, with its hidden rows; the seed of prompt i is `config`'s plus i."""
     settings = [

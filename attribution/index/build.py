@@ -4,7 +4,6 @@ on where it was; several processes share the units out by their number."""
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,10 @@ from steerling_jax.errors import UserError
 from steerling_jax.io.atomic import write_json
 from steerling_jax.io.corpus import CorpusStore
 from steerling_jax.io.index import IndexFolder, corpus_digest, start_index, write_unit
+from steerling_jax.progress import Tell, silent
 
 from .coverage import coverage
 from .plan import IndexSettings, description, indexed_documents, is_done, make_plan, unit_folder
-
-Tell = Callable[[str, int, int], None]
 
 
 def build_index(
@@ -28,7 +26,7 @@ def build_index(
     *,
     process_index: int = 0,
     process_count: int = 1,
-    tell: Tell = lambda stage, done, total: None,
+    tell: Tell = silent,
 ) -> dict[str, Any]:
     """Builds process `process_index`'s share of the units, and finishes the index once all are there.
 

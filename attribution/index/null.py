@@ -7,30 +7,29 @@ one in a hundred such texts reaches. It depends on the length of the text, and i
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 from steerling_jax.evidence import Score
+from steerling_jax.progress import Tell
 from steerling_jax.signatures import concept_count
 
 from .query import Index, Query
-
-Tell = Callable[[str, int, int], None]
 
 PIECE = 4
 LENGTHS = (8, 16, 32, 64)
 INFLUENCE_LENGTH = 32
 _CONTEXT = 32  # tokens, nonsense too, before each text
 _SHARE = 0.99
-_INFLUENCE_SHARE = 4  # of the texts, one in so many: gradients of candidates take time
+_NEAREST = 5  # hits of a question, as `find_evidence` has by default: they say how many candidates there are
+_INFLUENCE_SHARE = 4  # of the texts, one in so many
 _SIGMAS = 2.326  # of a normal distribution's 99th percentile
 
 
 def thresholds(index: Index, tell: Tell) -> dict[str, dict[str, list[float]]]:
     """For each score the lengths of texts and the values that 1 in 100 nonsense texts of that length reaches.
 
-    Influence has one length and a quarter of the texts; its value is mean + 2.33 standard deviations.
+    Influence has one length. Without kept gradients it has a quarter of the texts, since those of candidates take time,
+    and its value is mean + 2.33 standard deviations.
     """
     count = index.settings.nulls
     dense: list[Score] = ["signature", "representation"] if concept_count(index.bundle.config) else ["representation"]
@@ -48,10 +47,11 @@ def thresholds(index: Index, tell: Tell) -> dict[str, dict[str, list[float]]]:
         score: {"lengths": list(LENGTHS), "values": [float(np.quantile(values, _SHARE)) for values in by_length]}
         for score, by_length in found.items()
     }
-    queries = [nonsense(index, draw, INFLUENCE_LENGTH) for _ in range(max(count // _INFLUENCE_SHARE, 10))]
-    ranked = index.influences([query.passage for query in queries], [query.candidates(5) for query in queries])
-    best = [found[0][0] for found in ranked]
-    limit = float(np.mean(best) + _SIGMAS * np.std(best))
+    kept = index.settings.gradient_side > 0
+    texts = count if kept else max(count // _INFLUENCE_SHARE, 10)
+    queries = [nonsense(index, draw, INFLUENCE_LENGTH) for _ in range(texts)]
+    best = [found[0][0] for found in index.influences(queries, _NEAREST)]
+    limit = float(np.quantile(best, _SHARE) if kept else np.mean(best) + _SIGMAS * np.std(best))
     return table | {"influence": {"lengths": [INFLUENCE_LENGTH], "values": [limit]}}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,17 @@ from steerling_jax.io.corpus import SPLITS, CorpusStore
 from steerling_jax.io.index import IndexFolder, corpus_digest, document_keys, write_once
 from steerling_jax.passages import Masking
 
+# How a query is masked for its gradient: it is asked what it was written after, so most of that is shown.
+QUERY_MASKING = Masking(level=0.25, draws=8)
+_SIDE = 64
+
 
 @dataclass(frozen=True)
 class IndexSettings:
     """context: tokens of its document that a chunk is read after. unit_tokens: a unit is closed before it would have
-    more. splits: of the corpus. gradient_side: keep every chunk's projected gradient, of that side (`Projection`); 0:
-    compute those of candidates when they are asked for. nulls: texts of nonsense for each threshold."""
+    more. splits: of the corpus. gradient_side: keep every chunk's projected gradient, of that side (`Projection`), and
+    compare all of them; 0: compute those of candidates when they are asked for. nulls: texts of nonsense for each
+    threshold."""
 
     context: int = 64
     masking: Masking = field(default_factory=Masking)
@@ -43,8 +48,13 @@ class IndexSettings:
 
     @property
     def projection(self) -> Projection:
-        """Of gradients, kept ones or not."""
-        return Projection(self.gradient_side or 16)
+        """Of gradients. Those that are not kept may be long."""
+        return Projection(self.gradient_side or _SIDE)
+
+    @property
+    def gradient_masking(self) -> Masking:
+        """Of a chunk for its gradient, which is noisier than its signature."""
+        return replace(self.masking, draws=2 * self.masking.draws)
 
 
 def description(corpus: CorpusStore, bundle: Bundle, settings: IndexSettings) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from steerling_jax.retrieval import Best, Block, best_rows, best_signatures, pla
 from steerling_jax.signatures import Described, concept_count, concept_weights, describe
 from steerling_jax.suffixes import Span, longest_matches, maximal_spans, occurrences
 
-from .plan import IndexSettings, check_model, indexed_documents, is_done
+from .plan import QUERY_MASKING, IndexSettings, check_model, indexed_documents, is_done
 from .unit import gradients, passage_of
 
 SCORES: tuple[Score, ...] = get_args(Score)
@@ -64,11 +64,19 @@ class Index:
     @cached_property
     def rows(self) -> list[Block]:
         """Hidden rows on the devices."""
+        return self._placed("rows")
+
+    @cached_property
+    def gradients(self) -> list[Block]:
+        """Kept gradients on the devices."""
+        return self._placed("gradients")
+
+    def _placed(self, name: str) -> list[Block]:
         blocks = []
         for unit in self.units:
-            rows = unit.read("rows")
+            rows = unit.read(name)
             if not np.isfinite(rows).all():
-                raise UserError(f"{unit.folder / 'rows'} holds NaN: remove {unit.folder} and run `steerling index`.")
+                raise UserError(f"{unit.folder / name} holds NaN: remove {unit.folder} and run `steerling index`.")
             blocks.append(place_rows(rows))
         return blocks
 
@@ -90,28 +98,27 @@ class Index:
             best = best_rows(self.rows, query.rows[row], k)
         return _places(best)
 
-    def influences(
-        self, queries: Sequence[Passage], candidates: Sequence[Sequence[Place]]
-    ) -> list[list[tuple[float, Place]]]:
-        """Of each query the influence of its candidates on it, best first."""
-        ours = gradients(self.bundle, queries, self.settings, _silent)
+    def influences(self, queries: Sequence[Query], k: int) -> list[list[tuple[float, Place]]]:
+        """Of each query the k chunks of most influence on it: of all where gradients are kept, else of candidates."""
+        passages = [query.passage for query in queries]
+        ours = gradients(self.bundle, passages, self.settings, QUERY_MASKING)
+        if self.settings.gradient_side:
+            return [_places(best_rows(self.gradients, query, k)) for query in ours]
+        candidates = [query.candidates(k) for query in queries]
         theirs = self._gradients_of(sorted({place for places in candidates for place in places}))
         found = []
         for query, places in zip(ours, candidates, strict=True):
-            values = influence(query[None], np.stack([theirs[place] for place in places]))[0] if places else []
-            found.append(sorted(zip(map(float, values), places, strict=True), key=lambda one: -one[0]))
+            values = influence(query[None], np.stack([theirs[place] for place in places]))[0]
+            found.append(sorted(zip(map(float, values), places, strict=True), key=lambda one: -one[0])[:k])
         return found
 
     def _gradients_of(self, places: Sequence[Place]) -> dict[Place, np.ndarray]:
-        """(F,) float32 of each: as kept in the index, or computed, and then remembered."""
+        """(F,) float32 of each; what was computed is remembered."""
         new = [place for place in places if place not in self._gradients]
-        if new and self.settings.gradient_side:
-            for place in new:
-                row = self.units[place.unit].read_rows("gradients", [place.chunk])[0]
-                self._gradients[place] = row.astype(np.float32)
-        elif new:
+        if new:
             passages = [self.passage(place) for place in new]
-            self._gradients.update(zip(new, gradients(self.bundle, passages, self.settings, _silent), strict=True))
+            found = gradients(self.bundle, passages, self.settings, self.settings.gradient_masking)
+            self._gradients.update(zip(new, found, strict=True))
         return {place: self._gradients[place] for place in places}
 
     def passage(self, place: Place) -> Passage:
@@ -186,6 +193,17 @@ def find_evidence(
     return Evidence(start, end, tuple(hits), thresholds)
 
 
+def best_values(index: Index, tokens: np.ndarray, start: int, end: int) -> dict[Score, tuple[float, float]]:
+    """Of each score the best value in the corpus for tokens [start, end) of a text, and its threshold. Raises
+    `UserError` as `find_evidence` does."""
+    query = Query(index, np.asarray(tokens, np.int32), start, end)
+    best: dict[Score, float] = {
+        score: float(query.longest.max(initial=0)) if score == "verbatim" else query.chunks(score, 1)[0].value
+        for score in index.thresholds
+    }
+    return {score: (value, index.threshold(score, query.length)) for score, value in best.items()}
+
+
 class Query:
     """One span of a text, cleaned of what is no text."""
 
@@ -245,7 +263,7 @@ class Query:
     def chunks(self, score: Score, k: int) -> list[Hit]:
         """The k best chunks by one of the other scores."""
         if score == "influence":
-            found = self.index.influences([self.passage], [self.candidates(k)])[0][:k]
+            found = self.index.influences([self], k)[0]
         else:
             found = self.index.nearest(score, self.described, 0, k)
         query = self.start, self.end
@@ -284,7 +302,3 @@ def _places(best: Best) -> list[tuple[float, Place]]:
         (float(value), Place(int(block), int(number)))
         for value, block, number in zip(best.values, best.blocks, best.numbers, strict=True)
     ]
-
-
-def _silent(stage: str, done: int, total: int) -> None:
-    """Tells nobody how far it is."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -10,13 +10,12 @@ from steerling_jax.api import Bundle
 from steerling_jax.influence import gradient_features, normalised
 from steerling_jax.io.corpus import CorpusStore
 from steerling_jax.io.index import SEPARATOR
-from steerling_jax.passages import Passage
+from steerling_jax.passages import Masking, Passage
+from steerling_jax.progress import Tell, silent
 from steerling_jax.signatures import concept_count, describe, packed
 from steerling_jax.suffixes import suffix_array
 
 from .plan import IndexSettings
-
-Tell = Callable[[str, int, int], None]
 
 
 def make_unit(
@@ -53,14 +52,17 @@ def make_unit(
         "rows": described.rows.astype(np.float16),
     }
     if settings.gradient_side:
-        arrays["gradients"] = gradients(bundle, passages, settings, tell).astype(np.float16)
+        masking = settings.gradient_masking
+        arrays["gradients"] = gradients(bundle, passages, settings, masking, tell).astype(np.float16)
     return arrays
 
 
-def gradients(bundle: Bundle, passages: Sequence[Passage], settings: IndexSettings, tell: Tell) -> np.ndarray:
+def gradients(
+    bundle: Bundle, passages: Sequence[Passage], settings: IndexSettings, masking: Masking, tell: Tell = silent
+) -> np.ndarray:
     """Gradient features (N, F) float32 of length 1, in the index's projection."""
     found = gradient_features(
-        bundle.params, passages, config=bundle.config, compute=bundle.compute, masking=settings.masking,
+        bundle.params, passages, config=bundle.config, compute=bundle.compute, masking=masking,
         projection=settings.projection, tell=tell,
     )  # fmt: skip
     return normalised(found)

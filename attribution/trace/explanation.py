@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -16,12 +15,12 @@ from steerling_jax.evidence import Evidence
 from steerling_jax.generation import text_ids
 from steerling_jax.input_attribution import InputAttribution, SpanAttribution
 from steerling_jax.integrated_gradients import attribute_inputs
+from steerling_jax.progress import Tell
 from steerling_jax.trace import Trace
 from steerling_jax.trace_record import TraceRecord, restore
 
 # Finds training data for tokens [start, end) of a text, given as ids.
 Find = Callable[[np.ndarray, int, int], Evidence]
-Tell = Callable[[str, int, int], Any]
 
 
 @dataclass(frozen=True)

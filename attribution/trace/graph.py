@@ -20,9 +20,10 @@ from steerling_jax.contributions import Contributions
 from steerling_jax.errors import UserError
 from steerling_jax.input_targets import ConceptActivation, TokenLogProbability
 from steerling_jax.integrated_gradients import attribute_inputs
+from steerling_jax.progress import Tell
 from steerling_jax.trace import Trace
 
-from .explanation import Explanation, Tell
+from .explanation import Explanation
 
 _LINKS = 32  # strongest inputs linked to one node
 

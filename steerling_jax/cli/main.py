@@ -39,6 +39,7 @@ SUMMARIES = {
     "info": "Show what a model is: its configuration, parameters, tokenizer and concepts.",
     "prepare": "Make a corpus store from documents: tokens, chunks, concept labels.",
     "train": "Train a model from a config; resumes exactly where it stopped.",
+    "compile": "Compile a config for real TPUs with none present: memory, FLOPs, what is exchanged, does it fit.",
     "evaluate": "Measure a model on held-out documents.",
     "lm-eval": "Run tasks of the lm-evaluation-harness.",
     "faithfulness": "Measure whether attribution is true: inputs, concepts, training data, bad outputs.",

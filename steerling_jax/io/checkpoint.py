@@ -24,11 +24,12 @@ from orbax.checkpoint import v1 as ocp
 from steerling_jax.config import Layout, ModelConfig, config_from_dict, config_to_dict
 from steerling_jax.errors import UserError
 from steerling_jax.io.atomic import atomic_path
+from steerling_jax.io.digests import find_damage
 from steerling_jax.io.disk import disk_trouble
 from steerling_jax.io.published_layout import expected_tensors, read_json
 from steerling_jax.io.weights import Params, Shardings, copy_files, dump_json, put_leaf, sharding_of
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 had the projections fused
 RUN_FILE = "run.json"
 
 
@@ -51,8 +52,13 @@ def read_run_info(folder: str | Path) -> RunInfo:
     kind, version, model = raw.get("kind"), raw.get("format_version"), raw.get("model")
     if kind not in ("weights", "training") or version != FORMAT_VERSION or not isinstance(model, dict):
         raise UserError(
-            f"{path} is of kind {kind!r}, format {version!r}, not a checkpoint of format {FORMAT_VERSION}; "
-            "was it written by another version?"
+            f"{path} is of kind {kind!r}, format {version!r}, not a checkpoint of format {FORMAT_VERSION}; it was "
+            "written by another version: export it with that one and import it here."
+        )
+    if (raw.get("run") or {}).get("lora") is not None:
+        raise UserError(
+            f"{folder} holds adapters to other weights, not a whole model; give {Path(folder) / 'export'}, where they "
+            "are merged."
         )
     config, _, _ = config_from_dict({"model_type": "causal_diffusion", **model}, str(path))
     return RunInfo(kind, config, raw.get("layout", "package"), raw.get("carried", {}))
@@ -117,6 +123,8 @@ def load_checkpoint_params(
         path, inside = folder / "params", False
     else:
         path, inside = folder / "checkpoints" / str(_choose_step(folder, step)), True
+        if trouble := find_damage(path, jax.process_index(), jax.process_count()):
+            raise UserError(f"{path} is damaged: {trouble}; choose another step, or copy the checkpoint again.")
     with _readable(path):
         stored: Any = ocp.metadata(str(path), checkpointable_name="state").metadata
         if stored is None:  # so Orbax tells of metadata that it could not read
@@ -147,20 +155,19 @@ def _abstract_params(
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     wanted: Params = {}
     for expected in expected_tensors(config):
-        if expected.layer:  # of a stack, the first layer tells the shape
-            continue
-        shape = expected.shape if expected.layer is None else (config.n_layers, *expected.shape)
-        leaf: Any = stored
-        for key in expected.path:
-            leaf = leaf.get(key) if isinstance(leaf, Mapping) else None
-        if leaf is None or tuple(leaf.shape) != shape:
-            raise UserError(
-                f"{folder}: parameter {'.'.join(expected.path)} is missing or misshapen for the config in {RUN_FILE}; "
-                "restore the folder."
-            )
-        target = leaf.dtype if dtype is None else jnp.dtype(dtype)
-        place = sharding_of(sharding, expected.path) or here
-        put_leaf(wanted, expected.path, jax.ShapeDtypeStruct(shape, target, sharding=place))
+        for piece in () if expected.layer else expected.pieces:  # of a stack, the first layer tells the shape
+            shape = piece.shape if expected.layer is None else (config.n_layers, *piece.shape)
+            leaf: Any = stored
+            for key in piece.path:
+                leaf = leaf.get(key) if isinstance(leaf, Mapping) else None
+            if leaf is None or tuple(leaf.shape) != shape:
+                raise UserError(
+                    f"{folder}: parameter {'.'.join(piece.path)} is missing or misshapen for the config in {RUN_FILE}; "
+                    "restore the folder."
+                )
+            target = leaf.dtype if dtype is None else jnp.dtype(dtype)
+            place = sharding_of(sharding, piece.path) or here
+            put_leaf(wanted, piece.path, jax.ShapeDtypeStruct(shape, target, sharding=place))
     return wanted
 
 

@@ -1,32 +1,37 @@
-"""cl100k, the vocabulary of the published models, and the chat template of the instruct ones."""
+"""cl100k, the vocabulary of the published models."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from steerling_jax.errors import UserError
 from steerling_jax.io.tokenizer import ByteTable, SpecialIds, read_vocabulary
+
+# tiktoken's regular expression gives up, with a panic that is no Exception, at a million spaces before a word.
+_MOST_SPACE = 100_000
 
 
 class TiktokenTokenizer(ByteTable):
     """cl100k, the vocabulary of the published models, from a `.tiktoken` file the user has."""
 
     PUBLISHED = SpecialIds(mask_id=100280, endofchunk_id=100279, bos_id=100278, pad_id=100277, eos_id=100257)
-    START_HEADER, END_HEADER, EOT = 100281, 100282, 100283  # the instruct models' own
+    EOT = 100283  # of the instruct models
     _SPLIT = (
         r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+"
         r"| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
     )
 
-    def __init__(self, path: str | Path, special: SpecialIds = PUBLISHED, vocab_size: int | None = None):
+    def __init__(self, path: str | Path | bytes, special: SpecialIds = PUBLISHED, vocab_size: int | None = None):
         try:
             import tiktoken
         except ImportError as error:
             raise UserError(f"Reading {path} needs tiktoken: pip install 'steerling-jax[tiktoken]'.") from error
-        data = read_vocabulary(path)
+        self.proto = data = path if isinstance(path, bytes) else read_vocabulary(path)
+        path = "The vocabulary" if isinstance(path, bytes) else path
         ranks = self._ranks(data, path)
         count = max(ranks.values()) + 1
         try:
@@ -44,8 +49,6 @@ class TiktokenTokenizer(ByteTable):
                 f"{path} holds {count} tokens, which overlap the special ids from {min(self._names)} on: "
                 "it belongs to another model."
             )
-        if special.eot_id is not None:
-            self._names |= {self.START_HEADER: "<|start_header_id|>", self.END_HEADER: "<|end_header_id|>"}
 
     @staticmethod
     def _ranks(data: bytes, path: str | Path) -> dict[bytes, int]:
@@ -61,19 +64,16 @@ class TiktokenTokenizer(ByteTable):
         return ranks
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`, never special ones."""
-        return self._encoding.encode_ordinary(text)
+        """Ids of `text`, never special ones. White space is cut after every 100,000 characters in a row."""
+        return [i for part in _parts(text) for i in self._encoding.encode_ordinary(part)]
 
-    def chat_prompt(self, messages: Sequence[dict[str, str]]) -> list[int]:
-        """Ids of a conversation (`{"role", "content"}` each), ending where the assistant is to speak.
 
-        A turn is `<|start_header_id|>ROLE<|end_header_id|>\\n\\nTEXT<|endofchunk|><|eot_id|>`.
-        """
-        ids: list[int] = []
-        for message in messages:
-            ids += self._opened_turn(message["role"], message["content"])
-            ids += [self.special.endofchunk_id, self.EOT]
-        return ids + self._opened_turn("assistant", "")
-
-    def _opened_turn(self, role: str, text: str) -> list[int]:
-        return [self.START_HEADER, *self.encode(role), self.END_HEADER, *self.encode(f"\n\n{text}")]
+def _parts(text: str) -> Iterator[str]:
+    """The text in parts, cut within white space that goes on for longer than tiktoken can take."""
+    start = 0
+    if len(text) > _MOST_SPACE:
+        for run in re.finditer(r"\s+", text):
+            for cut in range(run.start() + _MOST_SPACE, run.end(), _MOST_SPACE):
+                yield text[start:cut]
+                start = cut
+    yield text[start:]

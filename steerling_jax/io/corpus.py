@@ -1,6 +1,6 @@
 """The corpus store: tokens, chunks, labels and documents in one folder, read a slice at a time.
 
-Written once, as a whole (`corpus_writer.py`); training streams it and attribution points back into it, by the same
+Written once (`corpus_writer.py`); training streams it and attribution points back into it, by the same
 chunk numbers and token offsets. The arrays are zarr3 through TensorStore, in shards of tens of megabytes with inner
 chunks of about one.
 """
@@ -17,12 +17,14 @@ import numpy as np
 import tensorstore as ts
 
 from steerling_jax.errors import UserError
+from steerling_jax.io.places import Place
 from steerling_jax.io.tokenizer import SpecialIds
 
 FORMAT_VERSION = 1
 MAX_LABELS = 16
 SPLITS = ("train", "heldout")
 STRIDE = 1024  # tokens between entries of `stride_chunks`, the index from tokens to chunks
+DOCUMENTS_A_FILE = 1 << 16  # records in one file of documents
 _CACHE_BYTES = 256 << 20
 _MANIFEST_KEYS = {"tokenizer_sha256", "vocab_size", "special_ids", "splits", "counts", "concepts", "source"}
 _AGAIN = "make the corpus again with `steerling prepare`"
@@ -33,13 +35,14 @@ ARRAYS: dict[str, tuple[tuple[int, ...], str | None, int, int]] = {
     "chunk_spans": ((2,), "int64", 1 << 22, 1 << 16),
     "chunk_documents": ((), "int32", 1 << 22, 1 << 18),
     "chunk_labels": ((MAX_LABELS,), "int32", 1 << 20, 1 << 14),
+    "chunk_origins": ((MAX_LABELS,), "uint8", 1 << 22, 1 << 16),
     "stride_chunks": ((), "int32", 1 << 22, 1 << 18),
 }
 
 
 @dataclass(frozen=True)
 class DocumentRecord:
-    """One line of `documents.jsonl`; the text itself is the span's tokens."""
+    """One line of a file of documents; the text itself is the span's tokens."""
 
     name: str
     source: str
@@ -63,14 +66,15 @@ class CorpusStore:
     """A store opened for reading. Opening reads the manifest; tokens, chunks and documents are read when asked for."""
 
     def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
-        self.manifest = _read_manifest(self.folder)
+        self.folder, self.place = Path(folder), Place(folder)
+        self.manifest = _read_manifest(self.place)
         self.special = SpecialIds(**self.manifest["special_ids"])
         context = ts.Context({"cache_pool": {"total_bytes_limit": _CACHE_BYTES}})
         try:
             self._arrays = {
-                name: ts.open(array_spec(self.folder / name), open=True, read=True, context=context).result()
+                name: ts.open(array_spec(self.place, name), open=True, read=True, context=context).result()
                 for name in ARRAYS
+                if name != "chunk_origins" or self.annotators
             }
         except ValueError as error:
             raise UserError(f"The corpus {self.folder} is damaged or incomplete: {_AGAIN}.") from error
@@ -99,6 +103,11 @@ class CorpusStore:
         return self.manifest["concepts"]
 
     @property
+    def annotators(self) -> list[str]:
+        """Who gave the labels, by the numbers in `chunk_origins`; none in stores made before labels had origins."""
+        return self.manifest.get("annotators", [])
+
+    @property
     def chunk_count(self) -> int:
         """Number of chunks in the store, M."""
         return self._arrays["chunk_spans"].shape[0]
@@ -106,14 +115,16 @@ class CorpusStore:
     @cached_property
     def documents(self) -> list[DocumentRecord]:
         """All documents' records, read on first use."""
-        path, records = self.folder / "documents.jsonl", []
-        try:
-            with path.open(encoding="utf-8") as lines:
-                for line in lines:
+        count = sum(split["documents"] for split in self.manifest["counts"].values())
+        records: list[DocumentRecord] = []
+        for number in range(max(1, -(-count // DOCUMENTS_A_FILE))):
+            name, first = documents_file(number), len(records)
+            try:
+                for line in (self.place.read(name) or b"").decode().rstrip("\n").split("\n"):
                     records.append(DocumentRecord(**json.loads(line)))
-        except (OSError, ValueError, TypeError) as error:
-            where = f"{path}, line {len(records) + 1},"
-            raise UserError(f"{where} cannot be read: {_AGAIN}.") from error
+            except (ValueError, TypeError) as error:
+                where = f"{self.place}/{name}, line {len(records) - first + 1},"
+                raise UserError(f"{where} cannot be read: {_AGAIN}.") from error
         return records
 
     def read(self, array: str, start: int, end: int) -> np.ndarray:
@@ -151,23 +162,29 @@ class CorpusStore:
         return (first + int(inside[0]), first + int(inside[-1]) + 1) if inside.size else (first, first)
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / "manifest.json"
+def _read_manifest(place: Place) -> dict[str, Any]:
+    path = f"{place}/manifest.json"
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        content = place.read("manifest.json")
+        if content is None:
+            raise UserError(f"There is no corpus at {place}: make one with `steerling prepare`.")
+        manifest = json.loads(content)
         version = manifest["format_version"]
         whole = manifest.keys() >= _MANIFEST_KEYS
-    except FileNotFoundError:
-        raise UserError(f"There is no corpus at {folder}: make one with `steerling prepare`.") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} cannot be read as a corpus manifest: {_AGAIN}.") from error
     if version != FORMAT_VERSION:
-        raise UserError(f"The corpus {folder} has format {version}, this version reads {FORMAT_VERSION}: {_AGAIN}.")
+        raise UserError(f"The corpus {place} has format {version}, this version reads {FORMAT_VERSION}: {_AGAIN}.")
     if not whole:
         raise UserError(f"{path} has no {min(_MANIFEST_KEYS - manifest.keys())}: {_AGAIN}.")
     return manifest
 
 
-def array_spec(path: Path) -> dict[str, Any]:
-    """TensorStore's description of the array in a folder."""
-    return {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{path.absolute()}/"}}
+def array_spec(place: Place, name: str) -> dict[str, Any]:
+    """TensorStore's description of an array of the store at `place`."""
+    return {"driver": "zarr3", "kvstore": (place / name).url}
+
+
+def documents_file(number: int) -> str:
+    """Name of the file with the records of documents 65,536 · number and on."""
+    return f"documents-{number:05}.jsonl" if number else "documents.jsonl"

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+from collections.abc import Iterator
+
+from steerling_jax.errors import UserError
 
 _TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
@@ -19,3 +23,19 @@ def disk_trouble(error: BaseException) -> str | None:
                 return os.strerror(code).lower()
         seen = seen.__cause__ or seen.__context__
     return None
+
+
+@contextlib.contextmanager
+def told(what: str) -> Iterator[None]:
+    """Turns what a full or forbidden disk raises, in Python or inside Orbax and TensorStore, into a sentence."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = disk_trouble(error)
+        if reason is None:
+            raise
+        raise UserError(
+            f"{what}: {reason}; free some space or choose another place, then run the same command again."
+        ) from error

@@ -28,8 +28,9 @@ import tensorstore as ts
 from steerling_jax.errors import UserError
 from steerling_jax.io.atomic import atomic_path, write_json
 from steerling_jax.io.corpus import CorpusStore, array_spec
+from steerling_jax.io.places import Place
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2: influence with more maskings, and so another threshold
 _INNER_BYTES = 1 << 20  # of an array's inner chunks; a unit's array is one shard
 _AGAIN = "make it again with `steerling index`"
 SEPARATOR = -1  # between documents in a unit's text
@@ -98,20 +99,14 @@ class Unit:
     def read(self, name: str) -> np.ndarray:
         """One of its arrays. Raises `UserError` where it is not what was written."""
         try:
-            array = np.asarray(ts.open(array_spec(self.folder / name), open=True, read=True).result().read().result())
+            array = np.asarray(
+                ts.open(array_spec(Place(self.folder), name), open=True, read=True).result().read().result()
+            )
         except (ValueError, OSError) as error:
             raise self._damaged(name) from error
         if _checksum(array) != self.about["checksums"].get(name):
             raise self._damaged(name)
         return array
-
-    def read_rows(self, name: str, rows: Sequence[int]) -> np.ndarray:
-        """Some rows of an array that is too large to be read whole; unchecked."""
-        try:
-            store = ts.open(array_spec(self.folder / name), open=True, read=True).result()
-            return np.asarray(store[np.asarray(rows, np.int64)].read().result())
-        except (ValueError, OSError) as error:
-            raise self._damaged(name) from error
 
     def _damaged(self, name: str) -> UserError:
         return UserError(
@@ -145,7 +140,9 @@ def _write_array(path: Path, array: np.ndarray) -> None:
         "codecs": [{"name": "sharding_indexed", "configuration": {"chunk_shape": inner}}],
         "fill_value": 0,
     }
-    ts.open(array_spec(path) | {"metadata": metadata}, create=True).result().write(array).result()
+    ts.open(array_spec(Place(path.parent), path.name) | {"metadata": metadata}, create=True).result().write(
+        array
+    ).result()
 
 
 def _checksum(array: np.ndarray) -> int:

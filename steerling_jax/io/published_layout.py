@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from steerling_jax.config import ConceptConfig, Layout, ModelConfig, config_from_dict
 from steerling_jax.errors import UserError
 from steerling_jax.io.safetensors_format import StoredTensor, read_header, same_bytes
+from steerling_jax.published_shapes import PIECES
 
 ParamPath = tuple[str, ...]
 
@@ -28,12 +29,21 @@ COMPANIONS = (
 
 
 @dataclass(frozen=True)
+class Piece:
+    """Consecutive rows of a published tensor: the parameter at `path`, or a layer of it, of this shape."""
+
+    path: ParamPath
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class PublishedTensor:
-    """One tensor of the published layout; `layer` is its row in the stacked parameter at `path`, if any."""
+    """One tensor of the published layout, and its rows as our parameters, in order; `layer` is the place in a stack of
+    layers, if any."""
 
     name: str
     shape: tuple[int, ...]
-    path: ParamPath
+    pieces: tuple[Piece, ...]
     layer: int | None = None
 
 
@@ -43,15 +53,15 @@ def expected_tensors(config: ModelConfig) -> Iterator[PublishedTensor]:
     D = config.n_embd
 
     def single(name: str, shape: tuple[int, ...], prefix: str = prefix) -> PublishedTensor:
-        return PublishedTensor(prefix + name, shape, tuple(name.split(".")))
+        return PublishedTensor(prefix + name, shape, (Piece(tuple(name.split(".")), shape),))
 
     yield single("tok_emb.weight", (config.vocab_size, D))
     if not config.weight_sharing:
         yield single("lm_head.weight", (config.vocab_size, D))
-    layer_tensors = list(_layer_tensors(config))
+    layer_tensors = [(name, shape, _pieces(config, name, shape)) for name, shape in _layer_tensors(config)]
     for layer in range(config.n_layers):
-        for name, shape in layer_tensors:
-            yield PublishedTensor(f"{prefix}blocks.{layer}.{name}", shape, ("blocks", *name.split(".")), layer)
+        for name, shape, pieces in layer_tensors:
+            yield PublishedTensor(f"{prefix}blocks.{layer}.{name}", shape, pieces, layer)
     for name, shape in _norm(config, "ln_f", D):
         yield single(name, shape)
     for name, shape in _head_tensors(config.concept, D):
@@ -74,6 +84,15 @@ def _layer_tensors(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]
         yield from _norm(config, name, d)
     for name in ("ln_1", "ln_2"):
         yield from _norm(config, name, D)
+
+
+def _pieces(config: ModelConfig, name: str, shape: tuple[int, ...]) -> tuple[Piece, ...]:
+    *module, projection, kind = name.split(".")
+    if projection not in PIECES:
+        return (Piece(("blocks", *module, projection, kind), shape),)
+    F, kv = config.mlp_width, config.kv_heads * config.head_dim
+    rows: dict[str, tuple[int, ...]] = {"c_q": (config.n_embd,), "c_kv": (2, kv), "c_fc": (shape[0] // F, F)}
+    return tuple(Piece(("blocks", *module, piece, kind), (*rows[piece], *shape[1:])) for piece in PIECES[projection])
 
 
 def _norm(config: ModelConfig, name: str, size: int) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -173,7 +192,7 @@ def find_tensors(folder: Path) -> dict[str, StoredTensor]:
 def match_tensors(
     config: ModelConfig, tensors: Mapping[str, StoredTensor], folder: Path
 ) -> dict[ParamPath, list[StoredTensor]]:
-    """Groups stored tensors by parameter, layers in order.
+    """Groups stored tensors, or their rows, by parameter, layers in order.
 
     `UserError` names a tensor that is missing, unknown or misshapen. Source: a tied model's `lm_head.weight` is absent
     from the published files; a copy of the embedding is tolerated.
@@ -191,7 +210,11 @@ def match_tensors(
                 f"{found.file}: tensor {expected.name!r} has shape {list(found.shape)} where config.json asks for "
                 f"{list(expected.shape)}; do the two belong together?"
             )
-        groups.setdefault(expected.path, []).append(found)
+        offset = found.offset
+        for piece in expected.pieces:
+            rows = replace(found, shape=piece.shape, offset=offset)
+            groups.setdefault(piece.path, []).append(rows)
+            offset += rows.nbytes
         names.add(expected.name)
     tied = ("" if config.concept is None else "transformer.") + "lm_head.weight"
     for name in sorted(set(tensors) - names):

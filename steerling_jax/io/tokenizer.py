@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Protocol
@@ -18,6 +19,7 @@ from steerling_jax.errors import UserError
 
 _SPACE = "▁"  # how SentencePiece writes a space; a real one in the text is spelled out in bytes
 _SPECIALS = 5
+TURN_TOKENS = 3  # that a model of conversations has after them: to open a turn's role, to close it, to end the turn
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,12 @@ class SpecialIds:
         """Printable names by id, `<|mask|>` and so on."""
         named = ((f.name.removesuffix("_id"), getattr(self, f.name)) for f in fields(self))
         return {value: f"<|{name}|>" for name, value in named if value is not None}
+
+    @property
+    def headers(self) -> tuple[int, int]:
+        """The ids around a turn's role, the two before the end of turn; of a model of conversations only."""
+        assert self.eot_id is not None
+        return self.eot_id - 2, self.eot_id - 1
 
 
 class Tokenizer(Protocol):
@@ -73,12 +81,14 @@ class Tokenizer(Protocol):
         ...
 
 
-class ByteTable:
+class ByteTable(ABC):
     """Decoding for vocabularies whose every piece is a string of bytes. `pieces[id]` is None where there is no text."""
 
     def __init__(self, pieces: Sequence[bytes | None], special: SpecialIds, vocab_size: int, sha256: str):
         self.vocab_size, self.special, self.sha256 = vocab_size, special, sha256
         self._names = special.names()
+        if special.eot_id is not None:
+            self._names |= dict(zip(special.headers, ("<|start_header_id|>", "<|end_header_id|>")))
         self._pieces = [None if i in self._names else piece for i, piece in enumerate(pieces)]
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -100,6 +110,31 @@ class ByteTable:
         except UnicodeDecodeError:
             return "".join(f"<0x{byte:02X}>" for byte in raw)
         return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+    @abstractmethod
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`, never special ones."""
+
+    def chat_prompt(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Ids of a conversation (`{"role", "content"}` each), ending where the assistant is to speak.
+
+        A turn is `<|start_header_id|>ROLE<|end_header_id|>\\n\\nTEXT<|endofchunk|><|eot_id|>`. Only for a model of
+        conversations.
+        """
+        ids: list[int] = []
+        for message in messages:
+            ids += [*self._opened_turn(message["role"], message["content"]), *self.turn_end]
+        return ids + self._opened_turn("assistant", "")
+
+    @property
+    def turn_end(self) -> list[int]:
+        """What closes a turn, of a model of conversations."""
+        assert self.special.eot_id is not None
+        return [self.special.endofchunk_id, self.special.eot_id]
+
+    def _opened_turn(self, role: str, text: str) -> list[int]:
+        start, end = self.special.headers
+        return [start, *self.encode(role), end, *self.encode(f"\n\n{text}")]
 
 
 class SentencePieceTokenizer(ByteTable):

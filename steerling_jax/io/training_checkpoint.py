@@ -1,8 +1,8 @@
 """Checkpoints of a training run (Orbax v1): state and clock are saved, and come back, as one.
 
-    FOLDER/run.json                    kind "training", format version, the run, the model's config, the corpus
     FOLDER/checkpoints/STEP/state      step, skipped, params, opt_state
     FOLDER/checkpoints/STEP/clock      seconds by phase, over restarts (JSON)
+    FOLDER/checkpoints/STEP/digests-*  what the files must be, written last (`digests.py`)
 
 The place in the data needs no file: a step takes one batch, so it is `step`, on any number of processes. Several
 processes call everything here together, with a folder that all of them see. Orbax writes under a temporary name and
@@ -12,56 +12,62 @@ renames, so that a folder named by its step is whole.
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import json
 import shutil
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from steerling_jax.errors import UserError
-from steerling_jax.io.atomic import write_json
-from steerling_jax.io.checkpoint import FORMAT_VERSION, RUN_FILE
-from steerling_jax.io.disk import disk_trouble
+from steerling_jax.io.digests import find_damage, has_all_digests, write_digests
+from steerling_jax.io.disk import told
 
 CHECKPOINTS = "checkpoints"
+_PATIENCE = 60.0  # seconds
 
 
 @dataclass(frozen=True)
 class RestoredCheckpoint:
-    """What came back. `unreadable`: newer steps that were passed over, each with the reason."""
+    """What came back. `unreadable`: newer steps that were passed over, each with the reason. `verified`: the files are
+    what was saved; False where the process ended before it had written their digests."""
 
     step: int
     state: Any
     clock: dict[str, Any]
     unreadable: tuple[tuple[int, str], ...]
+    verified: bool
 
 
 class TrainingCheckpoints:
-    """The newest `keep` checkpoints under `folder`. One save at a time, in the background. Use as a context."""
+    """The newest `keep` checkpoints under `folder`, and those whose step is a multiple of `keep_every`. One save at a
+    time, in the background. Use as a context."""
 
-    def __init__(self, folder: str | Path, *, keep: int):
+    def __init__(self, folder: str | Path, *, keep: int, keep_every: int | None = None):
         self.folder = Path(folder).absolute() / CHECKPOINTS
-        self._saving: tuple[int, Any] | None = None
+        self._saving: tuple[int, Future[None]] | None = None
+        self._background = ThreadPoolExecutor(1, "checkpoint")
         context = ocp.Context()
         context.checkpointables.registry = registry = ocp.handlers.local_registry()
         registry.add(ocp.handlers.JsonHandler, checkpointable_name="clock")
         policies = ocp.training.preservation_policies
-        with _told(f"Cannot open {self.folder}"):
+        with told(f"Cannot open {self.folder}"):
             if jax.process_index() == 0:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 self._remove_debris()
             if jax.process_count() > 1:
                 multihost_utils.sync_global_devices("checkpoints")
-            newest: Any = policies.LatestN(keep)  # Orbax's own annotations do not agree with each other
-            place: Any = self.folder
-            self._checkpointer = ocp.training.Checkpointer(place, context=context, preservation_policy=newest)
+            kept: Any = [policies.LatestN(keep)]  # Orbax's own annotations do not agree with each other
+            if keep_every is not None:
+                kept.append(policies.EveryNSteps(keep_every))
+            kept, place = policies.AnyPreservationPolicy(kept), cast(Any, self.folder)
+            self._checkpointer = ocp.training.Checkpointer(place, context=context, preservation_policy=kept)
 
     def __enter__(self) -> TrainingCheckpoints:
         return self
@@ -72,6 +78,7 @@ class TrainingCheckpoints:
             self.wait()
         with contextlib.suppress(Exception):
             self._checkpointer.close()
+        self._background.shutdown()
         if kind and jax.process_index() == 0:
             self._remove_debris(patience=1.0)
 
@@ -90,21 +97,26 @@ class TrainingCheckpoints:
         with self._failing(step):
             # A checkpoint of this step can only be one that was unreadable on restoring.
             response = self._checkpointer.save_checkpointables_async(step, items, force=True, overwrite=True)
-            self._saving = (step, response)
+            self._saving = (step, self._background.submit(self._finish, step, response))
+
+    def _finish(self, step: int, response: Any) -> None:
+        response.result()
+        folder, end = self.folder / str(step), time.monotonic() + _PATIENCE
+        while not folder.is_dir() and time.monotonic() < end:  # on a network disk another host's rename shows late
+            time.sleep(0.1)
+        write_digests(folder, jax.process_index(), jax.process_count())
 
     def finished(self) -> int | None:
         """The step whose save has come to its end since the last call, if any. Does not wait."""
-        if self._saving is None or self._checkpointer.is_saving_in_progress():
-            return None
-        return self.wait()
+        return None if self._saving is None or not self._saving[1].done() else self.wait()
 
     def wait(self) -> int | None:
         """Waits for the save under way; its step, or None if there was none."""
         if self._saving is None:
             return None
-        (step, response), self._saving = self._saving, None
+        (step, saved), self._saving = self._saving, None
         with self._failing(step):
-            response.result()
+            saved.result()
         return step
 
     def restore(self, state: Any) -> RestoredCheckpoint | None:
@@ -114,17 +126,22 @@ class TrainingCheckpoints:
         checkpoints but none can be read.
         """
         unreadable: list[tuple[int, str]] = []
-        # One after the other: in one call, Orbax would leave coroutines behind when one of them fails.
-        wanted = {"clock": None, "state": jax.tree.map(_abstract, state)}
         for step in reversed(self.steps):
-            found: dict[str, Any] = {}
-            try:
-                for name, item in wanted.items():
-                    found |= self._checkpointer.load_checkpointables(step, {name: item})
-            except Exception as error:  # whatever damage does: missing files, bad JSON, failed decoding
-                unreadable.append((step, _first_line(error)))
-                continue
-            return RestoredCheckpoint(step, found["state"], found["clock"], tuple(unreadable))
+            place, found = self.folder / str(step), {}
+            trouble = _anyone(find_damage(place, jax.process_index(), jax.process_count()))
+            if trouble is None:
+                try:
+                    # One after the other: in one call, Orbax would leave coroutines behind when one of them fails.
+                    for name, item in {"clock": None, "state": jax.tree.map(_abstract, state)}.items():
+                        found |= self._checkpointer.load_checkpointables(step, {name: item})
+                except Exception as error:  # whatever damage does: missing files, bad JSON, failed decoding
+                    trouble = _first_line(error)
+                trouble = _anyone(trouble)
+            if trouble is None:
+                return RestoredCheckpoint(
+                    step, found["state"], found["clock"], tuple(unreadable), has_all_digests(place)
+                )
+            unreadable.append((step, trouble))
         if unreadable:
             raise UserError(
                 f"None of the checkpoints in {self.folder} can be read (step {unreadable[0][0]}: {unreadable[0][1]}); "
@@ -135,7 +152,7 @@ class TrainingCheckpoints:
     @contextlib.contextmanager
     def _failing(self, step: int) -> Iterator[None]:
         try:
-            with _told(f"The checkpoint of step {step} could not be saved in {self.folder}"):
+            with told(f"The checkpoint of step {step} could not be saved in {self.folder}"):
                 yield
         except BaseException:
             self._saving = None
@@ -155,70 +172,16 @@ class TrainingCheckpoints:
             time.sleep(0.1)
 
 
+def _anyone(trouble: str | None) -> str | None:
+    """A trouble that this or any other process has: all must choose the same checkpoint."""
+    if jax.process_count() == 1:
+        return trouble
+    flags = np.asarray(multihost_utils.process_allgather(np.array(trouble is not None)))
+    return trouble or (f"process {np.argmax(flags)} cannot read it" if flags.any() else None)
+
+
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None))
-
-
-def write_run(folder: str | Path, *, run: Mapping[str, Any], corpus: Mapping[str, Any]) -> None:
-    """Writes `run.json`: `run` as `RunConfig.to_json` gives it, `corpus` whatever identifies its content."""
-    value = {"kind": "training", "format_version": FORMAT_VERSION, "model": run["model"], "run": run, "corpus": corpus}
-    write_json(Path(folder) / RUN_FILE, value)
-
-
-def read_run(folder: str | Path) -> dict[str, Any] | None:
-    """`run.json` of a training folder, None where there is none. Raises `UserError` if it is not one we can read."""
-    path = Path(folder) / RUN_FILE
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        kind, version = value["kind"], value["format_version"]
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} cannot be read ({_first_line(error)}); choose another folder with --out.") from error
-    if kind != "training" or version != FORMAT_VERSION:
-        raise UserError(
-            f"{path} is of kind {kind!r}, format {version}, not a training run of format {FORMAT_VERSION}; "
-            "choose another folder with --out."
-        )
-    return value
-
-
-@contextlib.contextmanager
-def alone_in(folder: str | Path) -> Iterator[None]:
-    """Holds the training folder for this process; the kernel lets go of it however the process ends."""
-    folder = Path(folder)
-    with _told(f"Cannot write in {folder}"):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(
-                f"Another process is training in {folder}; wait for it, or choose another folder with --out."
-            ) from None
-        try:
-            yield
-        finally:
-            if [path.name for path in folder.iterdir()] == [".lock"]:  # refused before anything was written
-                (folder / ".lock").unlink()
-                folder.rmdir()
-
-
-@contextlib.contextmanager
-def _told(what: str) -> Iterator[None]:
-    """Turns what a full or forbidden disk raises, in Python or inside Orbax and TensorStore, into a sentence."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        reason = disk_trouble(error)
-        if reason is None:
-            raise
-        raise UserError(
-            f"{what}: {reason}; free some space or choose another place, then run the same command again."
-        ) from error
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,7 +1,8 @@
 """The published safetensors layout to our parameters and back, tensor by tensor.
 
-Weights keep their names and their (out, in) shape; layers are stacked on a leading axis (docs/design.md, "Parameters").
-What a folder must hold is in `published_layout`, the file format in `safetensors_format`.
+Weights stay (out, in); layers are stacked on a leading axis, and the fused projections are kept in pieces
+(docs/design.md, "Parameters"). What a folder must hold is in `published_layout`, the file format in
+`safetensors_format`.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from steerling_jax.io.published_layout import (
     INDEX,
     SINGLE,
     ParamPath,
+    Piece,
     PublishedTensor,
     expected_tensors,
     find_tensors,
@@ -186,28 +188,39 @@ def write_published(
 
 
 def _outgoing(expected: PublishedTensor, params: Params, dtype: str | None) -> TensorToWrite:
-    leaf: Any = params
-    for key in expected.path:
-        leaf = leaf.get(key) if isinstance(leaf, Mapping) else None
-    shape = () if leaf is None else leaf.shape[1:] if expected.layer is not None else leaf.shape
-    if leaf is None or tuple(shape) != expected.shape:
-        raise UserError(
-            f"Parameter {'.'.join(expected.path)} is missing or misshapen for this config; are they one model's?"
-        )
-    target = np.dtype(leaf.dtype if dtype is None else jnp.dtype(dtype))
+    leaves = [_leaf_of(piece, expected.layer is not None, params) for piece in expected.pieces]
+    name = ".".join(expected.pieces[0].path)
+    if dtype is None and len({leaf.dtype for leaf in leaves}) > 1:
+        raise UserError(f"Parameter {name} and those published in one with it differ in type; choose one.")
+    target = np.dtype(leaves[0].dtype if dtype is None else jnp.dtype(dtype))
     if target not in DTYPES.values():
-        raise UserError(
-            f"Parameter {'.'.join(expected.path)} is {target.name}; choose float32 or bfloat16 to write it."
-        )
+        raise UserError(f"Parameter {name} is {target.name}; choose float32 or bfloat16 to write it.")
 
     def make() -> np.ndarray:
-        # In host memory a layer is a view; from a device only the one layer travels.
-        local = isinstance(leaf, np.ndarray) or next(iter(leaf.devices())).platform == "cpu"
-        value = np.asarray(leaf) if local else leaf
-        with np.errstate(invalid="ignore", over="ignore"):
-            return np.asarray(value if expected.layer is None else value[expected.layer]).astype(target, copy=False)
+        rows = [_on_host(leaf, expected.layer, target).reshape(-1, *expected.shape[1:]) for leaf in leaves]
+        return rows[0] if len(rows) == 1 else np.concatenate(rows)
 
     return TensorToWrite(expected.name, target, expected.shape, make)
+
+
+def _leaf_of(piece: Piece, stacked: bool, params: Params) -> Any:
+    leaf: Any = params
+    for key in piece.path:
+        leaf = leaf.get(key) if isinstance(leaf, Mapping) else None
+    shape = () if leaf is None else leaf.shape[1:] if stacked else leaf.shape
+    if leaf is None or tuple(shape) != piece.shape:
+        raise UserError(
+            f"Parameter {'.'.join(piece.path)} is missing or misshapen for this config; are they one model's?"
+        )
+    return leaf
+
+
+def _on_host(leaf: Any, layer: int | None, dtype: np.dtype) -> np.ndarray:
+    # In host memory a layer is a view; from a device only the one layer travels.
+    local = isinstance(leaf, np.ndarray) or next(iter(leaf.devices())).platform == "cpu"
+    value = np.asarray(leaf) if local else leaf
+    with np.errstate(invalid="ignore", over="ignore"):
+        return np.asarray(value if layer is None else value[layer]).astype(dtype, copy=False)
 
 
 def _split(tensors: Sequence[TensorToWrite], limit: int) -> list[list[TensorToWrite]]:

@@ -1,0 +1,141 @@
+"""Our side of `training_reference.py`: hands over weights, batch and draws, drives it, and checks that both agree."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from steerling_jax.config import Compute, ModelConfig
+from steerling_jax.io.published_layout import expected_tensors
+from steerling_jax.objective import loss_fn
+from steerling_jax.optimizer import decay_mask, learning_rate
+from steerling_jax.train.run_config import RunConfig
+from steerling_jax.train.step import init_state, train_step
+from steerling_jax.training_step import TrainState
+
+Batch = dict[str, jax.Array]
+FIRST = 250  # of a run: presence has half its hold on the backbone there, so that this is compared too
+STEPS = 4
+DRAWN = (
+    "noisy", "levels", "masked", "drop_epsilon", "drop_known", "drop_unknown", "use_labels", "use_residual", "progress"
+)  # fmt: skip
+GRADIENTS_WITHIN, LOSSES_WITHIN = 1e-4, 1e-3  # the second after `STEPS` updates, which multiply differences
+
+
+def export(run: RunConfig, batch: Batch, folder: Path) -> None:
+    """Writes what the reference reads."""
+    params = init_state(run).params
+    np.savez(folder / "params.npz", allow_pickle=False, **_published(run.model, params))
+    np.savez(folder / "batch.npz", allow_pickle=False, **{name: np.asarray(a) for name, a in batch.items()})
+    draws = [_draw(run, batch, FIRST + number) for number in range(STEPS)]
+    stacked = {name: np.stack([draw[name] for draw in draws]) for name in draws[0]}
+    np.savez(folder / "draws.npz", allow_pickle=False, **stacked)
+    rate = learning_rate(run.optimizer, run.steps)
+    marks = jax.tree.map(lambda leaf, decays: np.full(leaf.shape, decays), params, decay_mask(params))
+    decayed = [name for name, decays in _published(run.model, marks).items() if decays.all()]
+    settings = run.to_json() | {"rates": np.asarray(rate(np.arange(1000))).tolist(), "decayed": decayed}
+    (folder / "run.json").write_text(json.dumps(settings))
+
+
+def _published(config: ModelConfig, tree: Any) -> dict[str, np.ndarray]:
+    """Parameters, or anything shaped like them, under their published names."""
+    found = {}
+    for tensor in expected_tensors(config):
+        pieces = []
+        for piece in tensor.pieces:
+            leaf = tree
+            for key in piece.path:
+                leaf = leaf[key]
+            whole = np.asarray(leaf)
+            pieces.append((whole if tensor.layer is None else whole[tensor.layer]).reshape(-1, *tensor.shape[1:]))
+        found[tensor.name.removeprefix("transformer.")] = np.concatenate(pieces).reshape(tensor.shape)
+    return found
+
+
+def _draw(run: RunConfig, batch: Batch, step: int) -> dict[str, np.ndarray]:
+    """What the objective draws in this step."""
+    key, progress = jax.random.fold_in(jax.random.key(run.seed), step), jnp.float32(step / run.steps)
+    drawn = run.objective.draw(batch, key, progress, run.model)
+    arrays = {**drawn.sequences, **drawn.shared, "progress": progress}
+    return {name: np.asarray(arrays[name]) for name in DRAWN}
+
+
+class Reference:
+    """The reference in its own process, on what `export` wrote into `folder`."""
+
+    def __init__(self, python: str, folder: Path):
+        script = Path(__file__).with_name("training_reference.py")
+        self.folder = folder
+        self._process = subprocess.Popen(
+            [python, str(script), str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self.about = self._answer()
+
+    def __enter__(self) -> Reference:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+    def ask(self, **job: Any) -> dict[str, Any]:
+        print(json.dumps(job), file=self._process.stdin, flush=True)
+        return self._answer()
+
+    def timer(self, operands: str) -> Callable[[], float]:
+        """Times one step; with bfloat16 operands, under autocast."""
+        return lambda: self.ask(do="time", steps=1, autocast=operands == "bfloat16")["seconds"]
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            sys.exit("The reference ended; its message is above.")
+        return json.loads(line)
+
+
+def check_agreement(run: RunConfig, batch: Batch, reference: Reference) -> dict[str, float]:
+    """Ends the program unless losses, gradients and the losses of a few updates agree, in float32."""
+    run = dataclasses.replace(run, compute=Compute())
+    start = init_state(run)
+    start = dataclasses.replace(start, step=jnp.int32(FIRST))
+    theirs = reference.ask(do="check")
+    grads, ours = _our_gradients(run, start, batch)
+    terms = {name: abs(value / ours[name] - 1) for name, value in theirs.items()}
+    gradients = _differences(grads, dict(np.load(reference.folder / "gradients.npz")))
+    learned = np.array(reference.ask(do="learn", steps=STEPS)["losses"])
+    step, losses = jax.jit(partial(train_step, run=run)), []
+    for _ in range(STEPS):
+        start, metrics = step(start, batch)
+        losses.append(float(metrics["loss"]))
+    after = float(np.max(np.abs(learned / np.array(losses) - 1)))
+    apart = {name: value for name, value in (terms | gradients).items() if value > GRADIENTS_WITHIN}
+    if apart or after > LOSSES_WITHIN:
+        sys.exit(f"The reference does not agree (relative differences): {apart}; after {STEPS} updates {after}.")
+    return {
+        "losses": max(terms.values()), "gradients": max(gradients.values()), f"loss_after_{STEPS}_updates": after
+    }  # fmt: skip
+
+
+def _our_gradients(run: RunConfig, state: TrainState, batch: Batch) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    key = jax.random.fold_in(jax.random.key(run.seed), FIRST)
+    loss = partial(loss_fn, config=run.model, compute=run.compute, objective=run.objective)
+    gradient = jax.jit(jax.grad(loss, has_aux=True))
+    grads, metrics = gradient(state.params, batch, key, jnp.float32(FIRST / run.steps))
+    return _published(run.model, grads), {name: float(value) for name, value in metrics.items()}
+
+
+def _differences(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> dict[str, float]:
+    """The norm of the difference over the norm, of each parameter."""
+    return {name: float(np.linalg.norm(mine - theirs[name]) / np.linalg.norm(mine)) for name, mine in ours.items()}

@@ -1,0 +1,38 @@
+"""Instruction tuning of the bundled model on conversations of yours, through adapters.
+
+Command   steerling train --config instruct_pydocs --corpus CORPUS    (in a folder with conversations.jsonl)
+Hardware  two CPU cores will do
+Time      not measured
+Result    not measured; a model this small learns the form of an answer, hardly more
+
+conversations.jsonl has a conversation a line, {"messages": [{"role": "user", "content": "What does re.sub do?"},
+{"role": "assistant", "content": "It replaces what a pattern matches."}]}; docs/training.md has the rules. The model
+gets three ids more, for turns. These are embeddings, which adapters leave as they are: without `lora` they are trained
+too.
+"""
+
+import dataclasses
+
+from steerling_jax.configs import pydocs
+from steerling_jax.instruction_objective import InstructionObjective
+from steerling_jax.lora import LoraConfig
+from steerling_jax.optimizer import OptimizerConfig
+from steerling_jax.train.run_config import RunConfig, instruct_ids
+
+
+def config() -> RunConfig:
+    before = pydocs.config()
+    vocabulary = pydocs.VOCABULARY + 3
+    return dataclasses.replace(
+        before,
+        name="instruct_pydocs",
+        start_from="steerling-pydocs",
+        model=dataclasses.replace(before.model, vocab_size=vocabulary, **instruct_ids(vocabulary)),
+        data=dataclasses.replace(before.data, messages="conversations.jsonl", batch_size=8),
+        objective=InstructionObjective(),
+        optimizer=OptimizerConfig(peak_rate=1e-3, warmup_steps=20),
+        lora=LoraConfig(rank=16, alpha=32.0),
+        steps=300,
+        eval_every=300,
+        checkpoint_every=100,
+    )

@@ -1,0 +1,34 @@
+"""Steering training of the bundled model: what a pushed concept is to do to its text, learned from the corpus's labels.
+
+Command   steerling train --config steer_pydocs --corpus CORPUS    (the bundled model's; without it, it is made)
+Hardware  two cores of a Xeon with AMX
+Time      not measured
+Result    not measured yet; docs/phases.md has the command that would
+"""
+
+import dataclasses
+
+from steerling_jax.configs import pydocs
+from steerling_jax.noise import NoiseConfig
+from steerling_jax.optimizer import OptimizerConfig
+from steerling_jax.steering_objective import SteeringObjective
+from steerling_jax.train.run_config import RunConfig
+
+
+def config() -> RunConfig:
+    return dataclasses.replace(
+        pydocs.config(),
+        name="steer_pydocs",
+        start_from="steerling-pydocs",
+        objective=SteeringObjective(
+            noise=NoiseConfig(clean_context=True, floor=0.2),
+            strength=(0.5, 8.0),
+            pushed=0.5,
+            rows=0.75,
+        ),
+        optimizer=OptimizerConfig(peak_rate=3e-4, warmup_steps=10, schedule="wsd", weight_decay=0.0, b2=0.99),
+        steps=200,
+        log_every=10,
+        eval_every=200,
+        checkpoint_every=100,
+    )

@@ -1,0 +1,11 @@
+"""How far a long computation is, for whoever asked: the core calls, programs show."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+Tell = Callable[[str, int, int], None]  # stage, done, total
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """Tells nobody."""

@@ -1,0 +1,208 @@
+"""The three programs that pods run, each compiled for devices that need not be there: a training step, the decoding
+loop, a pass of integrated gradients. What is compiled is what runs; only shapes and places are made up here.
+
+Legend: B sequences or rows, T positions, S chunks a sequence, L layers, D width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from steerling_jax import block_decoding, lane_programs, model_flops, snapshot_passes
+from steerling_jax.config import Compute, ModelConfig
+from steerling_jax.decoding_step import Rules
+from steerling_jax.errors import UserError, require
+from steerling_jax.generation_config import GenerationConfig
+from steerling_jax.input_targets import TOKEN_LOGIT
+from steerling_jax.io.corpus import MAX_LABELS
+from steerling_jax.mesh import partition_spec
+from steerling_jax.model import param_shapes
+from steerling_jax.model_flops import Flops
+from steerling_jax.policies import Policies
+from steerling_jax.sharding import MeshShape, batch_sharding, make_mesh, param_shardings
+from steerling_jax.window_pass import empty_caches
+
+from ..clock import step_flops
+from ..data import default_max_chunks
+from ..run_config import RunConfig
+from ..step import compile_step, init_state, shardings
+
+Mode = Literal["train", "decode", "attribute"]
+MODES: tuple[Mode, ...] = get_args(Mode)
+_INFERENCE = Compute(dtype="bfloat16")
+_TILE = 512  # of splash_attention.py
+_PASSES = 64  # of a call; they run one after the other, so their number is a loop's
+
+
+def compile_program(mode: Mode, run: RunConfig, mesh: Mesh, rows: int) -> jax.stages.Compiled:
+    """rows: of a decoding or attribution pass; a training step has `run.data.batch_size` sequences."""
+    if mode == "train":
+        return _compile_training(run, mesh)
+    if mode == "decode":
+        return _compile_decoding(run.model, mesh, rows)
+    return _compile_attribution(run, mesh, rows)
+
+
+def own_flops(mode: Mode, run: RunConfig, rows: int) -> Flops:
+    """What the mathematics of one run of the program needs, on all devices together."""
+    config, T = run.model, run.data.seq_len
+    if mode == "train":
+        return step_flops(run)
+    if mode == "decode":
+        return model_flops.decoding_flops(
+            config, batch_size=rows, cached=config.block_size, candidates=config.diff_block_size
+        )
+    # The target is the logit of one token, which is a row of the output projection and no product.
+    return model_flops.forward_flops(config, batch_size=rows, seq_len=T, rows=0, heads=False, gradient="inputs")
+
+
+def kernel_flops(mode: Mode, run: RunConfig, own: Flops) -> float:
+    """FLOPs of the splash kernels, which the compiler cannot see into, beside the program's `own`.
+
+    Of a pair of positions they make two products forward (again on the way back, where layers are computed again), four
+    for the gradient of keys and values and three for that of queries; of whole tiles, where any pair in it counts.
+    """
+    if run.compute.attention != "splash" or mode == "decode":
+        return 0.0
+    T, again = run.data.seq_len, run.compute.remat or mode == "attribute"
+    tile = math.gcd(T, _TILE)
+    pairs = partial(model_flops.block_causal_pairs, T)
+    tiles = pairs(tile) / pairs(run.model.diff_block_size)
+    forward = own.attention / 3
+    return forward * tiles * (2 + 2 * again + 4 + 3) / 2
+
+
+def mesh_for(shape: MeshShape, devices: Sequence[Any]) -> Mesh:
+    """`make_mesh`, for devices that the compiler made up. `UserError` where the mesh does not go onto the torus."""
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices > 1 and shape.data == 1:
+        shape = dataclasses.replace(shape, data=slices)
+    try:
+        return make_mesh(shape, devices)
+    except (NotImplementedError, ValueError, AssertionError) as error:
+        raise UserError(
+            f"The mesh {sizes_text(shape)} cannot be laid onto {len(devices)} devices of this topology "
+            f"({str(error).splitlines()[0][:150]}): choose other sizes."
+        ) from error
+
+
+def sizes_text(shape: MeshShape) -> str:
+    return ", ".join(f"{field.name}={getattr(shape, field.name)}" for field in dataclasses.fields(shape))
+
+
+def bytes_per_device(mode: Mode, run: RunConfig, mesh: Mesh) -> tuple[int, float]:
+    """Parameters in all, and the bytes of them that a device holds."""
+    width = 4 if mode == "train" else 2
+    shapes, places = jax.tree.leaves(param_shapes(run.model)), jax.tree.leaves(param_shardings(run.model, mesh))
+    held = sum(np.prod(place.shard_shape(leaf.shape)) for leaf, place in zip(shapes, places, strict=True))
+    return sum(leaf.size for leaf in shapes), float(held * width)
+
+
+def _compile_training(run: RunConfig, mesh: Mesh) -> jax.stages.Compiled:
+    B, T = run.data.batch_size, run.data.seq_len
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    require(
+        B % ways == 0,
+        f"A batch of {B} sequences cannot be split over {ways} devices (data times fsdp): choose a --batch-size that "
+        "is a multiple of that, or another --mesh.",
+    )
+    state = jax.eval_shape(partial(init_state, run))
+    S = run.data.max_chunks or default_max_chunks(T)
+    sizes = {"tokens": (B, T), "chunk_index": (B, T), "chunk_labels": (B, S, MAX_LABELS), "sequence": (B,)}
+    place = batch_sharding(mesh)
+    batch = {name: jax.ShapeDtypeStruct(size, jnp.int32, sharding=place) for name, size in sizes.items()}
+    return compile_step(run, jax.tree.map(_placed, state, shardings(run, mesh)), batch)
+
+
+def _compile_decoding(config: ModelConfig, mesh: Mesh, rows: int) -> jax.stages.Compiled:
+    """A cache of the whole context, greedy, without clamps."""
+    over_rows = _over_rows(mesh, rows)
+    cache = jax.eval_shape(lambda: empty_caches(config, _INFERENCE, (rows, 1), config.block_size))
+    blank = lane_programs.blank_rows.eval_shape(
+        _rules(config), size=rows, branches=1, drafts=1, config=config, compute=_INFERENCE
+    )
+    # Keys and values over heads, (B, N, G, S, d) and (B, N, K, G, W, d); all else over rows alone.
+    heads = "tensor" if config.kv_heads % mesh.shape["tensor"] == 0 else None
+    placed = jax.tree.map(partial(_struct, mesh, PartitionSpec(over_rows)), blank)
+    slot = jax.tree.map(partial(_struct, mesh, PartitionSpec(over_rows, None, None, heads)), blank.slot)
+    cache = jax.tree.map(partial(_struct, mesh, PartitionSpec(over_rows, None, heads)), cache)
+    limit = _struct(mesh, PartitionSpec(), jax.ShapeDtypeStruct((), jnp.int32))
+    params, batch = _layer_by_layer(config, mesh), placed.replace(slot=slot)
+    with jax.set_mesh(mesh):
+        return block_decoding.decode_rows.lower(
+            params, cache, batch, limit, None, config=config, compute=_INFERENCE
+        ).compile()
+
+
+def _compile_attribution(run: RunConfig, mesh: Mesh, rows: int) -> jax.stages.Compiled:
+    """Of the token's logit, no injection, no guidance; layers are computed again on the way back."""
+    config, T = run.model, run.data.seq_len
+    compute = dataclasses.replace(_INFERENCE, remat=True, attention=run.compute.attention)
+    over_rows = _over_rows(mesh, rows)
+    struct, whole = jax.ShapeDtypeStruct, partial(_struct, mesh, PartitionSpec())
+    tables = struct((1, config.n_layers, config.n_embd), jnp.float32)
+    canvases, ids, number = struct((rows, T), jnp.int32), struct((rows,), jnp.int32), struct((), jnp.int32)
+    guidance = struct((), jnp.float32)
+    cases = snapshot_passes.CaseTable(canvases, ids, ids, TOKEN_LOGIT, number, number, tables, tables, guidance, None)
+    by_row = partial(_struct, mesh, PartitionSpec(None, over_rows))
+    which, points = struct((_PASSES, rows), jnp.int32), struct((_PASSES, rows), jnp.float32)
+    arguments = (
+        _stacked(config, mesh), jax.tree.map(whole, cases), by_row(which), by_row(points), by_row(points), whole(number)
+    )  # fmt: skip
+    with jax.set_mesh(mesh):
+        return snapshot_passes.summed_gradients.lower(
+            *arguments, config=config, compute=compute, guided=False
+        ).compile()
+
+
+def _over_rows(mesh: Mesh, rows: int) -> Any:
+    """The mesh axes that split rows, None where they do not divide them."""
+    return partition_spec(("batch",), (rows,), mesh)[0]
+
+
+def _placed(leaf: jax.ShapeDtypeStruct, place: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+
+
+def _struct(mesh: Mesh, spec: PartitionSpec, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    return _placed(leaf, NamedSharding(mesh, PartitionSpec(*spec[: len(leaf.shape)])))
+
+
+def _stacked(config: ModelConfig, mesh: Mesh) -> Any:
+    """bfloat16 parameters, layers stacked."""
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16, sharding=place),
+        param_shapes(config),
+        param_shardings(config, mesh),
+    )
+
+
+def _layer_by_layer(config: ModelConfig, mesh: Mesh) -> Any:
+    """bfloat16 parameters as decoding holds them: a tuple of layers."""
+
+    def one(leaf: Any) -> jax.ShapeDtypeStruct:
+        place = NamedSharding(mesh, PartitionSpec(*leaf.sharding.spec[1:]))
+        return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype, sharding=place)
+
+    params = _stacked(config, mesh)
+    return {**params, "blocks": (jax.tree.map(one, params["blocks"]),) * config.n_layers}
+
+
+def _rules(config: ModelConfig) -> Rules:
+    generation = GenerationConfig(max_new_tokens=64, use_entropy_sampling=False, temperature=0.0)
+    tables = np.zeros((config.n_layers, config.n_embd), np.float32)
+    values: dict[str, Any] = dict(
+        suppression=np.zeros(config.vocab_size, np.float32), seed=np.uint32(0), guidance=np.float32(0),
+        active=np.bool_(True), at_masks=tables, at_prompt=tables,
+    )  # fmt: skip
+    values |= dict.fromkeys(("total", "prompt", "begin", "first", "patience"), np.int32(0))
+    return Rules(policies=Policies().completed(generation, config.diff_block_size, 1, None), **values)

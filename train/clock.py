@@ -1,0 +1,103 @@
+"""Where a run's time goes, and how fast its steps are."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+
+from steerling_jax.model_flops import Flops, expected_masked_share, peak_flops, training_flops
+
+from .run_config import RunConfig
+
+PHASES = ("init", "compile", "data", "step", "eval", "save")
+OTHER = "other"  # showing, writing lines, waiting for whoever drives the loop
+
+
+class Clock:
+    """Seconds by phase, over restarts. Time between the last save and a kill is lost, as are the steps made in it."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = dict.fromkeys(PHASES, 0.0)
+        self.starts = 1
+        self._begin, self._before = time.perf_counter(), 0.0
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Counts what happens inside towards `name`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] += time.perf_counter() - start
+
+    def add(self, saved: Mapping[str, Any]) -> None:
+        """Goes on from the clock of a checkpoint."""
+        self.starts += int(saved["starts"])
+        for name, seconds in saved["seconds"].items():
+            self._before += float(seconds)
+            if name != OTHER:
+                self.seconds[name] = self.seconds.get(name, 0.0) + float(seconds)
+
+    def to_json(self) -> dict[str, Any]:
+        """`starts` of the run, and `seconds` by phase, which add up to its time."""
+        everything = self._before + time.perf_counter() - self._begin
+        seconds = {**self.seconds, OTHER: everything - sum(self.seconds.values())}
+        return {"starts": self.starts, "seconds": {name: round(value, 3) for name, value in seconds.items()}}
+
+
+class Speed:
+    """Over the last 32 steps, data and compute, without evaluating and saving."""
+
+    def __init__(self, run: RunConfig, clock: Clock):
+        self._flops = step_flops(run).total
+        peak = peak_flops(jax.devices()[0].device_kind)
+        self._peak = None if peak is None else peak * jax.device_count()
+        self._tokens, self._clock = run.tokens_per_step, clock
+        self._busy: collections.deque[float] = collections.deque(maxlen=33)
+
+    def step_done(self) -> None:
+        self._busy.append(self._clock.seconds["data"] + self._clock.seconds["step"])
+
+    @property
+    def steps_per_second(self) -> float:
+        span = self._busy[-1] - self._busy[0]
+        return (len(self._busy) - 1) / span if span > 0 else 0.0
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.steps_per_second * self._tokens
+
+    @property
+    def flops_per_second(self) -> float:
+        """Model FLOPs (`steerling_jax/model_flops.py`), of all devices."""
+        return self.steps_per_second * self._flops
+
+    @property
+    def mfu(self) -> float | None:
+        """Model FLOPs as a share of what all devices could do at most; None where that is not known, as on CPUs."""
+        return None if self._peak is None else self.flops_per_second / self._peak
+
+    def to_json(self) -> dict[str, float]:
+        """For a line of metrics: each step's is of the steps before it."""
+        found = {
+            "tokens_per_second": round(self.tokens_per_second, 1),
+            "model_flops_per_second": round(self.flops_per_second),
+        }
+        return found if self.mfu is None else found | {"mfu": round(self.mfu, 4)}
+
+
+def step_flops(run: RunConfig) -> Flops:
+    """Model FLOPs of one step of a run."""
+    noise, data = run.objective.noise, run.data
+    share = expected_masked_share(noise)
+    if data.messages is not None:  # one block of each sequence
+        share *= run.model.diff_block_size / data.seq_len
+    return training_flops(
+        run.model, batch_size=data.batch_size, seq_len=data.seq_len, clean_context=noise.clean_context,
+        masked_share=share, frozen=run.lora is not None,
+    )  # fmt: skip

@@ -1,0 +1,167 @@
+"""Which files a source has, and how they are shared out: parts of about the same size, whatever reads them.
+
+The parts follow from names and sizes alone. A part is what one worker reads at a time, and what is kept of a
+preparation that was stopped.
+"""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from steerling_jax.errors import UserError
+
+from .sources import Source
+
+_LEAST_PART, _MOST_PART, _PARTS = 4 << 20, 64 << 20, 4096
+_PACKED = (".gz", ".bz2", ".xz")
+_FORMATS = {".txt": "text", ".jsonl": "jsonl", ".parquet": "parquet"}
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """address: what fsspec opens. label: its name below the folder or pattern it was found by. stamp: changes with
+    its content, as far as the file system tells."""
+
+    address: str
+    label: str
+    size: int
+    stamp: str
+
+    @property
+    def format(self) -> str | None:
+        return _FORMATS.get(self._plain.suffix.lower())
+
+    @property
+    def is_packed(self) -> bool:
+        return self._plain.name != PurePosixPath(self.label).name
+
+    @property
+    def _plain(self) -> PurePosixPath:
+        name = PurePosixPath(self.label)
+        return name.with_suffix("") if name.suffix in _PACKED else name
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some of a source's text: whole files, or of one JSON lines file the lines that begin in bytes `start` to `end`,
+    or of one Parquet file the row groups `start` to `end`. end −1: to the end."""
+
+    source: int
+    format: str
+    files: tuple[InputFile, ...]
+    start: int = 0
+    end: int = -1
+
+    def to_json(self) -> list[Any]:
+        files = [[f.address, f.label, f.size, f.stamp] for f in self.files]
+        return [self.source, self.format, files, self.start, self.end]
+
+    @classmethod
+    def from_json(cls, saved: Sequence[Any]) -> Part:
+        source, format, files, start, end = saved
+        return cls(source, format, tuple(InputFile(*f) for f in files), start, end)
+
+
+def plan_parts(sources: Sequence[Source], part_bytes: int = 0) -> list[Part]:
+    """The parts of all sources, in order of source and name. part_bytes: about so large; 0: by the size of it all."""
+    files = [source_files(source) for source in sources]
+    total = sum(file.size for found in files for file in found)
+    part_bytes = part_bytes or min(max(total // _PARTS, _LEAST_PART), _MOST_PART)
+    parts: list[Part] = []
+    for number, found in enumerate(files):
+        by_format = {name: [f for f in found if f.format == name] for name in _FORMATS.values()}
+        parts += _text_parts(number, by_format["text"], part_bytes)
+        for file in by_format["jsonl"]:
+            if file.is_packed:
+                parts.append(Part(number, "jsonl", (file,)))
+            else:
+                starts = range(0, max(file.size, 1), part_bytes)
+                parts += [Part(number, "jsonl", (file,), at, min(at + part_bytes, file.size)) for at in starts]
+        with ThreadPoolExecutor(16) as pool:
+            for groups in pool.map(lambda f: list(_row_groups(number, f, part_bytes)), by_format["parquet"]):  # noqa: B023
+                parts += groups
+    return parts
+
+
+def source_files(source: Source) -> list[InputFile]:
+    """The files of a source that can be read, in order of name. Raises `UserError` where there are none."""
+    found: dict[str, InputFile] = {}
+    for name in source.files:
+        for file in _expand(name):
+            found.setdefault(file.address, file)
+    readable = [file for file in sorted(found.values(), key=lambda f: f.address) if file.format]
+    if not readable:
+        raise UserError(
+            f"{', '.join(source.files)} holds no documents: put .txt, .jsonl (also packed, .jsonl.gz) or .parquet "
+            "files there."
+        )
+    return readable
+
+
+def _expand(name: str) -> list[InputFile]:
+    import fsspec
+
+    if "://" not in name:
+        name = str(Path(name).absolute())
+    try:
+        system, path = fsspec.core.url_to_fs(name)
+        if glob.has_magic(path):
+            base = path[: path.rindex("/", 0, _first_magic(path)) + 1] if "/" in path else ""
+            entries = system.glob(path, detail=True)
+        elif system.isdir(path):
+            base, entries = path.rstrip("/") + "/", system.find(path, detail=True)
+        elif system.exists(path):
+            base, entries = path[: path.rindex("/") + 1], {path: system.info(path)}
+        else:
+            raise UserError(f"{name} is not a folder or a file: give one that holds .txt, .jsonl or .parquet files.")
+    except (ImportError, ValueError) as error:
+        raise UserError(f"{name} cannot be read: {error}.") from error
+    except OSError as error:
+        raise UserError(f"{name} cannot be read: {error.strerror or error}.") from error
+    local = "://" not in name
+    return [
+        InputFile(
+            found if local else system.unstrip_protocol(found), found.removeprefix(base), info["size"], _stamp(info)
+        )
+        for found, info in entries.items()
+        if info["type"] == "file"
+    ]
+
+
+def _first_magic(path: str) -> int:
+    return min(at for at in map(path.find, "*?[") if at >= 0)
+
+
+def _stamp(info: dict[str, Any]) -> str:
+    return str(next((info[key] for key in ("ETag", "etag", "md5Hash", "mtime", "created") if info.get(key)), ""))
+
+
+def _text_parts(source: int, files: Sequence[InputFile], part_bytes: int) -> Iterator[Part]:
+    group: list[InputFile] = []
+    for file in files:
+        if group and sum(f.size for f in group) + file.size > part_bytes:
+            yield Part(source, "text", tuple(group))
+            group = []
+        group.append(file)
+    if group:
+        yield Part(source, "text", tuple(group))
+
+
+def _row_groups(source: int, file: InputFile, part_bytes: int) -> Iterator[Part]:
+    """Row groups in a row of about `part_bytes` together, by what the file says of itself."""
+    from .reading import parquet_file
+
+    with parquet_file(file) as table:
+        sizes = [table.metadata.row_group(i).total_byte_size for i in range(table.metadata.num_row_groups)]
+    first, held = 0, 0
+    for number, size in enumerate(sizes):
+        if held and held + size > part_bytes:
+            yield Part(source, "parquet", (file,), first, number)
+            first, held = number, 0
+        held += size
+    yield Part(source, "parquet", (file,), first, len(sizes))

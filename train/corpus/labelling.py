@@ -1,0 +1,151 @@
+"""The middle stages: who is held out, the vocabulary, what annotators need; then each part's tokens, chunks, labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from itertools import islice
+
+import numpy as np
+
+from steerling_jax.io.corpus import SPLITS
+from steerling_jax.io.corpus_pieces import KeptPiece, MadePiece, token_dtype
+from steerling_jax.io.tokenizer import train_sentencepiece
+
+from ..chunking import chunks
+from ..documents import Document
+from ..split import near_duplicates, side
+from . import examples, label_table
+from .annotators import TextChunk, annotate
+from .job import TOKENIZER, Job
+from .survey import documents
+
+_VOCABULARY_CHARACTERS = 50_000_000  # as much text as the vocabulary is made from
+_VOCABULARY_PARTS = 256  # it is taken from so many parts, evenly spread
+_CLUSTERED_CHARACTERS = 64_000_000  # near-duplicates are looked for in corpora up to this size
+_BACKGROUND_CHUNKS, _BACKGROUND_PARTS = 2048, 64
+
+
+def is_clustered(job: Job) -> bool:
+    """Whether near-duplicates are looked for: where all text can be held in memory at once."""
+    return job.survey["characters"] <= _CLUSTERED_CHARACTERS
+
+
+def unclustered(job: Job) -> list[str]:
+    return job.missing(["clusters.json"])
+
+
+def cluster(job: Job, name: str) -> None:
+    """Near-duplicates get the smallest hash among them as the mark of their cluster."""
+    found: dict[str, str] = {}
+    if is_clustered(job):
+        hashes, texts = [], []
+        for part in range(len(job.parts)):
+            for document in documents(job, part):
+                hashes.append(document.sha256)
+                texts.append(document.text)
+        clusters, mark = near_duplicates(texts), {}
+        for sha256, cluster in zip(hashes, clusters):
+            mark[cluster] = min(mark.get(cluster, sha256), sha256)
+        found = {s: mark[cluster] for s, cluster in zip(hashes, clusters) if mark[cluster] != s}
+    job.work.write_json(name, found)
+
+
+def _side(job: Job, document: Document) -> str:
+    mark = document.cluster or job.clusters.get(document.sha256, document.sha256)
+    return side(mark, job.settings.heldout_share)
+
+
+def without_vocabulary(job: Job) -> list[str]:
+    return job.missing([TOKENIZER]) if job.vocabulary is None else []
+
+
+def make_vocabulary(job: Job, name: str) -> None:
+    parts = range(len(job.parts))
+    each = _VOCABULARY_CHARACTERS
+    if job.survey["characters"] > _VOCABULARY_CHARACTERS:  # not all can be taken: as much of each of some
+        parts = _spread(len(parts), _VOCABULARY_PARTS)
+        each //= len(parts)
+
+    def texts() -> Iterator[str]:
+        for part in parts:
+            left = each
+            for document in documents(job, part):
+                if left <= 0:
+                    break
+                if _side(job, document) == "train":
+                    yield document.text[:left]
+                    left -= len(document.text)
+
+    job.work.write(name, train_sentencepiece(texts(), job.settings.vocab_size))
+
+
+def unready(job: Job) -> list[str]:
+    tables = [f"annotators/{number:02}/label_rows" for number in range(len(job.tables))]
+    return job.missing([*tables, *(["annotators/examples.npz"] if job.learned else [])])
+
+
+def make_annotator(job: Job, name: str) -> None:
+    if name != "annotators/examples.npz":
+        number = int(name.split("/")[1])
+        label_table.build_table(job.tables[number], job.table_ids[number], job.table_place(number))
+        return
+    background: list[str] = []
+    parts = _spread(len(job.parts), _BACKGROUND_PARTS)
+    for part in parts:
+        texts = (text for document in documents(job, part) for text, _ in _cut(job, document))
+        background += islice(texts, -(-_BACKGROUND_CHUNKS // len(parts)))
+    job.work.write(name, examples.learn(job.learned, background, job.embed).to_bytes())
+
+
+# Tokens, chunks, labels --------------------------------------------------------------------------------------------
+
+
+def unlabelled(job: Job) -> list[int]:
+    return job.parts_without("parts")
+
+
+def label_part(job: Job, part: int) -> None:
+    """Makes the part's two pieces, one of each split."""
+    taken = list(documents(job, part))
+    by_split: dict[str, list[Document]] = {split: [] for split in SPLITS}
+    for document in taken:
+        by_split[_side(job, document)].append(document)
+    train = by_split["train"]
+    by_split["train"] = [train[i] for i in job.document_order(part, len(train))]
+    about = {}
+    for split, mine in by_split.items():
+        piece = MadePiece(job.tokenizer.special, job.tokenizer.vocab_size)
+        for document in mine:
+            cut = list(_cut(job, document))
+            labels, origins = annotate(job.annotators, document, _text_chunks([text for text, _ in cut]))
+            rows = [(ids, given) for (_, ids), given in zip(cut, labels)]
+            piece.add(document.name, document.source, document.sha256, rows, origins)
+        kept_piece(job, part, split).keep(piece, piece.size)
+        about[split] = asdict(piece.size)
+    job.work.write_json(f"parts/{part:06}.json", about)
+
+
+def _cut(job: Job, document: Document) -> Iterator[tuple[str, list[int]]]:
+    """(text, token ids) of each of a document's chunks."""
+    source = next((source for source in job.sources if source.name == document.source), None)
+    code = document.source == "code" or (source is not None and source.kind == "code")
+    longest = (source.chunk_tokens if source is not None else 0) or job.settings.chunk_tokens
+    return chunks(document.text, job.tokenizer, longest, code=code)
+
+
+def _text_chunks(texts: Sequence[str]) -> list[TextChunk]:
+    found, start = [], 0
+    for text in texts:
+        found.append(TextChunk(text, start))
+        start += len(text)
+    return found
+
+
+def kept_piece(job: Job, part: int, split: str) -> KeptPiece:
+    return KeptPiece(job.work, f"parts/{part:06}-{split}", token_dtype(job.tokenizer.vocab_size))
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """At most so many numbers below `count`, evenly spread."""
+    return sorted({int(at) for at in np.linspace(0, count - 1, min(count, most))})

@@ -1,0 +1,99 @@
+"""Who runs the stages: this process, several here, or Apache Beam on its local runner, Dataflow, Flink or Spark."""
+
+from __future__ import annotations
+
+import multiprocessing
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
+from typing import Any
+
+from steerling_jax.errors import UserError
+from steerling_jax.io.places import Place
+
+from .job import open_job
+from .stages import STAGES
+
+Tell = Callable[[str, int, int], None]
+
+_QUEUED = 4  # tasks a process that wait for it: the list of a large corpus is never all in flight
+
+
+def tasks_of(stage: int, work: Place) -> list[Any]:
+    """What is still to do of a stage."""
+    return STAGES[stage].tasks(open_job(work))
+
+
+def run_task(stage: int, work: Place, task: Any) -> None:
+    STAGES[stage].run(open_job(work), task)
+
+
+def run_here(work: Place, workers: int, tell: Tell) -> None:
+    """In this process (one worker), or in so many others."""
+    if workers == 1:
+        for number in range(len(STAGES)):
+            tasks = tasks_of(number, work)
+            _follow((run_task(number, work, task) for task in tasks), STAGES[number].name, len(tasks), tell)
+        return
+    # Processes are begun anew, not forked: TensorStore's threads would be missing in a fork.
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        for number in range(len(STAGES)):
+            tasks = tasks_of(number, work)
+            try:
+                _follow(_in_pool(pool, number, work, tasks, workers), STAGES[number].name, len(tasks), tell)
+            except BrokenProcessPool as error:
+                raise UserError(
+                    f"A worker was killed while {STAGES[number].name}, perhaps for memory: the same command goes on "
+                    "from there; fewer --workers or smaller --part-bytes need less."
+                ) from error
+
+
+def _in_pool(pool: ProcessPoolExecutor, stage: int, work: Place, tasks: Sequence[Any], workers: int) -> Iterator[None]:
+    left = iter(tasks)
+    waiting = {pool.submit(run_task, stage, work, task) for task in islice(left, workers * _QUEUED)}
+    try:
+        while waiting:
+            done = next(as_completed(waiting))
+            waiting.remove(done)
+            done.result()
+            waiting |= {pool.submit(run_task, stage, work, task) for task in islice(left, 1)}
+            yield
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+def _follow(done: Iterable[None], stage: str, total: int, tell: Tell) -> None:
+    tell(stage, 0, total)
+    for count, _ in enumerate(done, 1):
+        tell(stage, count, total)
+
+
+def run_on_beam(work: Place, runner: str, options: Sequence[str]) -> None:
+    """As one Beam pipeline. Its collections hold tasks' names, never text or tokens; a count of what is done is all
+    that a stage waits for."""
+    try:
+        import apache_beam as beam
+        from apache_beam.options.pipeline_options import PipelineOptions
+    except ImportError:
+        raise UserError(
+            f"--runner {runner} needs Apache Beam: pip install 'steerling-jax[beam]', or leave --runner away."
+        ) from None
+    pipeline = beam.Pipeline(options=PipelineOptions([f"--runner={runner}", *(f"--{option}" for option in options)]))
+    done = pipeline | beam.Create([0])
+    for number, stage in enumerate(STAGES):
+        done = (
+            done
+            | f"{stage.name}: tasks" >> beam.FlatMap(lambda _, number=number: tasks_of(number, work))
+            | f"{stage.name}: spread" >> beam.Reshuffle()
+            | f"{stage.name}: work" >> beam.Map(lambda task, number=number: run_task(number, work, task))
+            | f"{stage.name}: all done" >> beam.CombineGlobally(beam.combiners.CountCombineFn())
+        )
+    try:
+        pipeline.run().wait_until_finish()
+    except Exception as error:  # Beam tells what a worker raised as a text, with the worker's traceback
+        if said := re.findall(r"UserError: (.+?)(?: \[while running|\n|$)", str(error)):
+            raise UserError(said[-1]) from error
+        raise
