@@ -45,6 +45,23 @@ def test_a_loop_of_unknown_length_counts_once_and_is_told() -> None:
     assert (found.flops, found.open_loops) == (2 * 8**3, 1)
 
 
+def test_a_computation_for_a_sparse_core_ends_where_it_ends() -> None:
+    text = """HloModule some
+
+%apart (a: f32[4]) -> f32[4] {
+  %a = f32[4]{0} parameter(0)
+  ROOT %twice = f32[4]{0} add(%a, %a)
+}, execution_thread="sparsecore"
+
+ENTRY %main (b: f32[4]) -> f32[4] {
+  %b = f32[4]{0} parameter(0)
+  ROOT %c = f32[4]{0} negate(%b)
+}
+"""
+    module = read_module(text)
+    assert (set(module.computations), module.entry) == ({"apart", "main"}, "main")
+
+
 def test_the_costly_branch_counts() -> None:
     def either(yes: jax.Array, x: jax.Array) -> jax.Array:
         return jax.lax.cond(yes, lambda a: a @ a @ a, lambda a: a @ a, x)
