@@ -50,7 +50,9 @@ def test_a_computation_for_a_sparse_core_ends_where_it_ends() -> None:
 
 %apart (a: f32[4]) -> f32[4] {
   %a = f32[4]{0} parameter(0)
-  ROOT %twice = f32[4]{0} add(%a, %a)
+  %kernel = f32[4]{0} negate(%a), backend_config={"text": {
+}}, metadata={op_name="its attributes fill several lines"}
+  ROOT %twice = f32[4]{0} add(%a, %kernel)
 }, execution_thread="sparsecore"
 
 ENTRY %main (b: f32[4]) -> f32[4] {
@@ -60,6 +62,7 @@ ENTRY %main (b: f32[4]) -> f32[4] {
 """
     module = read_module(text)
     assert (set(module.computations), module.entry) == ({"apart", "main"}, "main")
+    assert module.computations["apart"].root.name == "twice"
 
 
 def test_the_costly_branch_counts() -> None:

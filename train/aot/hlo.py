@@ -101,7 +101,7 @@ def read_module(text: str) -> Module:
             if header := _HEADER.match(line):
                 name, body = header.group(2), []
                 entry = name if header.group(1) else entry
-        elif line.startswith("}"):  # what runs on a sparse core says so behind it
+        elif line == "}" or line.startswith("}, "):  # what runs on a sparse core says so behind it
             computations[name] = Computation(name, tuple(body))
             name = ""
         elif " = " in line:
