@@ -65,7 +65,7 @@ class Catalogue:
         for one, in_name, in_text in self._indexed:
             values = [_worth(word, in_name, in_text) for word in wanted] if one.head == head else []
             if hits := sum(value > 0 for value in values):
-                exact = _same(query) == _same(one.name)
+                exact = comparable(query) == comparable(one.name)
                 scored.append(((-hits, not exact, -sum(values), len(in_name), one.id), one))
         scored.sort(key=lambda row: row[0])
         return [one for order, one in scored if order[0] == scored[0][0][0]]
@@ -79,7 +79,7 @@ class Catalogue:
         text = str(text).strip()
         if text.casefold().startswith("group:"):
             return self._group(text.partition(":")[2], head)
-        found = [one.id for one in self._by_name.get(_same(text), ()) if one.head == head]
+        found = [one.id for one in self._by_name.get(comparable(text), ()) if one.head == head]
         if len(found) > 1:
             ids = " and ".join(f"#{i}" for i in found)
             raise UserError(f"Several {head} concepts are called {text!r}; give one of their ids, {ids}.")
@@ -100,9 +100,9 @@ class Catalogue:
         """A few names that may have been meant: like the text, with a word like it, or found by it."""
         by_text: dict[str, list[str]] = {}  # a name's own text and each of its words, to names
         for one, in_name, _ in self._indexed:
-            for key in (_same(one.name), *in_name) if one.head == head else ():
+            for key in (comparable(one.name), *in_name) if one.head == head else ():
                 by_text.setdefault(key, []).append(one.name)
-        similar = difflib.get_close_matches(_same(text), by_text, n=_NEAR, cutoff=0.7)
+        similar = difflib.get_close_matches(comparable(text), by_text, n=_NEAR, cutoff=0.7)
         names = [name for key in similar for name in by_text[key]]
         found = [] if _is_exact(text) else [one.name for one in self.find(text, head)[:_NEAR]]
         return list(dict.fromkeys([*names, *found]))[:_NEAR]
@@ -112,7 +112,9 @@ class Catalogue:
         return sorted({one.group for one in self.concepts if one.group})
 
     def _group(self, name: str, head: Head) -> tuple[int, ...]:
-        ids = tuple(one.id for one in self.concepts if one.head == head and _same(one.group) == _same(name) != "")
+        ids = tuple(
+            one.id for one in self.concepts if one.head == head and comparable(one.group) == comparable(name) != ""
+        )
         if not ids:
             groups = self.groups
             offered = difflib.get_close_matches(name, groups, n=_NEAR) or groups[:_NEAR]
@@ -121,7 +123,7 @@ class Catalogue:
         return ids
 
     def _unknown(self, text: str, head: Head) -> str:
-        other = [one for one in self._by_name.get(_same(text), ()) if one.head != head]
+        other = [one for one in self._by_name.get(comparable(text), ()) if one.head != head]
         if other:
             return f"{text!r} is a {other[0].head} concept, but a {head} one is needed here."
         if not any(one.head == head for one in self.concepts):
@@ -146,7 +148,7 @@ class Catalogue:
     def _by_name(self) -> dict[str, list[Concept]]:
         found: dict[str, list[Concept]] = {}
         for one in self.concepts:
-            found.setdefault(_same(one.name), []).append(one)
+            found.setdefault(comparable(one.name), []).append(one)
         return found
 
 
@@ -159,7 +161,7 @@ def _words(text: str) -> list[str]:
     return _WORD.findall(text.casefold())
 
 
-def _same(text: str) -> str:
+def comparable(text: str) -> str:
     """What names are compared by."""
     return " ".join(text.casefold().split())
 

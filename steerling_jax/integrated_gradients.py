@@ -9,7 +9,7 @@ Legend: n explained targets, T canvas positions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -18,6 +18,7 @@ from steerling_jax import input_baselines
 from steerling_jax.errors import UserError, require
 from steerling_jax.input_attribution import DEFAULT_TOLERANCE, InputAttribution, Method, Tolerance
 from steerling_jax.input_targets import TOKEN_LOGIT, Target
+from steerling_jax.progress import Tell
 from steerling_jax.snapshot_passes import Case, SnapshotPasses, choose_cases
 from steerling_jax.trace import Trace
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from steerling_jax.api import Bundle
 
 Rule = Literal["gauss-legendre", "right-riemann"]
-Tell = Callable[[str, int, int], None]
 
 _FIRST_NODES = 8
 _METHODS = ("integrated-gradients", "gradient-x-input", "leave-one-out", "embedding-similarity", "recency")

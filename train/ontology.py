@@ -11,10 +11,11 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from steerling_jax.catalogue import comparable
 from steerling_jax.errors import UserError
 
 from .corpus.annotators import TextChunk
@@ -125,7 +126,7 @@ def read_concepts(paths: Sequence[str | Path] = (BUNDLED,)) -> list[Concept]:
         for file in [_BUNDLED_FILE] if str(path) == BUNDLED else toml_files([path]):
             for number, table in enumerate(toml_tables(file, "concept"), 1):
                 concept = _concept(len(found), number, table, file)
-                key = " ".join(concept.name.casefold().split())
+                key = comparable(concept.name)
                 if key in found:
                     raise UserError(
                         f"{file}: the concept {concept.name!r} is there already, in {found[key][1]}: rename one."
@@ -160,7 +161,7 @@ def _concept(id: int, number: int, table: dict[str, Any], path: Path) -> Concept
     for word in table.get("words", ()):
         if not re.fullmatch(r"[a-z0-9]+( [a-z0-9]+)?", word):
             raise UserError(f"{where}: words holds {word!r}; give one or two words of small letters and digits a-z.")
-    concept = replace(Concept.from_json({"id": id} | table), id=id)
+    concept = Concept.from_json({"id": id} | table)
     if not concept.has_rules and len(concept.examples) < LEAST_EXAMPLES:
         raise UserError(
             f"{where} has no rule and {len(concept.examples)} examples: give modules, words or a pattern, or at least "

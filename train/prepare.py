@@ -10,17 +10,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from steerling_jax.catalogue import comparable
 from steerling_jax.errors import UserError
 from steerling_jax.io.cl100k import TiktokenTokenizer
 from steerling_jax.io.corpus import CorpusStore
 from steerling_jax.io.disk import told
 from steerling_jax.io.places import Place
 from steerling_jax.io.tokenizer import SentencePieceTokenizer, Tokenizer
+from steerling_jax.progress import Tell, silent
 
 from .corpus.inputs import plan_parts
 from .corpus.job import TIKTOKEN, TOKENIZER, Settings, start_job
 from .corpus.label_table import TableSettings, table_concepts
-from .corpus.runners import Tell, run_here, run_on_beam
+from .corpus.runners import run_here, run_on_beam
 from .corpus.sources import Source
 from .documents import Document
 from .ontology import Concept, read_concepts
@@ -44,7 +46,7 @@ def prepare(
     workers: int = 1,
     runner: str | None = None,
     runner_options: Sequence[str] = (),
-    progress: Tell = lambda stage, done, total: None,
+    progress: Tell = silent,
 ) -> CorpusStore:
     """Makes the store at `out`, all or nothing, of `documents` or of the files of `inputs`, and opens it.
 
@@ -107,18 +109,14 @@ def _spool(documents: Iterable[Document], work: Path) -> Source:
 
 def _join(concepts: list[Concept], table: TableSettings) -> dict[int, int]:
     """Adds to `concepts` those of the table whose names are new. Gives the corpus's id for each of the table's."""
-    by_name = {_same(concept.name): concept.id for concept in concepts}
+    by_name = {comparable(concept.name): concept.id for concept in concepts}
     ids = {}
     for one in table_concepts(table):
-        if _same(one["name"]) not in by_name:
-            by_name[_same(one["name"])] = len(concepts)
+        if comparable(one["name"]) not in by_name:
+            by_name[comparable(one["name"])] = len(concepts)
             concepts.append(Concept(len(concepts), one["name"], one["group"], one["description"]))
-        ids[one["id"]] = by_name[_same(one["name"])]
+        ids[one["id"]] = by_name[comparable(one["name"])]
     return ids
-
-
-def _same(name: str) -> str:
-    return " ".join(name.casefold().split())
 
 
 def _vocabulary(tokenizer: Tokenizer) -> tuple[dict[str, Any], bytes]:

@@ -32,7 +32,7 @@ from steerling_jax.turn_tokens import add_turn_tokens
 from .metrics import METRICS_FILE
 from .processes import is_first
 from .run_config import RunConfig, leaves
-from .step import init_state, shardings
+from .step import abstract_state, init_state, shardings
 
 
 @dataclass(frozen=True)
@@ -123,11 +123,7 @@ def begin(
     """Restores what there is. Raises `UserError` when there are checkpoints but none can be read, or when the other
     weights are not those with which the run in `folder` began."""
     places = shardings(run, mesh)
-    shapes = jax.eval_shape(partial(init_state, run))
-    wanted = jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, places
-    )
-    found = checkpoints.restore(wanted)
+    found = checkpoints.restore(abstract_state(run, mesh))
     order, given = [], None
     if other is not None and (found is None or run.lora is not None):
         given = other.read(run.model, mesh)

@@ -35,6 +35,14 @@ def shardings(run: RunConfig, mesh: Mesh) -> TrainState:
     return training_step.state_shardings(recipe_of(run), mesh)
 
 
+def abstract_state(run: RunConfig, mesh: Mesh) -> TrainState:
+    """The state's shapes, dtypes and places, without making it."""
+    shapes = jax.eval_shape(partial(init_state, run))
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, shardings(run, mesh)
+    )
+
+
 def model_params(run: RunConfig, trained: Params, base: Params | None) -> Params:
     """The parameters as they are evaluated and exported: `trained`, or adapters merged into `base`."""
     return training_step.model_params(recipe_of(run), trained, base)

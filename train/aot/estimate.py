@@ -7,7 +7,6 @@ shape gets 70 to 90 % of it, and what is no product (top-k, softmax, gathers) is
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 
 from .chips import Chip
@@ -56,7 +55,3 @@ def estimate(work: Work, chip: Chip) -> Estimate:
     parts = (compute, memory, links, network)
     shares = (work.model_flops / peak / seconds if seconds else 0.0 for seconds in (max(parts), sum(parts)))
     return Estimate(*parts, max(parts), sum(parts), *shares)
-
-
-def as_dict(found: Estimate) -> dict[str, float | str]:
-    return {**dataclasses.asdict(found), "bound_by": found.bound_by}

@@ -34,7 +34,7 @@ from steerling_jax.window_pass import empty_caches
 from ..clock import step_flops
 from ..data import default_max_chunks
 from ..run_config import RunConfig
-from ..step import compile_step, init_state, shardings
+from ..step import abstract_state, compile_step
 
 Mode = Literal["train", "decode", "attribute"]
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -115,12 +115,11 @@ def _compile_training(run: RunConfig, mesh: Mesh) -> jax.stages.Compiled:
         f"A batch of {B} sequences cannot be split over {ways} devices (data times fsdp): choose a --batch-size that "
         "is a multiple of that, or another --mesh.",
     )
-    state = jax.eval_shape(partial(init_state, run))
     S = run.data.max_chunks or default_max_chunks(T)
     sizes = {"tokens": (B, T), "chunk_index": (B, T), "chunk_labels": (B, S, MAX_LABELS), "sequence": (B,)}
     place = batch_sharding(mesh)
     batch = {name: jax.ShapeDtypeStruct(size, jnp.int32, sharding=place) for name, size in sizes.items()}
-    return compile_step(run, jax.tree.map(_placed, state, shardings(run, mesh)), batch)
+    return compile_step(run, abstract_state(run, mesh), batch)
 
 
 def _compile_decoding(config: ModelConfig, mesh: Mesh, rows: int) -> jax.stages.Compiled:
@@ -169,12 +168,9 @@ def _over_rows(mesh: Mesh, rows: int) -> Any:
     return partition_spec(("batch",), (rows,), mesh)[0]
 
 
-def _placed(leaf: jax.ShapeDtypeStruct, place: NamedSharding) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
-
-
 def _struct(mesh: Mesh, spec: PartitionSpec, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    return _placed(leaf, NamedSharding(mesh, PartitionSpec(*spec[: len(leaf.shape)])))
+    place = NamedSharding(mesh, PartitionSpec(*spec[: len(leaf.shape)]))
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
 
 
 def _stacked(config: ModelConfig, mesh: Mesh) -> Any:

@@ -43,14 +43,18 @@ class OwnLabels:
     def __init__(self, names: Sequence[str]):
         self._ids = {name: number for number, name in enumerate(names)}
 
-    def annotate(self, document: Document, chunks: Sequence[TextChunk]) -> list[list[int]]:
+    def ids_of(self, document: Document) -> list[int]:
+        """Raises `UserError` for a label that is no concept."""
         for name in document.labels:
             if name not in self._ids:
                 raise UserError(
                     f"{document.name} is labelled with the unknown concept {name!r}: use the name of one of this "
                     "corpus's concepts, or describe it in a file for --concepts."
                 )
-        ids = [self._ids[name] for name in document.labels]
+        return [self._ids[name] for name in document.labels]
+
+    def annotate(self, document: Document, chunks: Sequence[TextChunk]) -> list[list[int]]:
+        ids = self.ids_of(document)
         return [ids for _ in chunks]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import IO, Any
 
 from steerling_jax.errors import UserError
@@ -16,9 +17,17 @@ from .sources import Source
 _ROWS = 1024  # of a Parquet file, read at a time
 
 
-def read_part(part: Part, source: Source, first_line: int = 1) -> Iterator[Document]:
+@dataclass
+class LineCount:
+    """How many lines of a JSON lines file were read; 0 for other formats."""
+
+    lines: int = 0
+
+
+def read_part(part: Part, source: Source, first_line: int = 1, count: LineCount | None = None) -> Iterator[Document]:
     """The part's documents, those without text left out. first_line: number of its first line in a JSON lines file, 0
-    where it is not known yet: then lines are counted, and documents named, from where the part begins.
+    where it is not known yet: then lines are counted, and documents named, from where the part begins. `count` counts
+    the lines.
 
     Raises `UserError` naming the file, and the line or row, for text that is not UTF-8, broken JSON, missing fields.
     """
@@ -28,7 +37,7 @@ def read_part(part: Part, source: Source, first_line: int = 1) -> Iterator[Docum
             if text.strip():
                 yield Document(file.label, source.name or "text", text)
         return
-    rows = _json_rows(part, first_line) if part.format == "jsonl" else _table_rows(part, source)
+    rows = _json_rows(part, first_line, count) if part.format == "jsonl" else _table_rows(part, source)
     for where, name, fields in rows:
         document = _document(where, name, fields, source)
         if document.text.strip():
@@ -46,11 +55,6 @@ def read_rows(file: InputFile, columns: Sequence[str]) -> Iterator[tuple[str, di
         if not isinstance(fields, dict):
             raise UserError(f"{where} is no JSON object.")
         yield where, fields
-
-
-def count_lines(part: Part) -> int:
-    """Lines of a JSON lines file that begin in this part; 0 for other formats."""
-    return sum(1 for _ in _lines(part)) if part.format == "jsonl" else 0
 
 
 @contextlib.contextmanager
@@ -99,10 +103,12 @@ def _lines(part: Part) -> Iterator[bytes]:
             yield line
 
 
-def _json_rows(part: Part, first_line: int) -> Iterator[tuple[str, str, Any]]:
+def _json_rows(part: Part, first_line: int, count: LineCount | None = None) -> Iterator[tuple[str, str, Any]]:
     file = part.files[0]
     after = f" after byte {part.start}" if part.start and not first_line else ""
     for number, line in enumerate(_lines(part), first_line or 1):
+        if count is not None:
+            count.lines += 1
         where = f"{file.address}, line {number}{after}"
         text = _decoded(line, where)
         if text.strip():

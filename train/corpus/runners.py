@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
@@ -12,11 +12,10 @@ from typing import Any
 
 from steerling_jax.errors import UserError
 from steerling_jax.io.places import Place
+from steerling_jax.progress import Tell
 
 from .job import open_job
 from .stages import STAGES
-
-Tell = Callable[[str, int, int], None]
 
 _QUEUED = 4  # tasks a process that wait for it: the list of a large corpus is never all in flight
 

@@ -12,8 +12,9 @@ from steerling_jax.errors import UserError
 
 from ..documents import Document
 from ..split import keep
+from .annotators import OwnLabels
 from .job import Job
-from .reading import count_lines, read_part
+from .reading import LineCount, read_part
 
 _FILES_AT_ONCE = 64
 _RANGE_DOCUMENTS = 1 << 24  # hashes that one task compares, about
@@ -26,21 +27,17 @@ def unread(job: Job) -> list[int]:
 def survey_part(job: Job, part: int) -> None:
     """Counts and hashes a part's documents. Reads all of it, so that what is wrong in it is told before heavy work."""
     source = job.sources[job.parts[part].source]
-    known = {concept.name for concept in job.concepts}
+    own, lines = OwnLabels([concept.name for concept in job.concepts]), LineCount()
     counts: dict[str, int] = {}
     hashes, kept, characters = [], 0, 0
-    for document in read_part(job.parts[part], source, 0):
-        if unknown := [label for label in document.labels if label not in known]:
-            raise UserError(
-                f"{document.name} is labelled with the unknown concept {unknown[0]!r}: use the name of one of this "
-                "corpus's concepts, or describe it in a file for --concepts."
-            )
+    for document in read_part(job.parts[part], source, 0, lines):
+        own.ids_of(document)
         counts[document.source] = counts.get(document.source, 0) + 1
         kept += keep(document, job.shares.get(document.source, 1.0))
         characters += len(document.text)
         hashes.append(bytes.fromhex(document.sha256)[:16])
     job.work.write(f"survey/{part:06}.hashes", b"".join(hashes))
-    about = {"sources": counts, "kept": kept, "characters": characters, "lines": count_lines(job.parts[part])}
+    about = {"sources": counts, "kept": kept, "characters": characters, "lines": lines.lines}
     job.work.write_json(f"survey/{part:06}.json", about)
 
 
