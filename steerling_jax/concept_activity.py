@@ -9,7 +9,7 @@ chunks, h held-out chunks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -30,13 +30,12 @@ from steerling_jax.io.corpus import CorpusStore
 from steerling_jax.io.corpus_stream import stream_tokens
 from steerling_jax.layers import matmul_t
 from steerling_jax.noise import denoise, mask_tokens
+from steerling_jax.progress import Tell, silent
 
 if TYPE_CHECKING:
     from steerling_jax.api import Bundle
 
 _BATCH_TOKENS = 4096
-
-Progress = Callable[[str, int, int], None]
 
 
 class Moments(NamedTuple):
@@ -87,7 +86,7 @@ class Activity:
 def concept_activity(
     bundle: Bundle, store: CorpusStore, concepts: Sequence[Source], *, level: float = 0.5, strongest: int = 50,
     background: int = 20_000, seq_len: int = 256, corpus_tokens: int | None = None, heldout_tokens: int = 200_000,
-    seed: int = 0, tell: Progress = lambda *_: None,
+    seed: int = 0, tell: Tell = silent,
 ) -> Activity:  # fmt: skip
     """Reads the training split, or its first `corpus_tokens`, and the first `heldout_tokens` of the held-out split.
 
@@ -131,7 +130,7 @@ def concept_activity(
 
 def _passes(
     bundle: Bundle, store: CorpusStore, concepts: Sequence[Source], span: tuple[int, int], level: float, seq_len: int,
-    seed: int, tell: Progress, stage: str,
+    seed: int, tell: Tell, stage: str,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, Moments]]:  # fmt: skip
     """Numbers (S,) of chunks that are done, their activations (S, J) in the order of `concepts`, and each batch's
     moments. A chunk that a batch cuts comes with the batch that ends it."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -31,6 +31,7 @@ from steerling_jax.io.corpus import CorpusStore
 from steerling_jax.io.tokenizer import IdsOnlyTokenizer
 from steerling_jax.lift import lifted_tokens
 from steerling_jax.probe import Bags
+from steerling_jax.progress import Tell, silent
 from steerling_jax.promoted_tokens import promoted_pieces
 
 if TYPE_CHECKING:
@@ -45,8 +46,6 @@ LEAST_POSITIVES = 5  # held-out chunks with a word of the name, for a score
 _WORD = re.compile(r"\w*[^\W\d_]\w+")
 _READ = 256  # chunks read at once
 _DRAWS = 200
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,7 @@ def control_concepts(concepts: Sequence[Source], config: ModelConfig, least: int
 
 def neighbourhoods(
     bundle: Bundle, store: CorpusStore, activity: Activity, count: int, *, chunks: int = 5, tokens: int = 12,
-    near: int = 5, seed: int = 0, tell: Progress = lambda *_: None,
+    near: int = 5, seed: int = 0, tell: Tell = silent,
 ) -> list[Neighbourhood]:  # fmt: skip
     """Of the first `count` concepts of `activity`; the others are there to have names to compare with.
 
@@ -144,7 +143,7 @@ def neighbourhoods(
     return found
 
 
-def name_words(texts: _Texts, activity: Activity, tell: Progress = lambda *_: None) -> list[list[tuple[str, float]]]:
+def name_words(texts: _Texts, activity: Activity, tell: Tell = silent) -> list[list[tuple[str, float]]]:
     """For each concept the words that stand out in its strongest chunks, at most three, highest lift first."""
     strong = [row[value > max(0.0, STRONG * value[0])] for row, value in zip(activity.strongest, activity.strength)]
     numbers = np.unique(np.concatenate([activity.background, *strong]))

@@ -6,7 +6,7 @@ The loops around `evaluation.py`, for programs: sequences in, sums over them out
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from steerling_jax.io.corpus import CorpusStore
 from steerling_jax.io.heldout import HeldOut
 from steerling_jax.io.labelled_chunks import chunk_bags, chunk_positives
 from steerling_jax.probe import Bags, fit_probe
+from steerling_jax.progress import Tell, silent
 from steerling_jax.sharding import to_host
 
 LEVEL = 0.5  # share of masked tokens at which concepts are detected
@@ -26,16 +27,10 @@ POSITIVES = 20  # chunks with a concept, for its AUC to count
 _BATCH_TOKENS = 4096
 _PROBE_CHUNKS = 100_000
 
-Progress = Callable[[str, int, int], None]
-
-
-def silent(stage: str, done: int, total: int) -> None:
-    """Tells nobody."""
-
 
 def likelihood(
     params: Any, held: HeldOut, config: ModelConfig, compute: Compute, *, draws: int = 1, seed: int = 0,
-    progress: Progress = silent,
+    progress: Tell = silent,
 ) -> dict[str, Any]:  # fmt: skip
     """The bound in nats a token and bits a byte with its standard error, `cost_*` in nats a token, and shares of
     logits."""
@@ -49,7 +44,7 @@ def likelihood(
 
 def batch_sums(
     params: Any, held: HeldOut, config: ModelConfig, compute: Compute, *, size: int, draws: int = 1, seed: int = 0,
-    progress: Progress = silent,
+    progress: Tell = silent,
 ) -> Iterator[dict[str, float]]:  # fmt: skip
     """`evaluation.likelihood_sums` of `size` sequences at a time: draw by draw, in the order of the sequences."""
     key, batches = jax.random.key(seed), -(-len(held.tokens) // size)
@@ -95,7 +90,7 @@ class Detected:
 
 def detect(
     params: Any, held: HeldOut, store: CorpusStore, config: ModelConfig, compute: Compute, level: float, *,
-    seed: int = 1, progress: Progress = silent,
+    seed: int = 1, progress: Tell = silent,
 ) -> Detected:  # fmt: skip
     """Evidence for each concept in each chunk that has a masked token; the pieces of a cut chunk are added up."""
     assert config.concept is not None
@@ -128,9 +123,7 @@ def detect(
     return Detected(evidence[kept], positive[kept], low + kept, visible.take(kept))
 
 
-def probe_scores(
-    found: Detected, store: CorpusStore, level: float, progress: Progress = silent
-) -> dict[str, np.ndarray]:
+def probe_scores(found: Detected, store: CorpusStore, level: float, progress: Tell = silent) -> dict[str, np.ndarray]:
     """Scores (m, C) of the same chunks by probes trained on the training split's labels, which see a chunk's whole text
     or only what this noise left (they see nothing of other chunks): `probe_whole_text`, `probe_visible_text`."""
     start, end = store.chunks_between(*store.split("train"))

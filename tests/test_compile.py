@@ -16,7 +16,10 @@ import pytest
 from steerling_jax.cli.console import plain
 from steerling_jax.cli.main import main
 from steerling_jax.errors import UserError
+from steerling_jax.instruction_objective import InstructionObjective
+from steerling_jax.lora import LoraConfig
 from steerling_jax.sharding import MeshShape, make_mesh
+from steerling_jax.steering_objective import SteeringObjective
 from steerling_jax.train.aot import chips, matrix
 from steerling_jax.train.aot.chips import CHIPS, chip_of, device_count
 from steerling_jax.train.aot.estimate import Work, estimate
@@ -24,7 +27,7 @@ from steerling_jax.train.aot.hlo_costs import Costs, Traffic
 from steerling_jax.train.aot.render import as_json, print_report, verdict
 from steerling_jax.train.aot.report import Memory, Report, along_line, make_report, read_shortage
 from steerling_jax.train.aot.tables import tables
-from steerling_jax.train.run_config import RunConfig, load_config
+from steerling_jax.train.run_config import DataConfig, RunConfig, instruct_ids, load_config
 
 from .training_world import CONFIG
 
@@ -131,6 +134,28 @@ def test_report_of_a_training_step(report: Report, run: RunConfig, capsys: pytes
     said = capsys.readouterr().out
     assert "It fits" in said
     assert f"{report.parameters / 1e9:.3f} G" in said
+
+
+PHASES = {
+    "steering": {"objective": SteeringObjective()},
+    "adapters": {"lora": LoraConfig(rank=2), "start_from": "somewhere"},
+    "instruction": {
+        "objective": InstructionObjective(), "data": DataConfig(64, 32, 4, messages="talk.jsonl"), "accumulate": 2,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_steps_of_other_phases_compile(phase: str, run: RunConfig) -> None:
+    model = dataclasses.replace(run.model, n_layers=1)
+    if phase == "instruction":
+        model = dataclasses.replace(model, vocab_size=67, **instruct_ids(67))
+    changed = dataclasses.replace(run, model=model, **PHASES[phase])
+    mesh = make_mesh(MeshShape(), jax.devices()[:1])
+    found = make_report("train", changed, "v5e:1x1", CHIPS["v5e"], mesh, rows=8, depths=[1])
+    assert found.fits
+    assert found.work_over_model is not None
+    assert found.work_over_model > 0.9
 
 
 @pytest.mark.parametrize("mode", ["decode", "attribute"])

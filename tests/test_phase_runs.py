@@ -23,7 +23,7 @@ from steerling_jax.lora import LoraConfig
 from steerling_jax.model import init_params
 from steerling_jax.sharding import MeshShape, make_mesh
 from steerling_jax.steering_objective import SteeringObjective
-from steerling_jax.train.batches import placed_batches
+from steerling_jax.train.batches import batch_shapes, placed_batches
 from steerling_jax.train.events import Done, Event
 from steerling_jax.train.loop import train
 from steerling_jax.train.processes import Share
@@ -108,6 +108,9 @@ def test_steering_batches_come_from_the_labels(world: World) -> None:
     assert table.shape == (8, 4)
     batches = placed_batches(run, world.store, share, 0)
     _, batch = next(batches), next(batches)
+    assert {name: array.shape for name, array in batch.items()} == batch_shapes(run)
+    plain = next(placed_batches(world.run, world.store, share, 0))
+    assert {name: array.shape for name, array in plain.items()} == batch_shapes(world.run)
     again = next(placed_batches(run, world.store, share, 1))
     jax.tree.map(np.testing.assert_array_equal, batch, again)
     concept, lifted = np.asarray(batch["concept"]), np.asarray(batch["lifted"])

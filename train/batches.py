@@ -9,13 +9,13 @@ import grain
 
 from steerling_jax.api import special_ids
 from steerling_jax.errors import UserError
-from steerling_jax.io.corpus import CorpusStore
+from steerling_jax.io.corpus import MAX_LABELS, CorpusStore
 from steerling_jax.io.tokenizer import ByteTable, load_tokenizer
 from steerling_jax.steering_objective import SteeringObjective
 from steerling_jax.training_step import Batch
 
 from .conversations import Conversations
-from .data import Example, Sequences, shuffled_batches, training_examples
+from .data import Example, Sequences, default_max_chunks, shuffled_batches, training_examples
 from .processes import Share
 from .run_config import RunConfig
 from .steering_examples import lift_table, with_concepts
@@ -27,6 +27,20 @@ def placed_batches(run: RunConfig, store: CorpusStore, share: Share, first: int)
     if isinstance(run.objective, SteeringObjective):
         batches = with_concepts(batches, lift_table(store, run.objective), run.seed, first)
     return map(share.place, batches)
+
+
+def batch_shapes(run: RunConfig) -> dict[str, tuple[int, ...]]:
+    """What a batch of all processes together is made of: int32 arrays of these shapes."""
+    B, T = run.data.batch_size, run.data.seq_len
+    shapes = {"tokens": (B, T), "sequence": (B,)}
+    if run.data.messages is not None:
+        return shapes | {"answer": (B, T)}
+    S = run.data.max_chunks or default_max_chunks(T)
+    if isinstance(run.objective, SteeringObjective):
+        labels = {"concept": (B, S), "lifted": (B, S, run.objective.most_lifted)}
+    else:
+        labels = {"chunk_labels": (B, S, MAX_LABELS)}
+    return {**shapes, "chunk_index": (B, T), **labels}
 
 
 def batch_contents(run: RunConfig, store: CorpusStore, step: int) -> dict[str, Any]:

@@ -16,10 +16,11 @@ import numpy as np
 
 from steerling_jax.config import Compute, ModelConfig
 from steerling_jax.detection import macro_auc
-from steerling_jax.heldout_figures import LEVEL, POSITIVES, Progress, detect, likelihood, probe_scores, silent
+from steerling_jax.heldout_figures import LEVEL, POSITIVES, detect, likelihood, probe_scores
 from steerling_jax.io.corpus import CorpusStore
 from steerling_jax.io.heldout import HeldOut, read_heldout
 from steerling_jax.io.tokenizer import Tokenizer
+from steerling_jax.progress import Tell, silent
 
 from .ngrams import count_ngrams
 from .run_config import RunConfig
@@ -46,7 +47,7 @@ def evaluator(run: RunConfig, store: CorpusStore) -> Callable[[Any], Mapping[str
 def evaluate_full(
     params: Any, config: ModelConfig, compute: Compute, store: CorpusStore, *, seq_len: int | None = None,
     draws: int = 2, levels: tuple[float, ...] = (LEVEL,), baselines: bool = True, most_tokens: int | None = None,
-    tokenizer: Tokenizer | None = None, progress: Progress = silent,
+    tokenizer: Tokenizer | None = None, progress: Tell = silent,
 ) -> dict[str, Any]:  # fmt: skip
     """Every held-out token (or about `most_tokens`), `draws` masks each, in sequences of `seq_len` (default: the
     context); concept detection at each level of noise; n-grams and bag-of-words probes as `baselines`. Values are
@@ -67,7 +68,7 @@ def evaluate_full(
 
 def detection_report(
     params: Any, held: HeldOut, store: CorpusStore, config: ModelConfig, compute: Compute, level: float, probes: bool,
-    progress: Progress,
+    progress: Tell,
 ) -> dict[str, Any]:  # fmt: skip
     """Macro AUC over concepts with at least 20 positives: the model, random scores and, trained on the training split's
     labels, probes that see a chunk's whole text or only what this noise leaves (they see nothing of other chunks)."""
@@ -94,7 +95,7 @@ def detection_report(
     return report
 
 
-def ngram_baselines(store: CorpusStore, held: HeldOut, progress: Progress = silent) -> dict[str, Any]:
+def ngram_baselines(store: CorpusStore, held: HeldOut, progress: Tell = silent) -> dict[str, Any]:
     """Nats a token and bits a byte of token trigrams and 5-grams, on the same tokens; context is not cut by sequences
     where they follow each other."""
     held_tokens = held.tokens[held.valid]

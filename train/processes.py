@@ -17,7 +17,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from steerling_jax.errors import UserError, require
+from steerling_jax.errors import UserError, first_line, require
 from steerling_jax.sharding import batch_sharding
 
 
@@ -30,7 +30,7 @@ def join(coordinator: str | None, count: int | None, index: int | None) -> None:
         jax.distributed.initialize(coordinator, count, index)
     except (ValueError, RuntimeError) as error:
         raise UserError(
-            f"The processes did not find each other ({str(error).splitlines()[0]}): give --coordinator HOST:PORT, "
+            f"The processes did not find each other ({first_line(error)}): give --coordinator HOST:PORT, "
             "--process-count and --process-index, the same coordinator and count to all."
         ) from error
 

@@ -39,7 +39,7 @@ class DataConfig:
     sources: the share of each source's documents that is kept (`reference`, `docstring`, `code`).
     vocab_size: all ids of the corpus, the five special ones included. chunk_tokens: the longest chunk. seq_len: T;
     batch_size: B.
-    max_chunks: S, the most chunks of a sequence that keep their labels (None: one for every twelve tokens).
+    max_chunks: S, the most chunks of a sequence that keep their labels (None: one for every sixteen tokens).
     messages: for instruction tuning, a JSONL file of conversations (`conversations.py`), which is then what is trained
     on; the corpus gives the tokenizer and what is evaluated.
     """

@@ -18,13 +18,12 @@ from steerling_jax.io.corpus import CorpusStore
 from steerling_jax.io.labelled_chunks import chunk_bags, chunk_positives
 from steerling_jax.lift import Lifted, lifted_tokens, unrelated
 from steerling_jax.probe import Bags, fit_probe
+from steerling_jax.progress import Tell, silent
 
 POSITIVES = 20  # held-out chunks with a concept, for it to be on the panel without being named
 RECALL = 0.5  # of the probe, for a concept to be chosen without being named
 SUPPORT, LEAST_LIFT, MOST_LIFTED = 5, 2.0, 20
 _TRAIN_CHUNKS = 100_000
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ class Judge:
 
 
 def train_judge(
-    store: CorpusStore, concepts: int, named: Collection[int], new_tokens: int, progress: Progress = lambda *_: None
+    store: CorpusStore, concepts: int, named: Collection[int], new_tokens: int, progress: Tell = silent
 ) -> Judge:
     """On the panel are, of concepts 0 … concepts − 1, those that are `named` and those with enough held-out chunks.
 

@@ -14,10 +14,11 @@ from steerling_jax.generation import Generation, Prompt, generate_many, text_ids
 from steerling_jax.generation_config import GenerationConfig
 from steerling_jax.lift import set_log_probability
 from steerling_jax.likelihood import log_likelihood
+from steerling_jax.progress import Tell, silent
 from steerling_jax.text_metrics import distinct, repeated
 
 from .jobs import NOTHING, Job, Settings
-from .judge import Judge, Progress
+from .judge import Judge
 
 MASKINGS = 16  # of each text, for its likelihood
 # Every figure, and what it says.
@@ -59,7 +60,7 @@ class Text:
 
 def write_texts(
     bundle: Bundle, judge: Judge, jobs: Sequence[Job], settings: Settings, *, write: Write = _with_hidden,
-    progress: Progress = lambda *_: None,
+    progress: Tell = silent,
 ) -> list[Written]:  # fmt: skip
     """The jobs' texts, in their order."""
     suppression: dict[int, np.ndarray] = {}
@@ -95,7 +96,7 @@ def _mean_log_probability(bundle: Bundle, made: Generation, tokens: np.ndarray, 
     return float(np.mean(np.asarray(found)[: len(hidden)]))
 
 
-def measure(bundle: Bundle, judge: Judge, texts: Sequence[Written], progress: Progress = lambda *_: None) -> list[Text]:
+def measure(bundle: Bundle, judge: Judge, texts: Sequence[Written], progress: Tell = silent) -> list[Text]:
     """The texts with their figures; what changed is measured from the text of the same sample with nothing done."""
     scores = judge.score(judge.bags([text.ids for text in texts]))
     base = {_sample(t): i for i, t in enumerate(texts) if t.job.condition.name == NOTHING}

@@ -12,7 +12,7 @@ from typing import Any
 
 from steerling_jax.catalogue import HEADS, Catalogue, Concept
 from steerling_jax.config import ModelConfig
-from steerling_jax.errors import UserError
+from steerling_jax.errors import UserError, first_line
 from steerling_jax.io.published_layout import read_json_list
 
 FILES = ("concepts.json", "concepts.parquet")  # in a model's folder; the first that is there is read
@@ -85,4 +85,4 @@ def _read_parquet(path: Path) -> list[dict[str, Any]]:
     try:
         return parquet.read_table(path).to_pylist()
     except (OSError, pyarrow.ArrowException) as error:
-        raise UserError(f"{path} is not a Parquet file that can be read ({str(error).splitlines()[0]}).") from error
+        raise UserError(f"{path} is not a Parquet file that can be read ({first_line(error)}).") from error

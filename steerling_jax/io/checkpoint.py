@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
 from steerling_jax.config import Layout, ModelConfig, config_from_dict, config_to_dict
-from steerling_jax.errors import UserError
+from steerling_jax.errors import UserError, first_line
 from steerling_jax.io.atomic import atomic_path
 from steerling_jax.io.digests import find_damage
 from steerling_jax.io.disk import disk_trouble
@@ -192,5 +192,4 @@ def _readable(path: Path) -> Iterator[None]:
         with _quiet():
             yield
     except Exception as error:  # whatever damage does: missing files, bad JSON, failed decoding
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160].rstrip(".")
-        raise UserError(f"{path} cannot be read ({reason}); copy the checkpoint again.") from error
+        raise UserError(f"{path} cannot be read ({first_line(error)}); copy the checkpoint again.") from error

@@ -12,7 +12,7 @@ from typing import Any
 
 import tensorstore as ts
 
-from steerling_jax.errors import UserError
+from steerling_jax.errors import UserError, first_line
 
 REMOTE = ("gs://", "s3://")
 
@@ -66,8 +66,7 @@ class Place:
             self._files.write(name, content).result()
         except ValueError as error:
             raise UserError(
-                f"Cannot write {self.address}/{name}: {str(error).splitlines()[0][:200]}. "
-                "Choose another place or free some space."
+                f"Cannot write {self.address}/{name}: {first_line(error)}. Choose another place or free some space."
             ) from error
 
     def write_json(self, name: str, value: Any) -> None:

@@ -25,7 +25,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from steerling_jax.errors import UserError
+from steerling_jax.errors import UserError, first_line
 from steerling_jax.io.digests import find_damage, has_all_digests, write_digests
 from steerling_jax.io.disk import told
 
@@ -135,7 +135,7 @@ class TrainingCheckpoints:
                     for name, item in {"clock": None, "state": jax.tree.map(_abstract, state)}.items():
                         found |= self._checkpointer.load_checkpointables(step, {name: item})
                 except Exception as error:  # whatever damage does: missing files, bad JSON, failed decoding
-                    trouble = _first_line(error)
+                    trouble = first_line(error)
                 trouble = _anyone(trouble)
             if trouble is None:
                 return RestoredCheckpoint(
@@ -182,8 +182,3 @@ def _anyone(trouble: str | None) -> str | None:
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None))
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:200].rstrip(".")

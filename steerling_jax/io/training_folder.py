@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from steerling_jax.errors import UserError
+from steerling_jax.errors import UserError, first_line
 from steerling_jax.io.atomic import write_json
 from steerling_jax.io.checkpoint import FORMAT_VERSION, RUN_FILE
 from steerling_jax.io.disk import told
@@ -34,8 +34,7 @@ def read_run(folder: str | Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200].rstrip(".")
-        raise UserError(f"{path} cannot be read ({reason}); choose another folder with --out.") from error
+        raise UserError(f"{path} cannot be read ({first_line(error)}); choose another folder with --out.") from error
     if kind != "training" or version != FORMAT_VERSION:
         raise UserError(
             f"{path} is of kind {kind!r}, format {version}, not a training run of format {FORMAT_VERSION}; "

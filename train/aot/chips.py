@@ -6,6 +6,7 @@ They are the maker's, peaks that no program reaches.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import sys
@@ -15,7 +16,7 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
-from steerling_jax.errors import UserError, require
+from steerling_jax.errors import UserError, first_line, require
 from steerling_jax.model_flops import PEAK_FLOPS
 
 
@@ -62,10 +63,7 @@ def chip_of(topology: str) -> Chip:
 def device_count(topology: str, slices: int = 1) -> int:
     """Devices as JAX counts them."""
     chip, sides = _parts(topology)
-    count = slices * chip.devices
-    for side in sides:
-        count *= side
-    return count
+    return slices * chip.devices * math.prod(sides)
 
 
 def topology_devices(topology: str, slices: int = 1) -> Sequence[Any]:
@@ -81,7 +79,9 @@ def topology_devices(topology: str, slices: int = 1) -> Sequence[Any]:
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=topology, **options).devices
     except Exception as error:  # the compiler library is found, loaded and asked in one call, which raises many kinds
-        raise UserError(_reason(topology, str(error))) from error
+        raise UserError(
+            f"The TPU compiler does not know the topology {topology!r} ({first_line(error)}): choose other sides."
+        ) from error
 
 
 def check_compiler() -> None:
@@ -115,8 +115,3 @@ def _parts(topology: str) -> tuple[Chip, list[int]]:
         f"{'v5e:4x4' if chip.axes == 2 else 'v5p:2x2x4'} is of that form.",
     )
     return chip, sides
-
-
-def _reason(topology: str, text: str) -> str:
-    first = text.strip().splitlines()[0] if text.strip() else "no reason given"
-    return f"The TPU compiler does not know the topology {topology!r} ({first[:200]}): choose other sides."

@@ -20,10 +20,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from steerling_jax import block_decoding, lane_programs, model_flops, snapshot_passes
 from steerling_jax.config import Compute, ModelConfig
 from steerling_jax.decoding_step import Rules
-from steerling_jax.errors import UserError, require
+from steerling_jax.errors import UserError, first_line, require
 from steerling_jax.generation_config import GenerationConfig
 from steerling_jax.input_targets import TOKEN_LOGIT
-from steerling_jax.io.corpus import MAX_LABELS
 from steerling_jax.mesh import partition_spec
 from steerling_jax.model import param_shapes
 from steerling_jax.model_flops import Flops
@@ -31,8 +30,8 @@ from steerling_jax.policies import Policies
 from steerling_jax.sharding import MeshShape, batch_sharding, make_mesh, param_shardings
 from steerling_jax.window_pass import empty_caches
 
+from ..batches import batch_shapes
 from ..clock import step_flops
-from ..data import default_max_chunks
 from ..run_config import RunConfig
 from ..step import abstract_state, compile_step
 
@@ -91,7 +90,7 @@ def mesh_for(shape: MeshShape, devices: Sequence[Any]) -> Mesh:
     except (NotImplementedError, ValueError, AssertionError) as error:
         raise UserError(
             f"The mesh {sizes_text(shape)} cannot be laid onto {len(devices)} devices of this topology "
-            f"({str(error).splitlines()[0][:150]}): choose other sizes."
+            f"({first_line(error)}): choose other sizes."
         ) from error
 
 
@@ -108,18 +107,16 @@ def bytes_per_device(mode: Mode, run: RunConfig, mesh: Mesh) -> tuple[int, float
 
 
 def _compile_training(run: RunConfig, mesh: Mesh) -> jax.stages.Compiled:
-    B, T = run.data.batch_size, run.data.seq_len
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    B, ways = run.data.batch_size, mesh.shape["data"] * mesh.shape["fsdp"]
     require(
         B % ways == 0,
         f"A batch of {B} sequences cannot be split over {ways} devices (data times fsdp): choose a --batch-size that "
         "is a multiple of that, or another --mesh.",
     )
-    S = run.data.max_chunks or default_max_chunks(T)
-    sizes = {"tokens": (B, T), "chunk_index": (B, T), "chunk_labels": (B, S, MAX_LABELS), "sequence": (B,)}
     place = batch_sharding(mesh)
-    batch = {name: jax.ShapeDtypeStruct(size, jnp.int32, sharding=place) for name, size in sizes.items()}
-    return compile_step(run, abstract_state(run, mesh), batch)
+    batch = {name: jax.ShapeDtypeStruct(size, jnp.int32, sharding=place) for name, size in batch_shapes(run).items()}
+    base = None if run.lora is None else _params(run.model, mesh, jnp.float32)
+    return compile_step(run, abstract_state(run, mesh), batch, base)
 
 
 def _compile_decoding(config: ModelConfig, mesh: Mesh, rows: int) -> jax.stages.Compiled:
@@ -155,7 +152,7 @@ def _compile_attribution(run: RunConfig, mesh: Mesh, rows: int) -> jax.stages.Co
     by_row = partial(_struct, mesh, PartitionSpec(None, over_rows))
     which, points = struct((_PASSES, rows), jnp.int32), struct((_PASSES, rows), jnp.float32)
     arguments = (
-        _stacked(config, mesh), jax.tree.map(whole, cases), by_row(which), by_row(points), by_row(points), whole(number)
+        _params(config, mesh), jax.tree.map(whole, cases), by_row(which), by_row(points), by_row(points), whole(number)
     )  # fmt: skip
     with jax.set_mesh(mesh):
         return snapshot_passes.summed_gradients.lower(
@@ -173,10 +170,10 @@ def _struct(mesh: Mesh, spec: PartitionSpec, leaf: jax.ShapeDtypeStruct) -> jax.
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
 
 
-def _stacked(config: ModelConfig, mesh: Mesh) -> Any:
-    """bfloat16 parameters, layers stacked."""
+def _params(config: ModelConfig, mesh: Mesh, dtype: Any = jnp.bfloat16) -> Any:
+    """Parameters, layers stacked."""
     return jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16, sharding=place),
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=place),
         param_shapes(config),
         param_shardings(config, mesh),
     )
@@ -189,7 +186,7 @@ def _layer_by_layer(config: ModelConfig, mesh: Mesh) -> Any:
         place = NamedSharding(mesh, PartitionSpec(*leaf.sharding.spec[1:]))
         return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype, sharding=place)
 
-    params = _stacked(config, mesh)
+    params = _params(config, mesh)
     return {**params, "blocks": (jax.tree.map(one, params["blocks"]),) * config.n_layers}
 
 

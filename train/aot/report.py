@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from steerling_jax.errors import UserError
+from steerling_jax.errors import UserError, first_line
 from steerling_jax.model_flops import Flops
 
 from ..run_config import RunConfig
@@ -147,7 +147,7 @@ def read_shortage(text: str) -> Shortage:
     """From the compiler's message. `UserError` with its first line where it complains of something else."""
     found = next((match for pattern in _USED if (match := pattern.search(text))), None)
     if "RESOURCE_EXHAUSTED" not in text or found is None:
-        raise UserError(f"The TPU compiler gave up: {text.strip().splitlines()[0][:300]}")
+        raise UserError(f"The TPU compiler gave up: {first_line(text)}")
     used, used_unit, limit, limit_unit = found.groups()
     needed, available = float(used) * _UNITS[used_unit], float(limit) * _UNITS[limit_unit]
     return Shortage(needed, available, needed - available)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
-from steerling_jax.errors import UserError
+from steerling_jax.errors import UserError, first_line
 
 from ..documents import Document
 from .inputs import InputFile, Part
@@ -83,9 +83,7 @@ def parquet_file(file: InputFile) -> Iterator[Any]:
         try:
             yield parquet.ParquetFile(content)
         except pyarrow.ArrowException as error:
-            raise UserError(
-                f"{file.address} is not a Parquet file that can be read: {str(error).splitlines()[0]}."
-            ) from error
+            raise UserError(f"{file.address} is not a Parquet file that can be read: {first_line(error)}.") from error
 
 
 def _lines(part: Part) -> Iterator[bytes]:
