@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from .faithfulness.kept import Kept
     from .faithfulness.planted_run import Planted
-    from .index.query import Index
+    from .index.opened import Index
 
 HELP = """\
 Measure whether attribution is true: inputs, concepts, training data, bad outputs.
@@ -177,6 +177,6 @@ def _measure(
 def _index(args: argparse.Namespace, store: CorpusStore, bundle: Bundle) -> Index | None:
     if args.index is None:
         return None
-    from .index.query import open_index
+    from .index.opened import open_index
 
     return open_index(args.index, store, bundle)

@@ -44,7 +44,8 @@ def run(args: argparse.Namespace) -> None:
     note("Loading JAX and the model …")
     import steerling_jax as sj
 
-    from .index.query import find_evidence, open_index
+    from .index.opened import open_index
+    from .index.query import find_evidence
 
     bundle = sj.load(args.model)
     before, text = bundle.tokenizer.encode(args.before), bundle.tokenizer.encode(args.text)

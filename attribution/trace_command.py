@@ -164,7 +164,8 @@ def _given(args: argparse.Namespace, bundle: Bundle) -> TraceRecord:
 def _finder(args: argparse.Namespace, bundle: Bundle) -> Find:
     from steerling_jax.io.corpus import CorpusStore
 
-    from .index.query import find_evidence, open_index
+    from .index.opened import open_index
+    from .index.query import find_evidence
 
     index = open_index(args.index, CorpusStore(args.corpus), bundle)
     return lambda tokens, start, end: find_evidence(bundle, index, tokens[:end], start, end)

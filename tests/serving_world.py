@@ -24,7 +24,7 @@ import pytest
 
 from steerling_jax.config import ConceptConfig, ModelConfig
 from steerling_jax.io.cl100k import TiktokenTokenizer
-from steerling_jax.io.tokenizer import train_sentencepiece
+from steerling_jax.io.vocabulary import train_sentencepiece
 from steerling_jax.io.weights import write_published
 from steerling_jax.model import init_params
 from steerling_jax.train.run_config import special_ids

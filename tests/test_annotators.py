@@ -13,7 +13,8 @@ from steerling_jax.cli.main import main
 from steerling_jax.errors import UserError
 from steerling_jax.io.corpus import MAX_LABELS, CorpusStore
 from steerling_jax.io.places import Place
-from steerling_jax.io.tokenizer import SentencePieceTokenizer, train_sentencepiece
+from steerling_jax.io.tokenizer import SentencePieceTokenizer
+from steerling_jax.io.vocabulary import train_sentencepiece
 from steerling_jax.logistic import fit_logistic
 from steerling_jax.train.corpus.annotators import OwnLabels, TextChunk, annotate
 from steerling_jax.train.corpus.examples import hashed_words, learn, model_embeddings

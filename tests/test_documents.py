@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from steerling_jax.errors import UserError
-from steerling_jax.io.tokenizer import SentencePieceTokenizer, train_sentencepiece
+from steerling_jax.io.tokenizer import SentencePieceTokenizer
+from steerling_jax.io.vocabulary import train_sentencepiece
 from steerling_jax.train.chunking import chunks
 from steerling_jax.train.corpus.inputs import plan_parts
 from steerling_jax.train.corpus.reading import read_part

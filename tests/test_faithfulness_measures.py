@@ -13,7 +13,7 @@ import pytest
 from steerling_jax.api import Bundle
 from steerling_jax.attribution.faithfulness import concepts, effects, inputs, outputs, randomised
 from steerling_jax.attribution.faithfulness.figures import table
-from steerling_jax.attribution.index.query import Index
+from steerling_jax.attribution.index.opened import Index
 from steerling_jax.cli.console import plain
 from steerling_jax.errors import UserError
 from steerling_jax.io.corpus import CorpusStore

@@ -20,10 +20,11 @@ import numpy as np
 import pytest
 
 import steerling_jax as sj
-from steerling_jax.attribution.index import null, query
+from steerling_jax.attribution.index import null, opened
 from steerling_jax.attribution.index.build import build_index
+from steerling_jax.attribution.index.opened import Index, open_index
 from steerling_jax.attribution.index.plan import IndexSettings
-from steerling_jax.attribution.index.query import Index, best_values, find_evidence, open_index
+from steerling_jax.attribution.index.query import best_values, find_evidence
 from steerling_jax.cli.main import main
 from steerling_jax.errors import UserError
 from steerling_jax.io.corpus import CorpusStore
@@ -41,7 +42,7 @@ SCORES = ("verbatim", "signature", "representation", "influence")
 def few_gradients() -> Iterator[None]:
     """Gradients are most of a small index's time: fewer maskings of a query, fewer candidates for the threshold."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(query, "QUERY_MASKING", Masking(0.5, 2))
+        patch.setattr(opened, "QUERY_MASKING", Masking(0.5, 2))
         patch.setattr(null, "_NEAREST", 1)
         yield
 

@@ -20,7 +20,8 @@ from steerling_jax.config import Compute
 from steerling_jax.drawn import Objective
 from steerling_jax.errors import UserError
 from steerling_jax.instruction_objective import InstructionObjective
-from steerling_jax.io.tokenizer import SentencePieceTokenizer, SpecialIds, train_sentencepiece
+from steerling_jax.io.tokenizer import SentencePieceTokenizer, SpecialIds
+from steerling_jax.io.vocabulary import train_sentencepiece
 from steerling_jax.lora import LoraConfig, init_adapters, merge_adapters, with_adapters
 from steerling_jax.model import forward, init_params
 from steerling_jax.noise import NoiseConfig

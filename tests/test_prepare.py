@@ -21,7 +21,8 @@ import pytest
 from steerling_jax.cli.main import main
 from steerling_jax.errors import UserError
 from steerling_jax.io.corpus import CorpusStore
-from steerling_jax.io.tokenizer import SentencePieceTokenizer, train_sentencepiece
+from steerling_jax.io.tokenizer import SentencePieceTokenizer
+from steerling_jax.io.vocabulary import train_sentencepiece
 from steerling_jax.train.corpus import labelling, survey
 from steerling_jax.train.corpus.inputs import plan_parts
 from steerling_jax.train.corpus.reading import read_part

@@ -15,7 +15,8 @@ from steerling_jax.api import special_ids
 from steerling_jax.generation import text_ids
 from steerling_jax.infer.text_stream import Pieces, StopTexts, Writing
 from steerling_jax.io.published_layout import read_config
-from steerling_jax.io.tokenizer import IdsOnlyTokenizer, SentencePieceTokenizer, SpecialIds, train_sentencepiece
+from steerling_jax.io.tokenizer import IdsOnlyTokenizer, SentencePieceTokenizer, SpecialIds
+from steerling_jax.io.vocabulary import train_sentencepiece
 from steerling_jax.trace import Commit
 
 from .serving_world import SAMPLE, VOCABULARY

@@ -12,13 +12,8 @@ from hypothesis import strategies as st
 
 from steerling_jax.errors import UserError
 from steerling_jax.io.cl100k import TiktokenTokenizer
-from steerling_jax.io.tokenizer import (
-    IdsOnlyTokenizer,
-    SentencePieceTokenizer,
-    SpecialIds,
-    load_tokenizer,
-    train_sentencepiece,
-)
+from steerling_jax.io.tokenizer import IdsOnlyTokenizer, SentencePieceTokenizer, SpecialIds, load_tokenizer
+from steerling_jax.io.vocabulary import train_sentencepiece
 
 SAMPLE = [
     "def greet(name):\n    if name:\n        print(f'hello {name}')\n\n    return 12345\n",

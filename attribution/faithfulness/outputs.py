@@ -32,7 +32,8 @@ from steerling_jax.likelihood import log_likelihoods
 from steerling_jax.progress import Tell, silent
 from steerling_jax.text_metrics import repeated
 
-from ..index.query import Index, best_values
+from ..index.opened import Index
+from ..index.query import best_values
 from .figures import entry, estimate
 from .kept import NOTHING_KEPT, Kept
 from .texts import continued, heldout_openings, shuffled_openings

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from steerling_jax.io.corpus import CorpusStore
 from steerling_jax.io.corpus_writer import corpus_writer
-from steerling_jax.io.tokenizer import SentencePieceTokenizer, train_word_vocabulary
+from steerling_jax.io.tokenizer import SentencePieceTokenizer
+from steerling_jax.io.vocabulary import train_word_vocabulary
 
 from .planted import World
 

@@ -71,7 +71,7 @@ def _finish(
 ) -> None:  # fmt: skip
     """Thresholds and the list of units, unless this state of the corpus has them; then removes what is not of it."""
     from .null import thresholds
-    from .query import Index
+    from .opened import Index
 
     digest = corpus_digest(list(numbers))
     path = index.folder / "current.json"

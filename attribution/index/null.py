@@ -13,7 +13,8 @@ from steerling_jax.evidence import Score
 from steerling_jax.progress import Tell
 from steerling_jax.signatures import concept_count
 
-from .query import Index, Query
+from .opened import Index
+from .query import Query
 
 PIECE = 4
 LENGTHS = (8, 16, 32, 64)

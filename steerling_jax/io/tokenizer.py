@@ -8,17 +8,16 @@ special tokens out.
 from __future__ import annotations
 
 import hashlib
-import io
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Protocol
 
 from steerling_jax.errors import UserError
 
-_SPACE = "▁"  # how SentencePiece writes a space; a real one in the text is spelled out in bytes
-_SPECIALS = 5
+SPACE = "▁"  # how SentencePiece writes a space; a real one in the text is spelled out in bytes
+SPECIALS = 5
 TURN_TOKENS = 3  # that a model of conversations has after them: to open a turn's role, to close it, to end the turn
 
 
@@ -36,7 +35,7 @@ class SpecialIds:
     @classmethod
     def last_of(cls, vocab_size: int) -> SpecialIds:
         """The published order, at the end of the vocabulary: … eos, pad, bos, endofchunk, mask."""
-        return cls(*(vocab_size - 1 - i for i in range(_SPECIALS)))
+        return cls(*(vocab_size - 1 - i for i in range(SPECIALS)))
 
     def names(self) -> dict[int, str]:
         """Printable names by id, `<|mask|>` and so on."""
@@ -154,7 +153,7 @@ class SentencePieceTokenizer(ByteTable):
             count = self._model.get_piece_size()
         except RuntimeError as error:
             raise UserError(f"{path} is not a SentencePiece model, or is damaged: copy it again.") from error
-        vocab_size = vocab_size or count + _SPECIALS
+        vocab_size = vocab_size or count + SPECIALS
         special = special or SpecialIds.last_of(vocab_size)
         if count > min(special.names()):
             raise UserError(
@@ -162,18 +161,18 @@ class SentencePieceTokenizer(ByteTable):
                 "it belongs to another model."
             )
         super().__init__([self._bytes(i) for i in range(count)], special, vocab_size, hashlib.sha256(proto).hexdigest())
-        self._escaped_space = [self._model.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE.encode()]
+        self._escaped_space = [self._model.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()]
 
     def _bytes(self, id: int) -> bytes | None:
         if self._model.is_byte(id):
             return bytes([int(self._model.id_to_piece(id)[3:-1], 16)])
         if self._model.is_unknown(id) or self._model.is_control(id):
             return None
-        return self._model.id_to_piece(id).replace(_SPACE, " ").encode()
+        return self._model.id_to_piece(id).replace(SPACE, " ").encode()
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, never special ones."""
-        first, *rest = text.encode("utf-8", errors="replace").decode().split(_SPACE)
+        first, *rest = text.encode("utf-8", errors="replace").decode().split(SPACE)
         ids = self._model.encode(first)
         for part in rest:
             ids += self._escaped_space + self._model.encode(part)
@@ -219,79 +218,6 @@ def load_tokenizer(folder: str | Path, special: SpecialIds, vocab_size: int) -> 
 
         return TiktokenTokenizer(found[0], special, vocab_size)
     return IdsOnlyTokenizer(special, vocab_size)
-
-
-def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> bytes:
-    """A SentencePiece model of `vocab_size - 5` pieces, as the bytes of a `tokenizer.model` file.
-
-    Byte-pair encoding: counts only, so the same texts give the same model on any machine. Text is taken as it is (no
-    normalisation), indentation gets pieces of its own, digits stand alone, unknown characters are spelled out in bytes.
-    """
-    import sentencepiece
-
-    model = io.BytesIO()
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_slices(texts),
-            model_writer=model,
-            model_type="bpe",
-            vocab_size=vocab_size - _SPECIALS,
-            normalization_rule_name="identity",
-            add_dummy_prefix=False,
-            remove_extra_whitespaces=False,
-            allow_whitespace_only_pieces=True,
-            split_digits=True,
-            byte_fallback=True,
-            character_coverage=0.9999,
-            unk_id=0,
-            bos_id=-1,
-            eos_id=-1,
-            pad_id=-1,
-            max_sentence_length=1 << 20,
-            num_threads=1,
-            minloglevel=2,
-        )
-    except RuntimeError as error:
-        raise UserError(
-            f"Cannot make a vocabulary of {vocab_size} tokens from this text: "
-            "choose a vocab_size between 400 and what so much text fills."
-        ) from error
-    return model.getvalue()
-
-
-def train_word_vocabulary(texts: Iterable[str]) -> bytes:
-    """A SentencePiece model with a piece for every word between spaces, most frequent first; others are unknown.
-
-    Raises nothing for a word that is rare: all are kept. Source of the settings: SentencePiece's model type `word`.
-    """
-    import sentencepiece
-
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts),
-        model_writer=model,
-        model_type="word",
-        vocab_size=1 << 20,
-        hard_vocab_limit=False,
-        use_all_vocab=True,
-        normalization_rule_name="identity",
-        character_coverage=1.0,
-        unk_id=0,
-        bos_id=-1,
-        eos_id=-1,
-        pad_id=-1,
-        num_threads=1,
-        minloglevel=2,
-    )
-    return model.getvalue()
-
-
-def _slices(texts: Iterable[str], size: int = 100_000) -> Iterator[str]:
-    """Long texts in parts: the trainer silently skips what is over its limit."""
-    for text in texts:
-        text = text.encode("utf-8", errors="replace").decode().replace(_SPACE, " ")
-        for start in range(0, len(text), size):
-            yield text[start : start + size]
 
 
 def read_vocabulary(path: str | Path) -> bytes:

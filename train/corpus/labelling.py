@@ -10,7 +10,7 @@ import numpy as np
 
 from steerling_jax.io.corpus import SPLITS
 from steerling_jax.io.corpus_pieces import KeptPiece, MadePiece, token_dtype
-from steerling_jax.io.tokenizer import train_sentencepiece
+from steerling_jax.io.vocabulary import train_sentencepiece
 
 from ..chunking import chunks
 from ..documents import Document
