@@ -154,6 +154,32 @@ def test_a_collective_in_a_chain_of_fusions_counts_where_it_starts() -> None:
     assert found.collectives == {"all-gather": Traffic(1, 256, 192, 0)}
 
 
+def test_what_a_collective_gathers_beside_other_work_is_written_once() -> None:
+    gather = """%g = bf16[32,4]{1,0} all-gather(%q), replica_groups={{0,1,2,3}}, frontend_attributes={chain_id="7"}"""
+    before = f"""%starts (q: bf16[8,4]) -> bf16[32,4] {{
+  %q = bf16[8,4]{{1,0}} parameter(0)
+  {gather}
+  ROOT %c = bf16[32,4]{{1,0}} custom-call(%g), custom_call_target="AsyncCollectiveStart"
+}}
+
+%beside (q: bf16[8,4], r: bf16[32,4], x: f32[16]) -> (f32[16], bf16[32,4]) {{
+  %q = bf16[8,4]{{1,0}} parameter(0)
+  %r = bf16[32,4]{{1,0}} parameter(1)
+  {gather}
+  %x = f32[16]{{0}} parameter(2)
+  %y = f32[16]{{0}} add(%x, %x)
+  ROOT %both = (f32[16]{{0}}, bf16[32,4]{{1,0}}) tuple(%y, %r)
+}}"""
+    lines = (
+        "%s = bf16[32,4]{1,0} fusion(%p), kind=kCustom, calls=%starts",
+        "%x = f32[16]{0} parameter(1)",
+        "%b = (f32[16]{0}, bf16[32,4]{1,0}) fusion(%p, %s, %x), kind=kOutput, calls=%beside, "
+        "output_to_operand_aliasing={{1}: (1, {})}",
+    )
+    start, work = 64 + 256, 64 + 64
+    assert costs_of(entry(*lines, before=before), [0] * 4).memory == start + work + 64  # %q is read in both
+
+
 def test_groups_of_a_part_of_an_axis() -> None:
     line = "ROOT %c = bf16[8,4]{1,0} all-reduce(%p), replica_groups=mesh['a'=2,'b'=4] {'a','b':(1)2}"
     one = read_module(entry(line)).computations["main"].root

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from .hlo import Computation, Instruction, Module, read_module
 from .hlo_groups import between_slices, groups
-from .hlo_sizes import convolution_flops, dot_flops, fusion_memory, memory
+from .hlo_sizes import convolution_flops, dot_flops, fusion_memory, goes_on, memory
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
@@ -110,7 +110,7 @@ class _Counter:
             case "custom-call" if "tpu_custom_call" in one.rest:
                 estimate = _KERNEL_FLOPS.search(one.rest)
                 total = Costs(flops=int(estimate.group(1)) if estimate else 0, kernels=1, unknown_kernels=not estimate)
-            case _ if kind in KINDS and not _goes_on(one, inside):
+            case _ if kind in KINDS and not goes_on(one, inside):
                 total = Costs(collectives={kind: self._collective(kind, one, inside)})
             case _:
                 total = Costs()
@@ -130,13 +130,6 @@ class _Counter:
             sent = (2 if kind == "all-reduce" else 1) * (n - 1) / n * size
         between = len(self.slices) > 1 and between_slices(members, self.slices)
         return Traffic(1, size, sent, sent if between else 0)
-
-
-def _goes_on(one: Instruction, inside: Computation) -> bool:
-    """Whether this is a collective that began before. One that is done bit by bit, fused with what happens meanwhile,
-    stands in every fusion that does a bit of it."""
-    in_chain = "chain_id=" in one.rest
-    return in_chain and not any("AsyncCollectiveStart" in user.rest for user in inside.users(one.name))
 
 
 def trip_count(one: Instruction, inside: Computation, module: Module) -> int | None:

@@ -14,6 +14,7 @@ _NO_TRAFFIC = frozenset({
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
     "optimization-barrier", "partition-id", "replica-id", "add-dependency", "async-start", "async-update", "iota",
 })  # fmt: skip
+_ALIAS = re.compile(r"\{(\d*)\}: \((\d+),")  # a part of the result, the operand that it is
 _SLICES = frozenset({"dynamic-slice", "slice", "gather"})
 
 
@@ -71,14 +72,17 @@ def memory(one: Instruction, inside: Computation) -> float:
 
 
 def fusion_memory(one: Instruction, inside: Computation, body: Computation) -> float:
-    """Bytes of HBM that a fusion reads and writes: slices of what it slices, and of what it changes in place."""
+    """Bytes of HBM that a fusion reads and writes: slices of what it slices, and of what it changes in place; nothing
+    of a collective that began before it, whose result counted there."""
     updates = _updates(body)
     changed = {update.operands[0] for update in updates}
-    total = sum(_hbm(body.by_name[update.operands[1]].shapes) for update in updates) if updates else _hbm(one.shapes)
+    results, passing = _travelling(one, body)
+    made = [array for number, array in enumerate(one.shapes) if number not in results]
+    total = sum(_hbm(body.by_name[update.operands[1]].shapes) for update in updates) if updates else _hbm(made)
     for number, shapes in enumerate(inside.operand_shapes(one)):
         name = body.parameters[number].name
         users = body.users(name)
-        if name in changed:
+        if name in changed or number in passing:
             continue
         sliced = bool(users) and all(user.opcode in _SLICES and user.operands[0] == name for user in users)
         whole = _hbm(shapes)
@@ -90,6 +94,25 @@ def _updates(body: Computation) -> list[Instruction]:
     """Updates in place that are a fusion's result, or part of it."""
     results = [body.root, *(body.by_name[name] for name in body.root.operands if body.root.opcode == "tuple")]
     return [one for one in results if one.opcode == "dynamic-update-slice"]
+
+
+def goes_on(one: Instruction, inside: Computation) -> bool:
+    """Whether this is a collective that began before. One that is done bit by bit, fused with what happens meanwhile,
+    stands in every fusion that does a bit of it."""
+    in_chain = "chain_id=" in one.rest
+    return in_chain and not any("AsyncCollectiveStart" in user.rest for user in inside.users(one.name))
+
+
+def _travelling(one: Instruction, body: Computation) -> tuple[set[int], set[int]]:
+    """Which results and operands of a fusion are those of a collective that goes on beside it."""
+    results, operands = set(), set()
+    collectives = [each for each in body.instructions if goes_on(each, body)]
+    for result, operand in _ALIAS.findall(one.attribute("output_to_operand_aliasing") or "") if collectives else ():
+        users = body.users(body.parameters[int(operand)].name)
+        if all(user is body.root or user in collectives for user in users):
+            results.add(int(result or 0))
+            operands.add(int(operand))
+    return results, operands
 
 
 def _hbm(shapes: Sequence[Array]) -> float:
