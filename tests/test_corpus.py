@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from steerling_jax.errors import UserError
+from steerling_jax.io import corpus as reading
 from steerling_jax.io import corpus_writer as writing
 from steerling_jax.io.corpus import ARRAYS, MAX_LABELS, Chunk, CorpusStore
 from steerling_jax.io.corpus_pieces import NO_ORIGIN, PieceSize
@@ -279,3 +280,20 @@ def test_beyond_the_end(store: CorpusStore):
 def test_another_tokenizer(store: CorpusStore):
     with pytest.raises(UserError, match="was made with another tokenizer"):
         store.check_tokenizer(IDS.sha256)
+
+
+def test_documents_of_many_are_in_many_files_and_all_say_what_the_corpus_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = write(tmp_path / "whole", [[3]] * 12)
+    documents, sha256 = whole.documents, whole.documents_sha256
+    for module in (reading, writing):
+        monkeypatch.setattr(module, "DOCUMENTS_A_FILE", 5)
+    split = write(tmp_path / "split", [[3]] * 12)
+    files = sorted(path.name for path in split.folder.glob("documents*"))
+    assert files == ["documents-00001.jsonl", "documents-00002.jsonl", "documents.jsonl"]
+    assert split.documents == documents
+    assert split.documents_sha256 == sha256
+    last = split.folder / "documents-00002.jsonl"
+    last.write_text(last.read_text().replace("d11", "d12"))
+    assert CorpusStore(split.folder).documents_sha256 != sha256

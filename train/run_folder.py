@@ -31,8 +31,7 @@ COMPANIONS = (TOKENIZER, "concepts.json", "documents.json")
 
 def corpus_identity(store: CorpusStore) -> dict[str, str]:
     """What must not change under a run: the vocabulary, and which texts in which order."""
-    documents = hashlib.sha256((store.folder / "documents.jsonl").read_bytes()).hexdigest()
-    return {"tokenizer_sha256": store.manifest["tokenizer_sha256"], "documents_sha256": documents}
+    return {"tokenizer_sha256": store.manifest["tokenizer_sha256"], "documents_sha256": store.documents_sha256}
 
 
 def check_corpus(run: RunConfig, store: CorpusStore) -> None:

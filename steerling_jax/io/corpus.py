@@ -7,6 +7,7 @@ chunks of about one.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from functools import cached_property
@@ -115,10 +116,9 @@ class CorpusStore:
     @cached_property
     def documents(self) -> list[DocumentRecord]:
         """All documents' records, read on first use."""
-        count = sum(split["documents"] for split in self.manifest["counts"].values())
         records: list[DocumentRecord] = []
-        for number in range(max(1, -(-count // DOCUMENTS_A_FILE))):
-            name, first = documents_file(number), len(records)
+        for name in self._documents_files:
+            first = len(records)
             try:
                 for line in (self.place.read(name) or b"").decode().rstrip("\n").split("\n"):
                     records.append(DocumentRecord(**json.loads(line)))
@@ -126,6 +126,19 @@ class CorpusStore:
                 where = f"{self.place}/{name}, line {len(records) - first + 1},"
                 raise UserError(f"{where} cannot be read: {_AGAIN}.") from error
         return records
+
+    @cached_property
+    def documents_sha256(self) -> str:
+        """Of all documents' records: which texts, in which order."""
+        digest = hashlib.sha256()
+        for name in self._documents_files:
+            digest.update(self.place.read(name) or b"")
+        return digest.hexdigest()
+
+    @property
+    def _documents_files(self) -> list[str]:
+        count = sum(split["documents"] for split in self.manifest["counts"].values())
+        return [documents_file(number) for number in range(max(1, -(-count // DOCUMENTS_A_FILE)))]
 
     def read(self, array: str, start: int, end: int) -> np.ndarray:
         """Rows `start` to `end` of one of the store's arrays."""
