@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from steerling_jax.cli.generation_options import write
+from steerling_jax.errors import require
 
 HELP = """\
 Write a continuation and show, chunk by chunk, the concepts that it came from.
@@ -29,6 +30,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    require(args.concepts >= 1, f"--concepts is {args.concepts}; give at least 1.")
     from steerling_jax.cli.console import note, print_json, stdout
 
     note("Loading JAX and the model …")

@@ -34,6 +34,7 @@ examples:
 
 PARTS = ("inputs", "concepts", "data", "outputs")
 STEPS = 1500  # of the planted model; `faithfulness.planted_model.STEPS`, which must not be imported here
+PLANTED_ONLY = {"subsets": 48, "twice": None, "world": "full", "steps": STEPS}  # options, and what they usually are
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -70,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
         bundle, store, planted = _subject(args, tell)
         results = Results(args.out, _command(args), bundle.name)
         for part in parts:
-            settings = _settings(args, part)
+            settings = _settings(args, part, bundle, store)
             results.part(part, settings, lambda kept, part=part: _measure(
                 part, bundle, store, planted, args, tell, kept))  # fmt: skip
     write_report(results)
@@ -93,6 +94,12 @@ def check(args: argparse.Namespace) -> list[str]:
     require(
         args.index is None or not args.planted, "--index is of a corpus and goes with --corpus: leave out one of them."
     )
+    require(
+        args.index is None or "outputs" in asked, "--index is for the outputs: add them to --parts, or leave it out."
+    )
+    for name, usual in PLANTED_ONLY.items():
+        ours = args.planted or getattr(args, name) == usual
+        require(ours, f"--{name} is of the planted model: add --planted, or leave it out.")
     require(args.seed >= 0, f"--seed is {args.seed}, but it must not be negative.")
     require(args.subsets >= 2, f"--subsets is {args.subsets}, but it must be at least 2.")
     twice = args.subsets if args.twice is None else args.twice
@@ -118,15 +125,18 @@ def _command(args: argparse.Namespace) -> str:
     return shlex.join(words)
 
 
-def _settings(args: argparse.Namespace, part: str) -> dict[str, Any]:
+def _settings(args: argparse.Namespace, part: str, bundle: Bundle, store: CorpusStore) -> dict[str, Any]:
     """What a part's figures depend on: they are measured again where it has changed."""
+    from steerling_jax.fingerprint import fingerprint
     from steerling_jax.io.index import read_json
 
-    settings: dict[str, Any] = {"seed": args.seed}
+    settings: dict[str, Any] = {
+        "seed": args.seed, "fingerprint": fingerprint(bundle.params, bundle.config), "corpus": store.documents_sha256
+    }  # fmt: skip
     if args.planted:
         settings |= {"planted": True, "steps": args.steps, "world": args.world}
     if part == "outputs" and args.index is not None:
-        settings |= {"index": read_json(args.index / "current.json")["corpus"]}
+        settings |= {"index": read_json(args.index / "index.json")["settings"]}
     if part == "data":
         settings |= {"subsets": args.subsets, "twice": args.twice}
     return settings

@@ -113,9 +113,15 @@ def _check(args: argparse.Namespace) -> None:
         require(not extra, f"--continuation is a text that is there already; leave out {', '.join(extra)}.")
     if args.source is None:
         given_prompt(args)
-    files = [name for name in (args.trace, args.html, args.json, args.parquet, args.graph) if name is not None]
-    twice = {name for name in files if files.count(name) > 1}
+    outputs = [name for name in (args.trace, args.html, args.json, args.parquet, args.graph) if name is not None]
+    files = [Path(name).resolve() for name in outputs if name != "-"]
+    twice = {str(file) for file in files if files.count(file) > 1}
     require(not twice, f"Several outputs are to be written to {', '.join(twice)}; give each its own.")
+    tables = None if args.parquet is None else Path(args.parquet).resolve()
+    require(
+        not any(tables in file.parents for file in files),
+        f"{args.parquet} is made anew, with the tables alone; write the other outputs elsewhere.",
+    )
     for name in (args.trace, args.html, args.json, args.graph):
         require(name is None or not Path(name).is_dir(), f"{name} is a folder; give the name of a file.")
     if args.parquet is not None:

@@ -29,9 +29,10 @@ from steerling_jax.catalogue import Head
 from steerling_jax.concept_heads import check_concepts, concept_embeddings
 from steerling_jax.config import Compute, ModelConfig
 from steerling_jax.contributions import Contributions, hidden_rows
-from steerling_jax.errors import UserError
+from steerling_jax.errors import UserError, require
 from steerling_jax.heads import EpsilonRule
 from steerling_jax.inference import RowClamps, logit_features
+from steerling_jax.layers import block_causal_mask
 from steerling_jax.model import lm_logits
 from steerling_jax.trace import Trace
 from steerling_jax.window_pass import injected_on
@@ -129,6 +130,10 @@ def concept_effects(
         raise UserError(f"first_layer is {layer}, but the layers are 1 to {config.n_layers}.")
     inside = (shares.positions >= start) & (shares.positions < (len(trace.tokens) if end is None else end))
     tokens = np.flatnonzero(inside)
+    require(
+        trace.clamps is None,
+        "Effects of text that was written with clamped concepts cannot be measured: take one written without.",
+    )
     if not len(tokens) or not len(concepts):
         raise UserError(f"No token is committed in [{start}, {end}), or no concept was named: there is no effect.")
     orders = np.repeat(tokens, len(concepts)).astype(np.int32)
@@ -222,7 +227,7 @@ def _removed_in_pass(
     config, mask_id = bundle.config, trace.mask_id
     positions, tokens, steps = shares.positions[orders], shares.token_ids[orders], shares.steps[orders]
     chosen = np.unique(steps).tolist()
-    pad = padded_length(len(trace.tokens), config) - len(trace.tokens)  # later attention blocks are not seen
+    pad = padded_length(len(trace.tokens), config) - len(trace.tokens)  # which no position sees
     canvases = {step: np.pad(trace.snapshot(step), (0, pad), constant_values=mask_id) for step in chosen}
     injected = {step: trace.injected(step, config.n_layers, config.n_embd) for step in chosen}
     parts = []
@@ -233,8 +238,8 @@ def _removed_in_pass(
         parts.append(
             _in_pass(
                 bundle.params, np.stack([canvases[step] for step in at]), positions[rows], tokens[rows], ids[rows],
-                np.int32(trace.prompt_length), tables, np.int32(layer), head=head, mask_id=mask_id, config=config,
-                compute=bundle.compute,
+                np.int32(trace.prompt_length), np.int32(len(trace.tokens)), tables, np.int32(layer), head=head,
+                mask_id=mask_id, config=config, compute=bundle.compute,
             )
         )  # fmt: skip
     return np.concatenate([np.asarray(part) for part in parts])[: len(ids)]
@@ -243,14 +248,17 @@ def _removed_in_pass(
 @partial(jax.jit, static_argnames=("head", "mask_id", "config", "compute"))
 def _in_pass(
     params: Params, canvases: jax.Array, positions: jax.Array, tokens: jax.Array, ids: jax.Array, prompt: jax.Array,
-    tables: Sequence[jax.Array], layer: jax.Array, *, head: Head, mask_id: int, config: ModelConfig, compute: Compute,
+    total: jax.Array, tables: Sequence[jax.Array], layer: jax.Array, *, head: Head, mask_id: int, config: ModelConfig,
+    compute: Compute,
 ) -> jax.Array:  # fmt: skip
-    """(B, 2) for canvases (B, S), positions, tokens and ids (B,), steered by tables (B, L, D)."""
+    """(B, 2) for canvases (B, S) of `total` positions each, then padding; positions, tokens and ids (B,), steered by
+    tables (B, L, D)."""
     direction = concept_embeddings(params, ids, head=head, config=config, compute=compute)
     direction = direction / jnp.maximum(jnp.linalg.norm(direction, axis=1, keepdims=True), 1e-12)
     steering = injected_on(canvases, prompt, mask_id, tables[0], tables[1])
     edit = Removed(steering, direction, layer)
-    x = embed_tokens(params, canvases, compute)
-    hidden, _ = run_backbone(params, x, config=config, compute=compute, injection=edit)
+    x, at = embed_tokens(params, canvases, compute), jnp.arange(canvases.shape[1])
+    mask = block_causal_mask(at, at, config.diff_block_size) & (at < total)[None, :]
+    hidden, _ = run_backbone(params, x, config=config, compute=compute, mask=mask, injection=edit)
     rows = hidden[jnp.arange(len(positions)), positions]
     return _scores(params, logit_features(params, rows, config, compute), tokens, compute)

@@ -40,6 +40,7 @@ def choose_cases(
     require(bool(commits), "The generation is empty: it has no written token to explain.")
     if positions is not None:
         require(span is None, "Both span and positions are given; give one of them.")
+        require(len(positions) > 0, "positions is empty: name at least one, or leave it out.")
         by_position = {commit[2]: commit for commit in commits}
         for position in positions:
             require(position in by_position, f"No token was written at position {position}; choose another.")

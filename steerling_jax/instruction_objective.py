@@ -26,7 +26,7 @@ from steerling_jax.drawn import Batch, Drawn, Metrics, part_of
 from steerling_jax.errors import require
 from steerling_jax.heads import run_head
 from steerling_jax.noise import NoiseConfig, noise_levels
-from steerling_jax.objective import TOKEN_WEIGHTS, cross_entropy
+from steerling_jax.objective import TOKEN_WEIGHTS, check_shares, cross_entropy
 from steerling_jax.rows import Rows, at_rows
 
 
@@ -42,6 +42,7 @@ class InstructionObjective:
     epsilon_dropout: float = 0.1
 
     def __post_init__(self) -> None:
+        check_shares(self.token_weight)
         require(0 < self.floor <= 1, f"objective.floor is {self.floor}, but it must be above 0 and at most 1.")
         require(
             0 <= self.epsilon_dropout <= 1,

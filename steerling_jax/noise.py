@@ -8,15 +8,18 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 
 from steerling_jax.backbone import Injection, Params, embed_tokens, run_backbone
 from steerling_jax.config import Compute, ModelConfig
+from steerling_jax.errors import require
 from steerling_jax.mesh import constrain
 from steerling_jax.two_copy_attention import attend_two_copies
+
+Distribution = Literal["uniform", "gaussian"]
 
 
 @dataclass(frozen=True)
@@ -30,11 +33,19 @@ class NoiseConfig:
     floor: smallest level; it bounds the weight 1/t.
     """
 
-    distribution: Literal["uniform", "gaussian"] = "uniform"
+    distribution: Distribution = "uniform"
     clean_context: bool = False
     floor: float = 0.02
     centre: tuple[float, float] = (0.2, 0.8)
     sigma: float = 0.3
+
+    def __post_init__(self) -> None:
+        require(
+            self.distribution in get_args(Distribution),
+            f"noise.distribution is {self.distribution!r}, but it must be {' or '.join(get_args(Distribution))}.",
+        )
+        require(0 < self.floor <= 1, f"noise.floor is {self.floor}, but it must be above 0 and at most 1.")
+        require(self.sigma > 0, f"noise.sigma is {self.sigma}, but it must be positive.")
 
 
 def noise_levels(key: jax.Array, shape: tuple[int, int], progress: jax.Array, noise: NoiseConfig) -> jax.Array:

@@ -10,6 +10,7 @@ Legend: B sequences, T positions, M rows (masked positions kept), D width, S chu
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -28,6 +29,7 @@ from steerling_jax.concept_losses import (
 )
 from steerling_jax.config import Compute, ModelConfig
 from steerling_jax.drawn import Batch, Drawn, Metrics, Objective, first_masked, part_of
+from steerling_jax.errors import require
 from steerling_jax.heads import run_head
 from steerling_jax.model import lm_logits
 from steerling_jax.noise import NoiseConfig, denoise, mask_tokens, noise_levels
@@ -66,6 +68,15 @@ class ObjectiveConfig:
     known_forcing: tuple[float, float] = (1.0, 0.5)
     unknown_forcing: tuple[float, float] = (1.0, 0.5)
     rows: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_shares(self.token_weight, self.rows)
+        for name in ("epsilon_dropout", "known_forcing", "unknown_forcing"):
+            pair = getattr(self, name)
+            require(
+                isinstance(pair, Sequence) and len(pair) == 2 and all(0 <= share <= 1 for share in pair),
+                f"objective.{name} is {pair}, but it must be two shares, at the start and at the end of training.",
+            )
 
     def draw(self, batch: Batch, key: jax.Array, progress: jax.Array, config: ModelConfig) -> Drawn:
         """batch: tokens, chunk_index (B, T), chunk_labels (B, S, K), all int32."""
@@ -151,6 +162,15 @@ class ObjectiveConfig:
 
 # The metric that is the diffusion loss, by the weight of a token; the weight of each of the concepts' terms.
 TOKEN_WEIGHTS = {"one": "diffusion", "inverse_t": "bound"}
+
+
+def check_shares(weight: str, rows: float = 1.0) -> None:
+    """Raises `UserError` for an objective's settings that mean nothing."""
+    known = " or ".join(map(repr, TOKEN_WEIGHTS))
+    require(weight in TOKEN_WEIGHTS, f"objective.token_weight is {weight!r}, but it must be {known}.")
+    require(0 < rows <= 1, f"objective.rows is {rows}, but it must be above 0 and at most 1.")
+
+
 _WEIGHTS = {
     "presence": "concept_weight", "residual": "residual_weight", "independence": "independence_weight",
     "epsilon_independence": "epsilon_independence_weight",

@@ -30,7 +30,7 @@ from steerling_jax.errors import require
 from steerling_jax.lookup import look_up
 from steerling_jax.model import lm_logits
 from steerling_jax.noise import NoiseConfig, denoise, mask_tokens, noise_levels
-from steerling_jax.objective import TOKEN_WEIGHTS
+from steerling_jax.objective import TOKEN_WEIGHTS, check_shares
 from steerling_jax.rows import Rows, at_rows, gather_rows
 
 
@@ -58,6 +58,7 @@ class SteeringObjective:
     rows: float = 1.0
 
     def __post_init__(self) -> None:
+        check_shares(self.token_weight, self.rows)
         low, high = self.strength
         require(0 < low <= high, f"objective.strength is {self.strength}, but it must be two numbers, 0 < low ≤ high.")
         require(0 < self.pushed <= 1, f"objective.pushed is {self.pushed}, but it must be above 0 and at most 1.")

@@ -117,6 +117,7 @@ def to_plain(record: TraceRecord) -> dict[str, Any]:
     }
 
 
+_LARGEST = float(np.finfo(np.float32).max)
 _LISTS = ("positions", "token_ids", "target_logits")
 
 
@@ -167,7 +168,7 @@ def from_plain(value: Any, where: str) -> TraceRecord:
         raise UserError(f"{where} has no field {error}: it is no whole trace; make it again.") from None
     except UserError as error:
         raise UserError(f"{where} cannot be a trace: {error}") from None
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, OverflowError, AttributeError) as error:
         raise UserError(f"{where} cannot be a trace: a field has a wrong type ({error}); make it again.") from None
     return record
 
@@ -228,7 +229,7 @@ def _check_commits(trace: Trace) -> None:
 def _commit(value: Mapping[str, Any]) -> Commit:
     logits = tuple(value["target_logits"])
     require(
-        all(isinstance(x, float | int) and math.isfinite(x) for x in logits),
+        all(isinstance(x, float | int) and abs(x) <= _LARGEST for x in logits),
         f"a target logit of step {value['step']} is no finite number.",
     )
     positions, tokens = (tuple(_whole(name, x) for x in value[name]) for name in ("positions", "token_ids"))
@@ -244,6 +245,7 @@ def _config(kind: Any, value: Mapping[str, Any]) -> Any:
 
 def _whole(name: str, value: Any) -> int:
     require(type(value) is int, f"{name} is {value!r}, but it must be a whole number.")
+    require(abs(value) < 1 << 63 if name == "seed" else abs(value) < 1 << 31, f"{name} is {value}, which is too large.")
     return value
 
 

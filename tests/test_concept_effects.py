@@ -21,6 +21,7 @@ from steerling_jax.concept_effects import (
 from steerling_jax.concept_gradients import Source, Target, concept_gradients
 from steerling_jax.concept_heads import concept_embeddings
 from steerling_jax.errors import UserError
+from steerling_jax.given_text import given_trace
 from steerling_jax.layers import Block, Norm, block_causal_mask, rope_tables
 
 from .golden_traces import golden_trace
@@ -109,6 +110,25 @@ def test_removal_in_the_pass_is_the_plain_loop(told, head):
         token = shares.token_ids[order]
         assert effects.logit["pass"][pair] == pytest.approx(float(plain[token] - edited[token]), abs=5e-4)
         assert abs(effects.logit["pass"][pair]) > 1e-3
+
+
+def test_positions_after_the_text_are_not_seen(told):
+    """Of a text that ends inside an attention block."""
+    bundle, trace, _ = told
+    block = bundle.config.diff_block_size
+    length = len(trace.tokens) // block * block - block // 2
+    text = given_trace(bundle, trace.tokens[: length - 2].tolist(), [1, 2])
+    shares = sj.concept_contributions(bundle, text)
+    effects = concept_effects(bundle, text, shares, [3], head="known")
+    last = int(np.argmax(effects.positions))
+    canvas = text.snapshot(int(shares.steps[effects.orders[last]]))
+    vector = concept_embeddings(
+        bundle.params, jnp.asarray([3]), head="known", config=bundle.config, compute=bundle.compute
+    )[0]  # fmt: skip
+    rows = hidden_without(bundle, canvas, np.asarray(vector), bundle.config.n_layers // 2)
+    edited = rows[length - 1] @ bundle.params.get("lm_head", bundle.params["tok_emb"])["weight"].T
+    plain = sj.forward(bundle, canvas).logits[0, length - 1]
+    assert effects.logit["pass"][last] == pytest.approx(float(plain[2] - edited[2]), abs=5e-4)
 
 
 def test_sums_over_a_chunk(told):

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 import steerling_jax as sj
-from steerling_jax.attribution.index import null, opened
+from steerling_jax.attribution.index import opened
 from steerling_jax.attribution.index.build import build_index
 from steerling_jax.attribution.index.opened import Index, open_index
 from steerling_jax.attribution.index.plan import IndexSettings
@@ -43,7 +43,7 @@ def few_gradients() -> Iterator[None]:
     """Gradients are most of a small index's time: fewer maskings of a query, fewer candidates for the threshold."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(opened, "QUERY_MASKING", Masking(0.5, 2))
-        patch.setattr(null, "_NEAREST", 1)
+        patch.setattr(opened, "NEAREST", 1)
         yield
 
 

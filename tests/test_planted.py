@@ -255,6 +255,8 @@ def test_the_other_parts_read_documents_of_the_planted_length(
 def options(**changed: object) -> Namespace:
     usual = {"model": None, "planted": True, "corpus": None, "parts": None, "seed": 0, "subsets": 4, "twice": None}
     usual |= {"steps": 10, "out": Path("nowhere"), "world": "small", "index": None}
+    if changed.get("planted") is False:
+        usual |= command.PLANTED_ONLY
     return Namespace(**(usual | changed))
 
 
@@ -265,6 +267,8 @@ def options(**changed: object) -> Namespace:
         ({"planted": False, "corpus": Path("c"), "parts": "data"}, "planted model only"),
         ({"model": "steerling-pydocs"}, "leave MODEL out"),
         ({"index": Path("index")}, "--index is of a corpus"),
+        ({"planted": False, "corpus": Path("c"), "index": Path("i"), "parts": "inputs"}, "--index is for the outputs"),
+        ({"planted": False, "corpus": Path("c"), "world": "small"}, "--world is of the planted model"),
         ({"subsets": 1}, "--subsets is 1"),
         ({"twice": 5}, "--twice is 5"),
         ({"steps": 15}, "--steps is 15"),

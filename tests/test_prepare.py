@@ -147,7 +147,36 @@ def test_another_preparation_is_not_taken_up(folder: Path, tmp_path: Path, token
         prepare(tmp_path / "store", **settings, progress=stop)
     with pytest.raises(UserError, match=r"store\.work holds a preparation that was stopped, with other settings"):
         prepare(tmp_path / "store", **settings, seed=5)
+    other = SentencePieceTokenizer(train_sentencepiece([text[::-1] for text in TEXTS], 300))
+    with pytest.raises(UserError, match="with other tokens"):
+        prepare(tmp_path / "store", **(settings | {"tokenizer": other}))
     prepare(tmp_path / "store", **settings)
+
+
+def test_what_was_begun_is_kept_whatever_goes_wrong_afterwards(folder: Path, tmp_path: Path, tokenizer):
+    """While it reads, too, when no part is there yet."""
+
+    def stop(stage: str, done: int, total: int) -> None:
+        if (stage, done) == ("reading", 2):
+            raise KeyboardInterrupt
+
+    inputs = [Source((str(folder),))]
+    with pytest.raises(KeyboardInterrupt):
+        prepare(tmp_path / "store", inputs=inputs, tokenizer=tokenizer, part_bytes=PART, progress=stop)
+    with pytest.raises(UserError, match="with other settings"):
+        prepare(tmp_path / "store", inputs=inputs, tokenizer=tokenizer, part_bytes=PART, seed=5)
+    with pytest.raises(UserError):
+        prepare(tmp_path / "store", inputs=[Source((str(tmp_path / "absent"),))], tokenizer=tokenizer)
+    assert (tmp_path / "store.work/survey/000000.json").is_file()
+    prepare(tmp_path / "store", inputs=inputs, tokenizer=tokenizer, part_bytes=PART)
+
+
+def test_a_packed_file_that_is_cut_off_is_told(tmp_path: Path):
+    whole = gzip.compress(json.dumps({"text": "some words " * 100}).encode())
+    (tmp_path / "a.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"Cannot read .*a\.jsonl\.gz: Compressed file ended"):
+        prepare(tmp_path / "store", inputs=[Source((str(tmp_path / "a.jsonl.gz"),))], vocab_size=300)
+    assert not (tmp_path / "store.work").exists()
 
 
 def test_shards_without_data_are_no_obstacle(tmp_path: Path, tokenizer: SentencePieceTokenizer):

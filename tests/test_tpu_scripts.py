@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -38,10 +39,14 @@ elif "ssh" in words:
     line = next(word for word in words if word.startswith("--command=")).removeprefix("--command=")
     sys.exit(subprocess.run(["bash", "-c", line], env=os.environ | {"HOME": str(home)}).returncode)
 """
-# In place of Python on the pretended machines: makes an environment whose pip writes down what it is asked for.
+# In place of Python on the pretended machines: its pip brings a uv that writes down what it is asked for.
 PYTHON = """#!/bin/bash
-mkdir -p .venv/bin && touch .venv/bin/activate
-printf '#!/bin/bash\\necho "$@" >> ~/installed\\n' > .venv/bin/pip && chmod +x .venv/bin/pip
+[ "$*" = "-m pip install --quiet --user uv" ] && mkdir -p ~/.local/bin && cat > ~/.local/bin/uv << 'UV'
+#!/bin/bash
+[ "$1" = venv ] && rm -rf .venv && mkdir -p .venv/bin && touch .venv/bin/activate
+[ "$1" = venv ] || echo "$@" >> ~/installed
+UV
+chmod +x ~/.local/bin/uv
 """
 
 
@@ -75,7 +80,7 @@ def test_dry_runs_print_what_would_be_done():
     assert line == f"{head} --accelerator-type=v5litepod-256 {rest}"
     for number, line in enumerate(printed(script("setup.sh", "pod", *PLACE, "--slices", "2", "--dry-run"))):
         assert line.startswith(f"gcloud compute tpus tpu-vm ssh pod-{number} ")
-        assert ".venv/bin/pip install" in line
+        assert "uv pip install" in line
         assert "steerling-jax[tpu]" in line
     (line,) = printed(script("run.sh", "pod", *PLACE, "--dry-run", "--", "steerling", "train"))
     assert "--worker=all" in line
@@ -181,6 +186,22 @@ def test_watching_a_pod_where_nothing_runs_sets_it_up_and_starts_the_command(pre
     shown = script("log.sh", "pod", *PLACE, **pretended)
     assert "it ran" in shown.stdout
     assert "ended with 0" in shown.stdout
+
+
+def test_a_command_ends_before_the_next_one_starts(pretended: dict[str, str], tmp_path: Path):
+    """As a training does, it saves when it is asked to end."""
+    (tmp_path / "home/pod/steerling/.venv/bin").mkdir(parents=True)
+    (tmp_path / "home/pod/steerling/.venv/bin/activate").touch()
+    said = tmp_path / "said"
+    first = f"trap 'sleep 1; echo saved | tee -a {said}; exit' TERM; echo began >> {said}; while :; do sleep 0.1; done"
+    assert script("run.sh", "pod", *PLACE, "--", "bash", "-c", first, **pretended).returncode == 0
+    while not said.is_file():
+        time.sleep(0.05)
+    assert script("run.sh", "pod", *PLACE, "--", "bash", "-c", f"echo next >> {said}", **pretended).returncode == 0
+    while "next" not in said.read_text():
+        time.sleep(0.05)
+    assert said.read_text().split() == ["began", "saved", "next"]
+    assert "saved" in (tmp_path / "home/pod/steerling/log.before").read_text()
 
 
 def test_a_request_that_cannot_be_met_is_told(pretended: dict[str, str], tmp_path: Path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +18,10 @@ import pytest
 from steerling_jax.errors import UserError
 from steerling_jax.io.corpus import CorpusStore
 from steerling_jax.model import param_shapes
+from steerling_jax.noise import NoiseConfig
+from steerling_jax.objective import ObjectiveConfig
 from steerling_jax.optimizer import OptimizerConfig, decay_mask, learning_rate, make_optimizer
+from steerling_jax.steering_objective import SteeringObjective
 from steerling_jax.train.clock import Clock
 from steerling_jax.train.metrics import MetricsLog
 from steerling_jax.train.run_config import RunConfig, first_difference, load_config, special_ids
@@ -169,6 +173,38 @@ def test_impossible_runs(run: RunConfig) -> None:
         dataclasses.replace(run, data=dataclasses.replace(run.data, vocab_size=100))
 
 
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda run: NoiseConfig(distribution="gausian"), "noise.distribution is 'gausian', but it must be uniform or"),  # type: ignore[arg-type]
+        (lambda run: NoiseConfig(floor=0.0), "noise.floor is 0.0"),
+        (lambda run: ObjectiveConfig(token_weight="1/t"), "objective.token_weight is '1/t', but it must be 'one' or"),  # type: ignore[arg-type]
+        (lambda run: ObjectiveConfig(rows=0.0), "objective.rows is 0.0"),
+        (lambda run: ObjectiveConfig(epsilon_dropout=0.3), "objective.epsilon_dropout is 0.3, but it must be two"),  # type: ignore[arg-type]
+        (lambda run: SteeringObjective(token_weight="half"), "objective.token_weight is 'half'"),  # type: ignore[arg-type]
+        (lambda run: dataclasses.replace(run, seed=-1), "seed is -1"),
+        (lambda run: dataclasses.replace(run, objective=SteeringObjective(inject_layer=3)), "layers are 1 to 2"),
+        (
+            lambda run: dataclasses.replace(
+                run, objective=ObjectiveConfig(noise=NoiseConfig(clean_context=True)),
+                data=dataclasses.replace(run.data, seq_len=30),
+            ),
+            r"data.seq_len \(30\) must be a multiple of the model's diff_block_size \(8\)",
+        ),
+        (
+            lambda run: dataclasses.replace(
+                run, objective=SteeringObjective(),
+                model=dataclasses.replace(run.model, interpretable=False, concept=None),
+            ),
+            "needs a model with concepts",
+        ),
+    ],
+)  # fmt: skip
+def test_objectives_that_mean_nothing(change: Callable[[RunConfig], object], told: str, run: RunConfig) -> None:
+    with pytest.raises(UserError, match=told):
+        change(run)
+
+
 # Refusals.
 
 
@@ -195,6 +231,10 @@ def test_another_corpus_is_refused(run: RunConfig, store: CorpusStore, tmp_path:
     rewritten = CorpusStore(make_corpus(tmp_path / "rewritten", seed=1))
     with pytest.raises(UserError, match=r"corpus of other documents than .*rewritten"):
         open_folder(run, rewritten, tmp_path / "out")
+    turned = CorpusStore(make_corpus(tmp_path / "turned"))
+    turned.manifest["concepts"] = turned.concepts[::-1]
+    with pytest.raises(UserError, match=r"corpus with other concepts, or in another order, than .*turned"):
+        open_folder(run, turned, tmp_path / "out")
 
 
 def test_a_corpus_that_does_not_fit_the_model_is_refused(run: RunConfig, store: CorpusStore, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ usage() {
   cat <<'TEXT'
 setup.sh NAME --zone ZONE --project PROJECT [--slices N] [--dry-run] [-- SHELL LINE]
 
-STEERLING_SOURCE   what pip installs (default: steerling-jax[tpu] from this checkout's origin)
+STEERLING_SOURCE   what is installed (default: steerling-jax[tpu] from this checkout's origin)
 TEXT
 }
 # shellcheck source-path=SCRIPTDIR source=lib.sh
@@ -16,7 +16,10 @@ need name place
 if [[ -z ${STEERLING_SOURCE:-} ]]; then
   here=$(dirname "$0")
   origin=$(git -C "$here" remote get-url origin 2>/dev/null) || fail "This checkout has no origin; set STEERLING_SOURCE."
-  STEERLING_SOURCE="steerling-jax[tpu] @ git+$origin@$(git -C "$here" rev-parse HEAD)"
+  STEERLING_SOURCE="steerling-jax[tpu] @ git+${origin/git@github.com:/https://github.com/}@$(git -C "$here" rev-parse HEAD)"
 fi
-line="mkdir -p ~/steerling && cd ~/steerling && python3 -m venv .venv && .venv/bin/pip install --quiet $(quoted "$STEERLING_SOURCE")"
+# The Python of the hosts' images may be too old; uv brings one.
+line="mkdir -p ~/steerling && cd ~/steerling && python3 -m pip install --quiet --user uv \
+&& ~/.local/bin/uv venv --quiet --clear --python 3.12 .venv \
+&& ~/.local/bin/uv pip install --quiet --python .venv/bin/python $(quoted "$STEERLING_SOURCE")"
 on_all_hosts "${COMMAND[*]:+${COMMAND[*]} && }$line"

@@ -136,12 +136,11 @@ def _trained_on(bundle: Bundle, store: CorpusStore) -> int | None:
     Another Python's documentation may be split otherwise, and then its figures flatter the model.
     """
     from steerling_jax.cli.console import note
-    from steerling_jax.io.published_layout import read_json
+    from steerling_jax.io.trained_texts import trained_texts
 
-    path = None if bundle.folder is None else bundle.folder / "documents.json"
-    if path is None or not path.is_file():
+    known = trained_texts(bundle.folder)
+    if known is None:
         return None
-    known = {entry["sha256"] for entry in read_json(path)["documents"] if entry["split"] == "train"}
     count = sum(d.split == "heldout" and d.sha256 in known for d in store.documents)
     if count:
         note(f"{count} of the held-out documents were trained on: the figures flatter this model.")

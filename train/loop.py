@@ -15,6 +15,7 @@ from typing import Any
 import jax
 
 from steerling_jax.backbone import Params
+from steerling_jax.errors import UserError
 from steerling_jax.io.corpus import CorpusStore
 from steerling_jax.io.training_checkpoint import TrainingCheckpoints
 from steerling_jax.training_step import Batch, Metrics
@@ -57,6 +58,12 @@ def train(
         with clock.phase("init"):
             begun = begin(run, share.mesh, checkpoints, folder, other)
             batches = placed_batches(run, store, share, begun.step)
+        left = begun.step < run.steps
+        if profile is not None and left and (profile[1] <= begun.step or profile[0] > run.steps):
+            raise UserError(
+                f"--profile asks for steps {profile[0]} to {profile[1]}, but {begun.step + 1} to {run.steps} are left: "
+                "choose among them."
+            )
         if begun.clock is not None:
             clock.add(begun.clock)
         # One process writes for all.
@@ -112,14 +119,16 @@ class _Loop:
             stopping = stopping and not last
             if self.profiler.finish(self.step, self.state, last=last or stopping):
                 yield Profiled(self.profiler.folder)
+            if stopping:  # who asks may not wait for an evaluation
+                yield from self._save()
+                yield from self._wait()
             if last or self.step % self.run.eval_every == 0:
                 yield from self._evaluate()
-            if last or stopping or due or self.step % self.run.checkpoint_every == 0:
+            if not stopping and (last or due or self.step % self.run.checkpoint_every == 0):
                 yield from self._save()
             if (saved := self.checkpoints.finished()) is not None:
                 yield Saved(saved)
             if stopping:
-                yield from self._wait()
                 yield Stopped(self.step, self.clock.to_json())
                 return
         yield from self._wait()

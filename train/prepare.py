@@ -20,9 +20,9 @@ from steerling_jax.io.tokenizer import SentencePieceTokenizer, Tokenizer
 from steerling_jax.progress import Tell, silent
 
 from .corpus.inputs import plan_parts
-from .corpus.job import TIKTOKEN, TOKENIZER, Settings, start_job
+from .corpus.job import JOB, TIKTOKEN, TOKENIZER, Settings, start_job
 from .corpus.label_table import TableSettings, table_concepts
-from .corpus.runners import run_here, run_on_beam
+from .corpus.runners import WorkerKilled, run_here, run_on_beam
 from .corpus.sources import Source
 from .documents import Document
 from .ontology import Concept, read_concepts
@@ -71,6 +71,7 @@ def prepare(
     )
     concepts = list(read_concepts() if concepts is None else concepts)
     table_ids = [_join(concepts, table) for table in tables]
+    goes_on = work.has(JOB)
     found = list(inputs) if documents is None else [_spool(documents, Path(work.address))]
     try:
         start_job(
@@ -82,8 +83,10 @@ def prepare(
             run_here(work, workers, progress)
         else:
             run_on_beam(work, runner, runner_options)
+    except WorkerKilled:
+        raise
     except UserError:
-        if not work.names("parts/"):  # nothing that took long
+        if not goes_on and not work.has("survey.json"):  # nothing that took long, and nobody else's
             _remove(work)
         raise
     if not target.is_remote:
@@ -121,7 +124,9 @@ def _join(concepts: list[Concept], table: TableSettings) -> dict[int, int]:
 
 def _vocabulary(tokenizer: Tokenizer) -> tuple[dict[str, Any], bytes]:
     """What workers need to have the tokenizer too."""
-    about = {"special": asdict(tokenizer.special), "vocab_size": tokenizer.vocab_size}
+    about = {
+        "special": asdict(tokenizer.special), "vocab_size": tokenizer.vocab_size, "sha256": tokenizer.sha256
+    }  # fmt: skip
     if isinstance(tokenizer, SentencePieceTokenizer):
         return about | {"file": TOKENIZER}, tokenizer.proto
     if isinstance(tokenizer, TiktokenTokenizer):

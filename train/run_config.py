@@ -23,6 +23,7 @@ from steerling_jax.lora import LoraConfig
 from steerling_jax.objective import ObjectiveConfig
 from steerling_jax.optimizer import OptimizerConfig
 from steerling_jax.sharding import MeshShape
+from steerling_jax.steering_objective import SteeringObjective
 
 # What a resumed run may change, since no number of the training depends on it but for the order of sums. A corpus may
 # move; its content is compared apart.
@@ -122,6 +123,24 @@ class RunConfig:
             raise UserError(
                 f"data.seq_len ({self.data.seq_len}) must not exceed the model's block_size ({self.model.block_size})."
             )
+
+        self._check_objective()
+
+    def _check_objective(self) -> None:
+        if not 0 <= self.seed < 1 << 32:
+            raise UserError(f"seed is {self.seed}, but it must be between 0 and 2³² − 1.")
+        block = self.model.diff_block_size
+        if self.objective.noise.clean_context and self.data.seq_len % block:
+            raise UserError(
+                f"data.seq_len ({self.data.seq_len}) must be a multiple of the model's diff_block_size ({block}): "
+                "noise.clean_context runs two copies, block by block."
+            )
+        if isinstance(self.objective, SteeringObjective):
+            layer, layers = self.objective.inject_layer, self.model.n_layers
+            if self.model.concept is None:
+                raise UserError("A SteeringObjective needs a model with concepts.")
+            if layer is not None and not 1 <= layer <= layers:
+                raise UserError(f"objective.inject_layer is {layer}, but the layers are 1 to {layers}.")
 
     def _check_conversations(self) -> None:
         tuned = isinstance(self.objective, InstructionObjective)

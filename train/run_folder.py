@@ -20,6 +20,7 @@ from typing import Any
 from steerling_jax.errors import UserError
 from steerling_jax.io.atomic import atomic_path, write_json
 from steerling_jax.io.corpus import CorpusStore
+from steerling_jax.io.published_layout import read_json_list
 from steerling_jax.io.training_checkpoint import CHECKPOINTS
 from steerling_jax.io.training_folder import read_run, write_run
 
@@ -83,6 +84,16 @@ def open_folder(run: RunConfig, store: CorpusStore, out: Path) -> None:
             f"{out} holds a run on a corpus {'with another tokenizer' if retokenized else 'of other documents'} than "
             f"{store.folder}: "
             "give its own with --corpus, or choose another folder with --out."
+        )
+    _check_concepts(store, out)
+
+
+def _check_concepts(store: CorpusStore, out: Path) -> None:
+    """Labels are numbers: the same texts under other numbers would be another run."""
+    if read_json_list(out / "concepts.json") != store.concepts:
+        raise UserError(
+            f"{out} holds a run on a corpus with other concepts, or in another order, than {store.folder}: give "
+            "its own with --corpus, or choose another folder with --out."
         )
 
 

@@ -149,7 +149,7 @@ def _responses(
     commit = trace.commits[len(trace.commits) // 2]
     canvas = trace.snapshot(commit.step)
     masked, position, layer = canvas == trace.mask_id, commit.positions[0], config.n_layers // 2
-    sources = draw.choice(bundle.concepts.known, 2, replace=False).tolist()
+    sources = draw.choice(bundle.concepts.known, min(2, bundle.concepts.known), replace=False).tolist()
     found = concept_gradients(
         bundle, canvas, [Target(i, position) for i in concepts], [Source(i) for i in sources], batch_size=TOP
     )

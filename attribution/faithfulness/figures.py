@@ -50,10 +50,11 @@ def table(result: Mapping[str, Any]) -> list[list[str]]:
     return rows
 
 
-def markdown(result: Mapping[str, Any]) -> str:
-    """The same as a Markdown table."""
+def markdown(result: Mapping[str, Any]) -> list[str]:
+    """The same as the lines of a Markdown table."""
     header, *rows = table(result)
-    return "\n".join(f"| {' | '.join(row)} |" for row in [header, ["---"] * len(header), *rows])
+    rows = [header, ["---"] * len(header), *rows]
+    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
 
 
 def _number(value: float) -> float | None:

@@ -12,7 +12,6 @@ import numpy as np
 
 from steerling_jax.api import Bundle
 from steerling_jax.backbone import Params
-from steerling_jax.batching import padded_length
 from steerling_jax.config import Compute, ModelConfig
 from steerling_jax.generation import Generation
 from steerling_jax.inference import compiled_hidden, logit_features
@@ -73,14 +72,13 @@ def ranks(score: np.ndarray) -> np.ndarray:
 
 def log_probabilities(bundle: Bundle, canvases: np.ndarray, positions: np.ndarray) -> np.ndarray:
     """Of every token at a position of each canvas: canvases (R, T), positions (R,) to (R, V) float32."""
-    T = canvases.shape[1]
-    length = padded_length(T, bundle.config)
     parts = []
     for first in range(0, len(canvases), _ROWS):
         rows = np.minimum(np.arange(first, first + _ROWS), len(canvases) - 1)
-        padded = np.pad(canvases[rows], ((0, 0), (0, length - T)), constant_values=bundle.config.mask_token_id)
         parts.append(
-            np.asarray(_at(bundle.params, padded, positions[rows], config=bundle.config, compute=bundle.compute))
+            np.asarray(
+                _at(bundle.params, canvases[rows], positions[rows], config=bundle.config, compute=bundle.compute)
+            )
         )
     return np.concatenate(parts)[: len(canvases)]
 

@@ -16,7 +16,7 @@ from steerling_jax.cli.console import plain
 from steerling_jax.errors import UserError
 from steerling_jax.io.atomic import atomic_path, write_json
 
-from .figures import table
+from .figures import markdown, table
 from .kept import Kept
 
 if TYPE_CHECKING:
@@ -84,18 +84,13 @@ def write_report(results: Results) -> None:
     lines = [f"# Faithfulness of {results.model}", ""]
     for name, part in results.found.items():
         lines += [f"## {_TITLES[name]}", "", f"    {part['command']}", ""]
-        header, *rows = table(part)
-        lines += [_row(header), _row(["---"] * len(header)), *map(_row, rows), ""]
+        lines += [*markdown(part), ""]
         lines += [f"{note}\n" for note in part["notes"]]
         lines += ["Settings: " + ", ".join(f"{key} {value}" for key, value in part["settings"].items()) + ".", ""]
     with atomic_path(results.folder / "report.md") as scratch:
         scratch.write_text("\n".join(lines), encoding="utf-8")
     if "data" in results.found:
         _draw(results.found["data"], results.folder / "figures.svg")
-
-
-def _row(cells: list[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def _draw(part: Mapping[str, Any], path: Path) -> None:

@@ -37,6 +37,7 @@ def build_index(
     if not 0 <= process_index < process_count:
         raise UserError(f"process {process_index} of {process_count}: the index must be from 0 to below the count.")
     corpus.check_tokenizer(bundle.tokenizer.sha256)
+    covered = coverage(bundle, corpus, settings.splits)
     index = start_index(Path(folder), description(corpus, bundle, settings))
     plan = make_plan(index, corpus, settings)
     numbers = indexed_documents(corpus, settings.splits)
@@ -51,7 +52,7 @@ def build_index(
     finished = all(is_done(index, name) for name in plan)
     if finished:
         _finish(index, corpus, bundle, plan, numbers, settings, tell)
-    return report(index, plan, made, finished, coverage(bundle, corpus, settings.splits))
+    return report(index, plan, made, finished, covered)
 
 
 def _make(index, name, documents, numbers, corpus, bundle, settings, tell: Tell) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from steerling_jax.api import Bundle
 from steerling_jax.io.corpus import CorpusStore
-from steerling_jax.io.published_layout import read_json
+from steerling_jax.io.trained_texts import trained_texts
 
 _NAMED = 20  # absent documents that are named
 
@@ -15,10 +15,9 @@ _NAMED = 20  # absent documents that are named
 def coverage(bundle: Bundle, corpus: CorpusStore, splits: Sequence[str]) -> dict[str, Any] | None:
     """Documents the model was trained on, how many of them are indexed, names of the first that are not, and how many
     indexed documents it was not trained on; None where the model does not say what it was trained on."""
-    path = None if bundle.folder is None else bundle.folder / "documents.json"
-    if path is None or not path.is_file():
+    trained = trained_texts(bundle.folder)
+    if trained is None:
         return None
-    trained = {entry["sha256"]: entry["name"] for entry in read_json(path)["documents"] if entry["split"] == "train"}
     here = {document.sha256 for document in corpus.documents if document.split in splits}
     absent = [name for sha256, name in trained.items() if sha256 not in here]
     return {

@@ -21,7 +21,6 @@ LENGTHS = (8, 16, 32, 64)
 INFLUENCE_LENGTH = 32
 _CONTEXT = 32  # tokens, nonsense too, before each text
 _SHARE = 0.99
-_NEAREST = 5  # hits of a question, as `find_evidence` has by default: they say how many candidates there are
 _INFLUENCE_SHARE = 4  # of the texts, one in so many
 _SIGMAS = 2.326  # of a normal distribution's 99th percentile
 
@@ -51,7 +50,7 @@ def thresholds(index: Index, tell: Tell) -> dict[str, dict[str, list[float]]]:
     kept = index.settings.gradient_side > 0
     texts = count if kept else max(count // _INFLUENCE_SHARE, 10)
     queries = [nonsense(index, draw, INFLUENCE_LENGTH) for _ in range(texts)]
-    best = [found[0][0] for found in index.influences(queries, _NEAREST)]
+    best = [found[0][0] for found in index.influences(queries, 1)]
     limit = float(np.quantile(best, _SHARE) if kept else np.mean(best) + _SIGMAS * np.std(best))
     return table | {"influence": {"lengths": [INFLUENCE_LENGTH], "values": [limit]}}
 

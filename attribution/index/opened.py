@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from .query import Query
 
 
+NEAREST = 5  # hits of a question; influence ranks the candidates of so many, also where more or fewer are asked for
+
+
 class Place(NamedTuple):
     """A chunk: which unit, and its number there."""
 
@@ -102,7 +105,7 @@ class Index:
         ours = gradients(self.bundle, passages, self.settings, QUERY_MASKING)
         if self.settings.gradient_side:
             return [_places(best_rows(self.gradients, query, k)) for query in ours]
-        candidates = [query.candidates(k) for query in queries]
+        candidates = [query.candidates(NEAREST) for query in queries]
         theirs = self._gradients_of(sorted({place for places in candidates for place in places}))
         found = []
         for query, places in zip(ours, candidates, strict=True):

@@ -14,7 +14,7 @@ from steerling_jax.evidence import Evidence, Hit, Score
 from steerling_jax.signatures import Described, concept_count
 from steerling_jax.suffixes import Span, longest_matches, maximal_spans, occurrences
 
-from .opened import Index, Place
+from .opened import NEAREST, Index, Place
 from .unit import passage_of
 
 SCORES: tuple[Score, ...] = get_args(Score)
@@ -24,7 +24,7 @@ _NO_TOKEN = -2  # matches nothing in a unit's text
 
 def find_evidence(
     bundle: Bundle, index: Index, tokens: Sequence[int] | np.ndarray, start: int, end: int,
-    scores: Sequence[Score] = SCORES, k: int = 5,
+    scores: Sequence[Score] = SCORES, k: int = NEAREST,
 ) -> Evidence:  # fmt: skip
     """What the corpus holds that is close to tokens [start, end) of a text, read after what stands before them.
 

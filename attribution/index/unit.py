@@ -21,7 +21,7 @@ from .plan import IndexSettings
 def make_unit(
     corpus: CorpusStore, documents: Sequence[int], bundle: Bundle, settings: IndexSettings, tell: Tell
 ) -> dict[str, np.ndarray]:
-    """All arrays of the unit of these documents (`io.index.ARRAYS`)."""
+    """All arrays of the unit of these documents (`io/index.py` lists them)."""
     passages: list[Passage] = []
     text, starts, offsets, owners, length = [], [], [], [], 0
     for ordinal, number in enumerate(documents):

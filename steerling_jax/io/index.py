@@ -3,7 +3,7 @@
 INDEX/index.json                what it was made with: model, fingerprint, vocabulary, settings; never changes
 INDEX/plans/CORPUS.json         which documents of one state of the corpus go into which unit
 INDEX/units/ID/                 one unit: unit.json (its documents, a checksum of each array) and zarr3 arrays
-INDEX/current.json              the finished state: the corpus, its units, thresholds, coverage
+INDEX/current.json              the finished state: the corpus, its units, thresholds
 
 A unit knows its documents by key (hash of the text, vocabulary, length), not by their number, so it stays good when the
 corpus grows or is shuffled. It appears whole or not at all, and is named after what it holds.
@@ -28,6 +28,7 @@ import tensorstore as ts
 from steerling_jax.errors import UserError
 from steerling_jax.io.atomic import atomic_path, write_json
 from steerling_jax.io.corpus import CorpusStore, array_spec
+from steerling_jax.io.disk import told
 from steerling_jax.io.places import Place
 
 FORMAT_VERSION = 2  # 2: influence with more maskings, and so another threshold
@@ -39,7 +40,6 @@ SEPARATOR = -1  # between documents in a unit's text
 # by SEPARATOR; suffixes (n,) uint32; chunk_starts (M,) int64 in the text; chunk_offsets (M,) int64 from the start of
 # the document in the corpus; chunk_documents (M,) int32, which of the d; ids, codes (M, K), rows (M, D) float16;
 # gradients (M, F) float16 where asked for.
-ARRAYS = ("text", "suffixes", "chunk_starts", "chunk_offsets", "chunk_documents", "ids", "codes", "rows")
 
 
 def document_keys(store: CorpusStore) -> list[str]:
@@ -116,7 +116,7 @@ class Unit:
 
 def write_unit(target: Path, documents: Sequence[str], arrays: Mapping[str, np.ndarray]) -> None:
     """Writes a unit's folder; it appears when it is complete."""
-    with atomic_path(target, folder=True) as folder:
+    with told(f"Cannot write {target}"), atomic_path(target, folder=True) as folder:
         for name, array in arrays.items():
             _write_array(folder / name, array)
         about = {
@@ -167,13 +167,16 @@ def start_index(folder: Path, about: Mapping[str, Any]) -> IndexFolder:
 
 def write_once(path: Path, value: Any) -> Any:
     """Writes JSON unless the file is there, and returns what the file says: of several processes one decides."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    own = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     if not path.is_file():
-        own = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-        own.write_text(json.dumps(value), encoding="utf-8")
-        with contextlib.suppress(FileExistsError):
-            path.hardlink_to(own)
-        own.unlink()
+        with told(f"Cannot write {path}"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                own.write_text(json.dumps(value), encoding="utf-8")
+                with contextlib.suppress(FileExistsError):
+                    path.hardlink_to(own)
+            finally:
+                own.unlink(missing_ok=True)
     return read_json(path)
 
 

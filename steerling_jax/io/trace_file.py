@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from steerling_jax.errors import UserError
 from steerling_jax.io.atomic import atomic_path
-from steerling_jax.io.published_layout import read_json
+from steerling_jax.io.trained_texts import trained_texts
 from steerling_jax.trace_record import Origin, TraceRecord, from_plain, origin_of, to_plain
 
 if TYPE_CHECKING:
@@ -20,14 +20,10 @@ if TYPE_CHECKING:
 
 def model_origin(bundle: Bundle) -> Origin:
     """The model's origin, with the training texts that its folder's `documents.json` names, where there is one."""
-    path = None if bundle.folder is None else bundle.folder / "documents.json"
-    if path is None or not path.is_file():
+    trained = trained_texts(bundle.folder)
+    if trained is None:
         return origin_of(bundle)
-    try:
-        hashes = sorted(entry["sha256"] for entry in read_json(path)["documents"] if entry["split"] == "train")
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path} does not list documents ({error}); take it away or make it again.") from None
-    return origin_of(bundle, {"documents": len(hashes), "documents_sha256": _hash("\n".join(hashes))})
+    return origin_of(bundle, {"documents": len(trained), "documents_sha256": _hash("\n".join(sorted(trained)))})
 
 
 def write_trace(path: str | os.PathLike[str], record: TraceRecord) -> None:

@@ -107,11 +107,12 @@ def bytes_per_device(mode: Mode, run: RunConfig, mesh: Mesh) -> tuple[int, float
 
 
 def _compile_training(run: RunConfig, mesh: Mesh) -> jax.stages.Compiled:
-    B, ways = run.data.batch_size, mesh.shape["data"] * mesh.shape["fsdp"]
+    B, devices, parts = run.data.batch_size, mesh.shape["data"] * mesh.shape["fsdp"], run.accumulate
     require(
-        B % ways == 0,
-        f"A batch of {B} sequences cannot be split over {ways} devices (data times fsdp): choose a --batch-size that "
-        "is a multiple of that, or another --mesh.",
+        B % (devices * parts) == 0,
+        f"A batch of {B} sequences cannot be split over {devices} devices (data times fsdp)"
+        f"{f' in {parts} parts (accumulate)' if parts > 1 else ''}: choose a --batch-size that is a multiple of "
+        f"{devices * parts}, or another --mesh.",
     )
     place = batch_sharding(mesh)
     batch = {name: jax.ShapeDtypeStruct(size, jnp.int32, sharding=place) for name, size in batch_shapes(run).items()}

@@ -197,4 +197,9 @@ def start_job(work: Place, store: Place, *, settings: Settings, sources: Sequenc
     return open_job(work)
 
 
-_CALLED = {"parts": "input files", "table_ids": "tables of labels", "tables": "tables of labels"}
+_CALLED = {
+    "parts": "input files",
+    "vocabulary": "tokens",
+    "table_ids": "tables of labels",
+    "tables": "tables of labels",
+}

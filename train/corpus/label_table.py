@@ -117,12 +117,19 @@ def build_table(table: TableSettings, ids: dict[int, int], place: Place) -> None
     for where, row in _rows(table.files, [table.document, table.chunk, table.text, *table.labels]):
         if row.get(table.document) is None:
             raise UserError(f"{where} has no {table.document}, which says which document it is about: name the column.")
-        given = [id for column in table.labels for id in row.get(column) or ()]
+        try:
+            given = [id for column in table.labels for id in row.get(column) or ()]
+            chunk, length = int(row.get(table.chunk) or 0), len(row.get(table.text) or "")
+        except (TypeError, ValueError):
+            raise UserError(
+                f"{where}: {table.chunk} must be a whole number, {table.text} a text, and {', '.join(table.labels)} "
+                "lists of concept ids."
+            ) from None
         if unknown := [id for id in given if id not in ids]:
             raise UserError(f"{where} has the concept {unknown[0]!r}, which {table.concepts} does not list.")
         keys.append(_key(str(row[table.document]), table.by))
-        chunks.append(int(row.get(table.chunk) or 0))
-        lengths.append(len(row.get(table.text) or ""))
+        chunks.append(chunk)
+        lengths.append(length)
         labels.append(np.array(list(dict.fromkeys(ids[id] for id in given)), np.int32))
     order = np.lexsort((np.array(chunks), np.array(keys, _KEY)))
     sizes = np.array([len(labels[i]) for i in order], np.int64)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import lzma
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
@@ -65,8 +67,9 @@ def opened(file: InputFile) -> Iterator[IO[bytes]]:
     try:
         with fsspec.open(file.address, "rb", compression="infer" if file.is_packed else None) as content:
             yield content  # type: ignore[misc]
-    except OSError as error:
-        raise UserError(f"Cannot read {file.address}: {error.strerror or error}.") from error
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise UserError(f"Cannot read {file.address}: {reason}.") from error
 
 
 @contextlib.contextmanager

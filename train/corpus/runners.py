@@ -29,6 +29,10 @@ def run_task(stage: int, work: Place, task: Any) -> None:
     STAGES[stage].run(open_job(work), task)
 
 
+class WorkerKilled(UserError):
+    """A process of ours was ended from outside; what all had done is there."""
+
+
 def run_here(work: Place, workers: int, tell: Tell) -> None:
     """In this process (one worker), or in so many others."""
     if workers == 1:
@@ -43,7 +47,7 @@ def run_here(work: Place, workers: int, tell: Tell) -> None:
             try:
                 _follow(_in_pool(pool, number, work, tasks, workers), STAGES[number].name, len(tasks), tell)
             except BrokenProcessPool as error:
-                raise UserError(
+                raise WorkerKilled(
                     f"A worker was killed while {STAGES[number].name}, perhaps for memory: the same command goes on "
                     "from there; fewer --workers or smaller --part-bytes need less."
                 ) from error
