@@ -148,8 +148,10 @@ def test_another_preparation_is_not_taken_up(folder: Path, tmp_path: Path, token
     with pytest.raises(UserError, match=r"store\.work holds a preparation that was stopped, with other settings"):
         prepare(tmp_path / "store", **settings, seed=5)
     other = SentencePieceTokenizer(train_sentencepiece([text[::-1] for text in TEXTS], 300))
+    settings["tokenizer"] = other
     with pytest.raises(UserError, match="with other tokens"):
-        prepare(tmp_path / "store", **(settings | {"tokenizer": other}))
+        prepare(tmp_path / "store", **settings)
+    settings["tokenizer"] = tokenizer
     prepare(tmp_path / "store", **settings)
 
 
