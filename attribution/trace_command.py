@@ -114,12 +114,12 @@ def _check(args: argparse.Namespace) -> None:
     if args.source is None:
         given_prompt(args)
     outputs = [name for name in (args.trace, args.html, args.json, args.parquet, args.graph) if name is not None]
-    files = [Path(name).resolve() for name in outputs if name != "-"]
-    twice = {str(file) for file in files if files.count(file) > 1}
+    files = {name: Path(name).resolve() for name in outputs if name != "-"}
+    twice = [name for name in files if [Path(other).resolve() for other in outputs].count(files[name]) > 1]
     require(not twice, f"Several outputs are to be written to {', '.join(twice)}; give each its own.")
     tables = None if args.parquet is None else Path(args.parquet).resolve()
     require(
-        not any(tables in file.parents for file in files),
+        not any(tables in file.parents for file in files.values()),
         f"{args.parquet} is made anew, with the tables alone; write the other outputs elsewhere.",
     )
     for name in (args.trace, args.html, args.json, args.graph):

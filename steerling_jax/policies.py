@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -174,6 +174,12 @@ def choice_of(config: GenerationConfig) -> Policy:
     return Greedy()
 
 
-jax.tree_util.register_dataclass(
-    Policies, data_fields=["penalty", "order", "schedule", "choice", "stop"], meta_fields=[]
-)
+def _parts(policies: Policies) -> tuple[list[tuple[Any, Any]], tuple[type, ...]]:
+    """What JAX sees of them: the policies, and their classes. Without these it would take trees of two dataclasses with
+    like fields for equal (0.10, 0.12), and one policy's compiled program for the other's."""
+    parts = vars(policies)
+    named = [(jax.tree_util.GetAttrKey(name), policy) for name, policy in parts.items()]
+    return named, tuple(map(type, parts.values()))
+
+
+jax.tree_util.register_pytree_with_keys(Policies, _parts, lambda _, policies: Policies(*policies))

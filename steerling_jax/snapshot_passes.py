@@ -88,13 +88,14 @@ class SnapshotPasses:
         for number in numbers:
             case = self.cases[number]
             length = min(padded_length(max(case.position + 1, _SHORTEST), config), T)
-            groups[length, self.regime[case.step], jax.tree.structure(case.target)].append(number)
+            groups[length, self.regime[case.step], type(case.target), jax.tree.structure(case.target)].append(number)
         N = _CASES * self.rows
-        for (length, _, _), group in groups.items():
+        for (length, *_), group in groups.items():
             for first in range(0, len(group), N):
                 some = group[first : first + N]
-                guided = self.trace.guidance > 0 and self.cases[some[0]].target.guided
-                static = {"config": config, "compute": self.bundle.compute, "guided": guided}
+                target = self.cases[some[0]].target
+                guided = self.trace.guidance > 0 and target.guided
+                static = {"config": config, "compute": self.bundle.compute, "guided": guided, "kind": type(target)}
                 yield np.asarray(some), self._table(some + some[:1] * (N - len(some)), length), static
 
     def _table(self, numbers: list[int], length: int) -> CaseTable:
@@ -210,13 +211,17 @@ def _lines(
     return _Line(base, full - base, value)
 
 
-@partial(jax.jit, static_argnames=("config", "compute", "guided"))
+@partial(jax.jit, static_argnames=("config", "compute", "guided", "kind"))
 def summed_gradients(
     params: Params, cases: CaseTable, which: jax.Array, points: jax.Array, weights: jax.Array, count: jax.Array,
-    *, config: ModelConfig, compute: Compute, guided: bool,
+    *, config: ModelConfig, compute: Compute, guided: bool, kind: type,
 ) -> jax.Array:  # fmt: skip
     """(N, S) float32: `count` passes over rows which, points, weights (M, B). One pass is in memory at a time, and one
-    program serves any number of points."""
+    program serves any number of points.
+
+    kind: the target's class, which chooses the program. By itself the tree does not: to JAX (0.10, 0.12) trees of two
+    dataclasses with like fields are equal.
+    """
 
     def add(i: jax.Array, total: jax.Array) -> jax.Array:
         line = _lines(params, cases, which[i], config, compute, guided)
@@ -226,10 +231,10 @@ def summed_gradients(
     return jax.lax.fori_loop(0, count, add, jnp.zeros(cases.canvases.shape, jnp.float32))
 
 
-@partial(jax.jit, static_argnames=("config", "compute", "guided"))
+@partial(jax.jit, static_argnames=("config", "compute", "guided", "kind"))
 def _values(
     params: Params, cases: CaseTable, which: jax.Array, keep: jax.Array, count: jax.Array, *, config: ModelConfig,
-    compute: Compute, guided: bool,
+    compute: Compute, guided: bool, kind: type,
 ) -> jax.Array:  # fmt: skip
     """(M, B) float32: the targets of `count` passes over rows which (M, B) with keep (M, B, S)."""
 

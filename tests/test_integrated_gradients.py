@@ -8,11 +8,12 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+from flax import struct
 
 import steerling_jax as sj
 from steerling_jax import snapshot_passes
 from steerling_jax.input_attribution import Tolerance
-from steerling_jax.input_targets import ConceptActivation, TokenContrast
+from steerling_jax.input_targets import ConceptActivation, TokenContrast, TokenLogit
 from steerling_jax.integrated_gradients import quadrature
 from steerling_jax.trace import Trace
 
@@ -166,6 +167,23 @@ def test_memory_does_not_grow_with_the_nodes(base):
     for nodes in (3, 40, 80):
         sj.attribute_inputs(bundle, trace, nodes=nodes, sample=2)
     assert program._cache_size() == before
+
+
+def test_targets_of_two_classes_are_two_programs(base):
+    """JAX calls trees of two dataclasses with like fields equal, and may then run the one's program for the other."""
+
+    @struct.dataclass
+    class Twice(TokenLogit):
+        def value(self, params, rows, tokens, config, compute):
+            return 2 * super().value(params, rows, tokens, config, compute)
+
+    bundle, trace = base
+    program = cast(Any, snapshot_passes.summed_gradients)
+    once = sj.attribute_inputs(bundle, trace, nodes=1, sample=1, target=TokenLogit())
+    before = program._cache_size()
+    twice = sj.attribute_inputs(bundle, trace, nodes=1, sample=1, target=Twice())
+    assert program._cache_size() == before + 1
+    np.testing.assert_allclose(twice.path_logits, 2 * once.path_logits, rtol=1e-5)
 
 
 def test_mistakes_are_sentences(base):

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 
+from steerling_jax.config import ModelConfig
 from steerling_jax.errors import UserError
 from steerling_jax.instruction_objective import InstructionObjective
 from steerling_jax.io.checkpoint import load_checkpoint_params
@@ -42,6 +43,7 @@ class World:
     run: RunConfig
     store: CorpusStore
     params: Any
+    whole: ModelConfig  # with concepts, which the run's has not
 
     def train(self, out: Path, run: RunConfig, **options: Any) -> Iterator[Event]:
         open_folder(run, self.store, out)
@@ -54,11 +56,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     root = tmp_path_factory.mktemp("phases")
     (root / "small.py").write_text(CONFIG)
     run = load_config(root / "small.py")
-    bare = dataclasses.replace(run.model, n_layers=1, interpretable=False, concept=None)
+    whole = run.model
+    bare = dataclasses.replace(whole, n_layers=1, interpretable=False, concept=None)
     run = dataclasses.replace(run, model=bare, steps=4, checkpoint_every=2, start_from=str(root / "model"))
     params = init_params(bare, jax.random.key(7))
     write_published(root / "model", bare, params)
-    return World(run, CorpusStore(make_corpus(root / "corpus")), params)
+    return World(run, CorpusStore(make_corpus(root / "corpus")), params, whole)
 
 
 def test_adapters_stop_and_go_on(world: World, tmp_path: Path) -> None:
@@ -103,7 +106,7 @@ def test_a_model_of_texts_gains_the_ids_of_turns(world: World, tmp_path: Path) -
 
 def test_steering_batches_come_from_the_labels(world: World) -> None:
     objective = SteeringObjective(support=1, least_lift=0.5, most_lifted=4)
-    run = dataclasses.replace(world.run, objective=objective)
+    run = dataclasses.replace(world.run, model=world.whole, objective=objective)
     table, share = lift_table(world.store, objective), Share(make_mesh(MeshShape()), 4)
     assert table.shape == (8, 4)
     batches = placed_batches(run, world.store, share, 0)

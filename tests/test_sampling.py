@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import struct
 
 from steerling_jax.generation_config import GenerationConfig
 from steerling_jax.policies import Greedy, Nucleus, Policies, RepetitionPenalty, StepView, choice_of
@@ -139,3 +140,20 @@ def test_policies_fill_their_empty_places_from_the_configuration():
     views = [dataclasses.replace(view(LOGITS, [0]), step=jnp.int32(step)) for step in range(3)]
     taken = [int(mine.schedule(one)) for one in views]
     assert taken == [6, 5, 5]
+
+
+def test_policies_of_two_classes_are_two_trees() -> None:
+    """Else a program compiled for one might be run for the other: to JAX dataclasses with like fields are equal."""
+
+    @struct.dataclass
+    class First:
+        def __call__(self, view: StepView) -> jax.Array:
+            return -view.position
+
+    @struct.dataclass
+    class Last:
+        def __call__(self, view: StepView) -> jax.Array:
+            return view.position
+
+    assert jax.tree.structure(Policies(order=First())) != jax.tree.structure(Policies(order=Last()))
+    assert jax.tree.structure(Policies(order=First())) == jax.tree.structure(Policies(order=First()))

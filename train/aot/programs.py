@@ -157,7 +157,7 @@ def _compile_attribution(run: RunConfig, mesh: Mesh, rows: int) -> jax.stages.Co
     )  # fmt: skip
     with jax.set_mesh(mesh):
         return snapshot_passes.summed_gradients.lower(
-            *arguments, config=config, compute=compute, guided=False
+            *arguments, config=config, compute=compute, guided=False, kind=type(TOKEN_LOGIT)
         ).compile()
 
 
