@@ -130,11 +130,14 @@ def tables(entries: Sequence[Entry]) -> str:
         cells = [f"{e.alpha:.3f} ({e.low:.3f} to {e.high:.3f})" for e in found.values()]
         rest = ", ".join(f"{found[arm].residual:.3f}" for arm in ARMS)
         lines += [f"| x: {name} | {' | '.join(cells)} | {rest} |"]
-    lines += ["", "| width | detection AUC | net concept share | loss without ε | without known | without discovered |"]
+    lines += [
+        "",
+        "| width | detection AUC | net concept share | nats more without ε | without known | without discovered |",
+    ]
     lines += ["| --- | --- | --- | --- | --- | --- |"]
     for runs in by_size(entries, "concepts"):
         cells = [spread([figure(e, name) for e in runs], 3) for name in ("auc", "concept_share")]
-        cells += ["+" + spread([figure(e, name) for e in runs], 2) for name in COSTS]
+        cells += [spread([figure(e, name) for e in runs], 2) for name in COSTS]
         lines += [f"| {runs[0]['width']} | {' | '.join(cells)} |"]
     for name in ("probe_visible_text", "probe_whole_text"):
         scores = [score for e in entries if not np.isnan(score := figure(e, name))]
@@ -191,6 +194,8 @@ def _losses(ax: Axes, entries: Sequence[Entry]) -> None:
 def _dots(ax: Axes, x: Sequence[float], y: Sequence[float], colour: str, label: str) -> None:
     ax.plot(x, y, ".", color=colour, label=label)
     ax.set_xscale("log")
+    ax.set_xticks(sorted(set(x)), [f"{size / 1e6:.2g} M" for size in sorted(set(x))])
+    ax.minorticks_off()
 
 
 def main() -> None:

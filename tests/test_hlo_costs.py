@@ -180,6 +180,17 @@ def test_what_a_collective_gathers_beside_other_work_is_written_once() -> None:
     assert costs_of(entry(*lines, before=before), [0] * 4).memory == start + work + 64  # %q is read in both
 
 
+def test_what_hosts_carry_between_slices() -> None:
+    lines = (
+        "%t = token[] after-all()",
+        "%s = (bf16[8,4]{1,0}, u32[], token[]) send(%p, %t), channel_id=3, is_host_transfer=true, "
+        'frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",'
+        '_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}',
+    )
+    found = costs_of(entry(*lines), [0, 0, 1, 1])
+    assert found.collectives == {"all-reduce": Traffic(1, 64, 64, 64)}
+
+
 def test_groups_of_a_part_of_an_axis() -> None:
     line = "ROOT %c = bf16[8,4]{1,0} all-reduce(%p), replica_groups=mesh['a'=2,'b'=4] {'a','b':(1)2}"
     one = read_module(entry(line)).computations["main"].root

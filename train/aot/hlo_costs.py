@@ -19,6 +19,7 @@ from .hlo_sizes import convolution_flops, dot_flops, fusion_memory, goes_on, mem
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_TRANSFER = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 _KERNEL_FLOPS = re.compile(r'"cost_estimate":\{[^}]*"flops":"?(\d+)')
 
 
@@ -110,11 +111,22 @@ class _Counter:
             case "custom-call" if "tpu_custom_call" in one.rest:
                 estimate = _KERNEL_FLOPS.search(one.rest)
                 total = Costs(flops=int(estimate.group(1)) if estimate else 0, kernels=1, unknown_kernels=not estimate)
+            case "send" if "xla_megascale_runtime" in one.rest:
+                total = Costs(collectives=self._between_slices(one, inside))
             case _ if kind in KINDS and not goes_on(one, inside):
                 total = Costs(collectives={kind: self._collective(kind, one, inside)})
             case _:
                 total = Costs()
         return total if fused else dataclasses.replace(total, memory=memory(one, inside))
+
+    def _between_slices(self, one: Instruction, inside: Computation) -> dict[str, Traffic]:
+        """What a device hands to its host for the other slices: their part of a collective, done by the hosts."""
+        given = _TRANSFER.search(one.rest)
+        kind = given.group(1).lower().replace("_", "-") if given else ""
+        n, size = len(set(self.slices)), sum(array.bytes for array in inside.operand_shapes(one)[0])
+        shares = {"all-reduce": 2 * (n - 1) / n, "all-gather": n - 1}
+        sent = size * shares.get(kind, (n - 1) / n)
+        return {kind if kind in KINDS else "collective-permute": Traffic(1, size, sent, sent)}
 
     def _collective(self, kind: str, one: Instruction, inside: Computation) -> Traffic:
         given = sum(array.bytes for shapes in inside.operand_shapes(one) for array in shapes)
