@@ -6,8 +6,10 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from steerling_jax.evidence import SCORES
+
 if TYPE_CHECKING:
-    from steerling_jax.evidence import Evidence, Score
+    from steerling_jax.evidence import Evidence
 
 HELP = """\
 Find training data close to a text, in an index made by `steerling index`.
@@ -16,8 +18,6 @@ examples:
   steerling search ./index "Return a list of the words in the string" --corpus ./corpus
   steerling search ./index "$(cat answer.txt)" --corpus ./corpus --scores verbatim influence --json
 """
-
-SCORES: tuple[Score, ...] = ("verbatim", "signature", "representation", "influence")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

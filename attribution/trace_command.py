@@ -113,13 +113,18 @@ def _check(args: argparse.Namespace) -> None:
         require(not extra, f"--continuation is a text that is there already; leave out {', '.join(extra)}.")
     if args.source is None:
         given_prompt(args)
-    outputs = [name for name in (args.trace, args.html, args.json, args.parquet, args.graph) if name is not None]
-    files = {name: Path(name).resolve() for name in outputs if name != "-"}
-    twice = [name for name in files if [Path(other).resolve() for other in outputs].count(files[name]) > 1]
+    _check_outputs(args)
+
+
+def _check_outputs(args: argparse.Namespace) -> None:
+    """Each has its own place, and none is in the tables' folder."""
+    outputs = (args.trace, args.html, args.json, args.parquet, args.graph)
+    names = [name for name in outputs if name not in (None, "-")]
+    paths = [Path(name).resolve() for name in names]
+    twice = sorted({name for name, path in zip(names, paths, strict=True) if paths.count(path) > 1})
     require(not twice, f"Several outputs are to be written to {', '.join(twice)}; give each its own.")
-    tables = None if args.parquet is None else Path(args.parquet).resolve()
     require(
-        not any(tables in file.parents for file in files.values()),
+        args.parquet is None or not any(Path(args.parquet).resolve() in path.parents for path in paths),
         f"{args.parquet} is made anew, with the tables alone; write the other outputs elsewhere.",
     )
     for name in (args.trace, args.html, args.json, args.graph):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 Score = Literal["verbatim", "signature", "representation", "influence"]
+SCORES: tuple[Score, ...] = get_args(Score)
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,10 @@ from steerling_jax import bottleneck as bn
 from steerling_jax.backbone import Params, embed_tokens, run_backbone
 from steerling_jax.config import Compute, ModelConfig
 from steerling_jax.drawn import Batch, Drawn, Metrics, part_of
-from steerling_jax.errors import require
+from steerling_jax.errors import require, require_share
 from steerling_jax.heads import run_head
 from steerling_jax.noise import NoiseConfig, noise_levels
-from steerling_jax.objective import TOKEN_WEIGHTS, check_shares, cross_entropy
+from steerling_jax.objective import TOKEN_WEIGHTS, check_token_weight, cross_entropy
 from steerling_jax.rows import Rows, at_rows
 
 
@@ -42,8 +42,8 @@ class InstructionObjective:
     epsilon_dropout: float = 0.1
 
     def __post_init__(self) -> None:
-        check_shares(self.token_weight)
-        require(0 < self.floor <= 1, f"objective.floor is {self.floor}, but it must be above 0 and at most 1.")
+        check_token_weight(self.token_weight)
+        require_share("objective.floor", self.floor)
         require(
             0 <= self.epsilon_dropout <= 1,
             f"objective.epsilon_dropout is {self.epsilon_dropout}, but it must be between 0 and 1.",

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from steerling_jax.backbone import Injection, Params, embed_tokens, run_backbone
 from steerling_jax.config import Compute, ModelConfig
-from steerling_jax.errors import require
+from steerling_jax.errors import require, require_share
 from steerling_jax.mesh import constrain
 from steerling_jax.two_copy_attention import attend_two_copies
 
@@ -44,7 +44,7 @@ class NoiseConfig:
             self.distribution in get_args(Distribution),
             f"noise.distribution is {self.distribution!r}, but it must be {' or '.join(get_args(Distribution))}.",
         )
-        require(0 < self.floor <= 1, f"noise.floor is {self.floor}, but it must be above 0 and at most 1.")
+        require_share("noise.floor", self.floor)
         require(self.sigma > 0, f"noise.sigma is {self.sigma}, but it must be positive.")
 
 

@@ -29,7 +29,7 @@ from steerling_jax.concept_losses import (
 )
 from steerling_jax.config import Compute, ModelConfig
 from steerling_jax.drawn import Batch, Drawn, Metrics, Objective, first_masked, part_of
-from steerling_jax.errors import require
+from steerling_jax.errors import require, require_share
 from steerling_jax.heads import run_head
 from steerling_jax.model import lm_logits
 from steerling_jax.noise import NoiseConfig, denoise, mask_tokens, noise_levels
@@ -70,7 +70,8 @@ class ObjectiveConfig:
     rows: float = 1.0
 
     def __post_init__(self) -> None:
-        check_shares(self.token_weight, self.rows)
+        check_token_weight(self.token_weight)
+        require_share("objective.rows", self.rows)
         for name in ("epsilon_dropout", "known_forcing", "unknown_forcing"):
             pair = getattr(self, name)
             require(
@@ -164,11 +165,10 @@ class ObjectiveConfig:
 TOKEN_WEIGHTS = {"one": "diffusion", "inverse_t": "bound"}
 
 
-def check_shares(weight: str, rows: float = 1.0) -> None:
-    """Raises `UserError` for an objective's settings that mean nothing."""
+def check_token_weight(weight: str) -> None:
+    """Raises `UserError` for a name that means nothing."""
     known = " or ".join(map(repr, TOKEN_WEIGHTS))
     require(weight in TOKEN_WEIGHTS, f"objective.token_weight is {weight!r}, but it must be {known}.")
-    require(0 < rows <= 1, f"objective.rows is {rows}, but it must be above 0 and at most 1.")
 
 
 _WEIGHTS = {

@@ -26,11 +26,11 @@ from steerling_jax import bottleneck as bn
 from steerling_jax.backbone import Injection, Params, lm_head_weight
 from steerling_jax.config import Compute, ModelConfig
 from steerling_jax.drawn import Batch, Drawn, Metrics, first_masked, part_of
-from steerling_jax.errors import require
+from steerling_jax.errors import require, require_share
 from steerling_jax.lookup import look_up
 from steerling_jax.model import lm_logits
 from steerling_jax.noise import NoiseConfig, denoise, mask_tokens, noise_levels
-from steerling_jax.objective import TOKEN_WEIGHTS, check_shares
+from steerling_jax.objective import TOKEN_WEIGHTS, check_token_weight
 from steerling_jax.rows import Rows, at_rows, gather_rows
 
 
@@ -58,10 +58,11 @@ class SteeringObjective:
     rows: float = 1.0
 
     def __post_init__(self) -> None:
-        check_shares(self.token_weight, self.rows)
+        check_token_weight(self.token_weight)
+        require_share("objective.rows", self.rows)
+        require_share("objective.pushed", self.pushed)
         low, high = self.strength
         require(0 < low <= high, f"objective.strength is {self.strength}, but it must be two numbers, 0 < low ≤ high.")
-        require(0 < self.pushed <= 1, f"objective.pushed is {self.pushed}, but it must be above 0 and at most 1.")
         for name in ("support", "most_lifted"):
             require(getattr(self, name) >= 1, f"objective.{name} is {getattr(self, name)}, but it must be at least 1.")
 

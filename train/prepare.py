@@ -83,10 +83,8 @@ def prepare(
             run_here(work, workers, progress)
         else:
             run_on_beam(work, runner, runner_options)
-    except WorkerKilled:
-        raise
-    except UserError:
-        if not goes_on and not work.has("survey.json"):  # nothing that took long, and nobody else's
+    except UserError as error:
+        if not (goes_on or work.has("survey.json") or isinstance(error, WorkerKilled)):  # nothing that took long
             _remove(work)
         raise
     if not target.is_remote:

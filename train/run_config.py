@@ -123,12 +123,11 @@ class RunConfig:
             raise UserError(
                 f"data.seq_len ({self.data.seq_len}) must not exceed the model's block_size ({self.model.block_size})."
             )
-
+        if not 0 <= self.seed < 1 << 32:
+            raise UserError(f"seed is {self.seed}, but it must be between 0 and 2³² − 1.")
         self._check_objective()
 
     def _check_objective(self) -> None:
-        if not 0 <= self.seed < 1 << 32:
-            raise UserError(f"seed is {self.seed}, but it must be between 0 and 2³² − 1.")
         block = self.model.diff_block_size
         if self.objective.noise.clean_context and self.data.seq_len % block:
             raise UserError(

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import get_args
 
 import numpy as np
 
 from steerling_jax.api import Bundle
 from steerling_jax.errors import require
-from steerling_jax.evidence import Evidence, Hit, Score
+from steerling_jax.evidence import SCORES, Evidence, Hit, Score
 from steerling_jax.signatures import Described, concept_count
 from steerling_jax.suffixes import Span, longest_matches, maximal_spans, occurrences
 
 from .opened import NEAREST, Index, Place
 from .unit import passage_of
 
-SCORES: tuple[Score, ...] = get_args(Score)
 _CANDIDATES = 2  # times k, of signatures and of rows each, are ranked again by influence
 _NO_TOKEN = -2  # matches nothing in a unit's text
 

@@ -26,8 +26,8 @@ class LineCount:
     lines: int = 0
 
 
-def read_part(part: Part, source: Source, first_line: int = 1, count: LineCount | None = None) -> Iterator[Document]:
-    """The part's documents, those without text left out. first_line: number of its first line in a JSON lines file, 0
+def read_part(part: Part, source: Source, first: int = 1, count: LineCount | None = None) -> Iterator[Document]:
+    """The part's documents, those without text left out. first: number of its first line in a JSON lines file, 0
     where it is not known yet: then lines are counted, and documents named, from where the part begins. `count` counts
     the lines.
 
@@ -39,7 +39,7 @@ def read_part(part: Part, source: Source, first_line: int = 1, count: LineCount 
             if text.strip():
                 yield Document(file.label, source.name or "text", text)
         return
-    rows = _json_rows(part, first_line, count) if part.format == "jsonl" else _table_rows(part, source)
+    rows = _json_rows(part, first, count) if part.format == "jsonl" else _table_rows(part, source)
     for where, name, fields in rows:
         document = _document(where, name, fields, source)
         if document.text.strip():
@@ -104,10 +104,10 @@ def _lines(part: Part) -> Iterator[bytes]:
             yield line
 
 
-def _json_rows(part: Part, first_line: int, count: LineCount | None = None) -> Iterator[tuple[str, str, Any]]:
+def _json_rows(part: Part, first: int, count: LineCount | None = None) -> Iterator[tuple[str, str, Any]]:
     file = part.files[0]
-    after = f" after byte {part.start}" if part.start and not first_line else ""
-    for number, line in enumerate(_lines(part), first_line or 1):
+    after = f" after byte {part.start}" if part.start and not first else ""
+    for number, line in enumerate(_lines(part), first or 1):
         if count is not None:
             count.lines += 1
         where = f"{file.address}, line {number}{after}"
