@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -14,6 +15,8 @@ import jax
 import numpy as np
 import pytest
 
+from steerling_jax.cli.console import plain
+from steerling_jax.cli.main import main
 from steerling_jax.config import ModelConfig
 from steerling_jax.errors import UserError
 from steerling_jax.instruction_objective import InstructionObjective
@@ -25,15 +28,17 @@ from steerling_jax.model import init_params
 from steerling_jax.sharding import MeshShape, make_mesh
 from steerling_jax.steering_objective import SteeringObjective
 from steerling_jax.train.batches import batch_shapes, placed_batches
+from steerling_jax.train.documents import Document
 from steerling_jax.train.events import Done, Event
 from steerling_jax.train.loop import train
+from steerling_jax.train.prepare import prepare
 from steerling_jax.train.processes import Share
 from steerling_jax.train.run_config import RunConfig, instruct_ids, load_config
 from steerling_jax.train.run_folder import check_corpus, open_folder
 from steerling_jax.train.start import find_weights
 from steerling_jax.train.steering_examples import lift_table
 
-from .training_world import CONFIG, make_corpus
+from .training_world import BARE_CONFIG, CONFIG, make_corpus
 
 
 @dataclasses.dataclass
@@ -102,6 +107,42 @@ def test_a_model_of_texts_gains_the_ids_of_turns(world: World, tmp_path: Path) -
         open_folder(run, world.store, tmp_path / "out")
     with pytest.raises(UserError, match="has no tokenizer, so"):
         placed_batches(run, world.store, Share(make_mesh(MeshShape()), 4), 0)
+
+
+def test_conversations_through_the_command(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """What is wrong is told before a folder is there, so that the mended file can be trained on in its place."""
+    texts = [f"{word} jumps over the lazy dog, {i} times\n" * 6 for i, word in enumerate(["the fox", "a cat"] * 20)]
+    documents = [Document(f"d{i}", "code", text) for i, text in enumerate(texts)]
+    prepare(tmp_path / "corpus", documents=documents, vocab_size=300, heldout_share=0.3)
+    talk, out = tmp_path / "talk.jsonl", tmp_path / "out"
+    (tmp_path / "talk.py").write_text(
+        BARE_CONFIG
+        + f"""
+bare = config
+
+def config():
+    import dataclasses
+    from steerling_jax.instruction_objective import InstructionObjective
+    from steerling_jax.train.run_config import instruct_ids
+    run = bare()
+    return dataclasses.replace(
+        run, steps=2, eval_every=2, model=dataclasses.replace(run.model, vocab_size=303, **instruct_ids(303)),
+        objective=InstructionObjective(),
+        data=dataclasses.replace(run.data, vocab_size=300, seq_len=48, messages={str(talk)!r}))
+"""
+    )
+    command = ["train", "--config", str(tmp_path / "talk.py"), "--corpus", str(tmp_path / "corpus"), "--out", str(out)]
+    short, long = (
+        [{"role": "user", "content": "who jumps?" * n}, {"role": "assistant", "content": "a cat"}] for n in (1, 9)
+    )
+    talk.write_text(json.dumps({"messages": short}) + "\n{\n")
+    assert main(command) == 2
+    assert "talk.jsonl, line 2 is no JSON" in plain(capfd.readouterr().err)
+    assert not out.exists()
+    talk.write_text("".join(json.dumps({"messages": turns}) + "\n" for turns in [short] * 4 + [long]))
+    assert main(command) == 0
+    assert "1 of 5 answers are left out" in plain(capfd.readouterr().err)
+    assert (out / "export").is_dir()
 
 
 def test_steering_batches_come_from_the_labels(world: World) -> None:

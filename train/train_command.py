@@ -17,6 +17,7 @@ from steerling_jax.errors import UserError
 if TYPE_CHECKING:
     from steerling_jax.io.corpus import CorpusStore
 
+    from .conversations import Conversations
     from .run_config import RunConfig
 
 HELP = """\
@@ -100,6 +101,7 @@ def _train(config: RunConfig, args: argparse.Namespace, out: Path) -> tuple[dict
     from steerling_jax.io.corpus import CorpusStore
     from steerling_jax.sharding import make_mesh
 
+    from .batches import read_answers
     from .evaluate import evaluator
     from .events import Done, Evaluated, Stopped
     from .loop import train
@@ -120,6 +122,8 @@ def _train(config: RunConfig, args: argparse.Namespace, out: Path) -> tuple[dict
         check_corpus(config, store)
         if other is not None:
             other.check_corpus(store)
+        if config.data.messages is not None:
+            _tell_left_out(read_answers(config, store, config.data.messages))
         open_folder(config, store, out)
         if not args.json:
             stderr().print(parameter_table(parameter_rows(config, share.mesh)))
@@ -143,6 +147,16 @@ def _train(config: RunConfig, args: argparse.Namespace, out: Path) -> tuple[dict
                 case Done():
                     outcome |= {"step": event.step, "clock": event.clock, "export": _export(config, out, event.params)}
     return outcome, 0
+
+
+def _tell_left_out(answers: Conversations) -> None:
+    from steerling_jax.cli.console import note
+
+    if answers.too_long:
+        note(
+            f"{answers.too_long} of {len(answers) + answers.too_long} answers are left out: after their prompts "
+            "data.seq_len has no room for a block. Raise it to train on them."
+        )
 
 
 def _export(config: RunConfig, out: Path, params: Any) -> Path:
