@@ -13,13 +13,14 @@ from steerling_jax.backbone import Params
 from steerling_jax.catalogue import Head
 from steerling_jax.config import Compute, ModelConfig
 from steerling_jax.errors import UserError
+from steerling_jax.head_view import HeadSpec, HeadView, known_spec, unknown_spec, view_head
 
 
-def head_spec(config: ModelConfig, head: Head) -> bn.HeadSpec:
+def head_spec(config: ModelConfig, head: Head) -> HeadSpec:
     """What a head computes. Raises `UserError` for a model without it."""
     if config.concept is None:
         raise UserError("This model is a bare backbone and has no concepts.")
-    spec = bn.known_spec(config.concept) if head == "known" else bn.unknown_spec(config.concept)
+    spec = known_spec(config.concept) if head == "known" else unknown_spec(config.concept)
     if spec is None:
         raise UserError("This model has no discovered concepts.")
     return spec
@@ -39,10 +40,10 @@ def head_params(params: Params, head: Head) -> dict[str, Any]:
 
 def view_concepts(
     params: Params, hidden: jax.Array, head: Head, config: ModelConfig, compute: Compute
-) -> tuple[bn.HeadView, bn.HeadSpec]:
+) -> tuple[HeadView, HeadSpec]:
     """A head at positions hidden (N, D), and its spec."""
     spec = head_spec(config, head)
-    return bn.view_head(head_params(params, head), spec, compute, hidden), spec
+    return view_head(head_params(params, head), spec, compute, hidden), spec
 
 
 def concept_embeddings(

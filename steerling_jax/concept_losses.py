@@ -12,9 +12,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from steerling_jax import bottleneck as bn
-from steerling_jax.bottleneck import ConceptBlock, HeadView
+from steerling_jax.bottleneck import ConceptBlock
 from steerling_jax.concept_shards import on_own_concepts, over_all
 from steerling_jax.config import Compute
+from steerling_jax.head_view import HeadView
 from steerling_jax.rows import Rows, at_rows, chunk_of, masked_chunks
 
 

@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec
 from steerling_jax.mesh import current_mesh, partition_spec
 
 if TYPE_CHECKING:
-    from steerling_jax.bottleneck import HeadView
+    from steerling_jax.head_view import HeadView
 
 Part = Literal["query", "keys", "values"]
 

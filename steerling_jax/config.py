@@ -1,33 +1,14 @@
-"""Model configuration under the published field names, in either published `config.json` layout.
+"""Model configuration under the published field names.
 
 Source of names, defaults and limits: the `steerling` 0.2.0 package and the Hub's Steerling-8B configuration.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
-from steerling_jax.errors import UserError
-
-Layout = Literal["package", "hub"]
-
-PUBLISHED_EOT_ID = 100_283  # an instruct model in the package layout leaves it to the published tokenizer
-
-# Keys that Hugging Face's own tools write into a flat configuration. They say nothing about the computation and are
-# carried along untouched.
-HUGGING_FACE_KEYS = frozenset({
-    "architectures", "auto_map", "torch_dtype", "dtype", "transformers_version", "_name_or_path",
-    "_attn_implementation", "return_dict", "output_hidden_states", "output_attentions", "torchscript",
-    "use_bfloat16", "tie_word_embeddings", "is_encoder_decoder", "is_decoder", "add_cross_attention",
-    "cross_attention_hidden_size", "id2label", "label2id", "problem_type", "chunk_size_feed_forward",
-    "use_cache", "tokenizer_class", "finetuning_task", "prefix", "sep_token_id", "decoder_start_token_id",
-    "pruned_heads", "tf_legacy_loss", "task_specific_params", "tie_encoder_decoder", "quantization_config",
-    "max_position_embeddings", "hidden_size", "num_hidden_layers", "num_attention_heads",
-})  # fmt: skip
+from steerling_jax.errors import require
 
 
 @dataclass(frozen=True)
@@ -129,7 +110,7 @@ class Compute:
     attention: Literal["xla", "splash"] = "xla"
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             self.attention in ("xla", "splash"),
             f"compute.attention is {self.attention!r}, but it must be 'xla' or 'splash' (which needs TPUs).",
         )
@@ -139,114 +120,16 @@ class Compute:
         return self.matmul_dtype or self.dtype
 
 
-_CONCEPT_FIELDS = {f.name for f in dataclasses.fields(ConceptConfig)}
-_MODEL_FIELDS = {f.name for f in dataclasses.fields(ModelConfig)} - {"concept"}
-# The Hub layout is flat, and the heads' streaming block would collide with the context length.
-_HUB_CONCEPT_NAMES = {("concept_block_size" if name == "block_size" else name): name for name in _CONCEPT_FIELDS}
-
-
-def config_from_dict(raw: Mapping[str, Any], where: str = "config.json") -> tuple[ModelConfig, Layout, dict[str, Any]]:
-    """Reads either published layout. Returns the config, the layout, and the Hub keys that are only carried along.
-
-    Raises `UserError` for an unknown field, a value of the wrong type or an impossible combination.
-    """
-    layout: Layout = "hub" if raw.get("model_type") == "steerling" else "package"
-    if raw.get("model_type") not in ("steerling", "causal_diffusion"):
-        raise UserError(
-            f"{where}: model_type is {raw.get('model_type')!r}, not 'causal_diffusion' or 'steerling'; "
-            "is this a Steerling model?"
-        )
-    model: dict[str, Any] = {}
-    concept: dict[str, Any] = {}
-    carried: dict[str, Any] = {}
-    for key, value in raw.items():
-        if key == "model_type" or (key == "concept" and layout == "package"):
-            continue
-        if key in _MODEL_FIELDS:
-            model[key] = value
-        elif layout == "hub" and key in _HUB_CONCEPT_NAMES:
-            concept[_HUB_CONCEPT_NAMES[key]] = value
-        elif key in HUGGING_FACE_KEYS:
-            carried[key] = value
-        else:
-            raise _unknown_field(where, key, _MODEL_FIELDS | (set(_HUB_CONCEPT_NAMES) if layout == "hub" else set()))
-    if layout == "package":
-        concept = dict(raw.get("concept") or {})
-        for key in concept:
-            if key not in _CONCEPT_FIELDS:
-                raise _unknown_field(where, f"concept.{key}", {f"concept.{name}" for name in _CONCEPT_FIELDS})
-    interpretable = model.get("interpretable", bool(concept))
-    if interpretable and not concept:
-        raise UserError(f"{where}: interpretable is true but the concept fields are missing; add them or set it false.")
-    _check_types(model, ModelConfig, where)
-    _check_types(concept, ConceptConfig, where)
-    try:
-        config = ModelConfig(
-            **{**model, "interpretable": interpretable}, concept=ConceptConfig(**concept) if interpretable else None
-        )
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
-    if config.eot_id is not None and not config.instruct:
-        config = dataclasses.replace(config, instruct=True)
-    elif config.instruct and config.eot_id is None and config.vocab_size > PUBLISHED_EOT_ID:
-        config = dataclasses.replace(config, eot_id=PUBLISHED_EOT_ID)
-    return config, layout, carried
-
-
-def config_to_dict(config: ModelConfig, layout: Layout = "package", carried: Mapping[str, Any] | None = None) -> dict:
-    """The inverse of `config_from_dict`; the published package accepts what the package layout gives."""
-    fields = {name: value for name, value in dataclasses.asdict(config).items() if name != "concept"}
-    if fields["eot_id"] is None:
-        del fields["eot_id"]
-    concept = dataclasses.asdict(config.concept) if config.concept is not None else None
-    if layout == "package":
-        body = {"model_type": "causal_diffusion", **fields}
-        return body if concept is None else {**body, "concept": concept}
-    del fields["instruct"]  # told by eot_id there
-    renamed = {hub: concept[ours] for hub, ours in _HUB_CONCEPT_NAMES.items()} if concept else {}
-    return {"model_type": "steerling", **fields, **renamed, **(carried or {})}
-
-
-def _unknown_field(where: str, key: str, known: set[str]) -> UserError:
-    near = difflib.get_close_matches(key, sorted(known), n=1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
-    return UserError(f"{where}: unknown field {key!r}{hint}; remove it or correct its name.")
-
-
-def _check_types(values: Mapping[str, Any], owner: type, where: str) -> None:
-    for spec in dataclasses.fields(owner):
-        if spec.name not in values or spec.name == "concept":
-            continue
-        value, kind = values[spec.name], str(spec.type)
-        if value is None:
-            ok = "None" in kind
-        elif "bool" in kind:
-            ok = isinstance(value, bool)
-        elif "float" in kind:
-            ok = isinstance(value, int | float) and not isinstance(value, bool)
-        elif "int" in kind:
-            ok = isinstance(value, int) and not isinstance(value, bool)
-        else:
-            ok = isinstance(value, str)
-        if not ok:
-            raise UserError(f"{where}: {spec.name} is {value!r}, but it must be of type {kind}.")
-
-
-def _require(condition: bool, sentence: str) -> None:
-    if not condition:
-        raise UserError(sentence)
-
-
 def _validate(config: ModelConfig) -> None:
     for name in ("n_layers", "n_head", "n_embd", "block_size", "diff_block_size", "mlp_ratio", "vocab_size"):
-        _require(getattr(config, name) >= 1, f"{name} is {getattr(config, name)}, but it must be at least 1.")
+        require(getattr(config, name) >= 1, f"{name} is {getattr(config, name)}, but it must be at least 1.")
     for name in ("n_kv_heads", "intermediate_size"):
         value = getattr(config, name)
-        _require(value is None or value >= 1, f"{name} is {value}, but it must be at least 1.")
+        require(value is None or value >= 1, f"{name} is {value}, but it must be at least 1.")
     D, H = config.n_embd, config.n_head
-    _require(D % H == 0, f"n_embd ({D}) must be divisible by n_head ({H}).")
-    _require(H % config.kv_heads == 0, f"n_head ({H}) must be divisible by n_kv_heads ({config.kv_heads}).")
-    _require(
+    require(D % H == 0, f"n_embd ({D}) must be divisible by n_head ({H}).")
+    require(H % config.kv_heads == 0, f"n_head ({H}) must be divisible by n_kv_heads ({config.kv_heads}).")
+    require(
         not config.use_rope or config.head_dim % 2 == 0,
         f"the head size n_embd / n_head ({config.head_dim}) must be even for rotary embeddings.",
     )
@@ -256,16 +139,16 @@ def _validate(config: ModelConfig) -> None:
         ("activation", ("gelu", "relu", "silu")),
     ):
         value = getattr(config, name)
-        _require(value in allowed, f"{name} is {value!r}, but it must be one of {', '.join(allowed)}.")
-    _require(config.norm_eps > 0, f"norm_eps is {config.norm_eps}, but it must be positive.")
-    _require(config.clip_qkv is None or config.clip_qkv > 0, f"clip_qkv is {config.clip_qkv}; use null for none.")
+        require(value in allowed, f"{name} is {value!r}, but it must be one of {', '.join(allowed)}.")
+    require(config.norm_eps > 0, f"norm_eps is {config.norm_eps}, but it must be positive.")
+    require(config.clip_qkv is None or config.clip_qkv > 0, f"clip_qkv is {config.clip_qkv}; use null for none.")
     for name in ("pad_token_id", "bos_token_id", "eos_token_id", "endofchunk_token_id", "mask_token_id", "eot_id"):
         value = getattr(config, name)
-        _require(
+        require(
             value is None or 0 <= value < config.vocab_size,
             f"{name} is {value}, outside the vocabulary of {config.vocab_size}.",
         )
-    _require(
+    require(
         config.interpretable == (config.concept is not None),
         "interpretable must be true exactly when concept is given.",
     )
@@ -275,16 +158,16 @@ def _validate(config: ModelConfig) -> None:
 
 def _validate_concept(concept: ConceptConfig, width: int) -> None:
     for name in ("n_concepts", "max_concepts", "block_size", "pad_multiple", "factorize_rank"):
-        _require(getattr(concept, name) >= 1, f"{name} is {getattr(concept, name)}, but it must be at least 1.")
+        require(getattr(concept, name) >= 1, f"{name} is {getattr(concept, name)}, but it must be at least 1.")
     for name in ("topk_known", "topk_known_features", "unknown_topk", "n_unknown_concepts"):
         value = getattr(concept, name)
-        _require(value is None or value >= 1, f"{name} is {value}, but it must be at least 1 (or null).")
-    _require(
+        require(value is None or value >= 1, f"{name} is {value}, but it must be at least 1 (or null).")
+    require(
         concept.concept_dim == width, f"concept_dim ({concept.concept_dim}) must equal the model's n_embd ({width})."
     )
     if concept.use_unknown:
-        _require(concept.n_unknown_concepts is not None, "n_unknown_concepts must be set when use_unknown is true.")
-        _require(
+        require(concept.n_unknown_concepts is not None, "n_unknown_concepts must be set when use_unknown is true.")
+        require(
             not concept.factorize_unknown or 16 <= concept.factorize_rank <= 1024,
             f"factorize_rank is {concept.factorize_rank}, but it must be between 16 and 1024.",
         )

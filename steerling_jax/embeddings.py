@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import jax
 import numpy as np
 
-from steerling_jax import bottleneck as bn
 from steerling_jax.backbone import Params, embed_tokens, run_backbone
 from steerling_jax.batching import by_length, padding_mask, stack
 from steerling_jax.config import Compute, ModelConfig
 from steerling_jax.errors import require
+from steerling_jax.head_view import known_spec, unknown_spec
 from steerling_jax.heads import run_head
 from steerling_jax.inference import encode, logit_features
 
@@ -115,9 +115,9 @@ def _features(
         rows = logit_features(params, rows, config, compute)
     elif kind != "hidden":
         assert concept is not None
-        spec = bn.known_spec(concept) if kind == "known" else bn.unknown_spec(concept)
+        spec = known_spec(concept) if kind == "known" else unknown_spec(concept)
         if spec is None:  # no discovered head: what is not known stands in
-            rows = rows - run_head(params["known_head"], rows, bn.known_spec(concept), compute).features
+            rows = rows - run_head(params["known_head"], rows, known_spec(concept), compute).features
         else:
             head = params["known_head" if kind == "known" else "unknown_head"]
             rows = run_head(head, rows, spec, compute).features

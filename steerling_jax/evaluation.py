@@ -20,6 +20,7 @@ from steerling_jax import bottleneck as bn
 from steerling_jax.backbone import Params, lm_head_weight
 from steerling_jax.concept_losses import chunk_evidence
 from steerling_jax.config import Compute, ModelConfig
+from steerling_jax.head_view import known_spec, unknown_spec, view_head
 from steerling_jax.heads import run_head
 from steerling_jax.model import lm_logits
 from steerling_jax.noise import denoise, mask_tokens
@@ -78,8 +79,8 @@ def parts_of(params: Params, hidden: jax.Array, config: ModelConfig, compute: Co
     discovered."""
     concept = config.concept
     assert concept is not None
-    known = run_head(params["known_head"], hidden, bn.known_spec(concept), compute).features
-    spec = bn.unknown_spec(concept)
+    known = run_head(params["known_head"], hidden, known_spec(concept), compute).features
+    spec = unknown_spec(concept)
     discovered = hidden - known if spec is None else run_head(params["unknown_head"], hidden, spec, compute).features
     if not concept.use_epsilon_correction:
         return Parts(known + discovered, known, discovered, jnp.zeros_like(hidden))
@@ -162,8 +163,8 @@ def presence_evidence(
     levels = jnp.full((B, -(-T // config.diff_block_size)), level)
     noisy, masked = mask_tokens(key, tokens, levels, config)
     hidden = denoise(params, tokens, noisy, config=config, compute=compute, clean_context=True)
-    spec = bn.known_spec(config.concept)
-    view = bn.view_head(params["known_head"], spec, compute, hidden.reshape(B * T, -1))
+    spec = known_spec(config.concept)
+    view = view_head(params["known_head"], spec, compute, hidden.reshape(B * T, -1))
     counted = jnp.where(masked, chunk_index, -1)
 
     def step(evidence: jax.Array, new: bn.ConceptBlock) -> jax.Array:

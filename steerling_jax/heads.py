@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from steerling_jax import bottleneck as bn
-from steerling_jax.bottleneck import HeadSpec, HeadView
 from steerling_jax.config import Compute
+from steerling_jax.head_view import HeadSpec, HeadView, view_head
 
 EpsilonRule = Literal["published", "frozen"]
 
@@ -58,7 +58,7 @@ def run_head(
     `topk_features`) everywhere; above, as a correction to the features. Under the frozen rule a clamp moves the plain
     features by exactly (value − what the concept contributed) · E_c.
     """
-    view = bn.view_head(params, spec, compute, hidden)
+    view = view_head(params, spec, compute, hidden)
     reported = _Kept(*bn.top_concepts(view, spec.topk or bn.REPORTED_WITHOUT_TOPK, spec.block, compute.operands))
     if spec.topk_features is None:
         kept, plain = None, bn.mix_all(view, spec.block, compute)

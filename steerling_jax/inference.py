@@ -16,6 +16,7 @@ from steerling_jax import model
 from steerling_jax.backbone import Injection, LayerEdit, Params, embed_tokens, run_backbone
 from steerling_jax.config import Compute, ModelConfig
 from steerling_jax.errors import UserError
+from steerling_jax.head_view import known_spec, unknown_spec
 from steerling_jax.heads import Clamps, EpsilonRule, run_head
 from steerling_jax.model import ForwardResult
 
@@ -69,8 +70,8 @@ def logit_features(
         assert offsets is not None
         known_clamps, unknown_clamps = clamps.at(clamps.known, offsets), clamps.at(clamps.unknown, offsets)
         rule = clamps.epsilon
-    known = run_head(params["known_head"], hidden, bn.known_spec(concept), compute, known_clamps, rule)
-    spec = bn.unknown_spec(concept)
+    known = run_head(params["known_head"], hidden, known_spec(concept), compute, known_clamps, rule)
+    spec = unknown_spec(concept)
     unknown = None
     if spec is not None:
         unknown = run_head(params["unknown_head"], hidden, spec, compute, unknown_clamps, rule)

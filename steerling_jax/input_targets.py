@@ -20,6 +20,7 @@ from steerling_jax.backbone import Params, lm_head_weight
 from steerling_jax.concept_heads import view_concepts
 from steerling_jax.config import Compute, ModelConfig
 from steerling_jax.errors import UserError
+from steerling_jax.head_view import HeadSpec, known_spec, unknown_spec
 from steerling_jax.layers import matmul_t
 
 
@@ -118,9 +119,9 @@ class ConceptActivation:
         logits = bn.logits_of(view, jnp.asarray(self.concept)[:, None], compute.operands)[:, 0]
         return logits if self.form == "logit" else jax.nn.sigmoid(logits)
 
-    def _spec(self, config: ModelConfig) -> bn.HeadSpec | None:
+    def _spec(self, config: ModelConfig) -> HeadSpec | None:
         assert config.concept is not None
-        return bn.known_spec(config.concept) if self.kind == "known" else bn.unknown_spec(config.concept)
+        return known_spec(config.concept) if self.kind == "known" else unknown_spec(config.concept)
 
 
 def _logit(params: Params, rows: jax.Array, tokens: jax.Array) -> jax.Array:

@@ -19,11 +19,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from steerling_jax import bottleneck as bn
 from steerling_jax.backbone import Params, embed_tokens, run_backbone
 from steerling_jax.config import Compute, ModelConfig
 from steerling_jax.drawn import Batch, Drawn, Metrics, part_of
 from steerling_jax.errors import require, require_share
+from steerling_jax.head_view import known_spec, unknown_spec
 from steerling_jax.heads import run_head
 from steerling_jax.noise import NoiseConfig, noise_levels
 from steerling_jax.objective import TOKEN_WEIGHTS, check_token_weight, cross_entropy
@@ -120,8 +120,8 @@ def block_rows(hidden: jax.Array, drawn: Drawn, size: int) -> Rows:
 def concept_features(params: Params, hidden: jax.Array, config: ModelConfig, compute: Compute) -> jax.Array:
     """k̂ + û of hidden rows (M, D), in their dtype."""
     assert config.concept is not None
-    features = run_head(params["known_head"], hidden, bn.known_spec(config.concept), compute).features
-    spec = bn.unknown_spec(config.concept)
+    features = run_head(params["known_head"], hidden, known_spec(config.concept), compute).features
+    spec = unknown_spec(config.concept)
     if spec is not None:
         features = features + run_head(params["unknown_head"], lax.stop_gradient(hidden), spec, compute).features
     return features.astype(hidden.dtype)

@@ -13,6 +13,7 @@ from flax import struct
 from steerling_jax import bottleneck as bn
 from steerling_jax.backbone import Injection, Layers, Params, embed_tokens, lm_head_weight, run_backbone
 from steerling_jax.config import Compute, ModelConfig
+from steerling_jax.head_view import ConceptHead, Table, known_spec, unknown_spec
 from steerling_jax.heads import Clamps, EpsilonRule, HeadOutput, run_head
 from steerling_jax.layers import Norm, block_causal_mask, matmul_t, rope_tables
 from steerling_jax.mesh import constrain
@@ -64,9 +65,9 @@ class Steerling(nn.Module):
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
         c = self.config
-        x = bn.Table((c.vocab_size, c.n_embd), c.n_embd**-0.5, name="tok_emb")()[tokens]
+        x = Table((c.vocab_size, c.n_embd), c.n_embd**-0.5, name="tok_emb")()[tokens]
         if not c.weight_sharing:
-            bn.Table((c.vocab_size, c.n_embd), c.n_embd**-0.5, name="lm_head")()
+            Table((c.vocab_size, c.n_embd), c.n_embd**-0.5, name="lm_head")()
         positions = jnp.arange(tokens.shape[1])
         mask = block_causal_mask(positions, positions, c.diff_block_size)
         rope = rope_tables(c, positions) if c.use_rope else None
@@ -76,9 +77,9 @@ class Steerling(nn.Module):
         hidden = Norm(c, name="ln_f")(x)
         if c.concept is not None:
             rows = hidden.reshape(-1, c.n_embd)
-            bn.ConceptHead(bn.known_spec(c.concept), self.compute, name="known_head")(rows)
-            if (spec := bn.unknown_spec(c.concept)) is not None:
-                bn.ConceptHead(spec, self.compute, name="unknown_head")(rows)
+            ConceptHead(known_spec(c.concept), self.compute, name="known_head")(rows)
+            if (spec := unknown_spec(c.concept)) is not None:
+                ConceptHead(spec, self.compute, name="unknown_head")(rows)
         return hidden
 
 
@@ -152,8 +153,8 @@ def forward(
         dense=dense,
         large=bn.LARGE_CONCEPT_THRESHOLD if large is None else large,
     )
-    known = run(params["known_head"], rows, bn.known_spec(concept), clamps=known_clamps)
-    spec = bn.unknown_spec(concept)
+    known = run(params["known_head"], rows, known_spec(concept), clamps=known_clamps)
+    spec = unknown_spec(concept)
     unknown = None
     if spec is not None:
         unknown = run(params["unknown_head"], jax.lax.stop_gradient(rows), spec, clamps=unknown_clamps)

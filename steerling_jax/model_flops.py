@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Literal
 
-from steerling_jax.bottleneck import HeadSpec, known_spec, unknown_spec
 from steerling_jax.config import ModelConfig
+from steerling_jax.head_view import HeadSpec, known_spec, unknown_spec
 from steerling_jax.noise import NoiseConfig
 
 Gradient = Literal["none", "inputs"]

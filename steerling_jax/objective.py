@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from steerling_jax import bottleneck as bn
 from steerling_jax.backbone import Params
 from steerling_jax.concept_losses import (
     independence_loss,
@@ -30,6 +29,7 @@ from steerling_jax.concept_losses import (
 from steerling_jax.config import Compute, ModelConfig
 from steerling_jax.drawn import Batch, Drawn, Metrics, Objective, first_masked, part_of
 from steerling_jax.errors import require, require_share
+from steerling_jax.head_view import known_spec, unknown_spec, view_head
 from steerling_jax.heads import run_head
 from steerling_jax.model import lm_logits
 from steerling_jax.noise import NoiseConfig, denoise, mask_tokens, noise_levels
@@ -138,20 +138,20 @@ class ObjectiveConfig:
         assert config.concept is not None
         batch = drawn.sequences
         labels = batch["chunk_labels"]
-        known_spec, unknown_spec = bn.known_spec(config.concept), bn.unknown_spec(config.concept)
-        known_view = bn.view_head(params["known_head"], known_spec, compute, rows.hidden)
-        known = run_head(params["known_head"], rows.hidden, known_spec, compute).features
+        spec, discovered = known_spec(config.concept), unknown_spec(config.concept)
+        known_view = view_head(params["known_head"], spec, compute, rows.hidden)
+        known = run_head(params["known_head"], rows.hidden, spec, compute).features
         labelled = label_features(known_view, labels, rows.chunk, compute)
         unknown = jnp.zeros_like(rows.hidden)
-        if unknown_spec is not None:
+        if discovered is not None:
             fixed = lax.stop_gradient(rows.hidden)
-            unknown = run_head(params["unknown_head"], fixed, unknown_spec, compute).features
+            unknown = run_head(params["unknown_head"], fixed, discovered, compute).features
         composed = training_features(rows, known, unknown, labelled, drawn)
         hold = jnp.minimum(progress / max(self.concept_warmup, 1e-6), 1.0)
         held = known_view._replace(query=scale_gradient(known_view.query, hold))
-        presence = presence_loss(held, rows, labels, known_spec.block, compute.operands)
+        presence = presence_loss(held, rows, labels, spec.block, compute.operands)
         terms = {"presence": presence * part_of(jnp.sum(batch["present"]), drawn.shared["chunks"])}
-        if unknown_spec is not None:
+        if discovered is not None:
             part = part_of(jnp.sum(rows.valid), drawn.shared["rows"])
             terms["residual"] = part * residual_loss(unknown, rows, labelled)
             terms["independence"] = part * independence_loss(known, unknown, rows.valid)

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 import jax
 import numpy as np
 
-from steerling_jax import bottleneck as bn
 from steerling_jax.backbone import Params
 from steerling_jax.batching import padded_length
 from steerling_jax.config import Compute, ModelConfig
 from steerling_jax.errors import UserError, require
+from steerling_jax.head_view import known_spec
 from steerling_jax.heads import run_head
 from steerling_jax.inference import encode
 from steerling_jax.noise import denoise
@@ -91,5 +91,5 @@ def _kept(
     """clean and noisy tokens (1, T) to the reported known concepts' logits and ids, (T, K)."""
     assert config.concept is not None
     hidden = denoise(params, clean, noisy, config=config, compute=compute, clean_context=True)
-    known = run_head(params["known_head"], hidden[0], bn.known_spec(config.concept), compute)
+    known = run_head(params["known_head"], hidden[0], known_spec(config.concept), compute)
     return known.topk_logits, known.topk_indices

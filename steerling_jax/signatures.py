@@ -18,10 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from steerling_jax import bottleneck as bn
 from steerling_jax.backbone import Params
 from steerling_jax.config import Compute, ModelConfig
 from steerling_jax.errors import UserError
+from steerling_jax.head_view import known_spec, unknown_spec
 from steerling_jax.heads import run_head
 from steerling_jax.influence import normalised, span_hidden
 from steerling_jax.passages import Masking, Passage, PassageBatch, passage_batches
@@ -43,7 +43,7 @@ def concept_count(config: ModelConfig) -> int:
     """Ids that a signature may hold, C."""
     if config.concept is None:
         return 0
-    unknown = bn.unknown_spec(config.concept)
+    unknown = unknown_spec(config.concept)
     return config.concept.n_concepts + (unknown.n_concepts if unknown else 0)
 
 
@@ -91,7 +91,7 @@ def _activations(
     assert concept is not None
     B, R, D = hidden.shape
     parts = []
-    for name, spec in (("known_head", bn.known_spec(concept)), ("unknown_head", bn.unknown_spec(concept))):
+    for name, spec in (("known_head", known_spec(concept)), ("unknown_head", unknown_spec(concept))):
         if spec is None:
             continue
         head = run_head(params[name], hidden.reshape(B * R, D), spec, compute)

@@ -27,6 +27,7 @@ from steerling_jax.backbone import Injection, Params, lm_head_weight
 from steerling_jax.config import Compute, ModelConfig
 from steerling_jax.drawn import Batch, Drawn, Metrics, first_masked, part_of
 from steerling_jax.errors import require, require_share
+from steerling_jax.head_view import known_spec, view_head
 from steerling_jax.lookup import look_up
 from steerling_jax.model import lm_logits
 from steerling_jax.noise import NoiseConfig, denoise, mask_tokens, noise_levels
@@ -136,7 +137,7 @@ class SteeringObjective:
 def respond_nats(params: Params, rows: Rows, concept: jax.Array, config: ModelConfig, compute: Compute) -> jax.Array:
     """−log k of each row's own concept (M,), float32 (M,)."""
     assert config.concept is not None, "steering needs known concepts"
-    view = bn.view_head(params["known_head"], bn.known_spec(config.concept), compute, rows.hidden)
+    view = view_head(params["known_head"], known_spec(config.concept), compute, rows.hidden)
     return jax.nn.softplus(-bn.logits_of(view, concept[:, None], compute.operands)[:, 0])
 
 

@@ -13,13 +13,13 @@ import pytest
 from steerling_jax import concept_activity as activity_module
 from steerling_jax.api import Bundle
 from steerling_jax.attribution import neighbourhood_command
-from steerling_jax.bottleneck import unknown_spec
 from steerling_jax.cli.main import main
 from steerling_jax.concept_activity import Activity, Moments, concept_activity
 from steerling_jax.concept_gradients import Source
 from steerling_jax.concept_neighbourhood import control_concepts, neighbourhoods, score_name
 from steerling_jax.config import Compute
 from steerling_jax.errors import UserError
+from steerling_jax.head_view import unknown_spec
 from steerling_jax.heads import run_head
 from steerling_jax.io.corpus import CorpusStore
 from steerling_jax.io.corpus_stream import stream_tokens

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
 
-from steerling_jax.config import config_to_dict
 from steerling_jax.errors import UserError
 from steerling_jax.io import checkpoint, weights
 from steerling_jax.io.published_layout import SINGLE, find_tensors
 from steerling_jax.io.safetensors_format import same_bytes
+from steerling_jax.published_config import config_to_dict
 
 FAMILIES = sorted(path.parent.name for path in (Path(__file__).parent / "golden").glob("*/config.json"))
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from steerling_jax import heads
-from steerling_jax.bottleneck import known_spec, unknown_spec
 from steerling_jax.config import Compute, ConceptConfig, ModelConfig
+from steerling_jax.head_view import known_spec, unknown_spec
 from steerling_jax.model import param_shapes
 from steerling_jax.model_flops import (
     block_causal_pairs,

@@ -19,6 +19,7 @@ from steerling_jax.concept_losses import (
     residual_loss,
 )
 from steerling_jax.config import Compute, ConceptConfig, ModelConfig
+from steerling_jax.head_view import known_spec, view_head
 from steerling_jax.layers import attend
 from steerling_jax.model import init_params
 from steerling_jax.noise import NoiseConfig, denoise, mask_tokens, noise_levels, two_copy_mask
@@ -105,8 +106,8 @@ def rows_and_labels(block: int = 4096):
     masked = jax.random.bernoulli(jax.random.key(1), 0.5, (2, 32))
     rows = gather_rows(hidden, batch(), levels, masked, 8, 1.0)
     assert CONFIG.concept is not None
-    spec = dataclasses.replace(bn.known_spec(CONFIG.concept), block=block)
-    view = bn.view_head(init_params(CONFIG, KEY)["known_head"], spec, Compute(), rows.hidden)
+    spec = dataclasses.replace(known_spec(CONFIG.concept), block=block)
+    view = view_head(init_params(CONFIG, KEY)["known_head"], spec, Compute(), rows.hidden)
     return rows, batch()["chunk_labels"], view, masked
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import jax
 import pytest
 
-from steerling_jax.config import config_from_dict
 from steerling_jax.model import param_shapes
+from steerling_jax.published_config import config_from_dict
 from steerling_jax.sharding import logical_axes
 
 HERE = Path(__file__).parent

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from steerling_jax.config import Compute, ModelConfig, config_to_dict
+from steerling_jax.config import Compute, ModelConfig
 from steerling_jax.drawn import Objective
 from steerling_jax.errors import UserError
 from steerling_jax.instruction_objective import InstructionObjective
@@ -22,6 +22,7 @@ from steerling_jax.io.tokenizer import TURN_TOKENS, SpecialIds
 from steerling_jax.lora import LoraConfig
 from steerling_jax.objective import ObjectiveConfig
 from steerling_jax.optimizer import OptimizerConfig
+from steerling_jax.published_config import config_to_dict
 from steerling_jax.sharding import MeshShape
 from steerling_jax.steering_objective import SteeringObjective
 

@@ -21,13 +21,14 @@ import jax
 import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
-from steerling_jax.config import Layout, ModelConfig, config_from_dict, config_to_dict
+from steerling_jax.config import ModelConfig
 from steerling_jax.errors import UserError, first_line
 from steerling_jax.io.atomic import atomic_path
 from steerling_jax.io.digests import find_damage
 from steerling_jax.io.disk import disk_trouble
 from steerling_jax.io.published_layout import expected_tensors, read_json
 from steerling_jax.io.weights import Params, Shardings, copy_files, dump_json, put_leaf, sharding_of
+from steerling_jax.published_config import Layout, config_from_dict, config_to_dict
 
 FORMAT_VERSION = 2  # 1 had the projections fused
 RUN_FILE = "run.json"

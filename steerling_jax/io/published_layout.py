@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from steerling_jax.config import ConceptConfig, Layout, ModelConfig, config_from_dict
+from steerling_jax.config import ConceptConfig, ModelConfig
 from steerling_jax.errors import UserError
 from steerling_jax.io.safetensors_format import StoredTensor, read_header, same_bytes
+from steerling_jax.published_config import Layout, config_from_dict
 from steerling_jax.published_shapes import PIECES
 
 ParamPath = tuple[str, ...]

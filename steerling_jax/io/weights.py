@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from steerling_jax.config import Layout, ModelConfig, config_to_dict
+from steerling_jax.config import ModelConfig
 from steerling_jax.errors import UserError
 from steerling_jax.io.atomic import atomic_path
 from steerling_jax.io.published_layout import (
@@ -34,6 +34,7 @@ from steerling_jax.io.published_layout import (
     read_config,
 )
 from steerling_jax.io.safetensors_format import DTYPES, StoredTensor, TensorToWrite, write_file
+from steerling_jax.published_config import Layout, config_to_dict
 
 Params = dict[str, Any]
 Sharding = jax.sharding.Sharding
