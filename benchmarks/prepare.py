@@ -1,6 +1,6 @@
 """How fast a corpus is prepared, and with how much memory: synthetic text through `steerling prepare`.
 
-    python benchmarks/prepare.py --megabytes 1000 --workers 2 --out prepare.json --picture docs/img/prepare_memory.svg
+    python benchmarks/prepare.py --megabytes 1000 --workers 2 --out prepare.json --picture docs/prepare_memory.svg
 
 The text is words of this Python's language reference at their frequencies, in sentences, paragraphs and documents of
 varied length, as JSON lines. The vocabulary is the bundled model's, so that no time goes into making one. Memory is the

@@ -128,11 +128,11 @@ def planned() -> Iterator[tuple[Size, str, int]]:
                 yield from ((size, arm, seed) for arm in (CONCEPTS, BARE))
 
 
-def train_and_measure(size: Size, arm: str, seed: int, store: CorpusStore, folder: Path, probes: bool) -> dict:
-    run = run_of(size, arm, seed, store)
+def measured(run: RunConfig, store: CorpusStore, folder: Path, *, probes: bool) -> tuple[dict[str, Any], float]:
+    """Held-out figures of the trained model, and the seconds of its training."""
     place = folder / f"{run.name}.py"
     write_config(run, place)
-    begin, load = time.perf_counter(), os.getloadavg()[0]
+    begin = time.perf_counter()
     code = steerling(
         ["train", "--config", str(place), "--corpus", str(store.folder), "--out", str(folder / run.name)]
     )  # fmt: skip
@@ -140,10 +140,15 @@ def train_and_measure(size: Size, arm: str, seed: int, store: CorpusStore, folde
         raise SystemExit(code)
     seconds = time.perf_counter() - begin
     config, params, _ = read_published(folder / run.name / "export", dtype="float32")
-    baselines = probes and arm == CONCEPTS
-    found: dict[str, Any] = evaluate_full(params, config, Compute(), store, seq_len=SEQ_LEN, baselines=baselines)
+    found = evaluate_full(params, config, Compute(), store, seq_len=SEQ_LEN, baselines=probes)
     for detected in found.get("detection", {}).values():
         del detected["by_concept"]
+    return found, seconds
+
+
+def train_and_measure(size: Size, arm: str, seed: int, store: CorpusStore, folder: Path, probes: bool) -> dict:
+    run, load = run_of(size, arm, seed, store), os.getloadavg()[0]
+    found, seconds = measured(run, store, folder, probes=probes and arm == CONCEPTS)
     flops = flops_a_step(run.model)
     return {
         "width": size.width, "layers": size.layers, "arm": arm, "seed": seed, "weights": weights(run.model),

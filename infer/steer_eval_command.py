@@ -105,7 +105,7 @@ def find_concepts(text: str, ids: Mapping[str, int]) -> int | list[int]:
     for name in map(str.strip, text.split(",")):
         if name.lower() not in by_name:
             near = difflib.get_close_matches(name, ids, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else "`steerling info` lists the model's concepts."
+            hint = f"did you mean {near[0]!r}?" if near else "`steerling concepts` lists them."
             raise UserError(f"--concepts names {name!r}, which the corpus does not have; {hint}")
         found.append(by_name[name.lower()])
     return list(dict.fromkeys(found))

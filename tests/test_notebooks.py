@@ -62,6 +62,10 @@ def test_the_first_cell_installs_this_checkout_or_the_repository(path: Path, tmp
     source, tags = code_cells(path)[0]
     assert tags == ["install"]
     say = "import subprocess; subprocess.run = lambda words, check: print(words[-1])\n"
+    done = subprocess.run([sys.executable, "-c", say + source], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "set REPOSITORY, above" in done.stderr
+    source = source.replace('REPOSITORY = ""', 'REPOSITORY = "https://github.com/someone/steerling-jax"')
     for folder, expected in ((path.parent, str(REPOSITORY)), (tmp_path, "steerling-jax @ git+https://github.com/")):
         done = subprocess.run([sys.executable, "-c", say + source], cwd=folder, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr

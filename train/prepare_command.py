@@ -130,17 +130,6 @@ def _inputs(args: argparse.Namespace) -> list[Source]:
 
 
 def _tokenizer(model: str) -> Tokenizer:
-    """The vocabulary of a model, with the special ids that its config names."""
-    from steerling_jax.api import special_ids
-    from steerling_jax.errors import UserError
-    from steerling_jax.io.checkpoint import read_run_info
-    from steerling_jax.io.hub import resolve
-    from steerling_jax.io.published_layout import read_config
-    from steerling_jax.io.tokenizer import IdsOnlyTokenizer, load_tokenizer
+    from .model_tokenizer import model_tokenizer  # Orbax takes a second to import
 
-    folder = resolve(model)
-    config = read_run_info(folder).config if (folder / "run.json").is_file() else read_config(folder)[0]
-    tokenizer = load_tokenizer(folder, special_ids(config), config.vocab_size)
-    if isinstance(tokenizer, IdsOnlyTokenizer):
-        raise UserError(f"{folder} has no vocabulary: put tokenizer.model or a .tiktoken file into it.")
-    return tokenizer
+    return model_tokenizer(model)

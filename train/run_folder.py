@@ -2,7 +2,7 @@
 
 OUT/run.json           the run, its model, what its corpus is (steerling_jax/io/training_folder.py)
 OUT/corpus/            the store, unless another was named
-OUT/tokenizer.model, concepts.json, documents.json     of the corpus, for the export
+OUT/tokenizer.model (or *.tiktoken), concepts.json, documents.json     of the corpus, for the export
 OUT/checkpoints/, metrics.jsonl, tensorboard/, profile/, compiled/
 OUT/nonfinite.json     what was read when the numbers stayed non-finite (watch.py)
 OUT/export/            the finished model in the published layout
@@ -21,13 +21,11 @@ from steerling_jax.errors import UserError
 from steerling_jax.io.atomic import atomic_path, write_json
 from steerling_jax.io.corpus import CorpusStore
 from steerling_jax.io.published_layout import read_json_list
+from steerling_jax.io.tokenizer import vocabulary_file
 from steerling_jax.io.training_checkpoint import CHECKPOINTS
 from steerling_jax.io.training_folder import read_run, write_run
 
 from .run_config import RunConfig, first_difference, special_ids
-
-TOKENIZER = "tokenizer.model"
-COMPANIONS = (TOKENIZER, "concepts.json", "documents.json")
 
 
 def corpus_identity(store: CorpusStore) -> dict[str, str]:
@@ -38,8 +36,8 @@ def corpus_identity(store: CorpusStore) -> dict[str, str]:
 def check_corpus(run: RunConfig, store: CorpusStore) -> None:
     """Raises `UserError` unless the model's vocabulary, special ids and concepts are the corpus's own."""
     where = f"The corpus {store.folder}"
-    tokenizer = store.folder / TOKENIZER
-    if tokenizer.is_file():
+    tokenizer = vocabulary_file(store.folder)
+    if tokenizer is not None:
         store.check_tokenizer(hashlib.sha256(tokenizer.read_bytes()).hexdigest())
     if store.vocab_size != run.data.vocab_size:
         raise UserError(
@@ -110,9 +108,9 @@ def has_checkpoints(out: Path) -> bool:
 
 
 def _write_companions(store: CorpusStore, out: Path) -> None:
-    vocabulary = store.folder / TOKENIZER
-    if vocabulary.is_file():
-        with atomic_path(out / TOKENIZER) as path:
+    vocabulary = vocabulary_file(store.folder)
+    if vocabulary is not None:
+        with atomic_path(out / vocabulary.name) as path:
             shutil.copyfile(vocabulary, path)
     write_json(out / "concepts.json", store.concepts)
     documents = [{"name": d.name, "source": d.source, "sha256": d.sha256, "split": d.split} for d in store.documents]
@@ -129,4 +127,5 @@ def _write_companions(store: CorpusStore, out: Path) -> None:
 
 def companions(out: Path) -> list[Path]:
     """The files that go along with the model."""
-    return [out / name for name in COMPANIONS if (out / name).is_file()]
+    named = [vocabulary_file(out), out / "concepts.json", out / "documents.json"]
+    return [path for path in named if path is not None and path.is_file()]

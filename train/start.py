@@ -20,7 +20,7 @@ from steerling_jax.io import hub
 from steerling_jax.io.checkpoint import RUN_FILE, load_checkpoint_params, read_run_info
 from steerling_jax.io.corpus import CorpusStore
 from steerling_jax.io.published_layout import read_config
-from steerling_jax.io.tokenizer import TURN_TOKENS
+from steerling_jax.io.tokenizer import TURN_TOKENS, vocabulary_file
 from steerling_jax.io.training_checkpoint import TrainingCheckpoints
 from steerling_jax.io.training_folder import check_start, remember_start
 from steerling_jax.io.weights import Params, read_published
@@ -44,13 +44,13 @@ class OtherWeights:
 
     def check_corpus(self, store: CorpusStore) -> None:
         """Raises `UserError` where the weights know other tokens or other concepts by the same numbers."""
-        tokenizer = self.folder / "tokenizer.model"
-        if tokenizer.is_file():
+        tokenizer = vocabulary_file(self.folder)
+        if tokenizer is not None:
             ours = hashlib.sha256(tokenizer.read_bytes()).hexdigest()
             if ours != store.manifest["tokenizer_sha256"]:
                 raise UserError(
                     f"start_from {self.folder} has another tokenizer than the corpus {store.folder}; prepare the "
-                    f"corpus with {tokenizer}."
+                    f"corpus with --tokenizer {self.folder}."
                 )
         names = read_concept_names(self.folder, self.config)
         for concept, name in zip(store.concepts, names or ()):

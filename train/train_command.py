@@ -19,13 +19,14 @@ if TYPE_CHECKING:
 
     from .conversations import Conversations
     from .run_config import RunConfig
+    from .start import OtherWeights
 
 HELP = """\
 Train a model from a config; resumes exactly where it stopped.
 
 examples:
   steerling train --config tiny
-  steerling train --config bundled --out ./runs/bundled
+  steerling train --config pydocs --out ./runs/pydocs
   steerling train --config ./my_config.py --corpus ./my-corpus --json
   steerling train --config ./my_config.py --start-from steerling-pydocs --profile 10:13
   steerling train --config ./my_config.py --distributed      (on every host of a pod)
@@ -118,7 +119,7 @@ def _train(config: RunConfig, args: argparse.Namespace, out: Path) -> tuple[dict
     other = None if has_checkpoints(out) and config.lora is None else find_weights(config)
     place = args.corpus or _path(config.data.corpus) or out / "corpus"
     if is_first():
-        store = _corpus(config, place)
+        store = _corpus(config, place, other)
         check_corpus(config, store)
         if other is not None:
             other.check_corpus(store)
@@ -172,8 +173,9 @@ def _export(config: RunConfig, out: Path, params: Any) -> Path:
     return out / "export"
 
 
-def _corpus(config: RunConfig, folder: Path) -> CorpusStore:
-    """Opens the store at `folder`; where there is nothing, makes it from the interpreter's documentation first."""
+def _corpus(config: RunConfig, folder: Path, other: OtherWeights | None) -> CorpusStore:
+    """Opens the store at `folder`; where there is nothing, makes it from the interpreter's documentation first, in the
+    tokens of the weights that training starts from."""
     from steerling_jax.io.corpus import CorpusStore
 
     if folder.exists():
@@ -181,6 +183,7 @@ def _corpus(config: RunConfig, folder: Path) -> CorpusStore:
     from steerling_jax.cli.console import stages
 
     from .documents import python_documents
+    from .model_tokenizer import model_tokenizer
     from .prepare import prepare
 
     with stages() as tell:
@@ -191,6 +194,7 @@ def _corpus(config: RunConfig, folder: Path) -> CorpusStore:
             chunk_tokens=config.data.chunk_tokens,
             seed=config.seed,
             sources=config.data.sources,
+            tokenizer=None if other is None else model_tokenizer(other.folder),
             progress=tell,
         )
 

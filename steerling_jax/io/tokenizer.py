@@ -208,16 +208,22 @@ class IdsOnlyTokenizer:
         return self._names.get(int(id), str(int(id)))
 
 
-def load_tokenizer(folder: str | Path, special: SpecialIds, vocab_size: int) -> Tokenizer:
-    """The tokenizer of a model folder: `tokenizer.model`, else a `.tiktoken` file, else bare ids."""
-    folder = Path(folder)
-    if (model := folder / "tokenizer.model").is_file():
-        return SentencePieceTokenizer(model, special, vocab_size)
-    if found := sorted(folder.glob("*.tiktoken")):
-        from steerling_jax.io.cl100k import TiktokenTokenizer  # it needs tiktoken, which is optional
+def vocabulary_file(folder: str | Path) -> Path | None:
+    """The vocabulary in a folder of a model, run or corpus: `tokenizer.model`, else a `.tiktoken` file."""
+    found = [Path(folder, "tokenizer.model"), *sorted(Path(folder).glob("*.tiktoken"))]
+    return next((path for path in found if path.is_file()), None)
 
-        return TiktokenTokenizer(found[0], special, vocab_size)
-    return IdsOnlyTokenizer(special, vocab_size)
+
+def load_tokenizer(folder: str | Path, special: SpecialIds, vocab_size: int) -> Tokenizer:
+    """The tokenizer of a folder with a vocabulary; of one without, bare ids."""
+    path = vocabulary_file(folder)
+    if path is None:
+        return IdsOnlyTokenizer(special, vocab_size)
+    if path.suffix == ".model":
+        return SentencePieceTokenizer(path, special, vocab_size)
+    from steerling_jax.io.cl100k import TiktokenTokenizer  # it needs tiktoken, which is optional
+
+    return TiktokenTokenizer(path, special, vocab_size)
 
 
 def read_vocabulary(path: str | Path) -> bytes:

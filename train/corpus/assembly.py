@@ -27,8 +27,8 @@ def make_layout(job: Job, name: str) -> None:
     layout = _layout(job, table)
     with told(f"Cannot write {job.store}"):
         layout.create(job.store)
-    if job.vocabulary is None or job.vocabulary["file"] == TOKENIZER:
-        job.store.write(TOKENIZER, job.work.read_many([TOKENIZER])[0])
+    vocabulary = TOKENIZER if job.vocabulary is None else job.vocabulary["file"]
+    job.store.write(vocabulary, job.work.read_many([vocabulary])[0])
     job.work.write_json(name, table)
 
 
