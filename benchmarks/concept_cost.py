@@ -19,12 +19,11 @@ from scaling import BARE, CONCEPTS, SIZES, measured, run_of
 from steerling_jax.io.corpus import CorpusStore
 from steerling_jax.objective import ObjectiveConfig
 
-NO_DROPOUT = {"epsilon_dropout": (0.0, 0.0), "known_dropout": 0.0, "unknown_dropout": 0.0}
+NO_DROPOUT = {"epsilon_dropout": (0.0, 0.0)}  # concepts are dropped at those positions only
 NO_LOSSES = {"concept_weight": 0.0, "residual_weight": 0.0, "independence_weight": 0.0}
 VARIANTS = {
     "as in the study": {},
-    "epsilon is never dropped": {"epsilon_dropout": (0.0, 0.0)},
-    "nothing is dropped": NO_DROPOUT,
+    "epsilon is never dropped": NO_DROPOUT,
     "no losses of the concepts": NO_LOSSES,
     "neither": {**NO_DROPOUT, **NO_LOSSES},
 }

@@ -17,7 +17,7 @@ from steerling_jax.config import Compute, ModelConfig
 from steerling_jax.evaluation import SHARES, VARIANTS, likelihood_sums, presence_evidence
 from steerling_jax.io.corpus import CorpusStore
 from steerling_jax.io.heldout import HeldOut
-from steerling_jax.io.labelled_chunks import chunk_bags, chunk_positives
+from steerling_jax.io.labelled_chunks import bags_of, chunk_bags, chunk_positives, positives_of
 from steerling_jax.probe import Bags, fit_probe
 from steerling_jax.progress import Tell, silent
 from steerling_jax.sharding import to_host
@@ -80,7 +80,8 @@ def _figures(totals: Mapping[str, float], held: HeldOut) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Detected:
-    """For m chunks: evidence (m, C) float64, positive (m, C) bool, and `visible`, what was left of their text."""
+    """For m chunks, by their numbers `chunk` (m,): evidence (m, C) float64, positive (m, C) bool, and `visible`, what
+    was left of their text."""
 
     evidence: np.ndarray
     positive: np.ndarray
@@ -94,33 +95,33 @@ def detect(
 ) -> Detected:  # fmt: skip
     """Evidence for each concept in each chunk that has a masked token; the pieces of a cut chunk are added up."""
     assert config.concept is not None
-    size = max(1, _BATCH_TOKENS // held.tokens.shape[1])
-    low = int(held.first_chunk.min())
-    high = int(held.first_chunk.max()) + held.chunks
-    evidence = np.zeros((high - low, config.concept.n_concepts))
-    masked_count = np.zeros(high - low, np.int64)
+    size, pad = max(1, _BATCH_TOKENS // held.tokens.shape[1]), -held.tokens.shape[1] % config.diff_block_size
+    chunks = held.chunk_numbers
+    evidence = np.zeros((len(chunks), config.concept.n_concepts))
+    masked_count = np.zeros(len(chunks), np.int64)
     seen_tokens: list[np.ndarray] = []
     seen_chunks: list[np.ndarray] = []
     for number, (tokens, _, index, first) in enumerate(held.batches(size)):
+        tokens, index = np.pad(tokens, ((0, 0), (0, pad))), np.pad(index, ((0, 0), (0, pad)), constant_values=-1)
         at = jax.random.fold_in(jax.random.key(seed), number)
         found, masked = to_host(
             presence_evidence(
                 params, tokens, index, np.float32(level), at, chunks=held.chunks, config=config, compute=compute
             )
         )
-        chunk = first[:, None] - low + np.arange(held.chunks)
+        chunk = first[:, None] + np.arange(held.chunks)
         real = np.broadcast_to(np.arange(held.chunks) <= index.max(axis=1, keepdims=True), chunk.shape)
-        np.add.at(evidence, chunk[real], found[real])
-        of_token = np.where(index >= 0, first[:, None] - low + index, -1)
+        np.add.at(evidence, np.searchsorted(chunks, chunk[real]), found[real])
+        of_token = np.searchsorted(chunks, first[:, None] + index)
         np.add.at(masked_count, of_token[masked & (index >= 0)], 1)
         left = ~masked & (index >= 0)
         seen_tokens.append(tokens[left])
         seen_chunks.append(of_token[left])
         progress(f"detection at t = {level:g}", number + 1, -(-len(held.tokens) // size))
     kept = np.flatnonzero(masked_count)
-    visible = Bags.grouped(np.concatenate(seen_tokens), np.concatenate(seen_chunks), high - low)
-    positive = chunk_positives(store, low, min(high, store.chunk_count), config.concept.n_concepts)
-    return Detected(evidence[kept], positive[kept], low + kept, visible.take(kept))
+    visible = Bags.grouped(np.concatenate(seen_tokens), np.concatenate(seen_chunks), len(chunks))
+    positive = positives_of(store, chunks[kept], config.concept.n_concepts)
+    return Detected(evidence[kept], positive, chunks[kept], visible.take(kept))
 
 
 def probe_scores(found: Detected, store: CorpusStore, level: float, progress: Tell = silent) -> dict[str, np.ndarray]:
@@ -129,7 +130,7 @@ def probe_scores(found: Detected, store: CorpusStore, level: float, progress: Te
     start, end = store.chunks_between(*store.split("train"))
     end = min(end, start + _PROBE_CHUNKS)
     texts, labels = chunk_bags(store, start, end), chunk_positives(store, start, end, found.positive.shape[1])
-    whole = chunk_bags(store, int(found.chunk[0]), int(found.chunk[-1]) + 1).take(found.chunk - found.chunk[0])
+    whole = bags_of(store, found.chunk)
     scores = {}
     for name, hidden, bags in (("probe_whole_text", 0.0, whole), ("probe_visible_text", level, found.visible)):
         scores[name] = fit_probe(texts, labels, store.vocab_size, hidden=hidden, progress=progress, name=name)(bags)

@@ -123,6 +123,22 @@ def test_cut_off_before_the_digests(tmp_path: Path) -> None:
     gc.collect()  # coroutines that Orbax leaves where it fails, and which complain when they go
 
 
+def test_a_whole_checkpoint_that_does_not_load_is_never_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For want of memory, say: the one before it would be taken, and this one overwritten."""
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+    save(tmp_path, 1, 2)
+    with TrainingCheckpoints(tmp_path, keep=3) as checkpoints:
+        monkeypatch.setattr(checkpoints._checkpointer, "load_checkpointables", fail)
+        with pytest.raises(UserError, match=r"checkpoints/2 is whole but could not be loaded \(RESOURCE_EXHAUSTED"):
+            checkpoints.restore({"w": jnp.zeros(4)})
+    assert restore(tmp_path).step == 2
+
+
 def test_no_readable_checkpoint_is_an_error_not_a_new_start(tmp_path: Path) -> None:
     save(tmp_path, 1, 2)
     for path in files(tmp_path / "checkpoints"):

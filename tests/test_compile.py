@@ -219,6 +219,40 @@ def test_matrix_entries_are_commands_that_parse(report: Report) -> None:
         matrix.with_tables("nothing", text, Path("compile.md"))
 
 
+EVALUATION = """
+import dataclasses, sys
+import jax, jax.numpy as jnp
+from steerling_jax.config import Compute
+from steerling_jax.evaluation import likelihood_sums, presence_evidence
+from steerling_jax.sharding import MeshShape
+from steerling_jax.train.aot.chips import topology_devices
+from steerling_jax.train.aot.programs import mesh_for
+from steerling_jax.train.run_config import load_config
+from steerling_jax.train.step import abstract_state
+
+run = load_config(sys.argv[1])
+run = dataclasses.replace(run, model=dataclasses.replace(run.model, block_size=128))
+mesh = mesh_for(MeshShape(fsdp=2, tensor=2), topology_devices("v5e:2x2"))
+params, compute = abstract_state(run, mesh).params, Compute(attention="splash")
+key, ids = jax.eval_shape(lambda: jax.random.key(0)), jax.ShapeDtypeStruct((1, 128), jnp.int32)
+valid, level = jax.ShapeDtypeStruct((1, 128), bool), jax.ShapeDtypeStruct((), jnp.float32)
+settings = {"config": run.model, "compute": compute}
+with jax.set_mesh(mesh):
+    for lowered in (likelihood_sums.lower(params, ids, valid, key, **settings),
+                    presence_evidence.lower(params, ids, ids, level, key, chunks=4, **settings)):
+        assert "tpu_custom_call" in lowered.compile().as_text()
+"""
+
+
+@pytest.mark.skipif(chips.compiler_version() is None, reason="needs the TPU compiler, which `make test` has on Linux")
+def test_evaluation_between_steps_compiles_for_several_chips(config_file: Path) -> None:
+    """With the splash kernel, which has to be told how the mesh splits its operands."""
+    done = subprocess.run(
+        [sys.executable, "-c", EVALUATION, str(config_file)], capture_output=True, text=True, check=False, timeout=600
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 SCRIPT = """
 import sys
 from steerling_jax.cli.main import main

@@ -33,7 +33,7 @@ from steerling_jax.heldout_figures import detect, likelihood
 from steerling_jax.inference import compiled_forward
 from steerling_jax.io.corpus import CorpusStore
 from steerling_jax.io.heldout import read_heldout
-from steerling_jax.io.labelled_chunks import chunk_bags
+from steerling_jax.io.labelled_chunks import bags_of, chunk_bags, chunk_positives
 from steerling_jax.io.tokenizer import IdsOnlyTokenizer
 from steerling_jax.model import init_params, lm_logits
 from steerling_jax.noise import denoise
@@ -260,6 +260,21 @@ def test_figures_do_not_depend_on_filling_up(store: CorpusStore):
             assert (detected.visible.tokens == -1).all()
             assert len(detected.chunk) == np.diff(store.chunks_between(*store.split("heldout")))[0]
         assert set(np.flatnonzero(detected.positive[0])) == set(store.chunk(int(chunk)).labels)
+
+
+@pytest.mark.parametrize(("seq_len", "most"), [(30, None), (32, 96)])
+def test_detection_in_sequences_of_any_length_and_of_a_sample(store: CorpusStore, seq_len: int, most: int | None):
+    """Sampled sequences may lie far apart in a split: only chunks that they hold take memory."""
+    config = tiny(block=8, vocab_size=64, concepts=8)
+    held = read_heldout(store, seq_len, most_tokens=most)
+    detected = detect(fresh(config), held, store, config, COMPUTE, 1.0)
+    np.testing.assert_array_equal(detected.chunk, held.chunk_numbers)
+    first, last = int(detected.chunk[0]), int(detected.chunk[-1]) + 1
+    assert (most is None) == (len(detected.chunk) == last - first)
+    rows = detected.chunk - first
+    np.testing.assert_array_equal(detected.positive, chunk_positives(store, first, last, 8)[rows])
+    bags = chunk_bags(store, first, last).take(rows).tokens
+    np.testing.assert_array_equal(np.sort(bags_of(store, detected.chunk).tokens), np.sort(bags))
 
 
 def test_report_is_whole(store: CorpusStore):

@@ -27,7 +27,7 @@ from steerling_jax.sharding import MeshShape, make_mesh
 from steerling_jax.train import loop
 from steerling_jax.train.clock import step_flops
 from steerling_jax.train.data import Sequences, training_examples
-from steerling_jax.train.events import Began, Done, Event, Profiled, Saved, Spike, Step, Stopped
+from steerling_jax.train.events import Began, Done, Evaluated, Event, Profiled, Saved, Spike, Step, Stopped
 from steerling_jax.train.parameter_table import parameter_rows, parameter_table
 from steerling_jax.train.processes import Share
 from steerling_jax.train.profiler import parse_steps
@@ -59,8 +59,8 @@ class World:
 
     def train(self, out: Path, loss: Callable[[int], float] = lambda step: 3.0, **how: Any) -> Iterator[Event]:
         """Events of a run whose step only counts; a loss that is not finite is skipped. how: settings of the run, and
-        `stop` and `profile`."""
-        options = {name: how.pop(name) for name in ("stop", "profile") if name in how}
+        `stop`, `profile` and `evaluate`."""
+        options = {name: how.pop(name) for name in ("stop", "profile", "evaluate") if name in how}
         run = dataclasses.replace(self.config, checkpoint_every=1000, **how)
 
         def step(state: Any, batch: Any, base: Any) -> tuple[Any, dict[str, jax.Array]]:
@@ -190,11 +190,24 @@ def test_saved_by_the_clock(world: World, tmp_path: Path) -> None:
 def test_speed_is_in_every_line(world: World, tmp_path: Path) -> None:
     *events, _ = world.train(tmp_path, steps=4)
     assert [event.mfu for event in events if isinstance(event, Step)] == [None] * 4  # nobody knows a CPU's peak
-    last = lines(tmp_path, "step")[-1]
+    first, *_, last = lines(tmp_path, "step")
+    assert "tokens_per_second" not in first, "one step says nothing of the time between steps"
     run = world.config
     by_token = step_flops(run).total / (run.data.batch_size * run.data.seq_len)
     assert last["model_flops_per_second"] / last["tokens_per_second"] == pytest.approx(by_token, rel=0.01)
     assert "mfu" not in last
+
+
+def test_evaluations_know_the_mesh(world: World, tmp_path: Path) -> None:
+    """As steps do: kernels have to be told how their operands are split."""
+
+    def evaluate(_: Any) -> dict[str, Any]:
+        return {"axes": list(jax.sharding.get_abstract_mesh().axis_names)}
+
+    events = list(world.train(tmp_path, steps=2, eval_every=1, evaluate=evaluate))
+    assert [event.results["axes"] for event in events if isinstance(event, Evaluated)] == 2 * [
+        ["data", "fsdp", "tensor"]
+    ]
 
 
 def test_a_spike_is_reported_with_its_batch(world: World, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from steerling_jax.lora import LoraConfig
 from steerling_jax.model import init_params
 from steerling_jax.sharding import MeshShape, make_mesh
 from steerling_jax.steering_objective import SteeringObjective
-from steerling_jax.train.batches import batch_shapes, placed_batches
+from steerling_jax.train.batches import Batches, batch_shapes
 from steerling_jax.train.documents import Document
 from steerling_jax.train.events import Done, Event
 from steerling_jax.train.loop import train
@@ -106,7 +106,7 @@ def test_a_model_of_texts_gains_the_ids_of_turns(world: World, tmp_path: Path) -
     with pytest.raises(UserError, match="Cannot read the conversations"):
         open_folder(run, world.store, tmp_path / "out")
     with pytest.raises(UserError, match="has no tokenizer, so"):
-        placed_batches(run, world.store, Share(make_mesh(MeshShape()), 4), 0)
+        Batches(run, world.store)
 
 
 def test_conversations_through_the_command(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -150,12 +150,12 @@ def test_steering_batches_come_from_the_labels(world: World) -> None:
     run = dataclasses.replace(world.run, model=world.whole, objective=objective)
     table, share = lift_table(world.store, objective), Share(make_mesh(MeshShape()), 4)
     assert table.shape == (8, 4)
-    batches = placed_batches(run, world.store, share, 0)
+    batches = Batches(run, world.store).placed(share, 0)
     _, batch = next(batches), next(batches)
     assert {name: array.shape for name, array in batch.items()} == batch_shapes(run)
-    plain = next(placed_batches(world.run, world.store, share, 0))
+    plain = next(Batches(world.run, world.store).placed(share, 0))
     assert {name: array.shape for name, array in plain.items()} == batch_shapes(world.run)
-    again = next(placed_batches(run, world.store, share, 1))
+    again = next(Batches(run, world.store).placed(share, 1))
     jax.tree.map(np.testing.assert_array_equal, batch, again)
     concept, lifted = np.asarray(batch["concept"]), np.asarray(batch["lifted"])
     assert (concept >= 0).any()

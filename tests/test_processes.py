@@ -132,6 +132,40 @@ def test_a_bad_mesh_is_told(world: World):
     assert not (world.root / "refused").exists()
 
 
+def test_what_the_first_refuses_all_refuse(world: World, alone: list[dict]):
+    """Another config for the folder of a run: nobody waits for who has left."""
+    told = finish(world.start("alone", "data=2, fsdp=1, tensor=1", processes=2, more="seed=3,"), 2)
+    assert "holds a run of another config" in told[0]
+    assert "The first process does not go on" in told[1]
+
+
+GATHER = """
+import sys
+import jax, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from steerling_jax.sharding import MeshShape, make_mesh
+from steerling_jax.train.processes import is_first, join, on_the_first
+join(sys.argv[1], 2, int(sys.argv[2]))
+mesh = make_mesh(MeshShape(fsdp=2))
+wanted = np.arange(7 * 4 * 2, dtype=np.float32).reshape(7, 4, 2)
+for spec in (PartitionSpec(None, "fsdp"), PartitionSpec()):
+    split = jax.make_array_from_callback(wanted.shape, NamedSharding(mesh, spec), lambda part: wanted[part])
+    for piece in (1, 100, 10**6):
+        found = on_the_first({"a": split}, piece)["a"]
+        assert (found is None) == (not is_first())
+        assert found is None or np.array_equal(found, wanted)
+"""
+
+
+def test_arrays_come_to_the_first_process_piece_by_piece():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu"}
+    lines = [[sys.executable, "-c", GATHER, address, str(number)] for number in range(2)]
+    finish([subprocess.Popen(line, env=environment, stderr=subprocess.PIPE, text=True) for line in lines], 0)
+
+
 def test_sizes():
     assert MeshShape().sizes(8) == (1, 8, 1)
     assert MeshShape(data=-1, fsdp=2, tensor=2).sizes(8) == (2, 2, 2)

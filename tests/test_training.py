@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import random
 import re
 import shutil
@@ -16,7 +18,10 @@ import jax
 import numpy as np
 import pytest
 
-from .training_world import BARE_CONFIG, EVERY, STEPS, World, make_corpus
+from steerling_jax.cli.main import main
+from steerling_jax.errors import UserError
+
+from .training_world import BARE_CONFIG, CONFIG, EVERY, STEPS, World, make_corpus
 
 # `assert_same_run` takes the arrays back as they were saved.
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
@@ -156,11 +161,30 @@ def records(file: bytes) -> Iterator[bytes]:
 
 
 def test_another_run_in_the_same_folder_is_refused(world: World, tmp_path: Path) -> None:
-    from steerling_jax.errors import UserError
     from steerling_jax.io.training_folder import alone_in
 
     with alone_in(tmp_path), pytest.raises(UserError, match="Another process is training in"), alone_in(tmp_path):
         pass
+
+
+def test_a_disk_without_locks_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from steerling_jax.io import training_folder
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(training_folder.fcntl, "flock", fail)
+    with pytest.raises(UserError, match=r"cannot be locked \(No locks available"), training_folder.alone_in(tmp_path):
+        pass
+
+
+def test_a_corpus_in_a_bucket_is_refused(world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Not made anew from Python's documentation, in a folder called `gs:`."""
+    (tmp_path / "small.py").write_text(CONFIG)
+    line = ["train", "--config", str(tmp_path / "small.py"), "--corpus", "gs://b/corpus", "--out", str(tmp_path / "o")]
+    assert main(line) == 2
+    assert "The corpus gs://b/corpus is in a bucket" in capfd.readouterr().err
+    assert not (tmp_path / "o").exists()
 
 
 def test_export_is_whole(world: World) -> None:

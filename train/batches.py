@@ -21,14 +21,6 @@ from .run_config import RunConfig
 from .steering_examples import lift_table, with_concepts
 
 
-def placed_batches(run: RunConfig, store: CorpusStore, share: Share, first: int) -> Iterator[Batch]:
-    """Batches from number `first` on (step n takes number n − 1), on the mesh; this process reads its own rows."""
-    batches: Iterator[Example] = iter(_batches(run, store, first, share.rows))
-    if isinstance(run.objective, SteeringObjective):
-        batches = with_concepts(batches, lift_table(store, run.objective), run.seed, first)
-    return map(share.place, batches)
-
-
 def batch_shapes(run: RunConfig) -> dict[str, tuple[int, ...]]:
     """What a batch of all processes together is made of: int32 arrays of these shapes."""
     B, T = run.data.batch_size, run.data.seq_len
@@ -43,26 +35,41 @@ def batch_shapes(run: RunConfig) -> dict[str, tuple[int, ...]]:
     return {**shapes, "chunk_index": (B, T), **labels}
 
 
-def batch_contents(run: RunConfig, store: CorpusStore, step: int) -> dict[str, Any]:
-    """What step `step` saw, by all processes: numbers of its sequences and, for each, its chunks [first, end); of
-    conversations, the numbers of the answers alone."""
-    sequences = next(iter(_batches(run, store, step - 1, None)))["sequence"]
-    found = {"step": step, "sequences": sequences.tolist()}
-    if run.data.messages is not None:
-        return found
-    spans = Sequences(store, "train", run.data.seq_len, run.data.max_chunks)
-    return found | {"chunks": [list(store.chunks_between(*spans.span(int(number)))) for number in sequences]}
+class Batches:
+    """A run's batches by number: step n takes number n − 1. Conversations are read when it is made, and kept."""
 
+    def __init__(self, run: RunConfig, store: CorpusStore):
+        self._run, self._store = run, store
+        self.answers = None if run.data.messages is None else read_answers(run, store, run.data.messages)
 
-def _batches(run: RunConfig, store: CorpusStore, first: int, rows: Sequence[int] | None) -> grain.IterDataset:
-    data = run.data
-    if data.messages is None:
+    def placed(self, share: Share, first: int) -> Iterator[Batch]:
+        """From number `first` on, on the mesh; this process reads its own rows."""
+        batches: Iterator[Example] = iter(self._from(first, share.rows))
+        objective = self._run.objective
+        if isinstance(objective, SteeringObjective):
+            batches = with_concepts(batches, lift_table(self._store, objective), self._run.seed, first)
+        return map(share.place, batches)
+
+    def contents(self, step: int) -> dict[str, Any]:
+        """What step `step` saw, by all processes: numbers of its sequences and, for each, its chunks [first, end); of
+        conversations, the numbers of the answers alone."""
+        sequences = next(iter(self._from(step - 1, None)))["sequence"]
+        found = {"step": step, "sequences": sequences.tolist()}
+        if self.answers is not None:
+            return found
+        spans = Sequences(self._store, "train", self._run.data.seq_len, self._run.data.max_chunks)
+        return found | {"chunks": [list(self._store.chunks_between(*spans.span(int(i)))) for i in sequences]}
+
+    def _from(self, first: int, rows: Sequence[int] | None) -> grain.IterDataset:
+        data, seed = self._run.data, self._run.seed
+        if self.answers is not None:
+            return shuffled_batches(
+                self.answers, batch_size=data.batch_size, seed=seed, rows=rows, first_batch=first
+            )  # fmt: skip
         return training_examples(
-            store, seq_len=data.seq_len, batch_size=data.batch_size, seed=run.seed, max_chunks=data.max_chunks,
+            self._store, seq_len=data.seq_len, batch_size=data.batch_size, seed=seed, max_chunks=data.max_chunks,
             rows=rows, first_batch=first,
         )  # fmt: skip
-    source = read_answers(run, store, data.messages)
-    return shuffled_batches(source, batch_size=data.batch_size, seed=run.seed, rows=rows, first_batch=first)
 
 
 def read_answers(run: RunConfig, store: CorpusStore, path: str) -> Conversations:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import dataclasses
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import jax
 
 from steerling_jax.model_flops import Flops, expected_masked_share, peak_flops, training_flops
+from steerling_jax.steering_objective import SteeringObjective
 
 from .run_config import RunConfig
 
@@ -64,40 +66,47 @@ class Speed:
         self._busy.append(self._clock.seconds["data"] + self._clock.seconds["step"])
 
     @property
-    def steps_per_second(self) -> float:
+    def steps_per_second(self) -> float | None:
+        """None before two steps were done."""
         span = self._busy[-1] - self._busy[0]
-        return (len(self._busy) - 1) / span if span > 0 else 0.0
+        return (len(self._busy) - 1) / span if span > 0 else None
 
     @property
-    def tokens_per_second(self) -> float:
-        return self.steps_per_second * self._tokens
+    def tokens_per_second(self) -> float | None:
+        speed = self.steps_per_second
+        return None if speed is None else speed * self._tokens
 
     @property
-    def flops_per_second(self) -> float:
+    def flops_per_second(self) -> float | None:
         """Model FLOPs (`steerling_jax/model_flops.py`), of all devices."""
-        return self.steps_per_second * self._flops
+        speed = self.steps_per_second
+        return None if speed is None else speed * self._flops
 
     @property
     def mfu(self) -> float | None:
         """Model FLOPs as a share of what all devices could do at most; None where that is not known, as on CPUs."""
-        return None if self._peak is None else self.flops_per_second / self._peak
+        flops = self.flops_per_second
+        return None if self._peak is None or flops is None else flops / self._peak
 
     def to_json(self) -> dict[str, float]:
-        """For a line of metrics: each step's is of the steps before it."""
+        """For a line of metrics, what is known of it: each step's is of the steps before it."""
         found = {
-            "tokens_per_second": round(self.tokens_per_second, 1),
-            "model_flops_per_second": round(self.flops_per_second),
+            "tokens_per_second": (self.tokens_per_second, 1),
+            "model_flops_per_second": (self.flops_per_second, None),
+            "mfu": (self.mfu, 4),
         }
-        return found if self.mfu is None else found | {"mfu": round(self.mfu, 4)}
+        return {name: round(value, digits) for name, (value, digits) in found.items() if value is not None}
 
 
 def step_flops(run: RunConfig) -> Flops:
     """Model FLOPs of one step of a run."""
-    noise, data = run.objective.noise, run.data
+    noise, data, model = run.objective.noise, run.data, run.model
+    if isinstance(run.objective, SteeringObjective):  # it asks for one concept's score a row, and for no features
+        model = dataclasses.replace(model, interpretable=False, concept=None)
     share = expected_masked_share(noise)
     if data.messages is not None:  # one block of each sequence
-        share *= run.model.diff_block_size / data.seq_len
+        share *= model.diff_block_size / data.seq_len
     return training_flops(
-        run.model, batch_size=data.batch_size, seq_len=data.seq_len, clean_context=noise.clean_context,
+        model, batch_size=data.batch_size, seq_len=data.seq_len, clean_context=noise.clean_context,
         masked_share=share, frozen=run.lora is not None,
     )  # fmt: skip

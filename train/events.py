@@ -27,12 +27,12 @@ class Compiled:
 
 @dataclass(frozen=True)
 class Step:
-    """Step `step` is done; told one step late, while the next one runs. mfu: share of the devices' peak, None where
-    that is not known."""
+    """Step `step` is done; told one step late, while the next one runs. mfu: share of the devices' peak. None where
+    that is not known, as after the first step."""
 
     step: int
     metrics: Mapping[str, float]
-    tokens_per_second: float
+    tokens_per_second: float | None
     mfu: float | None
 
 

@@ -20,7 +20,7 @@ from steerling_jax.io.corpus import CorpusStore
 from steerling_jax.io.training_checkpoint import TrainingCheckpoints
 from steerling_jax.training_step import Batch, Metrics
 
-from .batches import placed_batches
+from .batches import Batches
 from .clock import Clock, Speed
 from .events import Began, Compiled, Done, Evaluated, Event, Profiled, Saved, Spike, Step, Stopped
 from .metrics import MetricsLog
@@ -57,7 +57,8 @@ def train(
         checkpoints = stack.enter_context(TrainingCheckpoints(folder, keep=run.keep, keep_every=run.keep_every))
         with clock.phase("init"):
             begun = begin(run, share.mesh, checkpoints, folder, other)
-            batches = placed_batches(run, store, share, begun.step)
+            batches = Batches(run, store)
+            placed = batches.placed(share, begun.step)
         left = begun.step < run.steps
         if profile is not None and left and (profile[1] <= begun.step or profile[0] > run.steps):
             raise UserError(
@@ -72,8 +73,8 @@ def train(
             log.write("start", begun.step, {"order": begun.order, "unreadable": dict(begun.unreadable)})
         yield Began(begun.step, begun.order, begun.unreadable)
         profiler = stack.enter_context(closing(Profiler(profile, folder)))
-        watch = Watch(run, store, folder, skipped=int(jax.device_get(begun.state.skipped)))
-        loop = _Loop(run, checkpoints, log, clock, evaluate, watch, profiler, batches, begun)
+        watch = Watch(batches, folder, skipped=int(jax.device_get(begun.state.skipped)))
+        loop = _Loop(run, checkpoints, log, clock, evaluate, watch, profiler, placed, begun)
         yield from loop.events(Agreement(share.mesh), stop)
 
 
@@ -159,7 +160,7 @@ class _Loop:
         if self.evaluate is None:
             return
         yield from self._report()
-        with self.clock.phase("eval"):
+        with self.clock.phase("eval"), jax.set_mesh(self.state.step.sharding.mesh):
             results = dict(self.evaluate(self._params()))
         self._write("evaluation", self.step, results)
         yield Evaluated(self.step, results)

@@ -7,7 +7,7 @@ is as if it were not there.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -40,10 +40,39 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def wait_for_all(what: str) -> None:
-    """Returns when every process is here."""
+def by_the_first(work: Callable[[], None]) -> None:
+    """Has the first process do what only one may do; the others wait. Where it refuses, all of them raise `UserError`,
+    so that none waits for ever."""
+    refusal = None
+    if is_first():
+        try:
+            work()
+        except UserError as error:
+            refusal = error
+    refused = refusal is not None
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(what)
+        refused = bool(np.any(multihost_utils.process_allgather(np.array(refused))))
+    if refused:
+        raise refusal or UserError("The first process does not go on: see what it says.")
+
+
+def on_the_first(tree: Any, piece: int = 1 << 30) -> Any:
+    """Arrays to NumPy on the first process, None in their place on the others. A collective: parts are gathered on
+    every device, `piece` bytes at a time at most (but one row of a leading axis at least)."""
+
+    def one(leaf: jax.Array) -> np.ndarray | None:
+        if leaf.is_fully_addressable or leaf.is_fully_replicated:
+            return np.asarray(leaf) if is_first() else None
+        whole = np.empty(leaf.shape, leaf.dtype) if is_first() else None
+        rows = max(1, piece // (leaf.nbytes // leaf.shape[0]))
+        for start in range(0, leaf.shape[0], rows):
+            end = min(start + rows, leaf.shape[0])
+            part = multihost_utils.process_allgather(jax.lax.slice_in_dim(leaf, start, end), tiled=True)
+            if whole is not None:
+                whole[start:end] = part
+        return whole
+
+    return jax.tree.map(one, tree)
 
 
 class Share:

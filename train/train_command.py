@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from steerling_jax.errors import UserError
+from steerling_jax.errors import UserError, require
 
 if TYPE_CHECKING:
     from steerling_jax.io.corpus import CorpusStore
@@ -38,7 +38,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="the run's folder (default: runs/NAME)")
     parser.add_argument(
         "--corpus",
-        type=Path,
         metavar="FOLDER",
         help="a corpus store; made from this Python's documentation if absent (default: the config's, or OUT/corpus)",
     )
@@ -63,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     from steerling_jax.io.training_folder import alone_in
 
     from .metrics import check_tensorboard
-    from .processes import is_first, join
+    from .processes import by_the_first, is_first, join
     from .profiler import parse_steps
     from .run_config import load_config
 
@@ -83,7 +82,8 @@ def run(args: argparse.Namespace) -> int:
     out = args.out or Path("runs") / config.name
     # Orbax logs a failed save with its traceback; ours is a sentence.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
-    with alone_in(out) if is_first() else contextlib.nullcontext():
+    with contextlib.ExitStack() as held:
+        by_the_first(lambda: held.enter_context(alone_in(out)))
         _keep_compiled(out)
         outcome, code = _train(config, args, out)
     if not is_first():
@@ -107,7 +107,7 @@ def _train(config: RunConfig, args: argparse.Namespace, out: Path) -> tuple[dict
     from .events import Done, Evaluated, Stopped
     from .loop import train
     from .parameter_table import parameter_rows, parameter_table
-    from .processes import Share, is_first, wait_for_all
+    from .processes import Share, by_the_first, is_first
     from .run_folder import check_corpus, has_checkpoints, open_folder
     from .show import show
     from .start import find_weights
@@ -117,8 +117,9 @@ def _train(config: RunConfig, args: argparse.Namespace, out: Path) -> tuple[dict
     share = Share(make_mesh(config.mesh), config.data.batch_size, config.accumulate)
     # What a run began with is not needed any more once it has saved, except under adapters.
     other = None if has_checkpoints(out) and config.lora is None else find_weights(config)
-    place = args.corpus or _path(config.data.corpus) or out / "corpus"
-    if is_first():
+    place = _place(args.corpus or config.data.corpus, out)
+
+    def begin() -> None:
         store = _corpus(config, place, other)
         check_corpus(config, store)
         if other is not None:
@@ -128,7 +129,8 @@ def _train(config: RunConfig, args: argparse.Namespace, out: Path) -> tuple[dict
         open_folder(config, store, out)
         if not args.json:
             stderr().print(parameter_table(parameter_rows(config, share.mesh)))
-    wait_for_all("the corpus and the folder")
+
+    by_the_first(begin)
     store = CorpusStore(place)
     evaluate = evaluator(config, store)
     outcome: dict[str, Any] = {"config": config.name, "folder": out}
@@ -162,14 +164,12 @@ def _tell_left_out(answers: Conversations) -> None:
 
 def _export(config: RunConfig, out: Path, params: Any) -> Path:
     from steerling_jax.io.weights import write_published
-    from steerling_jax.sharding import to_host
 
-    from .processes import is_first
+    from .processes import by_the_first, on_the_first
     from .run_folder import companions
 
-    whole = to_host(params)
-    if is_first():
-        write_published(out / "export", config.model, whole, files=companions(out))
+    whole = on_the_first(params)
+    by_the_first(lambda: write_published(out / "export", config.model, whole, files=companions(out)))
     return out / "export"
 
 
@@ -199,8 +199,12 @@ def _corpus(config: RunConfig, folder: Path, other: OtherWeights | None) -> Corp
         )
 
 
-def _path(text: str | None) -> Path | None:
-    return None if text is None else Path(text)
+def _place(given: str | None, out: Path) -> Path:
+    require(
+        given is None or "://" not in given,
+        f"The corpus {given} is in a bucket, and training reads from disks: mount it, and give the folder.",
+    )
+    return out / "corpus" if given is None else Path(given)
 
 
 def _keep_compiled(out: Path) -> None:

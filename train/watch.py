@@ -10,12 +10,10 @@ from pathlib import Path
 
 from steerling_jax.errors import UserError
 from steerling_jax.io.atomic import write_json
-from steerling_jax.io.corpus import CorpusStore
 
-from .batches import batch_contents
+from .batches import Batches
 from .events import Spike
 from .processes import is_first
-from .run_config import RunConfig
 
 MOST_SKIPPED = 50  # updates in a row
 NON_FINITE_FILE = "nonfinite.json"
@@ -55,9 +53,9 @@ class SpikeRule:
 class Watch:
     """One for a run: told of every step, in order."""
 
-    def __init__(self, run: RunConfig, store: CorpusStore, folder: Path, skipped: int):
+    def __init__(self, batches: Batches, folder: Path, skipped: int):
         """skipped: updates, before the first step that it is told of."""
-        self._run, self._store, self._folder = run, store, folder
+        self._batches, self._folder = batches, folder
         self._rule, self._skipped, self._in_a_row = SpikeRule(), skipped, 0
 
     def look(self, step: int, metrics: Mapping[str, float]) -> Spike | None:
@@ -70,14 +68,14 @@ class Watch:
         median = self._rule.median_below(metrics["loss"])
         if median is None:
             return None
-        sequences = batch_contents(self._run, self._store, step)["sequences"] if is_first() else ()
+        sequences = self._batches.contents(step)["sequences"] if is_first() else ()
         return Spike(step, metrics["loss"], median, tuple(sequences))
 
     def _give_up(self, step: int) -> None:
         path = self._folder / NON_FINITE_FILE
         if is_first():
             steps = range(step - self._in_a_row + 1, step + 1)
-            write_json(path, [batch_contents(self._run, self._store, number) for number in steps])
+            write_json(path, [self._batches.contents(number) for number in steps])
         raise UserError(
             f"The loss or its gradient has not been finite for {self._in_a_row} steps (now step {step}): look at the "
             f"sequences and chunks they read, in {path}, lower optimizer.peak_rate, or raise compute precision, and "

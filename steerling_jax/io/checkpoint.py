@@ -24,7 +24,7 @@ from orbax.checkpoint import v1 as ocp
 from steerling_jax.config import ModelConfig
 from steerling_jax.errors import UserError, first_line
 from steerling_jax.io.atomic import atomic_path
-from steerling_jax.io.digests import find_damage
+from steerling_jax.io.digests import damage_for_anyone
 from steerling_jax.io.disk import disk_trouble
 from steerling_jax.io.published_layout import expected_tensors, read_json
 from steerling_jax.io.weights import Params, Shardings, copy_files, dump_json, put_leaf, sharding_of
@@ -124,7 +124,7 @@ def load_checkpoint_params(
         path, inside = folder / "params", False
     else:
         path, inside = folder / "checkpoints" / str(_choose_step(folder, step)), True
-        if trouble := find_damage(path, jax.process_index(), jax.process_count()):
+        if trouble := damage_for_anyone(path):
             raise UserError(f"{path} is damaged: {trouble}; choose another step, or copy the checkpoint again.")
     with _readable(path):
         stored: Any = ocp.metadata(str(path), checkpointable_name="state").metadata

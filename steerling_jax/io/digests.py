@@ -13,6 +13,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
 from steerling_jax.io.atomic import write_json
 
 _OWN = re.compile(r"digests-(\d+)-of-(\d+)\.json")
@@ -24,6 +28,20 @@ def write_digests(folder: Path, process: int = 0, processes: int = 1) -> None:
     all files are there. Raises OSError or `UserError` where that fails, as where there is no such folder."""
     files = {name: _digest(folder / name) for name in _names(folder) if _reader(name, processes) == process}
     write_json(folder / f"digests-{process}-of-{processes}.json", files)
+
+
+def damage_for_anyone(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, in words, or None: the same answer for all processes, which share the reading.
+    A collective."""
+    return anyone(find_damage(folder, jax.process_index(), jax.process_count()))
+
+
+def anyone(trouble: str | None) -> str | None:
+    """A trouble that this or any other process has. A collective."""
+    if jax.process_count() == 1:
+        return trouble
+    flags = np.asarray(multihost_utils.process_allgather(np.array(trouble is not None)))
+    return trouble or (f"process {np.argmax(flags)} cannot read it" if flags.any() else None)
 
 
 def find_damage(folder: Path, process: int = 0, processes: int = 1) -> str | None:

@@ -30,6 +30,11 @@ class HeldOut:
     def token_count(self) -> int:
         return int(self.valid.sum())
 
+    @property
+    def chunk_numbers(self) -> np.ndarray:
+        """Which chunks of the store have a token here, ascending, int64."""
+        return np.unique((self.first_chunk[:, None] + self.chunk_index)[self.chunk_index >= 0])
+
     def batches(self, size: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
         """(tokens, valid, chunk_index, first_chunk) of `size` sequences at a time, the last batch filled up."""
         count = len(self.tokens)

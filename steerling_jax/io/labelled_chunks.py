@@ -7,6 +7,8 @@ import numpy as np
 from steerling_jax.io.corpus import CorpusStore
 from steerling_jax.probe import Bags
 
+_GAP = 64  # chunks between two that are wanted, to be read along with them
+
 
 def chunk_bags(store: CorpusStore, first: int, last: int) -> Bags:
     """The tokens of chunks `first` to `last`, in their order."""
@@ -26,3 +28,24 @@ def chunk_positives(store: CorpusStore, first: int, last: int, concepts: int) ->
     row, place = np.nonzero((labels >= 0) & (labels < concepts))
     table[row, labels[row, place]] = True
     return table
+
+
+def bags_of(store: CorpusStore, numbers: np.ndarray) -> Bags:
+    """The tokens of the chunks `numbers` (m,), ascending."""
+    parts = [chunk_bags(store, int(near[0]), int(near[-1]) + 1).take(near - near[0]) for near in _groups(numbers)]
+    longest = max(part.tokens.shape[1] for part in parts)
+    rows = [np.pad(p.tokens, ((0, 0), (0, longest - p.tokens.shape[1])), constant_values=-1) for p in parts]
+    return Bags(np.concatenate(rows))
+
+
+def positives_of(store: CorpusStore, numbers: np.ndarray, concepts: int) -> np.ndarray:
+    """Labels of the chunks `numbers` (m,), ascending: (m, concepts) bool."""
+    parts = [
+        chunk_positives(store, int(near[0]), int(near[-1]) + 1, concepts)[near - near[0]] for near in _groups(numbers)
+    ]
+    return np.concatenate([np.zeros((0, concepts), bool), *parts])
+
+
+def _groups(numbers: np.ndarray) -> list[np.ndarray]:
+    """Those that lie near each other, to be read at once: samples of a large split lie far apart."""
+    return [near for near in np.split(numbers, np.flatnonzero(np.diff(numbers) > _GAP) + 1) if len(near)]

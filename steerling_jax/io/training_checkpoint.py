@@ -21,12 +21,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import jax
-import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from steerling_jax.errors import UserError, first_line
-from steerling_jax.io.digests import find_damage, has_all_digests, write_digests
+from steerling_jax.io.digests import anyone, damage_for_anyone, has_all_digests, write_digests
 from steerling_jax.io.disk import told
 
 CHECKPOINTS = "checkpoints"
@@ -123,20 +122,25 @@ class TrainingCheckpoints:
         """The newest readable checkpoint, or None where there is none at all.
 
         `state` gives shapes, dtypes and shardings (arrays or ShapeDtypeStructs). Raises `UserError` when there are
-        checkpoints but none can be read.
+        checkpoints but none can be read, and where one is whole but cannot be loaded.
         """
         unreadable: list[tuple[int, str]] = []
         for step in reversed(self.steps):
             place, found = self.folder / str(step), {}
-            trouble = _anyone(find_damage(place, jax.process_index(), jax.process_count()))
+            trouble = damage_for_anyone(place)
             if trouble is None:
                 try:
                     # One after the other: in one call, Orbax would leave coroutines behind when one of them fails.
                     for name, item in {"clock": None, "state": jax.tree.map(_abstract, state)}.items():
                         found |= self._checkpointer.load_checkpointables(step, {name: item})
                 except Exception as error:  # whatever damage does: missing files, bad JSON, failed decoding
+                    if has_all_digests(place):  # its files are those that were saved: it must not be passed over
+                        raise UserError(
+                            f"The checkpoint {place} is whole but could not be loaded ({first_line(error)}): the "
+                            "same command goes on from it where there is memory for it."
+                        ) from error
                     trouble = first_line(error)
-                trouble = _anyone(trouble)
+                trouble = anyone(trouble)
             if trouble is None:
                 return RestoredCheckpoint(
                     step, found["state"], found["clock"], tuple(unreadable), has_all_digests(place)
@@ -170,14 +174,6 @@ class TrainingCheckpoints:
             if time.monotonic() >= end:
                 return
             time.sleep(0.1)
-
-
-def _anyone(trouble: str | None) -> str | None:
-    """A trouble that this or any other process has: all must choose the same checkpoint."""
-    if jax.process_count() == 1:
-        return trouble
-    flags = np.asarray(multihost_utils.process_allgather(np.array(trouble is not None)))
-    return trouble or (f"process {np.argmax(flags)} cannot read it" if flags.any() else None)
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:

@@ -70,9 +70,14 @@ def alone_in(folder: str | Path) -> Iterator[None]:
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise UserError(
                 f"Another process is training in {folder}; wait for it, or choose another folder with --out."
+            ) from None
+        except OSError as error:
+            raise UserError(
+                f"{folder} cannot be locked ({error.strerror}), so that two runs might write there: mount its disk "
+                "with locks (NFS: lockd; Lustre: flock), or choose another folder with --out."
             ) from None
         try:
             yield
