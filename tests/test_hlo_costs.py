@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from steerling_jax.layers import block_causal_mask
+from steerling_jax.model_flops import block_causal_pairs
+from steerling_jax.noise import NoiseConfig, two_copy_mask
+from steerling_jax.objective import ObjectiveConfig
 from steerling_jax.train.aot.hlo import read_module, read_shapes
 from steerling_jax.train.aot.hlo_costs import Costs, Traffic, costs_of
 from steerling_jax.train.aot.hlo_groups import between_slices, groups
+from steerling_jax.train.aot.programs import kernel_flops, own_flops, tiled_pairs
+from steerling_jax.train.run_config import load_config
 
 X, W = jax.ShapeDtypeStruct((16, 32), jnp.float32), jax.ShapeDtypeStruct((5, 32, 32), jnp.float32)
 PRODUCT = 2 * 16 * 32 * 32
@@ -217,6 +226,25 @@ def test_kernels_with_and_without_an_estimate() -> None:
     assert (found.flops, found.kernels, found.unknown_kernels) == (640, 2, 1)
 
 
+@pytest.mark.parametrize(("T", "block", "tile"), [(512, 64, 512), (512, 512, 512), (192, 24, 128), (384, 128, 256)])
+def test_kernels_do_the_tiles_in_which_anything_is_seen(T: int, block: int, tile: int) -> None:
+    at = jnp.arange(2 * T)
+    for two_copies, seen in ((True, two_copy_mask(T, block)), (False, block_causal_mask(at, at, block))):
+        tiles = np.asarray(seen).reshape(2 * T // tile, tile, 2 * T // tile, tile).any((1, 3))
+        assert tiled_pairs(T if two_copies else 2 * T, block, two_copies) == tile**2 * tiles.sum()
+
+
+def test_two_copies_in_kernels_are_more_than_twice_one() -> None:
+    """Of n tiles a side each copy sees n (n + 1) / 2 of the clean copy, and the noisy one n of its own."""
+    run = load_config("steerling_8b")
+    assert (run.data.seq_len, run.compute.remat) == (4096, True)
+    run = dataclasses.replace(run, objective=ObjectiveConfig(noise=NoiseConfig(clean_context=True)))
+    own, pairs = own_flops("train", run, 1), 2 * block_causal_pairs(4096, run.model.diff_block_size)
+    products = (2 + 2 + 4 + 3) / 2
+    expected = own.attention / 3 * products * (8 * 9 + 8) * 512**2 / pairs
+    np.testing.assert_allclose(kernel_flops("train", run, own), expected)
+
+
 def test_memory_counts_slices_not_what_they_are_cut_from_and_nothing_on_the_chip() -> None:
     fused = """%fused (q: bf16[100,4], i: s32[]) -> bf16[8,4] {
   %q = bf16[100,4]{1,0} parameter(0)
@@ -232,6 +260,42 @@ def test_memory_counts_slices_not_what_they_are_cut_from_and_nothing_on_the_chip
     )  # fmt: skip
     # The slice and the index; then p in and the sum out. The fusion's result stays on the chip.
     assert costs_of(entry(*lines, before=fused)).memory == (64 + 4) + (64 + 64)
+
+
+ASYNCHRONOUS = {
+    "permute": (
+        "(bf16[8,4]{1,0}, bf16[8,4]{1,0}, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%p)", "bf16[8,4]{1,0}",
+        64 + 64,
+    ),
+    "onto the chip": (
+        "(bf16[8,4]{1,0}, bf16[8,4]{1,0:S(1)}, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%p)",
+        "bf16[8,4]{1,0:S(1)}", 64,
+    ),
+    "all-gather": ("(bf16[8,4]{1,0}, bf16[32,4]{1,0}) all-gather-start(%p)", "bf16[32,4]{1,0}", 64 + 256),
+    "two": (
+        "((bf16[8,4]{1,0}, bf16[8,4]{1,0}), (bf16[32,4]{1,0}, bf16[32,4]{1,0})) all-gather-start(%p, %p)",
+        "(bf16[32,4]{1,0}, bf16[32,4]{1,0})", 2 * (64 + 256),
+    ),
+    "all-reduce": ("bf16[8,4]{1,0} all-reduce-start(%p)", "bf16[8,4]{1,0}", 64 + 64),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ASYNCHRONOUS)
+def test_an_asynchronous_collective_reads_what_it_is_given_and_writes_what_it_makes(name: str) -> None:
+    start, result, found = ASYNCHRONOUS[name]
+    groups = "source_target_pairs={{0,1},{1,0}}" if "permute" in start else "replica_groups={{0,1,2,3}}"
+    done = re.findall(r"[a-z-]+(?=-start)", start)[0] + "-done"
+    lines = f"%s = {start}, channel_id=1, {groups}", f"ROOT %d = {result} {done}(%s)"
+    assert costs_of(entry(*lines), [0] * 4).memory == found
+
+
+def test_what_a_host_fetches_is_read_once() -> None:
+    lines = (
+        "%t = token[] after-all()",
+        "%s = (bf16[8,4]{1,0}, u32[], token[]) send(%p, %t), channel_id=1, is_host_transfer=true",
+        "%sd = token[] send-done(%s), channel_id=1, is_host_transfer=true",
+    )
+    assert costs_of(entry(*lines)).memory == 64
 
 
 def test_sizes_of_shapes() -> None:

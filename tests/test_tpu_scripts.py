@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -120,11 +121,15 @@ def test_dry_runs_print_what_would_be_done():
         ("run.sh", ["pod", "steerling", *PLACE], "two names"),
         ("setup.sh", ["pod", *PLACE, "--slices", "many"], "--slices is many"),
         ("create.sh", ["pod", *PLACE, "--accelerator", "v5p-8", "--reservation", "ours"], "give --reserved"),
+        (
+            "watch.sh", ["pod", *PLACE, "--accelerator", "v5p-8", "--reservation", "ours", "--", "true"],
+            "give --reserved",
+        ),
         ("gke.sh", ["destroy", "pod", *PLACE], "no action destroy"),
         ("gke.sh", ["create", "pod", *PLACE, "--accelerator", "tpu7x-8", "--reserved"], "give --reservation"),
         ("watch.sh", ["pod", *PLACE, "--zone"], "--zone needs a value"),
     ],
-)
+)  # fmt: skip
 def test_mistakes_are_told(name: str, words: list[str], told: str):
     done = script(name, *words)
     assert done.returncode == 2
@@ -186,6 +191,58 @@ def test_watching_a_pod_where_nothing_runs_sets_it_up_and_starts_the_command(pre
     shown = script("log.sh", "pod", *PLACE, **pretended)
     assert "it ran" in shown.stdout
     assert "ended with 0" in shown.stdout
+
+
+def test_a_host_that_has_no_exit_code_to_show_has_not_ended_well(pretended: dict[str, str], tmp_path: Path):
+    """One host's disk was full, so that its file is empty; the other one's command ended."""
+    (tmp_path / "states").write_text("ACTIVE")
+    for number, code in enumerate(("0\n", "")):
+        home = tmp_path / "home" / f"pod-{number}" / "steerling"
+        home.mkdir(parents=True)
+        (home / "code").write_text(code)
+    kinds = ["--accelerator", "v5p-8", "--slices", "2"]
+    command = f"echo $HOME >> {tmp_path}/runs"
+    done = script("watch.sh", "pod", *PLACE, *kinds, "--", "bash", "-c", command, **pretended)
+    assert done.returncode == 0, done.stderr
+    assert "The command does not run on pod; setting it up" in done.stderr
+    assert len((tmp_path / "runs").read_text().splitlines()) == 2
+
+
+def test_a_pod_that_says_nothing_has_not_ended(pretended: dict[str, str], tmp_path: Path):
+    """gcloud says nothing of the hosts at the first look; then the pod is gone, and cannot be had again."""
+    (tmp_path / "states").write_text("ACTIVE FAILED")
+    silent = tmp_path / "bin" / "gcloud"
+    silent.write_text(silent.read_text().replace('elif "ssh" in words:', 'elif "ssh" in words:\n    sys.exit()'))
+    watch = [FOLDER / "watch.sh", "pod", *PLACE, "--accelerator", "v5p-8", "--", "true"]
+    with subprocess.Popen(watch, env=pretended, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == "pod is gone; making it again.\n"
+        process.terminate()
+
+
+def test_an_exit_code_is_there_whole_or_not_at_all(pretended: dict[str, str], tmp_path: Path):
+    """No byte can be written once the command runs, as on a full disk."""
+    home = tmp_path / "home/pod/steerling"
+    (home / ".venv/bin").mkdir(parents=True)
+    (home / ".venv/bin/activate").write_text("trap '' XFSZ; ulimit -f 0\n")
+    assert script("run.sh", "pod", *PLACE, "--", "true", **pretended).returncode == 0
+    group = int((home / "group").read_text())
+    while Path(f"/proc/{group}").exists():
+        time.sleep(0.05)
+    assert not (home / "code").exists()
+
+
+def test_the_setup_line_of_the_guide_may_run_again(pretended: dict[str, str], tmp_path: Path):
+    """As after a reboot of one host of many. A folder is mounted where it is, and once."""
+    (line,) = re.findall(r"TPU_SETUP_LINE='(.*)'", (REPOSITORY / "docs/pods.md").read_text())
+    sudo = "case $1 in mkdir) mkdir $2 $PRETENDED/shared ;; mount) mkdir $PRETENDED/shared/mounted ;; esac"
+    for name, text in (("sudo", sudo), ("mountpoint", "[ -d $PRETENDED/shared/mounted ]")):
+        (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    for _ in range(2):
+        done = script("setup.sh", "pod", *PLACE, "--", f"{line} && {pretended['TPU_SETUP_LINE']}", **pretended)
+        assert done.returncode == 0, done.stderr
+    assert len((tmp_path / "home/pod/installed").read_text().splitlines()) == 2
 
 
 def test_a_command_ends_before_the_next_one_starts(pretended: dict[str, str], tmp_path: Path):

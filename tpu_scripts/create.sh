@@ -10,7 +10,7 @@ TEXT
 source "$(dirname "$0")/lib.sh"
 read_options "$@"
 need name place accelerator
-[[ -z $RESERVATION ]] || fail "A queued resource finds the project's reservation itself; give --reserved."
+no_reservation
 
 image=$(runtime)
 which=(--node-id="$NAME")

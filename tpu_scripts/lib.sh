@@ -64,6 +64,10 @@ need() {
   done
 }
 
+no_reservation() {
+  [[ -z $RESERVATION ]] || fail "A queued resource finds the project's reservation itself; give --reserved."
+}
+
 # The system image that goes with an accelerator.
 runtime() {
   if [[ -n $RUNTIME ]]; then

@@ -16,7 +16,7 @@ source "$(dirname "$0")/lib.sh"
 read_options "$@"
 need name place command
 
-inside="echo \$\$ > group; source .venv/bin/activate; $(quoted "${COMMAND[@]}") > log 2>&1; echo \$? > code"
+inside="echo \$\$ > group; source .venv/bin/activate; $(quoted "${COMMAND[@]}") > log 2>&1; echo \$? > code.new && mv code.new code"
 gone="kill -0 -- -\$group 2>/dev/null || break; sleep 1"
 stop="group=\$(cat group); kill -- -\$group 2>/dev/null; for i in \$(seq ${TPU_STOP_SECONDS:-300}); do $gone; done"
 before="{ if [ -f group ]; then $stop; kill -9 -- -\$group 2>/dev/null; fi; [ ! -f log ] || mv log log.before; rm -f code group; }"

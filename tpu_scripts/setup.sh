@@ -5,6 +5,10 @@ usage() {
   cat <<'TEXT'
 setup.sh NAME --zone ZONE --project PROJECT [--slices N] [--dry-run] [-- SHELL LINE]
 
+SHELL LINE runs on each host before the installation, and again at every set-up, so it must not mind having run:
+
+setup.sh my-pod … -- 'mountpoint -q /shared || { sudo mkdir -p /shared && sudo mount -t nfs 10.0.0.2:/share /shared; }'
+
 STEERLING_SOURCE   what is installed (default: steerling-jax[tpu] from this checkout's origin)
 TEXT
 }

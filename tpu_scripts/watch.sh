@@ -5,7 +5,8 @@ usage() {
   cat <<'TEXT'
 watch.sh NAME --accelerator TYPE --zone ZONE --project PROJECT [--slices N] [--spot | --reserved] [--dry-run] -- COMMAND…
 
-TPU_SETUP_LINE     a shell line for each host before the installation (see setup.sh)
+TPU_SETUP_LINE     a shell line for each host before the installation (see setup.sh). It runs more than once on a host, so it
+                   must not mind having run
 TPU_POLL_SECONDS   between two looks (default: 30)
 TEXT
 }
@@ -13,6 +14,7 @@ TEXT
 source "$(dirname "$0")/lib.sh"
 read_options "$@"
 need name place accelerator command
+no_reservation
 runtime >/dev/null
 
 here=$(dirname "$0")
@@ -31,15 +33,17 @@ make_again() {
 start_anew() { set_up && start; }
 
 # The worst exit code of all hosts; or "stopped" where it does not run on a host that has no exit code of it (a host that
-# was started anew, or a pod where nothing was started yet); or "running"; or "lost" where a host does not answer.
+# was started anew, or whose disk was full, or a pod where nothing was started yet); or "running"; or "lost" where a host
+# does not answer.
 progress() {
   local told
   # shellcheck disable=SC2016 # for the shell there
   told=$(on_all_hosts 'cd ~/steerling 2>/dev/null || { echo stopped; exit; }
-    if [ -f code ]; then cat code; elif kill -0 -- "-$(cat group)"; then echo running; else echo stopped; fi 2>/dev/null') ||
+    if [ -s code ]; then cat code; elif kill -0 -- "-$(cat group)"; then echo running; else echo stopped; fi 2>/dev/null') ||
     { printf lost && return; }
   awk '{ seen[$1] = 1 } /^[0-9]+$/ { if ($1 > worst) worst = $1 }
-    END { print (worst > 0 ? worst : ("stopped" in seen ? "stopped" : ("running" in seen ? "running" : 0))) }' <<<"$told"
+    END { print (worst > 0 ? worst : "stopped" in seen ? "stopped" : "running" in seen ? "running" : "0" in seen ? 0 : "lost") }
+    ' <<<"$told"
 }
 
 if [[ -n $DRY_RUN ]]; then

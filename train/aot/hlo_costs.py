@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from .hlo import Computation, Instruction, Module, read_module
 from .hlo_groups import between_slices, groups
-from .hlo_sizes import convolution_flops, dot_flops, fusion_memory, goes_on, memory
+from .hlo_sizes import convolution_flops, dot_flops, fusion_memory, goes_on, made, memory
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
@@ -130,15 +130,13 @@ class _Counter:
 
     def _collective(self, kind: str, one: Instruction, inside: Computation) -> Traffic:
         given = sum(array.bytes for shapes in inside.operand_shapes(one) for array in shapes)
-        total = sum(array.bytes for array in one.shapes)
-        # An asynchronous one's result is what it was given and what it makes, and for a permutation two flags.
-        made = total - given if one.opcode.endswith("-start") and kind != "all-reduce" else total
+        results = sum(array.bytes for array in made(one, inside))
         members = groups(one, len(self.slices))
         n = members.shape[1]
         if kind in ("collective-permute", "collective-broadcast"):
             size = sent = given
         else:
-            size = n * made if kind == "reduce-scatter" else made
+            size = n * results if kind == "reduce-scatter" else results
             sent = (2 if kind == "all-reduce" else 1) * (n - 1) / n * size
         between = len(self.slices) > 1 and between_slices(members, self.slices)
         return Traffic(1, size, sent, sent if between else 0)

@@ -16,6 +16,7 @@ _NO_TRAFFIC = frozenset({
 })  # fmt: skip
 _ALIAS = re.compile(r"\{(\d*)\}: \((\d+),")  # a part of the result, the operand that it is
 _SLICES = frozenset({"dynamic-slice", "slice", "gather"})
+_REPEATING = frozenset({"all-gather-start", "collective-permute-start", "send"})  # what was given, before what is made
 
 
 def dot_flops(one: Instruction, inside: Computation) -> float:
@@ -56,6 +57,12 @@ def _meeting(
     return int(((at >= 0) & (at % lhs_dilate == 0) & (at // lhs_dilate < size)).sum())
 
 
+def made(one: Instruction, inside: Computation) -> tuple[Array, ...]:
+    """What an instruction makes: its result without the operands that a start of something asynchronous repeats."""
+    repeated = sum(map(len, inside.operand_shapes(one))) if one.opcode in _REPEATING else 0
+    return one.shapes[repeated:]
+
+
 def memory(one: Instruction, inside: Computation) -> float:
     """Bytes of HBM that an instruction outside of fusions reads and writes."""
     if one.opcode in _NO_TRAFFIC or one.opcode.endswith("-done"):
@@ -66,9 +73,9 @@ def memory(one: Instruction, inside: Computation) -> float:
     if one.opcode == "dynamic-update-slice":
         return 2 * read[1]
     if one.opcode in ("copy-start", "slice-start"):  # the result is (made, given, flag), or (given, made, flag)
-        made = one.shapes[one.opcode == "slice-start"]
-        return _hbm((made,)) + (made.bytes if read[0] else 0)
-    return sum(read) + (_hbm(one.shapes) if not one.opcode.endswith("-start") else 0)
+        copy = one.shapes[one.opcode == "slice-start"]
+        return _hbm((copy,)) + (copy.bytes if read[0] else 0)
+    return sum(read) + _hbm(made(one, inside))
 
 
 def fusion_memory(one: Instruction, inside: Computation, body: Computation) -> float:
@@ -77,8 +84,8 @@ def fusion_memory(one: Instruction, inside: Computation, body: Computation) -> f
     updates = _updates(body)
     changed = {update.operands[0] for update in updates}
     results, passing = _travelling(one, body)
-    made = [array for number, array in enumerate(one.shapes) if number not in results]
-    total = sum(_hbm(body.by_name[update.operands[1]].shapes) for update in updates) if updates else _hbm(made)
+    own = [array for number, array in enumerate(one.shapes) if number not in results]
+    total = sum(_hbm(body.by_name[update.operands[1]].shapes) for update in updates) if updates else _hbm(own)
     for number, shapes in enumerate(inside.operand_shapes(one)):
         name = body.parameters[number].name
         users = body.users(name)

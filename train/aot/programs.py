@@ -72,12 +72,31 @@ def kernel_flops(mode: Mode, run: RunConfig, own: Flops) -> float:
     """
     if run.compute.attention != "splash" or mode == "decode":
         return 0.0
-    T, again = run.data.seq_len, run.compute.remat or mode == "attribute"
-    tile = math.gcd(T, _TILE)
-    pairs = partial(model_flops.block_causal_pairs, T)
-    tiles = pairs(tile) / pairs(run.model.diff_block_size)
+    T, block, again = run.data.seq_len, run.model.diff_block_size, run.compute.remat or mode == "attribute"
+    two_copies = mode == "train" and run.objective.noise.clean_context
+    pairs = (1 + two_copies) * model_flops.block_causal_pairs(T, block)
     forward = own.attention / 3
-    return forward * tiles * (2 + 2 * again + 4 + 3) / 2
+    return forward * tiled_pairs(T, block, two_copies) / pairs * (2 + 2 * again + 4 + 3) / 2
+
+
+def tiled_pairs(T: int, block: int, two_copies: bool) -> int:
+    """Pairs of positions in the tiles that a splash kernel does, those in which any query sees any key."""
+    length = 2 * T if two_copies else T
+    tile = math.gcd(length, _TILE)
+    done = np.zeros((length // tile, length // tile), np.bool_)
+    for begin in range(0, T, block):
+        end = min(begin + block, T)
+        own = _tiles(begin, end, tile)
+        done[own, : own.stop] = True
+        if two_copies:
+            noisy = _tiles(T + begin, T + end, tile)
+            done[noisy, _tiles(0, begin, tile)] = done[noisy, noisy] = True
+    return tile**2 * int(done.sum())
+
+
+def _tiles(begin: int, end: int, tile: int) -> slice:
+    """Those that hold any of the positions."""
+    return slice(begin // tile, -(-end // tile))
 
 
 def mesh_for(shape: MeshShape, devices: Sequence[Any]) -> Mesh:
