@@ -2,8 +2,9 @@
 
 Command   steerling train --config steer_pydocs --corpus CORPUS    (the bundled model's; without it, it is made)
 Hardware  two cores of a Xeon with AMX
-Time      not measured
-Result    not measured yet; docs/phases.md has the command that would
+Time      two minutes (200 steps of 1,024 tokens)
+Result    a strong push moves a concept's score by 24 instead of 15 log-odds; held-out bits a byte 2.00 instead of 1.89
+          (docs/phases.md)
 """
 
 import dataclasses
