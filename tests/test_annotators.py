@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +19,13 @@ from steerling_jax.io.vocabulary import train_sentencepiece
 from steerling_jax.logistic import fit_logistic
 from steerling_jax.train.corpus.annotators import OwnLabels, TextChunk, annotate
 from steerling_jax.train.corpus.examples import hashed_words, learn, model_embeddings
-from steerling_jax.train.corpus.label_table import LabelTable, TableSettings, build_table, read_table_settings
+from steerling_jax.train.corpus.label_table import (
+    LabelTable,
+    TableSettings,
+    build_table,
+    check_table,
+    read_table_settings,
+)
 from steerling_jax.train.corpus.sources import Source
 from steerling_jax.train.documents import Document
 from steerling_jax.train.ontology import Concept, read_concepts
@@ -134,12 +141,48 @@ def test_tables_by_hash_and_of_whole_documents(tmp_path: Path):
         ('files = "chunks/*.parquet"', "", "labels 'atlas' has no files"),
         ('name = "atlas"', 'name = "atlas"\nby = "name"', "by is 'name'; give id or sha256"),
         ('name = "atlas"', 'name = "atlas"\nlabels = "ids"', "labels is 'ids'; give a list"),
+        ('name = "atlas"', 'name = "atlas"\nlabels = ["ids", 1]', r"labels is \['ids', 1\]; give a list of texts"),
+        ('"chunks/*.parquet"', "[1]", r"labels 'atlas': files is \[1\]; give a list of texts"),
     ],
 )
 def test_bad_tables(tmp_path: Path, old: str, new: str, message: str):
     (tmp_path / "labels.toml").write_text(SETTINGS.replace(old, new))
     with pytest.raises(UserError, match=rf"labels\.toml.*{message}"):
         read_table_settings(tmp_path / "labels.toml")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ('labels = ["content_ids", "topic_ids"]', r"no column 'topic_ids' in .*0\.parquet: .* table of labels 'atlas'"),
+        ('text = "body"', r"no column 'body' in .*0\.parquet: .* the columns are doc_int_id, chunk_id"),
+        ('document = "id"', r"no column 'id' in .*0\.parquet"),
+        ('concept_description = "about"', r"no column 'about' in .*concepts\.parquet"),
+    ],
+)
+def test_columns_that_are_named_must_be_there(
+    atlas: Path, tmp_path: Path, capsys: pytest.CaptureFixture, given: str, message: str
+):
+    described = (atlas / "labels.toml").read_text().replace('"chunks', f'"{atlas}/chunks')
+    (tmp_path / "l.toml").write_text(described.replace('"concepts.', f'"{atlas}/concepts.') + given)
+    source = Source((str(atlas / "documents.jsonl"),), id_field="doc")
+    with pytest.raises(UserError, match=message):
+        prepare(tmp_path / "store", inputs=[source], vocab_size=300, tables=read_table_settings(tmp_path / "l.toml"))
+    assert [path.name for path in tmp_path.iterdir()] == ["l.toml"]
+    assert main(["prepare", "--check", str(tmp_path / "l.toml")]) == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_a_table_has_labels_somewhere(tmp_path: Path):
+    """A field of JSON lines is there when one line has it; of the columns looked for by default, one is enough."""
+    (tmp_path / "c.jsonl").write_text('{"concept_id": 5, "name": "Calm"}')
+    table = TableSettings("t", (str(tmp_path / "t.jsonl"),), str(tmp_path / "c.jsonl"), document="id")
+    rows = [{"id": 1}, {"id": 2, "tone_ids": [5]}]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    check_table(table)
+    (tmp_path / "t.jsonl").write_text(json.dumps({"id": 1, "tones": [5]}))
+    with pytest.raises(UserError, match=r"no column 'content_ids' or 'tone_ids' or .* the columns are id, tones"):
+        check_table(table)
 
 
 # Learned from examples
@@ -259,9 +302,17 @@ def test_bad_contributions_are_one_sentence(tmp_path: Path, capsys: pytest.Captu
         ("tales.txt", "nowhere.txt", "nowhere.txt is not a folder or a file"),
         ('name = "Houses"', 'name = "Threads"', "'Threads' is there already"),
         (MINE, "x = 1", "has no [[concept]], [[source]] or [[labels]]"),
+        ("[[source]]", "[[sources]]", "mine.toml: sources is none of concept, source, labels"),
     ]:
         (tmp_path / "mine.toml").write_text(MINE.replace(old, new))
         assert main(["prepare", "--check", str(tmp_path / "mine.toml")]) == 2
         said = capsys.readouterr().err
         assert words in said
         assert said.count("\n") == 1
+
+
+def test_a_file_for_concepts_has_some(tmp_path: Path):
+    (tmp_path / "mine.toml").write_text(MINE.replace("[[concept]]", "[[concepts]]"))
+    for path in (tmp_path / "mine.toml", tmp_path):
+        with pytest.raises(UserError, match=f"^{path} describes no concept: add a"):
+            read_concepts(["bundled", path])

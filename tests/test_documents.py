@@ -23,6 +23,7 @@ from steerling_jax.train.corpus.inputs import plan_parts
 from steerling_jax.train.corpus.reading import read_part
 from steerling_jax.train.corpus.sources import Source
 from steerling_jax.train.documents import Document, python_documents, reference_documents, unique
+from steerling_jax.train.prepare import prepare
 from steerling_jax.train.split import keep, near_duplicates, side
 
 MODULE = '''"""Tools for small things, and notes on them."""
@@ -197,6 +198,31 @@ def test_bad_folder(tmp_path: Path, name: str, content: bytes, message: str):
         assert read(tmp_path)
 
 
+def test_links_to_files_are_read(tmp_path: Path):
+    """As in the Hub's cache, where a snapshot is links to files of other names."""
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "snapshot").mkdir()
+    blob, link = tmp_path / "blobs" / "0a1b", tmp_path / "snapshot" / "a.txt"
+    blob.write_text("some text")
+    link.symlink_to("../blobs/0a1b")
+    (tmp_path / "snapshot" / "README.md").symlink_to("nowhere")
+    for name in ("snapshot", "snapshot/*", "snapshot/a.txt"):
+        assert [(d.name, d.text) for d in read(tmp_path / name)] == [("a.txt", "some text")]
+    (part,) = plan_parts([Source((str(tmp_path / "snapshot"),))])
+    assert (part.files[0].size, part.files[0].stamp) == (9, str(blob.stat().st_mtime))
+    (tmp_path / "snapshot" / "b.txt").symlink_to("nowhere")
+    with pytest.raises(UserError, match=r"b\.txt is a link that leads nowhere"):
+        read(tmp_path / "snapshot")
+
+
+def test_links_to_folders_are_told(tmp_path: Path):
+    (tmp_path / "a.txt").write_text("some text")
+    (tmp_path / "more").symlink_to(tmp_path)
+    with pytest.raises(UserError, match="more is a link to a folder"):
+        read(tmp_path)
+    assert len(read(tmp_path / "*.txt")) == 1
+
+
 def test_no_folder(tmp_path: Path):
     with pytest.raises(UserError, match="is not a folder"):
         read(tmp_path / "nowhere")
@@ -248,6 +274,26 @@ def test_near_copies_are_one_cluster():
 def test_boilerplate_joins_nothing():
     texts = [words(0, 20) + words(1000 * (i + 1), 25) for i in range(60)]
     assert near_duplicates(texts) == list(range(60))
+
+
+def test_many_versions_of_one_text_are_one_cluster():
+    texts = [words(0, 60) + " " + words(1000 * (i + 1), 10) for i in range(60)]
+    others = [words(100_000 + 1000 * i, 60) for i in range(5)]
+    assert near_duplicates([*texts[:30], *others, *texts[30:]]) == [0] * 30 + list(range(30, 35)) + [0] * 30
+
+
+def test_texts_of_one_name_are_one_cluster():
+    texts = [words(0, 100), words(1000, 50), words(5, 95), words(2000, 50), words(3000, 50)]
+    assert near_duplicates(texts, ["", "x", "x", "y", ""]) == [0, 0, 0, 3, 4]
+
+
+def test_a_named_cluster_stays_with_its_near_duplicates(tmp_path: Path, tokenizer: SentencePieceTokenizer):
+    texts = [f"{words(100 * (i // 2), 60)} end{i}" for i in range(160)]  # pairs; a name joins two of them
+    documents = [Document(str(i), "text", text, cluster=f"c{i // 4}" * (i % 2)) for i, text in enumerate(texts)]
+    made = prepare(tmp_path / "s", documents=documents, tokenizer=tokenizer, heldout_share=0.3)
+    sides = {int(document.name): document.split for document in made.documents}
+    assert all(len({sides[4 * i + j] for j in range(4)}) == 1 for i in range(40))
+    assert 0.1 < list(sides.values()).count("heldout") / 160 < 0.5
 
 
 def test_no_texts():

@@ -349,6 +349,19 @@ def test_a_described_source(tmp_path: Path, tokenizer: SentencePieceTokenizer):
     assert described["license"] == "CC0-1.0"
 
 
+def test_settings_of_a_source_are_for_its_own_documents(tmp_path: Path, tokenizer: SentencePieceTokenizer):
+    (tmp_path / "p.jsonl").write_text(json.dumps({"verse": TEXTS[0], "text": TEXTS[1], "source": "poems"}))
+    (tmp_path / "source.toml").write_text(SOURCE.replace("poems/*", "p"))
+    plain = Source((str(tmp_path / "p.jsonl"),))
+    inputs = [*read_sources(tmp_path / "source.toml"), plain]
+    made = prepare(tmp_path / "store", inputs=inputs, tokenizer=tokenizer, heldout_share=0.0)
+    long = [0, 0]
+    for chunk in (made.chunk(number) for number in range(made.chunk_count)):
+        long[chunk.document] = max(long[chunk.document], chunk.end - chunk.start)
+    sizes = dict(zip(texts(made), long))
+    assert sizes[TEXTS[0]] <= 24 < sizes[TEXTS[1]]
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [

@@ -58,6 +58,10 @@ class Concept:
     def has_rules(self) -> bool:
         return bool(self.modules or self.words or self.pattern)
 
+    @property
+    def is_learned(self) -> bool:
+        return bool(self.examples) and not self.has_rules
+
     def to_json(self) -> dict[str, Any]:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
@@ -123,6 +127,7 @@ def read_concepts(paths: Sequence[str | Path] = (BUNDLED,)) -> list[Concept]:
     """
     found: dict[str, tuple[Concept, Path]] = {}
     for path in paths:
+        before = len(found)
         for file in [_BUNDLED_FILE] if str(path) == BUNDLED else toml_files([path]):
             for number, table in enumerate(toml_tables(file, "concept"), 1):
                 concept = _concept(len(found), number, table, file)
@@ -132,6 +137,8 @@ def read_concepts(paths: Sequence[str | Path] = (BUNDLED,)) -> list[Concept]:
                         f"{file}: the concept {concept.name!r} is there already, in {found[key][1]}: rename one."
                     )
                 found[key] = concept, file
+        if len(found) == before:
+            raise UserError(f"{path} describes no concept: add a [[concept]] table with name, group and description.")
     return [concept for concept, _ in found.values()]
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import filecmp
+import hashlib
 import json
+import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -21,11 +22,13 @@ from steerling_jax.progress import Tell, silent
 
 from .corpus.inputs import plan_parts
 from .corpus.job import JOB, TIKTOKEN, TOKENIZER, Settings, start_job
-from .corpus.label_table import TableSettings, table_concepts
+from .corpus.label_table import TableSettings, check_table, table_concepts
 from .corpus.runners import WorkerKilled, run_here, run_on_beam
 from .corpus.sources import Source
 from .documents import Document
 from .ontology import Concept, read_concepts
+
+_BEFORE_JOB = re.compile(rf"documents-\w+\.jsonl|documents\.new|{re.escape(TOKENIZER)}|{re.escape(TIKTOKEN)}")
 
 
 def prepare(
@@ -59,7 +62,7 @@ def prepare(
     it all.
 
     Raises `UserError` for files that cannot be read, unknown sources and concept names, a vocabulary that the text
-    cannot fill, and an `OUT.work` of another preparation.
+    cannot fill, and an `OUT.work` of another preparation or of something else.
     """
     target, work = Place(out), Place(f"{str(out).rstrip('/')}.work")
     if target.has("manifest.json") if target.is_remote else Path(out).exists():
@@ -70,8 +73,14 @@ def prepare(
         vocab_size, chunk_tokens, seed, heldout_share, tuple(sorted((sources or {}).items())), part_bytes, embeddings
     )
     concepts = list(read_concepts() if concepts is None else concepts)
+    for table in tables:
+        check_table(table)
     table_ids = [_join(concepts, table) for table in tables]
+    if embeddings and any(concept.is_learned for concept in concepts):
+        _check_model(embeddings)
     goes_on = work.has(JOB)
+    if not goes_on:
+        _check_unused(target, work)
     found = list(inputs) if documents is None else [_spool(documents, Path(work.address))]
     try:
         start_job(
@@ -93,15 +102,39 @@ def prepare(
     return CorpusStore(out)
 
 
+def _check_unused(target: Place, work: Place) -> None:
+    """Raises `UserError` where a new preparation would be mixed with another, or would remove what is not its own."""
+    if others := sorted(name for name in work.names() if not _BEFORE_JOB.fullmatch(name)):
+        raise UserError(
+            f"{work} holds {others[0]} and no preparation to go on with: remove that folder, or choose another --out."
+        )
+    if target.is_remote and target.names():
+        raise UserError(
+            f"{target} holds part of another preparation, whose {work} is gone: remove {target} too, or choose another "
+            "--out."
+        )
+
+
+def _check_model(model: str) -> None:
+    """Raises `UserError` for one that texts cannot be given to, before they are all read."""
+    from .model_tokenizer import model_tokenizer  # Orbax takes a second to import
+
+    model_tokenizer(model)
+
+
 def _spool(documents: Iterable[Document], work: Path) -> Source:
-    """Documents that are not in files, as a file of JSON lines. The same documents again leave the file as it is."""
-    kept, new = work / "documents.jsonl", work / "documents.new"
+    """Documents that are not in files, as a file of JSON lines, named by its content: the same ones again leave it as
+    it is, and others do not replace it."""
+    new, digest = work / "documents.new", hashlib.sha256()
     with told(f"Cannot write {work}"):
         work.mkdir(parents=True, exist_ok=True)
         with new.open("wb") as lines:
             for document in documents:
-                lines.write((json.dumps(asdict(document)) + "\n").encode())
-        if kept.is_file() and filecmp.cmp(kept, new, shallow=False):
+                line = (json.dumps(asdict(document)) + "\n").encode()
+                digest.update(line)
+                lines.write(line)
+        kept = work / f"documents-{digest.hexdigest()[:16]}.jsonl"
+        if kept.is_file():
             new.unlink()
         else:
             new.replace(kept)

@@ -1,7 +1,8 @@
 """Training and held-out documents, so that no near-copy of a held-out one is trained on.
 
 A document falls on a side by a mark alone: not by the order, the machine or the Python. The mark is the hash of its
-text, or, for documents that share much of their wording, the smallest hash among them, so that they stay together.
+text or the name of its cluster, or, for documents that share much of their wording, the smallest mark among them, so
+that they stay together.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from .documents import Document
 _WORDS = re.compile(r"\w+|[^\w\s]")
 _SHINGLE = 8  # words in a row
 _SHARED = 0.5  # share of the smaller document's shingles that makes two documents one cluster
-_COMMON = 40  # a shingle in more documents than this is boilerplate, and says nothing
+_COMMON = 40  # documents that have a shingle are compared all with all up to so many, beyond each with the next
 
 
 def side(mark: str, heldout_share: float = 0.04) -> str:
@@ -36,10 +37,13 @@ def _fraction(sha256: str, purpose: str) -> float:
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def near_duplicates(texts: Sequence[str]) -> list[int]:
+def near_duplicates(texts: Sequence[str], names: Sequence[str] = ()) -> list[int]:
     """Cluster of each text, as the number of the cluster's first text.
 
-    Two texts are joined when at least half of the smaller one's eight-word shingles are in the other; joins add up.
+    Two texts are joined when at least half of the smaller one's eight-word shingles are in the other; joins add up. A
+    shingle of more than 40 texts counts only between each of them and the next one that has it: many versions of one
+    text are joined, one after the other; two that share half by such shingles alone, with others of them in between,
+    may not be. names: of each text, empty or equal for texts that are joined whatever they say.
     """
     shingles = [_shingles(text) for text in texts]
     sizes = np.array([len(s) for s in shingles], np.int64)
@@ -48,7 +52,7 @@ def near_duplicates(texts: Sequence[str]) -> list[int]:
         _pairs(np.concatenate(shingles or [np.zeros(0, np.uint64)]), owners), axis=0, return_counts=True
     )
     smaller = np.minimum(sizes[pairs[:, 0]], sizes[pairs[:, 1]])
-    return _union(len(texts), pairs[shared >= _SHARED * smaller])
+    return _union(len(texts), np.concatenate([pairs[shared >= _SHARED * smaller], _namesakes(names)]))
 
 
 def _shingles(text: str) -> np.ndarray:
@@ -72,7 +76,16 @@ def _pairs(hashes: np.ndarray, owners: np.ndarray) -> np.ndarray:
         group = owners[starts[sizes == size][:, None] + np.arange(size)]
         first, second = np.triu_indices(size, 1)
         found.append(np.stack([group[:, first].ravel(), group[:, second].ravel()], 1))
+    many = np.flatnonzero((hashes[1:] == hashes[:-1]) & np.repeat(sizes > _COMMON, sizes)[1:])
+    found.append(np.stack([owners[many], owners[many + 1]], 1))
     return np.concatenate(found)
+
+
+def _namesakes(names: Sequence[str]) -> np.ndarray:
+    """(n, 2) pairs: each named one with the first of its name."""
+    first: dict[str, int] = {}
+    pairs = [(first.setdefault(name, number), number) for number, name in enumerate(names) if name]
+    return np.array(pairs, np.int64).reshape(-1, 2)
 
 
 def _union(count: int, pairs: np.ndarray) -> list[int]:

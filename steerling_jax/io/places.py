@@ -5,7 +5,9 @@ A written file appears at once or not at all, also when the writer is killed.
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import tensorstore as ts
 from steerling_jax.errors import UserError, first_line
 
 REMOTE = ("gs://", "s3://")
+_LOOK = "See that the address is right, and that you may read there."
 
 
 class Place:
@@ -49,25 +52,23 @@ class Place:
 
     def read(self, name: str, start: int | None = None, end: int | None = None) -> bytes | None:
         """A file's bytes, or `start` to `end` of them; None where there is no such file."""
-        found = self._files.read(name, byte_range=None if start is None else slice(start, end)).result()
+        with _told(f"read {self.address}/{name}", _LOOK):
+            found = self._files.read(name, byte_range=None if start is None else slice(start, end)).result()
         return None if found.state == "missing" else bytes(found.value)
 
     def read_many(self, names: list[str]) -> list[bytes]:
         """Files that must all be there, read at once. Raises `UserError` for one that is not."""
-        waiting = [self._files.read(name) for name in names]
-        found = [one.result() for one in waiting]
+        with _told(f"read {self.address}", _LOOK):
+            waiting = [self._files.read(name) for name in names]
+            found = [one.result() for one in waiting]
         for name, one in zip(names, found):
             if one.state == "missing":
                 raise UserError(f"{self.address}/{name} is gone: remove {self.address} and begin again.")
         return [bytes(one.value) for one in found]
 
     def write(self, name: str, content: bytes) -> None:
-        try:
+        with _told(f"write {self.address}/{name}", "Choose another place or free some space."):
             self._files.write(name, content).result()
-        except ValueError as error:
-            raise UserError(
-                f"Cannot write {self.address}/{name}: {first_line(error)}. Choose another place or free some space."
-            ) from error
 
     def write_json(self, name: str, value: Any) -> None:
         self.write(name, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
@@ -77,12 +78,23 @@ class Place:
 
     def names(self, under: str = "") -> set[str]:
         """Names of all files whose name begins with `under`."""
-        return {key.decode() for key in self._files.list(ts.KvStore.KeyRange(under, f"{under}\uffff")).result()}
+        with _told(f"list {self.address}", _LOOK):
+            return {key.decode() for key in self._files.list(ts.KvStore.KeyRange(under, f"{under}\uffff")).result()}
 
     def remove(self) -> None:
         """Removes all files in it."""
-        self._files.delete_range(ts.KvStore.KeyRange()).result()
+        with _told(f"empty {self.address}", "Remove it yourself."):
+            self._files.delete_range(ts.KvStore.KeyRange()).result()
 
     @cached_property
     def _files(self) -> Any:
         return ts.KvStore.open(self.url).result()
+
+
+@contextlib.contextmanager
+def _told(what: str, advice: str) -> Iterator[None]:
+    """Turns what TensorStore raises into a sentence."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(f"Cannot {what}: {first_line(error)}. {advice}") from error

@@ -13,8 +13,10 @@ from steerling_jax.errors import UserError
 from ..ontology import BUNDLED, Concept, check_examples, is_bundled, read_concepts
 from .examples import hashed_words, learn
 from .inputs import source_files
-from .label_table import read_table_settings, table_concepts
-from .sources import Source, read_sources, toml_files, toml_tables
+from .label_table import check_table, read_table_settings, table_concepts
+from .sources import Source, read_sources, toml_content, toml_files, toml_tables
+
+_DESCRIBED = ("concept", "source", "labels")
 
 
 def check_files(paths: Sequence[str | Path]) -> list[dict[str, str]]:
@@ -36,10 +38,13 @@ def check_files(paths: Sequence[str | Path]) -> list[dict[str, str]]:
             size = sum(one.size for one in found) / 1e6
             rows.append(_row(file, "source", source.name, f"{len(found)} files, {size:,.1f} MB, {source.license}"))
         for table in read_table_settings(file) if toml_tables(file, "labels") else []:
+            check_table(table)
             found = source_files(Source(table.files))
             rows.append(_row(file, "labels", table.name, f"{len(found)} files, {len(table_concepts(table))} concepts"))
         if len(rows) == before:
             raise UserError(f"{file} has no [[concept]], [[source]] or [[labels]]: add what it is to describe.")
+        if unknown := sorted(toml_content(file).keys() - _DESCRIBED):
+            raise UserError(f"{file}: {unknown[0]} is none of {', '.join(_DESCRIBED)}: rename it, or remove it.")
     return rows
 
 

@@ -7,6 +7,7 @@ preparation that was stopped.
 from __future__ import annotations
 
 import glob
+import stat
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -124,13 +125,29 @@ def _expand(name: str) -> list[InputFile]:
     except OSError as error:
         raise UserError(f"{name} cannot be read: {error.strerror or error}.") from error
     local = "://" not in name
-    return [
-        InputFile(
-            found if local else system.unstrip_protocol(found), found.removeprefix(base), info["size"], _stamp(info)
+    files = []
+    for found, info in entries.items():
+        info = _linked(found) if info.get("islink") else info
+        if info["type"] == "file":
+            address = found if local else system.unstrip_protocol(found)
+            files.append(InputFile(address, found.removeprefix(base), info["size"], _stamp(info)))
+    return files
+
+
+def _linked(path: str) -> dict[str, Any]:
+    """What a link on this machine stands for. Raises `UserError` for folders, which may hold themselves."""
+    try:
+        about = Path(path).stat()
+    except OSError as error:
+        if InputFile(path, path, 0, "").format is None:
+            return {"type": "other"}
+        raise UserError(f"{path} is a link that leads nowhere, {error.strerror}: mend it, or remove it.") from error
+    if stat.S_ISDIR(about.st_mode):
+        raise UserError(
+            f"{path} is a link to a folder, and such are not followed: name the folder itself, and remove the link."
         )
-        for found, info in entries.items()
-        if info["type"] == "file"
-    ]
+    kind = "file" if stat.S_ISREG(about.st_mode) else "other"
+    return {"type": kind, "size": about.st_size, "mtime": about.st_mtime}
 
 
 def _first_magic(path: str) -> int:

@@ -1,6 +1,7 @@
 """A preparation: its settings, kept in its working folder, so that any worker and any later run has them.
 
 WORK/job.json             settings, sources, concepts, parts
+WORK/documents-….jsonl    documents that came from no file, named by their hash
 WORK/survey/, survey.json    each part's counts and the hashes of its documents; the counts of all
 WORK/duplicates/          documents whose text stands somewhere before, by part
 WORK/clusters.json        the near-duplicates
@@ -142,7 +143,7 @@ class Job:
     @property
     def learned(self) -> list[Concept]:
         """The concepts that are learned from examples."""
-        return [c for c in self.concepts if c.examples and not c.has_rules]
+        return [c for c in self.concepts if c.is_learned]
 
     @cached_property
     def embed(self):
@@ -189,9 +190,10 @@ def start_job(work: Place, store: Place, *, settings: Settings, sources: Sequenc
         work.write_json(JOB, job)
     elif (saved := json.loads(before)) != job:
         changed = next(key for key in job if saved.get(key) != job[key])
+        begun = f"it and {store}" if store.is_remote else "it"
         raise UserError(
-            f"{work} holds a preparation that was stopped, with other {_CALLED.get(changed, changed)}: remove it to "
-            "begin anew, or undo the change to go on with it."
+            f"{work} holds a preparation that was stopped, with other {_CALLED.get(changed, changed)}: remove {begun} "
+            "to begin anew, or undo the change to go on with it."
         )
     open_job.cache_clear()
     return open_job(work)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,8 @@ from steerling_jax.io.places import Place
 
 from ..documents import Document
 from .annotators import TextChunk
-from .inputs import source_files
-from .reading import read_rows
+from .inputs import InputFile, source_files
+from .reading import column_names, read_rows
 from .sources import Source, absolute, toml_tables
 
 _KEY = "S16"
@@ -37,7 +38,8 @@ class TableSettings:
 
     files, concepts: the labels and the inventory of concepts, Parquet or JSON lines. document: the column with the
     document's id, or with the SHA-256 of its text (by "sha256"). chunk, text: the chunk's number and text; without a
-    text column a row is about the whole document. labels: columns with lists of concept ids; absent ones are left out.
+    text column a row is about the whole document. labels: columns with lists of concept ids. named: the fields that
+    the table gives itself; their columns must be there, of the others at least one with labels.
     """
 
     name: str
@@ -52,13 +54,14 @@ class TableSettings:
     concept_name: str = "name"
     concept_description: str = "description"
     concept_group: str = "concept_type"
+    named: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> TableSettings:
-        values: dict[str, Any] = saved | {"files": tuple(saved["files"]), "labels": tuple(saved["labels"])}
+        values: dict[str, Any] = {k: tuple(value) if isinstance(value, list) else value for k, value in saved.items()}
         return cls(**values)
 
 
@@ -68,7 +71,7 @@ def read_table_settings(path: str | Path) -> list[TableSettings]:
     found = []
     for number, table in enumerate(toml_tables(path, "labels"), 1):
         where = f"{path}: labels {table.get('name') or number!r}"
-        known = [field.name for field in fields(TableSettings)]
+        known = [field.name for field in fields(TableSettings) if field.name != "named"]
         if isinstance(table.get("files"), str):
             table["files"] = [table["files"]]
         for key, value in table.items():
@@ -78,6 +81,8 @@ def read_table_settings(path: str | Path) -> list[TableSettings]:
                 raise UserError(
                     f"{where}: {key} is {value!r}; give a {'list of texts' if key == 'labels' else 'text'}."
                 )
+            if not all(isinstance(one, str) and one for one in value):
+                raise UserError(f"{where}: {key} is {value!r}; give a list of texts.")
         if missing := [key for key in ("name", "files", "concepts") if not table.get(key)]:
             raise UserError(f"{where} has no {missing[0]}: add one.")
         if table.get("by", "id") not in ("id", "sha256"):
@@ -86,12 +91,42 @@ def read_table_settings(path: str | Path) -> list[TableSettings]:
         found.append(
             TableSettings.from_json(
                 {"labels": TableSettings.labels} | table
-                | {"files": files, "concepts": absolute(table["concepts"], path.parent)}
+                | {"files": files, "concepts": absolute(table["concepts"], path.parent), "named": sorted(table)}
             )
         )  # fmt: skip
     if not found:
         raise UserError(f"{path} describes no table of labels: add a [[labels]] table with name, files and concepts.")
     return found
+
+
+def check_table(table: TableSettings) -> None:
+    """Raises `UserError` for files that are not there, and for those without a column that the table needs."""
+    rows = [table.document, *(getattr(table, key) for key in ("chunk", "text") if key in table.named)]
+    rows += table.labels if "labels" in table.named else ()
+    concepts = [table.concept_id, table.concept_name]
+    concepts += [getattr(table, key) for key in ("concept_description", "concept_group") if key in table.named]
+    for files, needed, one_of in ((table.files, rows, table.labels), ((table.concepts,), concepts, concepts)):
+        found = source_files(Source(files))
+        lines = [file for file in found if file.format != "parquet"]  # one may lack a field that another has
+        groups = [[file] for file in found if file.format == "parquet"] + [lines] * bool(lines)
+        with ThreadPoolExecutor(16) as pool:
+            list(pool.map(lambda group: _check_columns(group, table.name, needed, one_of), groups))  # noqa: B023
+
+
+def _check_columns(files: Sequence[InputFile], name: str, needed: Sequence[str], one_of: Sequence[str]) -> None:
+    """Raises `UserError` unless all `needed` and at least one of `one_of` are in the files together."""
+    there: dict[str, None] = {}
+    for column in (column for file in files for column in column_names(file)):
+        there[column] = None
+        if there.keys() >= {*needed} and not there.keys().isdisjoint(one_of):
+            return
+    missing = [repr(column) for column in needed if column not in there] or [" or ".join(map(repr, one_of))]
+    if there:  # files without rows lack nothing
+        where = files[0].address + (f" and {len(files) - 1} more" if len(files) > 1 else "")
+        raise UserError(
+            f"There is no column {missing[0]} in {where}: say in the table of labels {name!r} what it is called there; "
+            f"the columns are {', '.join(there)}."
+        )
 
 
 def table_concepts(table: TableSettings) -> list[dict[str, Any]]:

@@ -36,23 +36,25 @@ def unclustered(job: Job) -> list[str]:
 
 
 def cluster(job: Job, name: str) -> None:
-    """Near-duplicates get the smallest hash among them as the mark of their cluster."""
+    """Near-duplicates, and documents of one named cluster, get the smallest of their hashes and names as their mark."""
     found: dict[str, str] = {}
     if is_clustered(job):
-        hashes, texts = [], []
+        hashes, texts, names = [], [], []
         for part in range(len(job.parts)):
             for document in documents(job, part):
                 hashes.append(document.sha256)
                 texts.append(document.text)
-        clusters, mark = near_duplicates(texts), {}
-        for sha256, cluster in zip(hashes, clusters):
-            mark[cluster] = min(mark.get(cluster, sha256), sha256)
-        found = {s: mark[cluster] for s, cluster in zip(hashes, clusters) if mark[cluster] != s}
+                names.append(document.cluster)
+        clusters, mark = near_duplicates(texts, names), {}
+        own = [named or sha256 for sha256, named in zip(hashes, names)]
+        for cluster, one in zip(clusters, own):
+            mark[cluster] = min(mark.get(cluster, one), one)
+        found = {s: mark[cluster] for s, cluster, one in zip(hashes, clusters, own) if mark[cluster] != one}
     job.work.write_json(name, found)
 
 
 def _side(job: Job, document: Document) -> str:
-    mark = document.cluster or job.clusters.get(document.sha256, document.sha256)
+    mark = job.clusters.get(document.sha256, document.cluster or document.sha256)
     return side(mark, job.settings.heldout_share)
 
 
@@ -93,7 +95,7 @@ def make_annotator(job: Job, name: str) -> None:
     background: list[str] = []
     parts = _spread(len(job.parts), _BACKGROUND_PARTS)
     for part in parts:
-        texts = (text for document in documents(job, part) for text, _ in _cut(job, document))
+        texts = (text for document in documents(job, part) for text, _ in _cut(job, part, document))
         background += islice(texts, -(-_BACKGROUND_CHUNKS // len(parts)))
     job.work.write(name, examples.learn(job.learned, background, job.embed).to_bytes())
 
@@ -117,7 +119,7 @@ def label_part(job: Job, part: int) -> None:
     for split, mine in by_split.items():
         piece = MadePiece(job.tokenizer.special, job.tokenizer.vocab_size)
         for document in mine:
-            cut = list(_cut(job, document))
+            cut = list(_cut(job, part, document))
             labels, origins = annotate(job.annotators, document, _text_chunks([text for text, _ in cut]))
             rows = [(ids, given) for (_, ids), given in zip(cut, labels)]
             piece.add(document.name, document.source, document.sha256, rows, origins)
@@ -126,12 +128,11 @@ def label_part(job: Job, part: int) -> None:
     job.work.write_json(f"parts/{part:06}.json", about)
 
 
-def _cut(job: Job, document: Document) -> Iterator[tuple[str, list[int]]]:
-    """(text, token ids) of each of a document's chunks."""
-    source = next((source for source in job.sources if source.name == document.source), None)
-    code = document.source == "code" or (source is not None and source.kind == "code")
-    longest = (source.chunk_tokens if source is not None else 0) or job.settings.chunk_tokens
-    return chunks(document.text, job.tokenizer, longest, code=code)
+def _cut(job: Job, part: int, document: Document) -> Iterator[tuple[str, list[int]]]:
+    """(text, token ids) of each chunk of one of the part's documents."""
+    source = job.sources[job.parts[part].source]
+    code = source.kind == "code" or document.source == "code"
+    return chunks(document.text, job.tokenizer, source.chunk_tokens or job.settings.chunk_tokens, code=code)
 
 
 def _text_chunks(texts: Sequence[str]) -> list[TextChunk]:

@@ -59,6 +59,18 @@ def read_rows(file: InputFile, columns: Sequence[str]) -> Iterator[tuple[str, di
         yield where, fields
 
 
+def column_names(file: InputFile) -> Iterator[str]:
+    """The columns of a Parquet file; of JSON lines, the fields of its lines, each when it is first met."""
+    if file.format == "parquet":
+        with parquet_file(file) as table:
+            yield from table.schema_arrow.names
+        return
+    met: set[str] = set()
+    for _, fields in read_rows(file, ()):
+        yield from (name for name in fields if name not in met)
+        met |= fields.keys()
+
+
 @contextlib.contextmanager
 def opened(file: InputFile) -> Iterator[IO[bytes]]:
     """The file's bytes, unpacked. Raises `UserError` where it cannot be read."""

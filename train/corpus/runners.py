@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import multiprocessing
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,7 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from typing import Any
 
-from steerling_jax.errors import UserError
+from steerling_jax.errors import UserError, first_line
 from steerling_jax.io.places import Place
 from steerling_jax.progress import Tell
 
@@ -77,14 +79,9 @@ def _follow(done: Iterable[None], stage: str, total: int, tell: Tell) -> None:
 def run_on_beam(work: Place, runner: str, options: Sequence[str]) -> None:
     """As one Beam pipeline. Its collections hold tasks' names, never text or tokens; a count of what is done is all
     that a stage waits for."""
-    try:
-        import apache_beam as beam
-        from apache_beam.options.pipeline_options import PipelineOptions
-    except ImportError:
-        raise UserError(
-            f"--runner {runner} needs Apache Beam: pip install 'steerling-jax[beam]', or leave --runner away."
-        ) from None
-    pipeline = beam.Pipeline(options=PipelineOptions([f"--runner={runner}", *(f"--{option}" for option in options)]))
+    pipeline = _pipeline(runner, options)
+    import apache_beam as beam
+
     done = pipeline | beam.Create([0])
     for number, stage in enumerate(STAGES):
         done = (
@@ -99,4 +96,37 @@ def run_on_beam(work: Place, runner: str, options: Sequence[str]) -> None:
     except Exception as error:  # Beam tells what a worker raised as a text, with the worker's traceback
         if said := re.findall(r"UserError: (.+?)(?: \[while running|\n|$)", str(error)):
             raise UserError(said[-1]) from error
+        if isinstance(error, ImportError):
+            raise _not_loaded(runner, error) from error
         raise
+
+
+def _pipeline(runner: str, options: Sequence[str]) -> Any:
+    """An empty pipeline. Raises `UserError` for a runner or for options that Beam does not take."""
+    try:
+        import apache_beam as beam
+        from apache_beam.options.pipeline_options import PipelineOptions
+    except ImportError:
+        raise UserError(
+            f"--runner {runner} needs Apache Beam: pip install 'steerling-jax[beam]', or leave --runner away."
+        ) from None
+    arguments = [f"--runner={runner}", *(f"--{option}" for option in options)]
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):  # it would print all the options that there are, and exit
+            PipelineOptions(arguments).get_all_options()
+        return beam.Pipeline(options=PipelineOptions(arguments))
+    except SystemExit as error:
+        raise UserError(f"--runner-options: {said.getvalue().rpartition('error: ')[2].strip()}.") from error
+    except (ImportError, AttributeError) as error:
+        raise _not_loaded(runner, error) from error
+    except ValueError as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise UserError(f"Beam refuses --runner {runner} with these --runner-options: {reason}.") from error
+
+
+def _not_loaded(runner: str, error: Exception) -> UserError:
+    return UserError(
+        f"--runner {runner} cannot be loaded, {first_line(error)}: correct its name, or install what it needs (for "
+        "DataflowRunner: pip install 'apache-beam[gcp]')."
+    )

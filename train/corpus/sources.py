@@ -98,16 +98,20 @@ def absolute(name: str, folder: Path) -> str:
 
 def toml_tables(path: Path, name: str) -> list[dict[str, Any]]:
     """The `[[name]]` tables of a TOML file. Raises `UserError` for a file that cannot be read or is no TOML."""
+    tables = toml_content(path).get(name, [])
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise UserError(f"{path}: write [[{name}]], with two brackets, above each {name}.")
+    return tables
+
+
+def toml_content(path: Path) -> dict[str, Any]:
+    """Raises `UserError` for a file that cannot be read or is no TOML."""
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror}.") from error
     except ValueError as error:
         raise UserError(f"{path} is not valid TOML: {error}.") from error
-    tables = content.get(name, [])
-    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
-        raise UserError(f"{path}: write [[{name}]], with two brackets, above each {name}.")
-    return tables
 
 
 def toml_files(paths: Sequence[str | Path]) -> list[Path]:
