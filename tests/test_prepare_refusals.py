@@ -6,6 +6,7 @@ import importlib.util
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -112,7 +113,10 @@ def test_a_folder_of_others_is_left_alone(tmp_path: Path, texts: Path, tokenizer
     (tmp_path / "store.work" / "deep").mkdir(parents=True)
     (tmp_path / "store.work" / "deep" / "thesis.txt").write_text("years of work")
     before = files_of(tmp_path)
-    for settings in ({"inputs": [Source((str(texts),))]}, {"documents": [Document("d", "text", "x")]}):
+    given: list[dict[str, Any]] = [
+        {"inputs": [Source((str(texts),))]}, {"documents": [Document("d", "text", "x")]}
+    ]  # fmt: skip
+    for settings in given:
         with pytest.raises(UserError, match=r"store\.work holds deep/thesis\.txt and no preparation"):
             prepare(tmp_path / "store", tokenizer=tokenizer, **settings)
         assert files_of(tmp_path) == before
