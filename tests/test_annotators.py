@@ -119,6 +119,16 @@ def test_a_table_in_the_published_columns(atlas: Path, tmp_path: Path):
     assert at.get("Wind", set()) == set()
 
 
+def test_the_concepts_of_a_table_alone(atlas: Path, tmp_path: Path):
+    """As many as a model of that table has, whatever concepts come along with this package."""
+    pytest.importorskip("pyarrow")
+    out, documents = tmp_path / "store", tmp_path / "documents.jsonl"
+    documents.write_text("\n".join(json.dumps({"text": f"{i} of " + "".join(DOCUMENTS[7]) * 9}) for i in range(9)))
+    line = ["prepare", "--out", out, "--input", documents, "--labels", atlas / "labels.toml", "--vocab-size", "300"]
+    assert main([str(word) for word in [*line, "--concepts"]]) == 0
+    assert [concept["name"] for concept in CorpusStore(out).concepts] == [one["name"] for one in INVENTORY]
+
+
 def test_tables_by_hash_and_of_whole_documents(tmp_path: Path):
     document = Document("d", "text", "some text")
     rows = [{"hash": document.sha256, "ids": [5, 6]}, {"hash": Document("", "", "else").sha256, "ids": [6]}]

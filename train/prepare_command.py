@@ -34,9 +34,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add("--source", nargs="+", default=[], metavar="FILE", help="sources described in TOML files (docs/corpus.md)")
     add(
-        "--concepts", nargs="+", default=["bundled"], metavar="FILE",
+        "--concepts", nargs="*", default=["bundled"], metavar="FILE",
         help="TOML files or folders with concepts, numbered in this order; `bundled` names those that come along "
-        "(default: bundled)",
+        "(default: bundled); with nothing behind it, there are those of --labels alone",
     )  # fmt: skip
     add("--labels", nargs="+", default=[], metavar="FILE", help="tables of labels described in TOML files")
     add(
