@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from steerling_jax.cli.steering_options import from_args
+from steerling_jax.cli.steering_options import from_args, load_named
 from steerling_jax.errors import UserError
 
 
@@ -28,16 +28,17 @@ def run_batch(args: argparse.Namespace) -> int:
     source, target = Path(args.input), Path(args.output)
     if source.resolve() == target.resolve():
         raise UserError(f"--input and --output are both {source}; write the results to another file.")
+    if source.exists() and not source.is_file():
+        raise UserError(f"--input is {source}, but it is read twice, so it must be a regular file; write one.")
     if args.rows < 1:
         raise UserError(f"--rows is {args.rows}, but it must be at least 1.")
     steering = from_args(args)
-    import steerling_jax as sj
     from steerling_jax.cli.console import note, progress
 
     from .batch_file import Batch, count_lines
 
     total = count_lines(source)
-    bundle = sj.load(args.model)
+    bundle = load_named(args.model, args.catalogue)
     batch = Batch(bundle, source, target, _defaults(args), steering.configs(bundle), args.rows)
     with progress(unit="texts") as bar:
         task = bar.add_task("writing", total=total)

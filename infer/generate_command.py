@@ -46,6 +46,8 @@ def run(args: argparse.Namespace) -> int | None:
             raise UserError("--drafts and --commit-above are for one text; leave them out with --input.")
         if args.trace is not None:
             raise UserError('--trace is for one text; with --input, give the lines "trace": true.')
+        if args.json:
+            raise UserError("--json is for one text; leave it out with --input, whose results are JSON.")
         return run_batch(args)
     text_or_ids = given_prompt(args)
     import steerling_jax as sj

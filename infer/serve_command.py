@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from socket import socket
 
-from steerling_jax.cli.steering_options import add_steering_options, from_args
+from steerling_jax.cli.steering_options import Steering, add_steering_options, from_args, load_named
 from steerling_jax.errors import UserError
 
 HELP = """\
@@ -46,24 +47,24 @@ def run(args: argparse.Namespace) -> None:
     if not 0 <= args.port < 2**16:
         raise UserError(f"--port is {args.port}, but it must be from 0 to {2**16 - 1}.")
     try:
-        from .server.run import listen, serve
+        from .server.run import listen
     except ModuleNotFoundError as error:
         raise UserError(f"`steerling serve` needs {error.name}: pip install 'steerling-jax[serve]'.") from None
     steering = from_args(args)
-    listening = listen(args.host, args.port)  # an address in use is told before the model is loaded
-    import steerling_jax as sj
+    with listen(args.host, args.port) as listening:  # an address in use is told before the model is loaded
+        _serve(args, steering, listening)
+
+
+def _serve(args: argparse.Namespace, steering: Steering, listening: socket) -> None:
     from steerling_jax.cli.console import note, progress
     from steerling_jax.decoding import Decoder
-    from steerling_jax.io.catalogue import read_catalogue
 
     from .server.app import Limits, Service, make_app
     from .server.engine import Engine
+    from .server.run import serve
     from .server.warm_up import warm_up
 
-    bundle = sj.load(args.model)
-    if args.catalogue:  # for what requests name, too
-        vars(bundle)["concepts"] = read_catalogue(args.catalogue, bundle.config)
-
+    bundle = load_named(args.model, args.catalogue)
     room = max(args.warm_up, 2 * bundle.config.diff_block_size) if args.warm_up else 0
     decoder = Decoder(
         bundle.params, config=bundle.config, compute=bundle.compute, rows=args.rows,

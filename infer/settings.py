@@ -14,6 +14,7 @@ from steerling_jax.cli.steering_options import from_json
 from steerling_jax.errors import UserError
 from steerling_jax.generation_config import GenerationConfig
 from steerling_jax.inference import encode
+from steerling_jax.steering import clamp_plan
 
 if TYPE_CHECKING:
     from steerling_jax.api import Bundle
@@ -76,7 +77,7 @@ def read_settings(
     except UserError as error:  # its first word is the field
         name = str(error).split(" ", 1)[0]
         raise BadField(str(error), name if name in NAMES else prompt_name) from None
-    steering = (*always, *_steering(given.get("steering"), bundle))
+    steering = _steering(given.get("steering"), bundle, always)
     return Wanted(ids, generation, steering, max_tokens, _stops(given.get("stop")), truth("trace", given.get("trace")))
 
 
@@ -85,7 +86,10 @@ _NUMBERS = ("temperature", "top_p", "repetition_penalty", "cfg_scale")
 
 def shown(value: Any) -> str:
     """`value` as JSON, cut to a sentence's size."""
-    text = json.dumps(value)
+    try:
+        text = json.dumps(value)
+    except ValueError:
+        return "a number of thousands of digits"  # Python does not write it
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
@@ -165,10 +169,10 @@ def _stops(value: Any) -> tuple[str, ...]:
     return tuple(stops)
 
 
-def _steering(value: Any, bundle: Bundle) -> tuple[SteeringConfig, ...]:
-    if value is None:
-        return ()
+def _steering(value: Any, bundle: Bundle, always: Sequence[SteeringConfig]) -> tuple[SteeringConfig, ...]:
     try:
-        return from_json(value, bundle)
+        steering = (*always, *(() if value is None else from_json(value, bundle)))
+        clamp_plan(steering)
+        return steering
     except UserError as error:
         raise BadField(str(error), "steering") from None

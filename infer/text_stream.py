@@ -32,7 +32,7 @@ class Writing:
     ):  # fmt: skip
         self.tokens = 0
         self.finish: Finish | None = None
-        self._config, self._start, self._most = config, prompt_length, max_tokens
+        self._config, self.prompt_length, self._most = config, prompt_length, max_tokens
         self._canvas = np.full(new_tokens, config.mask_token_id, np.int32)
         self._read = 0  # canvas positions that were read
         self._pieces = Pieces(tokenizer)
@@ -46,9 +46,9 @@ class Writing:
             if self.finish is not None:
                 break
             for position, token in zip(commit.positions, commit.token_ids):
-                self._canvas[position - self._start] = token
+                self._canvas[position - self.prompt_length] = token
                 if token == self._config.eot_id:  # it overwrites what follows
-                    self._canvas[position - self._start + 1 :] = self._config.eos_token_id
+                    self._canvas[position - self.prompt_length + 1 :] = self._config.eos_token_id
             self._advance()
             used.append(commit)
         return used

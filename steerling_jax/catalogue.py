@@ -19,6 +19,7 @@ HEADS: tuple[Head, ...] = get_args(Head)
 
 _WORD = re.compile(r"\w+")
 _NEAR = 4  # names offered in place of one that is not there
+_DIGITS = 18  # of an id; Python does not read numbers of thousands
 
 
 @dataclass(frozen=True)
@@ -87,9 +88,10 @@ class Catalogue:
             return (found[0],)
         number = text.removeprefix("#")
         if number.isdecimal():
-            if int(number) >= self.count(head):
+            if len(number) > _DIGITS or int(number) >= self.count(head):
+                shown = number if len(number) <= _DIGITS else f"{number[:_DIGITS]}..."
                 raise UserError(
-                    f"There is no {head} concept {int(number)}; the ids are 0 to {self.count(head) - 1}."
+                    f"There is no {head} concept {shown}; the ids are 0 to {self.count(head) - 1}."
                     if self.count(head)
                     else f"This model has no {head} concepts."
                 )

@@ -101,7 +101,9 @@ class Decoder:
         self.prefixes = PrefixCache(self.prefixes.limit)
 
     def _forget_idle(self) -> None:
-        """An idle lane's cache goes."""
+        """An idle lane goes, and the cache of one where requests only wait."""
+        for lane in self._lanes.values():
+            lane.drop_cache()
         self._lanes = {key: lane for key, lane in self._lanes.items() if lane.waiting or lane.running}
 
     def _lane(self, job: Job) -> Lane:

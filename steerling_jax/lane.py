@@ -70,6 +70,11 @@ class Lane:
             if seat is not None and seat.job.ticket == ticket:
                 self._leave(index)
 
+    def drop_cache(self) -> None:
+        """With nobody running, what is there for those who run goes."""
+        if self.running == 0:
+            self.seats, self.rows, self.cache, self.capacity = [], None, (), 0
+
     def advance(self, steps: int | None, seats: int) -> list[tuple[int, Event]]:
         """Takes in the next `seats` of those who wait, and runs until a row's block is done, at most `steps` passes."""
         self._take_in(seats)
@@ -88,8 +93,6 @@ class Lane:
         """No more rows than are needed, in powers of two."""
         wanted = self.running + seats
         size = 1 << max(wanted - 1, 0).bit_length()
-        if self.running == 0:
-            self.seats, self.rows, self.cache, self.capacity = [], None, (), 0
         coming = [self.waiting.popleft() for _ in range(seats)]
         staying = [index for index, seat in enumerate(self.seats) if seat is not None]
         if len(self.seats) != size:

@@ -116,7 +116,7 @@ def prepare_steering(
             suppression = suppression + _suppression(params, one.relu_logit_mask)
         if reaches or one.clamps or any((one.relu_logit_mask or {}).values()):
             labels.append(one.describe())
-    return SteeringPlan(tuple(parts), suppression, _clamp_plan(several), tuple(labels), config.n_embd)
+    return SteeringPlan(tuple(parts), suppression, clamp_plan(several), tuple(labels), config.n_embd)
 
 
 def concept_direction(
@@ -147,8 +147,9 @@ def _suppression(params: Params, strengths: Mapping[int, float]) -> jax.Array:
     return jnp.asarray(list(strengths.values()), jnp.float32) @ jnp.maximum(aligned, 0.0)
 
 
-def _clamp_plan(several: Sequence[SteeringConfig]) -> ClampPlan | None:
-    """All clamps together: of different concepts, at the same offsets, with the same epsilon."""
+def clamp_plan(several: Sequence[SteeringConfig]) -> ClampPlan | None:
+    """All clamps together: of different concepts, at the same offsets, with the same epsilon. Raises `UserError` where
+    they are not."""
     clamping = [one for one in several if one.clamps]
     if not clamping:
         return None

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from steerling_jax.catalogue import Catalogue
 from steerling_jax.config import ModelConfig
 from steerling_jax.errors import UserError, require
+from steerling_jax.steering import clamp_plan
 from steerling_jax.steering_config import SteeringConfig
 from steerling_jax.steering_rules import STRENGTHS, Rule
 
@@ -19,7 +20,8 @@ _WORDS = 20.0  # with which the preset holds words down, at its strength of 7
 
 
 def steering_of(rules: Sequence[Rule], catalogue: Catalogue, config: ModelConfig) -> tuple[SteeringConfig, ...]:
-    """One `SteeringConfig` a rule. Raises `UserError` for unknown names, and for rules that contradict each other."""
+    """One `SteeringConfig` a rule. Raises `UserError` for unknown names, for rules that contradict each other, and for
+    clamps that change nothing."""
     done: dict[tuple[int, ...], Rule] = {}
     found = []
     for rule in rules:
@@ -46,6 +48,12 @@ def steering_of(rules: Sequence[Rule], catalogue: Catalogue, config: ModelConfig
         "Clamping discovered concepts alone changes nothing under the published epsilon, which fills the gap; give "
         "epsilon 'frozen'.",
     )
+    require(
+        not clamps or config.concept is None or config.concept.use_unknown or clamps[0].epsilon == "frozen",
+        "This model has no discovered concepts, so clamping known ones changes nothing under the published epsilon; "
+        "give epsilon 'frozen'.",
+    )
+    clamp_plan(found)
     return tuple(found)
 
 

@@ -114,6 +114,26 @@ def test_a_bad_line_costs_only_itself(text_model: Path, results: dict, tmp_path:
     assert next(line for line in found if line["id"] == "line 3") == results["line 3"]
 
 
+def test_clamps_that_contradict_each_other_cost_their_own_line(text_model: Path, tmp_path: Path):
+    """Also those that contradict the command line's; names are those of its catalogue."""
+    (tmp_path / "names.json").write_text('[{"id": 1, "name": "Gardens"}]')
+    steerings = [
+        {"clamp": {"Gardens": 1, "#1": 0}}, {"clamp": {"Gardens": 1}, "clamp_at": [0, 4]},
+        {"clamp": {"Gardens": 1}, "epsilon": "frozen"}, {"clamp": {"2": 0}}, {"clamp": {"Gardens": 1}}, {},
+    ]  # fmt: skip
+    lines: list = [{"id": i, "prompt": "a", "max_tokens": 4, "steering": one} for i, one in enumerate(steerings)]
+    lines.append(f'{{"id": 6, "prompt": "a", "max_tokens": {"9" * 4300}}}\n')
+    source, target = write(tmp_path / "in.jsonl", lines), tmp_path / "out.jsonl"
+    assert run(text_model, source, target, "--clamp", "#2=1", "--catalogue", str(tmp_path / "names.json")) == 1
+    found = {line["id"]: line for line in read(target)}
+    assert [i for i, line in sorted(found.items()) if "text" in line] == [4, 5]
+    words = ["clamps concept 1, as another", *["at different positions or with different epsilon"] * 2,
+             "clamps concept 2, as another"]  # fmt: skip
+    for i, word in enumerate(words):
+        assert word in found[i]["error"]["message"]
+    assert "thousands of digits" in found[6]["error"]["message"]
+
+
 def test_settings_of_the_command_line_are_defaults(text_model: Path, results: dict, tmp_path: Path):
     given = {"stop": results["line 8"]["text"][2:4], "trace": True}
     lines = [{"id": 1, "prompt": LINES[8]["prompt"]}, {"id": 2, "prompt": LINES[8]["prompt"], "seed": 9},
@@ -162,6 +182,8 @@ def test_finished_ids_takes_out_what_is_to_be_done_again(tmp_path: Path):
         (["--stop", "a", "--input", "in.jsonl", "--output", "out.jsonl"], "--stop stands in the lines"),
         (["--input", "nothing.jsonl", "--output", "out.jsonl"], "Cannot read nothing.jsonl"),
         (["--input", "in.jsonl", "--output", "out.jsonl", "--rows", "0"], "--rows is 0"),
+        (["--input", "/dev/null", "--output", "out.jsonl"], "must be a regular file"),
+        (["--input", "in.jsonl", "--output", "out.jsonl", "--json"], "--json is for one text"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )  # fmt: skip

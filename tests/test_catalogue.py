@@ -84,6 +84,7 @@ def test_names_ids_and_groups_are_resolved():
         ("Twice", "Several known concepts are called 'Twice'; give one of their ids, #7 and #8"),
         ("100", "no known concept 100; the ids are 0 to 99"),
         ("#404", "no known concept 404"),
+        pytest.param("9" * 5000, r"no known concept 9{18}\.\.\.; the ids are 0 to 99", id="digits"),
         ("Brackets", "'Brackets' is a discovered concept, but a known one is needed"),
         ("group:topics", "no group 'topics' of known concepts; groups are 'topic'"),
         ("group:", "no group '' of known concepts"),

@@ -128,6 +128,20 @@ def test_rows_are_shared_by_all_lanes_in_order_of_arrival():
     assert all(abs(place - tickets.index(ticket)) <= 1 for place, ticket in enumerate(begun)), begun
 
 
+def test_requests_that_only_wait_have_no_cache():
+    decoder = Decoder(PARAMS, config=SMALL, compute=FLOAT32, rows=1)
+    first, other, last = requests()[0], dataclasses.replace(requests()[1], generation=GREEDY), requests()[2]
+    for one in (first, other, last):
+        decoder.submit(one)
+    waited = False
+    while decoder.busy:
+        decoder.advance()
+        for one in decoder._lanes.values():
+            assert bool(one.running) == bool(one.cache) == (one.rows is not None)
+            waited |= decoder.running == 1 and not one.running
+    assert waited
+
+
 def test_every_commit_is_told_as_it_happens(wanted: list[Trace]):
     request = requests()[2]
     decoder = Decoder(PARAMS, config=SMALL, compute=FLOAT32, rows=1)

@@ -9,7 +9,9 @@ import asyncio
 import json
 import os
 import socket
+import threading
 import time
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -163,15 +165,42 @@ class OneStepDecoder:
         return [(self.tickets.pop(), Trace(canvas, canvas, (), SMALL.mask_token_id))]
 
 
+def one_job() -> Job:
+    request = Request(np.zeros(1, np.int32), GenerationConfig(max_new_tokens=8), 0)
+    return Job(request, Writing(IdsOnlyTokenizer(SpecialIds.last_of(64), 64), SMALL, 1, 8, 8))
+
+
+def test_who_leaves_while_all_is_compiled_leaves_nothing():
+    decoder: Any = OneStepDecoder(fails=False)
+    compiled = threading.Event()
+
+    def warm_up() -> Iterator[tuple[int, int]]:
+        yield 0, 1
+        compiled.wait(20)
+
+    async def leave() -> list:
+        engine = Engine(decoder, warm_up())
+        engine.start()
+        left, stays = one_job(), one_job()
+        request = weakref.ref(left.request)
+        engine.submit(left)
+        engine.cancel(left)
+        engine.submit(stays)
+        assert request() is None
+        compiled.set()
+        found = [delta async for delta in stays.deltas()]
+        assert left.ticket is None
+        engine.close()
+        return found
+
+    assert asyncio.run(leave()) == [Delta("", (), "length")]
+
+
 def test_a_decoder_that_fails_starts_anew(caplog: pytest.LogCaptureFixture):
     decoder: Any = OneStepDecoder(fails=True)
 
-    def job() -> Job:
-        request = Request(np.zeros(1, np.int32), GenerationConfig(max_new_tokens=8), 0)
-        return Job(request, Writing(IdsOnlyTokenizer(SpecialIds.last_of(64), 64), SMALL, 1, 8, 8))
-
     async def deltas(engine: Engine) -> list:
-        one = job()
+        one = one_job()
         engine.submit(one)
         return [delta async for delta in one.deltas()]
 

@@ -26,7 +26,7 @@ LIMIT = 20_000  # bytes of a body
 @pytest.fixture(scope="module")
 def server(text_model: Path, child_environment: dict[str, str]) -> Iterator[Server]:
     options = ["--max-body-bytes", str(LIMIT), "--max-new-tokens-limit", "96"]
-    options += ["--allow-host", "models.example", "--allow-origin", "https://page.example"]
+    options += ["--allow-host", "models.example", "--allow-origin", "https://Page.example/"]
     with serving(text_model, child_environment, *options) as server:
         yield server
 
@@ -144,6 +144,18 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     assert main(["serve"]) == 2
     assert capsys.readouterr().err == "error: `steerling serve` needs uvicorn: pip install 'steerling-jax[serve]'.\n"
+
+
+def test_house_rules_that_contradict_each_other_are_told_before_serving(
+    text_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    rules = ("[[rule]]\naction = 'clamp'\nvalue = 1\nconcept = 'Email'\n", "at = [0, 4]\n")
+    (tmp_path / "p.toml").write_text(rules[0] + rules[0].replace("Email", "Sockets") + rules[1])
+    assert main(["serve", "--model", str(text_model), "--port", "0", "--policy", str(tmp_path / "p.toml")]) == 2
+    said = capsys.readouterr().err
+    assert "p.toml, rule 1: clamp Email at 1" in said
+    assert "at different positions" in said
+    assert "Serving" not in said
 
 
 def test_an_address_in_use_is_told_in_a_sentence(server: Server, text_model: Path, capsys: pytest.CaptureFixture):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import hashlib
 import io
 import json
@@ -269,6 +270,19 @@ def test_jobs(bundle: Bundle, judge: Judge, jobs: list[Job]):
     low, high = (dose.parts[0] for dose in doses if dose is not None)
     np.testing.assert_array_equal(low.direction, high.direction)
     assert high.alpha == pytest.approx(4 * low.alpha)
+
+
+def test_a_corpus_without_what_is_needed_is_refused(bundle: Bundle, store: CorpusStore, judge: Judge, tmp_path: Path):
+    held = HeldOutChunks.read(store, C)
+    everywhere = dataclasses.replace(held, positive=np.ones_like(held.positive))
+    with pytest.raises(UserError, match="No held-out document without 'Concept 4' has 32 tokens"):
+        jobs_of(bundle.tokenizer, everywhere, judge, [4, 1], dict.fromkeys(range(C), ""), SETTINGS)
+    concepts = [{"id": 0, "name": "Concept 0", "group": "test", "description": ""}]
+    tokenizer = IdsOnlyTokenizer(SpecialIds.last_of(V), V)
+    with corpus_writer(tmp_path / "store", tokenizer, concepts=concepts, source={"kind": "test"}) as writer:
+        writer.add(name="one", source="test", sha256="0" * 64, split="train", chunks=[([1, 2, 3], [0])])
+    with pytest.raises(UserError, match="has no held-out documents"):
+        train_judge(CorpusStore(tmp_path / "store"), 1, [], N)
 
 
 def test_prefix_is_cut_where_the_context_has_no_room(bundle: Bundle):

@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 
 import steerling_jax as sj
+from steerling_jax.catalogue import Catalogue
 from steerling_jax.config import Compute, ConceptConfig, ModelConfig
 from steerling_jax.model import init_params
 from steerling_jax.steering import ClampPlan, concept_direction, prepare_steering
+from steerling_jax.steering_by_name import steering_of
+from steerling_jax.steering_rules import Rule
 
 CONCEPT = ConceptConfig(
     n_concepts=24, n_unknown_concepts=40, concept_dim=32, factorize_rank=16, topk_known=4, topk_known_features=4,
@@ -131,6 +134,15 @@ def test_clamps_of_several_steerings_go_together_or_are_refused():
     assert plan_of(S.injection(1), S(intervene_known={})).clamps is None
     with pytest.raises(sj.UserError, match=r"'clamp known 2 at 1\.0; clamp discovered 39 at 0\.5' and 'x' clamp"):
         plan_of(clamp, S(intervene_known={3: 0.0}, label="x"))
+
+
+def test_clamps_that_change_nothing_are_refused():
+    known_only = dataclasses.replace(SMALL, concept=dataclasses.replace(CONCEPT, use_unknown=False))
+    rule = Rule("clamp", "3", value=1.0)
+    for config, rules in ((SMALL, [rule]), (known_only, [dataclasses.replace(rule, epsilon="frozen")])):
+        assert steering_of(rules, Catalogue((), known=24), config)[0].intervene_known == {3: 1.0}
+    with pytest.raises(sj.UserError, match="no discovered concepts, so clamping known ones changes nothing"):
+        steering_of([rule], Catalogue((), known=24), known_only)
 
 
 def test_no_steering_is_a_plan_that_does_nothing():

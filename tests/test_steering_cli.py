@@ -80,6 +80,7 @@ def test_generate_says_which_steerings_acted(capsys: pytest.CaptureFixture[str],
         (("--suppress", "4=-2"), "the strength is '-2'"),
         (("--amplify", "4", "--suppress", "4"), "keep one of the two"),
         (("--policy", "none.toml"), "Cannot read the policy none.toml"),
+        (("--repetition-penalty", "1.1"), "--greedy and --repetition-penalty contradict each other"),
         (("--like-response", "@none.txt"), "Cannot read the response none.txt"),
     ],
 )

@@ -87,7 +87,7 @@ class Answer(Response):
             yield reply.counts(self._usage())
 
     def _usage(self) -> dict[str, int]:
-        return usage(len(self._job.request.prompt), self._job.writing.tokens)
+        return usage(self._job.writing.prompt_length, self._job.writing.tokens)
 
 
 async def unless_gone(receive: Receive, work: Awaitable[None]) -> None:

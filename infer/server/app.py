@@ -195,6 +195,7 @@ def make_app(service: Service, *, listening: str, hosts: list[str], origins: lis
         service.metrics.count("left")
         return Response(status_code=400)  # nobody reads it
 
+    origins = [origin.lower().rstrip("/") for origin in origins]
     middleware = [Middleware(Gate, service.metrics, listening=listening, hosts=hosts, origins=origins)]
     if origins:
         middleware.append(Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"]))

@@ -33,10 +33,11 @@ class Delta:
 
 
 class Job:
-    """One request in the engine. Its deltas are read once, in asyncio."""
+    """One request in the engine. Its deltas are read once, in asyncio. request: None once it is cancelled."""
 
     def __init__(self, request: Request, writing: Writing):
-        self.request, self.writing = request, writing
+        self.request: Request | None = request
+        self.writing = writing
         self.ticket: int | None = None
         self._told = 0  # commits of this block that events have told of
         self._inbox: asyncio.Queue[Delta | Exception] = asyncio.Queue()
@@ -101,6 +102,7 @@ class Engine:
 
     def cancel(self, job: Job) -> None:
         """Gives the job's row to others; no harm where the job has ended."""
+        job.request = None  # orders may wait long, while all is compiled, and it holds arrays
         self._orders.put(lambda: self._drop(job))
 
     def _run(self) -> None:
@@ -134,8 +136,10 @@ class Engine:
             self._orders.get()()
 
     def _submit(self, job: Job) -> None:
+        if (request := job.request) is None:
+            return
         try:
-            job.ticket = self._decoder.submit(job.request)
+            job.ticket = self._decoder.submit(request)
         except Exception as error:
             self._out.append((job, error))
         else:

@@ -24,7 +24,7 @@ _ANYWHERE = ("0.0.0.0", "::")
 
 class Gate:
     """Lets through: loopback names and addresses, the address that is listened on (any address under 0.0.0.0 or ::),
-    and `hosts`; with no Origin, the same origin, or one of `origins`."""
+    and `hosts`; with no Origin, the same origin, or one of `origins`, which are as browsers send them."""
 
     def __init__(
         self, app: ASGIApp, metrics: Metrics, *, listening: str, hosts: Iterable[str] = (), origins: Iterable[str] = ()
@@ -32,7 +32,7 @@ class Gate:
         self._app, self._metrics = app, metrics
         self._hosts = {"localhost", listening.lower(), *(host.lower() for host in hosts)}
         self._any_address = listening in _ANYWHERE
-        self._origins = {origin.lower().rstrip("/") for origin in origins}
+        self._origins = set(origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and (error := self.objection(scope["headers"])):

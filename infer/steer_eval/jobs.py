@@ -21,13 +21,14 @@ import numpy as np
 
 from steerling_jax.api import Bundle
 from steerling_jax.config import ModelConfig
+from steerling_jax.errors import UserError
 from steerling_jax.io.tokenizer import IdsOnlyTokenizer, Tokenizer
 from steerling_jax.steering import SteeringPlan, prepare_steering
 from steerling_jax.steering_config import SteeringConfig
 from steerling_jax.steering_controls import random_control
 
 from .judge import Judge
-from .prompts import HeldOutChunks, Opening
+from .prompts import WITHOUT_TOKENS, HeldOutChunks, Opening
 
 AMPLIFY, SUPPRESS = "amplify", "suppress"
 NOTHING, AGAIN = "nothing", "nothing, another seed"
@@ -94,10 +95,18 @@ def jobs_of(
     tokenizer: Tokenizer, held: HeldOutChunks, judge: Judge, chosen: Sequence[int], descriptions: Mapping[int, str],
     settings: Settings,
 ) -> list[Job]:  # fmt: skip
-    """Every text to write. descriptions: of the concepts, by id; left out where the tokenizer cannot read text."""
-    return [
+    """Every text to write. descriptions: of the concepts, by id; left out where the tokenizer cannot read text. Raises
+    `UserError` where no concept can be amplified."""
+    jobs = [
         job for concept in chosen for job in _jobs(tokenizer, held, judge, concept, descriptions[concept], settings)
     ]
+    if not any(job.condition.arm == AMPLIFY for job in jobs):
+        name = next(entry["name"] for entry in held.store.concepts if entry["id"] == chosen[0])
+        raise UserError(
+            f"No held-out document without {name!r} has {WITHOUT_TOKENS + settings.new_tokens} tokens, to begin a text "
+            "with: name other --concepts, give fewer --max-new-tokens, or make a larger corpus."
+        )
+    return jobs
 
 
 def _jobs(

@@ -82,9 +82,15 @@ def train_judge(
 ) -> Judge:
     """On the panel are, of concepts 0 … concepts − 1, those that are `named` and those with enough held-out chunks.
 
-    new_tokens: length of the texts that will be judged. Raises `UserError` for a named concept without lifted tokens.
+    new_tokens: length of the texts that will be judged. Raises `UserError` for a named concept without lifted tokens,
+    and for a corpus without held-out documents.
     """
     first, last = store.chunks_between(*store.split("heldout"))
+    if first == last:
+        raise UserError(
+            f"The corpus {store.folder} has no held-out documents, from which prompts are taken: prepare it with a "
+            "--heldout-share above 0."
+        )
     held, held_positive = chunk_bags(store, first, last), chunk_positives(store, first, last, concepts)
     first, last = store.chunks_between(*store.split("train"))
     last = min(last, first + _TRAIN_CHUNKS)

@@ -28,7 +28,7 @@ def add_generation_options(parser: argparse.ArgumentParser) -> None:
     add("--steps", type=int, metavar="N", help="default: one a token")
     add("--temperature", type=float, metavar="X", help="a fixed temperature, in place of the entropy's")
     add("--top-p", type=float, default=0.8, metavar="X", help="mass of the nucleus (default: %(default)s)")
-    add("--repetition-penalty", type=float, default=1.1, metavar="X", help="default: %(default)s; 1 for none")
+    add("--repetition-penalty", type=float, metavar="X", help="default: 1.1; 1 for none")
     add("--cfg-scale", type=float, default=0.0, metavar="X", help="guidance (default: none)")
     add("--seed", type=int, metavar="N", help="the same text every time (default: another one)")
     add("--stop", action="append", metavar="TOKEN", help="an id, or a text that is one token; may be repeated")
@@ -39,8 +39,10 @@ def add_generation_options(parser: argparse.ArgumentParser) -> None:
 
 def check_generation_options(args: argparse.Namespace) -> None:
     """What can be told without a model. Raises `UserError`."""
-    if args.greedy and args.temperature is not None:
-        raise UserError("--greedy and --temperature contradict each other; give one of them.")
+    for option in ("temperature", "repetition_penalty"):
+        if args.greedy and getattr(args, option) is not None:
+            name = option.replace("_", "-")
+            raise UserError(f"--greedy and --{name} contradict each other; give one of them.")
     if args.commit_above is not None and not 0 <= args.commit_above <= 1:
         raise UserError(f"--commit-above is {args.commit_above:g}; give a probability, from 0 to 1.")
 
@@ -68,6 +70,7 @@ def settings(args: argparse.Namespace, bundle: Bundle, prompt: str | list[int]) 
     if length is None:
         length = GenerationConfig.default_length(bundle.config, len(encode(bundle, prompt, "The prompt")))
     fixed = args.temperature is not None or args.greedy
+    penalty = 1.1 if args.repetition_penalty is None else args.repetition_penalty
     return GenerationConfig(
         max_new_tokens=length,
         steps=args.steps,
@@ -75,7 +78,7 @@ def settings(args: argparse.Namespace, bundle: Bundle, prompt: str | list[int]) 
         cfg_scale=args.cfg_scale,
         seed=args.seed,
         top_p=args.top_p,
-        repetition_penalty=1.0 if args.greedy else args.repetition_penalty,
+        repetition_penalty=1.0 if args.greedy else penalty,
         use_entropy_sampling=not fixed,
         stop_tokens=tuple(_stop_id(stop, bundle) for stop in args.stop or ()) or None,
     )

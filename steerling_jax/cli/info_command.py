@@ -10,7 +10,7 @@ from typing import Any
 from steerling_jax.cli.arguments import add_model
 
 HELP = """\
-Show what a model is: its configuration, parameters and tokenizer (its concepts: `steerling concepts`).
+Show what a model is: its configuration, parameters and tokenizer.
 
 examples:
   steerling info

@@ -36,7 +36,7 @@ SUMMARIES = {
     "serve": "Answer requests over HTTP, in the protocol of OpenAI's clients.",
     "concepts": "Find a model's concepts by name, with the words that each one promotes.",
     "neighbourhood": "Show what a concept is about: tokens, chunks of a corpus, near concepts, a name.",
-    "info": "Show what a model is: its configuration, parameters, tokenizer and concepts.",
+    "info": "Show what a model is: its configuration, parameters and tokenizer.",
     "prepare": "Make a corpus store from documents: tokens, chunks, concept labels.",
     "train": "Train a model from a config; resumes exactly where it stopped.",
     "compile": "Compile a config for real TPUs with none present: memory, FLOPs, what is exchanged, does it fit.",

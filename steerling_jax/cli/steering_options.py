@@ -84,6 +84,17 @@ def add_steering_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--catalogue", metavar="FILE", help="names of concepts (JSON, Parquet), in place of the model's")
 
 
+def load_named(model: str | None, catalogue: str | None) -> Bundle:
+    """A model whose concepts have the names of a catalogue file, if there is one: for what requests name, too."""
+    import steerling_jax as sj
+    from steerling_jax.io.catalogue import read_catalogue
+
+    bundle = sj.load(model)
+    if catalogue:
+        vars(bundle)["concepts"] = read_catalogue(catalogue, bundle.config)
+    return bundle
+
+
 def from_args(args: argparse.Namespace) -> Steering:
     """Reads the options and the files that they name."""
     rules = [parse_option(action, text) for action in ("amplify", "suppress") for text in getattr(args, action)]
