@@ -69,11 +69,12 @@ def run(args: argparse.Namespace) -> None:
         check_bm25()
     with stages() as tell:
         bundle, store, planted = _subject(args, tell)
+        index = _index(args, store, bundle)
         results = Results(args.out, _command(args), bundle.name)
         for part in parts:
             settings = _settings(args, part, bundle, store)
             results.part(part, settings, lambda kept, part=part: _measure(
-                part, bundle, store, planted, args, tell, kept))  # fmt: skip
+                part, bundle, store, planted, index, args, tell, kept))  # fmt: skip
     write_report(results)
     if args.json:
         print_json({"model": bundle.name, "command": results.command, "parts": results.found})
@@ -163,8 +164,8 @@ def _subject(args: argparse.Namespace, tell: Any) -> tuple[Bundle, CorpusStore, 
 
 
 def _measure(
-    part: str, bundle: Bundle, store: CorpusStore, planted: Planted | None, args: argparse.Namespace, tell: Tell,
-    kept: Kept,
+    part: str, bundle: Bundle, store: CorpusStore, planted: Planted | None, index: Index | None,
+    args: argparse.Namespace, tell: Tell, kept: Kept,
 ) -> dict[str, Any]:  # fmt: skip
     from .faithfulness import concepts, data, inputs, outputs
     from .faithfulness.planted_model import DOCUMENT, PLANTED_PROMPT
@@ -181,12 +182,18 @@ def _measure(
         if planted is not None:
             usual["seq_len"] = DOCUMENT
         return concepts.measure(bundle, store, **usual)
-    return outputs.measure(bundle, store, **usual, everyday=planted is None, index=_index(args, store, bundle))
+    return outputs.measure(bundle, store, **usual, everyday=planted is None, index=index)
 
 
 def _index(args: argparse.Namespace, store: CorpusStore, bundle: Bundle) -> Index | None:
+    """Raises `UserError` where it holds the held-out documents, whose own evidence is a control."""
     if args.index is None:
         return None
     from .index.opened import open_index
 
-    return open_index(args.index, store, bundle)
+    index = open_index(args.index, store, bundle)
+    require(
+        index.settings.splits == ("train",),
+        f"The index {args.index} holds held-out documents, which would find themselves: give one of --split train.",
+    )
+    return index

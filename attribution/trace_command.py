@@ -117,12 +117,15 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _check_outputs(args: argparse.Namespace) -> None:
-    """Each has its own place, and none is in the tables' folder."""
+    """Each has its own place, none is in the tables' folder, and none is what is explained."""
     outputs = (args.trace, args.html, args.json, args.parquet, args.graph)
     names = [name for name in outputs if name not in (None, "-")]
     paths = [Path(name).resolve() for name in names]
     twice = sorted({name for name, path in zip(names, paths, strict=True) if paths.count(path) > 1})
     require(not twice, f"Several outputs are to be written to {', '.join(twice)}; give each its own.")
+    if args.source is not None:
+        own = [name for name, path in zip(names, paths, strict=True) if path == Path(args.source).resolve()]
+        require(not own, f"--from and an output are both {args.source}; write the output to another file.")
     require(
         args.parquet is None or not any(Path(args.parquet).resolve() in path.parents for path in paths),
         f"{args.parquet} is made anew, with the tables alone; write the other outputs elsewhere.",

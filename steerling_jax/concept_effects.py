@@ -92,8 +92,10 @@ class Agreement(NamedTuple):
 
 
 def agreement(predicted: np.ndarray, observed: np.ndarray) -> Agreement:
-    """For predicted and observed (p,). Signs are compared where both are numbers other than 0."""
+    """For predicted and observed (p,), without pairs that are no numbers. Signs are compared where both are not 0."""
     x, y = np.asarray(predicted, np.float64), np.asarray(observed, np.float64)
+    known = np.isfinite(x) & np.isfinite(y)
+    x, y = x[known], y[known]
     told = (x != 0) & (y != 0)
     sign = float(np.mean(np.sign(x[told]) == np.sign(y[told]))) if told.any() else float("nan")
     if len(x) < 2 or x.std() == 0 or y.std() == 0:
@@ -103,13 +105,15 @@ def agreement(predicted: np.ndarray, observed: np.ndarray) -> Agreement:
 
 
 def shuffled_concepts(effects: ConceptEffects, key: jax.Array) -> np.ndarray:
-    """The direct shares (p,) with the concepts of each token in another order: a control that keeps how much there is
-    to explain at each token, and loses only which concept it was."""
+    """Each token's direct shares (p,) handed on to other concepts of it, none to its own: a control that keeps how much
+    there is to explain at each token, and loses only which concept it was. NaN where a token has one concept alone."""
     noise = np.asarray(jax.random.uniform(key, effects.orders.shape))
-    drawn = np.lexsort((noise, effects.orders))
-    place = np.argsort(effects.orders, kind="stable")
+    drawn = np.lexsort((noise, effects.orders))  # token by token, in random order; each share goes to the next
+    _, first, count = np.unique(effects.orders[drawn], return_index=True, return_counts=True)
+    first, count = np.repeat(first, count), np.repeat(count, count)
+    following = first + (np.arange(len(drawn)) - first + 1) % count
     shuffled = np.empty_like(effects.direct)
-    shuffled[place] = effects.direct[drawn]
+    shuffled[drawn[following]] = np.where(count > 1, effects.direct[drawn], np.nan)
     return shuffled
 
 
@@ -120,8 +124,8 @@ def concept_effects(
     """Effects of `concepts` on every token committed at positions [start, end).
 
     shares: `concept_contributions` of the same trace. first_layer: 1-based, of the removal "pass"; default half the
-    layers, as in steering. A steered text keeps its injection, of a guided one the conditional branch is measured.
-    Raises `UserError` for ids that are not the head's, and for an empty choice.
+    layers, as in steering. A steered text keeps its injection. Raises `UserError` for ids that are not the head's, for
+    an empty choice, and for text that was written with clamps or guidance.
     """
     config = bundle.config
     check_concepts(config, head, concepts)
@@ -133,6 +137,10 @@ def concept_effects(
     require(
         trace.clamps is None,
         "Effects of text that was written with clamped concepts cannot be measured: take one written without.",
+    )
+    require(
+        trace.guidance == 0,
+        "Effects of guided text cannot be measured, as its shares are of two branches: take one written without.",
     )
     if not len(tokens) or not len(concepts):
         raise UserError(f"No token is committed in [{start}, {end}), or no concept was named: there is no effect.")

@@ -39,8 +39,8 @@ class Hit:
 class Evidence:
     """Hits of each score for tokens [start, end) of a text, best first.
 
-    thresholds: the value of each score that 1 of 100 texts of no sense reaches; hits not above it are not listed, and a
-    score that has none listed found nothing close.
+    thresholds: the value of each score that 1 of 100 texts of no sense of that length reaches, of 64 tokens where the
+    text has more; hits not above it are not listed, and a score that has none listed found nothing close.
     """
 
     start: int

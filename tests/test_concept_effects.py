@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -160,6 +162,20 @@ def test_shuffling_keeps_each_token_its_shares(told):
     assert isinstance(agreement(found, effects.direct), Agreement)
 
 
+def test_no_share_is_handed_to_its_own_concept():
+    """A control that kept some of the real pairs would be no control. A token of one concept has nobody to give to."""
+    orders = np.array([4, 7, 4, 7, 4, 9], np.int32)
+    direct = np.arange(1.0, 7.0, dtype=np.float32)
+    effects = ConceptEffects("known", orders, orders, np.arange(6, dtype=np.int32), direct, {}, {})
+    for seed in range(20):
+        found = shuffled_concepts(effects, jax.random.key(seed))
+        assert np.isnan(found[5])
+        assert not np.any(found[:5] == direct[:5])
+        assert sorted(found[orders == 4]) == [1, 3, 5]
+        assert sorted(found[orders == 7]) == [2, 4]
+        assert agreement(found, direct).pairs == 5
+
+
 def test_effects_complain(told):
     bundle, trace, shares = told
     with pytest.raises(UserError, match="There is no known concept 100000; the ids are 0 to"):
@@ -238,3 +254,9 @@ def test_gradients_complain(told, targets, sources, sentence):
     bundle, trace, _ = told
     with pytest.raises(UserError, match=sentence):
         concept_gradients(bundle, trace.tokens, targets, sources)
+
+
+def test_effects_of_guided_text_are_refused(told):
+    bundle, trace, shares = told
+    with pytest.raises(UserError, match="Effects of guided text cannot be measured"):
+        concept_effects(bundle, replace(trace, guidance=0.5), shares, [0])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from steerling_jax.attribution.faithfulness.kept import Kept
-from steerling_jax.attribution.faithfulness.report import Results
+from steerling_jax.attribution.faithfulness.report import Results, write_report
 from steerling_jax.errors import UserError
 
 
@@ -58,3 +58,22 @@ def test_a_damaged_result_is_named(tmp_path: Path) -> None:
     (tmp_path / "kept" / "one.json").write_text("{")
     with pytest.raises(UserError, match=r"one\.json cannot be read"):
         Kept.open(tmp_path / "kept", {}).get("one", lambda: 1)
+
+
+def test_the_page_keeps_parts_measured_before(tmp_path: Path) -> None:
+    """Of the same model and corpus only, in the page's order."""
+
+    def measured(part: str, model: str = "model", corpus: str = "a") -> str:
+        measure = Measure()
+        measure.stop = False
+        results = Results(tmp_path, f"measure {part}", model)
+        results.part(part, {"fingerprint": "f", "corpus": corpus, "seed": part}, measure)
+        write_report(results)
+        return (tmp_path / "report.md").read_text()
+
+    measured("outputs")
+    page = measured("inputs")
+    assert "measure inputs" in page
+    assert page.index("## Inputs") < page.index("## Bad outputs")
+    assert "Inputs" not in measured("concepts", corpus="b")
+    assert "Bad outputs" not in measured("concepts", model="other")

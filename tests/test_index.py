@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ import numpy as np
 import pytest
 
 import steerling_jax as sj
+from steerling_jax.attribution import faithfulness_command
 from steerling_jax.attribution.index import opened
 from steerling_jax.attribution.index.build import build_index
 from steerling_jax.attribution.index.opened import Index, open_index
@@ -296,6 +298,29 @@ def test_an_unfinished_index_is_refused(bundle: sj.Bundle, corpus: CorpusStore, 
     build_index(corpus, bundle, tmp_path, SETTINGS, process_index=0, process_count=4)
     with pytest.raises(UserError, match="not finished"):
         open_index(tmp_path, corpus, bundle)
+
+
+def test_an_index_of_an_old_format_is_to_be_removed(bundle: sj.Bundle, corpus: CorpusStore, tmp_path: Path):
+    (tmp_path / "index.json").write_text(json.dumps({"format_version": 1}))
+    with pytest.raises(UserError, match=r"has format 1, .*: remove it and make it again"):
+        build_index(corpus, bundle, tmp_path, SETTINGS)
+    (tmp_path / "index.json").write_text("{")
+    with pytest.raises(UserError, match=f"cannot be read: remove {tmp_path} and run"):
+        build_index(corpus, bundle, tmp_path, SETTINGS)
+
+
+def test_a_short_split_is_indexed(bundle: sj.Bundle, corpus: CorpusStore, tmp_path: Path):
+    """At the store's end, and shorter than a text of no sense."""
+    start, end = corpus.split("heldout")
+    assert end - start < 96
+    report = build_index(corpus, bundle, tmp_path, replace(SETTINGS, splits=("heldout",)))
+    assert report["finished"]
+
+
+def test_figures_take_no_index_of_heldout_documents(bundle: sj.Bundle, corpus: CorpusStore, tmp_path: Path):
+    build_index(corpus, bundle, tmp_path, replace(SETTINGS, splits=("heldout",)))
+    with pytest.raises(UserError, match="holds held-out documents, which would find themselves"):
+        faithfulness_command._index(Namespace(index=tmp_path), corpus, bundle)
 
 
 @pytest.mark.parametrize("damage", ["a unit", "an array", "a shard", "unit.json", "NaN"])

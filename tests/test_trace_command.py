@@ -187,6 +187,17 @@ def test_mistakes_are_told_and_nothing_is_written(
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["full", "mine.txt"]
 
 
+def test_what_is_explained_is_not_replaced(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    source, other = tmp_path / "out.jsonl", tmp_path / "link.jsonl"
+    source.write_text("many lines")
+    other.symlink_to(source)
+    for output in ("--trace", "--html", "--json", "--graph"):
+        code, _, err = run(capsys, "trace", "--from", str(source), "--id", "1", output, str(other))
+        assert code == 2
+        assert f"--from and an output are both {source}" in err
+    assert source.read_text() == "many lines"
+
+
 def test_another_models_trace_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path):
     path = str(tmp_path / "t.json")
     run(capsys, "generate", *WRITE, "--trace", path)

@@ -192,6 +192,45 @@ def test_graph_probability_is_the_models(bundle: sj.Bundle, graph: dict[str, Any
         make_graph(bundle, found, 0)
 
 
+def test_nothing_leads_into_a_clamped_concept(bundle: sj.Bundle, found: Explanation):
+    """And what the inputs added to the logit goes through the others and epsilon."""
+    clamped = int(found.shares.known_ids[0, 0])
+    steering = SteeringConfig((), intervene_known={clamped: 0.9})
+    prompt = Prompt("return", GenerationConfig(max_new_tokens=16, seed=3), steering)
+    written = generate(bundle, prompt.text_or_ids, prompt.config, prompt.steering)
+    one = explain(bundle, record_of(bundle, model_origin(bundle), prompt, written))
+    assert one.inputs is not None
+    position = int(one.shares.positions[-1])
+    graph = make_graph(bundle, one, position)
+    node = next(node["node_id"] for node in graph["nodes"] if node["feature"] == clamped and node["layer"] != "E")
+    assert any(link["source"] == node for link in graph["links"])
+    assert not any(link["target"] == node for link in graph["links"])
+    places = {node["node_id"] for node in graph["nodes"] if node["feature_type"] == "embedding"}
+    out = sum(link["weight"] for link in graph["links"] if link["source"] in places)
+    assert out == pytest.approx(float(one.inputs.attributions[-1].sum()), abs=1e-4)
+
+
+def test_a_token_overwritten_after_an_end_of_turn_is_shown_as_it_was_committed(bundle: sj.Bundle, found: Explanation):
+    flat = list(found.trace.flat())
+    eot = next(
+        token
+        for i, (_, position, token, _) in enumerate(flat)
+        if max((p for _, p, _, _ in flat[:i]), default=0) > position and token not in [t for _, _, t, _ in flat[:i]]
+    )
+    other = dataclasses.replace(bundle, config=dataclasses.replace(bundle.config, instruct=True, eot_id=eot))
+    prompt = Prompt("return </script>", GenerationConfig(max_new_tokens=32, seed=3), SteeringConfig((1,), 3.0))
+    written = generate(other, prompt.text_or_ids, prompt.config, prompt.steering)
+    after = {p: token for _, p, token, _ in written.trace.flat() if written.tokens[p] != token}
+    assert after
+    one = explain(other, record_of(other, model_origin(other), prompt, written), inputs=False)
+    rows = {row["position"]: row for row in make_tables(one)["tokens"]}
+    for position, token in after.items():
+        assert (rows[position]["token_id"], rows[position]["piece"]) == (token, other.tokenizer.piece(token))
+    position, token = next(iter(after.items()))
+    (logit,) = (node for node in make_graph(other, one, position)["nodes"] if node["feature_type"] == "logit")
+    assert logit["clerp"].startswith(f'"{other.tokenizer.piece(token)}"')
+
+
 def test_given_text_is_read_from_left_to_right(bundle: sj.Bundle):
     trace = given_trace(bundle, "The quick brown", " fox jumps over")
     P = trace.prompt_length

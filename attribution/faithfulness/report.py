@@ -80,9 +80,10 @@ def render(results: Results) -> RenderableType:
 
 
 def write_report(results: Results) -> None:
-    """`report.md`, and `figures.svg` where matplotlib is installed and there is a data part."""
+    """`report.md`, with parts that were measured before of the same model and corpus, and `figures.svg` where
+    matplotlib is installed and there is a data part."""
     lines = [f"# Faithfulness of {results.model}", ""]
-    for name, part in results.found.items():
+    for name, part in _with_earlier(results).items():
         lines += [f"## {_TITLES[name]}", "", f"    {part['command']}", ""]
         lines += [*markdown(part), ""]
         lines += [f"{note}\n" for note in part["notes"]]
@@ -91,6 +92,23 @@ def write_report(results: Results) -> None:
         scratch.write_text("\n".join(lines), encoding="utf-8")
     if "data" in results.found:
         _draw(results.found["data"], results.folder / "figures.svg")
+
+
+def _with_earlier(results: Results) -> dict[str, Any]:
+    """The parts found now, and those in the folder of the same model and corpus, in the page's order."""
+    of = {_subject(part) for part in results.found.values()}
+    earlier = {
+        name: _read(results.folder / f"{name}.json")
+        for name in _TITLES
+        if name not in results.found and (results.folder / f"{name}.json").exists()
+    }
+    parts = {name: part for name, part in earlier.items() if _subject(part) in of} | results.found
+    return {name: parts[name] for name in _TITLES if name in parts}
+
+
+def _subject(part: Mapping[str, Any]) -> tuple[Any, ...]:
+    asked = part.get("asked", {})
+    return part.get("model"), asked.get("fingerprint"), asked.get("corpus")
 
 
 def _draw(part: Mapping[str, Any], path: Path) -> None:

@@ -62,7 +62,7 @@ def nonsense(index: Index, draw: np.random.Generator, length: int) -> Query:
     ranges = [corpus.split(split) for split in index.settings.splits]
     sizes = np.array([max(end - start - PIECE, 0) for start, end in ranges], np.float64)
     special = list(corpus.special.names())
-    for _ in range(100 * total):  # a corpus of nothing but shorter chunks would give none
+    for _ in range(100 * total if sizes.any() else 0):  # a corpus of nothing but shorter chunks would give none
         start = ranges[draw.choice(len(ranges), p=sizes / sizes.sum())]
         at = int(draw.integers(start[0], start[1] - PIECE))
         piece = corpus.tokens(at, at + PIECE)
@@ -70,5 +70,8 @@ def nonsense(index: Index, draw: np.random.Generator, length: int) -> Query:
             pieces.append(piece)
         if PIECE * len(pieces) >= total:
             break
-    text = np.concatenate([*pieces, corpus.tokens(ranges[0][0], ranges[0][0] + total)])[:total]
-    return Query(index, text.astype(np.int32), _CONTEXT, total)
+    missing = total - PIECE * len(pieces)
+    if missing > 0:
+        start, end = ranges[0]
+        pieces.append(np.resize(corpus.tokens(start, min(start + missing, end)), missing))
+    return Query(index, np.concatenate(pieces)[:total].astype(np.int32), _CONTEXT, total)

@@ -43,7 +43,8 @@ class Chunk:
 @dataclass(frozen=True)
 class Explanation:
     """All that is known of a trace. shares and inputs have one row a committed token, in the trace's order; pieces:
-    each canvas position's token as text. concepts: of the model, for their names."""
+    each canvas position's token as text, as it was committed, also where an end of turn overwrote it. concepts: of the
+    model, for their names."""
 
     record: TraceRecord
     trace: Trace
@@ -99,5 +100,7 @@ def explain(
                 find(trace.tokens, start, end) if find is not None and ids else None,
             )
         )  # fmt: skip
-    pieces = tuple(map(bundle.tokenizer.piece, trace.tokens.tolist()))
+    canvas = trace.tokens.copy()
+    canvas[shares.positions] = shares.token_ids
+    pieces = tuple(map(bundle.tokenizer.piece, canvas.tolist()))
     return Explanation(record, trace, tuple(chunks), shares, found, pieces, bundle.concepts)

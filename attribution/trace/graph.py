@@ -65,7 +65,8 @@ def make_graph(
     )  # fmt: skip
     of_logit = explanation.inputs or attribute_inputs(bundle, trace, positions=[position])
     into_logit = of_logit.attributions[of_logit.target_positions == position][0]
-    units = np.asarray([one.unit for one in concepts], np.float32)
+    fixed = _fixed(trace, position)
+    units = np.asarray([0.0 if (one.kind, one.id) in fixed else one.unit for one in concepts], np.float32)
     into_concepts = of_concepts.attributions * units[:, None]
     into_epsilon = into_logit - into_concepts.sum(axis=0)
     sure = attribute_inputs(bundle, trace, target=TokenLogProbability(), positions=[position], nodes=1)
@@ -92,6 +93,16 @@ def _listed(shares: Contributions, row: int) -> list[_Concept]:
         rows = zip(ids[row].tolist(), weights[row].tolist(), values[row].tolist(), strict=True)
         found += [_Concept(id, kind, weight, value) for id, weight, value in rows if id >= 0]
     return found
+
+
+def _fixed(trace: Trace, position: int) -> set[tuple[Head, int]]:
+    """Concepts that are clamped there: no input changes them."""
+    clamps = None if trace.plan is None else trace.plan.clamps
+    if clamps is None:
+        return set()
+    offset, (start, end) = position - trace.prompt_length, clamps.offsets or (0, len(trace.tokens))
+    by_head: dict[Head, dict[int, float] | None] = {"known": clamps.known, "discovered": clamps.unknown}
+    return {(kind, number) for kind, values in by_head.items() for number in values or {} if start <= offset < end}
 
 
 class _Drawing:

@@ -96,8 +96,9 @@ def _tokens(explanation: Explanation) -> Rows:
     ]  # fmt: skip
     for i, p in enumerate(shares.positions.tolist()):
         net = (shares.net_known[i], shares.net_discovered[i], shares.net_epsilon[i])
-        rows[p] |= {"step": int(shares.steps[i]), "logit": shares.target_logits[i], "epsilon": shares.epsilon[i],
-                    "share_error": shares.error[i], **_named("net", net)}  # fmt: skip
+        rows[p] |= {"token_id": int(shares.token_ids[i]), "step": int(shares.steps[i]),
+                    "logit": shares.target_logits[i], "epsilon": shares.epsilon[i], "share_error": shares.error[i],
+                    **_named("net", net)}  # fmt: skip
         if inputs is not None:
             rows[p] |= {
                 "path_logit": inputs.path_logits[i], "baseline_logit": inputs.baseline_logits[i],

@@ -68,7 +68,9 @@ class IndexFolder:
         self.about = read_json(self.folder / "index.json")
         if self.about.get("format_version") != FORMAT_VERSION:
             version = self.about.get("format_version")
-            raise UserError(f"The index {folder} has format {version}, this version reads {FORMAT_VERSION}: {_AGAIN}.")
+            raise UserError(
+                f"The index {folder} has format {version}, this version reads {FORMAT_VERSION}: remove it and {_AGAIN}."
+            )
 
     def current(self) -> dict[str, Any]:
         """The finished state. Raises `UserError` where the index was never finished."""
@@ -186,4 +188,4 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         raise UserError(f"{path} is missing: is {path.parent} an index? If so, {_AGAIN}.") from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {_AGAIN}.") from error
+        raise UserError(f"{path} cannot be read: remove {path.parent} and run `steerling index` again.") from error
