@@ -123,10 +123,31 @@ def param_shardings(config: ModelConfig, mesh: Mesh) -> Params:
 
 def to_host(tree: Any) -> Any:
     """Arrays, to NumPy on every process, wherever their parts lie."""
+    return jax.tree.map(_whole, tree)
 
-    def one(leaf: jax.Array) -> np.ndarray:
-        if leaf.is_fully_addressable or leaf.is_fully_replicated:
-            return np.asarray(leaf)
-        return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+
+def to_first_host(tree: Any, piece: int = 1 << 30) -> Any:
+    """Arrays to NumPy on the first process, None in their place on the others. Every device holds no more than `piece`
+    bytes of another's at a time (but one row of a leading axis at least)."""
+    first = jax.process_index() == 0
+
+    def one(leaf: jax.Array) -> np.ndarray | None:
+        if not leaf.ndim or _is_here(leaf):
+            return _whole(leaf) if first else None
+        whole = np.empty(leaf.shape, leaf.dtype) if first else None
+        rows = max(1, piece // (leaf.nbytes // leaf.shape[0]))
+        for start in range(0, leaf.shape[0], rows):
+            part = _whole(jax.lax.slice_in_dim(leaf, start, min(start + rows, leaf.shape[0])))
+            if whole is not None:
+                whole[start : start + rows] = part
+        return whole
 
     return jax.tree.map(one, tree)
+
+
+def _is_here(leaf: jax.Array) -> bool:
+    return leaf.is_fully_addressable or leaf.is_fully_replicated
+
+
+def _whole(leaf: jax.Array) -> np.ndarray:
+    return np.asarray(leaf if _is_here(leaf) else multihost_utils.process_allgather(leaf, tiled=True))

@@ -262,7 +262,7 @@ def test_figures_do_not_depend_on_filling_up(store: CorpusStore):
         assert set(np.flatnonzero(detected.positive[0])) == set(store.chunk(int(chunk)).labels)
 
 
-@pytest.mark.parametrize(("seq_len", "most"), [(30, None), (32, 96)])
+@pytest.mark.parametrize(("seq_len", "most"), [(30, None), (64, 512)])
 def test_detection_in_sequences_of_any_length_and_of_a_sample(store: CorpusStore, seq_len: int, most: int | None):
     """Sampled sequences may lie far apart in a split: only chunks that they hold take memory."""
     config = tiny(block=8, vocab_size=64, concepts=8)
@@ -275,6 +275,14 @@ def test_detection_in_sequences_of_any_length_and_of_a_sample(store: CorpusStore
     np.testing.assert_array_equal(detected.positive, chunk_positives(store, first, last, 8)[rows])
     bags = chunk_bags(store, first, last).take(rows).tokens
     np.testing.assert_array_equal(np.sort(bags_of(store, detected.chunk).tokens), np.sort(bags))
+    # At t = 1 masks are certain: a chunk that is here whole has the evidence that it has among all others.
+    other = detect(fresh(config), read_heldout(store, seq_len), store, config, COMPUTE, 1.0)
+    owners = (held.first_chunk[:, None] + held.chunk_index)[held.chunk_index >= 0]
+    sizes = np.diff(store.read("chunk_spans", first, last))[rows, 0]
+    here = np.flatnonzero(np.bincount(owners)[detected.chunk] == sizes)
+    assert len(here) > 2
+    there = np.searchsorted(other.chunk, detected.chunk[here])
+    np.testing.assert_allclose(detected.evidence[here], other.evidence[there], rtol=1e-4, atol=1e-6)
 
 
 def test_report_is_whole(store: CorpusStore):

@@ -136,6 +136,7 @@ def test_documents_that_are_in_no_file_may_be_changed_and_changed_back(tmp_path:
         prepare(tmp_path / "s", documents=documents, tokenizer=tokenizer, progress=stop_at("tokens and labels"))
     with pytest.raises(UserError, match=r"s\.work holds a preparation that was stopped"):
         prepare(tmp_path / "s", documents=documents[1:], tokenizer=tokenizer)
+    assert len(list((tmp_path / "s.work").glob("documents-*"))) == 1, "what was refused is not kept"
     done: list[tuple[str, int, int]] = []
     prepare(tmp_path / "s", documents=documents, tokenizer=tokenizer, progress=lambda *event: done.append(event))
     assert ("reading", 0, 0) in done

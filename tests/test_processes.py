@@ -143,15 +143,15 @@ GATHER = """
 import sys
 import jax, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
-from steerling_jax.sharding import MeshShape, make_mesh
-from steerling_jax.train.processes import is_first, join, on_the_first
+from steerling_jax.sharding import MeshShape, make_mesh, to_first_host
+from steerling_jax.train.processes import is_first, join
 join(sys.argv[1], 2, int(sys.argv[2]))
 mesh = make_mesh(MeshShape(fsdp=2))
-wanted = np.arange(7 * 4 * 2, dtype=np.float32).reshape(7, 4, 2)
-for spec in (PartitionSpec(None, "fsdp"), PartitionSpec()):
+wanted = np.arange(6 * 4 * 2, dtype=np.float32).reshape(6, 4, 2)
+for spec in (PartitionSpec("fsdp"), PartitionSpec(None, "fsdp"), PartitionSpec()):
     split = jax.make_array_from_callback(wanted.shape, NamedSharding(mesh, spec), lambda part: wanted[part])
-    for piece in (1, 100, 10**6):
-        found = on_the_first({"a": split}, piece)["a"]
+    for piece in (1, 150, 10**6):
+        found = to_first_host({"a": split}, piece)["a"]
         assert (found is None) == (not is_first())
         assert found is None or np.array_equal(found, wanted)
 """

@@ -101,7 +101,7 @@ class Speed:
 def step_flops(run: RunConfig) -> Flops:
     """Model FLOPs of one step of a run."""
     noise, data, model = run.objective.noise, run.data, run.model
-    if isinstance(run.objective, SteeringObjective):  # it asks for one concept's score a row, and for no features
+    if isinstance(run.objective, SteeringObjective):  # of the heads it asks for one score a row, which is left out
         model = dataclasses.replace(model, interpretable=False, concept=None)
     share = expected_masked_share(noise)
     if data.messages is not None:  # one block of each sequence

@@ -45,19 +45,21 @@ def train(
     stop: Callable[[], bool] = lambda: False,
     tensorboard: bool = False,
     profile: tuple[int, int] | None = None,
+    batches: Batches | None = None,
 ) -> Iterator[Event]:
     """Trains in `folder` from its newest checkpoint, or from `other` weights, or from a fresh draw, and ends with
     `Stopped` or `Done`.
 
     `evaluate(params)` gives JSON values; `stop()` is asked after each step; `profile` are the first and the last step
-    to trace. Raises `UserError` for a full disk, unreadable checkpoints, or a loss that stays non-finite.
+    to trace; `batches` are those of this run and store, where they are open already. Raises `UserError` for a full
+    disk, unreadable checkpoints, or a loss that stays non-finite.
     """
     clock = Clock()
     with ExitStack() as stack:
         checkpoints = stack.enter_context(TrainingCheckpoints(folder, keep=run.keep, keep_every=run.keep_every))
         with clock.phase("init"):
             begun = begin(run, share.mesh, checkpoints, folder, other)
-            batches = Batches(run, store)
+            batches = batches or Batches(run, store)
             placed = batches.placed(share, begun.step)
         left = begun.step < run.steps
         if profile is not None and left and (profile[1] <= begun.step or profile[0] > run.steps):

@@ -7,9 +7,8 @@ from pathlib import Path
 
 from steerling_jax.api import special_ids
 from steerling_jax.errors import UserError
-from steerling_jax.io.checkpoint import RUN_FILE, read_run_info
+from steerling_jax.io.checkpoint import read_model_config
 from steerling_jax.io.hub import resolve
-from steerling_jax.io.published_layout import read_config
 from steerling_jax.io.tokenizer import TURN_TOKENS, IdsOnlyTokenizer, Tokenizer, load_tokenizer
 
 
@@ -17,7 +16,7 @@ def model_tokenizer(model: str | Path) -> Tokenizer:
     """The vocabulary of a model (a folder, a bundled name, a Hub id), with the special ids that its config names; those
     of turns, which texts have not, left out."""
     folder = resolve(model)
-    config = read_run_info(folder).config if (folder / RUN_FILE).is_file() else read_config(folder)[0]
+    config = read_model_config(folder)
     special, size = special_ids(config), config.vocab_size
     if special.eot_id is not None:
         special, size = replace(special, eot_id=None), size - TURN_TOKENS

@@ -95,6 +95,7 @@ def prepare(
     except UserError as error:
         if not (goes_on or work.has("survey.json") or isinstance(error, WorkerKilled)):  # nothing that took long
             _remove(work)
+        _forget_spools(work)
         raise
     if not target.is_remote:
         Path(work.address, "store").rename(out)
@@ -139,6 +140,14 @@ def _spool(documents: Iterable[Document], work: Path) -> Source:
         else:
             new.replace(kept)
     return Source((str(kept.absolute()),))
+
+
+def _forget_spools(work: Place) -> None:
+    """Removes documents that were written down for a preparation which was then refused: the job does not name them."""
+    job = work.read(JOB) or b""
+    for path in Path(work.address).glob("documents-*.jsonl") if job else ():
+        if path.name.encode() not in job:
+            path.unlink()
 
 
 def _join(concepts: list[Concept], table: TableSettings) -> dict[int, int]:

@@ -123,21 +123,9 @@ def _check_numbers(args: argparse.Namespace) -> None:
 
 
 def _inputs(args: argparse.Namespace) -> list[Source]:
-    from steerling_jax.errors import UserError
-
     from .corpus.sources import Source, read_sources
 
-    described: list[Source] = []
-    where: dict[str, str] = {}
-    for path in args.source:
-        for source in read_sources(path):
-            if source.name in where:
-                raise UserError(
-                    f"{path}: the source {source.name!r} is there already, in {where[source.name]}: rename one."
-                )
-            where[source.name] = path
-            described.append(source)
-    return [*([Source(tuple(args.input))] if args.input else []), *described]
+    return [*([Source(tuple(args.input))] if args.input else []), *read_sources(*args.source)]
 
 
 def _tokenizer(model: str) -> Tokenizer:

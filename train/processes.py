@@ -56,25 +56,6 @@ def by_the_first(work: Callable[[], None]) -> None:
         raise refusal or UserError("The first process does not go on: see what it says.")
 
 
-def on_the_first(tree: Any, piece: int = 1 << 30) -> Any:
-    """Arrays to NumPy on the first process, None in their place on the others. A collective: parts are gathered on
-    every device, `piece` bytes at a time at most (but one row of a leading axis at least)."""
-
-    def one(leaf: jax.Array) -> np.ndarray | None:
-        if leaf.is_fully_addressable or leaf.is_fully_replicated:
-            return np.asarray(leaf) if is_first() else None
-        whole = np.empty(leaf.shape, leaf.dtype) if is_first() else None
-        rows = max(1, piece // (leaf.nbytes // leaf.shape[0]))
-        for start in range(0, leaf.shape[0], rows):
-            end = min(start + rows, leaf.shape[0])
-            part = multihost_utils.process_allgather(jax.lax.slice_in_dim(leaf, start, end), tiled=True)
-            if whole is not None:
-                whole[start:end] = part
-        return whole
-
-    return jax.tree.map(one, tree)
-
-
 class Share:
     """A batch's rows that belong to this process, by the mesh."""
 

@@ -17,9 +17,8 @@ from steerling_jax.config import ModelConfig
 from steerling_jax.errors import UserError
 from steerling_jax.fingerprint import fingerprint
 from steerling_jax.io import hub
-from steerling_jax.io.checkpoint import RUN_FILE, load_checkpoint_params, read_run_info
+from steerling_jax.io.checkpoint import RUN_FILE, load_checkpoint_params, read_model_config
 from steerling_jax.io.corpus import CorpusStore
-from steerling_jax.io.published_layout import read_config
 from steerling_jax.io.tokenizer import TURN_TOKENS, vocabulary_file
 from steerling_jax.io.training_checkpoint import TrainingCheckpoints
 from steerling_jax.io.training_folder import check_start, remember_start
@@ -79,7 +78,7 @@ def find_weights(run: RunConfig) -> OtherWeights | None:
     if run.start_from is None:
         return None
     folder = hub.resolve(run.start_from).absolute()
-    config = read_run_info(folder).config if (folder / RUN_FILE).is_file() else read_config(folder)[0]
+    config = read_model_config(folder)
     late = run.model.eot_id is not None and config.eot_id is None  # conversations, from a model of texts
     vocabulary = config.vocab_size + (TURN_TOKENS if late else 0)
     theirs, ours = _shapes(dataclasses.replace(config, vocab_size=vocabulary)), _shapes(run.model)

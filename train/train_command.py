@@ -102,7 +102,7 @@ def _train(config: RunConfig, args: argparse.Namespace, out: Path) -> tuple[dict
     from steerling_jax.io.corpus import CorpusStore
     from steerling_jax.sharding import make_mesh
 
-    from .batches import read_answers
+    from .batches import Batches
     from .evaluate import evaluator
     from .events import Done, Evaluated, Stopped
     from .loop import train
@@ -119,25 +119,28 @@ def _train(config: RunConfig, args: argparse.Namespace, out: Path) -> tuple[dict
     other = None if has_checkpoints(out) and config.lora is None else find_weights(config)
     place = _place(args.corpus or config.data.corpus, out)
 
+    batches: list[Batches] = []
+
     def begin() -> None:
         store = _corpus(config, place, other)
         check_corpus(config, store)
         if other is not None:
             other.check_corpus(store)
-        if config.data.messages is not None:
-            _tell_left_out(read_answers(config, store, config.data.messages))
+        batches.append(Batches(config, store))
+        _tell_left_out(batches[0].answers)
         open_folder(config, store, out)
         if not args.json:
             stderr().print(parameter_table(parameter_rows(config, share.mesh)))
 
     by_the_first(begin)
     store = CorpusStore(place)
+    batches = batches or [Batches(config, store)]
     evaluate = evaluator(config, store)
     outcome: dict[str, Any] = {"config": config.name, "folder": out}
     with _signals() as caught:
         events = train(
             config, store, out, share, other=other, evaluate=evaluate, stop=lambda: bool(caught),
-            tensorboard=args.tensorboard, profile=args.profile,
+            tensorboard=args.tensorboard, profile=args.profile, batches=batches[0],
         )  # fmt: skip
         for event in show(events, config, tables=not args.json) if is_first() else events:
             match event:
@@ -152,10 +155,10 @@ def _train(config: RunConfig, args: argparse.Namespace, out: Path) -> tuple[dict
     return outcome, 0
 
 
-def _tell_left_out(answers: Conversations) -> None:
+def _tell_left_out(answers: Conversations | None) -> None:
     from steerling_jax.cli.console import note
 
-    if answers.too_long:
+    if answers is not None and answers.too_long:
         note(
             f"{answers.too_long} of {len(answers) + answers.too_long} answers are left out: after their prompts "
             "data.seq_len has no room for a block. Raise it to train on them."
@@ -164,11 +167,12 @@ def _tell_left_out(answers: Conversations) -> None:
 
 def _export(config: RunConfig, out: Path, params: Any) -> Path:
     from steerling_jax.io.weights import write_published
+    from steerling_jax.sharding import to_first_host
 
-    from .processes import by_the_first, on_the_first
+    from .processes import by_the_first
     from .run_folder import companions
 
-    whole = on_the_first(params)
+    whole = to_first_host(params)
     by_the_first(lambda: write_published(out / "export", config.model, whole, files=companions(out)))
     return out / "export"
 

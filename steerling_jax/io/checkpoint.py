@@ -26,7 +26,7 @@ from steerling_jax.errors import UserError, first_line
 from steerling_jax.io.atomic import atomic_path
 from steerling_jax.io.digests import damage_for_anyone
 from steerling_jax.io.disk import disk_trouble
-from steerling_jax.io.published_layout import expected_tensors, read_json
+from steerling_jax.io.published_layout import expected_tensors, read_config, read_json
 from steerling_jax.io.weights import Params, Shardings, copy_files, dump_json, put_leaf, sharding_of
 from steerling_jax.published_config import Layout, config_from_dict, config_to_dict
 
@@ -96,6 +96,11 @@ def save_params_checkpoint(
 def _sizes(folder: Path) -> dict[str, int]:
     files = sorted(path for path in (folder / "params").rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+
+
+def read_model_config(folder: Path) -> ModelConfig:
+    """Of a checkpoint, a training run or a published folder. Raises `UserError` for another folder."""
+    return read_run_info(folder).config if (folder / RUN_FILE).is_file() else read_config(folder)[0]
 
 
 def _check_sizes(folder: Path) -> None:

@@ -33,9 +33,9 @@ def chunk_positives(store: CorpusStore, first: int, last: int, concepts: int) ->
 def bags_of(store: CorpusStore, numbers: np.ndarray) -> Bags:
     """The tokens of the chunks `numbers` (m,), ascending."""
     parts = [chunk_bags(store, int(near[0]), int(near[-1]) + 1).take(near - near[0]) for near in _groups(numbers)]
-    longest = max(part.tokens.shape[1] for part in parts)
+    longest = max((part.tokens.shape[1] for part in parts), default=1)
     rows = [np.pad(p.tokens, ((0, 0), (0, longest - p.tokens.shape[1])), constant_values=-1) for p in parts]
-    return Bags(np.concatenate(rows))
+    return Bags(np.concatenate([np.zeros((0, longest), np.int32), *rows]))
 
 
 def positives_of(store: CorpusStore, numbers: np.ndarray, concepts: int) -> np.ndarray:

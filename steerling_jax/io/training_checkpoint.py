@@ -134,13 +134,14 @@ class TrainingCheckpoints:
                     for name, item in {"clock": None, "state": jax.tree.map(_abstract, state)}.items():
                         found |= self._checkpointer.load_checkpointables(step, {name: item})
                 except Exception as error:  # whatever damage does: missing files, bad JSON, failed decoding
-                    if has_all_digests(place):  # its files are those that were saved: it must not be passed over
-                        raise UserError(
-                            f"The checkpoint {place} is whole but could not be loaded ({first_line(error)}): the "
-                            "same command goes on from it where there is memory for it."
-                        ) from error
                     trouble = first_line(error)
                 trouble = anyone(trouble)
+                # Its files are those that were saved: passed over, it would be saved anew, and be lost.
+                if trouble is not None and has_all_digests(place):
+                    raise UserError(
+                        f"The checkpoint {place} is whole but could not be loaded ({trouble}): mend that, and the same "
+                        "command goes on from it; or move it away to go on from the one before."
+                    )
             if trouble is None:
                 return RestoredCheckpoint(
                     step, found["state"], found["clock"], tuple(unreadable), has_all_digests(place)

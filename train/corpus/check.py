@@ -14,9 +14,7 @@ from ..ontology import BUNDLED, Concept, check_examples, is_bundled, read_concep
 from .examples import hashed_words, learn
 from .inputs import source_files
 from .label_table import check_table, read_table_settings, table_concepts
-from .sources import Source, read_sources, toml_content, toml_files, toml_tables
-
-_DESCRIBED = ("concept", "source", "labels")
+from .sources import Source, read_sources, toml_files, toml_tables
 
 
 def check_files(paths: Sequence[str | Path]) -> list[dict[str, str]]:
@@ -43,8 +41,6 @@ def check_files(paths: Sequence[str | Path]) -> list[dict[str, str]]:
             rows.append(_row(file, "labels", table.name, f"{len(found)} files, {len(table_concepts(table))} concepts"))
         if len(rows) == before:
             raise UserError(f"{file} has no [[concept]], [[source]] or [[labels]]: add what it is to describe.")
-        if unknown := sorted(toml_content(file).keys() - _DESCRIBED):
-            raise UserError(f"{file}: {unknown[0]} is none of {', '.join(_DESCRIBED)}: rename it, or remove it.")
     return rows
 
 

@@ -96,7 +96,7 @@ class Job:
 
     @cached_property
     def clusters(self) -> dict[str, str]:
-        """Hash of a near-duplicate to the hash that stands for its cluster."""
+        """Hash of a document to the hash or name that stands for its cluster."""
         return json.loads(self.work.read("clusters.json") or b"{}")
 
     @cached_property

@@ -57,7 +57,8 @@ class TableSettings:
     named: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """What decides the labels."""
+        return {key: value for key, value in asdict(self).items() if key != "named"}
 
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> TableSettings:
@@ -81,7 +82,7 @@ def read_table_settings(path: str | Path) -> list[TableSettings]:
                 raise UserError(
                     f"{where}: {key} is {value!r}; give a {'list of texts' if key == 'labels' else 'text'}."
                 )
-            if not all(isinstance(one, str) and one for one in value):
+            if not value or not all(isinstance(one, str) and one for one in value):
                 raise UserError(f"{where}: {key} is {value!r}; give a list of texts.")
         if missing := [key for key in ("name", "files", "concepts") if not table.get(key)]:
             raise UserError(f"{where} has no {missing[0]}: add one.")

@@ -12,6 +12,7 @@ from typing import Any
 from steerling_jax.errors import UserError
 
 KINDS = ("prose", "code")
+_DESCRIBED = ("concept", "source", "labels")
 _NAME = re.compile(r"[\w.-]+")
 
 
@@ -47,17 +48,21 @@ class Source:
         return cls(**values)
 
 
-def read_sources(path: str | Path) -> list[Source]:
-    """The `[[source]]` tables of a TOML file. Raises `UserError` that names file, source and field."""
-    path = Path(path)
-    tables = toml_tables(path, "source")
-    if not tables:
-        raise UserError(f"{path} describes no source: add a [[source]] table with name, files and license.")
-    found = [_source(table, number, path) for number, table in enumerate(tables, 1)]
-    names = [source.name for source in found]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise UserError(f"{path} describes the source {twice[0]!r} twice: rename one.")
-    return found
+def read_sources(*paths: str | Path) -> list[Source]:
+    """The `[[source]]` tables of TOML files. Raises `UserError` that names file, source and field."""
+    found: dict[str, tuple[Source, Path]] = {}
+    for path in map(Path, paths):
+        tables = toml_tables(path, "source")
+        if not tables:
+            raise UserError(f"{path} describes no source: add a [[source]] table with name, files and license.")
+        for number, table in enumerate(tables, 1):
+            source = _source(table, number, path)
+            if source.name in found:
+                raise UserError(
+                    f"{path}: the source {source.name!r} is there already, in {found[source.name][1]}: rename one."
+                )
+            found[source.name] = source, path
+    return [source for source, _ in found.values()]
 
 
 def _source(table: dict[str, Any], number: int, path: Path) -> Source:
@@ -97,21 +102,20 @@ def absolute(name: str, folder: Path) -> str:
 
 
 def toml_tables(path: Path, name: str) -> list[dict[str, Any]]:
-    """The `[[name]]` tables of a TOML file. Raises `UserError` for a file that cannot be read or is no TOML."""
-    tables = toml_content(path).get(name, [])
-    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
-        raise UserError(f"{path}: write [[{name}]], with two brackets, above each {name}.")
-    return tables
-
-
-def toml_content(path: Path) -> dict[str, Any]:
-    """Raises `UserError` for a file that cannot be read or is no TOML."""
+    """The `[[name]]` tables of a TOML file. Raises `UserError` for one that cannot be read or is no TOML, and for one
+    that has other tables beside them than those of concepts, sources and labels."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror}.") from error
     except ValueError as error:
         raise UserError(f"{path} is not valid TOML: {error}.") from error
+    tables = content.get(name, [])
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise UserError(f"{path}: write [[{name}]], with two brackets, above each {name}.")
+    if tables and (unknown := sorted(content.keys() - _DESCRIBED)):
+        raise UserError(f"{path}: {unknown[0]} is none of {', '.join(_DESCRIBED)}: rename it, or remove it.")
+    return tables
 
 
 def toml_files(paths: Sequence[str | Path]) -> list[Path]:
