@@ -26,6 +26,8 @@ def join(coordinator: str | None, count: int | None, index: int | None) -> None:
     JAX. Raises `UserError` where they cannot be found."""
     # JAX's own preemption service takes SIGTERM over and tells nobody before training asks it; `Agreement` is ours.
     jax.config.update("jax_enable_preemption_service", False)
+    # On CPUs, programs that wait for other processes may lock each other out when they are dispatched ahead.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     try:
         jax.distributed.initialize(coordinator, count, index)
     except (ValueError, RuntimeError) as error:
