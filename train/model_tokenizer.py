@@ -7,7 +7,6 @@ from pathlib import Path
 
 from steerling_jax.api import special_ids
 from steerling_jax.errors import UserError
-from steerling_jax.io.checkpoint import read_model_config
 from steerling_jax.io.hub import resolve
 from steerling_jax.io.tokenizer import TURN_TOKENS, IdsOnlyTokenizer, Tokenizer, load_tokenizer
 
@@ -15,6 +14,8 @@ from steerling_jax.io.tokenizer import TURN_TOKENS, IdsOnlyTokenizer, Tokenizer,
 def model_tokenizer(model: str | Path) -> Tokenizer:
     """The vocabulary of a model (a folder, a bundled name, a Hub id), with the special ids that its config names; those
     of turns, which texts have not, left out."""
+    from steerling_jax.io.checkpoint import read_model_config  # Orbax takes a second to import
+
     folder = resolve(model)
     config = read_model_config(folder)
     special, size = special_ids(config), config.vocab_size

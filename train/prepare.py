@@ -26,6 +26,7 @@ from .corpus.label_table import TableSettings, check_table, table_concepts
 from .corpus.runners import WorkerKilled, run_here, run_on_beam
 from .corpus.sources import Source
 from .documents import Document
+from .model_tokenizer import model_tokenizer
 from .ontology import Concept, read_concepts
 
 _BEFORE_JOB = re.compile(rf"documents-\w+\.jsonl|documents\.new|{re.escape(TOKENIZER)}|{re.escape(TIKTOKEN)}")
@@ -77,7 +78,7 @@ def prepare(
         check_table(table)
     table_ids = [_join(concepts, table) for table in tables]
     if embeddings and any(concept.is_learned for concept in concepts):
-        _check_model(embeddings)
+        model_tokenizer(embeddings)  # texts can be given to it, which is told before they are all read
     goes_on = work.has(JOB)
     if not goes_on:
         _check_unused(target, work)
@@ -114,13 +115,6 @@ def _check_unused(target: Place, work: Place) -> None:
             f"{target} holds part of another preparation, whose {work} is gone: remove {target} too, or choose another "
             "--out."
         )
-
-
-def _check_model(model: str) -> None:
-    """Raises `UserError` for one that texts cannot be given to, before they are all read."""
-    from .model_tokenizer import model_tokenizer  # Orbax takes a second to import
-
-    model_tokenizer(model)
 
 
 def _spool(documents: Iterable[Document], work: Path) -> Source:

@@ -6,8 +6,6 @@ import argparse
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from steerling_jax.io.tokenizer import Tokenizer
-
     from .corpus.sources import Source
 
 HELP = """\
@@ -82,6 +80,7 @@ def run(args: argparse.Namespace) -> None:
     _check_numbers(args)
     from .corpus.label_table import read_table_settings
     from .documents import python_documents
+    from .model_tokenizer import model_tokenizer
     from .ontology import read_concepts
     from .prepare import prepare
 
@@ -92,7 +91,7 @@ def run(args: argparse.Namespace) -> None:
         store = prepare(
             args.out, documents=None if inputs else python_documents(), inputs=inputs, vocab_size=args.vocab_size,
             chunk_tokens=args.chunk_tokens, seed=args.seed, concepts=concepts, tables=tables,
-            tokenizer=None if args.tokenizer is None else _tokenizer(args.tokenizer), embeddings=args.embeddings,
+            tokenizer=None if args.tokenizer is None else model_tokenizer(args.tokenizer), embeddings=args.embeddings,
             heldout_share=args.heldout_share, part_bytes=args.part_bytes, workers=args.workers, runner=args.runner,
             runner_options=args.runner_options, progress=tell,
         )  # fmt: skip
@@ -126,9 +125,3 @@ def _inputs(args: argparse.Namespace) -> list[Source]:
     from .corpus.sources import Source, read_sources
 
     return [*([Source(tuple(args.input))] if args.input else []), *read_sources(*args.source)]
-
-
-def _tokenizer(model: str) -> Tokenizer:
-    from .model_tokenizer import model_tokenizer  # Orbax takes a second to import
-
-    return model_tokenizer(model)

@@ -14,10 +14,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from steerling_jax.errors import UserError, first_line, require
+from steerling_jax.io.digests import anyone
 from steerling_jax.sharding import batch_sharding
 
 
@@ -51,10 +51,7 @@ def by_the_first(work: Callable[[], None]) -> None:
             work()
         except UserError as error:
             refusal = error
-    refused = refusal is not None
-    if jax.process_count() > 1:
-        refused = bool(np.any(multihost_utils.process_allgather(np.array(refused))))
-    if refused:
+    if anyone(None if refusal is None else str(refusal)) is not None:
         raise refusal or UserError("The first process does not go on: see what it says.")
 
 

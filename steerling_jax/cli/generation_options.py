@@ -70,7 +70,8 @@ def settings(args: argparse.Namespace, bundle: Bundle, prompt: str | list[int]) 
     if length is None:
         length = GenerationConfig.default_length(bundle.config, len(encode(bundle, prompt, "The prompt")))
     fixed = args.temperature is not None or args.greedy
-    penalty = 1.1 if args.repetition_penalty is None else args.repetition_penalty
+    usual = GenerationConfig.repetition_penalty
+    penalty = usual if args.repetition_penalty is None else args.repetition_penalty
     return GenerationConfig(
         max_new_tokens=length,
         steps=args.steps,
