@@ -35,12 +35,11 @@ def run(args: argparse.Namespace) -> None:
 
     note("Loading JAX and the model …")
     import steerling_jax as sj
+    from steerling_jax.attribution.trace.document import make_document
+    from steerling_jax.attribution.trace.explanation import explain
+    from steerling_jax.attribution.trace.terminal import errors, render
+    from steerling_jax.decoding.trace_record import record_of
     from steerling_jax.io.trace_file import model_origin
-    from steerling_jax.trace_record import record_of
-
-    from .trace.document import make_document
-    from .trace.explanation import explain
-    from .trace.terminal import errors, render
 
     bundle = sj.load(args.model)
     prompt = sj.Prompt(args.text, sj.GenerationConfig(max_new_tokens=args.max_new_tokens, seed=args.seed))

@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 from steerling_jax.errors import UserError, require
 
 if TYPE_CHECKING:
-    from steerling_jax.api import Bundle
-    from steerling_jax.io.corpus import CorpusStore
+    from steerling_jax.attribution.faithfulness.kept import Kept
+    from steerling_jax.attribution.faithfulness.planted.run import Planted
+    from steerling_jax.attribution.index.opened import Index
+    from steerling_jax.bundle import Bundle
+    from steerling_jax.io.corpus.store import CorpusStore
     from steerling_jax.progress import Tell
-
-    from .faithfulness.kept import Kept
-    from .faithfulness.planted_run import Planted
-    from .index.opened import Index
 
 HELP = """\
 Measure whether attribution is true: inputs, concepts, training data, bad outputs.
@@ -59,12 +58,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     parts = check(args)
+    from steerling_jax.attribution.faithfulness.report import Results, render, write_report
     from steerling_jax.cli.console import print_json, stages, stdout
 
-    from .faithfulness.report import Results, render, write_report
-
     if "data" in parts:
-        from .faithfulness.evidence_scores import check_bm25
+        from steerling_jax.attribution.faithfulness.training_data.evidence_scores import check_bm25
 
         check_bm25()
     with stages() as tell:
@@ -128,8 +126,8 @@ def _command(args: argparse.Namespace) -> str:
 
 def _settings(args: argparse.Namespace, part: str, bundle: Bundle, store: CorpusStore) -> dict[str, Any]:
     """What a part's figures depend on: they are measured again where it has changed."""
-    from steerling_jax.fingerprint import fingerprint
     from steerling_jax.io.index import read_json
+    from steerling_jax.models.steerling.fingerprint import fingerprint
 
     settings: dict[str, Any] = {
         "seed": args.seed, "fingerprint": fingerprint(bundle.params, bundle.config), "corpus": store.documents_sha256
@@ -145,7 +143,7 @@ def _settings(args: argparse.Namespace, part: str, bundle: Bundle, store: Corpus
 
 def _subject(args: argparse.Namespace, tell: Any) -> tuple[Bundle, CorpusStore, Planted | None]:
     import steerling_jax as sj
-    from steerling_jax.io.corpus import CorpusStore
+    from steerling_jax.io.corpus.store import CorpusStore
 
     if not args.planted:
         store = CorpusStore(args.corpus)
@@ -154,8 +152,8 @@ def _subject(args: argparse.Namespace, tell: Any) -> tuple[Bundle, CorpusStore, 
         return bundle, store, None
     from dataclasses import replace
 
-    from .faithfulness.planted import SMALL, WorldSize
-    from .faithfulness.planted_run import MODEL_SEEDS, open_planted
+    from steerling_jax.attribution.faithfulness.planted.run import MODEL_SEEDS, open_planted
+    from steerling_jax.attribution.faithfulness.planted.world import SMALL, WorldSize
 
     size = SMALL if args.world == "small" else WorldSize()
     planted = open_planted(args.out / "planted", args.seed, args.steps, size).with_models(tell)
@@ -167,8 +165,11 @@ def _measure(
     part: str, bundle: Bundle, store: CorpusStore, planted: Planted | None, index: Index | None,
     args: argparse.Namespace, tell: Tell, kept: Kept,
 ) -> dict[str, Any]:  # fmt: skip
-    from .faithfulness import concepts, data, inputs, outputs
-    from .faithfulness.planted_model import DOCUMENT, PLANTED_PROMPT
+    from steerling_jax.attribution.faithfulness import outputs
+    from steerling_jax.attribution.faithfulness.concepts import concepts
+    from steerling_jax.attribution.faithfulness.inputs import inputs
+    from steerling_jax.attribution.faithfulness.planted.model import DOCUMENT, PLANTED_PROMPT
+    from steerling_jax.attribution.faithfulness.training_data import data
 
     if part == "data":
         assert planted is not None
@@ -189,7 +190,7 @@ def _index(args: argparse.Namespace, store: CorpusStore, bundle: Bundle) -> Inde
     """Raises `UserError` where it holds the held-out documents, whose own evidence is a control."""
     if args.index is None:
         return None
-    from .index.opened import open_index
+    from steerling_jax.attribution.index.opened import open_index
 
     index = open_index(args.index, store, bundle)
     require(

@@ -42,16 +42,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from steerling_jax.attribution.index.passages import Masking
     from steerling_jax.cli.console import note, print_json, stages
-    from steerling_jax.io.corpus import SPLITS, CorpusStore
-    from steerling_jax.passages import Masking
+    from steerling_jax.io.corpus.store import SPLITS, CorpusStore
 
     corpus = CorpusStore(args.corpus)
     note("Loading JAX and the model …")
     import steerling_jax as sj
-
-    from .index.build import build_index
-    from .index.plan import IndexSettings
+    from steerling_jax.attribution.index.build import build_index
+    from steerling_jax.attribution.index.plan import IndexSettings
 
     settings = IndexSettings(
         context=args.context, masking=Masking(args.level, args.draws), unit_tokens=args.unit_tokens,

@@ -11,9 +11,9 @@ from steerling_jax.errors import UserError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from steerling_jax.api import Bundle
-    from steerling_jax.concept_gradients import Source
-    from steerling_jax.concept_neighbourhood import Neighbourhood
+    from steerling_jax.bundle import Bundle
+    from steerling_jax.explain.concept_gradients import Source
+    from steerling_jax.explain.neighbourhood import Neighbourhood
 
 HELP = """\
 Show what a concept is about: tokens, chunks of a corpus, near concepts, a name.
@@ -57,9 +57,9 @@ def run(args: argparse.Namespace) -> None:
         raise UserError("Give the concepts to look at, as in discovered:123, or --all known or --all discovered.")
     import steerling_jax as sj
     from steerling_jax.cli.console import print_json, stages, stdout
-    from steerling_jax.concept_activity import concept_activity
-    from steerling_jax.concept_neighbourhood import control_concepts, neighbourhoods
-    from steerling_jax.io.corpus import CorpusStore
+    from steerling_jax.explain.activity import concept_activity
+    from steerling_jax.explain.neighbourhood import control_concepts, neighbourhoods
+    from steerling_jax.io.corpus.store import CorpusStore
 
     bundle, store = sj.load(args.model), CorpusStore(args.corpus)
     asked = find_concepts(bundle, args.concepts, args.all)
@@ -84,9 +84,9 @@ def run(args: argparse.Namespace) -> None:
 
 def find_concepts(bundle: Bundle, texts: list[str], everything: str | None) -> list[Source]:
     """What was asked for, each concept once: `discovered:ID`, `known:NAME`, or as `steerling concepts` names them."""
-    from steerling_jax.catalogue import HEADS, Head
-    from steerling_jax.concept_gradients import Source
-    from steerling_jax.concept_heads import head_spec
+    from steerling_jax.concepts.catalogue import HEADS, Head
+    from steerling_jax.concepts.heads import head_spec
+    from steerling_jax.explain.concept_gradients import Source
 
     found: list[Source] = []
     for head in HEADS:

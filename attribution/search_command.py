@@ -6,10 +6,10 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from steerling_jax.evidence import SCORES
+from steerling_jax.attribution.index.evidence import SCORES
 
 if TYPE_CHECKING:
-    from steerling_jax.evidence import Evidence
+    from steerling_jax.attribution.index.evidence import Evidence
 
 HELP = """\
 Find training data close to a text, in an index made by `steerling index`.
@@ -36,16 +36,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from steerling_jax.cli.console import note, print_json
     from steerling_jax.errors import UserError
-    from steerling_jax.io.corpus import CorpusStore
+    from steerling_jax.io.corpus.store import CorpusStore
 
     if args.chunk_tokens < 1:
         raise UserError(f"--chunk-tokens is {args.chunk_tokens}, but it must be at least 1.")
     corpus = CorpusStore(args.corpus)
     note("Loading JAX and the model …")
     import steerling_jax as sj
-
-    from .index.opened import open_index
-    from .index.query import find_evidence
+    from steerling_jax.attribution.index.opened import open_index
+    from steerling_jax.attribution.index.query import find_evidence
 
     bundle = sj.load(args.model)
     before, text = bundle.tokenizer.encode(args.before), bundle.tokenizer.encode(args.text)

@@ -20,10 +20,9 @@ from steerling_jax.cli.steering_options import add_steering_options, from_args
 from steerling_jax.errors import require
 
 if TYPE_CHECKING:
-    from steerling_jax.api import Bundle
-    from steerling_jax.trace_record import TraceRecord
-
-    from .trace.explanation import Explanation, Find
+    from steerling_jax.attribution.trace.explanation import Explanation, Find
+    from steerling_jax.bundle import Bundle
+    from steerling_jax.decoding.trace_record import TraceRecord
 
 HELP = """\
 Show where a text came from: concepts, prompt tokens and training data, chunk by chunk.
@@ -67,10 +66,9 @@ def run(args: argparse.Namespace) -> None:
     record = None if args.source is None else read_trace(args.source, args.id)
     note("Loading JAX and the model …")
     import steerling_jax as sj
-
-    from .trace.explanation import explain
-    from .trace.graph import choose_token
-    from .trace.terminal import errors, render
+    from steerling_jax.attribution.trace.explanation import explain
+    from steerling_jax.attribution.trace.graph import choose_token
+    from steerling_jax.attribution.trace.terminal import errors, render
 
     bundle = sj.load(args.model)
     find = None if args.index is None else _finder(args, bundle)
@@ -83,9 +81,8 @@ def run(args: argparse.Namespace) -> None:
         outputs = list(_outputs(args, bundle, found, tell))
     _write_all(outputs)
     if args.json == "-":
+        from steerling_jax.attribution.trace.document import make_document
         from steerling_jax.cli.console import print_json
-
-        from .trace.document import make_document
 
         print_json(make_document(found, args.concepts))
         return
@@ -133,7 +130,7 @@ def _check_outputs(args: argparse.Namespace) -> None:
     for name in (args.trace, args.html, args.json, args.graph):
         require(name is None or not Path(name).is_dir(), f"{name} is a folder; give the name of a file.")
     if args.parquet is not None:
-        from .trace.tables import check_folder, check_parquet
+        from steerling_jax.attribution.trace.tables import check_folder, check_parquet
 
         check_parquet()
         check_folder(Path(args.parquet))
@@ -150,9 +147,9 @@ def _changed(args: argparse.Namespace) -> list[str]:
 
 
 def _written(args: argparse.Namespace, bundle: Bundle, steering: Any) -> TraceRecord:
-    from steerling_jax.generation import Prompt
+    from steerling_jax.decoding.generation import Prompt
+    from steerling_jax.decoding.trace_record import record_of
     from steerling_jax.io.trace_file import model_origin
-    from steerling_jax.trace_record import record_of
 
     text_or_ids = given_prompt(args)
     prompt = Prompt(text_or_ids, settings(args, bundle, text_or_ids), steering.configs(bundle), policies(args))
@@ -162,9 +159,9 @@ def _written(args: argparse.Namespace, bundle: Bundle, steering: Any) -> TraceRe
 
 def _given(args: argparse.Namespace, bundle: Bundle) -> TraceRecord:
     from steerling_jax.cli.steering_options import read_text
-    from steerling_jax.given_text import given_trace
+    from steerling_jax.decoding.trace_record import TraceRecord
+    from steerling_jax.explain.given_text import given_trace
     from steerling_jax.io.trace_file import model_origin
-    from steerling_jax.trace_record import TraceRecord
 
     after = args.continuation
     if after.startswith("@"):
@@ -176,10 +173,9 @@ def _given(args: argparse.Namespace, bundle: Bundle) -> TraceRecord:
 
 
 def _finder(args: argparse.Namespace, bundle: Bundle) -> Find:
-    from steerling_jax.io.corpus import CorpusStore
-
-    from .index.opened import open_index
-    from .index.query import find_evidence
+    from steerling_jax.attribution.index.opened import open_index
+    from steerling_jax.attribution.index.query import find_evidence
+    from steerling_jax.io.corpus.store import CorpusStore
 
     index = open_index(args.index, CorpusStore(args.corpus), bundle)
     return lambda tokens, start, end: find_evidence(bundle, index, tokens[:end], start, end)
@@ -190,9 +186,8 @@ Output = tuple[Path, bool, Callable[[Path], Any]]  # where, whether a folder, wh
 
 def _outputs(args: argparse.Namespace, bundle: Bundle, found: Explanation, tell: Any) -> Iterator[Output]:
     """All that is to be written, computed."""
+    from steerling_jax.attribution.trace.document import make_document
     from steerling_jax.io.trace_file import trace_text
-
-    from .trace.document import make_document
 
     def of_text(name: str, text: str) -> Output:
         # A text may hold a lone surrogate, which has no bytes but can be written as JSON's \udXXX.
@@ -205,16 +200,16 @@ def _outputs(args: argparse.Namespace, bundle: Bundle, found: Explanation, tell:
         if args.json not in (None, "-"):
             yield of_text(args.json, _json(document))
         if args.html is not None:
-            from .trace.page import make_page
+            from steerling_jax.attribution.trace.page import make_page
 
             yield of_text(args.html, make_page(document))
     if args.parquet is not None:
-        from .trace.tables import make_tables, write_tables
+        from steerling_jax.attribution.trace.tables import make_tables, write_tables
 
         tables = make_tables(found)
         yield Path(args.parquet), True, lambda path: write_tables(path, tables, found)
     if args.graph is not None:
-        from .trace.graph import make_graph
+        from steerling_jax.attribution.trace.graph import make_graph
 
         yield of_text(args.graph, _json(make_graph(bundle, found, args.token, tell)))
 

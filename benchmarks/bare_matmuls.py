@@ -13,7 +13,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from steerling_jax.config import ModelConfig
+from steerling_jax.models.steerling.config import ModelConfig
 
 
 def bare_pass(config: ModelConfig, *, rows: int, blocks: int, cached: int, logit_rows: int) -> Callable[[], float]:

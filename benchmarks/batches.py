@@ -25,8 +25,8 @@ from bare_matmuls import flops, matmul_rate
 from decode import double_passes, write_model
 
 import steerling_jax as sj
-from steerling_jax.decoding import Decoder, Request
-from steerling_jax.trace import Trace
+from steerling_jax.decoding.decoder import Decoder, Request
+from steerling_jax.decoding.trace import Trace
 
 GREEDY = sj.GenerationConfig(max_new_tokens=128, temperature=0.0, use_entropy_sampling=False, repetition_penalty=1.0)
 

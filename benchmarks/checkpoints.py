@@ -21,8 +21,8 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from steerling_jax.io.digests import find_damage, write_digests
-from steerling_jax.io.training_checkpoint import TrainingCheckpoints
+from steerling_jax.io.checkpoints.digests import find_damage, write_digests
+from steerling_jax.io.checkpoints.training import TrainingCheckpoints
 
 
 def main() -> None:

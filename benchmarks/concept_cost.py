@@ -16,8 +16,8 @@ from pathlib import Path
 
 from scaling import BARE, CONCEPTS, SIZES, measured, run_of
 
-from steerling_jax.io.corpus import CorpusStore
-from steerling_jax.objective import ObjectiveConfig
+from steerling_jax.io.corpus.store import CorpusStore
+from steerling_jax.objectives.pretraining import ObjectiveConfig
 
 NO_DROPOUT = {"epsilon_dropout": (0.0, 0.0)}  # concepts are dropped at those positions only
 NO_LOSSES = {"concept_weight": 0.0, "residual_weight": 0.0, "independence_weight": 0.0}

@@ -30,15 +30,14 @@ import jax.numpy as jnp
 import numpy as np
 from bare_matmuls import bare_pass
 
-from steerling_jax import api
-from steerling_jax.backbone import unstack_layers
-from steerling_jax.config import ConceptConfig, ModelConfig
-from steerling_jax.decoding import decode
-from steerling_jax.generation_config import GenerationConfig
-from steerling_jax.inference import compiled_forward
-from steerling_jax.io.weights import write_published
-from steerling_jax.model import param_shapes
-from steerling_jax.trace import Trace
+import steerling_jax as sj
+from steerling_jax.decoding.decoder import decode
+from steerling_jax.decoding.generation_config import GenerationConfig
+from steerling_jax.decoding.trace import Trace
+from steerling_jax.io.weights.published import write_published
+from steerling_jax.models.steerling.backbone import unstack_layers
+from steerling_jax.models.steerling.config import ConceptConfig, ModelConfig
+from steerling_jax.models.steerling.model import compiled_forward, param_shapes
 
 CONFIG = ModelConfig(
     n_layers=8, n_head=8, n_embd=512, n_kv_heads=2, block_size=4096, vocab_size=8192, eos_token_id=8187,
@@ -60,12 +59,12 @@ def write_model(folder: Path) -> None:
 
 def our_side(folder: Path, new: int) -> Callable[[list[int]], tuple[float, Trace]]:
     """A function that times one generation."""
-    params = unstack_layers(api.load(folder).params)
+    params = unstack_layers(sj.load(folder).params)
     settings = GenerationConfig(max_new_tokens=new, temperature=0.0, use_entropy_sampling=False, repetition_penalty=1.0)
 
     def run(prompt: list[int]) -> tuple[float, Trace]:
         begin = time.perf_counter()
-        compute = api.Compute()
+        compute = sj.Compute()
         *_, trace = decode(params, np.array(prompt), config=CONFIG, compute=compute, generation=settings, seed=0)
         assert isinstance(trace, Trace)
         return time.perf_counter() - begin, trace
@@ -105,7 +104,7 @@ def first_difference(params, trace: Trace, published: list[int]) -> str:
     for step, position, token, _ in trace.flat():
         if published[position] != token:
             canvas = jnp.asarray(trace.snapshot(step))[None]
-            logits = compiled_forward(params, canvas, config=CONFIG, compute=api.Compute()).logits[0, position]
+            logits = compiled_forward(params, canvas, config=CONFIG, compute=sj.Compute()).logits[0, position]
             top = np.sort(np.asarray(logits))[-2:]
             return f"step {step}, position {position}: top two logits {top[1] - top[0]:.1e} apart"
     return "equal"
@@ -155,7 +154,7 @@ def measure(args: argparse.Namespace, folder: Path) -> list[dict]:
                     answer = published({"prompt": prompt, "max_new_tokens": args.new})
                     there.append(answer["seconds"])
                     same = trace.tokens.tolist() == answer["tokens"]
-                    params = None if same else api.load(folder).params
+                    params = None if same else sj.load(folder).params
                     row["tokens"] = "equal" if same else first_difference(params, trace, answer["tokens"])
             row["tokens_per_second"] = args.new / statistics.median(here)
             row["all_seconds"] = here

@@ -17,10 +17,10 @@ import jax
 import numpy as np
 
 import steerling_jax as sj
-from steerling_jax.intervals import bootstrap_mean
-from steerling_jax.likelihood import log_likelihoods
-from steerling_jax.policies import ConfidentEnough
-from steerling_jax.text_metrics import repeated
+from steerling_jax.decoding.policies import ConfidentEnough
+from steerling_jax.evaluation.intervals import bootstrap_mean
+from steerling_jax.evaluation.likelihood import log_likelihoods
+from steerling_jax.evaluation.text_metrics import repeated
 
 PROMPTS = (
     "Return a list of ", "The following example shows how to ", "def read_file(path):\n", "Raised when ",

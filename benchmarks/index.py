@@ -21,14 +21,14 @@ import jax
 import numpy as np
 
 import steerling_jax as sj
+from steerling_jax.attribution.index.influence import influence
 from steerling_jax.attribution.index.plan import QUERY_MASKING, IndexSettings
+from steerling_jax.attribution.index.retrieval import best_rows, best_signatures, place, place_rows
+from steerling_jax.attribution.index.signatures import ENTRIES
+from steerling_jax.attribution.index.suffixes import longest_matches, suffix_array
 from steerling_jax.attribution.index.unit import gradients as unit_gradients
 from steerling_jax.attribution.index.unit import make_unit, passage_of
-from steerling_jax.influence import influence
-from steerling_jax.io.corpus import CorpusStore
-from steerling_jax.retrieval import best_rows, best_signatures, place, place_rows
-from steerling_jax.signatures import ENTRIES
-from steerling_jax.suffixes import longest_matches, suffix_array
+from steerling_jax.io.corpus.store import CorpusStore
 
 WIDTH, UNIT, ROUNDS, QUERY = 512, 46_000, 7, 64
 UNIT_TOKENS = IndexSettings().unit_tokens

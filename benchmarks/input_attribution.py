@@ -29,10 +29,10 @@ import jax.numpy as jnp
 import numpy as np
 from decode import CONFIG, our_side, published_side, write_model
 
-from steerling_jax import api
-from steerling_jax.input_attribution import InputAttribution
-from steerling_jax.integrated_gradients import attribute_inputs
-from steerling_jax.trace import Commit, Trace
+import steerling_jax as sj
+from steerling_jax.decoding.trace import Commit, Trace
+from steerling_jax.explain.inputs.integrated_gradients import attribute_inputs
+from steerling_jax.explain.inputs.record import InputAttribution
 
 PROMPT, NEW, ROWS = 128, 128, 8
 NODES = (4, 6, 8, 10, 12, 16, 24, 32)
@@ -77,7 +77,7 @@ class Run(NamedTuple):
     found: InputAttribution
 
 
-def timed(bundle: api.Bundle, trace: Trace, targets: int, nodes: int | None) -> Run:
+def timed(bundle: sj.Bundle, trace: Trace, targets: int, nodes: int | None) -> Run:
     begin, cpu = time.perf_counter(), time.process_time()
     found = attribute_inputs(bundle, trace, nodes=nodes, sample=targets, batch_size=ROWS)
     return Run(time.perf_counter() - begin, time.process_time() - cpu, found)
@@ -98,7 +98,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict:
     write_model(folder)
     prompt = np.random.default_rng(1).integers(0, CONFIG.eos_token_id, PROMPT).tolist()
     _, trace = our_side(folder, NEW)(prompt)
-    bundle = api.load(folder)
+    bundle = sj.load(folder)
     first, _, found = timed(bundle, trace, args.targets, nodes=1)
     report: dict = {"targets": args.targets, "first_call_seconds": first, "errors": {}, "rounds": []}
     with published_side(args.reference_python, folder) as published:
@@ -132,7 +132,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict:
     return report
 
 
-def last_block_pass(bundle: api.Bundle, trace: Trace) -> float:
+def last_block_pass(bundle: sj.Bundle, trace: Trace) -> float:
     """Seconds of one gradient pass of `ROWS` rows over the whole canvas, from runs that differ in their nodes."""
     position = [int(len(trace.tokens) - 1)]
 
@@ -155,7 +155,7 @@ def report_memory(folder: Path, nodes: int) -> None:
 
     tokens = np.arange(PROMPT + NEW, dtype=np.int32)
     trace = Trace(tokens[:PROMPT], tokens, (Commit(0, (len(tokens) - 1,), (5,), (0.0,)),), CONFIG.mask_token_id)
-    attribute_inputs(api.load(folder), trace, nodes=nodes, batch_size=ROWS)
+    attribute_inputs(sj.load(folder), trace, nodes=nodes, batch_size=ROWS)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 
 

@@ -12,8 +12,9 @@ import json
 import jax
 import jax.numpy as jnp
 
-from steerling_jax.config import Compute, ConceptConfig, ModelConfig
-from steerling_jax.model import forward, param_shapes
+from steerling_jax.models.compute import Compute
+from steerling_jax.models.steerling.config import ConceptConfig, ModelConfig
+from steerling_jax.models.steerling.model import forward, param_shapes
 
 
 def main() -> None:

@@ -20,16 +20,17 @@ import jax
 import numpy as np
 
 from steerling_jax.configs import pydocs
-from steerling_jax.heldout_figures import likelihood
-from steerling_jax.io.corpus import CorpusStore
-from steerling_jax.io.heldout import HeldOut, read_heldout
-from steerling_jax.noise import NoiseConfig
-from steerling_jax.objective import ObjectiveConfig
-from steerling_jax.optimizer import OptimizerConfig
-from steerling_jax.train.data import training_examples
-from steerling_jax.train.run_config import RunConfig
-from steerling_jax.train.step import recipe_of
-from steerling_jax.training_step import init_state, update
+from steerling_jax.corpus.heldout import HeldOut
+from steerling_jax.evaluation.heldout_figures import likelihood
+from steerling_jax.io.corpus.heldout import read_heldout
+from steerling_jax.io.corpus.store import CorpusStore
+from steerling_jax.objectives.noise import NoiseConfig
+from steerling_jax.objectives.optimizer import OptimizerConfig
+from steerling_jax.objectives.pretraining import ObjectiveConfig
+from steerling_jax.objectives.training_step import init_state, update
+from steerling_jax.train.data.pipeline import training_examples
+from steerling_jax.train.run.run_config import RunConfig
+from steerling_jax.train.run.step import recipe_of
 
 HELD_OUT = 8_192  # tokens
 

@@ -19,8 +19,8 @@ from collections.abc import Iterator
 import numpy as np
 
 import steerling_jax as sj
-from steerling_jax.generation import Prompt, generate_many
-from steerling_jax.response_steering import mean_activations, response_steering
+from steerling_jax.decoding.generation import Prompt, generate_many
+from steerling_jax.steering.response import mean_activations, response_steering
 
 PROMPTS = (
     "This module provides a class that", "Return the value of the", "For example, the following code",

@@ -23,18 +23,19 @@ from typing import Any
 import jax
 
 from steerling_jax.cli.main import main as steerling
-from steerling_jax.config import Compute, ConceptConfig, ModelConfig
 from steerling_jax.io.atomic import atomic_path, write_json
-from steerling_jax.io.corpus import CorpusStore
-from steerling_jax.io.published_layout import read_json_list
-from steerling_jax.io.weights import read_published
-from steerling_jax.model import param_shapes
-from steerling_jax.model_flops import Flops, expected_masked_share, training_flops
-from steerling_jax.noise import NoiseConfig
-from steerling_jax.objective import ObjectiveConfig
-from steerling_jax.optimizer import OptimizerConfig
-from steerling_jax.train.evaluate import evaluate_full
-from steerling_jax.train.run_config import DataConfig, RunConfig, special_ids
+from steerling_jax.io.corpus.store import CorpusStore
+from steerling_jax.io.weights.published import read_published
+from steerling_jax.io.weights.published_layout import read_json_list
+from steerling_jax.models.compute import Compute
+from steerling_jax.models.steerling.config import ConceptConfig, ModelConfig
+from steerling_jax.models.steerling.flops import Flops, training_flops
+from steerling_jax.models.steerling.model import param_shapes
+from steerling_jax.objectives.noise import NoiseConfig, expected_masked_share
+from steerling_jax.objectives.optimizer import OptimizerConfig
+from steerling_jax.objectives.pretraining import ObjectiveConfig
+from steerling_jax.train.evaluation.evaluate import evaluate_full
+from steerling_jax.train.run.run_config import DataConfig, RunConfig, special_ids
 
 CONCEPTS, BARE = "concepts", "bare"
 TOKENS_A_WEIGHT = 5.0

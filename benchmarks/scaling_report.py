@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from steerling_jax.io.atomic import atomic_path
-from steerling_jax.io.published_layout import read_json_list
+from steerling_jax.io.weights.published_layout import read_json_list
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -23,7 +23,7 @@ import numpy as np
 from decode import write_model
 
 import steerling_jax as sj
-from steerling_jax.intervals import bootstrap_mean
+from steerling_jax.evaluation.intervals import bootstrap_mean
 
 
 def ways(bundle: sj.Bundle) -> dict[str, Callable[[list[int], sj.GenerationConfig], object]]:

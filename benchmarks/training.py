@@ -5,7 +5,7 @@ with --reference-python, the same model and loss in plain PyTorch.
 
 Whole steps (noise, forward, backward, optimiser) on random tokens, compiling not counted. All that is compared takes
 turns, so that it meets the same machine; ratios are medians over the turns with 95 % bootstrap intervals. FLOPs are the
-model's own count (`steerling_jax/model_flops.py`). Run it on idle cores.
+model's own count (`steerling_jax/models/steerling/flops.py`). Run it on idle cores.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ import jax.numpy as jnp
 import numpy as np
 from training_pair import Reference, check_agreement, export
 
-from steerling_jax.intervals import bootstrap
-from steerling_jax.model_flops import Flops, expected_masked_share, training_flops
-from steerling_jax.train.run_config import RunConfig, load_config
-from steerling_jax.train.step import init_state, train_step
+from steerling_jax.evaluation.intervals import bootstrap
+from steerling_jax.models.steerling.flops import Flops, training_flops
+from steerling_jax.objectives.noise import expected_masked_share
+from steerling_jax.train.run.run_config import RunConfig, load_config
+from steerling_jax.train.run.step import init_state, train_step
 
 Timer = Callable[[], float]  # seconds of one step
 

@@ -15,13 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from steerling_jax.config import Compute, ModelConfig
-from steerling_jax.io.published_layout import expected_tensors
-from steerling_jax.objective import loss_fn
-from steerling_jax.optimizer import decay_mask, learning_rate
-from steerling_jax.train.run_config import RunConfig
-from steerling_jax.train.step import init_state, train_step
-from steerling_jax.training_step import TrainState
+from steerling_jax.io.weights.published_layout import expected_tensors
+from steerling_jax.models.compute import Compute
+from steerling_jax.models.steerling.config import ModelConfig
+from steerling_jax.objectives.optimizer import decay_mask, learning_rate
+from steerling_jax.objectives.pretraining import loss_fn
+from steerling_jax.objectives.training_step import TrainState
+from steerling_jax.train.run.run_config import RunConfig
+from steerling_jax.train.run.step import init_state, train_step
 
 Batch = dict[str, jax.Array]
 FIRST = 250  # of a run: presence has half its hold on the backbone there, so that this is compared too

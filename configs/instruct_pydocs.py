@@ -14,10 +14,10 @@ too.
 import dataclasses
 
 from steerling_jax.configs import pydocs
-from steerling_jax.instruction_objective import InstructionObjective
-from steerling_jax.lora import LoraConfig
-from steerling_jax.optimizer import OptimizerConfig
-from steerling_jax.train.run_config import RunConfig, instruct_ids
+from steerling_jax.models.lora import LoraConfig
+from steerling_jax.objectives.instruction import InstructionObjective
+from steerling_jax.objectives.optimizer import OptimizerConfig
+from steerling_jax.train.run.run_config import RunConfig, instruct_ids
 
 
 def config() -> RunConfig:

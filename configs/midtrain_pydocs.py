@@ -14,9 +14,9 @@ same. The bundled model has 136 known concepts and keeps the 16 and 48 that it w
 import dataclasses
 
 from steerling_jax.configs import pydocs
-from steerling_jax.objective import ObjectiveConfig
-from steerling_jax.optimizer import OptimizerConfig
-from steerling_jax.train.run_config import RunConfig
+from steerling_jax.objectives.optimizer import OptimizerConfig
+from steerling_jax.objectives.pretraining import ObjectiveConfig
+from steerling_jax.train.run.run_config import RunConfig
 
 
 def config() -> RunConfig:

@@ -10,14 +10,15 @@ The shipped run had steps=6000 and unknown_dropout=0 up to step 6,000; it went o
 between steps 6,000 and 8,182. With an accelerator, more steps are the first thing to change.
 """
 
-from steerling_jax.config import Compute, ConceptConfig, ModelConfig
-from steerling_jax.noise import NoiseConfig
-from steerling_jax.objective import ObjectiveConfig
-from steerling_jax.optimizer import OptimizerConfig
-from steerling_jax.train.run_config import DataConfig, RunConfig, special_ids
+from steerling_jax.models.compute import Compute
+from steerling_jax.models.steerling.config import ConceptConfig, ModelConfig
+from steerling_jax.objectives.noise import NoiseConfig
+from steerling_jax.objectives.optimizer import OptimizerConfig
+from steerling_jax.objectives.pretraining import ObjectiveConfig
+from steerling_jax.train.run.run_config import DataConfig, RunConfig, special_ids
 
 VOCABULARY = 4096
-CONCEPTS = 136  # those of train/ontology.toml
+CONCEPTS = 136  # those of train/corpus/ontology.toml
 WIDTH = 256
 
 

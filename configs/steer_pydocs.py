@@ -10,10 +10,10 @@ Result    a strong push moves a concept's score by 24 instead of 15 log-odds; he
 import dataclasses
 
 from steerling_jax.configs import pydocs
-from steerling_jax.noise import NoiseConfig
-from steerling_jax.optimizer import OptimizerConfig
-from steerling_jax.steering_objective import SteeringObjective
-from steerling_jax.train.run_config import RunConfig
+from steerling_jax.objectives.noise import NoiseConfig
+from steerling_jax.objectives.optimizer import OptimizerConfig
+from steerling_jax.objectives.steering import SteeringObjective
+from steerling_jax.train.run.run_config import RunConfig
 
 
 def config() -> RunConfig:

@@ -17,7 +17,7 @@ the parameters to under 2 %.
 import dataclasses
 
 from steerling_jax.configs import steerling_8b
-from steerling_jax.train.run_config import RunConfig
+from steerling_jax.train.run.run_config import RunConfig
 
 WIDTH = 6144
 

@@ -15,12 +15,13 @@ again in the backward pass (`remat`): what 32 of them keep for one sequence woul
 kernel: 32 heads' scores of 4,096 by 4,096 positions would be 2 GiB, written and read several times a layer.
 """
 
-from steerling_jax.config import Compute, ConceptConfig, ModelConfig
-from steerling_jax.noise import NoiseConfig
-from steerling_jax.objective import ObjectiveConfig
-from steerling_jax.optimizer import OptimizerConfig
-from steerling_jax.sharding import MeshShape
-from steerling_jax.train.run_config import DataConfig, RunConfig
+from steerling_jax.models.compute import Compute
+from steerling_jax.models.steerling.config import ConceptConfig, ModelConfig
+from steerling_jax.objectives.noise import NoiseConfig
+from steerling_jax.objectives.optimizer import OptimizerConfig
+from steerling_jax.objectives.pretraining import ObjectiveConfig
+from steerling_jax.parallel.sharding import MeshShape
+from steerling_jax.train.run.run_config import DataConfig, RunConfig
 
 WIDTH = 4096
 

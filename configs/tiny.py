@@ -6,12 +6,13 @@ Time      37 s of processor time, about half of it to make the corpus and to com
 Result    the diffusion loss falls from 6.9 to 6.0 nats a masked token: it has learned which words are frequent
 """
 
-from steerling_jax.config import Compute, ConceptConfig, ModelConfig
-from steerling_jax.optimizer import OptimizerConfig
-from steerling_jax.train.run_config import DataConfig, RunConfig, special_ids
+from steerling_jax.models.compute import Compute
+from steerling_jax.models.steerling.config import ConceptConfig, ModelConfig
+from steerling_jax.objectives.optimizer import OptimizerConfig
+from steerling_jax.train.run.run_config import DataConfig, RunConfig, special_ids
 
 VOCABULARY = 1024
-CONCEPTS = 136  # those of train/ontology.toml
+CONCEPTS = 136  # those of train/corpus/ontology.toml
 WIDTH = 64
 
 

@@ -14,8 +14,7 @@ from steerling_jax.cli.generation_options import (
 )
 from steerling_jax.cli.steering_options import add_steering_options, from_args
 from steerling_jax.errors import UserError
-
-from .batch_command import add_batch_options, run_batch
+from steerling_jax.infer.batch.command import add_batch_options, run_batch
 
 HELP = """\
 Continue a text.
@@ -59,8 +58,8 @@ def run(args: argparse.Namespace) -> int | None:
     prompt = sj.Prompt(text_or_ids, config, steering.configs(bundle), policies(args))
     result = write(bundle, prompt, drafts=args.drafts)
     if args.trace is not None:
+        from steerling_jax.decoding.trace_record import record_of
         from steerling_jax.io.trace_file import model_origin, write_trace
-        from steerling_jax.trace_record import record_of
 
         write_trace(args.trace, record_of(bundle, model_origin(bundle), prompt, result))
     if not args.json:

@@ -16,7 +16,7 @@ from steerling_jax.errors import UserError
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
 
-    from .lm_eval_adapter import SteerlingLM, TaskSettings
+    from steerling_jax.infer.lm_eval.adapter import SteerlingLM, TaskSettings
 
 HELP = """\
 Run tasks of the lm-evaluation-harness.
@@ -65,8 +65,7 @@ def run(args: argparse.Namespace) -> None:
 
     import steerling_jax as sj
     from steerling_jax.cli.console import print_json
-
-    from .lm_eval_adapter import SteerlingLM
+    from steerling_jax.infer.lm_eval.adapter import SteerlingLM
 
     manager = TaskManager(include_path=args.include_path)
     chosen = {name: settings_of(name, args) for name in task_names(args.tasks, manager)}
@@ -97,7 +96,7 @@ def task_names(text: str, manager: TaskManager) -> list[str]:
 
 def settings_of(name: str, args: argparse.Namespace) -> TaskSettings:
     """The published settings of a task, where it has any, with what the command line says instead."""
-    from .lm_eval_adapter import PUBLISHED, TaskSettings
+    from steerling_jax.infer.lm_eval.adapter import PUBLISHED, TaskSettings
 
     given = {field.name: getattr(args, field.name) for field in dataclasses.fields(TaskSettings)}
     given = {field: value for field, value in given.items() if value is not None}

@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> None:
     if not 0 <= args.port < 2**16:
         raise UserError(f"--port is {args.port}, but it must be from 0 to {2**16 - 1}.")
     try:
-        from .server.run import listen
+        from steerling_jax.infer.server.run import listen
     except ModuleNotFoundError as error:
         raise UserError(f"`steerling serve` needs {error.name}: pip install 'steerling-jax[serve]'.") from None
     steering = from_args(args)
@@ -57,12 +57,11 @@ def run(args: argparse.Namespace) -> None:
 
 def _serve(args: argparse.Namespace, steering: Steering, listening: socket) -> None:
     from steerling_jax.cli.console import note, progress
-    from steerling_jax.decoding import Decoder
-
-    from .server.app import Limits, Service, make_app
-    from .server.engine import Engine
-    from .server.run import serve
-    from .server.warm_up import warm_up
+    from steerling_jax.decoding.decoder import Decoder
+    from steerling_jax.infer.server.app import Limits, Service, make_app
+    from steerling_jax.infer.server.engine import Engine
+    from steerling_jax.infer.server.run import serve
+    from steerling_jax.infer.server.warm_up import warm_up
 
     bundle = load_named(args.model, args.catalogue)
     room = max(args.warm_up, 2 * bundle.config.diff_block_size) if args.warm_up else 0

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from steerling_jax.bundle import encode
 from steerling_jax.cli.steering_options import from_json
+from steerling_jax.decoding.generation_config import GenerationConfig
 from steerling_jax.errors import UserError
-from steerling_jax.generation_config import GenerationConfig
-from steerling_jax.inference import encode
-from steerling_jax.steering import clamp_plan
+from steerling_jax.steering.plan import clamp_plan
 
 if TYPE_CHECKING:
-    from steerling_jax.api import Bundle
-    from steerling_jax.steering_config import SteeringConfig
+    from steerling_jax.bundle import Bundle
+    from steerling_jax.steering.config import SteeringConfig
 
 NAMES = (
     "max_tokens", "steps", "temperature", "top_p", "repetition_penalty", "cfg_scale", "seed", "stop", "steering",

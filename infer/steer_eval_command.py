@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any
 from steerling_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from steerling_jax.api import Bundle
-    from steerling_jax.io.corpus import CorpusStore
-
-    from .steer_eval.jobs import Settings
-    from .steer_eval.judge import Judge
-    from .steer_eval.measure import Text
+    from steerling_jax.bundle import Bundle
+    from steerling_jax.infer.steer_eval.jobs import Settings
+    from steerling_jax.infer.steer_eval.judge import Judge
+    from steerling_jax.infer.steer_eval.measure import Text
+    from steerling_jax.io.corpus.store import CorpusStore
 
 HELP = """\
 Measure what steering by concepts does, beside random directions and prompting.
@@ -58,10 +57,9 @@ def run(args: argparse.Namespace) -> None:
             raise UserError(f"{name} is {value}, but it must be at least {least}.")
     import steerling_jax as sj
     from steerling_jax.cli.console import print_json, stdout
-    from steerling_jax.io.corpus import CorpusStore
-
-    from .steer_eval.plot import check_plot, plot
-    from .steer_eval.report import flat, overall, render, summarise
+    from steerling_jax.infer.steer_eval.plot import check_plot, plot
+    from steerling_jax.infer.steer_eval.report import flat, overall, render, summarise
+    from steerling_jax.io.corpus.store import CorpusStore
 
     if args.plot is not None:
         check_plot(args.plot)
@@ -112,10 +110,9 @@ def find_concepts(text: str, ids: Mapping[str, int]) -> int | list[int]:
 
 
 def _settings(args: argparse.Namespace, bundle: Bundle, strengths: tuple[float, ...]) -> Settings:
-    from steerling_jax.generation_config import GenerationConfig
-
-    from .steer_eval.jobs import Settings
-    from .steer_eval.prompts import WITH_TOKENS
+    from steerling_jax.decoding.generation_config import GenerationConfig
+    from steerling_jax.infer.steer_eval.jobs import Settings
+    from steerling_jax.infer.steer_eval.prompts import WITH_TOKENS
 
     block, context = bundle.config.diff_block_size, bundle.config.block_size
     tokens = args.max_new_tokens if args.max_new_tokens is not None else max(32 // block * block, block)
@@ -132,11 +129,10 @@ def _evaluate(
     bundle: Bundle, store: CorpusStore, concepts: str, settings: Settings
 ) -> tuple[Judge, list[int], list[Text]]:
     from steerling_jax.cli.console import stages
-
-    from .steer_eval.jobs import jobs_of
-    from .steer_eval.judge import train_judge
-    from .steer_eval.measure import measure, write_texts
-    from .steer_eval.prompts import HeldOutChunks
+    from steerling_jax.infer.steer_eval.jobs import jobs_of
+    from steerling_jax.infer.steer_eval.judge import train_judge
+    from steerling_jax.infer.steer_eval.measure import measure, write_texts
+    from steerling_jax.infer.steer_eval.prompts import HeldOutChunks
 
     count = check_concepts(bundle, store)
     asked = find_concepts(concepts, {entry["name"]: entry["id"] for entry in store.concepts})

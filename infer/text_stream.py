@@ -11,9 +11,9 @@ from typing import Literal
 
 import numpy as np
 
-from steerling_jax.config import ModelConfig
-from steerling_jax.io.tokenizer import Tokenizer
-from steerling_jax.trace import Commit
+from steerling_jax.decoding.trace import Commit
+from steerling_jax.models.steerling.config import ModelConfig
+from steerling_jax.tokenizer import Tokenizer
 
 Finish = Literal["stop", "length"]
 _HALF = "\ufffd"  # what half a character is decoded to

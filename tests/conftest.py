@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.worlds.paths import REPOSITORY
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 # Most of the tests' time is XLA's: small models, many programs. Unoptimised ones compile in half the time, without the
@@ -19,10 +21,8 @@ if version("jax") < "0.11":  # later ones do not know the flag, and stop
 os.environ.setdefault("XLA_FLAGS", FLAGS)
 
 if TYPE_CHECKING:
-    from steerling_jax.api import Bundle
-    from steerling_jax.io.corpus import CorpusStore
-
-REPOSITORY = Path(__file__).parent.parent
+    from steerling_jax.bundle import Bundle
+    from steerling_jax.io.corpus.store import CorpusStore
 
 
 @pytest.fixture(scope="session")
@@ -45,7 +45,7 @@ def forget_programs():
 @pytest.fixture(scope="session")
 def text_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a tiny model with random weights, a tokenizer and named concepts; see `serving_world`."""
-    from .serving_world import write_text_model
+    from tests.worlds.serving_world import write_text_model
 
     return write_text_model(tmp_path_factory.mktemp("models") / "tiny-text")
 
@@ -53,7 +53,7 @@ def text_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def topic_store(tmp_path_factory: pytest.TempPathFactory) -> CorpusStore:
     """A small corpus with a topic; see `topic_world`."""
-    from .topic_world import make_store
+    from tests.worlds.topic_world import make_store
 
     return make_store(tmp_path_factory.mktemp("topic") / "corpus")
 
@@ -61,7 +61,7 @@ def topic_store(tmp_path_factory: pytest.TempPathFactory) -> CorpusStore:
 @pytest.fixture(scope="session")
 def topic_bundle(topic_store: CorpusStore) -> Bundle:
     """A model in which one discovered concept knows the topic."""
-    from .topic_world import make_bundle
+    from tests.worlds.topic_world import make_bundle
 
     return make_bundle(topic_store)
 
@@ -69,6 +69,6 @@ def topic_bundle(topic_store: CorpusStore) -> Bundle:
 @pytest.fixture(scope="session")
 def child_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Of child processes, which share what they compile."""
-    from .serving_world import sharing_compiled
+    from tests.worlds.serving_world import sharing_compiled
 
     return sharing_compiled(tmp_path_factory)

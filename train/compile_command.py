@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from steerling_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from .aot.report import Report
-    from .run_config import RunConfig
+    from steerling_jax.train.aot.report import Report
+    from steerling_jax.train.run.run_config import RunConfig
 
 HELP = """\
 Compile a config for real TPUs with none present: memory, FLOPs, what is exchanged, does it fit.
@@ -59,8 +59,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     for_compiling_only()
     from steerling_jax.cli.console import note, print_json
-
-    from .aot.render import as_json, print_report
+    from steerling_jax.train.aot.render import as_json, print_report
 
     report = report_for(args, note)
     if args.json:
@@ -81,10 +80,10 @@ def for_compiling_only() -> None:
 
 def report_for(args: argparse.Namespace, note: Any) -> Report:
     """Checks what was asked for, then compiles."""
-    from .aot import chips
-    from .aot.programs import MODES, mesh_for
-    from .aot.report import make_report
-    from .run_config import load_config
+    from steerling_jax.train.aot import chips
+    from steerling_jax.train.aot.programs import MODES, mesh_for
+    from steerling_jax.train.aot.report import make_report
+    from steerling_jax.train.run.run_config import load_config
 
     if args.mode not in MODES:
         raise UserError(f"--mode is {args.mode!r}, but it must be {', '.join(MODES[:-1])} or {MODES[-1]}.")
@@ -118,7 +117,7 @@ def _changed(config: RunConfig, args: argparse.Namespace) -> RunConfig:
 
 
 def _mesh_shape(args: argparse.Namespace, config: RunConfig) -> Any:
-    from steerling_jax.sharding import MeshShape
+    from steerling_jax.parallel.sharding import MeshShape
 
     if args.mesh is None:
         return MeshShape(data=1, fsdp=1, tensor=-1) if args.mode == "decode" else config.mesh

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from steerling_jax.cli.arguments import add_model
 
 if TYPE_CHECKING:
-    from steerling_jax.api import Bundle
-    from steerling_jax.io.corpus import CorpusStore
+    from steerling_jax.bundle import Bundle
+    from steerling_jax.io.corpus.store import CorpusStore
 
 HELP = """\
 Measure a model on held-out documents.
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
     bundle = sj.load(args.model)
     seq_len = sequence_length(args.seq_len, bundle)
     with _store(args.corpus, bundle) as store, stages() as tell:
-        from .evaluate import QUICK_TOKENS, evaluate_full
+        from steerling_jax.train.evaluation.evaluate import QUICK_TOKENS, evaluate_full
 
         found: dict[str, Any] = {"model": bundle.name, "trained_on": _trained_on(bundle, store)}
         found |= evaluate_full(
@@ -80,7 +80,7 @@ def sequence_length(asked: int | None, bundle: Bundle) -> int:
     """What was asked for, what the run was trained with, or a length that suits most models, which a note names."""
     from steerling_jax.cli.console import note
     from steerling_jax.errors import UserError
-    from steerling_jax.io.published_layout import read_json
+    from steerling_jax.io.weights.published_layout import read_json
 
     context = bundle.config.block_size
     if asked is not None:
@@ -105,8 +105,8 @@ def _store(corpus: Path | None, bundle: Bundle) -> Iterator[CorpusStore]:
     """The corpus asked for, the run's own, or this Python's documentation in a temporary store."""
     from steerling_jax.cli.console import note, stages
     from steerling_jax.errors import UserError
-    from steerling_jax.io.corpus import CorpusStore
-    from steerling_jax.io.tokenizer import IdsOnlyTokenizer
+    from steerling_jax.io.corpus.store import CorpusStore
+    from steerling_jax.tokenizer import IdsOnlyTokenizer
 
     own = None if bundle.folder is None else bundle.folder / "corpus"
     if corpus is None and own is not None and own.is_dir():
@@ -118,8 +118,8 @@ def _store(corpus: Path | None, bundle: Bundle) -> Iterator[CorpusStore]:
         return
     if isinstance(bundle.tokenizer, IdsOnlyTokenizer):
         raise UserError(f"{bundle.name} has no tokenizer to read text with: give a corpus of its ids with --corpus.")
-    from .documents import python_documents
-    from .prepare import prepare
+    from steerling_jax.train.corpus.documents import python_documents
+    from steerling_jax.train.prepare.prepare import prepare
 
     note("Reading this Python's documentation; --corpus takes a store instead.")
     with tempfile.TemporaryDirectory() as folder:
@@ -148,7 +148,7 @@ def _trained_on(bundle: Bundle, store: CorpusStore) -> int | None:
 
 
 def _samples(bundle: Bundle, store: CorpusStore, count: int, tell: Callable[[str, int, int], None]) -> dict[str, Any]:
-    from .samples import measures, samples
+    from steerling_jax.train.evaluation.samples import measures, samples
 
     written = []
     for sample in samples(bundle, store, count):

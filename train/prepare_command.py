@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .corpus.sources import Source
+    from steerling_jax.train.corpus.sources import Source
 
 HELP = """\
 Make a corpus store from documents: tokens, chunks, concept labels.
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> None:
     from steerling_jax.cli.console import note, print_json, stages, stdout
 
     if args.check:
-        from .corpus.check import check_files
+        from steerling_jax.train.corpus.check import check_files
 
         found = check_files(args.check)
         if args.json:
@@ -78,11 +78,11 @@ def run(args: argparse.Namespace) -> None:
             stdout().print(text, markup=False, soft_wrap=True)
         return
     _check_numbers(args)
-    from .corpus.label_table import read_table_settings
-    from .documents import python_documents
-    from .model_tokenizer import model_tokenizer
-    from .ontology import read_concepts
-    from .prepare import prepare
+    from steerling_jax.train.corpus.documents import python_documents
+    from steerling_jax.train.corpus.label_table import read_table_settings
+    from steerling_jax.train.corpus.ontology import read_concepts
+    from steerling_jax.train.data.model_tokenizer import model_tokenizer
+    from steerling_jax.train.prepare.prepare import prepare
 
     concepts = read_concepts(args.concepts)
     tables = [table for path in args.labels for table in read_table_settings(path)]
@@ -122,6 +122,6 @@ def _check_numbers(args: argparse.Namespace) -> None:
 
 
 def _inputs(args: argparse.Namespace) -> list[Source]:
-    from .corpus.sources import Source, read_sources
+    from steerling_jax.train.corpus.sources import Source, read_sources
 
     return [*([Source(tuple(args.input))] if args.input else []), *read_sources(*args.source)]

@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Any
 from steerling_jax.errors import UserError, require
 
 if TYPE_CHECKING:
-    from steerling_jax.io.corpus import CorpusStore
-
-    from .conversations import Conversations
-    from .run_config import RunConfig
-    from .start import OtherWeights
+    from steerling_jax.io.corpus.store import CorpusStore
+    from steerling_jax.train.data.conversations import Conversations
+    from steerling_jax.train.run.run_config import RunConfig
+    from steerling_jax.train.run.start import OtherWeights
 
 HELP = """\
 Train a model from a config; resumes exactly where it stopped.
@@ -59,12 +58,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from steerling_jax.cli.console import note, print_json
-    from steerling_jax.io.training_folder import alone_in
-
-    from .metrics import check_tensorboard
-    from .processes import by_the_first, is_first, join
-    from .profiler import parse_steps
-    from .run_config import load_config
+    from steerling_jax.io.checkpoints.training_folder import alone_in
+    from steerling_jax.train.run.metrics import check_tensorboard
+    from steerling_jax.train.run.processes import by_the_first, is_first, join
+    from steerling_jax.train.run.profiler import parse_steps
+    from steerling_jax.train.run.run_config import load_config
 
     given = (args.coordinator, args.process_count, args.process_index)
     if any(value is not None for value in given) and None in given:
@@ -99,18 +97,17 @@ def _train(config: RunConfig, args: argparse.Namespace, out: Path) -> tuple[dict
     import jax
 
     from steerling_jax.cli.console import note, stderr
-    from steerling_jax.io.corpus import CorpusStore
-    from steerling_jax.sharding import make_mesh
-
-    from .batches import Batches
-    from .evaluate import evaluator
-    from .events import Done, Evaluated, Stopped
-    from .loop import train
-    from .parameter_table import parameter_rows, parameter_table
-    from .processes import Share, by_the_first, is_first
-    from .run_folder import check_corpus, has_checkpoints, open_folder
-    from .show import show
-    from .start import find_weights
+    from steerling_jax.io.corpus.store import CorpusStore
+    from steerling_jax.parallel.sharding import make_mesh
+    from steerling_jax.train.data.batches import Batches
+    from steerling_jax.train.evaluation.evaluate import evaluator
+    from steerling_jax.train.run.events import Done, Evaluated, Stopped
+    from steerling_jax.train.run.loop import train
+    from steerling_jax.train.run.parameter_table import parameter_rows, parameter_table
+    from steerling_jax.train.run.processes import Share, by_the_first, is_first
+    from steerling_jax.train.run.run_folder import check_corpus, has_checkpoints, open_folder
+    from steerling_jax.train.run.show import show
+    from steerling_jax.train.run.start import find_weights
 
     if config.compute.attention == "splash" and jax.default_backend() != "tpu":
         raise UserError("compute.attention is 'splash', which needs TPUs, and there are none here: use 'xla'.")
@@ -166,11 +163,10 @@ def _tell_left_out(answers: Conversations | None) -> None:
 
 
 def _export(config: RunConfig, out: Path, params: Any) -> Path:
-    from steerling_jax.io.weights import write_published
-    from steerling_jax.sharding import to_first_host
-
-    from .processes import by_the_first
-    from .run_folder import companions
+    from steerling_jax.io.weights.published import write_published
+    from steerling_jax.parallel.sharding import to_first_host
+    from steerling_jax.train.run.processes import by_the_first
+    from steerling_jax.train.run.run_folder import companions
 
     whole = to_first_host(params)
     by_the_first(lambda: write_published(out / "export", config.model, whole, files=companions(out)))
@@ -180,15 +176,14 @@ def _export(config: RunConfig, out: Path, params: Any) -> Path:
 def _corpus(config: RunConfig, folder: Path, other: OtherWeights | None) -> CorpusStore:
     """Opens the store at `folder`; where there is nothing, makes it from the interpreter's documentation first, in the
     tokens of the weights that training starts from."""
-    from steerling_jax.io.corpus import CorpusStore
+    from steerling_jax.io.corpus.store import CorpusStore
 
     if folder.exists():
         return CorpusStore(folder)
     from steerling_jax.cli.console import stages
-
-    from .documents import python_documents
-    from .model_tokenizer import model_tokenizer
-    from .prepare import prepare
+    from steerling_jax.train.corpus.documents import python_documents
+    from steerling_jax.train.data.model_tokenizer import model_tokenizer
+    from steerling_jax.train.prepare.prepare import prepare
 
     with stages() as tell:
         return prepare(

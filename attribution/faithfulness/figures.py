@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from steerling_jax.intervals import Estimate, bootstrap
+from steerling_jax.evaluation.intervals import Estimate, bootstrap
 
 HEADER = ["figure", "of", "value", "95 %", "n"]
 

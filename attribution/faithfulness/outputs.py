@@ -14,29 +14,27 @@ from typing import Any
 import jax
 import numpy as np
 
-from steerling_jax.api import Bundle
-from steerling_jax.chunk_ranking import rank_chunk
-from steerling_jax.concept_heads import head_spec
-from steerling_jax.contributions import concept_contributions
-from steerling_jax.detection import auc
+from steerling_jax.attribution.faithfulness.figures import entry, estimate
+from steerling_jax.attribution.faithfulness.kept import NOTHING_KEPT, Kept
+from steerling_jax.attribution.faithfulness.texts import continued, heldout_openings, shuffled_openings
+from steerling_jax.attribution.index.opened import Index
+from steerling_jax.attribution.index.query import best_values
+from steerling_jax.bundle import Bundle, check_weights
+from steerling_jax.concepts.heads import head_spec
+from steerling_jax.decoding.generation import Generation, text_ids
+from steerling_jax.decoding.generation_config import GenerationConfig
 from steerling_jax.errors import UserError
-from steerling_jax.generation import Generation, text_ids
-from steerling_jax.generation_config import GenerationConfig
-from steerling_jax.inference import check_weights
-from steerling_jax.input_targets import TokenLogProbability
-from steerling_jax.integrated_gradients import attribute_inputs
-from steerling_jax.intervals import bootstrap
-from steerling_jax.io.corpus import CorpusStore
-from steerling_jax.io.tokenizer import IdsOnlyTokenizer
-from steerling_jax.likelihood import log_likelihoods
+from steerling_jax.evaluation.detection import auc
+from steerling_jax.evaluation.intervals import bootstrap
+from steerling_jax.evaluation.likelihood import log_likelihoods
+from steerling_jax.evaluation.text_metrics import repeated
+from steerling_jax.explain.contributions import concept_contributions
+from steerling_jax.explain.inputs.integrated_gradients import attribute_inputs
+from steerling_jax.explain.inputs.targets import TokenLogProbability
+from steerling_jax.explain.ranking import rank_chunk
+from steerling_jax.io.corpus.store import CorpusStore
 from steerling_jax.progress import Tell, silent
-from steerling_jax.text_metrics import repeated
-
-from ..index.opened import Index
-from ..index.query import best_values
-from .figures import entry, estimate
-from .kept import NOTHING_KEPT, Kept
-from .texts import continued, heldout_openings, shuffled_openings
+from steerling_jax.tokenizer import IdsOnlyTokenizer
 
 PROMPT_TOKENS, BLOCKS = 10, 4
 TARGETS = 4  # tokens of a text whose inputs are explained

@@ -12,12 +12,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from steerling_jax.attribution.faithfulness.figures import markdown, table
+from steerling_jax.attribution.faithfulness.kept import Kept
 from steerling_jax.cli.console import plain
 from steerling_jax.errors import UserError
 from steerling_jax.io.atomic import atomic_path, write_json
-
-from .figures import markdown, table
-from .kept import Kept
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from steerling_jax.api import Bundle
+from steerling_jax.bundle import Bundle
+from steerling_jax.decoding.generation import Generation, Prompt, generate_many
+from steerling_jax.decoding.generation_config import GenerationConfig
 from steerling_jax.errors import UserError
-from steerling_jax.generation import Generation, Prompt, generate_many
-from steerling_jax.generation_config import GenerationConfig
-from steerling_jax.io.corpus import CorpusStore
+from steerling_jax.io.corpus.store import CorpusStore
 from steerling_jax.progress import Tell
 
 _ORDINARY = 1 << 20  # tokens that shuffled ones are drawn from

@@ -7,15 +7,21 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from steerling_jax.api import Bundle
+from steerling_jax.attribution.index.coverage import coverage
+from steerling_jax.attribution.index.plan import (
+    IndexSettings,
+    description,
+    indexed_documents,
+    is_done,
+    make_plan,
+    unit_folder,
+)
+from steerling_jax.bundle import Bundle
 from steerling_jax.errors import UserError
 from steerling_jax.io.atomic import write_json
-from steerling_jax.io.corpus import CorpusStore
+from steerling_jax.io.corpus.store import CorpusStore
 from steerling_jax.io.index import IndexFolder, corpus_digest, start_index, write_unit
 from steerling_jax.progress import Tell, silent
-
-from .coverage import coverage
-from .plan import IndexSettings, description, indexed_documents, is_done, make_plan, unit_folder
 
 
 def build_index(
@@ -56,7 +62,7 @@ def build_index(
 
 
 def _make(index, name, documents, numbers, corpus, bundle, settings, tell: Tell) -> None:
-    from .unit import make_unit
+    from steerling_jax.attribution.index.unit import make_unit
 
     arrays = make_unit(corpus, [numbers[key] for key in documents], bundle, settings, tell)
     try:
@@ -71,8 +77,8 @@ def _finish(
     settings: IndexSettings, tell: Tell,
 ) -> None:  # fmt: skip
     """Thresholds and the list of units, unless this state of the corpus has them; then removes what is not of it."""
-    from .null import thresholds
-    from .opened import Index
+    from steerling_jax.attribution.index.null import thresholds
+    from steerling_jax.attribution.index.opened import Index
 
     digest = corpus_digest(list(numbers))
     path = index.folder / "current.json"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from steerling_jax.api import Bundle
-from steerling_jax.io.corpus import CorpusStore
+from steerling_jax.bundle import Bundle
+from steerling_jax.io.corpus.store import CorpusStore
 from steerling_jax.io.trained_texts import trained_texts
 
 _NAMED = 20  # absent documents that are named

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from steerling_jax.evidence import Score
+from steerling_jax.attribution.index.evidence import Score
+from steerling_jax.attribution.index.opened import Index
+from steerling_jax.attribution.index.query import Query
+from steerling_jax.attribution.index.signatures import concept_count
 from steerling_jax.progress import Tell
-from steerling_jax.signatures import concept_count
-
-from .opened import Index
-from .query import Query
 
 PIECE = 4
 LENGTHS = (8, 16, 32, 64)

@@ -9,21 +9,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from steerling_jax.api import Bundle
+from steerling_jax.attribution.index.evidence import Score
+from steerling_jax.attribution.index.influence import influence
+from steerling_jax.attribution.index.passages import Passage
+from steerling_jax.attribution.index.plan import QUERY_MASKING, IndexSettings, check_model, indexed_documents, is_done
+from steerling_jax.attribution.index.retrieval import Best, Block, best_rows, best_signatures, place, place_rows
+from steerling_jax.attribution.index.signatures import Described, concept_count, concept_weights, describe
+from steerling_jax.attribution.index.unit import gradients, passage_of
+from steerling_jax.bundle import Bundle
 from steerling_jax.errors import UserError
-from steerling_jax.evidence import Score
-from steerling_jax.influence import influence
-from steerling_jax.io.corpus import CorpusStore
+from steerling_jax.io.corpus.store import CorpusStore
 from steerling_jax.io.index import IndexFolder, Unit, corpus_digest
-from steerling_jax.passages import Passage
-from steerling_jax.retrieval import Best, Block, best_rows, best_signatures, place, place_rows
-from steerling_jax.signatures import Described, concept_count, concept_weights, describe
-
-from .plan import QUERY_MASKING, IndexSettings, check_model, indexed_documents, is_done
-from .unit import gradients, passage_of
 
 if TYPE_CHECKING:
-    from .query import Query
+    from steerling_jax.attribution.index.query import Query
 
 
 NEAREST = 5  # hits of a question; influence ranks the candidates of so many, also where more or fewer are asked for

@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from steerling_jax.api import Bundle
+from steerling_jax.attribution.index.influence import Projection
+from steerling_jax.attribution.index.passages import Masking
+from steerling_jax.bundle import Bundle
 from steerling_jax.errors import UserError, require
-from steerling_jax.fingerprint import fingerprint
-from steerling_jax.influence import Projection
-from steerling_jax.io.corpus import SPLITS, CorpusStore
+from steerling_jax.io.corpus.store import SPLITS, CorpusStore
 from steerling_jax.io.index import IndexFolder, corpus_digest, document_keys, write_once
-from steerling_jax.passages import Masking
+from steerling_jax.models.steerling.fingerprint import fingerprint
 
 # How a query is masked for its gradient: it is asked what it was written after, so most of that is shown.
 QUERY_MASKING = Masking(level=0.25, draws=8)

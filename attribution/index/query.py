@@ -7,14 +7,13 @@ from functools import cached_property
 
 import numpy as np
 
-from steerling_jax.api import Bundle
+from steerling_jax.attribution.index.evidence import SCORES, Evidence, Hit, Score
+from steerling_jax.attribution.index.opened import NEAREST, Index, Place
+from steerling_jax.attribution.index.signatures import Described, concept_count
+from steerling_jax.attribution.index.suffixes import Span, longest_matches, maximal_spans, occurrences
+from steerling_jax.attribution.index.unit import passage_of
+from steerling_jax.bundle import Bundle
 from steerling_jax.errors import require
-from steerling_jax.evidence import SCORES, Evidence, Hit, Score
-from steerling_jax.signatures import Described, concept_count
-from steerling_jax.suffixes import Span, longest_matches, maximal_spans, occurrences
-
-from .opened import NEAREST, Index, Place
-from .unit import passage_of
 
 _CANDIDATES = 2  # times k, of signatures and of rows each, are ranked again by influence
 _NO_TOKEN = -2  # matches nothing in a unit's text

@@ -6,16 +6,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from steerling_jax.api import Bundle
-from steerling_jax.influence import gradient_features, normalised
-from steerling_jax.io.corpus import CorpusStore
+from steerling_jax.attribution.index.influence import gradient_features, normalised
+from steerling_jax.attribution.index.passages import Masking, Passage
+from steerling_jax.attribution.index.plan import IndexSettings
+from steerling_jax.attribution.index.signatures import concept_count, describe, packed
+from steerling_jax.attribution.index.suffixes import suffix_array
+from steerling_jax.bundle import Bundle
+from steerling_jax.io.corpus.store import CorpusStore
 from steerling_jax.io.index import SEPARATOR
-from steerling_jax.passages import Masking, Passage
 from steerling_jax.progress import Tell, silent
-from steerling_jax.signatures import concept_count, describe, packed
-from steerling_jax.suffixes import suffix_array
-
-from .plan import IndexSettings
 
 
 def make_unit(

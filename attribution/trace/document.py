@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from steerling_jax.evidence import Evidence
-from steerling_jax.input_attribution import InputAttribution
-from steerling_jax.trace_record import to_plain
-
-from .explanation import Chunk, Explanation
+from steerling_jax.attribution.index.evidence import Evidence
+from steerling_jax.attribution.trace.explanation import Chunk, Explanation
+from steerling_jax.decoding.trace_record import to_plain
+from steerling_jax.explain.inputs.record import InputAttribution
 
 FORMAT, VERSION = "steerling-explanation", 1
 INPUTS = 32  # strongest positions listed for a token or a chunk; the rest is one number

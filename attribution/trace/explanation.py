@@ -7,17 +7,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from steerling_jax.api import Bundle
-from steerling_jax.catalogue import Catalogue
-from steerling_jax.chunk_ranking import ChunkRanking, ConceptShare, chunk_spans, rank_chunk
-from steerling_jax.contributions import Contributions, concept_contributions
-from steerling_jax.evidence import Evidence
-from steerling_jax.generation import text_ids
-from steerling_jax.input_attribution import InputAttribution, SpanAttribution
-from steerling_jax.integrated_gradients import attribute_inputs
+from steerling_jax.attribution.index.evidence import Evidence
+from steerling_jax.bundle import Bundle
+from steerling_jax.concepts.catalogue import Catalogue
+from steerling_jax.decoding.generation import text_ids
+from steerling_jax.decoding.trace import Trace
+from steerling_jax.decoding.trace_record import TraceRecord, restore
+from steerling_jax.explain.contributions import Contributions, concept_contributions
+from steerling_jax.explain.inputs.integrated_gradients import attribute_inputs
+from steerling_jax.explain.inputs.record import InputAttribution, SpanAttribution
+from steerling_jax.explain.ranking import ChunkRanking, ConceptShare, chunk_spans, rank_chunk
 from steerling_jax.progress import Tell
-from steerling_jax.trace import Trace
-from steerling_jax.trace_record import TraceRecord, restore
 
 # Finds training data for tokens [start, end) of a text, given as ids.
 Find = Callable[[np.ndarray, int, int], Evidence]

@@ -14,16 +14,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from steerling_jax.api import Bundle
-from steerling_jax.catalogue import Head
-from steerling_jax.contributions import Contributions
+from steerling_jax.attribution.trace.explanation import Explanation
+from steerling_jax.bundle import Bundle
+from steerling_jax.concepts.catalogue import Head
+from steerling_jax.decoding.trace import Trace
 from steerling_jax.errors import UserError
-from steerling_jax.input_targets import ConceptActivation, TokenLogProbability
-from steerling_jax.integrated_gradients import attribute_inputs
+from steerling_jax.explain.contributions import Contributions
+from steerling_jax.explain.inputs.integrated_gradients import attribute_inputs
+from steerling_jax.explain.inputs.targets import ConceptActivation, TokenLogProbability
 from steerling_jax.progress import Tell
-from steerling_jax.trace import Trace
-
-from .explanation import Explanation
 
 _LINKS = 32  # strongest inputs linked to one node
 

@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from steerling_jax.attribution.trace.document import KINDS
+from steerling_jax.attribution.trace.explanation import Explanation
 from steerling_jax.errors import UserError
-
-from .document import KINDS
-from .explanation import Explanation
 
 Rows = list[dict[str, Any]]
 

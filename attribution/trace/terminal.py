@@ -8,9 +8,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from steerling_jax.chunk_ranking import ConceptShare
-
-from .explanation import Chunk, Explanation
+from steerling_jax.attribution.trace.explanation import Chunk, Explanation
+from steerling_jax.explain.ranking import ConceptShare
 
 _INPUTS = 5  # tokens shown a chunk
 _TEXT = 64  # characters of a hit

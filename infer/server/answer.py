@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from .engine import Job
-from .errors import ApiError, as_api_error, dumps, json_response
-from .replies import Reply, usage
+from steerling_jax.infer.server.engine import Job
+from steerling_jax.infer.server.errors import ApiError, as_api_error, dumps, json_response
+from steerling_jax.infer.server.replies import Reply, usage
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
-    from .app import Service
+    from steerling_jax.infer.server.app import Service
 
 
 class Answer(Response):

@@ -21,22 +21,21 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
+from steerling_jax.decoding.generation import Prompt, request_of
+from steerling_jax.decoding.request import Request as DecodeRequest
 from steerling_jax.errors import UserError
-from steerling_jax.generation import Prompt, request_of
-from steerling_jax.request import Request as DecodeRequest
-
-from ..text_stream import Writing
-from .answer import Answer
-from .asking import Asked, parse_json, read
-from .engine import Engine, Job
-from .errors import ApiError, as_api_error, json_response
-from .gate import Gate
-from .metrics import Metrics
-from .replies import Reply
+from steerling_jax.infer.server.answer import Answer
+from steerling_jax.infer.server.asking import Asked, parse_json, read
+from steerling_jax.infer.server.engine import Engine, Job
+from steerling_jax.infer.server.errors import ApiError, as_api_error, json_response
+from steerling_jax.infer.server.gate import Gate
+from steerling_jax.infer.server.metrics import Metrics
+from steerling_jax.infer.server.replies import Reply
+from steerling_jax.infer.text_stream import Writing
 
 if TYPE_CHECKING:
-    from steerling_jax.api import Bundle
-    from steerling_jax.steering_config import SteeringConfig
+    from steerling_jax.bundle import Bundle
+    from steerling_jax.steering.config import SteeringConfig
 
 BODY_SECONDS = 30  # for a request's body to arrive
 

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from steerling_jax.errors import UserError
-
-from ..settings import NAMES, BadField, Wanted, read_settings, shown, truth
-from .errors import ApiError
+from steerling_jax.infer.server.errors import ApiError
+from steerling_jax.infer.settings import NAMES, BadField, Wanted, read_settings, shown, truth
 
 if TYPE_CHECKING:
-    from steerling_jax.api import Bundle
-    from steerling_jax.steering_config import SteeringConfig
+    from steerling_jax.bundle import Bundle
+    from steerling_jax.steering.config import SteeringConfig
 
 # Fields of OpenAI's that are taken only at the values that change nothing here.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {

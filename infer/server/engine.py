@@ -10,14 +10,13 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from steerling_jax.request import BlockDone
-from steerling_jax.trace import Commit, Trace
-
-from ..text_stream import Finish, Writing
+from steerling_jax.decoding.request import BlockDone
+from steerling_jax.decoding.trace import Commit, Trace
+from steerling_jax.infer.text_stream import Finish, Writing
 
 if TYPE_CHECKING:
-    from steerling_jax.decoding import Decoder
-    from steerling_jax.request import Event, Request
+    from steerling_jax.decoding.decoder import Decoder
+    from steerling_jax.decoding.request import Event, Request
 
 log = logging.getLogger(__name__)
 STEPS = 4  # denoising steps between two looks at who has come, who has left, and what is written

@@ -11,12 +11,12 @@ import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from .errors import ApiError
+from steerling_jax.infer.server.errors import ApiError
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
-    from .metrics import Metrics
+    from steerling_jax.infer.server.metrics import Metrics
 
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:@/\s]+)(?::\d+)?", re.IGNORECASE)
 _ANYWHERE = ("0.0.0.0", "::")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from steerling_jax.decoding import compiled_programs
-
-from .engine import Engine
+from steerling_jax.decoding.decoder import compiled_programs
+from steerling_jax.infer.server.engine import Engine
 
 _OUTCOMES = {
     "ok": "answered in full",

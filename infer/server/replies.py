@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from steerling_jax.trace import Commit
+from steerling_jax.decoding.trace import Commit
 
 
 @dataclass(frozen=True)

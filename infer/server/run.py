@@ -11,9 +11,8 @@ import uvicorn
 from starlette.applications import Starlette
 
 from steerling_jax.errors import UserError
-
-from .app import Service
-from .protocol import Protocol
+from steerling_jax.infer.server.app import Service
+from steerling_jax.infer.server.protocol import Protocol
 
 
 def listen(host: str, port: int) -> socket.socket:

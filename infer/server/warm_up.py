@@ -14,11 +14,11 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from steerling_jax.decoding import Decoder
-from steerling_jax.generation_config import GenerationConfig
-from steerling_jax.request import Request
-from steerling_jax.steering import Injected, SteeringPlan, prepare_steering
-from steerling_jax.steering_config import SteeringConfig
+from steerling_jax.decoding.decoder import Decoder
+from steerling_jax.decoding.generation_config import GenerationConfig
+from steerling_jax.decoding.request import Request
+from steerling_jax.steering.config import SteeringConfig
+from steerling_jax.steering.plan import Injected, SteeringPlan, prepare_steering
 
 # How tokens are chosen: drawn, at any temperature, or the likeliest.
 _CHOICES: tuple[dict[str, Any], ...] = ({}, {"use_entropy_sampling": False, "temperature": 0.0})

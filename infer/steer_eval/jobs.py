@@ -19,16 +19,15 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from steerling_jax.api import Bundle
-from steerling_jax.config import ModelConfig
+from steerling_jax.bundle import Bundle
 from steerling_jax.errors import UserError
-from steerling_jax.io.tokenizer import IdsOnlyTokenizer, Tokenizer
-from steerling_jax.steering import SteeringPlan, prepare_steering
-from steerling_jax.steering_config import SteeringConfig
-from steerling_jax.steering_controls import random_control
-
-from .judge import Judge
-from .prompts import WITHOUT_TOKENS, HeldOutChunks, Opening
+from steerling_jax.infer.steer_eval.judge import Judge
+from steerling_jax.infer.steer_eval.prompts import WITHOUT_TOKENS, HeldOutChunks, Opening
+from steerling_jax.models.steerling.config import ModelConfig
+from steerling_jax.steering.config import SteeringConfig
+from steerling_jax.steering.controls import random_control
+from steerling_jax.steering.plan import SteeringPlan, prepare_steering
+from steerling_jax.tokenizer import IdsOnlyTokenizer, Tokenizer
 
 AMPLIFY, SUPPRESS = "amplify", "suppress"
 NOTHING, AGAIN = "nothing", "nothing, another seed"

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from steerling_jax.concepts.lift import Lifted, lifted_tokens, unrelated
+from steerling_jax.corpus.bags import Bags
+from steerling_jax.corpus.labelled_chunks import chunk_bags, chunk_positives
 from steerling_jax.errors import UserError
-from steerling_jax.io.corpus import CorpusStore
-from steerling_jax.io.labelled_chunks import chunk_bags, chunk_positives
-from steerling_jax.lift import Lifted, lifted_tokens, unrelated
-from steerling_jax.probe import Bags, fit_probe
+from steerling_jax.evaluation.probe import fit_probe
+from steerling_jax.io.corpus.store import CorpusStore
 from steerling_jax.progress import Tell, silent
 
 POSITIVES = 20  # held-out chunks with a concept, for it to be on the panel without being named

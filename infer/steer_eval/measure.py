@@ -9,16 +9,15 @@ from functools import partial
 
 import numpy as np
 
-from steerling_jax.api import Bundle
-from steerling_jax.generation import Generation, Prompt, generate_many, text_ids
-from steerling_jax.generation_config import GenerationConfig
-from steerling_jax.lift import set_log_probability
-from steerling_jax.likelihood import log_likelihood
+from steerling_jax.bundle import Bundle
+from steerling_jax.concepts.lift import set_log_probability
+from steerling_jax.decoding.generation import Generation, Prompt, generate_many, text_ids
+from steerling_jax.decoding.generation_config import GenerationConfig
+from steerling_jax.evaluation.likelihood import log_likelihood
+from steerling_jax.evaluation.text_metrics import distinct, repeated
+from steerling_jax.infer.steer_eval.jobs import NOTHING, Job, Settings
+from steerling_jax.infer.steer_eval.judge import Judge
 from steerling_jax.progress import Tell, silent
-from steerling_jax.text_metrics import distinct, repeated
-
-from .jobs import NOTHING, Job, Settings
-from .judge import Judge
 
 MASKINGS = 16  # of each text, for its likelihood
 # Every figure, and what it says.

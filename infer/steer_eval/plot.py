@@ -7,10 +7,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from steerling_jax.errors import UserError
-from steerling_jax.intervals import Estimate
+from steerling_jax.evaluation.intervals import Estimate
+from steerling_jax.infer.steer_eval.jobs import (
+    AGAIN,
+    AMPLIFY,
+    CONCEPT,
+    DESCRIBED,
+    NOTHING,
+    RANDOM,
+    SUPPRESS,
+    SUPPRESSED,
+    WORDS,
+    Condition,
+)
 from steerling_jax.io.atomic import atomic_path
-
-from .jobs import AGAIN, AMPLIFY, CONCEPT, DESCRIBED, NOTHING, RANDOM, SUPPRESS, SUPPRESSED, WORDS, Condition
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from steerling_jax.io.corpus import CorpusStore
-from steerling_jax.io.labelled_chunks import chunk_positives
+from steerling_jax.corpus.labelled_chunks import chunk_positives
+from steerling_jax.io.corpus.store import CorpusStore
 
 WITHOUT_TOKENS = 16  # of a prompt that lacks the concept: a document's first
 WITH_TOKENS = 32  # of a prompt that has it: up to the middle of a chunk

@@ -11,10 +11,20 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text as Styled
 
-from steerling_jax.intervals import Estimate, bootstrap_mean
-
-from .jobs import AGAIN, AMPLIFY, CONCEPT, DESCRIBED, NOTHING, RANDOM, SUPPRESS, SUPPRESSED, WORDS, Condition
-from .measure import FIGURES, Text
+from steerling_jax.evaluation.intervals import Estimate, bootstrap_mean
+from steerling_jax.infer.steer_eval.jobs import (
+    AGAIN,
+    AMPLIFY,
+    CONCEPT,
+    DESCRIBED,
+    NOTHING,
+    RANDOM,
+    SUPPRESS,
+    SUPPRESSED,
+    WORDS,
+    Condition,
+)
+from steerling_jax.infer.steer_eval.measure import FIGURES, Text
 
 _COLUMNS = {
     AMPLIFY: ("lifted_gain", "found", "score_gain", "own_change", "others_change", "nats_per_token", "repeated_3"),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from steerling_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from steerling_jax.catalogue import Concept
+    from steerling_jax.concepts.catalogue import Concept
 
 HELP = """\
 Find a model's concepts by name, with the words that each one promotes.
@@ -39,8 +39,8 @@ def run(args: argparse.Namespace) -> None:
             raise UserError(f"--{name} is {getattr(args, name)}; give at least {least}.")
     import steerling_jax as sj
     from steerling_jax.cli.console import note, print_json
+    from steerling_jax.explain.promoted_tokens import promoted_pieces
     from steerling_jax.io.catalogue import read_catalogue
-    from steerling_jax.promoted_tokens import promoted_pieces
 
     bundle = sj.load(args.model)
     catalogue = read_catalogue(args.catalogue, bundle.config) if args.catalogue else bundle.concepts

@@ -54,7 +54,9 @@ def run(args: argparse.Namespace) -> None:
 
     require_new_folder(args.folder)
 
-    from steerling_jax.io import checkpoint, published_layout, weights
+    from steerling_jax.io.checkpoints import parameters as checkpoint
+    from steerling_jax.io.weights import published as weights
+    from steerling_jax.io.weights import published_layout
 
     info = checkpoint.read_run_info(args.checkpoint)
     config, params = checkpoint.load_checkpoint_params(args.checkpoint, step=args.step)

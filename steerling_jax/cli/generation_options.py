@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from steerling_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from steerling_jax.api import Bundle
-    from steerling_jax.generation import Generation, Prompt
-    from steerling_jax.generation_config import GenerationConfig
-    from steerling_jax.policies import Policies
+    from steerling_jax.bundle import Bundle
+    from steerling_jax.decoding.generation import Generation, Prompt
+    from steerling_jax.decoding.generation_config import GenerationConfig
+    from steerling_jax.decoding.policies import Policies
 
 
 def add_generation_options(parser: argparse.ArgumentParser) -> None:
@@ -63,8 +63,8 @@ def parse_ids(text: str) -> list[int]:
 
 def settings(args: argparse.Namespace, bundle: Bundle, prompt: str | list[int]) -> GenerationConfig:
     """`--temperature` turns entropy sampling off; `--greedy` turns off all that is not the argmax."""
-    from steerling_jax.generation_config import GenerationConfig
-    from steerling_jax.inference import encode
+    from steerling_jax.bundle import encode
+    from steerling_jax.decoding.generation_config import GenerationConfig
 
     length = args.max_new_tokens
     if length is None:
@@ -90,7 +90,7 @@ def policies(args: argparse.Namespace) -> Policies | None:
         return None
     import numpy as np
 
-    from steerling_jax.policies import ConfidentEnough, Policies
+    from steerling_jax.decoding.policies import ConfidentEnough, Policies
 
     return Policies(schedule=ConfidentEnough(np.float32(args.commit_above)))
 
@@ -107,8 +107,8 @@ def _stop_id(stop: str, bundle: Bundle) -> int:
 def write(bundle: Bundle, prompt: Prompt, *, drafts: int = 1, record_hidden: bool = False) -> Generation:
     """Generates with a progress display."""
     from steerling_jax.cli.console import progress
-    from steerling_jax.generation import Generation, stream
-    from steerling_jax.request import BlockDone
+    from steerling_jax.decoding.generation import Generation, stream
+    from steerling_jax.decoding.request import BlockDone
 
     with progress(unit="blocks") as bar:
         task = bar.add_task("writing", total=prompt.config.sampler_blocks(bundle.config))

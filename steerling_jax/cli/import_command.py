@@ -38,7 +38,9 @@ def run(args: argparse.Namespace) -> None:
     require_new_folder(args.checkpoint)
     folder = hub.resolve(args.folder)
 
-    from steerling_jax.io import checkpoint, published_layout, weights
+    from steerling_jax.io.checkpoints import parameters as checkpoint
+    from steerling_jax.io.weights import published as weights
+    from steerling_jax.io.weights import published_layout
 
     config, params, extras = weights.read_published(folder, dtype=args.dtype)
     files = published_layout.companion_files(folder)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steerling_jax.errors import UserError, require
-from steerling_jax.steering_rules import (
+from steerling_jax.steering.rules import (
     EPSILONS,
     JSON_NAMES,
     STRENGTHS,
@@ -23,8 +23,8 @@ from steerling_jax.steering_rules import (
 )
 
 if TYPE_CHECKING:
-    from steerling_jax.api import Bundle
-    from steerling_jax.steering_config import SteeringConfig
+    from steerling_jax.bundle import Bundle
+    from steerling_jax.steering.config import SteeringConfig
 
 _JSON = (*JSON_NAMES, "like_response", "like_strength")
 _MOST_RULES = 64  # in JSON: each one is looked up and named in the trace
@@ -48,8 +48,8 @@ class Steering:
         if not self.rules and self.like is None:
             return ()
         from steerling_jax.io.catalogue import read_catalogue
-        from steerling_jax.response_steering import DEFAULT_STRENGTH, response_steering
-        from steerling_jax.steering_by_name import steering_of
+        from steerling_jax.steering.by_name import steering_of
+        from steerling_jax.steering.response import DEFAULT_STRENGTH, response_steering
 
         if bundle.config.concept is None:
             raise UserError("Steering needs a model with known concepts; this one has none.")

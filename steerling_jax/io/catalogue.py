@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from steerling_jax.catalogue import HEADS, Catalogue, Concept
-from steerling_jax.config import ModelConfig
+from steerling_jax.concepts.catalogue import HEADS, Catalogue, Concept
 from steerling_jax.errors import UserError, first_line
-from steerling_jax.io.published_layout import read_json_list
+from steerling_jax.io.weights.published_layout import read_json_list
+from steerling_jax.models.steerling.config import ModelConfig
 
 FILES = ("concepts.json", "concepts.parquet")  # in a model's folder; the first that is there is read
 
@@ -24,6 +24,15 @@ def model_catalogue(folder: Path | None, config: ModelConfig) -> Catalogue:
         if path.is_file():
             return read_catalogue(path, config)
     return make_catalogue([], config, "")
+
+
+def read_concept_names(folder: Path, config: ModelConfig) -> tuple[str, ...] | None:
+    """Names of the known concepts from the folder's `concepts.json`; None where there is no such file."""
+    path = folder / "concepts.json"
+    if config.concept is None or not path.is_file():
+        return None
+    found = read_catalogue(path, config)
+    return tuple(found.get(i).name for i in range(found.known))
 
 
 def read_catalogue(path: str | Path, config: ModelConfig) -> Catalogue:

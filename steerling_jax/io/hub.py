@@ -9,14 +9,14 @@ from importlib.resources import files
 from pathlib import Path
 
 from steerling_jax.errors import UserError, first_line
-from steerling_jax.io.published_layout import COMPANIONS, INDEX, SINGLE
+from steerling_jax.io.weights.published_layout import COMPANIONS, INDEX, SINGLE
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def bundled_models() -> dict[str, Path]:
     """Models that come with the package, by name."""
-    root = Path(str(files("steerling_jax"))) / "models"
+    root = Path(str(files("steerling_jax"))) / "bundled"
     return (
         {path.name: path for path in sorted(root.iterdir()) if (path / "config.json").is_file()}
         if root.is_dir()

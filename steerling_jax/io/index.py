@@ -27,7 +27,7 @@ import tensorstore as ts
 
 from steerling_jax.errors import UserError
 from steerling_jax.io.atomic import atomic_path, write_json
-from steerling_jax.io.corpus import CorpusStore, array_spec
+from steerling_jax.io.corpus.store import CorpusStore, array_spec
 from steerling_jax.io.disk import told
 from steerling_jax.io.places import Place
 

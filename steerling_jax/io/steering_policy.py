@@ -13,7 +13,7 @@ import tomllib
 from pathlib import Path
 
 from steerling_jax.errors import UserError
-from steerling_jax.steering_rules import Rule, parse_policy
+from steerling_jax.steering.rules import Rule, parse_policy
 
 
 def read_policy(path: str | Path) -> tuple[Rule, ...]:

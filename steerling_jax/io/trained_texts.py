@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from steerling_jax.errors import UserError
-from steerling_jax.io.published_layout import read_json
+from steerling_jax.io.weights.published_layout import read_json
 
 
 def trained_texts(folder: Path | None) -> dict[str, str] | None:

@@ -17,14 +17,12 @@ from pathlib import Path
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 
-import jax
 import numpy as np
 import pytest
 
 import steerling_jax as sj
-from steerling_jax import likelihood
-
-from ..published_outputs import check, compile_quickly
+from steerling_jax.evaluation import likelihood
+from tests.worlds.published_outputs import check
 
 COUNT = int(os.environ.get("STEERLING_PARITY_COUNT", "60"))
 SEED = os.environ.get("STEERLING_PARITY_SEED", "0")
@@ -41,14 +39,6 @@ def cases(tmp_path_factory) -> Path:
     script = Path(__file__).with_name("run_reference.py")
     subprocess.run([str(REFERENCE), str(script), str(folder), str(COUNT), SEED], check=True)
     return folder
-
-
-@pytest.fixture(autouse=True)
-def _quick_compilation(monkeypatch):
-    compile_quickly(monkeypatch)
-    yield
-    # No program is used twice, and a model's take up to a thousand memory maps: beyond 65,530 Linux lets XLA crash.
-    jax.clear_caches()
 
 
 def tied(case, config: sj.ModelConfig) -> np.ndarray:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from steerling_jax.errors import UserError, first_line, require
-from steerling_jax.model_flops import PEAK_FLOPS
+from steerling_jax.models.steerling.flops import PEAK_FLOPS
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .chips import Chip
+from steerling_jax.train.aot.chips import Chip
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from .hlo import Computation, Instruction, Module, read_module
-from .hlo_groups import between_slices, groups
-from .hlo_sizes import convolution_flops, dot_flops, fusion_memory, goes_on, made, memory
+from steerling_jax.train.aot.hlo import Computation, Instruction, Module, read_module
+from steerling_jax.train.aot.hlo_groups import between_slices, groups
+from steerling_jax.train.aot.hlo_sizes import convolution_flops, dot_flops, fusion_memory, goes_on, made, memory
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')

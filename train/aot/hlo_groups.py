@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .hlo import Instruction
+from steerling_jax.train.aot.hlo import Instruction
 
 _MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}")
 _IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .hlo import Array, Computation, Instruction
+from steerling_jax.train.aot.hlo import Array, Computation, Instruction
 
 _NO_TRAFFIC = frozenset({
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",

@@ -24,8 +24,7 @@ from typing import Any
 from steerling_jax.cli.console import note
 from steerling_jax.errors import UserError
 from steerling_jax.io.atomic import atomic_path, write_json
-
-from .tables import tables
+from steerling_jax.train.aot.tables import tables
 
 BEGIN, END = "<!-- written by make compile-matrix -->", "<!-- end of what make compile-matrix writes -->"
 _FLAGS = frozenset({"without-concepts"})

@@ -17,23 +17,27 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from steerling_jax import block_decoding, lane_programs, model_flops, snapshot_passes
-from steerling_jax.config import Compute, ModelConfig
-from steerling_jax.decoding_step import Rules
+from steerling_jax.decoding import block_loop as block_decoding
+from steerling_jax.decoding import lane_programs
+from steerling_jax.decoding.generation_config import GenerationConfig
+from steerling_jax.decoding.policies import Policies
+from steerling_jax.decoding.step import Rules
+from steerling_jax.decoding.window import empty_caches
 from steerling_jax.errors import UserError, first_line, require
-from steerling_jax.generation_config import GenerationConfig
-from steerling_jax.input_targets import TOKEN_LOGIT
-from steerling_jax.mesh import partition_spec
-from steerling_jax.model import param_shapes
-from steerling_jax.model_flops import Flops
-from steerling_jax.policies import Policies
-from steerling_jax.sharding import MeshShape, batch_sharding, make_mesh, param_shardings
-from steerling_jax.window_pass import empty_caches
-
-from ..batches import batch_shapes
-from ..clock import step_flops
-from ..run_config import RunConfig
-from ..step import abstract_state, compile_step
+from steerling_jax.explain.inputs import snapshots as snapshot_passes
+from steerling_jax.explain.inputs.targets import TOKEN_LOGIT
+from steerling_jax.models.compute import Compute
+from steerling_jax.models.steerling import flops as model_flops
+from steerling_jax.models.steerling.config import ModelConfig
+from steerling_jax.models.steerling.flops import Flops
+from steerling_jax.models.steerling.model import param_shapes
+from steerling_jax.models.steerling.sharding import param_shardings
+from steerling_jax.parallel.mesh import partition_spec
+from steerling_jax.parallel.sharding import MeshShape, batch_sharding, make_mesh
+from steerling_jax.train.data.batches import batch_shapes
+from steerling_jax.train.run.clock import step_flops
+from steerling_jax.train.run.run_config import RunConfig
+from steerling_jax.train.run.step import abstract_state, compile_step
 
 Mode = Literal["train", "decode", "attribute"]
 MODES: tuple[Mode, ...] = get_args(Mode)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from .chips import GIB
-from .report import Report
+from steerling_jax.train.aot.chips import GIB
+from steerling_jax.train.aot.report import Report
 
 
 def as_json(report: Report) -> dict[str, Any]:

@@ -13,13 +13,12 @@ import jax
 from jax.sharding import Mesh
 
 from steerling_jax.errors import UserError, first_line
-from steerling_jax.model_flops import Flops
-
-from ..run_config import RunConfig
-from .chips import Chip, compiler_version
-from .estimate import Estimate, Work, estimate
-from .hlo_costs import Costs, costs_of
-from .programs import Mode, bytes_per_device, compile_program, kernel_flops, own_flops
+from steerling_jax.models.steerling.flops import Flops
+from steerling_jax.train.aot.chips import Chip, compiler_version
+from steerling_jax.train.aot.estimate import Estimate, Work, estimate
+from steerling_jax.train.aot.hlo_costs import Costs, costs_of
+from steerling_jax.train.aot.programs import Mode, bytes_per_device, compile_program, kernel_flops, own_flops
+from steerling_jax.train.run.run_config import RunConfig
 
 _SIZE = r"([\d.]+)([KMGT]?)"
 # What a program needs and what there is, in the two ways that the compiler words it.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .chips import CHIPS, GIB
+from steerling_jax.train.aot.chips import CHIPS, GIB
 
 Entry = Mapping[str, Any]  # of matrix.toml, with its `report`
 _LITTLE = 2**20  # bytes, not worth a word

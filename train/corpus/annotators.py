@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from steerling_jax.errors import UserError
-from steerling_jax.io.corpus import MAX_LABELS
-
-from ..documents import Document
+from steerling_jax.io.corpus.store import MAX_LABELS
+from steerling_jax.train.corpus.documents import Document
 
 
 class TextChunk(NamedTuple):

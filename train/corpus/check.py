@@ -9,12 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from steerling_jax.errors import UserError
-
-from ..ontology import BUNDLED, Concept, check_examples, is_bundled, read_concepts
-from .examples import hashed_words, learn
-from .inputs import source_files
-from .label_table import check_table, read_table_settings, table_concepts
-from .sources import Source, read_sources, toml_files, toml_tables
+from steerling_jax.train.corpus.examples import hashed_words, learn
+from steerling_jax.train.corpus.inputs import source_files
+from steerling_jax.train.corpus.label_table import check_table, read_table_settings, table_concepts
+from steerling_jax.train.corpus.ontology import BUNDLED, Concept, check_examples, is_bundled, read_concepts
+from steerling_jax.train.corpus.sources import Source, read_sources, toml_files, toml_tables
 
 
 def check_files(paths: Sequence[str | Path]) -> list[dict[str, str]]:

@@ -18,9 +18,9 @@ from functools import cache
 
 import numpy as np
 
-from ..documents import Document
-from ..ontology import Concept
-from .annotators import TextChunk
+from steerling_jax.train.corpus.annotators import TextChunk
+from steerling_jax.train.corpus.documents import Document
+from steerling_jax.train.corpus.ontology import Concept
 
 _WORD = re.compile(r"\w+")
 _BINS = 1 << 12
@@ -100,7 +100,7 @@ class Examples:
 
 def learn(concepts: Sequence[Concept], background: Sequence[str], embed: Embed) -> Examples:
     """Learns the concepts, all of which have examples and no rules. background: texts of chunks of the corpus."""
-    from steerling_jax.logistic import fit_logistic
+    from steerling_jax.evaluation.logistic import fit_logistic
 
     texts, owner, kind = list(background), [-1] * len(background), [False] * len(background)
     for number, concept in enumerate(concepts):

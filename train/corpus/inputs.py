@@ -10,62 +10,15 @@ import glob
 import stat
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from steerling_jax.errors import UserError
-
-from .sources import Source
+from steerling_jax.train.corpus.parts import FORMATS, InputFile, Part
+from steerling_jax.train.corpus.reading import parquet_file
+from steerling_jax.train.corpus.sources import Source
 
 _LEAST_PART, _MOST_PART, _PARTS = 4 << 20, 64 << 20, 4096
-_PACKED = (".gz", ".bz2", ".xz")
-_FORMATS = {".txt": "text", ".jsonl": "jsonl", ".parquet": "parquet"}
-
-
-@dataclass(frozen=True)
-class InputFile:
-    """address: what fsspec opens. label: its name below the folder or pattern it was found by. stamp: changes with
-    its content, as far as the file system tells."""
-
-    address: str
-    label: str
-    size: int
-    stamp: str
-
-    @property
-    def format(self) -> str | None:
-        return _FORMATS.get(self._plain.suffix.lower())
-
-    @property
-    def is_packed(self) -> bool:
-        return self._plain.name != PurePosixPath(self.label).name
-
-    @property
-    def _plain(self) -> PurePosixPath:
-        name = PurePosixPath(self.label)
-        return name.with_suffix("") if name.suffix in _PACKED else name
-
-
-@dataclass(frozen=True)
-class Part:
-    """Some of a source's text: whole files, or of one JSON lines file the lines that begin in bytes `start` to `end`,
-    or of one Parquet file the row groups `start` to `end`. end −1: to the end."""
-
-    source: int
-    format: str
-    files: tuple[InputFile, ...]
-    start: int = 0
-    end: int = -1
-
-    def to_json(self) -> list[Any]:
-        files = [[f.address, f.label, f.size, f.stamp] for f in self.files]
-        return [self.source, self.format, files, self.start, self.end]
-
-    @classmethod
-    def from_json(cls, saved: Sequence[Any]) -> Part:
-        source, format, files, start, end = saved
-        return cls(source, format, tuple(InputFile(*f) for f in files), start, end)
 
 
 def plan_parts(sources: Sequence[Source], part_bytes: int = 0) -> list[Part]:
@@ -75,7 +28,7 @@ def plan_parts(sources: Sequence[Source], part_bytes: int = 0) -> list[Part]:
     part_bytes = part_bytes or min(max(total // _PARTS, _LEAST_PART), _MOST_PART)
     parts: list[Part] = []
     for number, found in enumerate(files):
-        by_format = {name: [f for f in found if f.format == name] for name in _FORMATS.values()}
+        by_format = {name: [f for f in found if f.format == name] for name in FORMATS.values()}
         parts += _text_parts(number, by_format["text"], part_bytes)
         for file in by_format["jsonl"]:
             if file.is_packed:
@@ -171,7 +124,6 @@ def _text_parts(source: int, files: Sequence[InputFile], part_bytes: int) -> Ite
 
 def _row_groups(source: int, file: InputFile, part_bytes: int) -> Iterator[Part]:
     """Row groups in a row of about `part_bytes` together, by what the file says of itself."""
-    from .reading import parquet_file
 
     with parquet_file(file) as table:
         sizes = [table.metadata.row_group(i).total_byte_size for i in range(table.metadata.num_row_groups)]

@@ -21,12 +21,12 @@ import numpy as np
 
 from steerling_jax.errors import UserError
 from steerling_jax.io.places import Place
-
-from ..documents import Document
-from .annotators import TextChunk
-from .inputs import InputFile, source_files
-from .reading import column_names, read_rows
-from .sources import Source, absolute, toml_tables
+from steerling_jax.train.corpus.annotators import TextChunk
+from steerling_jax.train.corpus.documents import Document
+from steerling_jax.train.corpus.inputs import source_files
+from steerling_jax.train.corpus.parts import InputFile
+from steerling_jax.train.corpus.reading import column_names, read_rows
+from steerling_jax.train.corpus.sources import Source, absolute, toml_tables
 
 _KEY = "S16"
 _ARRAYS = ("keys", "rows", "lengths", "labels", "label_rows")

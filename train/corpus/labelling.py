@@ -8,17 +8,16 @@ from itertools import islice
 
 import numpy as np
 
-from steerling_jax.io.corpus import SPLITS
-from steerling_jax.io.corpus_pieces import KeptPiece, MadePiece, token_dtype
-from steerling_jax.io.vocabulary import train_sentencepiece
-
-from ..chunking import chunks
-from ..documents import Document
-from ..split import near_duplicates, side
-from . import examples, label_table
-from .annotators import TextChunk, annotate
-from .job import TOKENIZER, Job
-from .survey import documents
+from steerling_jax.io.corpus.pieces import KeptPiece, MadePiece, token_dtype
+from steerling_jax.io.corpus.store import SPLITS
+from steerling_jax.io.tokenizers.vocabulary import train_sentencepiece
+from steerling_jax.train.corpus import examples, label_table
+from steerling_jax.train.corpus.annotators import TextChunk, annotate
+from steerling_jax.train.corpus.chunking import chunks
+from steerling_jax.train.corpus.documents import Document
+from steerling_jax.train.corpus.split import near_duplicates, side
+from steerling_jax.train.corpus.survey import documents
+from steerling_jax.train.prepare.job import TOKENIZER, Job
 
 _VOCABULARY_CHARACTERS = 50_000_000  # as much text as the vocabulary is made from
 _VOCABULARY_PARTS = 256  # it is taken from so many parts, evenly spread

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 from steerling_jax.errors import UserError, first_line
-
-from ..documents import Document
-from .inputs import InputFile, Part
-from .sources import Source
+from steerling_jax.train.corpus.documents import Document
+from steerling_jax.train.corpus.parts import InputFile, Part
+from steerling_jax.train.corpus.sources import Source
 
 _ROWS = 1024  # of a Parquet file, read at a time
 

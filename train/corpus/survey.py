@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 
 from steerling_jax.errors import UserError
-
-from ..documents import Document
-from ..split import keep
-from .annotators import OwnLabels
-from .job import Job
-from .reading import LineCount, read_part
+from steerling_jax.train.corpus.annotators import OwnLabels
+from steerling_jax.train.corpus.documents import Document
+from steerling_jax.train.corpus.reading import LineCount, read_part
+from steerling_jax.train.corpus.split import keep
+from steerling_jax.train.prepare.job import Job
 
 _FILES_AT_ONCE = 64
 _RANGE_DOCUMENTS = 1 << 24  # hashes that one task compares, about

@@ -1,0 +1,55 @@
+"""A model's two heads by name, "known" and "discovered": their specs, parameters and concept embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from steerling_jax.concepts.catalogue import Head
+from steerling_jax.errors import UserError
+from steerling_jax.models.compute import Compute
+from steerling_jax.models.steerling import bottleneck as bn
+from steerling_jax.models.steerling.backbone import Params
+from steerling_jax.models.steerling.config import ModelConfig
+from steerling_jax.models.steerling.head_view import HeadSpec, HeadView, known_spec, unknown_spec, view_head
+
+
+def head_spec(config: ModelConfig, head: Head) -> HeadSpec:
+    """What a head computes. Raises `UserError` for a model without it."""
+    if config.concept is None:
+        raise UserError("This model is a bare backbone and has no concepts.")
+    spec = known_spec(config.concept) if head == "known" else unknown_spec(config.concept)
+    if spec is None:
+        raise UserError("This model has no discovered concepts.")
+    return spec
+
+
+def check_concepts(config: ModelConfig, head: Head, ids: Sequence[int]) -> None:
+    """Raises `UserError` unless all ids are concepts of that head."""
+    count = head_spec(config, head).n_concepts
+    if outside := [i for i in ids if not 0 <= i < count]:
+        raise UserError(f"There is no {head} concept {outside[0]}; the ids are 0 to {count - 1}.")
+
+
+def head_params(params: Params, head: Head) -> dict[str, Any]:
+    """A head's own parameters, under their published name."""
+    return params["known_head" if head == "known" else "unknown_head"]
+
+
+def view_concepts(
+    params: Params, hidden: jax.Array, head: Head, config: ModelConfig, compute: Compute
+) -> tuple[HeadView, HeadSpec]:
+    """A head at positions hidden (N, D), and its spec."""
+    spec = head_spec(config, head)
+    return view_head(head_params(params, head), spec, compute, hidden), spec
+
+
+def concept_embeddings(
+    params: Params, ids: jax.Array, *, head: Head, config: ModelConfig, compute: Compute
+) -> jax.Array:
+    """Embeddings (J, D) float32 of the concepts `ids` (J,)."""
+    nowhere = jnp.zeros((1, config.n_embd), compute.dtype)  # only the head's tables are used
+    return bn.embeddings(view_concepts(params, nowhere, head, config, compute)[0], ids)

@@ -1,0 +1,221 @@
+"""Sampler blocks of a batch of requests, decoded on the device in one compiled loop. Each row has a life of its own.
+
+Two grids. Attention blocks lie on absolute positions (position // W); sampler blocks start where the prompt ends. Each
+row looks at a window of two attention blocks: B holds the sampler block's last position, A is the one before it. Where
+the prompt is a multiple of W, the sampler block is B and A is finished; elsewhere it straddles A and B.
+
+What lies before A is final and cached. A's keys and values are kept beside the cache and computed again only after a
+commit in A, always together with B, which sees A; a commit in B leaves A as it is. So a pass is over one attention
+block a row, or two. The first pass of a sampler block also computes the keys and values of the block just finished.
+
+Drafts. With K > 1 a pass reads K canvases a row: the true one, and guesses of what it will be after 1 … K − 1 more
+steps, made with the logits of the pass before. As long as a true step ends in the next guess, the next guess's logits
+count too. So a pass takes up to K steps, and each is the step that decoding one by one would have taken.
+
+Legend: B rows, N branches (2 under guidance: conditional and unconditional), K drafts, W the diffusion block,
+L layers, G key/value heads, S cached positions, d head size, D width, R candidate positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import lax
+
+from steerling_jax.decoding.step import Canvas, Rules, Taken, open_positions, take_step
+from steerling_jax.decoding.window import Earlier, Injected, LayerCaches, run_window
+from steerling_jax.models.compute import Compute
+from steerling_jax.models.steerling.backbone import Params
+from steerling_jax.models.steerling.config import ModelConfig
+from steerling_jax.models.steerling.decompose import RowClamps, lm_logits, logit_features
+
+_FEWEST_ROWS = 16  # fewer rows of logits would not be any faster
+
+
+@struct.dataclass
+class Record:
+    """Commits of each row's sampler block, in order: step within the block, offset in it, token, raw logit, each
+    (B, W), and the hidden rows (B, W, D)."""
+
+    step: jax.Array
+    offset: jax.Array
+    token: jax.Array
+    logit: jax.Array
+    hidden: jax.Array
+
+
+@struct.dataclass
+class Rows:
+    """The loop's carry; every leaf leads with B.
+
+    canvas: leaves (B, K, …), the true canvas and the guesses. slot: A's keys and values, each (B, N, K, G, W, d).
+    hidden (B, N, K, 2W, D) of the windows. passes (B,) int32: how often the layers ran in this block.
+    """
+
+    rules: Rules
+    canvas: Canvas
+    slot: LayerCaches
+    hidden: jax.Array
+    record: Record
+    passes: jax.Array
+
+
+def waiting(rows: Rows) -> jax.Array:
+    """Which rows (B,) the loop can take no further: full, ended, at a change of the injection, or not in use."""
+    return jax.vmap(lambda rules, canvas: canvas.finished(rules))(rows.rules, _true(rows.canvas)) | ~rows.rules.active
+
+
+@partial(jax.jit, static_argnames=("config", "compute"), donate_argnames=("rows",))
+def decode_rows(
+    params: Params, cache: LayerCaches, rows: Rows, limit: jax.Array, clamps: RowClamps | None = None,
+    *, config: ModelConfig, compute: Compute,
+) -> Rows:  # fmt: skip
+    """Passes until a row in use cannot go on by itself (`waiting`), at most `limit` of them.
+
+    cache: each (B, N, G, S, d). clamps: concepts set by hand, the same for all rows.
+    """
+
+    def going(carried: tuple[jax.Array, Rows]) -> jax.Array:
+        count, rows = carried
+        return (count < limit) & ~jnp.any(waiting(rows) & rows.rules.active) & jnp.any(rows.rules.active)
+
+    def one_pass(carried: tuple[jax.Array, Rows]) -> tuple[jax.Array, Rows]:
+        count, rows = carried
+        rows = _refresh(params, cache, rows, config, compute)
+        masked = jax.vmap(jax.vmap(partial(open_positions, config=config), (None, 0)))(rows.rules, rows.canvas)
+        # Masked positions first, in the fewest rows of a few sizes: logits are a good part of a pass.
+        order = jnp.argsort(~masked, axis=-1)
+        W = config.diff_block_size
+        sizes = sorted({min(max(W // part, _FEWEST_ROWS), W) for part in (4, 2, 1)})
+        most = jnp.max(jnp.sum(masked, axis=-1))
+        which = sum((most > size).astype(jnp.int32) for size in sizes[:-1])
+        branches = [partial(_steps, R, params, config, compute) for R in sizes]
+        return count + 1, lax.switch(which, branches, rows, order, clamps)
+
+    return lax.while_loop(going, one_pass, (jnp.int32(0), rows))[1]
+
+
+def _refresh(params, cache: LayerCaches, rows: Rows, config: ModelConfig, compute: Compute) -> Rows:
+    """Hidden states and A's keys and values as of the windows' tokens: of A and B where A is stale in a row, else of B
+    alone."""
+    W, (B, N, K) = config.diff_block_size, rows.hidden.shape[:3]
+    rules = rows.rules
+    flat_slot = jax.tree.map(lambda a: a.reshape(B * N * K, *a.shape[3:]), rows.slot)
+    flat_cache = jax.tree.map(lambda a: a.reshape(B * N, *a.shape[2:]), cache)
+    cached = jnp.arange(cache[0][0].shape[3])[None, :] < rules.first[:, None]
+    before = Earlier(flat_cache, jnp.repeat(cached, N, axis=0))
+
+    def each(values: jax.Array) -> jax.Array:  # (B, …) to (X, …)
+        return jnp.repeat(values, N * K, axis=0)
+
+    def window(begin: int, earlier: list[Earlier]) -> tuple[jax.Array, LayerCaches]:
+        positions = rules.first[:, None] + jnp.arange(begin, 2 * W)[None, :]  # (B, T)
+        ids = jnp.broadcast_to(rows.canvas.window[:, None, :, begin:], (B, N, K, 2 * W - begin))
+        in_prompt = positions < rules.prompt[:, None]
+        if N == 2:  # the unconditional branch does not see the prompt
+            ids = ids.at[:, 1].set(jnp.where(in_prompt[:, None, :], config.mask_token_id, ids[:, 1]))
+        ids = ids.reshape(B * N * K, -1)
+        masked = ids == config.mask_token_id
+        injected = Injected(masked, each(in_prompt) & ~masked, rules.at_masks, rules.at_prompt)
+        hidden, fresh = run_window(
+            params, ids, each(positions), each(rules.total), earlier, injected, config=config, compute=compute
+        )
+        return hidden.reshape(B, N, K, *hidden.shape[1:]), fresh
+
+    def both(rows: Rows) -> Rows:
+        hidden, fresh = window(0, [before])
+        slot = jax.tree.map(lambda new, old: new[..., :W, :].reshape(old.shape).astype(old.dtype), fresh, rows.slot)
+        canvas = dataclasses.replace(rows.canvas, stale=jnp.zeros_like(rows.canvas.stale))
+        return dataclasses.replace(rows, hidden=hidden, slot=slot, canvas=canvas)
+
+    def only_b(rows: Rows) -> Rows:
+        hidden, _ = window(W, [before, Earlier(flat_slot, jnp.ones((B * N * K, W), bool))])
+        return dataclasses.replace(rows, hidden=rows.hidden.at[..., W:, :].set(hidden))
+
+    return lax.cond(jnp.any(rows.canvas.stale & rules.active[:, None]), both, only_b, rows)
+
+
+def _steps(
+    R: int, params, config: ModelConfig, compute: Compute, rows: Rows, order: jax.Array, clamps: RowClamps | None
+) -> Rows:
+    """Logits of the first R positions of `order` (B, K, W), the true steps that they give, and the next guesses."""
+    B, N, K, _, D = rows.hidden.shape
+    candidates = order[..., :R]  # offsets within the sampler block
+    at = (rows.rules.begin - rows.rules.first)[:, None, None] + candidates
+    hidden = jnp.take_along_axis(rows.hidden, at[:, None, :, :, None], axis=3)  # (B, N, K, R, D)
+    where = jnp.broadcast_to((rows.rules.begin - rows.rules.prompt)[:, None, None] + candidates, (B, K, R))
+    where = jnp.broadcast_to(where[:, None], (B, N, K, R)).reshape(-1)
+    features = logit_features(params, hidden.reshape(-1, D), config, compute, clamps, where)
+    raw = lm_logits(params, features, compute).reshape(B, N, K, R, -1)
+    guidance = (rows.rules.guidance + 1.0)[:, None, None, None]
+    raw = raw[:, 0] if N == 1 else raw[:, 1] + guidance * (raw[:, 0] - raw[:, 1])
+    after, taken = take_step(rows.rules, rows.canvas, raw, candidates, config)
+    accepted = _accepted(rows.canvas, after)  # (B, K): whether the pass over that guess counts
+    record = rows.record
+    for k in range(K):
+        record = jax.vmap(_append)(record, rows.canvas.committed[:, k], _draft(taken, k), hidden[:, 0, k],
+                                   accepted[:, k])  # fmt: skip
+    last = jnp.sum(accepted, axis=1) - 1
+    canvas = jax.tree.map(lambda a: _pick(a, last, 1), after)
+    guesses = [canvas]
+    logits, candidates = _pick(raw, last, 1)[:, None], _pick(candidates, last, 1)[:, None]
+    for _ in range(K - 1):
+        one = jax.tree.map(lambda a: a[:, None], guesses[-1])
+        one, _ = take_step(rows.rules, one, logits, candidates, config)
+        guesses.append(_draft(one, 0))
+    return dataclasses.replace(
+        rows,
+        canvas=jax.tree.map(lambda *each: jnp.stack(each, axis=1), *guesses),
+        slot=jax.tree.map(lambda a: _share(a, last), rows.slot),
+        hidden=_share(rows.hidden, last),
+        record=record,
+        passes=rows.passes + 1,
+    )
+
+
+def _accepted(before: Canvas, after: Canvas) -> jax.Array:
+    """Which canvases (B, K) are what one-by-one decoding would have had: the first, and each whose predecessor's step
+    ended in it."""
+    same = jnp.all(after.window[:, :-1] == before.window[:, 1:], axis=-1)
+    same &= after.ended[:, :-1] == before.ended[:, 1:]
+    return jnp.cumprod(jnp.pad(same, ((0, 0), (1, 0)), constant_values=True), axis=1).astype(bool)
+
+
+def _append(record: Record, committed: jax.Array, taken: Taken, hidden: jax.Array, counts: jax.Array) -> Record:
+    """One row's step in its record (W, …), if it counts; hidden (R, D) of the candidates."""
+    W = record.step.shape[0]
+    index = jnp.where(taken.used & counts, committed + jnp.arange(taken.used.shape[0]), W)  # W is outside: dropped
+
+    def put(old: jax.Array, new: jax.Array) -> jax.Array:
+        return old.at[index].set(new.astype(old.dtype), mode="drop")
+
+    return Record(
+        put(record.step, jnp.broadcast_to(taken.step, index.shape)), put(record.offset, taken.offset),
+        put(record.token, taken.token), put(record.logit, taken.logit), put(record.hidden, hidden[taken.candidate]),
+    )  # fmt: skip
+
+
+def _true(canvas: Canvas) -> Canvas:
+    return _draft(canvas, 0)
+
+
+def _draft(tree, k: int):
+    return jax.tree.map(lambda a: a[:, k], tree)
+
+
+def _pick(values: jax.Array, index: jax.Array, axis: int) -> jax.Array:
+    """values (B, …) at `index` (B,) along `axis`, which goes."""
+    if values.shape[axis] == 1:
+        return jnp.squeeze(values, axis)
+    return jax.vmap(lambda v, i: jnp.take(v, i, axis=axis - 1))(values, index)
+
+
+def _share(values: jax.Array, last: jax.Array) -> jax.Array:
+    """values (B, N, K, …): the true canvas's, for every draft to start from."""
+    if values.shape[2] == 1:
+        return values
+    return jnp.broadcast_to(jnp.expand_dims(_pick(values, last, 2), 2), values.shape)

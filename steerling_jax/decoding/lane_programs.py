@@ -1,0 +1,152 @@
+"""The small compiled programs around the decoding loop: rows in and out of a batch, and prompts into the cache.
+
+Legend: B rows of the batch, N branches, G key/value heads, S cached positions, W the diffusion block, d head size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from steerling_jax.decoding import block_loop as bd
+from steerling_jax.decoding.step import Canvas, Rules
+from steerling_jax.decoding.window import Earlier, Injected, LayerCaches, empty_caches, run_window
+from steerling_jax.models.compute import Compute
+from steerling_jax.models.steerling.backbone import Params
+from steerling_jax.models.steerling.config import ModelConfig
+
+
+@partial(jax.jit, static_argnames=("config", "compute"), donate_argnames=("row",))
+def extend_row(
+    params: Params, row: LayerCaches, tokens: jax.Array, start: jax.Array, prompt: jax.Array, total: jax.Array,
+    at_masks: jax.Array, at_prompt: jax.Array, *, config: ModelConfig, compute: Compute,
+) -> LayerCaches:  # fmt: skip
+    """Runs whole attention blocks, `tokens` (T,) from position `start`; their keys and values go into one row's cache,
+    each (G, S, d)."""
+    earlier = jax.tree.map(lambda a: a[None], row)
+    visible = (jnp.arange(row[0][0].shape[1]) < start)[None, :]
+    positions = (start + jnp.arange(tokens.shape[0]))[None, :]
+    masked = (tokens == config.mask_token_id)[None, :]
+    injected = Injected(masked, (positions < prompt) & ~masked, at_masks[None], at_prompt[None])
+    _, fresh = run_window(
+        params, tokens[None], positions, total[None], [Earlier(earlier, visible)], injected,
+        config=config, compute=compute,
+    )  # fmt: skip
+    return write_block(row, jax.tree.map(lambda a: a[0], fresh), start)
+
+
+@partial(jax.jit, donate_argnames=("row",))
+def write_block(row: LayerCaches, block: LayerCaches, start: jax.Array) -> LayerCaches:
+    """Blocks' keys and values, each (G, T, d), at position `start` of a row's, each (G, S, d)."""
+    return jax.tree.map(
+        lambda old, new: jax.lax.dynamic_update_slice(old, new.astype(old.dtype), (0, start, 0)), row, block
+    )
+
+
+@partial(jax.jit, static_argnames=("length",))
+def read_block(row: LayerCaches, start: jax.Array, *, length: int) -> LayerCaches:
+    return jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, start, length, axis=1), row)
+
+
+@jax.jit
+def read_row(cache: LayerCaches, index: jax.Array, branch: jax.Array) -> LayerCaches:
+    """One row's caches, each (G, S, d)."""
+    return jax.tree.map(lambda a: a[index, branch], cache)
+
+
+@partial(jax.jit, donate_argnames=("cache",))
+def write_row(cache: LayerCaches, row: LayerCaches, index: jax.Array, branch: jax.Array) -> LayerCaches:
+    return jax.tree.map(lambda a, new: a.at[index, branch].set(new), cache, row)
+
+
+@partial(jax.jit, donate_argnames=("cache",))
+def append_slot(cache: LayerCaches, slot: LayerCaches, index: jax.Array, start: jax.Array) -> LayerCaches:
+    """A row's slot, of the true canvas, at position `start` of its caches."""
+
+    def put(old: jax.Array, slot: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_slice(old, slot[index, :, 0][None].astype(old.dtype), (index, 0, 0, start, 0))
+
+    return jax.tree.map(put, cache, slot)
+
+
+@partial(jax.jit, static_argnames=("length",))
+def widen(cache: LayerCaches, *, length: int) -> LayerCaches:
+    """Room for more positions."""
+    return jax.tree.map(lambda a: jnp.pad(a, ((0, 0),) * 3 + ((0, length - a.shape[3]), (0, 0))), cache)
+
+
+@jax.jit
+def rearrange(cache: LayerCaches, rows: bd.Rows, source: jax.Array, kept: jax.Array) -> tuple[LayerCaches, bd.Rows]:
+    """A batch of another size: row b is the old row source[b]; those not `kept` are out of use."""
+    cache, rows = jax.tree.map(lambda a: a[source], (cache, rows))
+    active = rows.rules.active & kept
+    return cache, dataclasses.replace(rows, rules=dataclasses.replace(rows.rules, active=active))
+
+
+@partial(jax.jit, donate_argnames=("rows",))
+def start_block(rows: bd.Rows, index: jax.Array, rules: Rules, window: jax.Array, counts: jax.Array) -> bd.Rows:
+    """A row at the start of a sampler block: nothing committed, A to be computed. window (2W,), counts (V,)."""
+    K = rows.hidden.shape[2]
+    zero, no = jnp.int32(0), jnp.bool_(False)
+    canvas = Canvas(window, counts, zero, zero, no, jnp.bool_(True))
+    canvas = jax.tree.map(lambda a: jnp.broadcast_to(a, (K, *a.shape)), canvas)
+    return dataclasses.replace(
+        rows,
+        rules=_put(rows.rules, index, rules),
+        canvas=_put(rows.canvas, index, canvas),
+        passes=rows.passes.at[index].set(0),
+    )
+
+
+@partial(jax.jit, donate_argnames=("rows",))
+def change_rules(rows: bd.Rows, index: jax.Array, rules: Rules) -> bd.Rows:
+    """A row going on under another injection, which A must be computed with again."""
+    canvas = dataclasses.replace(rows.canvas, stale=rows.canvas.stale.at[index].set(True))
+    return dataclasses.replace(rows, rules=_put(rows.rules, index, rules), canvas=canvas)
+
+
+@partial(jax.jit, donate_argnames=("rows",))
+def deactivate(rows: bd.Rows, index: jax.Array) -> bd.Rows:
+    rules = dataclasses.replace(rows.rules, active=rows.rules.active.at[index].set(False))
+    return dataclasses.replace(rows, rules=rules)
+
+
+@jax.jit
+def look(rows: bd.Rows) -> tuple[jax.Array, ...]:
+    """What the host must know after the loop, each (B,): whether the row waits for it, commits of the block, whether a
+    turn has ended, passes, whether A's keys and values are out of date."""
+    canvas = rows.canvas
+    return bd.waiting(rows), canvas.committed[:, 0], canvas.ended[:, 0], rows.passes, canvas.stale[:, 0]
+
+
+@jax.jit
+def read_record(record: bd.Record, index: jax.Array) -> bd.Record:
+    return jax.tree.map(lambda a: a[index], record)
+
+
+@partial(jax.jit, static_argnames=("size", "branches", "drafts", "config", "compute"))
+def blank_rows(
+    rules: Rules, *, size: int, branches: int, drafts: int, config: ModelConfig, compute: Compute
+) -> bd.Rows:
+    """A batch of `size` rows out of use, for rules like these."""
+    W, D, V = config.diff_block_size, config.n_embd, config.vocab_size
+    rules = jax.tree.map(lambda a: jnp.broadcast_to(jnp.asarray(a), (size, *jnp.shape(a))), rules)
+    rules = dataclasses.replace(rules, active=jnp.zeros(size, bool))
+    numbers, flags = jnp.zeros((size, drafts), jnp.int32), jnp.zeros((size, drafts), bool)
+    windows, counts = jnp.zeros((size, drafts, 2 * W), jnp.int32), jnp.zeros((size, drafts, V), jnp.int32)
+    row = jnp.zeros((size, W), jnp.int32)
+    return bd.Rows(
+        rules=rules,
+        canvas=Canvas(windows, counts, numbers, numbers, flags, flags),
+        slot=empty_caches(config, compute, (size, branches, drafts), W),
+        hidden=jnp.zeros((size, branches, drafts, 2 * W, D), compute.dtype),
+        record=bd.Record(row, row, row, jnp.zeros((size, W)), jnp.zeros((size, W, D), compute.dtype)),
+        passes=jnp.zeros(size, jnp.int32),
+    )
+
+
+def _put(batch, index: jax.Array, one):
+    return jax.tree.map(lambda old, new: old.at[index].set(jnp.asarray(new, old.dtype)), batch, one)

@@ -1,0 +1,185 @@
+"""How a decoding step decides: penalties, order of positions, how many, which tokens, and when a turn ends.
+
+A policy is a small frozen dataclass, called on one row's `StepView`; its fields are arrays, so rows with other numbers
+share a program. Adding one takes a few lines:
+
+    @struct.dataclass
+    class LeftToRight:
+        def __call__(self, view: StepView) -> jax.Array:
+            return -view.position.astype(jnp.float32)
+
+    sj.generate(bundle, "Text", policies=Policies(order=LeftToRight()))
+
+The defaults are the published algorithm (`generate_full` of the `steerling` 0.2.0 package).
+
+Legend: R candidate positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from steerling_jax.decoding.generation_config import GenerationConfig
+from steerling_jax.decoding.sampling import confidence, draw, entropy_temperature, position_key
+
+
+@struct.dataclass
+class StepView:
+    """What a policy sees of one row before a step.
+
+    logits (R, V) float32: raw without suppressed words for a penalty; penalised, banned ids at −inf, for the others.
+    open (R,) bool: whether the position is still masked; only open ones can be committed. position (R,) int32,
+    absolute. counts (V,) int32: how often each id is on the canvas, the mask included. step () int32: of the sampler
+    block, from 0. seed () uint32. token (R,) int32: what was drawn, for a stop policy; else zeros.
+    """
+
+    logits: jax.Array
+    open: jax.Array
+    position: jax.Array
+    counts: jax.Array
+    step: jax.Array
+    seed: jax.Array
+    token: jax.Array
+
+    def at(self, rows: jax.Array) -> StepView:
+        """The view of the candidate positions `rows` (n,) alone."""
+        return dataclasses.replace(
+            self, logits=self.logits[rows], open=self.open[rows], position=self.position[rows], token=self.token[rows]
+        )
+
+
+class Policy(Protocol):
+    """From a view to: a penalty's logits (R, V); an order's scores (R,), highest first; a schedule's number of
+    positions () int32, at least 1; a choice's tokens (R,) int32; a stop's (R,) bool, whether the turn ends there."""
+
+    def __call__(self, view: StepView) -> jax.Array: ...
+
+
+@struct.dataclass
+class RepetitionPenalty:
+    """Logits of ids on the canvas: positive ones divided by `penalty` () float32, negative ones multiplied."""
+
+    penalty: jax.Array | float
+
+    def __call__(self, view: StepView) -> jax.Array:
+        held_down = jnp.where(view.logits > 0, view.logits / self.penalty, view.logits * self.penalty)
+        return jnp.where((view.counts > 0)[None, :], held_down, view.logits)
+
+
+@struct.dataclass
+class MostConfident:
+    """Positions whose likeliest token is likeliest come first."""
+
+    def __call__(self, view: StepView) -> jax.Array:
+        return confidence(view.logits)
+
+
+@struct.dataclass
+class Even:
+    """`base` positions a step, the first `extra` steps of a block taking one more."""
+
+    base: jax.Array | int
+    extra: jax.Array | int
+
+    def __call__(self, view: StepView) -> jax.Array:
+        return jnp.asarray(self.base + (view.step < self.extra), jnp.int32)
+
+
+@struct.dataclass
+class ConfidentEnough:
+    """All positions at least as confident as `threshold`, and one where there are none. Not exact: fewer passes, and
+    tokens chosen without seeing each other."""
+
+    threshold: jax.Array | np.floating | float
+
+    def __call__(self, view: StepView) -> jax.Array:
+        sure = view.open & (confidence(view.logits) >= self.threshold)
+        return jnp.maximum(jnp.sum(sure), 1).astype(jnp.int32)
+
+
+@struct.dataclass
+class Greedy:
+    """The likeliest token."""
+
+    def __call__(self, view: StepView) -> jax.Array:
+        return jnp.argmax(view.logits, axis=-1).astype(jnp.int32)
+
+
+@struct.dataclass
+class Nucleus:
+    """Sampling among the likeliest tokens whose mass before them is at most top_p, at a temperature; 0 stands for one
+    from 0.3 (sure) to 0.7 (torn) by the entropy of the row. Each draw is keyed by seed and position."""
+
+    temperature: jax.Array | float
+    top_p: jax.Array | float
+
+    def __call__(self, view: StepView) -> jax.Array:
+        def one(logits_V: jax.Array, position: jax.Array) -> jax.Array:
+            by_entropy = entropy_temperature(logits_V, self.top_p)
+            temperature = jnp.where(jnp.asarray(self.temperature) > 0, self.temperature, by_entropy)
+            return draw(position_key(view.seed, position), logits_V / temperature, self.top_p)
+
+        return jax.vmap(one)(view.logits, view.position)
+
+
+@struct.dataclass
+class EndOfTurn:
+    """The turn ends with the id `token` () int32; −1 for never."""
+
+    token: jax.Array | int
+
+    def __call__(self, view: StepView) -> jax.Array:
+        return view.token == self.token
+
+
+@dataclass(frozen=True)
+class Policies:
+    """A request's policies; None means what its `GenerationConfig` says. Rows whose policies are of the same types
+    are decoded together."""
+
+    penalty: Policy | None = None
+    order: Policy | None = None
+    schedule: Policy | None = None
+    choice: Policy | None = None
+    stop: Policy | None = None
+
+    def completed(self, config: GenerationConfig, block: int, blocks: int, eot: int | None) -> Policies:
+        """These policies with the published ones of `config` in the empty places; block: tokens of a sampler block."""
+        steps = (config.steps or config.max_new_tokens) // blocks
+        published = Policies(
+            RepetitionPenalty(jnp.float32(config.repetition_penalty)),
+            MostConfident(),
+            Even(jnp.int32(block // steps), jnp.int32(block % steps)),
+            choice_of(config),
+            EndOfTurn(jnp.int32(-1 if eot is None else eot)),
+        )
+        mine = {name: policy for name, policy in vars(self).items() if policy is not None}
+        return jax.tree.map(jnp.asarray, dataclasses.replace(published, **mine))
+
+
+def choice_of(config: GenerationConfig) -> Policy:
+    """How tokens are chosen under these settings: entropy sampling, else nucleus, else the likeliest token."""
+    top_p = jnp.float32(config.top_p)
+    if config.use_entropy_sampling:
+        return Nucleus(jnp.float32(0), top_p)
+    if config.temperature > 0 and config.top_p > 0:
+        return Nucleus(jnp.float32(config.temperature), top_p)
+    return Greedy()
+
+
+def _parts(policies: Policies) -> tuple[list[tuple[Any, Any]], tuple[type, ...]]:
+    """What JAX sees of them: the policies, and their classes. Without these it would take trees of two dataclasses with
+    like fields for equal (0.10, 0.12), and one policy's compiled program for the other's."""
+    parts = vars(policies)
+    named = [(jax.tree_util.GetAttrKey(name), policy) for name, policy in parts.items()]
+    return named, tuple(map(type, parts.values()))
+
+
+jax.tree_util.register_pytree_with_keys(Policies, _parts, lambda _, policies: Policies(*policies))

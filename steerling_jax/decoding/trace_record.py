@@ -1,0 +1,259 @@
+"""A trace with all that is needed to explain it later, and its plain form, which files and batch results hold.
+
+docs/trace.md describes the form field by field.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from steerling_jax.decoding.generation_config import GenerationConfig
+from steerling_jax.decoding.trace import Commit, Trace
+from steerling_jax.errors import UserError, require
+from steerling_jax.models.steerling.config import ModelConfig
+from steerling_jax.models.steerling.fingerprint import fingerprint
+from steerling_jax.steering.config import SteeringConfig
+from steerling_jax.steering.plan import SteeringPlan, prepare_steering
+
+if TYPE_CHECKING:
+    from steerling_jax.bundle import Bundle
+    from steerling_jax.decoding.generation import Generation, Prompt
+
+FORMAT, VERSION = "steerling-trace", 1
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Which model a trace is of. fingerprint: see `models.steerling.fingerprint`. dtype, matmul_dtype: what it computed
+    in. corpus: of its training texts, where known: `documents`, how many, and `documents_sha256`, the hash of the
+    sorted hashes of their texts."""
+
+    name: str
+    fingerprint: str
+    tokenizer_sha256: str
+    dtype: str = "float32"
+    matmul_dtype: str | None = None
+    corpus: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class TraceRecord:
+    """A trace, how it came about, and its texts.
+
+    trace: read from a file it has neither plan nor hidden rows; `restore` makes the plan again. text: what was written.
+    generation: None for a text that was not generated here. seed: the one that was used. policies: field of `Policies`
+    to what was given there, for people to read: attribution does not need it.
+    """
+
+    trace: Trace
+    origin: Origin
+    prompt_text: str
+    text: str
+    generation: GenerationConfig | None = None
+    seed: int | None = None
+    steering: tuple[SteeringConfig, ...] = ()
+    policies: Mapping[str, str] = field(default_factory=dict)
+
+
+def origin_of(bundle: Bundle, corpus: Mapping[str, Any] | None = None) -> Origin:
+    """The origin of what this model writes; `io.trace_file.model_origin` knows the corpus, too."""
+    compute = bundle.compute
+    return Origin(
+        bundle.name, fingerprint(bundle.params, bundle.config), bundle.tokenizer.sha256, compute.dtype,
+        compute.matmul_dtype, corpus,
+    )  # fmt: skip
+
+
+def record_of(bundle: Bundle, origin: Origin, prompt: Prompt, generation: Generation) -> TraceRecord:
+    """The record of a generation, one of `generate`, `stream` or `generate_many`.
+
+    Raises `UserError` for steering given as a plan, from which no configuration can be read.
+    """
+    steering = prompt.steering
+    if isinstance(steering, SteeringPlan):
+        raise UserError("A trace of text steered by a SteeringPlan cannot be recorded; give SteeringConfigs.")
+    configs = () if steering is None else (steering,) if isinstance(steering, SteeringConfig) else tuple(steering)
+    given = {} if prompt.policies is None else vars(prompt.policies)
+    policies = {name: repr(value) for name, value in given.items() if value is not None}
+    prompt_text = bundle.tokenizer.decode(generation.trace.prompt.tolist())
+    return TraceRecord(
+        generation.trace, origin, prompt_text, generation.text, prompt.config, generation.seed, configs, policies
+    )
+
+
+def to_plain(record: TraceRecord) -> dict[str, Any]:
+    """The record in JSON's own types. Raises `UserError` for a logit that is no finite number."""
+    trace, origin = record.trace, record.origin
+    for _, position, _, logit in trace.flat():
+        require(
+            math.isfinite(logit),
+            f"The logit of the token at position {position} is {logit}: the weights of {origin.name!r} are damaged.",
+        )
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "model": {name: value for name, value in dataclasses.asdict(origin).items() if name != "corpus"},
+        "corpus": None if origin.corpus is None else dict(origin.corpus),
+        "prompt_text": record.prompt_text,
+        "text": record.text,
+        "generation": None if record.generation is None else _plain(record.generation),
+        "policies": dict(record.policies),
+        "seed": record.seed,
+        "steering": [one.describe() for one in record.steering],
+        "steering_configs": [_plain(one) for one in record.steering],
+        "mask_id": int(trace.mask_id),
+        "passes": trace.passes,
+        "prompt": trace.prompt.tolist(),
+        "tokens": trace.tokens.tolist(),
+        "commits": [
+            commit._asdict() | {name: list(getattr(commit, name)) for name in _LISTS} for commit in trace.commits
+        ],
+    }
+
+
+_LARGEST = float(np.finfo(np.float32).max)
+_LISTS = ("positions", "token_ids", "target_logits")
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    """A dataclass's fields, with text keys and lists, as JSON has them."""
+    plain = {}
+    for name, value in dataclasses.asdict(config).items():
+        if isinstance(value, Mapping):
+            value = {str(key): number for key, number in value.items()}
+        elif isinstance(value, tuple):
+            value = [_python(one) for one in value]
+        plain[name] = _python(value)
+    return plain
+
+
+def _python(value: Any) -> Any:
+    """NumPy's numbers as Python's, which JSON knows."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def from_plain(value: Any, where: str) -> TraceRecord:
+    """The record in `value`, as `to_plain` wrote it; `where` is what errors name.
+
+    Raises `UserError` where it is no trace, of a newer version, incomplete, or contradicts itself.
+    """
+    if not isinstance(value, Mapping) or value.get("format") != FORMAT:
+        raise UserError(f"{where} is no trace; give a file that `steerling generate --trace` wrote.")
+    version = value.get("version")
+    if type(version) is int and version > VERSION:
+        raise UserError(f"{where} is a trace of version {version}, and this program reads up to {VERSION}; update it.")
+    require(version == VERSION, f"{where} has the version {version!r}, but there is only {VERSION}; make it again.")
+    try:
+        steering = tuple(_config(SteeringConfig, one) for one in value["steering_configs"])
+        generation = None if value["generation"] is None else _config(GenerationConfig, value["generation"])
+        seed = value["seed"]
+        trace = Trace(
+            _ids("prompt", value["prompt"]), _ids("tokens", value["tokens"]), tuple(map(_commit, value["commits"])),
+            _whole("mask_id", value["mask_id"]), guidance=0.0 if generation is None else generation.cfg_scale,
+            passes=_whole("passes", value["passes"]),
+        )  # fmt: skip
+        _check_commits(trace)
+        record = TraceRecord(
+            trace, Origin(**value["model"], corpus=value["corpus"]), _text("prompt_text", value["prompt_text"]),
+            _text("text", value["text"]), generation, None if seed is None else _whole("seed", seed), steering,
+            dict(value["policies"]),
+        )  # fmt: skip
+    except KeyError as error:
+        raise UserError(f"{where} has no field {error}: it is no whole trace; make it again.") from None
+    except UserError as error:
+        raise UserError(f"{where} cannot be a trace: {error}") from None
+    except (TypeError, ValueError, OverflowError, AttributeError) as error:
+        raise UserError(f"{where} cannot be a trace: a field has a wrong type ({error}); make it again.") from None
+    return record
+
+
+def check(record: TraceRecord, bundle: Bundle, where: str = "The trace") -> None:
+    """Raises `UserError` unless `record` is of this very model and its canvas is what its commits wrote."""
+    mine = fingerprint(bundle.params, bundle.config)
+    if record.origin.fingerprint != mine:
+        raise UserError(
+            f"{where} is of the model {record.origin.name!r} ({record.origin.fingerprint}), not of {bundle.name!r} "
+            f"({mine}); give that model with --model."
+        )
+    config, trace = bundle.config, record.trace
+    try:
+        trace.check(config)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    wrong = np.flatnonzero(_written(trace, config) != trace.tokens)
+    if wrong.size:
+        raise UserError(f"{where} contradicts itself: its commits do not write what stands at position {wrong[0]}.")
+
+
+def restore(record: TraceRecord, bundle: Bundle, where: str = "The trace") -> Trace:
+    """The checked trace with the plan that steered it, made again from its configurations."""
+    check(record, bundle, where)
+    if record.trace.plan is not None:
+        return record.trace
+    plan = prepare_steering(bundle.params, record.steering, config=bundle.config, compute=bundle.compute)
+    return dataclasses.replace(record.trace, plan=plan)
+
+
+def _written(trace: Trace, config: ModelConfig) -> np.ndarray:
+    """The canvas that the commits make; what follows an end of turn is overwritten."""
+    canvas = np.full(len(trace.tokens), trace.mask_id, np.int32)
+    canvas[: trace.prompt_length] = trace.prompt
+    for _, position, token, _ in trace.flat():
+        canvas[position] = token
+    turns = trace.prompt_length + np.flatnonzero(canvas[trace.prompt_length :] == config.eot_id)
+    # In a text that was not generated, what follows a turn's end may be kept.
+    if turns.size and (trace.tokens[turns[0] + 1 :] == config.eos_token_id).all():
+        canvas[turns[0] + 1 :] = config.eos_token_id
+    return canvas
+
+
+def _check_commits(trace: Trace) -> None:
+    P, T = trace.prompt_length, len(trace.tokens)
+    require(P > 0, "its prompt is empty.")
+    require(P < T and trace.tokens[:P].tolist() == trace.prompt.tolist(), "its tokens do not begin with its prompt.")
+    require(len(trace.commits) > 0, "it has no commits, an empty generation, which leaves nothing to explain.")
+    last = -1
+    for commit in trace.commits:
+        require(commit.step > last, f"step {commit.step} comes after step {last}.")
+        last = commit.step
+        sizes = {len(getattr(commit, name)) for name in _LISTS}
+        require(len(sizes) == 1 and sizes != {0}, f"step {commit.step} has lists of different lengths, or empty ones.")
+
+
+def _commit(value: Mapping[str, Any]) -> Commit:
+    logits = tuple(value["target_logits"])
+    require(
+        all(isinstance(x, float | int) and abs(x) <= _LARGEST for x in logits),
+        f"a target logit of step {value['step']} is no finite number.",
+    )
+    positions, tokens = (tuple(_whole(name, x) for x in value[name]) for name in ("positions", "token_ids"))
+    return Commit(_whole("step", value["step"]), positions, tokens, tuple(map(float, logits)))
+
+
+def _config(kind: Any, value: Mapping[str, Any]) -> Any:
+    names = {one.name for one in dataclasses.fields(kind)}
+    for name in value:
+        require(name in names, f"{name!r} is not a field of {kind.__name__}.")
+    return kind(**{name: tuple(x) if isinstance(x, list) else x for name, x in value.items()})
+
+
+def _whole(name: str, value: Any) -> int:
+    require(type(value) is int, f"{name} is {value!r}, but it must be a whole number.")
+    require(abs(value) < 1 << 63 if name == "seed" else abs(value) < 1 << 31, f"{name} is {value}, which is too large.")
+    return value
+
+
+def _text(name: str, value: Any) -> str:
+    require(isinstance(value, str), f"{name} is {value!r}, but it must be a text.")
+    return value
+
+
+def _ids(name: str, values: Sequence[Any]) -> np.ndarray:
+    require(all(0 <= _whole(name, value) < 2**31 for value in values), f"{name} holds an id that cannot be.")
+    return np.asarray(values, np.int32).reshape(-1)

@@ -1,0 +1,177 @@
+"""Measuring a model: the likelihood bound, what each part of the decomposition is worth, and concept detection.
+
+Pure functions of (params, arrays, key), jitted; programs choose the texts, add up and divide (`train/evaluation`).
+All of them denoise each block after *clean* earlier blocks, as inference does, and are deterministic in the key.
+
+Legend: B sequences, T positions, D width, L tokens in a diffusion block, n blocks in all (B·T/L), M rows (masked
+positions), S chunks in a sequence, C known concepts.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from steerling_jax.models.compute import Compute
+from steerling_jax.models.steerling import bottleneck as bn
+from steerling_jax.models.steerling.backbone import Params, lm_head_weight
+from steerling_jax.models.steerling.config import ModelConfig
+from steerling_jax.models.steerling.decompose import lm_logits
+from steerling_jax.models.steerling.denoise import denoise
+from steerling_jax.models.steerling.head_view import known_spec, unknown_spec, view_head
+from steerling_jax.models.steerling.heads import run_head
+from steerling_jax.objectives.concept_losses import chunk_evidence
+from steerling_jax.objectives.noise import mask_tokens
+
+Sums = dict[str, jax.Array]
+
+# What goes to the output projection, by the name of what is left out.
+VARIANTS = ("full", "without_epsilon", "without_known", "without_discovered")
+SHARES = ("known", "discovered", "epsilon")
+
+
+class Subsets(NamedTuple):
+    """masked (B, T) bool, and what a masked position counts, weight (B, T) float32."""
+
+    masked: jax.Array
+    weight: jax.Array
+
+
+class Parts(NamedTuple):
+    """Features (M, D): composed = known + discovered + epsilon."""
+
+    composed: jax.Array
+    known: jax.Array
+    discovered: jax.Array
+    epsilon: jax.Array
+
+
+def block_subsets(key: jax.Array, valid: jax.Array, block: int) -> Subsets:
+    """A random subset of each block's valid positions (B, T) bool, for an unbiased estimate of the likelihood bound.
+
+    The bound weighs cross-entropy by 1/t for a level t uniform in (0, 1] and tokens masked with probability t.
+    Integrated over t, a given subset of k out of m positions has weight 1/k · 1/(m over k). So k is drawn uniformly
+    from 1 … m, the subset uniformly from those of size k, and a masked position counts m/k: the same mean, without the
+    noise of how many positions a level happens to mask, and without a smallest level. k is stratified over the batch's
+    blocks.
+    """
+    rows = valid.reshape(-1, block)
+    n = rows.shape[0]
+    order_key, offset_key, subset_key = jax.random.split(key, 3)
+    strata = (jax.random.permutation(order_key, n) + jax.random.uniform(offset_key, (n,))) / n
+    size = jnp.sum(rows, axis=1)
+    k = jnp.minimum(jnp.floor(strata * size).astype(jnp.int32) + 1, size)
+    place = jnp.where(rows, jax.random.uniform(subset_key, rows.shape), 2.0)  # positions that are not valid come last
+    rank = jnp.argsort(jnp.argsort(place, axis=1), axis=1)
+    weight = jnp.broadcast_to((size / jnp.maximum(k, 1))[:, None], rows.shape)
+    return Subsets((rank < k[:, None]).reshape(valid.shape), weight.astype(jnp.float32).reshape(valid.shape))
+
+
+def most_masked(n: int, block: int) -> int:
+    """The most positions that `block_subsets` masks in n blocks: the strata bound their sum."""
+    return min(n * block, block * (n + 1) // 2 + n + 1)
+
+
+def parts_of(params: Params, hidden: jax.Array, config: ModelConfig, compute: Compute) -> Parts:
+    """Decomposes hidden (M, D) as the published forward does; without a discovered head, all that is not known is
+    discovered."""
+    concept = config.concept
+    assert concept is not None
+    known = run_head(params["known_head"], hidden, known_spec(concept), compute).features
+    spec = unknown_spec(concept)
+    discovered = hidden - known if spec is None else run_head(params["unknown_head"], hidden, spec, compute).features
+    if not concept.use_epsilon_correction:
+        return Parts(known + discovered, known, discovered, jnp.zeros_like(hidden))
+    return Parts(hidden, known, discovered, hidden - (discovered + known))
+
+
+@partial(jax.jit, static_argnames=("config", "compute"))
+def likelihood_sums(
+    params: Params, tokens: jax.Array, valid: jax.Array, key: jax.Array, *, config: ModelConfig, compute: Compute
+) -> Sums:
+    """Sums over one random subset of each block, for tokens (B, T) int32 and valid (B, T) bool, T a multiple of the
+    block.
+
+    `full`, `without_epsilon`, `without_known`, `without_discovered`: nats of the bound for all valid tokens, special
+    tokens like any other, with that part left out of what goes to the output projection (no rescaling); all on the same
+    masks, so that differences are what a part is worth. `full_square`: of each block's nats, for a standard error.
+    `tokens`, `blocks`, `masked`: counts. `share_*`: of the parts' logits |part · w| at masked positions, w the row of
+    the true token; `best_share_*`: of the most likely token. A bare backbone has only `full` and counts.
+    """
+    B, T = tokens.shape
+    L = config.diff_block_size
+    subsets = block_subsets(key, valid, L)
+    noisy = jnp.where(subsets.masked, config.mask_token_id, tokens)
+    hidden = denoise(params, tokens, noisy, config=config, compute=compute, clean_context=True)
+    capacity = most_masked(B * T // L, L)
+    index = jnp.nonzero(subsets.masked.reshape(-1), size=capacity, fill_value=0)[0]
+    masked = jnp.sum(subsets.masked)
+    row_valid = (jnp.arange(capacity) < masked).astype(jnp.float32)
+    weight = subsets.weight.reshape(-1)[index] * row_valid
+    rows, target = hidden.reshape(B * T, -1)[index], tokens.reshape(-1)[index]
+    if config.concept is None:
+        nats, _ = _cross_entropy(params, rows, target, compute)
+        sums = {"full": jnp.sum(nats * weight)}
+    else:
+        parts = parts_of(params, rows, config, compute)
+        nats, best = _cross_entropy(params, parts.composed, target, compute)
+        sums = {"full": jnp.sum(nats * weight)}
+        for name, part in zip(VARIANTS[1:], (parts.epsilon, parts.known, parts.discovered), strict=True):
+            kept = _cross_entropy(params, parts.composed - part, target, compute)[0]
+            sums[name] = jnp.sum(kept * weight)
+        for prefix, token in (("share_", target), ("best_share_", best)):
+            shares = jnp.sum(_logit_shares(params, parts, token) * row_valid[:, None], axis=0)
+            sums |= {prefix + name: shares[i] for i, name in enumerate(SHARES)}
+    block_nats = jax.ops.segment_sum(nats * weight, index // L, B * T // L)
+    counts = {"tokens": jnp.sum(valid), "blocks": jnp.sum(valid.reshape(-1, L).any(axis=1)), "masked": masked}
+    return sums | counts | {"full_square": jnp.sum(jnp.square(block_nats))}
+
+
+def _cross_entropy(
+    params: Params, features: jax.Array, target: jax.Array, compute: Compute
+) -> tuple[jax.Array, jax.Array]:
+    """−log p(target) (M,) float32 and the most likely token (M,) for features (M, D)."""
+    logits = lm_logits(params, features, compute)
+    picked = jnp.take_along_axis(logits, target[:, None], axis=1)[:, 0]
+    return jax.nn.logsumexp(logits, axis=1) - picked, jnp.argmax(logits, axis=1)
+
+
+def _logit_shares(params: Params, parts: Parts, token: jax.Array) -> jax.Array:
+    """(M, 3): the shares of |k̂·w|, |û·w|, |ε·w| in their sum."""
+    w = lm_head_weight(params)[token].astype(jnp.float32)
+    features = (parts.known, parts.discovered, parts.epsilon)
+    stacked = jnp.stack([jnp.abs(jnp.sum(f.astype(jnp.float32) * w, axis=1)) for f in features], axis=1)
+    return stacked / jnp.maximum(jnp.sum(stacked, axis=1, keepdims=True), 1e-30)
+
+
+@partial(jax.jit, static_argnames=("chunks", "config", "compute"))
+def presence_evidence(
+    params: Params, tokens: jax.Array, chunk_index: jax.Array, level: jax.Array, key: jax.Array, *, chunks: int,
+    config: ModelConfig, compute: Compute,
+) -> tuple[jax.Array, jax.Array]:  # fmt: skip
+    """Evidence for each known concept in each chunk, (B, chunks, C) float32, and what was masked, (B, T) bool: tokens
+    (B, T) int32, with probability `level` (). chunk_index (B, T) int32 is −1 for positions of no chunk.
+
+    Evidence is −log(1 − P) for the objective's `P = 1 − Π (1 − k)` over masked tokens: it orders chunks as P does,
+    never saturates, and adds up over the pieces of a chunk that a sequence's end has cut. `log_presence` in the
+    objective gives log P.
+    """
+    assert config.concept is not None
+    B, T = tokens.shape
+    levels = jnp.full((B, -(-T // config.diff_block_size)), level)
+    noisy, masked = mask_tokens(key, tokens, levels, config)
+    hidden = denoise(params, tokens, noisy, config=config, compute=compute, clean_context=True)
+    spec = known_spec(config.concept)
+    view = view_head(params["known_head"], spec, compute, hidden.reshape(B * T, -1))
+    counted = jnp.where(masked, chunk_index, -1)
+
+    def step(evidence: jax.Array, new: bn.ConceptBlock) -> jax.Array:
+        found = chunk_evidence(new.logits, counted, chunks)
+        return lax.dynamic_update_slice_in_dim(evidence, found, new.start, axis=2)
+
+    none = jnp.zeros((B, chunks, spec.n_concepts))
+    return bn.scan_concept_blocks(step, none, view, spec.block, compute.operands), masked

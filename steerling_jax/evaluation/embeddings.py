@@ -1,0 +1,126 @@
+"""One vector for a text, taken where the model's representation has a name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+import jax
+import numpy as np
+
+from steerling_jax.bundle import encode
+from steerling_jax.errors import require
+from steerling_jax.models.batching import by_length, padding_mask, stack
+from steerling_jax.models.compute import Compute
+from steerling_jax.models.steerling.backbone import Params, embed_tokens, run_backbone
+from steerling_jax.models.steerling.config import ModelConfig
+from steerling_jax.models.steerling.decompose import logit_features
+from steerling_jax.models.steerling.head_view import known_spec, unknown_spec
+from steerling_jax.models.steerling.heads import run_head
+
+if TYPE_CHECKING:
+    from steerling_jax.bundle import Bundle
+
+Kind = Literal["hidden", "composed", "known", "discovered"]
+Pooling = Literal["mean", "last", "first", "none"]
+Text = str | Sequence[int] | np.ndarray
+
+
+@overload
+def embed(
+    bundle: Bundle, text_or_ids: Text, kind: Kind = "hidden", pooling: Pooling = "mean", batch_size: int = 16
+) -> np.ndarray: ...
+@overload
+def embed(
+    bundle: Bundle, text_or_ids: Sequence[Text], kind: Kind = "hidden", *, pooling: Literal["none"],
+    batch_size: int = 16,
+) -> list[np.ndarray]: ...  # fmt: skip
+@overload
+def embed(
+    bundle: Bundle, text_or_ids: Sequence[Text], kind: Kind = "hidden",
+    pooling: Literal["mean", "last", "first"] = "mean", batch_size: int = 16,
+) -> np.ndarray: ...  # fmt: skip
+def embed(
+    bundle: Bundle,
+    text_or_ids: Text | Sequence[Text],
+    kind: Kind = "hidden",
+    pooling: Pooling = "mean",
+    batch_size: int = 16,
+) -> np.ndarray | list[np.ndarray]:
+    """A text's embedding (D,) float32, or (T, D) with pooling "none"; N texts' (N, D), or a list of N (T, D).
+
+    Many texts go through in batches of `batch_size`, padded to one of a few lengths, each with one program; padding is
+    never seen. What comes out is what one by one would give, up to rounding.
+
+    kind: the last hidden states, what goes to the logits, or the part of it from known or from discovered concepts
+    (hidden − known features in a model without discovered concepts, as published). Raises `UserError` for bad values.
+    """
+    require(
+        kind in ("hidden", "composed", "known", "discovered"),
+        f"kind is {kind!r}, but it must be 'hidden', 'composed', 'known' or 'discovered'.",
+    )
+    require(
+        pooling in ("mean", "last", "first", "none"),
+        f"pooling is {pooling!r}, but it must be 'mean', 'last', 'first' or 'none'.",
+    )
+    require(batch_size >= 1, f"batch_size is {batch_size}, but it must be at least 1.")
+    require(
+        bundle.config.concept is not None or kind in ("hidden", "composed"),
+        f"kind {kind!r} needs a model with concepts; a bare backbone has 'hidden' and 'composed'.",
+    )
+    if not _are_many(text_or_ids):
+        return _embed(bundle, [encode(bundle, text_or_ids, "text")], kind, pooling, 1)[0]  # type: ignore[arg-type]
+    texts = [encode(bundle, text, f"text {number}") for number, text in enumerate(text_or_ids)]  # type: ignore[arg-type]
+    found = _embed(bundle, texts, kind, pooling, batch_size)
+    return found if pooling == "none" else np.stack(found)
+
+
+def _are_many(text_or_ids: Any) -> bool:
+    """Whether it is several texts: a sequence of strings or of sequences, not of ids."""
+    if isinstance(text_or_ids, str) or len(text_or_ids) == 0:
+        return False
+    return isinstance(text_or_ids[0], str) or np.ndim(text_or_ids[0]) > 0
+
+
+def _embed(bundle: Bundle, texts: list[np.ndarray], kind: Kind, pooling: Pooling, batch_size: int) -> list[np.ndarray]:
+    """Of every text's tokens (T,) what `embed` gives."""
+    found: dict[int, np.ndarray] = {}
+    for padded, numbers in by_length([len(text) for text in texts], bundle.config).items():
+        for first in range(0, len(numbers), batch_size):
+            batch = numbers[first : first + batch_size]
+            tokens, lengths = stack([texts[number] for number in batch], batch_size, padded)
+            features = _features(
+                bundle.params, tokens, lengths, config=bundle.config, compute=bundle.compute, kind=kind
+            )
+            for number, rows, length in zip(batch, np.asarray(features, np.float32), lengths, strict=False):
+                found[number] = _pooled(rows[:length], pooling).copy()  # no view, which would keep the batch alive
+    return [found[number] for number in range(len(texts))]
+
+
+def _pooled(rows: np.ndarray, pooling: Pooling) -> np.ndarray:
+    """(T, D) to (D,), or as it is."""
+    if pooling == "mean":
+        return rows.mean(axis=0)
+    return {"last": rows[-1], "first": rows[0], "none": rows}[pooling]
+
+
+@partial(jax.jit, static_argnames=("config", "compute", "kind"))
+def _features(
+    params: Params, tokens: jax.Array, lengths: jax.Array, *, config: ModelConfig, compute: Compute, kind: Kind
+) -> jax.Array:
+    """tokens (B, T), of which `lengths` (B,) are real, to features (B, T, D). No logits are computed."""
+    mask = padding_mask(lengths, tokens.shape[1], config.diff_block_size)
+    hidden, _ = run_backbone(params, embed_tokens(params, tokens, compute), config=config, compute=compute, mask=mask)
+    rows, concept = hidden.reshape(-1, hidden.shape[-1]), config.concept
+    if kind == "composed":
+        rows = logit_features(params, rows, config, compute)
+    elif kind != "hidden":
+        assert concept is not None
+        spec = known_spec(concept) if kind == "known" else unknown_spec(concept)
+        if spec is None:  # no discovered head: what is not known stands in
+            rows = rows - run_head(params["known_head"], rows, known_spec(concept), compute).features
+        else:
+            head = params["known_head" if kind == "known" else "unknown_head"]
+            rows = run_head(head, rows, spec, compute).features
+    return rows.reshape(hidden.shape)

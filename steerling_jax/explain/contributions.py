@@ -1,0 +1,159 @@
+"""How much each concept added to the logit of each committed token.
+
+A logit is `composed · lm_head[token]`, and `composed` is a sum of concept vectors and a rest, so the logit splits
+exactly into one number a concept and one for the rest. The rest is computed here from the vectors, and `error` says how
+far the sum of all parts is from the logit that generation recorded. (The published package calls whatever is missing
+epsilon, so that its own check passes by construction; that number is `remainder`.)
+
+Guided text is written with the logit (1 + s) · conditional − s · unconditional, which is linear in the two branches'
+`composed`, so shares of both are taken and combined in the same way.
+
+Legend: n committed tokens, s strength of guidance, K listed concepts, D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from steerling_jax.decoding.trace import Trace
+from steerling_jax.decoding.window import injected_on
+from steerling_jax.errors import UserError
+from steerling_jax.explain.inputs.snapshots import require_finite
+from steerling_jax.explain.logit_shares import Shares, guided, shares_of
+from steerling_jax.models.steerling.decompose import RowClamps
+from steerling_jax.models.steerling.model import compiled_hidden
+
+if TYPE_CHECKING:
+    from steerling_jax.bundle import Bundle
+
+_ROWS = 64  # tokens explained at once, so that one compiled program of bounded memory serves every trace
+_SNAPSHOTS = 8  # canvases recomputed at once, for traces without hidden rows
+
+
+@dataclass(frozen=True)
+class Contributions:
+    """Concept shares of each committed token's logit, in the order of the trace's commits. NumPy arrays.
+
+    steps, positions, token_ids (n,) int32 and target_logits (n,) float32: what was committed, when and where.
+    *_ids (n, K) int32, *_weights (n, K): the listed concepts, best first, and their activations.
+    *_contributions (n, K): weight · (E_c · lm_head[token]). K is 0 for discovered ones without such a head.
+    Of guided text, K is twice as large: the concepts listed in the conditional branch, then those listed only in the
+    other; a slot that is not needed has the id −1, weight and contribution 0. Weights are then effective ones, (1 + s)
+    · conditional − s · unconditional, where a branch that does not list a concept counts it to the rest.
+    epsilon (n,): (composed − Σ listed concept vectors) · lm_head[token], from the vectors.
+    remainder (n,): target logit − Σ listed contributions, the published epsilon.
+    error (n,): |Σ listed + epsilon − target logit|.
+    net_known, net_discovered, net_epsilon (n,): |k̂·w|, |û·w|, |ε·w| with the whole feature vectors, where
+    ε = composed − k̂ − û. Unlike in the sums of absolute shares, concepts that cancel do not count.
+    """
+
+    steps: np.ndarray
+    positions: np.ndarray
+    token_ids: np.ndarray
+    target_logits: np.ndarray
+    known_ids: np.ndarray
+    known_weights: np.ndarray
+    known_contributions: np.ndarray
+    discovered_ids: np.ndarray
+    discovered_weights: np.ndarray
+    discovered_contributions: np.ndarray
+    epsilon: np.ndarray
+    remainder: np.ndarray
+    error: np.ndarray
+    net_known: np.ndarray
+    net_discovered: np.ndarray
+    net_epsilon: np.ndarray
+    n_concepts: int
+    concept_names: tuple[str, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    @property
+    def absolute_known(self) -> np.ndarray:
+        """(n,) sum of the absolute shares of the listed known concepts."""
+        return np.abs(self.known_contributions).sum(axis=1)
+
+    @property
+    def absolute_discovered(self) -> np.ndarray:
+        """(n,) the same, of the discovered concepts."""
+        return np.abs(self.discovered_contributions).sum(axis=1)
+
+    def label(self, kind: str, concept_id: int) -> str:
+        """A concept's printed name; discovered ids are counted on from the known ones (published)."""
+        if kind == "discovered":
+            return f"Discovered: #{concept_id + self.n_concepts}"
+        return f"Known: {self.concept_names[concept_id]}" if self.concept_names else f"Known: #{concept_id}"
+
+
+def concept_contributions(bundle: Bundle, trace: Trace) -> Contributions:
+    """Explains every committed token of `trace` from the hidden row of the very pass that committed it.
+
+    Rows that the trace does not hold are recomputed from its snapshots. Raises `UserError` for a model without
+    concepts, a trace of another model, and weights that are not finite.
+    """
+    config = bundle.config
+    trace.check(config)
+    if config.concept is None:
+        raise UserError("Concept contributions need a model with concepts; this one is a bare backbone.")
+    commits = list(trace.flat())
+    steps, positions, tokens = (np.asarray([c[i] for c in commits], np.int32) for i in range(3))
+    logits = np.asarray([c[3] for c in commits], np.float32)
+    offsets, clamps = positions - np.int32(trace.prompt_length), trace.clamps
+    shares = _in_batches(bundle, hidden_rows(bundle, trace), tokens, offsets, clamps)
+    if trace.guidance > 0:
+        other = _in_batches(bundle, hidden_rows(bundle, trace, unconditional=True), tokens, offsets, clamps)
+        shares = guided(shares, other, trace.guidance)
+    nets = {name: np.abs(getattr(shares, name)) for name in ("net_known", "net_discovered", "net_epsilon")}
+    shares = shares._replace(**nets)
+    listed = shares.known_contributions.sum(axis=1) + shares.discovered_contributions.sum(axis=1)
+    return Contributions(
+        steps, positions, tokens, logits, **shares._asdict(),
+        remainder=logits - listed, error=np.abs(listed + shares.epsilon - logits),
+        n_concepts=config.concept.n_concepts, concept_names=bundle.concept_names,
+    )  # fmt: skip
+
+
+def _in_batches(
+    bundle: Bundle, hidden: np.ndarray, tokens: np.ndarray, offsets: np.ndarray, clamps: RowClamps | None
+) -> Shares:
+    """hidden (n, D), tokens and offsets (n,) in batches of a fixed size, the last one filled up with zeros."""
+    n = len(tokens)
+    pad = max(-n % _ROWS, _ROWS * (n == 0))  # a trace without commits still says its K
+    hidden, tokens = np.pad(hidden.reshape(n, -1) if n else np.zeros((0, bundle.config.n_embd), np.float32),
+                            ((0, pad), (0, 0))), np.pad(tokens, (0, pad))  # fmt: skip
+    offsets = np.pad(offsets, (0, pad))
+    batches = []
+    for i in range(0, len(tokens), _ROWS):
+        part = (each[i : i + _ROWS] for each in (hidden, tokens, offsets))
+        batches.append(jax.device_get(shares_of(bundle.params, *part, clamps, bundle.config, bundle.compute)))
+    shares = Shares(*(np.concatenate(parts)[:n] for parts in zip(*batches, strict=True)))
+    require_finite(shares.epsilon)
+    return shares
+
+
+def hidden_rows(bundle: Bundle, trace: Trace, *, unconditional: bool = False) -> np.ndarray:
+    """Hidden rows (n, D) float32 of the committed positions: as recorded, else from the snapshot of each step, steered
+    as it was. unconditional: those of guidance's branch without the prompt, which are never recorded."""
+    if trace.hidden is not None and not unconditional:
+        return np.asarray(trace.hidden, np.float32)
+    config, commits = bundle.config, list(trace.commits)
+    rows: list[np.ndarray] = []
+    for first in range(0, len(commits), _SNAPSHOTS):
+        batch = commits[first : first + _SNAPSHOTS]
+        steps = [c.step for c in batch] + [0] * (_SNAPSHOTS - len(batch))
+        canvases = np.stack([trace.snapshot(step) for step in steps])
+        if unconditional:
+            canvases[:, : trace.prompt_length] = trace.mask_id
+        tables = [trace.injected(step, config.n_layers, config.n_embd) for step in steps]
+        injected = injected_on(canvases, trace.prompt_length, trace.mask_id, *map(np.stack, zip(*tables, strict=True)))
+        hidden = compiled_hidden(
+            bundle.params, jnp.asarray(canvases), config=config, compute=bundle.compute, injection=injected
+        )
+        rows += [np.asarray(hidden[i, np.asarray(c.positions)], np.float32) for i, c in enumerate(batch)]
+    return np.concatenate(rows) if rows else np.zeros((0, config.n_embd), np.float32)

@@ -1,0 +1,272 @@
+"""What a concept did for a committed token: its share of the logit, beside what happens when it is really removed.
+
+Three removals, each in the very pass that committed the token:
+- "frozen": the concept's activation is set to 0 in the head, everything else in `composed` stays. The logit falls by
+  exactly the share; the log-probability falls by what the other tokens leave of it.
+- "published": the same clamp as the published package does it. For a known concept the epsilon correction goes too; for
+  a discovered one epsilon fills up what was taken, so that nothing changes while the correction is on.
+- "pass": the concept's direction is projected out of the hidden states of all positions after every layer from
+  `first_layer` on, so that also what it did through other positions is gone.
+
+Legend: n committed tokens, J concepts, p pairs of the two, D width, S canvas positions, padded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from steerling_jax.concepts.catalogue import Head
+from steerling_jax.concepts.heads import check_concepts, concept_embeddings
+from steerling_jax.decoding.trace import Trace
+from steerling_jax.decoding.window import injected_on
+from steerling_jax.errors import UserError, require
+from steerling_jax.explain.contributions import Contributions, hidden_rows
+from steerling_jax.models.attention import block_causal_mask
+from steerling_jax.models.batching import padded_length
+from steerling_jax.models.compute import Compute
+from steerling_jax.models.steerling.backbone import LayerEdit, Params, embed_tokens, run_backbone
+from steerling_jax.models.steerling.config import ModelConfig
+from steerling_jax.models.steerling.decompose import RowClamps, lm_logits, logit_features
+from steerling_jax.models.steerling.heads import EpsilonRule
+
+if TYPE_CHECKING:
+    from steerling_jax.bundle import Bundle
+
+REMOVALS = ("frozen", "published", "pass")
+_RULES: tuple[EpsilonRule, ...] = ("frozen", "published")
+_PAIRS = 64  # explained at once by the heads
+_PASSES = 16  # canvases run at once
+
+
+@dataclass(frozen=True)
+class ConceptEffects:
+    """Pairs of a committed token and a concept, token by token. NumPy arrays.
+
+    orders (p,): which commit of the trace, counted from 0; positions, concept_ids (p,) int32.
+    direct (p,) float32: the concept's share of the token's logit, 0 where it was not listed.
+    logit, log_probability: by removal, how much each fell when the concept was removed, (p,) float32.
+    """
+
+    head: Head
+    orders: np.ndarray
+    positions: np.ndarray
+    concept_ids: np.ndarray
+    direct: np.ndarray
+    logit: dict[str, np.ndarray]
+    log_probability: dict[str, np.ndarray]
+
+    def summed(self, spans: Sequence[tuple[int, int]]) -> list[ConceptEffects]:
+        """One for each half-open span of positions, with one pair a concept: the sums over the span's tokens."""
+        return [self._sum((self.positions >= start) & (self.positions < end)) for start, end in spans]
+
+    def _sum(self, inside: np.ndarray) -> ConceptEffects:
+        ids, where = np.unique(self.concept_ids[inside], return_inverse=True)
+
+        def total(values: np.ndarray) -> np.ndarray:
+            return np.bincount(where, values[inside], len(ids)).astype(np.float32)
+
+        first = np.full(len(ids), self.positions[inside].min(initial=2**31 - 1), np.int32)
+        return ConceptEffects(
+            self.head, np.full(len(ids), self.orders[inside].min(initial=2**31 - 1), np.int32), first,
+            ids.astype(np.int32), total(self.direct), {name: total(v) for name, v in self.logit.items()},
+            {name: total(v) for name, v in self.log_probability.items()},
+        )  # fmt: skip
+
+
+class Agreement(NamedTuple):
+    """Of predicted with observed values: correlation, share of equal signs, and the slope of observed over predicted.
+    NaN where one of them does not vary."""
+
+    correlation: float
+    sign: float
+    slope: float
+    pairs: int
+
+
+def agreement(predicted: np.ndarray, observed: np.ndarray) -> Agreement:
+    """For predicted and observed (p,), without pairs that are no numbers. Signs are compared where both are not 0."""
+    x, y = np.asarray(predicted, np.float64), np.asarray(observed, np.float64)
+    known = np.isfinite(x) & np.isfinite(y)
+    x, y = x[known], y[known]
+    told = (x != 0) & (y != 0)
+    sign = float(np.mean(np.sign(x[told]) == np.sign(y[told]))) if told.any() else float("nan")
+    if len(x) < 2 or x.std() == 0 or y.std() == 0:
+        return Agreement(float("nan"), sign, float("nan"), len(x))
+    covariance = float(np.mean((x - x.mean()) * (y - y.mean())))
+    return Agreement(covariance / float(x.std() * y.std()), sign, covariance / float(x.var()), len(x))
+
+
+def shuffled_concepts(effects: ConceptEffects, key: jax.Array) -> np.ndarray:
+    """Each token's direct shares (p,) handed on to other concepts of it, none to its own: a control that keeps how much
+    there is to explain at each token, and loses only which concept it was. NaN where a token has one concept alone."""
+    noise = np.asarray(jax.random.uniform(key, effects.orders.shape))
+    drawn = np.lexsort((noise, effects.orders))  # token by token, in random order; each share goes to the next
+    _, first, count = np.unique(effects.orders[drawn], return_index=True, return_counts=True)
+    first, count = np.repeat(first, count), np.repeat(count, count)
+    following = first + (np.arange(len(drawn)) - first + 1) % count
+    shuffled = np.empty_like(effects.direct)
+    shuffled[drawn[following]] = np.where(count > 1, effects.direct[drawn], np.nan)
+    return shuffled
+
+
+def concept_effects(
+    bundle: Bundle, trace: Trace, shares: Contributions, concepts: Sequence[int], *, head: Head = "known",
+    start: int = 0, end: int | None = None, first_layer: int | None = None,
+) -> ConceptEffects:  # fmt: skip
+    """Effects of `concepts` on every token committed at positions [start, end).
+
+    shares: `concept_contributions` of the same trace. first_layer: 1-based, of the removal "pass"; default half the
+    layers, as in steering. A steered text keeps its injection. Raises `UserError` for ids that are not the head's, for
+    an empty choice, and for text that was written with clamps or guidance.
+    """
+    config = bundle.config
+    check_concepts(config, head, concepts)
+    layer = config.n_layers // 2 if first_layer is None else first_layer
+    if not 0 <= layer <= config.n_layers:
+        raise UserError(f"first_layer is {layer}, but the layers are 1 to {config.n_layers}.")
+    inside = (shares.positions >= start) & (shares.positions < (len(trace.tokens) if end is None else end))
+    tokens = np.flatnonzero(inside)
+    require(
+        trace.clamps is None,
+        "Effects of text that was written with clamped concepts cannot be measured: take one written without.",
+    )
+    require(
+        trace.guidance == 0,
+        "Effects of guided text cannot be measured, as its shares are of two branches: take one written without.",
+    )
+    if not len(tokens) or not len(concepts):
+        raise UserError(f"No token is committed in [{start}, {end}), or no concept was named: there is no effect.")
+    orders = np.repeat(tokens, len(concepts)).astype(np.int32)
+    ids = np.tile(np.asarray(concepts, np.int32), len(tokens))
+    found = _removed_in_head(bundle, hidden_rows(bundle, trace)[orders], shares.token_ids[orders], ids, head)
+    after = _removed_in_pass(bundle, trace, shares, orders, ids, head, layer)
+    edited = dict(zip(REMOVALS, (found[:, 1], found[:, 2], after), strict=True))
+    fell = {name: found[:, 0] - values for name, values in edited.items()}
+    return ConceptEffects(
+        head, orders, shares.positions[orders], ids, _direct(shares, orders, ids, head),
+        {name: values[:, 0] for name, values in fell.items()}, {name: values[:, 1] for name, values in fell.items()},
+    )  # fmt: skip
+
+
+def _direct(shares: Contributions, orders: np.ndarray, ids: np.ndarray, head: Head) -> np.ndarray:
+    """Shares (p,) of the pairs; 0 for concepts that are not listed."""
+    listed, values = (
+        (shares.known_ids, shares.known_contributions)
+        if head == "known"
+        else (shares.discovered_ids, shares.discovered_contributions)
+    )
+    return np.where(listed[orders] == ids[:, None], values[orders], 0.0).sum(axis=1).astype(np.float32)
+
+
+def _removed_in_head(bundle: Bundle, hidden: np.ndarray, tokens: np.ndarray, ids: np.ndarray, head: Head) -> np.ndarray:
+    """For hidden (p, D), tokens and ids (p,): (p, 3, 2), see `_at_head`."""
+    parts = []
+    for first in range(0, len(ids), _PAIRS):
+        rows = np.minimum(np.arange(first, first + _PAIRS), len(ids) - 1)
+        parts.append(
+            _at_head(
+                bundle.params, hidden[rows], tokens[rows], ids[rows], head=head, config=bundle.config,
+                compute=bundle.compute,
+            )
+        )  # fmt: skip
+    return np.concatenate([np.asarray(part) for part in parts])[: len(ids)]
+
+
+@partial(jax.jit, static_argnames=("head", "config", "compute"))
+def _at_head(
+    params: Params, hidden: jax.Array, tokens: jax.Array, ids: jax.Array, *, head: Head, config: ModelConfig,
+    compute: Compute,
+) -> jax.Array:  # fmt: skip
+    """(P, 3, 2): logit and log-probability of the tokens as it is, removed "frozen" and removed "published"."""
+
+    def features(row: jax.Array, concept: jax.Array) -> jax.Array:
+        """(D,) and () to what goes to the output projection each time, (3, D)."""
+        clamp = (concept[None], jnp.zeros(1))
+        always = jnp.int32(0), jnp.int32(1)
+
+        def removed(rule: EpsilonRule) -> jax.Array:
+            known, unknown = (clamp, None) if head == "known" else (None, clamp)
+            return logit_features(
+                params, row[None], config, compute, RowClamps(known, unknown, *always, rule), jnp.zeros(1, jnp.int32)
+            )
+
+        plain = logit_features(params, row[None], config, compute)
+        return jnp.concatenate([plain, *(removed(rule) for rule in _RULES)])
+
+    rows = jax.vmap(features)(hidden.astype(compute.dtype), ids)
+    return _scores(params, rows.reshape(-1, rows.shape[-1]), jnp.repeat(tokens, 3), compute).reshape(-1, 3, 2)
+
+
+def _scores(params: Params, features: jax.Array, tokens: jax.Array, compute: Compute) -> jax.Array:
+    """(N, 2): logit and log-probability of tokens (N,) for features (N, D)."""
+    logits = lm_logits(params, features, compute)
+    picked = jnp.take_along_axis(logits, tokens[:, None], axis=1)[:, 0]
+    return jnp.stack([picked, picked - jax.nn.logsumexp(logits, axis=1)], axis=1)
+
+
+@struct.dataclass
+class Removed:
+    """Directions (B, D) of length 1 taken out of x after every layer numbered at least `layer` (), after `first`."""
+
+    first: LayerEdit
+    direction: jax.Array
+    layer: jax.Array
+
+    def apply(self, x: jax.Array, number: jax.Array | int) -> jax.Array:
+        """x (B, T, D) after the layer with this 1-based number."""
+        x = self.first.apply(x, number)
+        along = jnp.einsum("btd,bd->bt", x.astype(jnp.float32), self.direction)
+        along = jnp.where(number >= self.layer, along, 0.0)
+        return x - (along[:, :, None] * self.direction[:, None, :]).astype(x.dtype)
+
+
+def _removed_in_pass(
+    bundle: Bundle, trace: Trace, shares: Contributions, orders: np.ndarray, ids: np.ndarray, head: Head, layer: int
+) -> np.ndarray:
+    """(p, 2): logit and log-probability of the tokens with their pair's direction removed from the whole pass."""
+    config, mask_id = bundle.config, trace.mask_id
+    positions, tokens, steps = shares.positions[orders], shares.token_ids[orders], shares.steps[orders]
+    chosen = np.unique(steps).tolist()
+    pad = padded_length(len(trace.tokens), config) - len(trace.tokens)  # which no position sees
+    canvases = {step: np.pad(trace.snapshot(step), (0, pad), constant_values=mask_id) for step in chosen}
+    injected = {step: trace.injected(step, config.n_layers, config.n_embd) for step in chosen}
+    parts = []
+    for first in range(0, len(ids), _PASSES):
+        rows = np.minimum(np.arange(first, first + _PASSES), len(ids) - 1)
+        at = steps[rows].tolist()
+        tables = [np.stack(side) for side in zip(*(injected[step] for step in at))]
+        parts.append(
+            _in_pass(
+                bundle.params, np.stack([canvases[step] for step in at]), positions[rows], tokens[rows], ids[rows],
+                np.int32(trace.prompt_length), np.int32(len(trace.tokens)), tables, np.int32(layer), head=head,
+                mask_id=mask_id, config=config, compute=bundle.compute,
+            )
+        )  # fmt: skip
+    return np.concatenate([np.asarray(part) for part in parts])[: len(ids)]
+
+
+@partial(jax.jit, static_argnames=("head", "mask_id", "config", "compute"))
+def _in_pass(
+    params: Params, canvases: jax.Array, positions: jax.Array, tokens: jax.Array, ids: jax.Array, prompt: jax.Array,
+    total: jax.Array, tables: Sequence[jax.Array], layer: jax.Array, *, head: Head, mask_id: int, config: ModelConfig,
+    compute: Compute,
+) -> jax.Array:  # fmt: skip
+    """(B, 2) for canvases (B, S) of `total` positions each, then padding; positions, tokens and ids (B,), steered by
+    tables (B, L, D)."""
+    direction = concept_embeddings(params, ids, head=head, config=config, compute=compute)
+    direction = direction / jnp.maximum(jnp.linalg.norm(direction, axis=1, keepdims=True), 1e-12)
+    steering = injected_on(canvases, prompt, mask_id, tables[0], tables[1])
+    edit = Removed(steering, direction, layer)
+    x, at = embed_tokens(params, canvases, compute), jnp.arange(canvases.shape[1])
+    mask = block_causal_mask(at, at, config.diff_block_size) & (at < total)[None, :]
+    hidden, _ = run_backbone(params, x, config=config, compute=compute, mask=mask, injection=edit)
+    rows = hidden[jnp.arange(len(positions)), positions]
+    return _scores(params, logit_features(params, rows, config, compute), tokens, compute)

@@ -1,0 +1,235 @@
+"""What a published folder holds: which tensors a config asks for, and whether they are there.
+
+Source: the "Weights" table of the published model (package `steerling` 0.2.0). Only `config.json`, the index and the
+files' headers are read here. Legend: D width, V vocabulary, F inner width, R rank.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from steerling_jax.errors import UserError
+from steerling_jax.io.weights.safetensors_format import StoredTensor, read_header, same_bytes
+from steerling_jax.models.steerling.config import ConceptConfig, ModelConfig
+from steerling_jax.models.steerling.published_config import Layout, config_from_dict
+from steerling_jax.models.steerling.published_shapes import PIECES
+
+ParamPath = tuple[str, ...]
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+# What else belongs to a model: its vocabulary, the names of its concepts, its card, the Hub's code for it.
+COMPANIONS = (
+    "tokenizer*", "*.tiktoken", "*.vocab", "vocab.*", "special_tokens_map.json", "added_tokens.json", "chat_template*",
+    "generation_config.json", "concepts.json", "concepts.parquet", "manifest.json", "documents.json", "*.md",
+    "LICENSE*", "NOTICE*", "modeling_*.py", "configuration_*.py", "tokenization_*.py",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Consecutive rows of a published tensor: the parameter at `path`, or a layer of it, of this shape."""
+
+    path: ParamPath
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class PublishedTensor:
+    """One tensor of the published layout, and its rows as our parameters, in order; `layer` is the place in a stack of
+    layers, if any."""
+
+    name: str
+    shape: tuple[int, ...]
+    pieces: tuple[Piece, ...]
+    layer: int | None = None
+
+
+def expected_tensors(config: ModelConfig) -> Iterator[PublishedTensor]:
+    """Every tensor of the published layout, in order. `lm_head.weight` is absent when tied."""
+    prefix = "" if config.concept is None else "transformer."
+    D = config.n_embd
+
+    def single(name: str, shape: tuple[int, ...], prefix: str = prefix) -> PublishedTensor:
+        return PublishedTensor(prefix + name, shape, (Piece(tuple(name.split(".")), shape),))
+
+    yield single("tok_emb.weight", (config.vocab_size, D))
+    if not config.weight_sharing:
+        yield single("lm_head.weight", (config.vocab_size, D))
+    layer_tensors = [(name, shape, _pieces(config, name, shape)) for name, shape in _layer_tensors(config)]
+    for layer in range(config.n_layers):
+        for name, shape, pieces in layer_tensors:
+            yield PublishedTensor(f"{prefix}blocks.{layer}.{name}", shape, pieces, layer)
+    for name, shape in _norm(config, "ln_f", D):
+        yield single(name, shape)
+    for name, shape in _head_tensors(config.concept, D):
+        yield single(name, shape, "")
+
+
+def _layer_tensors(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+    D, d, F = config.n_embd, config.head_dim, config.mlp_width
+    linears = {
+        "attn.c_attn": (D + 2 * config.kv_heads * d, D),
+        "attn.c_proj": (D, D),
+        "mlp.c_fc": (2 * F if config.mlp_type == "swiglu" else F, D),
+        "mlp.c_proj": (D, F),
+    }
+    for name, shape in linears.items():
+        yield f"{name}.weight", shape
+        if config.use_bias:
+            yield f"{name}.bias", shape[:1]
+    for name in ("attn.q_norm", "attn.k_norm") if config.use_qk_norm else ():
+        yield from _norm(config, name, d)
+    for name in ("ln_1", "ln_2"):
+        yield from _norm(config, name, D)
+
+
+def _pieces(config: ModelConfig, name: str, shape: tuple[int, ...]) -> tuple[Piece, ...]:
+    *module, projection, kind = name.split(".")
+    if projection not in PIECES:
+        return (Piece(("blocks", *module, projection, kind), shape),)
+    F, kv = config.mlp_width, config.kv_heads * config.head_dim
+    rows: dict[str, tuple[int, ...]] = {"c_q": (config.n_embd,), "c_kv": (2, kv), "c_fc": (shape[0] // F, F)}
+    return tuple(Piece(("blocks", *module, piece, kind), (*rows[piece], *shape[1:])) for piece in PIECES[projection])
+
+
+def _norm(config: ModelConfig, name: str, size: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    yield f"{name}.weight", (size,)
+    if not config.use_rms_norm:
+        yield f"{name}.bias", (size,)
+
+
+def _head_tensors(concept: ConceptConfig | None, D: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    if concept is None:
+        return
+    rows = concept.padded(concept.n_concepts)
+    yield "known_head.concept_embedding.weight", (rows, D)
+    yield _scorer("known_head", rows, D, concept.use_attention_known)
+    if not concept.use_unknown:
+        return
+    rows, R = concept.padded(concept.n_unknown_concepts or 0), concept.factorize_rank
+    if not concept.factorize_unknown:
+        yield "unknown_head.concept_embedding.weight", (rows, D)
+        yield _scorer("unknown_head", rows, D, concept.use_attention_unknown)
+        return
+    yield "unknown_head.embedding_coef.weight", (rows, R)
+    yield "unknown_head.embedding_basis.weight", (D, R)
+    if concept.use_attention_unknown:
+        yield _scorer("unknown_head", rows, D, True)
+    else:
+        yield "unknown_head.predictor_down.weight", (R, D)
+        yield "unknown_head.predictor_up.weight", (rows, R)
+
+
+def _scorer(head: str, rows: int, D: int, attention: bool) -> tuple[str, tuple[int, ...]]:
+    if attention:
+        return f"{head}.concept_query_projection.weight", (D, D)
+    return f"{head}.concept_predictor.weight", (rows, D)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; `UserError` where there is none."""
+    return _read_json(path, dict, "object")
+
+
+def read_json_list(path: Path) -> list[Any]:
+    """A JSON array from a file; `UserError` where there is none."""
+    return _read_json(path, list, "array")
+
+
+def _read_json(path: Path, kind: type, word: str) -> Any:
+    try:
+        value = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror}; is this the right folder?") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}); restore the file.") from error
+    if not isinstance(value, kind):
+        raise UserError(f"{path} must hold a JSON {word}, not a {type(value).__name__}; restore the file.")
+    return value
+
+
+def read_config(folder: Path) -> tuple[ModelConfig, Layout, dict[str, Any]]:
+    """The `config.json` of a published folder: config, layout, keys that are only carried along."""
+    if not folder.is_dir():
+        raise UserError(f"There is no folder {folder}; give a folder with config.json and {SINGLE}.")
+    path = folder / "config.json"
+    if not path.is_file():
+        raise UserError(f"{folder} has no config.json; give a folder with config.json and {SINGLE}.")
+    raw = read_json(path)
+    if not isinstance(raw.get("concept", {}), dict | None):
+        raise UserError(f"{path}: concept is {raw['concept']!r}, but it must be an object of fields.")
+    return config_from_dict(raw, str(path))
+
+
+def find_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """All tensors of `model.safetensors`, or of the shards that the index names. Headers only."""
+    if (folder / SINGLE).is_file():
+        return read_header(folder / SINGLE)
+    index = folder / INDEX
+    if not index.is_file():
+        raise UserError(f"{folder} has no weights; it needs {SINGLE}, or shards with {INDEX}.")
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
+        raise UserError(f"{index} has no weight_map from tensor names to files; copy or download it again.")
+    tensors: dict[str, StoredTensor] = {}
+    for shard in sorted(set(weight_map.values())):
+        path = folder / shard
+        if Path(shard).name != shard or not path.is_file():
+            raise UserError(f"{index} names the shard {shard!r}, which is not in the folder; copy or download it.")
+        for name, tensor in read_header(path).items():
+            if weight_map.get(name) != shard:
+                raise UserError(f"{path} holds tensor {name!r}, which {INDEX} does not place there; copy both again.")
+            tensors[name] = tensor
+    for name, shard in weight_map.items():
+        if name not in tensors:
+            raise UserError(f"{index} places tensor {name!r} in {shard}, which lacks it; copy both again.")
+    return tensors
+
+
+def match_tensors(
+    config: ModelConfig, tensors: Mapping[str, StoredTensor], folder: Path
+) -> dict[ParamPath, list[StoredTensor]]:
+    """Groups stored tensors, or their rows, by parameter, layers in order.
+
+    `UserError` names a tensor that is missing, unknown or misshapen. Source: a tied model's `lm_head.weight` is absent
+    from the published files; a copy of the embedding is tolerated.
+    """
+    groups: dict[ParamPath, list[StoredTensor]] = {}
+    names = set()
+    for expected in expected_tensors(config):
+        found = tensors.get(expected.name)
+        if found is None:
+            raise UserError(
+                f"{folder}: tensor {expected.name!r} is missing; do config.json and the weights belong together?"
+            )
+        if found.shape != expected.shape:
+            raise UserError(
+                f"{found.file}: tensor {expected.name!r} has shape {list(found.shape)} where config.json asks for "
+                f"{list(expected.shape)}; do the two belong together?"
+            )
+        offset = found.offset
+        for piece in expected.pieces:
+            rows = replace(found, shape=piece.shape, offset=offset)
+            groups.setdefault(piece.path, []).append(rows)
+            offset += rows.nbytes
+        names.add(expected.name)
+    tied = ("" if config.concept is None else "transformer.") + "lm_head.weight"
+    for name in sorted(set(tensors) - names):
+        if name != tied:
+            raise UserError(f"{tensors[name].file}: tensor {name!r} is unknown; remove it or correct config.json.")
+        if not same_bytes(tensors[name], groups["tok_emb", "weight"][0]):
+            raise UserError(
+                f"{tensors[name].file}: tensor {name!r} differs from the token embedding although config.json ties "
+                "them; set weight_sharing to false or remove the tensor."
+            )
+    return groups
+
+
+def companion_files(folder: str | Path) -> list[Path]:
+    """The files of a model folder that go with its weights wherever they go: vocabulary, concept names, card."""
+    folder = Path(folder)
+    return sorted({path for pattern in COMPANIONS for path in folder.glob(pattern) if path.is_file()})

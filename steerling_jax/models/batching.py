@@ -1,0 +1,51 @@
+"""Texts of many lengths through few programs: grouped by padded length, padding hidden from attention.
+
+Legend: B rows, T padded positions.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from steerling_jax.models.attention import block_causal_mask
+from steerling_jax.models.steerling.config import ModelConfig
+
+
+def padded_length(length: int, config: ModelConfig) -> int:
+    """The shortest length of 1, 2, 3, 4, 6, 8, 12, 16, … diffusion blocks, or the whole context, that holds `length`.
+
+    Doubling in two steps keeps programs few (two for each doubling of the context) and wastes hardly over a third.
+    """
+    blocks = max(1, -(-length // config.diff_block_size))
+    power = 1 << (blocks - 1).bit_length()
+    if power >= 4 and blocks <= power * 3 // 4:
+        power = power * 3 // 4
+    return min(power * config.diff_block_size, config.block_size)
+
+
+def by_length(lengths: Sequence[int], config: ModelConfig) -> dict[int, list[int]]:
+    """Padded length to the numbers of the texts that fit in it, shortest first."""
+    groups: dict[int, list[int]] = defaultdict(list)
+    for number, length in enumerate(lengths):
+        groups[padded_length(length, config)].append(number)
+    return dict(sorted(groups.items()))
+
+
+def stack(texts: Sequence[np.ndarray], rows: int, padded: int) -> tuple[np.ndarray, np.ndarray]:
+    """At most `rows` texts as tokens (rows, padded) int32 and lengths (rows,) int32; rows to spare hold one token."""
+    tokens, lengths = np.zeros((rows, padded), np.int32), np.ones(rows, np.int32)
+    for row, text in enumerate(texts):
+        tokens[row, : len(text)] = text
+        lengths[row] = len(text)
+    return tokens, lengths
+
+
+def padding_mask(lengths: jax.Array, padded: int, block: int) -> jax.Array:
+    """(B, T, T) bool: block-causal attention that never looks at what comes after a row's length (B,)."""
+    at = jnp.arange(padded)
+    return block_causal_mask(at, at, block)[None] & (at[None, :] < lengths[:, None])[:, None, :]

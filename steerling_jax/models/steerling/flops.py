@@ -1,0 +1,193 @@
+"""Model FLOPs: what the mathematics of a pass needs, whatever program does it. Counts in plain Python numbers.
+
+A multiply-add is two. Counted are products with weights, attention over the pairs that may see each other, the scores
+of all concepts and the sums of the kept ones, the output projection, the independence loss, and the gradients of all
+these. Not counted is what an implementation adds or what no matrix unit does: recomputation, padding, pairs that are
+masked out, rows that fill up a batch, element-wise work, look-ups, top-k, the optimizer. So a program's own count,
+minus this one, is what it wastes.
+
+Legend: D width, V vocabulary, H heads, G key/value heads, d head size, F inner width, C concepts, K kept, R rank.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+from steerling_jax.models.steerling.config import ModelConfig
+from steerling_jax.models.steerling.head_view import HeadSpec, known_spec, unknown_spec
+
+Gradient = Literal["none", "inputs"]
+
+# The most a device does in a second: bfloat16 products, dense, by its maker's data sheet. By JAX's `device_kind`.
+PEAK_FLOPS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+    "TPU7x": 2307e12 / 2,  # a chip is two devices
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+}
+
+
+@dataclass(frozen=True)
+class Flops:
+    """By part. layers: products with the layers' weights. attention: scores and weighted values. known, discovered: the
+    two heads with their losses. output: the projection to the vocabulary."""
+
+    layers: float
+    attention: float
+    known: float
+    discovered: float
+    output: float
+
+    @property
+    def total(self) -> float:
+        return sum(dataclasses.astuple(self))
+
+    @property
+    def concepts(self) -> float:
+        """What the concept module costs."""
+        return self.known + self.discovered
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """The peak of one device of this kind, None where it is not known (a CPU)."""
+    exact = PEAK_FLOPS.get(device_kind)
+    if exact is not None or not device_kind.startswith("NVIDIA"):
+        return exact
+    # "NVIDIA H100 80GB HBM3": the memory does not matter, the cut-down PCIe cards do.
+    known = [name for name in PEAK_FLOPS if device_kind.startswith(name) and "PCIe" not in device_kind]
+    return PEAK_FLOPS[known[0]] if known else None
+
+
+def block_causal_pairs(length: int, block: int) -> int:
+    """Pairs (query, key) of which the query sees the key: its own diffusion block and all earlier ones."""
+    whole, rest = divmod(length, block)
+    return block * block * whole * (whole + 1) // 2 + rest * length
+
+
+def training_flops(
+    config: ModelConfig, *, batch_size: int, seq_len: int, clean_context: bool, masked_share: float,
+    frozen: bool = False,
+) -> Flops:  # fmt: skip
+    """One step, forward and backward: `batch_size` sequences of `seq_len` tokens, of which `masked_share` are learned
+    from (see `expected_masked_share`).
+
+    clean_context: a clean and a noisy copy go through the layers together. frozen: adapters are trained, the weights
+    themselves get no gradient; the adapters' own products, a few hundredths, are not counted.
+    """
+    positions = batch_size * seq_len * (2 if clean_context else 1)
+    # A noisy block sees as many positions of the other copy and of its own as a clean one sees of the clean copy.
+    pairs = batch_size * block_causal_pairs(seq_len, config.diff_block_size) * (2 if clean_context else 1)
+    rows = batch_size * seq_len * masked_share
+    if frozen:
+        return _pass(config, positions, pairs, rows, heads=True, gradient="inputs")
+    known = discovered = 0.0
+    if config.concept is not None:
+        parts = _head(known_spec(config.concept))
+        # The presence loss asks for every concept, so every score has a gradient.
+        known = 3 * (parts.query + parts.scores + parts.features)
+        spec = unknown_spec(config.concept)
+        if spec is not None:
+            parts = _head(spec)
+            # The hidden state is given: a product with it has a gradient for its weight alone. Of the scores, only
+            # those of kept concepts have one. Independence is ΨᵀΦ, and its gradient for Ψ.
+            discovered = 2 * parts.query + parts.second_query + parts.scores + 2 * parts.kept_scores
+            discovered += 3 * parts.features + 4 * config.n_embd**2
+    return Flops(
+        layers=3 * positions * _layers(config),
+        attention=3 * pairs * _pair(config),
+        known=rows * known,
+        discovered=rows * discovered,
+        output=3 * rows * _output(config),
+    )
+
+
+def forward_flops(
+    config: ModelConfig, *, batch_size: int, seq_len: int, rows: int, heads: bool = True, gradient: Gradient = "none"
+) -> Flops:
+    """One pass over whole texts; heads (unless left out) and output projection on `rows` positions in all.
+
+    gradient "inputs": and back to the embeddings, as attribution does it; weights get none.
+    """
+    pairs = batch_size * block_causal_pairs(seq_len, config.diff_block_size)
+    return _pass(config, batch_size * seq_len, pairs, rows, heads, gradient)
+
+
+def decoding_flops(config: ModelConfig, *, batch_size: int, cached: int, candidates: int, heads: bool = False) -> Flops:
+    """One denoising pass of `batch_size` rows over a window of two diffusion blocks, after `cached` positions each;
+    logits for `candidates` positions of each row. heads: also the concept heads, as clamps need them."""
+    window = 2 * config.diff_block_size
+    pairs = batch_size * (window * cached + block_causal_pairs(window, config.diff_block_size))
+    return _pass(config, batch_size * window, pairs, batch_size * candidates, heads, "none")
+
+
+def _pass(config: ModelConfig, positions: float, pairs: float, rows: float, heads: bool, gradient: Gradient) -> Flops:
+    # Back to the inputs, a product with a weight costs one more, a product of two activations two more.
+    weight, activation = (1, 1) if gradient == "none" else (2, 3)
+    known = discovered = 0.0
+    if heads and config.concept is not None:
+        known = weight * _head(known_spec(config.concept)).forward
+        spec = unknown_spec(config.concept)
+        discovered = 0.0 if spec is None else _head(spec).forward  # its input is fixed, there is no way back
+    return Flops(
+        layers=weight * positions * _layers(config),
+        attention=activation * pairs * _pair(config),
+        known=rows * known,
+        discovered=rows * discovered,
+        output=weight * rows * _output(config),
+    )
+
+
+def _layers(config: ModelConfig) -> float:
+    """All layers' weights at one position."""
+    D = config.n_embd
+    mlp = (3 if config.mlp_type == "swiglu" else 2) * D * config.mlp_width
+    return 2.0 * config.n_layers * (D * (D + 2 * config.kv_heads * config.head_dim) + D * D + mlp)
+
+
+def _pair(config: ModelConfig) -> float:
+    """Score and weighted value of one pair in all heads of all layers."""
+    return 4.0 * config.n_layers * config.n_embd
+
+
+def _output(config: ModelConfig) -> float:
+    return 2.0 * config.n_embd * config.vocab_size
+
+
+@dataclass(frozen=True)
+class _Head:
+    """At one row, forward. second_query: the part of `query` whose input has a gradient of its own. kept_scores: the
+    part of `scores` that belongs to kept concepts."""
+
+    query: float
+    second_query: float
+    scores: float
+    kept_scores: float
+    features: float
+
+    @property
+    def forward(self) -> float:
+        return self.query + self.scores + self.features
+
+
+def _head(spec: HeadSpec) -> _Head:
+    D, R, C = spec.width, spec.rank, spec.n_concepts
+    Q = D if R is None else R
+    K = C if spec.topk_features is None else min(spec.topk_features, C)
+    square, basis = 2.0 * D * D, 0.0 if R is None else 2.0 * D * R
+    query = (square if spec.attention else 0.0) + basis
+    return _Head(
+        query=query,
+        second_query=basis if spec.attention else 0.0,
+        scores=2.0 * C * Q,
+        kept_scores=2.0 * K * Q,
+        features=2.0 * K * Q + basis,
+    )

@@ -1,0 +1,126 @@
+"""What a concept head is: its sizes, its tables under their published names, and positions seen through them.
+
+Legend: N positions (B·T), D width, C concepts, R rank, Q query width (D or R), P value width (D or R).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
+
+import jax
+from flax import linen as nn
+from jax import lax
+
+from steerling_jax.models.compute import Compute
+from steerling_jax.models.layers import matmul_t
+from steerling_jax.models.steerling.config import ConceptConfig
+from steerling_jax.parallel.mesh import constrain
+
+
+@dataclass(frozen=True)
+class HeadSpec:
+    """What one head computes. topk: kept for the dense rule and reported; topk_features: kept for features; None:
+    all.
+    """
+
+    n_concepts: int
+    rows: int
+    width: int
+    attention: bool
+    rank: int | None
+    topk: int | None
+    topk_features: int | None
+    topk_on_logits: bool
+    block: int
+
+
+def known_spec(c: ConceptConfig) -> HeadSpec:
+    features = c.topk_known if c.topk_known_features is None else c.topk_known_features
+    return HeadSpec(
+        n_concepts=c.n_concepts, rows=c.padded(c.n_concepts), width=c.concept_dim, attention=c.use_attention_known,
+        rank=None, topk=c.topk_known, topk_features=None if c.topk_known is None else features,
+        topk_on_logits=c.topk_on_logits, block=c.block_size,
+    )  # fmt: skip
+
+
+def unknown_spec(c: ConceptConfig) -> HeadSpec | None:
+    """None when the model has no discovered head."""
+    if not c.use_unknown or c.n_unknown_concepts is None:
+        return None
+    topk = c.unknown_topk if c.apply_topk_to_unknown else None
+    return HeadSpec(
+        n_concepts=c.n_unknown_concepts, rows=c.padded(c.n_unknown_concepts), width=c.concept_dim,
+        attention=c.use_attention_unknown, rank=c.factorize_rank if c.factorize_unknown else None,
+        topk=topk, topk_features=topk, topk_on_logits=c.topk_on_logits, block=c.block_size,
+    )  # fmt: skip
+
+
+class HeadView(NamedTuple):
+    """A head applied to N positions: query (N, Q), keys (Cp, Q), values (Cp, P), basis (D, P) or None, scale, C.
+
+    The tables keep their padding rows: cutting them off would copy them. Only the first `n_concepts` take part. Where
+    the tables are one device's part, they begin with concept `first`; `axis` is the mesh axis that splits them, `axes`
+    are all that split tables and positions.
+    """
+
+    query: jax.Array
+    keys: jax.Array
+    values: jax.Array
+    basis: jax.Array | None
+    scale: float
+    n_concepts: int
+    first: jax.Array | int = 0
+    axis: str | None = None
+    axes: tuple[str, ...] = ()
+
+    def embeddings_of(self, start: jax.Array, count: int) -> jax.Array:
+        """values (count, P) of the concepts from `start` () on, which are here."""
+        return lax.dynamic_slice_in_dim(self.values, start - self.first, count)
+
+
+class ConceptHead(nn.Module):
+    """Holds a head's tables under their published names and views positions through them."""
+
+    spec: HeadSpec
+    compute: Compute
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array) -> HeadView:
+        """hidden (N, D)."""
+        s, dtype = self.spec, self.compute.dtype
+        D = s.width
+
+        def project(x, w):
+            return matmul_t(x, constrain(w, (None, None)), self.compute.operands).astype(dtype)
+
+        query = project(hidden, Table((D, D), name="concept_query_projection")()) if s.attention else hidden
+        scale = D**-0.5 if s.attention else 1.0
+        if s.rank is None:
+            values = Table((s.rows, D), name="concept_embedding")()
+            keys = values if s.attention else Table((s.rows, D), name="concept_predictor")()
+            return HeadView(query, keys, values, None, scale, s.n_concepts)
+        values = Table((s.rows, s.rank), name="embedding_coef")()
+        basis = Table((D, s.rank), name="embedding_basis")()
+        if s.attention:
+            query, keys = project(query, basis.T), values
+        else:
+            query = project(query, Table((s.rank, D), name="predictor_down")())
+            keys = Table((s.rows, s.rank), name="predictor_up")()
+        return HeadView(query, keys, values, basis, scale, s.n_concepts)
+
+
+def view_head(params: dict[str, Any], spec: HeadSpec, compute: Compute, hidden: jax.Array) -> HeadView:
+    """A head's `params` at positions hidden (N, D)."""
+    return cast(HeadView, ConceptHead(spec, compute).apply({"params": params}, hidden))
+
+
+class Table(nn.Module):
+    """A bare (rows, width) weight."""
+
+    shape: tuple[int, int]
+    std: float = 0.02
+
+    @nn.compact
+    def __call__(self) -> jax.Array:
+        return self.param("weight", nn.initializers.normal(self.std), self.shape)

@@ -1,0 +1,179 @@
+"""The whole model: parameters, and `forward`, which gives logits and the typed decomposition behind them."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct
+
+from steerling_jax.models.attention import block_causal_mask
+from steerling_jax.models.compute import Compute
+from steerling_jax.models.steerling import bottleneck as bn
+from steerling_jax.models.steerling import model
+from steerling_jax.models.steerling.backbone import (
+    Injection,
+    LayerEdit,
+    Layers,
+    Params,
+    embed_tokens,
+    run_backbone,
+)
+from steerling_jax.models.steerling.config import ModelConfig
+from steerling_jax.models.steerling.decompose import compose, lm_logits
+from steerling_jax.models.steerling.head_view import ConceptHead, Table, known_spec, unknown_spec
+from steerling_jax.models.steerling.heads import Clamps, EpsilonRule, run_head
+from steerling_jax.models.steerling.layers import Norm, rope_tables
+
+
+@struct.dataclass
+class Decomposition:
+    """What the logits are made of; field names are the published output's. (B, T, C) fields only with `dense`.
+
+    hidden, known_features, known_predicted, unk, unk_hat, unk_for_lm, composed, epsilon, epsilon_true: (B, T, D).
+    *_topk_indices (B, T, K) int32 and *_topk_logits (B, T, K) float32, largest first. None where the model lacks it.
+    """
+
+    hidden: jax.Array
+    known_features: jax.Array | None = None
+    known_logits: jax.Array | None = None
+    known_predicted: jax.Array | None = None
+    known_weights: jax.Array | None = None
+    known_topk_indices: jax.Array | None = None
+    known_topk_logits: jax.Array | None = None
+    unk: jax.Array | None = None
+    unk_hat: jax.Array | None = None
+    unk_for_lm: jax.Array | None = None
+    unknown_logits: jax.Array | None = None
+    unknown_weights: jax.Array | None = None
+    unknown_topk_indices: jax.Array | None = None
+    unknown_topk_logits: jax.Array | None = None
+    composed: jax.Array | None = None
+    epsilon: jax.Array | None = None
+    epsilon_true: jax.Array | None = None
+
+
+class ForwardResult(NamedTuple):
+    """logits (B, T, V) float32 and the decomposition."""
+
+    logits: jax.Array
+    decomposition: Decomposition
+
+
+_FLOAT32 = Compute()
+
+
+class Steerling(nn.Module):
+    """Declares every parameter under its published name; calling it gives hidden states (B, T, D) for tokens (B, T)."""
+
+    config: ModelConfig
+    compute: Compute = Compute()
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        c = self.config
+        x = Table((c.vocab_size, c.n_embd), c.n_embd**-0.5, name="tok_emb")()[tokens]
+        if not c.weight_sharing:
+            Table((c.vocab_size, c.n_embd), c.n_embd**-0.5, name="lm_head")()
+        positions = jnp.arange(tokens.shape[1])
+        mask = block_causal_mask(positions, positions, c.diff_block_size)
+        rope = rope_tables(c, positions) if c.use_rope else None
+        layers = Layers(c, self.compute)
+        nn.share_scope(self, layers)  # so that the layers' path is blocks/…, not Layers_0/blocks/…
+        x, _ = layers(x, rope, mask, None, None, False)
+        hidden = Norm(c, name="ln_f")(x)
+        if c.concept is not None:
+            rows = hidden.reshape(-1, c.n_embd)
+            ConceptHead(known_spec(c.concept), self.compute, name="known_head")(rows)
+            if (spec := unknown_spec(c.concept)) is not None:
+                ConceptHead(spec, self.compute, name="unknown_head")(rows)
+        return hidden
+
+
+def init_params(config: ModelConfig, key: jax.Array) -> Params:
+    """Fresh float32 parameters: weights normal with variance 1 / fan-in, residual projections scaled down by √(2L)."""
+    variables: Any = Steerling(config).init(key, jnp.zeros((1, config.diff_block_size), jnp.int32))
+    return variables["params"]
+
+
+def param_shapes(config: ModelConfig) -> Params:
+    """The parameter tree as ShapeDtypeStructs, without building anything."""
+    return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+
+
+def forward(
+    params: Params,
+    tokens: jax.Array | None,
+    *,
+    config: ModelConfig,
+    compute: Compute = _FLOAT32,
+    embeds: jax.Array | None = None,
+    dense: bool = False,
+    known_clamps: Clamps | None = None,
+    unknown_clamps: Clamps | None = None,
+    epsilon: EpsilonRule = "published",
+    injection: Injection | None = None,
+    large: int | None = None,
+) -> ForwardResult:
+    """tokens (B, T) int (or embeds (B, T, D)) to logits (B, T, V) and the decomposition.
+
+    Clamps' positions are (B·T,). `large`: concepts above which the sparse clamp rule holds (published: 50,000).
+    Source: the published package's InterpretableCausalDiffusionLM.forward.
+    """
+    if embeds is None:
+        assert tokens is not None, "tokens or embeds"
+        embeds = embed_tokens(params, tokens, compute)
+    hidden, _ = run_backbone(params, embeds, config=config, compute=compute, injection=injection)
+    if config.concept is None:
+        return ForwardResult(lm_logits(params, hidden, compute), Decomposition(hidden=hidden))
+    B, T, D = hidden.shape
+    rows, concept = hidden.reshape(-1, D), config.concept
+    run = partial(
+        run_head,
+        compute=compute,
+        rule=epsilon,
+        dense=dense,
+        large=bn.LARGE_CONCEPT_THRESHOLD if large is None else large,
+    )
+    known = run(params["known_head"], rows, known_spec(concept), clamps=known_clamps)
+    spec = unknown_spec(concept)
+    unknown = None
+    if spec is not None:
+        unknown = run(params["unknown_head"], jax.lax.stop_gradient(rows), spec, clamps=unknown_clamps)
+    composed, part, eps = compose(
+        rows, known, unknown, use_epsilon=concept.use_epsilon_correction, rule=epsilon,
+        known_clamped=known_clamps is not None,
+    )  # fmt: skip
+
+    def shaped(a: jax.Array | None) -> jax.Array | None:
+        return None if a is None else a.reshape(B, T, -1)
+
+    logits = lm_logits(params, composed, compute).reshape(B, T, -1)
+    fields: dict[str, jax.Array | None] = dict(
+        hidden=rows, known_features=known.features, known_predicted=known.features, known_logits=known.logits,
+        known_weights=known.weights, known_topk_indices=known.topk_indices, known_topk_logits=known.topk_logits,
+        unk=rows - known.features, unk_for_lm=part, composed=composed, epsilon=eps,
+    )  # fmt: skip
+    if unknown is not None:
+        fields |= dict(
+            unk_hat=unknown.features, unknown_logits=unknown.logits, unknown_weights=unknown.weights,
+            unknown_topk_indices=unknown.topk_indices, unknown_topk_logits=unknown.topk_logits,
+            epsilon_true=rows - (known.features + unknown.features),
+        )  # fmt: skip
+    return ForwardResult(logits, Decomposition(**{name: shaped(value) for name, value in fields.items()}))  # type: ignore[arg-type]
+
+
+# The model's forward, compiled; JAX keeps one program for each config, set of options and shape.
+compiled_forward = partial(jax.jit, static_argnames=("config", "compute", "dense", "epsilon", "large"))(model.forward)
+
+
+@partial(jax.jit, static_argnames=("config", "compute"))
+def compiled_hidden(
+    params: Params, tokens: jax.Array, *, config: ModelConfig, compute: Compute, injection: LayerEdit | None = None
+) -> jax.Array:
+    """tokens (B, T) to hidden states (B, T, D), heads and output projection left out."""
+    x = embed_tokens(params, tokens, compute)
+    return run_backbone(params, x, config=config, compute=compute, injection=injection)[0]

@@ -1,0 +1,106 @@
+"""What teaches concepts: presence in chunks, the residual that discovered ones explain, independence of the two.
+
+Source of the terms: the Steerling authors' posts, as collected in docs/training.md.
+
+Legend: B sequences, M rows (masked positions kept), D width, C concepts, S chunks a sequence, K labels.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from steerling_jax.models.compute import Compute
+from steerling_jax.models.steerling import bottleneck as bn
+from steerling_jax.models.steerling.bottleneck import ConceptBlock
+from steerling_jax.models.steerling.concept_shards import on_own_concepts, over_all
+from steerling_jax.models.steerling.head_view import HeadView
+from steerling_jax.objectives.rows import Rows, at_rows, chunk_of, masked_chunks
+
+
+def label_features(view: HeadView, labels: jax.Array, chunk: jax.Array, compute: Compute) -> jax.Array:
+    """`Σ labels E_c` of each row's chunk, (M, D): labels (B, S, K), −1 unused; chunk (M,), −1 gives zeros."""
+    B, S, K = labels.shape
+    C = view.n_concepts
+    index = jnp.where(labels >= 0, labels, C).reshape(B * S, K)
+    per_chunk = bn.mix_concepts(view, index, jnp.ones(index.shape), C, compute)
+    found = at_rows(per_chunk.reshape(B, S, -1), jnp.maximum(chunk, 0).reshape(B, -1))
+    return jnp.where((chunk >= 0)[:, None], found, 0.0)
+
+
+def presence_loss(view: HeadView, rows: Rows, labels: jax.Array, block: int, operands: str) -> jax.Array:
+    """Binary cross-entropy of `P_c = 1 − Π_t (1 − k_ct)`, t a chunk's masked tokens: sum over concepts, mean of chunks.
+
+    In log space, from each chunk's evidence. Chunks without a masked token are left out. Streams over blocks of
+    concepts; labels (B, S, K) name the positive ones, −1 unused.
+    """
+    B, S, _ = labels.shape
+    chunk = rows.chunk.reshape(B, -1)
+    present = masked_chunks(chunk >= 0, chunk, S)
+
+    def work(view: HeadView, chunk: jax.Array, present: jax.Array, labels: jax.Array) -> jax.Array:
+        def step(total: jax.Array, new: ConceptBlock) -> jax.Array:
+            evidence = chunk_evidence(new.logits, chunk, S)
+            concept = new.start + jnp.arange(evidence.shape[2], dtype=jnp.int32)
+            positive = (labels[:, :, :, None] == concept[None, None, None, :]).any(axis=2)
+            nats = jnp.where(positive, -log_presence(evidence), evidence)
+            return total + jnp.sum(jnp.where(new.fresh[None] & present[:, :, None], nats, 0.0))
+
+        return over_all(view, bn.scan_concept_blocks(step, jnp.zeros(()), view, block, operands))
+
+    total = on_own_concepts(work, view, ("query", "keys"), chunk, present, labels, whole=True)
+    return total / jnp.maximum(jnp.sum(present), 1)
+
+
+def chunk_evidence(logits: jax.Array, chunk: jax.Array, chunks: int) -> jax.Array:
+    """−log(1 − P) (B, S, n) of `P = 1 − Π_t (1 − sigmoid(z))` over the rows of each of S = `chunks` chunks, for logits
+    z (B·R, n) and each row's chunk (B, R), −1 for none."""
+    nats = jax.nn.softplus(logits).reshape(*chunk.shape, -1)
+    member = chunk_of(chunk, chunks).astype(nats.dtype)
+    return jnp.einsum("bsr,brn->bsn", member, nats, precision=lax.Precision.HIGHEST)
+
+
+def log_presence(evidence: jax.Array) -> jax.Array:
+    """log P for evidence −log(1 − P) ≥ 0, finite everywhere."""
+    return log1m_exp(-evidence)
+
+
+def scale_gradient(x: jax.Array, factor: jax.Array) -> jax.Array:
+    """x itself, with its gradient multiplied by `factor` in [0, 1]."""
+    return factor * x + lax.stop_gradient((1 - factor) * x)
+
+
+def log1m_exp(s: jax.Array) -> jax.Array:
+    """log(1 − exp(s)) for s ≤ 0, with finite gradients near 0 and far below."""
+    s = jnp.minimum(s, -1e-7)
+    near = s > -jnp.log(2.0)
+    # Each branch sees a harmless argument where it is not chosen, or its gradient would be infinite times zero.
+    close = jnp.log(-jnp.expm1(jnp.where(near, s, -0.1)))
+    far = jnp.log1p(-jnp.exp(jnp.where(near, -1.0, s)))
+    return jnp.where(near, close, far)
+
+
+def residual_loss(unknown: jax.Array, rows: Rows, labelled: jax.Array) -> jax.Array:
+    """Mean over masked rows and D of `(û − sg(h − k̂_labels))²`: teaches the discovered head only."""
+    target = lax.stop_gradient(rows.hidden - labelled)
+    square = jnp.mean(jnp.square((unknown - target).astype(jnp.float32)), axis=1)
+    return jnp.sum(square * rows.valid) / jnp.maximum(jnp.sum(rows.valid), 1.0)
+
+
+def independence_loss(known: jax.Array, unknown: jax.Array, valid: jax.Array) -> jax.Array:
+    """`‖Ψᵀ Φ‖²_F / (D² (M − 1))` of the centred features over the M valid rows; gradient through the discovered
+    ones only.
+    """
+    count = jnp.maximum(jnp.sum(valid), 2.0)
+    weight = valid[:, None]
+
+    def centred(x: jax.Array) -> jax.Array:
+        x = x.astype(jnp.float32) * weight
+        return (x - jnp.sum(x, axis=0, keepdims=True) / count) * weight
+
+    phi, psi = centred(lax.stop_gradient(known)), centred(unknown)
+    M, D = phi.shape
+    # ‖ΨᵀΦ‖² = Σ (ΨΨᵀ ∘ ΦΦᵀ): take whichever square is smaller.
+    square = jnp.sum(jnp.square(psi.T @ phi)) if D <= M else jnp.sum((psi @ psi.T) * (phi @ phi.T))
+    return square / (D**2 * (count - 1))

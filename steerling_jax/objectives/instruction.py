@@ -1,0 +1,133 @@
+"""The objective of instruction tuning: answers, one sampler block at a time, each as decoding finds it.
+
+The decoder's canvas is the prompt and then masks; it fills sampler blocks of `diff_block_size` from the prompt's end
+on, whatever the grid of attention blocks (docs/design.md, "Decoding"). So a step takes one sampler block of a
+sequence's answer: what comes before it is clean, the block is noisy, and all that follows is masks, of which
+block-causal attention shows the first few where the two grids do not meet. One pass of one copy gives exactly the
+decoder's hidden states. Learned from are the block's masked tokens and nothing else; what follows the end of the answer
+within the block is masked, as in decoding, and not learned from.
+
+Legend: B sequences, T positions, M rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from steerling_jax.errors import require, require_share
+from steerling_jax.models.compute import Compute
+from steerling_jax.models.steerling.backbone import Params, embed_tokens, run_backbone
+from steerling_jax.models.steerling.config import ModelConfig
+from steerling_jax.models.steerling.head_view import known_spec, unknown_spec
+from steerling_jax.models.steerling.heads import run_head
+from steerling_jax.objectives.noise import NoiseConfig, noise_levels
+from steerling_jax.objectives.objective import Batch, Drawn, Metrics, part_of
+from steerling_jax.objectives.pretraining import TOKEN_WEIGHTS, check_token_weight, cross_entropy
+from steerling_jax.objectives.rows import Rows, at_rows
+
+
+@dataclass(frozen=True)
+class InstructionObjective:
+    """token_weight: of a masked token, 1 or 1/t. floor: smallest level of the block's noise, which is uniform above.
+    epsilon_dropout: share of positions predicted from the concepts alone, so that these stay of use."""
+
+    kind: ClassVar[str] = "instruction"
+
+    token_weight: Literal["one", "inverse_t"] = "one"
+    floor: float = 0.02
+    epsilon_dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_token_weight(self.token_weight)
+        require_share("objective.floor", self.floor)
+        require(
+            0 <= self.epsilon_dropout <= 1,
+            f"objective.epsilon_dropout is {self.epsilon_dropout}, but it must be between 0 and 1.",
+        )
+
+    @property
+    def noise(self) -> NoiseConfig:
+        """Of the one block: earlier ones are clean without a second copy."""
+        return NoiseConfig(floor=self.floor)
+
+    def draw(self, batch: Batch, key: jax.Array, progress: jax.Array, config: ModelConfig) -> Drawn:
+        """batch: tokens (B, T) int32; answer (B, T) int32, the number of the sampler block that a token of the answer
+        is in, from 0, −1 for all others. Blocks have room: from a block's first position, T has `diff_block_size`
+        more."""
+        level_key, mask_key, block_key, drop_key = jax.random.split(key, 4)
+        tokens, answer = batch["tokens"], batch["answer"]
+        B, T = tokens.shape
+        level = noise_levels(level_key, (B, 1), progress, self.noise)
+        blocks = jnp.max(answer, axis=1, keepdims=True) + 1
+        block = jnp.minimum((jax.random.uniform(block_key, (B, 1)) * blocks).astype(jnp.int32), blocks - 1)
+        masked = (answer == block) & (jax.random.uniform(mask_key, (B, T)) < level)
+        drawn = {
+            "canvas": canvas(tokens, answer, block, masked, config.mask_token_id),
+            "begin": _begin(answer, block),
+            "masked": masked,
+            "level": level[:, 0],
+            "drop_epsilon": jax.random.uniform(drop_key, (B, T)) < self.epsilon_dropout,
+        }
+        shared = {"rows": jnp.sum(masked), "tokens": jnp.sum(masked / level)}
+        return Drawn({**batch, **drawn}, shared)
+
+    def loss(
+        self, params: Params, drawn: Drawn, progress: jax.Array, *, config: ModelConfig, compute: Compute
+    ) -> tuple[jax.Array, Metrics]:
+        """The mean over the batch's masked tokens of answers."""
+        embeds = embed_tokens(params, drawn.sequences["canvas"], compute)
+        hidden = run_backbone(params, embeds, config=config, compute=compute)[0]
+        rows = block_rows(hidden, drawn, config.diff_block_size)
+        features = rows.hidden
+        if config.concept is not None and self.epsilon_dropout:
+            dropped = at_rows(drawn.sequences["drop_epsilon"], rows.position)[:, None]
+            features = jnp.where(dropped, concept_features(params, features, config, compute), features)
+        nats = cross_entropy(params, features, rows.target, compute) * rows.valid
+        metrics = {
+            "diffusion": part_of(jnp.sum(nats), drawn.shared["rows"]),
+            "bound": part_of(jnp.sum(nats / rows.level), drawn.shared["tokens"]),
+        }
+        return metrics[TOKEN_WEIGHTS[self.token_weight]], metrics
+
+
+def canvas(tokens: jax.Array, answer: jax.Array, block: jax.Array, masked: jax.Array, mask_id: int) -> jax.Array:
+    """tokens (B, T) as the decoder sees them in the middle of sampler block `block` (B, 1), `masked` of which are not
+    written yet: masks there, and from the block's end on."""
+    inside = answer == block
+    later = jnp.arange(tokens.shape[1])[None, :] >= _begin(answer, block)[:, None]
+    return jnp.where(masked | (later & ~inside), mask_id, tokens)
+
+
+def block_rows(hidden: jax.Array, drawn: Drawn, size: int) -> Rows:
+    """The `size` positions from each block's start on: all that may be learned from."""
+    batch = drawn.sequences
+    position = batch["begin"][:, None] + jnp.arange(size, dtype=jnp.int32)[None, :]
+    return Rows(
+        hidden=at_rows(hidden, position),
+        target=at_rows(batch["tokens"], position),
+        chunk=jnp.full(position.size, -1, jnp.int32),
+        level=jnp.repeat(batch["level"], size),
+        valid=at_rows(batch["masked"], position).astype(jnp.float32),
+        dropped=jnp.zeros((), jnp.int32),
+        position=position,
+    )
+
+
+def concept_features(params: Params, hidden: jax.Array, config: ModelConfig, compute: Compute) -> jax.Array:
+    """k̂ + û of hidden rows (M, D), in their dtype."""
+    assert config.concept is not None
+    features = run_head(params["known_head"], hidden, known_spec(config.concept), compute).features
+    spec = unknown_spec(config.concept)
+    if spec is not None:
+        features = features + run_head(params["unknown_head"], lax.stop_gradient(hidden), spec, compute).features
+    return features.astype(hidden.dtype)
+
+
+def _begin(answer: jax.Array, block: jax.Array) -> jax.Array:
+    """The first position (B,) int32 of each sequence's block (B, 1)."""
+    return jnp.argmax(answer == block, axis=1).astype(jnp.int32)

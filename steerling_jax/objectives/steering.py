@@ -1,0 +1,162 @@
+"""The objective of steering training: a model learns what a pushed concept is to do to its text.
+
+Where a chunk has a concept c, its masked positions get γ·e_c from a layer on, exactly as steering injects it in
+decoding: `alpha` times the unit embedding, alpha a strength in logits of the token that the direction promotes most.
+Then the loss is the language model's, plus *respond*, `−mean log k_ct`, plus *express*, `−mean log Σ_{w ∈ lift(c)}
+p(w)`, both on the pushed positions. The other losses of the concepts are off. The direction is held fixed, so what is
+learned is to follow it: layers, embeddings of tokens and the known head's scores get a gradient, the concepts' own
+embeddings and the discovered head none.
+
+Source: the Steerling authors' posts, as collected in docs/training.md; strengths and shares are ours.
+
+Legend: B sequences, T positions, M rows, S chunks a sequence, W lifted tokens of a concept, V vocabulary, D width.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from steerling_jax.errors import require, require_share
+from steerling_jax.models.compute import Compute
+from steerling_jax.models.steerling import bottleneck as bn
+from steerling_jax.models.steerling.backbone import Injection, Params, lm_head_weight
+from steerling_jax.models.steerling.config import ModelConfig
+from steerling_jax.models.steerling.decompose import lm_logits
+from steerling_jax.models.steerling.denoise import denoise
+from steerling_jax.models.steerling.head_view import known_spec, view_head
+from steerling_jax.objectives.noise import NoiseConfig, mask_tokens, noise_levels
+from steerling_jax.objectives.objective import Batch, Drawn, Metrics, first_masked, part_of
+from steerling_jax.objectives.pretraining import TOKEN_WEIGHTS, check_token_weight
+from steerling_jax.objectives.rows import Rows, at_rows, gather_rows
+from steerling_jax.parallel.lookup import look_up
+
+
+@dataclass(frozen=True)
+class SteeringObjective:
+    """strength: least and most, in logits; drawn for each chunk, evenly in their logarithm.
+    pushed: share of the chunks with a concept that are pushed; the rest is text as before.
+    inject_layer: as in `SteeringConfig`, numbered from 1; None for half the layers.
+    least_lift, support, most_lifted: of the concepts' lifted tokens, as `lift.lifted_tokens` takes them.
+    rows: share of a sequence's positions kept as rows; enough for the expected number of masked ones.
+    """
+
+    kind: ClassVar[str] = "steering"
+
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
+    token_weight: Literal["one", "inverse_t"] = "one"
+    respond_weight: float = 1.0
+    express_weight: float = 1.0
+    strength: tuple[float, float] = (2.0, 8.0)
+    pushed: float = 0.5
+    inject_layer: int | None = None
+    least_lift: float = 2.0
+    support: int = 5
+    most_lifted: int = 20
+    rows: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_token_weight(self.token_weight)
+        require_share("objective.rows", self.rows)
+        require_share("objective.pushed", self.pushed)
+        low, high = self.strength
+        require(0 < low <= high, f"objective.strength is {self.strength}, but it must be two numbers, 0 < low ≤ high.")
+        for name in ("support", "most_lifted"):
+            require(getattr(self, name) >= 1, f"objective.{name} is {getattr(self, name)}, but it must be at least 1.")
+
+    def draw(self, batch: Batch, key: jax.Array, progress: jax.Array, config: ModelConfig) -> Drawn:
+        """batch: tokens, chunk_index (B, T); concept (B, S), which one of a chunk's is pushed, −1 for none; lifted
+        (B, S, W), that concept's tokens, −1 unused; all int32."""
+        level_key, mask_key, choice_key, strength_key = jax.random.split(key, 4)
+        tokens, W = batch["tokens"], config.diff_block_size
+        B, T = tokens.shape
+        levels = noise_levels(level_key, (B, -(-T // W)), progress, self.noise)
+        noisy, masked = mask_tokens(mask_key, tokens, levels, config)
+        kept = first_masked(masked, self.rows)
+        concept = batch["concept"]
+        chosen = (concept >= 0) & (jax.random.uniform(choice_key, concept.shape) < self.pushed)
+        low, high = map(math.log, self.strength)
+        strength = jnp.exp(low + (high - low) * jax.random.uniform(strength_key, concept.shape))
+        pushed = _of_chunk(chosen, batch["chunk_index"], False) & masked
+        shared = {
+            "rows": jnp.sum(kept),
+            "tokens": jnp.sum(kept / jnp.repeat(levels, W, axis=1)[:, :T]),
+            "pushed": jnp.sum(pushed & kept),
+        }
+        drawn = {
+            "noisy": noisy, "levels": levels, "masked": kept, "pushed": pushed,
+            "left_out": jnp.sum(masked & ~kept, axis=1), "strength": jnp.where(chosen, strength, 0.0),
+        }  # fmt: skip
+        return Drawn({**batch, **drawn}, shared)
+
+    def loss(
+        self, params: Params, drawn: Drawn, progress: jax.Array, *, config: ModelConfig, compute: Compute
+    ) -> tuple[jax.Array, Metrics]:
+        """Each term is a mean over the batch's masked, or pushed, positions."""
+        batch, shared = drawn.sequences, drawn.shared
+        hidden = denoise(
+            params, batch["tokens"], batch["noisy"], config=config, compute=compute,
+            clean_context=self.noise.clean_context, injection=self.injection(params, batch, config, compute),
+        )  # fmt: skip
+        rows = gather_rows(hidden, batch, batch["levels"], batch["masked"], config.diff_block_size, self.rows)
+        logits = lm_logits(params, rows.hidden, compute)
+        whole = jax.nn.logsumexp(logits, axis=1)
+        nats = (whole - jnp.take_along_axis(logits, rows.target[:, None], axis=1)[:, 0]) * rows.valid
+        pushed = at_rows(batch["pushed"], rows.position) * rows.valid
+        chunk = jnp.maximum(rows.chunk, 0).reshape(rows.position.shape)
+        concept = jnp.maximum(at_rows(batch["concept"], chunk), 0)
+        respond = jnp.sum(pushed * respond_nats(params, rows, concept, config, compute))
+        express = jnp.sum(pushed * (whole - set_logits(logits, at_rows(batch["lifted"], chunk))))
+        metrics = {
+            "diffusion": part_of(jnp.sum(nats), shared["rows"]),
+            "bound": part_of(jnp.sum(nats / rows.level), shared["tokens"]),
+            "respond": part_of(respond, shared["pushed"]),
+            "express": part_of(express, shared["pushed"]),
+            "rows_dropped": jnp.sum(batch["left_out"]).astype(jnp.float32),
+        }
+        loss = metrics[TOKEN_WEIGHTS[self.token_weight]]
+        loss = loss + self.respond_weight * metrics["respond"] + self.express_weight * metrics["express"]
+        return loss, metrics
+
+    def injection(self, params: Params, batch: Batch, config: ModelConfig, compute: Compute) -> Injection:
+        """What is added at the pushed positions; without gradient."""
+        table, head = (lax.stop_gradient(w) for w in (_known_embeddings(params), lm_head_weight(params)))
+        rows = look_up(table, jnp.maximum(batch["concept"], 0), "float32")
+        unit = rows / (jnp.linalg.norm(rows, axis=-1, keepdims=True) + 1e-12)  # (B, S, D)
+        peak = jnp.max(jnp.einsum("bsd,vd->bsv", unit, head.astype(jnp.float32)), axis=-1)
+        push = (batch["strength"] / jnp.maximum(peak, 1e-6))[..., None] * unit
+        direction = _of_chunk(push.astype(compute.dtype), batch["chunk_index"], 0.0)
+        direction = jnp.where(batch["pushed"][..., None], direction, 0.0)
+        layer = config.n_layers // 2 if self.inject_layer is None else self.inject_layer
+        return Injection(direction, jnp.ones(direction.shape[0]), jnp.int32(layer))
+
+
+def respond_nats(params: Params, rows: Rows, concept: jax.Array, config: ModelConfig, compute: Compute) -> jax.Array:
+    """−log k of each row's own concept (M,), float32 (M,)."""
+    assert config.concept is not None, "steering needs known concepts"
+    view = view_head(params["known_head"], known_spec(config.concept), compute, rows.hidden)
+    return jax.nn.softplus(-bn.logits_of(view, concept[:, None], compute.operands)[:, 0])
+
+
+def set_logits(logits: jax.Array, members: jax.Array) -> jax.Array:
+    """log Σ exp of the logits (M, V) at members (M, W), −1 unused, float32 (M,); finite where there are none."""
+    picked = jnp.take_along_axis(logits, jnp.maximum(members, 0), axis=1)
+    return jax.nn.logsumexp(jnp.where(members >= 0, picked, -1e9), axis=1)
+
+
+def _known_embeddings(params: Params) -> jax.Array:
+    return params["known_head"]["concept_embedding"]["weight"]
+
+
+def _of_chunk(values: jax.Array, chunk_index: jax.Array, otherwise: float | bool) -> jax.Array:
+    """values (B, S, …) of each position's chunk, (B, T, …)."""
+    found = jnp.take_along_axis(
+        values, jnp.maximum(chunk_index, 0).reshape(*chunk_index.shape, *[1] * (values.ndim - 2)), axis=1
+    )
+    inside = (chunk_index >= 0).reshape(*chunk_index.shape, *[1] * (values.ndim - 2))
+    return jnp.where(inside, found, otherwise)

@@ -1,0 +1,135 @@
+"""One update: gradients, clip, optimizer, and a guard against non-finite numbers. Pure; whoever calls it jits it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from steerling_jax.models.compute import Compute
+from steerling_jax.models.lora import LoraConfig, adapter_shardings, init_adapters, merge_adapters, with_adapters
+from steerling_jax.models.steerling.backbone import Params
+from steerling_jax.models.steerling.config import ModelConfig
+from steerling_jax.models.steerling.model import init_params
+from steerling_jax.models.steerling.sharding import param_shardings
+from steerling_jax.objectives.objective import Drawn, Objective
+from steerling_jax.objectives.optimizer import OptimizerConfig, learning_rate, like_parameters, make_optimizer
+from steerling_jax.objectives.pretraining import ObjectiveConfig
+
+Batch = dict[str, Any]
+Metrics = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What an update depends on, beside the state, the batch and the key. steps: of the whole run.
+
+    accumulate: parts that a batch is worked through in, one after the other, for less memory. lora: train adapters to
+    given parameters, and these not.
+    """
+
+    model: ModelConfig
+    steps: int
+    compute: Compute = field(default_factory=Compute)
+    objective: Objective = field(default_factory=ObjectiveConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    accumulate: int = 1
+    lora: LoraConfig | None = None
+
+
+@struct.dataclass
+class TrainState:
+    """step () int32: batches seen. skipped () int32: those of them whose loss or gradient was not finite, and which
+    changed nothing. params: what is trained, float32: the parameters, or the adapters alone."""
+
+    step: Any
+    skipped: Any
+    params: Any
+    opt_state: optax.OptState
+
+
+def init_state(recipe: Recipe, key: jax.Array) -> TrainState:
+    """The state before the first step of the run with this key."""
+    # Another stream than the steps' own, which fold in their number.
+    key = jax.random.fold_in(key, 2**31 - 1)
+    lora = recipe.lora
+    params = init_params(recipe.model, key) if lora is None else init_adapters(recipe.model, lora, key)
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(zero, jnp.copy(zero), params, make_optimizer(recipe.optimizer, recipe.steps).init(params))
+
+
+def state_shardings(recipe: Recipe, mesh: Mesh) -> TrainState:
+    """Where a state lies: parameters by the table of `sharding.py`, the optimizer's moments like their parameters."""
+    whole = NamedSharding(mesh, PartitionSpec())
+    lora = recipe.lora
+    params = param_shardings(recipe.model, mesh) if lora is None else adapter_shardings(recipe.model, lora, mesh)
+    shapes = jax.eval_shape(partial(init_state, recipe), jax.random.key(0))
+    return TrainState(whole, whole, params, like_parameters(shapes.opt_state, params, otherwise=whole))
+
+
+def model_params(recipe: Recipe, trained: Params, base: Params | None) -> Params:
+    """The parameters of a model: `trained` itself, or the adapters merged into `base`."""
+    if recipe.lora is None:
+        return trained
+    assert base is not None, "adapters need the parameters that they are for"
+    return merge_adapters(base, trained, recipe.lora)
+
+
+def update(
+    state: TrainState, batch: Batch, key: jax.Array, *, recipe: Recipe, base: Params | None = None
+) -> tuple[TrainState, Metrics]:
+    """One update on `batch`, arrays with a leading batch axis (docs/design.md, or what the objective's `draw` says);
+    `base` are the parameters under adapters.
+
+    Randomness is keyed by (key, step) alone, so that a resumed run draws what the uninterrupted one would have drawn.
+    """
+    at_step = jax.random.fold_in(key, state.step)
+    progress = state.step.astype(jnp.float32) / recipe.steps
+    drawn = recipe.objective.draw(batch, at_step, progress, recipe.model)
+    (loss, metrics), grads = _gradients(recipe, state.params, base, drawn, progress)
+    norm = optax.tree.norm(grads)
+    optimizer = make_optimizer(recipe.optimizer, recipe.steps)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+
+    def keep(new: Any, old: Any) -> Any:
+        return jax.tree.map(partial(jnp.where, finite), new, old)
+
+    # The optimizer counts the updates it made.
+    rate = learning_rate(recipe.optimizer, recipe.steps)(state.step - state.skipped)
+    new = TrainState(
+        step=state.step + 1,
+        skipped=state.skipped + (~finite).astype(jnp.int32),
+        params=keep(optax.apply_updates(state.params, updates), state.params),
+        opt_state=keep(opt_state, state.opt_state),
+    )
+    return new, {**metrics, "loss": loss, "gradient_norm": norm, "learning_rate": rate, "skipped": new.skipped}
+
+
+def _gradients(
+    recipe: Recipe, trained: Params, base: Params | None, drawn: Drawn, progress: jax.Array
+) -> tuple[tuple[jax.Array, Metrics], Params]:
+    """((loss, metrics), gradients) of the whole batch, worked through in `recipe.accumulate` parts."""
+
+    def loss(trained: Params, sequences: Batch) -> tuple[jax.Array, Metrics]:
+        params = trained
+        if recipe.lora is not None:
+            assert base is not None, "adapters need the parameters that they are for"
+            params = with_adapters(base, trained, recipe.lora)
+        part = Drawn(sequences, drawn.shared)
+        return recipe.objective.loss(params, part, progress, config=recipe.model, compute=recipe.compute)
+
+    gradient = partial(jax.value_and_grad(loss, has_aux=True), trained)
+    if recipe.accumulate == 1:
+        return gradient(drawn.sequences)
+    parts = drawn.split(recipe.accumulate)
+    shapes = jax.eval_shape(gradient, jax.tree.map(lambda leaf: leaf[0], parts))
+    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return lax.scan(lambda total, part: (jax.tree.map(jnp.add, total, gradient(part)), None), nothing, parts)[0]

@@ -1,0 +1,32 @@
+"""What steering is compared with: the same push, in a direction that is no concept."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from steerling_jax.models.compute import Compute
+from steerling_jax.models.steerling.backbone import Params, lm_head_weight
+from steerling_jax.steering.plan import SteeringPlan
+
+
+def random_control(plan: SteeringPlan, key: jax.Array, *, params: Params, compute: Compute) -> SteeringPlan:
+    """The plan with one random direction r in place of all its own: injections of equal norm at the same layers and
+    times, and `relu(lm_head · r)`, of equal norm too, in place of the suppression vector.
+
+    Clamps are left out. Norms are equal up to the rounding to the compute dtype.
+    """
+    unit = jax.random.normal(key, (plan.width,))
+    unit = unit / jnp.linalg.norm(unit)
+    direction = np.asarray(unit.astype(compute.dtype).astype(jnp.float32))
+    parts = tuple(
+        dataclasses.replace(part, direction=direction, alpha=part.alpha * float(np.linalg.norm(part.direction)))
+        for part in plan.parts
+    )
+    aligned = jnp.maximum(lm_head_weight(params).astype(jnp.float32) @ unit, 0.0)
+    suppression = aligned * jnp.linalg.norm(plan.suppression) / jnp.linalg.norm(aligned)
+    labels = tuple(f"random, as {label}" for label in plan.labels)
+    return dataclasses.replace(plan, parts=parts, suppression=suppression, clamps=None, labels=labels)

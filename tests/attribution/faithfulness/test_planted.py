@@ -1,0 +1,300 @@
+"""The planted world keeps its promises, rankings are measured as by hand, the command goes on after a kill."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import signal
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import spearmanr
+
+from steerling_jax.attribution import faithfulness_command as command
+from steerling_jax.attribution.faithfulness import outputs
+from steerling_jax.attribution.faithfulness.concepts import concepts
+from steerling_jax.attribution.faithfulness.inputs import inputs
+from steerling_jax.attribution.faithfulness.planted import model as planted_model
+from steerling_jax.attribution.faithfulness.planted.corpus import write_world
+from steerling_jax.attribution.faithfulness.planted.fit import Documents, draw_batches
+from steerling_jax.attribution.faithfulness.planted.half_corpora import halves
+from steerling_jax.attribution.faithfulness.planted.run import open_planted
+from steerling_jax.attribution.faithfulness.planted.world import LENGTH, SMALL, World, WorldSize, make_world, trigrams
+from steerling_jax.attribution.faithfulness.training_data.evidence_scores import bm25, damped, ngram_overlap
+from steerling_jax.attribution.faithfulness.training_data.metrics import (
+    datamodelling_scores,
+    rank_correlations,
+    recall_at,
+    reciprocal_rank,
+)
+from steerling_jax.cli.main import main
+from steerling_jax.concepts.lift import lifted_tokens
+from steerling_jax.corpus.labelled_chunks import chunk_bags, chunk_positives
+from steerling_jax.errors import UserError
+from steerling_jax.io.corpus.heldout import store_tokenizer
+from steerling_jax.io.corpus.store import CorpusStore
+
+SIZE = WorldSize()
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return make_world(3, SIZE)
+
+
+@pytest.fixture(scope="module")
+def store(world: World, tmp_path_factory: pytest.TempPathFactory) -> CorpusStore:
+    return write_world(world, tmp_path_factory.mktemp("planted") / "corpus")
+
+
+# The generator.
+
+
+def test_a_seed_is_one_world(world: World) -> None:
+    assert make_world(3, SIZE) == world
+    assert make_world(4, SIZE).chunks != world.chunks
+
+
+def test_a_fact_that_is_asked_shares_no_three_words_with_what_tells_it(world: World) -> None:
+    queries = [query for query in world.queries if query.kind == "paraphrase"]
+    assert len(queries) == SIZE.asked
+    for query in queries:
+        assert len(query.evidence) == 3 * SIZE.told_in
+        answer = query.words[query.start]
+        for number in query.evidence:
+            chunk = world.chunks[number]
+            assert not trigrams(query.words) & trigrams(chunk.words)
+            assert chunk.fact is not None
+            assert chunk.fact.object == answer
+            assert chunk.fact.subject in query.words
+
+
+def test_no_chunk_tells_an_untold_fact(world: World) -> None:
+    for query in world.queries:
+        if query.kind == "untold":
+            assert query.evidence == ()
+            subject = next(word for word in query.words if any(c.fact and c.fact.subject == word for c in world.chunks))
+            answer = query.words[query.start]
+            assert not any({subject, answer} <= set(chunk.words) for chunk in world.chunks)
+
+
+def test_passages_are_copied_or_edited_by_a_tenth(world: World) -> None:
+    for query in world.queries:
+        if query.kind in ("duplicated", "edited"):
+            assert len(query.evidence) == SIZE.copies
+            for number in query.evidence:
+                other = sum(a != b for a, b in zip(query.words, world.chunks[number].words))
+                assert other == (0 if query.kind == "duplicated" else round(LENGTH / 10))
+
+
+def test_evidence_of_a_fact_lies_in_books_that_can_be_left_out(world: World) -> None:
+    book = [number for number, chunks in enumerate(world.books) for _ in chunks]
+    for query in world.queries:
+        if query.kind == "paraphrase":
+            assert len({book[number] for number in query.evidence}) == SIZE.told_in
+
+
+def test_the_words_of_a_topic_are_lifted_as_planted(world: World, store: CorpusStore) -> None:
+    first, last = 0, len(world.chunks)
+    bags, positive = chunk_bags(store, first, last), chunk_positives(store, first, last, SIZE.topics)
+    share = positive.mean(axis=0)
+    tokenizer = store_tokenizer(store)
+    found = lifted_tokens(bags, positive, store.vocab_size, support=3, least=1.5, most=100)
+    for topic, lifted in enumerate(found):
+        planted = {tokenizer.encode(word)[0] for word in world.lifted[topic]}
+        ours = np.isin(lifted.tokens, list(planted))
+        # A word that stands in no other topic's chunks is lifted by 1 / the topic's share, exactly.
+        np.testing.assert_allclose(lifted.lift[ours], 1 / share[topic], rtol=1e-9)
+        assert ours.sum() >= 0.8 * len(planted)
+
+
+def test_the_store_holds_a_document_for_each_chunk(world: World, store: CorpusStore) -> None:
+    tokenizer = store_tokenizer(store)
+    assert store.chunk_count == len(world.chunks) + SIZE.heldout
+    for number in (0, 17, len(world.chunks) - 1):
+        chunk = store.chunk(number)
+        assert tokenizer.decode(store.tokens(chunk.start, chunk.end)).split() == list(world.chunks[number].words)
+        assert chunk.labels == (world.chunks[number].topic,)
+
+
+# Training data as arrays.
+
+
+def test_batches_are_of_the_kept_documents_and_all_of_them(store: CorpusStore) -> None:
+    documents = Documents.read(store)
+    kept = np.flatnonzero(documents.source < 4)
+    batches = draw_batches(documents, kept, batch=8, steps=len(kept) // 8, seed=0)
+    drawn = {row.tobytes() for row in batches["tokens"].reshape(-1, 16)}
+    assert drawn <= {documents.examples["tokens"][number].tobytes() for number in kept}
+    assert len(drawn) > 0.8 * len(kept)
+    again = draw_batches(documents, kept, batch=8, steps=len(kept) // 8, seed=0)
+    np.testing.assert_array_equal(again["tokens"], batches["tokens"])
+
+
+def test_the_recipe_fills_its_blocks(store: CorpusStore) -> None:
+    config = planted_model.recipe(store).model
+    assert Documents.read(store).examples["tokens"].shape[1] % config.diff_block_size == 0
+
+
+def test_halves_are_halves() -> None:
+    kept = halves(21, 6, seed=1)
+    assert (kept.sum(axis=1) == 10).all()
+    assert len(np.unique(kept, axis=0)) == 6
+    np.testing.assert_array_equal(halves(21, 3, seed=1), kept[:3])
+
+
+# Measures.
+
+
+def test_rank_correlation_is_spearmans() -> None:
+    draw = np.random.default_rng(0)
+    a, b = draw.integers(0, 5, (4, 20)), draw.random((4, 20))
+    expected = np.array([spearmanr(x, y)[0] for x, y in zip(a, b)], float)  # type: ignore[arg-type]
+    np.testing.assert_allclose(rank_correlations(a, b), expected, rtol=1e-12)
+    assert np.isnan(rank_correlations(np.zeros((1, 5)), b[:1, :5])[0])
+
+
+def test_datamodelling_score_of_a_linear_world_is_one() -> None:
+    draw = np.random.default_rng(0)
+    truth, kept = draw.normal(size=(3, 40)), draw.random((24, 40)) < 0.5
+    answers = (truth @ kept.T).T
+    np.testing.assert_allclose(datamodelling_scores(truth, kept, answers), 1.0)
+    np.testing.assert_allclose(datamodelling_scores(-truth, kept, answers), -1.0)
+    assert abs(datamodelling_scores(draw.normal(size=(3, 40)), kept, answers).mean()) < 0.4
+
+
+def test_ranks_and_recall_by_hand() -> None:
+    scores = np.array([0.9, 0.1, 0.5, 0.5, 0.2])
+    assert reciprocal_rank(scores, (0,)) == 1
+    assert reciprocal_rank(scores, (2,)) == 1 / 3  # the equal one comes first
+    assert reciprocal_rank(scores, (1, 3)) == 1 / 3
+    assert recall_at(scores, (0, 1), 2) == 1 / 2
+    assert recall_at(scores, (0, 2, 3), 2) == 1
+    assert np.isnan(recall_at(scores, (), 2))
+
+
+def test_lexical_scores_prefer_what_shares_more() -> None:
+    chunks = [np.array(row) for row in ([1, 2, 3, 4, 5], [9, 8, 7, 6, 1], [1, 2, 9, 3, 4], [10, 11, 12, 13, 14])]
+    query = [np.array([1, 2, 3, 4])]
+    for scores in (ngram_overlap(query, chunks)[0], bm25(query, chunks)[0]):
+        assert scores[0] >= scores[2] > scores[1] >= scores[3]
+    assert ngram_overlap(query, chunks)[0, 0] == 1
+    assert ngram_overlap(query, chunks)[0, 3] == 0
+
+
+def test_damped_influence_is_the_damped_metric_in_feature_space() -> None:
+    draw = np.random.default_rng(0)
+    query, chunks = draw.normal(size=(3, 7)).astype(np.float32), draw.normal(size=(20, 7)).astype(np.float32)
+    damping = 0.3 * np.sum(chunks**2) / len(chunks)
+    expected = query @ np.linalg.inv(chunks.T @ chunks + damping * np.eye(7)) @ chunks.T
+    np.testing.assert_allclose(damped(query, chunks, 0.3), expected / np.abs(expected).mean(), rtol=1e-4, atol=1e-5)
+
+
+# The command.
+
+OPTIONS = ["--planted", "--parts", "data", "--subsets", "3", "--twice", "2", "--steps", "10", "--world", "small"]
+
+
+@pytest.mark.slow
+def test_resumes_after_a_kill_and_ends_as_if_nothing_had_been(
+    tmp_path: Path, child_environment: dict[str, str]
+) -> None:
+    arguments = [sys.executable, "-m", "steerling_jax.cli.main", "faithfulness", *OPTIONS, "--out", str(tmp_path)]
+    first = tmp_path / "planted" / "halves" / "half-000-seed-0.json"
+    process = subprocess.Popen(arguments, env=child_environment, stderr=subprocess.PIPE)
+    while not first.exists() and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    before = first.stat().st_mtime_ns
+    assert not (tmp_path / "data.json").exists()
+    ended = subprocess.run([*arguments, "--json"], env=child_environment, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    assert first.stat().st_mtime_ns == before
+    assert len(list(first.parent.glob("*.json"))) == 5
+    found = json.loads(ended.stdout)["parts"]["data"]
+    names = {figure["figure"] for figure in found["figures"]}
+    assert names >= {"seed-to-seed ceiling", "datamodelling score", "tail patch", "recall@10", "reciprocal rank"}
+    verbatim = [f for f in found["figures"] if (f["figure"], f["of"]) == ("recall@10", "duplicated: verbatim")]
+    assert verbatim[0]["mean"] == 1
+    report = (tmp_path / "report.md").read_text()
+    assert "--subsets 3" in report
+    assert "| recall@10 | duplicated: verbatim | 1.000 |" in report
+    assert (tmp_path / "figures.svg").exists()
+    digest = hashlib.sha256((tmp_path / "data.json").read_bytes()).hexdigest()
+    assert main([*arguments[3:]]) == 0  # nothing left to do: what is there is shown
+    assert hashlib.sha256((tmp_path / "data.json").read_bytes()).hexdigest() == digest
+    first.write_text('{"kept": [1], "answers": []}')
+    (tmp_path / "data.json").unlink()
+    assert main([*arguments[3:]]) == 2
+
+
+def test_the_other_parts_read_documents_of_the_planted_length(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """On a model that has learned nothing: the figures are there, the texts as long as its documents."""
+    few: dict[Any, dict] = {inputs: {"targets": 1, "features": 3, "randomised": 2}, concepts: {}, outputs: {}}
+    for part, settings in few.items():
+        monkeypatch.setattr(part, "measure", partial(part.measure, prompts=2, **settings))
+    monkeypatch.setattr(outputs, "REPEATED", 2.0)  # it repeats itself
+    arguments = ["--planted", "--world", "small", "--steps", "10", "--parts", "inputs,concepts,outputs", "--json"]
+    assert main(["faithfulness", *arguments, "--out", str(tmp_path)]) == 0
+    found = json.loads(capsys.readouterr().out)["parts"]
+    for part in found.values():
+        assert part["settings"]["prompt_tokens"] + part["settings"]["new_tokens"] == planted_model.DOCUMENT
+        assert not list(tmp_path.glob("*.unfinished"))
+    assert found["outputs"]["settings"]["rules"]["off topic"] == outputs.SHUFFLED
+    names = {figure["figure"] for part in found.values() for figure in part["figures"]}
+    assert {"comprehensiveness, normalised", "net share of logit mass", "nats a token"} <= names
+
+
+def options(**changed: object) -> Namespace:
+    usual = {"model": None, "planted": True, "corpus": None, "parts": None, "seed": 0, "subsets": 4, "twice": None}
+    usual |= {"steps": 10, "out": Path("nowhere"), "world": "small", "index": None}
+    if changed.get("planted") is False:
+        usual |= command.PLANTED_ONLY
+    return Namespace(**(usual | changed))
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"parts": "data,magic"}, "--parts names 'magic'"),
+        ({"planted": False, "corpus": Path("c"), "parts": "data"}, "planted model only"),
+        ({"model": "steerling-pydocs"}, "leave MODEL out"),
+        ({"index": Path("index")}, "--index is of a corpus"),
+        ({"planted": False, "corpus": Path("c"), "index": Path("i"), "parts": "inputs"}, "--index is for the outputs"),
+        ({"planted": False, "corpus": Path("c"), "world": "small"}, "--world is of the planted model"),
+        ({"subsets": 1}, "--subsets is 1"),
+        ({"twice": 5}, "--twice is 5"),
+        ({"steps": 15}, "--steps is 15"),
+        ({"seed": -1}, "--seed is -1"),
+        ({"out": Path(__file__)}, "no folder"),
+    ],
+)
+def test_refusals(changed: dict, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        command.check(options(**changed))
+
+
+def test_parts_keep_their_order_and_data_needs_the_planted_world() -> None:
+    assert command.check(options(parts="outputs, inputs")) == ["inputs", "outputs"]
+    assert command.check(options()) == ["inputs", "concepts", "data", "outputs"]
+    assert command.check(options(planted=False, corpus=Path("c"))) == ["inputs", "concepts", "outputs"]
+    assert command.STEPS == planted_model.STEPS
+
+
+def test_a_folder_of_another_world_is_refused(tmp_path: Path) -> None:
+    open_planted(tmp_path, 0, 10, SMALL)
+    with pytest.raises(UserError, match="another seed, size or number of steps"):
+        open_planted(tmp_path, 1, 10, SMALL)
+    (tmp_path / "planted.json").write_text("{")
+    with pytest.raises(UserError, match="cannot be read"):
+        open_planted(tmp_path, 0, 10, SMALL)

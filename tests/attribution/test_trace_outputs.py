@@ -1,0 +1,314 @@
+"""An explanation's shapes: document, tables, graph and page say what the attribution says."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+import steerling_jax as sj
+from steerling_jax.attribution.index.evidence import Evidence, Hit
+from steerling_jax.attribution.trace.document import INPUTS, make_document
+from steerling_jax.attribution.trace.explanation import Explanation, explain
+from steerling_jax.attribution.trace.graph import make_graph
+from steerling_jax.attribution.trace.page import make_page
+from steerling_jax.attribution.trace.tables import check_folder, make_tables, write_tables
+from steerling_jax.attribution.trace.terminal import errors, render
+from steerling_jax.decoding.generation import Prompt, generate
+from steerling_jax.decoding.generation_config import GenerationConfig
+from steerling_jax.decoding.trace_record import TraceRecord, record_of
+from steerling_jax.explain.given_text import given_trace
+from steerling_jax.inference import forward
+from steerling_jax.io.trace_file import model_origin
+from steerling_jax.steering.config import SteeringConfig
+
+HERE = Path(__file__).parents[1]
+NASTY = "</script><img src=x onerror=alert(1)>{{data}}&amp;\u2028'\""
+
+
+@pytest.fixture(scope="module")
+def bundle(text_model: Path) -> sj.Bundle:
+    return sj.load(text_model)
+
+
+def evidence(tokens: np.ndarray, start: int, end: int) -> Evidence:
+    hit = Hit("verbatim", 4.0, 7, 2, NASTY, "docs", "0" * 64, 30, 34, 3, f"found {NASTY}", (start, start + 4))
+    other = dataclasses.replace(hit, value=2.0, source="code")
+    return Evidence(start, end, (hit, other), {"verbatim": 1.0, "signature": 0.5})
+
+
+@pytest.fixture(scope="module")
+def found(bundle: sj.Bundle) -> Explanation:
+    """Sampled, steered text after a prompt that means to break out of a page."""
+    prompt = Prompt("return </script>", GenerationConfig(max_new_tokens=32, seed=3), SteeringConfig((1,), 3.0))
+    written = generate(bundle, prompt.text_or_ids, prompt.config, prompt.steering)
+    record = record_of(bundle, model_origin(bundle), prompt, written)
+    return explain(bundle, dataclasses.replace(record, prompt_text=NASTY), find=evidence)
+
+
+@pytest.fixture(scope="module")
+def document(found: Explanation) -> dict[str, Any]:
+    return make_document(found, 3)
+
+
+@pytest.fixture(scope="module")
+def graph(bundle: sj.Bundle, found: Explanation) -> dict[str, Any]:
+    return make_graph(bundle, found)
+
+
+def test_every_token_adds_up(document: dict[str, Any], found: Explanation):
+    assert found.inputs is not None
+    assert len(document["tokens"]) == 32
+    for row, token in enumerate(document["tokens"]):
+        parts = [entry["contribution"] for kind in ("known", "discovered") for entry in token[kind]]
+        whole = sum(parts) + token["other_known"] + token["other_discovered"] + token["epsilon"]
+        assert whole == pytest.approx(token["logit"], abs=2e-3)
+        assert len(token["known"]) == len(token["discovered"]) == 3
+        inputs = token["inputs"]
+        assert len(inputs["positions"]) == len(inputs["attributions"]) <= INPUTS
+        total = sum(inputs["attributions"]) + inputs["rest"]
+        assert total == pytest.approx(found.inputs.attributions[row].sum(), abs=2e-3)
+        assert total - (inputs["value"] - inputs["baseline"]) == pytest.approx(inputs["completeness_error"], abs=2e-3)
+        for values in (token["net_shares"], token["absolute_shares"]):
+            assert sum(values.values()) == pytest.approx(1, abs=1e-4)
+    assert json.loads(json.dumps(document, allow_nan=False)) == document
+
+
+def test_chunks_have_names_and_evidence(document: dict[str, Any], found: Explanation):
+    for chunk, ours in zip(document["chunks"], found.chunks, strict=True):
+        assert ours.inputs is not None
+        assert [entry["id"] for entry in chunk["known"]] == [e.concept_id for e in ours.top("known", 3)]
+        assert chunk["evidence"]["nothing_close"] == ["signature"]
+        assert chunk["evidence"]["sources"]["verbatim"] == {"docs": 0.666667, "code": 0.333333}
+        assert chunk["evidence"]["hits"][0]["name"] == NASTY
+        summed = sum(chunk["inputs"]["attributions"]) + chunk["inputs"]["rest"]
+        assert summed == pytest.approx(ours.inputs.attributions.sum(), abs=2e-2)
+    names = document["concepts"]["known"]
+    assert names.get("1", "Email") == "Email"
+    assert document["trace"]["steering"] == ["inject 1 at 3.0"]
+
+
+def test_terminal_shows_it(found: Explanation):
+    from rich.console import Console
+
+    console = Console(width=140, record=True, file=io.StringIO())
+    console.print(render(found, 3))
+    text = console.export_text()
+    assert text.count("chunk ") == len(found.chunks)
+    assert "nothing close" in text
+    assert "known concepts" in text
+    assert "prompt " in text
+    assert "written " in text
+    assert "0 of" not in errors(found)
+    assert f"{found.share_error:.1e}" in errors(found)
+
+
+def test_tables_hold_every_fact(found: Explanation, tmp_path: Path):
+    write_tables(tmp_path, make_tables(found), found)
+    tables = {path.stem: pq.read_table(path) for path in tmp_path.iterdir()}
+    rows = {name: table.to_pylist() for name, table in tables.items()}
+    assert tables["tokens"].schema.metadata[b"fingerprint"].decode() == found.record.origin.fingerprint
+    tokens = {row["position"]: row for row in rows["tokens"]}
+    assert len(tokens) == len(found.trace.tokens)
+    assert tokens[0]["in_prompt"]
+    assert tokens[0]["logit"] is None
+    for position, row in tokens.items():
+        if row["in_prompt"]:
+            continue
+        parts = sum(one["contribution"] for one in rows["concepts"] if one["position"] == position)
+        assert parts + row["epsilon"] == pytest.approx(row["logit"], abs=1e-4)
+        inputs = sum(one["attribution"] for one in rows["inputs"] if one["position"] == position)
+        error = inputs - (row["path_logit"] - row["baseline_logit"])
+        assert error == pytest.approx(row["completeness_error"], abs=1e-4)
+    assert {row["chunk"] for row in rows["chunks"]} == {row["chunk"] for row in rows["evidence"]}
+    assert [row["rank"] for row in rows["evidence"] if row["chunk"] == 0] == [0, 1]
+    check_folder(tmp_path)
+    (tmp_path / "mine.txt").touch()
+    with pytest.raises(sj.UserError, match="holds something else than tables"):
+        check_folder(tmp_path)
+
+
+def test_graph_is_in_the_published_format(graph: dict[str, Any], found: Explanation):
+    schema = json.loads((HERE / "data" / "neuronpedia" / "graph-schema.json").read_text())
+    jsonschema.Draft7Validator.check_schema(schema)
+    check = jsonschema.Draft7Validator(schema)
+    check.validate(json.loads(json.dumps(graph, allow_nan=False)))
+    with pytest.raises(jsonschema.ValidationError):  # the schema does look at nodes and links
+        check.validate(graph | {"links": [{"source": "a", "target": "b"}]})
+    nodes = [node["node_id"] for node in graph["nodes"]]
+    assert len(set(nodes)) == len(nodes) == len({node["jsNodeId"] for node in graph["nodes"]})
+    assert {end for link in graph["links"] for end in (link["source"], link["target"])} == set(nodes)
+    assert graph["qParams"]["clickedId"] in nodes
+    assert max(node["ctx_idx"] for node in graph["nodes"]) < len(graph["metadata"]["prompt_tokens"])
+
+
+def test_graph_adds_up(graph: dict[str, Any], found: Explanation):
+    """Into the logit: the logit. Out of an input: what it added to the logit."""
+    assert found.inputs is not None
+    row = len(found.shares) - 1
+    kinds = {node["node_id"]: node["feature_type"] for node in graph["nodes"]}
+    (logit,) = (name for name, kind in kinds.items() if kind == "logit")
+    assert list(kinds.values()).count("mlp reconstruction error") == 1
+    into = sum(link["weight"] for link in graph["links"] if link["target"] == logit)
+    assert into == pytest.approx(float(found.shares.target_logits[row]), abs=1e-4)
+    places = {node["node_id"]: node["ctx_idx"] for node in graph["nodes"] if node["feature_type"] == "embedding"}
+    out = np.zeros(len(found.trace.tokens))
+    for link in graph["links"]:
+        if link["source"] in places:
+            out[places[link["source"]]] += link["weight"]
+    if len(places) <= 32:  # nothing was too weak to be drawn
+        np.testing.assert_allclose(out, found.inputs.attributions[row], rtol=0, atol=1e-4)
+    position = int(found.shares.positions[row])
+    assert out[position] == 0
+    shown = {node["node_id"]: node for node in graph["nodes"] if node["feature_type"] == "cross layer transcoder"}
+    listed = found.shares.known_ids.shape[1] + found.shares.discovered_ids.shape[1]
+    assert len(shown) == listed
+    assert all(0 <= node["activation"] <= 1 for node in shown.values())
+
+
+def test_graph_probability_is_the_models(bundle: sj.Bundle, graph: dict[str, Any], found: Explanation):
+    """Of text that is not steered it can be had from `forward`; here the injection is part of the pass."""
+    (logit,) = (node for node in graph["nodes"] if node["feature_type"] == "logit")
+    trace = given_trace(bundle, "The quick", " brown fox")
+    record = TraceRecord(trace, model_origin(bundle), "The quick", " brown fox")
+    plain = make_graph(bundle, explain(bundle, record, inputs=False), trace.prompt_length)
+    (first,) = (node for node in plain["nodes"] if node["feature_type"] == "logit")
+    logits = np.asarray(forward(bundle, trace.snapshot(0)).logits[0, trace.prompt_length], np.float64)
+    wanted = np.exp(logits[trace.tokens[trace.prompt_length]] - np.logaddexp.reduce(logits))
+    assert first["token_prob"] == pytest.approx(wanted, rel=1e-4)
+    assert 0 < logit["token_prob"] <= 1
+    with pytest.raises(sj.UserError, match="No token was written at position 0"):
+        make_graph(bundle, found, 0)
+
+
+def test_nothing_leads_into_a_clamped_concept(bundle: sj.Bundle, found: Explanation):
+    """And what the inputs added to the logit goes through the others and epsilon."""
+    clamped = int(found.shares.known_ids[0, 0])
+    steering = SteeringConfig((), intervene_known={clamped: 0.9})
+    prompt = Prompt("return", GenerationConfig(max_new_tokens=16, seed=3), steering)
+    written = generate(bundle, prompt.text_or_ids, prompt.config, prompt.steering)
+    one = explain(bundle, record_of(bundle, model_origin(bundle), prompt, written))
+    assert one.inputs is not None
+    position = int(one.shares.positions[-1])
+    graph = make_graph(bundle, one, position)
+    node = next(node["node_id"] for node in graph["nodes"] if node["feature"] == clamped and node["layer"] != "E")
+    assert any(link["source"] == node for link in graph["links"])
+    assert not any(link["target"] == node for link in graph["links"])
+    places = {node["node_id"] for node in graph["nodes"] if node["feature_type"] == "embedding"}
+    out = sum(link["weight"] for link in graph["links"] if link["source"] in places)
+    assert out == pytest.approx(float(one.inputs.attributions[-1].sum()), abs=1e-4)
+
+
+def test_a_token_overwritten_after_an_end_of_turn_is_shown_as_it_was_committed(bundle: sj.Bundle, found: Explanation):
+    flat = list(found.trace.flat())
+    eot = next(
+        token
+        for i, (_, position, token, _) in enumerate(flat)
+        if max((p for _, p, _, _ in flat[:i]), default=0) > position and token not in [t for _, _, t, _ in flat[:i]]
+    )
+    other = dataclasses.replace(bundle, config=dataclasses.replace(bundle.config, instruct=True, eot_id=eot))
+    prompt = Prompt("return </script>", GenerationConfig(max_new_tokens=32, seed=3), SteeringConfig((1,), 3.0))
+    written = generate(other, prompt.text_or_ids, prompt.config, prompt.steering)
+    after = {p: token for _, p, token, _ in written.trace.flat() if written.tokens[p] != token}
+    assert after
+    one = explain(other, record_of(other, model_origin(other), prompt, written), inputs=False)
+    rows = {row["position"]: row for row in make_tables(one)["tokens"]}
+    for position, token in after.items():
+        assert (rows[position]["token_id"], rows[position]["piece"]) == (token, other.tokenizer.piece(token))
+    position, token = next(iter(after.items()))
+    (logit,) = (node for node in make_graph(other, one, position)["nodes"] if node["feature_type"] == "logit")
+    assert logit["clerp"].startswith(f'"{other.tokenizer.piece(token)}"')
+
+
+def test_given_text_is_read_from_left_to_right(bundle: sj.Bundle):
+    trace = given_trace(bundle, "The quick brown", " fox jumps over")
+    P = trace.prompt_length
+    assert [commit.positions for commit in trace.commits] == [(P + i,) for i in range(len(trace.tokens) - P)]
+    for step, position, token, logit in trace.flat():
+        canvas = trace.snapshot(step)
+        assert (canvas[position:] == bundle.config.mask_token_id).all()
+        np.testing.assert_array_equal(canvas[:position], trace.tokens[:position])
+        whole = forward(bundle, canvas).logits
+        assert logit == pytest.approx(float(whole[0, position, token]), abs=2e-4)
+    with pytest.raises(sj.UserError, match="The continuation is empty"):
+        given_trace(bundle, "a", "")
+    with pytest.raises(sj.UserError, match="more than the model's context"):
+        given_trace(bundle, "a", [5] * 128)
+    with pytest.raises(sj.UserError, match="holds the mask"):
+        given_trace(bundle, "a", [5, bundle.config.mask_token_id])
+
+
+class Reading(HTMLParser):
+    """Tags, and the text of scripts by their type."""
+
+    def __init__(self):
+        super().__init__(convert_charrefs=True)
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: dict[str, str] = {}
+        self._in: str | None = None
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag == "script":
+            self._in = dict(attrs).get("type") or "code"
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "script":
+            self._in = None
+
+    def handle_data(self, data: str) -> None:
+        if self._in:
+            self.scripts[self._in] = self.scripts.get(self._in, "") + data
+
+
+def test_page_holds_the_document_and_nothing_can_leave_it(document: dict[str, Any]):
+    page = make_page(document)
+    reading = Reading()
+    reading.feed(page)
+    names = [tag for tag, _ in reading.tags]
+    assert names.count("script") == 2
+    assert "img" not in names
+    assert json.loads(reading.scripts["application/json"]) == document
+    assert "\u2028" not in page
+    outside = [value for _, attrs in reading.tags for name, value in attrs.items() if name in ("src", "href")]
+    assert outside == ["#details"]
+    assert not re.search(r"https?://", page.replace("http://www.w3.org", ""))
+    assert "innerHTML" not in reading.scripts["code"]
+    policy = next(attrs for _, attrs in reading.tags if attrs.get("http-equiv") == "Content-Security-Policy")
+    assert (policy["content"] or "").startswith("default-src 'none'")
+
+
+NODE = shutil.which("node")
+
+
+@pytest.mark.skipif(NODE is None, reason="needs node")
+def test_page_works(document: dict[str, Any], tmp_path: Path):
+    """Its script, run over a stand-in of the few parts of a browser that it uses."""
+    reading = Reading()
+    reading.feed(make_page(document))
+    (tmp_path / "data.json").write_text(reading.scripts["application/json"])
+    (tmp_path / "page.js").write_text(reading.scripts["code"])
+    done = subprocess.run(
+        [str(NODE), str(HERE / "data" / "browser.js"), str(tmp_path)], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    prompt, token = len(document["trace"]["prompt"]), document["tokens"][-1]
+    assert told["chips"] == len(document["pieces"])
+    assert told["masked_at_start"] == list(range(prompt, len(document["pieces"])))
+    assert told["masked_at_end"] == []
+    assert f"written in step {token['step']}" in told["title"]
+    assert told["coloured"] == sorted(token["inputs"]["positions"])
+    assert told["chunks"] == len(document["chunks"])
+    assert NASTY in told["text"]

@@ -1,0 +1,90 @@
+"""`steerling concepts`, and the steering options of `steerling generate`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from steerling_jax.cli.main import main
+
+GOLDEN = str(Path(__file__).parents[1] / "golden" / "base")
+WRITE = ("generate", "--model", GOLDEN, "--prompt-ids", "1 2 3", "--max-new-tokens", "16", "--greedy")
+
+
+def run(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]:
+    code = main(args)
+    told = capsys.readouterr()
+    return code, told.out, told.err
+
+
+def test_concepts_of_the_bundled_model(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    code, out, err = run(capsys, "concepts", "email", "--limit", "1", "--tokens", "3")
+    assert (code, out.split()[:5]) == (0, ["id", "name", "group", "description", "promotes"])
+    assert "Email and MIME  topic  Messages, headers" in out
+    code, out, _ = run(capsys, "concepts", "email", "--limit", "1", "--tokens", "3", "--json")
+    (found,) = json.loads(out)
+    assert (found["name"], found["head"], len(found["promotes"])) == ("Email and MIME", "known", 3)
+    code, out, err = run(capsys, "concepts", "--head", "discovered", "--limit", "2", "--tokens", "1", "--json")
+    assert [one["name"] for one in json.loads(out)] == ["concept 0", "concept 1"]
+    code, out, err = run(capsys, "concepts", "group:syntax", "--limit", "2")
+    assert "2 of " in err
+    assert "--limit shows more" in err
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("emial",), "near are 'Email and MIME'"),
+        (("--limit", "0"), "--limit is 0; give at least 1"),
+        (("--tokens", "-1"), "--tokens is -1; give at least 0"),
+        (("group:topics",), "There is no group 'topics'"),
+        (("100000",), "There is no known concept 100000"),
+        (("--catalogue", "none.json"), "none.json"),
+    ],
+)
+def test_concepts_tells_mistakes_in_a_sentence(capsys: pytest.CaptureFixture[str], args: tuple[str, ...], words: str):
+    code, out, err = run(capsys, "concepts", *args)
+    assert (code, out) == (2, "")
+    assert words in err
+
+
+def test_concepts_takes_names_from_a_file(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    (tmp_path / "names.json").write_text('[{"id": 3, "name": "Gardens", "flags": ["sensitive"]}]')
+    args = ("concepts", "--model", GOLDEN, "--catalogue", str(tmp_path / "names.json"))
+    assert "Gardens" in run(capsys, *args, "gard")[1]
+    assert "[sensitive]" in run(capsys, *args, "#3")[1]
+    assert json.loads(run(capsys, *args, "xyzzy", "--json")[1]) == []
+
+
+def test_generate_says_which_steerings_acted(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    (tmp_path / "p.toml").write_text("[[rule]]\naction = 'suppress'\nconcept = 9\nstrength = 3\nreason = 'a test'")
+    _, plain, _ = run(capsys, *WRITE)
+    code, out, err = run(capsys, *WRITE, "--amplify", "4=50", "--policy", str(tmp_path / "p.toml"))
+    assert code == 0
+    assert out != plain
+    assert err.splitlines() == ["amplify concept 4 at 50", "p.toml, rule 1: suppress concept 9 at 3 (a test)"]
+    shown = json.loads(run(capsys, *WRITE, "--amplify", "4=50", "--like-response", "5 9 12", "--json")[1])
+    assert shown["steering"][0] == "amplify concept 4 at 50"
+    assert shown["steering"][1].startswith("like the response at 8: ")
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("--amplify", "gardens"), "have no names; give an id from 0 to 99"),
+        (("--amplify", "100"), "the ids are 0 to 99"),
+        (("--amplify", "4=lots"), "--amplify '4=lots': the strength is 'lots'"),
+        (("--suppress", "4=-2"), "the strength is '-2'"),
+        (("--amplify", "4", "--suppress", "4"), "keep one of the two"),
+        (("--policy", "none.toml"), "Cannot read the policy none.toml"),
+        (("--repetition-penalty", "1.1"), "--greedy and --repetition-penalty contradict each other"),
+        (("--like-response", "@none.txt"), "Cannot read the response none.txt"),
+    ],
+)
+def test_generate_tells_mistakes_in_a_sentence(capsys: pytest.CaptureFixture[str], args: tuple[str, ...], words: str):
+    code, out, err = run(capsys, *WRITE, *args)
+    assert (code, out) == (2, "")
+    assert words in err

@@ -1,0 +1,189 @@
+"""Concepts by name: reading a catalogue, searching it, what a name means, and which tokens a concept promotes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+import steerling_jax as sj
+from steerling_jax.concepts.catalogue import Catalogue, Concept
+from steerling_jax.explain.promoted_tokens import promoted_pieces, promoted_tokens
+from steerling_jax.io.catalogue import make_catalogue, read_catalogue
+from steerling_jax.models.compute import Compute
+from steerling_jax.models.steerling.config import ConceptConfig, ModelConfig
+from steerling_jax.models.steerling.model import init_params
+
+CONCEPT = ConceptConfig(n_concepts=100, n_unknown_concepts=150, concept_dim=32, factorize_rank=16, block_size=32)
+SMALL = ModelConfig(
+    n_layers=1, n_head=2, n_embd=32, n_kv_heads=1, block_size=32, diff_block_size=8, intermediate_size=32,
+    vocab_size=64, pad_token_id=60, bos_token_id=61, eos_token_id=59, endofchunk_token_id=62, mask_token_id=63,
+    concept=CONCEPT,
+)  # fmt: skip
+ENTRIES = [
+    {"id": 0, "name": "Regular expressions", "description": "Patterns that match text.", "group": "topic"},
+    {"id": 1, "name": "Text encoding", "description": "Unicode and bytes.", "group": "topic"},
+    {"id": 2, "name": "Text", "description": "Strings.", "group": "topic", "flags": ["broad"]},
+    {"id": 3, "name": "Expressions and statements", "group": "syntax"},
+    {"id": 7, "name": "Twice"},
+    {"id": 8, "name": "twice"},
+    {"id": 9, "name": "404"},
+    {"id": 1, "name": "Brackets", "head": "discovered", "group": "syntax"},
+]
+CATALOGUE = make_catalogue(ENTRIES, SMALL, "list")
+
+
+@pytest.mark.parametrize(
+    ("query", "ids"),
+    [
+        ("text", [2, 1, 0]),  # the name itself, a word of a name, a description
+        ("EXPRESS", [0, 3]),
+        ("regular expr", [0]),  # those with both words only
+        ("unicode", [1]),
+        ("topic", [2, 1, 0]),
+        ("#7", [7]),
+        ("99", [99]),
+        ("group:syntax", [3]),
+        ("nothing here", []),
+    ],
+)
+def test_find(query: str, ids: list[int]):
+    assert sorted([one.id for one in CATALOGUE.find(query)]) == sorted(ids)
+    if query != "topic":
+        assert [one.id for one in CATALOGUE.find(query)] == ids
+
+
+def test_an_empty_query_lists_all_concepts_also_those_without_an_entry():
+    everything = CATALOGUE.find("", "discovered")
+    assert [one.id for one in everything] == list(range(150))
+    assert everything[1].name == "Brackets"
+    assert everything[5] == Concept(5, "concept 5", head="discovered")
+
+
+def test_names_ids_and_groups_are_resolved():
+    assert CATALOGUE.resolve("  text   ENCODING ") == (1,)
+    assert CATALOGUE.resolve(42) == CATALOGUE.resolve("42") == CATALOGUE.resolve("#42") == (42,)
+    assert CATALOGUE.resolve("404") == (9,)  # a name comes before a number
+    assert CATALOGUE.resolve("group:Topic") == (0, 1, 2)
+    assert CATALOGUE.resolve("brackets", "discovered") == (1,)
+    assert CATALOGUE.resolve("group: syntax", "discovered") == (1,)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("regulr expressions", "no known concept 'regulr expressions'; near are 'Regular expressions'"),
+        ("expresions", "near are .*'Expressions and statements'"),
+        ("xyzzy", "`steerling concepts` lists them"),
+        ("Twice", "Several known concepts are called 'Twice'; give one of their ids, #7 and #8"),
+        ("100", "no known concept 100; the ids are 0 to 99"),
+        ("#404", "no known concept 404"),
+        pytest.param("9" * 5000, r"no known concept 9{18}\.\.\.; the ids are 0 to 99", id="digits"),
+        ("Brackets", "'Brackets' is a discovered concept, but a known one is needed"),
+        ("group:topics", "no group 'topics' of known concepts; groups are 'topic'"),
+        ("group:", "no group '' of known concepts"),
+    ],
+)
+def test_what_cannot_be_resolved_is_told_with_what_may_have_been_meant(text: str, words: str):
+    with pytest.raises(sj.UserError, match=words):
+        CATALOGUE.resolve(text)
+
+
+def test_without_names_ids_still_work():
+    bare = Catalogue((), known=5)
+    assert bare.resolve("4") == (4,)
+    with pytest.raises(sj.UserError, match="have no names; give an id from 0 to 4"):
+        bare.resolve("gardens")
+    with pytest.raises(sj.UserError, match="its concepts have no groups"):
+        bare.resolve("group:gardens")
+    with pytest.raises(sj.UserError, match="has no discovered concepts"):
+        bare.resolve("0", "discovered")
+
+
+def test_json_and_parquet_say_the_same(tmp_path: Path):
+    (tmp_path / "c.json").write_text(json.dumps(ENTRIES))
+    parquet.write_table(pyarrow.Table.from_pylist(ENTRIES, _schema()), tmp_path / "c.parquet")
+    read = read_catalogue(tmp_path / "c.json", SMALL)
+    assert read == CATALOGUE == read_catalogue(tmp_path / "c.parquet", SMALL)
+    assert read.get(2) == Concept(2, "Text", "Strings.", "known", "topic", ("broad",))
+    assert (read.known, read.discovered) == (100, 150)
+
+
+def _schema() -> pyarrow.Schema:
+    text = pyarrow.string()
+    fields = dict.fromkeys(("name", "description", "head", "group"), text)
+    return pyarrow.schema({"id": pyarrow.int32(), **fields, "flags": pyarrow.list_(text)})
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        (7, "7 is not a concept"),
+        ({"id": 100, "name": "x"}, "an id below 100"),
+        ({"id": True, "name": "x"}, "is not a known concept"),
+        ({"id": 5, "name": " "}, "is not a known concept"),
+        ({"id": 2, "name": "again"}, "the known concept 2 is there twice"),
+        ({"id": 5, "name": "x", "head": "guessed"}, "the head of 'x' is 'guessed'"),
+        ({"id": 5, "name": "x", "group": 7}, "group of 'x' is 7"),
+        ({"id": 5, "name": "x", "flags": [1]}, "flags of 'x' is 1"),
+    ],
+)
+def test_bad_entries_are_named(entry: object, words: str):
+    with pytest.raises(sj.UserError, match=f"^list: .*{words}"):
+        make_catalogue([*ENTRIES, entry], SMALL, "list")
+
+
+def test_bad_files_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(sj.UserError, match=r"no file .*none\.parquet"):
+        read_catalogue(tmp_path / "none.parquet", SMALL)
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 no more")
+    with pytest.raises(sj.UserError, match=r"bad\.parquet is not a Parquet file"):
+        read_catalogue(tmp_path / "bad.parquet", SMALL)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(sj.UserError, match=r"bad\.parquet needs pyarrow"):
+        read_catalogue(tmp_path / "bad.parquet", SMALL)
+
+
+def test_a_bundle_reads_its_catalogue_when_asked(tmp_path: Path):
+    bundle = sj.load()
+    bundle = dataclasses.replace(bundle, folder=tmp_path)
+    assert bundle.concepts.concepts == ()
+    bundle = dataclasses.replace(bundle)
+    parquet.write_table(pyarrow.Table.from_pylist(ENTRIES, _schema()), tmp_path / "concepts.parquet")
+    assert bundle.concepts.resolve("regular expressions") == (0,)
+    with pytest.raises(sj.UserError, match="bare backbone"):
+        dataclasses.replace(bundle, config=dataclasses.replace(SMALL, interpretable=False, concept=None)).concepts  # noqa: B018
+
+
+@pytest.mark.parametrize("factorised", [True, False])
+@pytest.mark.parametrize("head", ["known", "discovered"])
+def test_promoted_tokens_are_those_that_the_embedding_points_to(head, factorised: bool):
+    config = dataclasses.replace(SMALL, concept=dataclasses.replace(CONCEPT, factorize_unknown=factorised))
+    params = init_params(config, jax.random.key(0))
+    table = params["known_head" if head == "known" else "unknown_head"]
+    if "embedding_coef" in table:
+        E_CD = np.asarray(table["embedding_coef"]["weight"] @ table["embedding_basis"]["weight"].T)
+    else:
+        E_CD = np.asarray(table["concept_embedding"]["weight"])
+    ids = [99, *range(80), 3]  # more than one batch
+    tokens, logits = promoted_tokens(params, ids, 5, head=head, config=config, compute=Compute())
+    wanted = E_CD[ids] @ np.asarray(params["tok_emb"]["weight"]).T
+    wanted[:, [59, 60, 63]] = -np.inf  # eos, pad and mask are never written
+    np.testing.assert_array_equal(tokens, np.argsort(-wanted, axis=1)[:, :5])
+    np.testing.assert_allclose(logits, np.sort(wanted, axis=1)[:, ::-1][:, :5], rtol=1e-4, atol=1e-6)
+
+
+def test_promoted_pieces_of_the_bundled_model():
+    bundle = sj.load()
+    ids = bundle.concepts.resolve("Email and MIME")
+    assert any("mail" in piece.lower() for piece in promoted_pieces(bundle, ids, 32)[0])
+    assert promoted_pieces(bundle, [], 8) == []
+    with pytest.raises(sj.UserError, match="no discovered concept 100000"):
+        promoted_pieces(bundle, [100_000], 8, "discovered")

@@ -1,0 +1,246 @@
+"""Input attribution equals the golden one, says how complete it is, and sees nothing that the target could not see."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from flax import struct
+
+import steerling_jax as sj
+from steerling_jax.decoding.trace import Trace
+from steerling_jax.explain.inputs import snapshots as snapshot_passes
+from steerling_jax.explain.inputs.integrated_gradients import quadrature
+from steerling_jax.explain.inputs.record import Tolerance
+from steerling_jax.explain.inputs.targets import ConceptActivation, TokenContrast, TokenLogit
+from tests.worlds.golden_traces import FAMILIES, golden_trace
+
+
+@pytest.fixture(scope="module")
+def base(golden):
+    bundle = sj.load(golden / "base")
+    case = np.load(golden / "base" / "attribution.npz")
+    return bundle, golden_trace(case, bundle.config.mask_token_id)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_golden_attributions(golden, family):
+    bundle = sj.load(golden / family)
+    case = np.load(golden / family / "attribution.npz")
+    told = json.loads((golden / family / "attribution.json").read_text())
+    trace = golden_trace(case, bundle.config.mask_token_id)
+    for nodes in (1, 4):
+        ours = sj.attribute_inputs(bundle, trace, nodes=nodes, rule="right-riemann")
+        reference = case[f"input.attributions_{nodes}"]
+        np.testing.assert_allclose(ours.attributions, reference, rtol=0, atol=1e-4 * np.abs(reference).max())
+        for name in ("positions", "token_ids", "orders"):
+            np.testing.assert_array_equal(getattr(ours, f"target_{name}"), case[f"input.target_{name}"])
+    np.testing.assert_allclose(ours.path_logits, ours.target_logits, atol=1e-4)
+    for name, ranking in (
+        ("aggregate_prompt", ours.aggregate("prompt")),
+        ("aggregate_all_unsigned", ours.aggregate("all", signed=False)),
+    ):
+        for entry, expected in zip(ranking, told[name], strict=False):
+            assert entry.input_position == expected["input_position"]
+            assert entry.input_token_id == expected["input_token_id"]
+            assert entry.score == pytest.approx(expected["score"], abs=1e-5)
+
+
+def test_completeness_improves_with_nodes(base):
+    """The sum of the attributions approaches the difference of the logits, and Gauss–Legendre gets there first."""
+    bundle, trace = base
+    errors = {
+        nodes: np.abs(sj.attribute_inputs(bundle, trace, nodes=nodes).completeness_error).mean() for nodes in (2, 8, 24)
+    }
+    riemann = sj.attribute_inputs(bundle, trace, nodes=8, rule="right-riemann")
+    assert errors[24] < errors[8] < errors[2]
+    assert errors[8] < np.abs(riemann.completeness_error).mean()
+    moved = riemann.path_logits - riemann.baseline_logits
+    assert errors[24] < 0.02 * np.abs(moved).mean()
+
+
+@pytest.mark.parametrize("shortest", [1, 128])
+def test_masked_positions_and_later_blocks_get_exactly_zero(base, shortest, monkeypatch):
+    """Also where the canvas is not cut: later blocks are out of sight."""
+    monkeypatch.setattr(snapshot_passes, "_SHORTEST", shortest)
+    bundle, trace = base
+    assert len(trace.tokens) < 128
+    ours = sj.attribute_inputs(bundle, trace, nodes=2)
+    steps = [step for step, *_ in trace.flat()]
+    for row, (position, step) in enumerate(zip(ours.target_positions, steps, strict=True)):
+        masked = trace.snapshot(step) == trace.mask_id
+        assert not ours.attributions[row, masked].any()
+        assert not ours.attributions[row, (position // 16 + 1) * 16 :].any()
+        assert ours.attributions[row, :16].any()
+
+
+def test_cuts_and_batches_do_not_matter(base, monkeypatch):
+    """The canvas is cut and passes are filled with nodes of any target, and neither shows."""
+    bundle, trace = base
+    whole = sj.attribute_inputs(bundle, trace, nodes=2)
+    monkeypatch.setattr(snapshot_passes, "_SHORTEST", 1)
+    monkeypatch.setattr(snapshot_passes, "_PASSES", 2)
+    parts = sj.attribute_inputs(bundle, trace, nodes=2, batch_size=3)
+    np.testing.assert_allclose(parts.attributions, whole.attributions, rtol=0, atol=2e-5)
+    np.testing.assert_allclose(parts.path_logits, whole.path_logits, atol=1e-5)
+
+
+def test_aggregates_of_a_chunk(base):
+    bundle, trace = base
+    ours = sj.attribute_inputs(bundle, trace, nodes=2)
+    position = int(ours.target_positions[-1])
+    ranking = ours.aggregate("all", start=position, end=position + 1)
+    best = int(np.argmax(ours.attributions[-1]))
+    assert ranking[0].input_position == best
+    assert ours.aggregate("prompt", start=0, end=1) == []
+
+
+def test_quadrature():
+    points, weights = quadrature(4, "gauss-legendre")
+    assert weights.sum() == pytest.approx(1)
+    assert (weights * points**7).sum() == pytest.approx(1 / 8)
+    points, weights = quadrature(4, "right-riemann")
+    assert points.tolist() == [0.25, 0.5, 0.75, 1.0]
+
+
+def test_nodes_are_added_until_the_error_is_small(base):
+    """Targets that are exact enough stop; the others get more, and what is never exact enough is said."""
+    bundle, trace = base
+    error = np.abs(sj.attribute_inputs(bundle, trace, nodes=8).completeness_error)
+    tolerance = Tolerance(relative=0.0, absolute=float(np.median(error)), most_nodes=32)
+    ours = sj.attribute_inputs(bundle, trace, tolerance=tolerance)
+    eight = sj.attribute_inputs(bundle, trace, nodes=8, tolerance=tolerance)
+    assert set(ours.nodes.tolist()) <= {8, 8 + 16, 8 + 16 + 32}
+    assert eight.converged.sum() == 8 < ours.converged.sum()
+    np.testing.assert_array_equal(ours.nodes == 8, eight.converged)
+    np.testing.assert_array_equal(np.abs(ours.completeness_error) <= tolerance.absolute, ours.converged)
+    np.testing.assert_allclose(ours.attributions[eight.converged], eight.attributions[eight.converged], atol=2e-5)
+    assert eight.unconverged is not None
+    assert "8 of 16 targets are outside the tolerance after 8 nodes" in eight.unconverged
+    loose = sj.attribute_inputs(bundle, trace, tolerance=Tolerance(relative=10.0, most_nodes=2))
+    assert set(loose.nodes.tolist()) == {2}
+    assert loose.unconverged is None
+
+
+def test_which_commits(base):
+    bundle, trace = base
+    whole = sj.attribute_inputs(bundle, trace, nodes=2)
+    where = whole.target_positions.tolist()
+    start, end = min(where) + 3, max(where) - 2
+    inside = [i for i, position in enumerate(where) if start <= position < end]
+    chosen = [where[5], where[2], where[5]]
+    cases: tuple[tuple[dict[str, Any], list[int]], ...] = (
+        ({"span": (start, end)}, inside),
+        ({"positions": chosen}, [5, 2, 5]),
+        ({"sample": 4}, [0, 5, 10, 15]),
+        ({"span": (start, end), "sample": 1}, inside[:1]),
+    )
+    for arguments, rows in cases:
+        part = sj.attribute_inputs(bundle, trace, nodes=2, **arguments)
+        assert part.target_orders.tolist() == whole.target_orders[rows].tolist()
+        np.testing.assert_allclose(part.attributions, whole.attributions[rows], rtol=0, atol=2e-5)
+
+
+def test_a_span_is_the_sum_of_its_tokens(base):
+    bundle, trace = base
+    ours = sj.attribute_inputs(bundle, trace, nodes=2)
+    start = int(ours.target_positions.min())
+    chunk = ours.of_span(start, start + 4)
+    rows = (ours.target_positions >= start) & (ours.target_positions < start + 4)
+    assert chunk.tokens == rows.sum() == 4
+    np.testing.assert_allclose(chunk.attributions, ours.attributions[rows].sum(axis=0))
+    assert chunk.attributions.sum() - (chunk.path - chunk.baseline) == pytest.approx(chunk.completeness_error, abs=1e-4)
+    with pytest.raises(sj.UserError, match="No explained token"):
+        ours.of_span(0, 1)
+
+
+def test_memory_does_not_grow_with_the_nodes(base):
+    """One program, which nodes only tell how often to go round."""
+    bundle, trace = base
+    program = cast(Any, snapshot_passes.summed_gradients)
+    sj.attribute_inputs(bundle, trace, nodes=1, sample=2)
+    before = program._cache_size()
+    for nodes in (3, 40, 80):
+        sj.attribute_inputs(bundle, trace, nodes=nodes, sample=2)
+    assert program._cache_size() == before
+
+
+def test_targets_of_two_classes_are_two_programs(base):
+    """JAX calls trees of two dataclasses with like fields equal, and may then run the one's program for the other."""
+
+    @struct.dataclass
+    class Twice(TokenLogit):
+        def value(self, params, rows, tokens, config, compute):
+            return 2 * super().value(params, rows, tokens, config, compute)
+
+    bundle, trace = base
+    program = cast(Any, snapshot_passes.summed_gradients)
+    once = sj.attribute_inputs(bundle, trace, nodes=1, sample=1, target=TokenLogit())
+    before = program._cache_size()
+    twice = sj.attribute_inputs(bundle, trace, nodes=1, sample=1, target=Twice())
+    assert program._cache_size() == before + 1
+    np.testing.assert_allclose(twice.path_logits, 2 * once.path_logits, rtol=1e-5)
+
+
+def test_mistakes_are_sentences(base):
+    bundle, trace = base
+    last = len(trace.tokens)
+    cases: tuple[tuple[dict[str, Any], str], ...] = (
+        ({"nodes": 0}, "nodes is 0"),
+        ({"rule": "simpson"}, "rule is 'simpson'"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"method": "guess"}, "method is 'guess'"),
+        ({"span": (0, last)}, "does not lie in the generated text"),
+        ({"span": (last - 1, last + 1)}, "does not lie in the generated text"),
+        ({"span": (last - 1, last - 1)}, "does not lie in the generated text"),
+        ({"positions": [0]}, "No token was written at position 0"),
+        ({"positions": [last - 1], "span": (last - 1, last)}, "Both span and positions"),
+        ({"sample": 0}, "sample is 0"),
+        ({"target": TokenContrast(300)}, "other token is 300"),
+        ({"target": ConceptActivation(100)}, "known concepts are 0 to 99"),
+        ({"target": ConceptActivation(-1, "discovered")}, "discovered concepts are 0 to"),
+        ({"target": [TokenContrast(1)]}, "go with as many positions"),
+    )
+    for arguments, words in cases:
+        with pytest.raises(sj.UserError, match=words):
+            sj.attribute_inputs(bundle, trace, **arguments)
+    wrong: dict[str, Any]
+    for wrong in ({"relative": -1.0}, {"absolute": float("nan")}, {"most_nodes": 0}):
+        with pytest.raises(sj.UserError, match=next(iter(wrong))):
+            Tolerance(**wrong)
+
+
+def test_traces_that_are_not_this_models(base):
+    bundle, trace = base
+    wide = np.zeros((16, 32), np.float32)
+    for change, words in (
+        ({"mask_id": 298}, "mask id is 298"),
+        ({"prompt": trace.prompt + 300}, "not in the vocabulary of 300"),
+        ({"tokens": np.zeros(300, np.int32)}, "canvas of 300 is longer than 256"),
+        ({"hidden": wide}, "hidden rows have the width 32"),
+        ({"hidden": np.zeros((3, 64), np.float32)}, "one hidden row for each commit"),
+        ({"commits": trace.commits * 2}, "not single positions"),
+    ):
+        other = dataclasses.replace(trace, **change)
+        for explain in (sj.attribute_inputs, sj.concept_contributions):
+            with pytest.raises(sj.UserError, match=words):
+                explain(bundle, other)
+
+
+def test_weights_that_are_no_numbers(base):
+    bundle, trace = base
+    norm = {"weight": bundle.params["ln_f"]["weight"].at[3].set(np.nan)}
+    broken = dataclasses.replace(bundle, params={**bundle.params, "ln_f": norm})
+    for explain in (sj.attribute_inputs, sj.concept_contributions):
+        with pytest.raises(sj.UserError, match="not a finite number"):
+            explain(broken, trace)
+
+
+def test_an_empty_generation(base):
+    bundle, _ = base
+    trace = Trace(np.asarray([1, 2], np.int32), np.asarray([1, 2, 299, 299], np.int32), (), 299)
+    with pytest.raises(sj.UserError, match="The generation is empty"):
+        sj.attribute_inputs(bundle, trace)

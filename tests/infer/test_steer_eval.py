@@ -1,0 +1,436 @@
+"""The steering evaluation: measures on cases that one can follow by hand, and on a corpus with planted concepts."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import io
+import json
+import math
+import random
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from rich.console import Console
+
+from steerling_jax.bundle import Bundle, special_ids
+from steerling_jax.cli.main import main
+from steerling_jax.concepts.lift import lifted_tokens, set_log_probability, unrelated
+from steerling_jax.corpus.bags import Bags
+from steerling_jax.decoding.generation import Generation
+from steerling_jax.errors import UserError
+from steerling_jax.evaluation.intervals import bootstrap_mean
+from steerling_jax.evaluation.text_metrics import distinct, repeated
+from steerling_jax.infer import steer_eval_command as command
+from steerling_jax.infer.steer_eval.jobs import (
+    AGAIN,
+    AMPLIFY,
+    CONCEPT,
+    NOTHING,
+    RANDOM,
+    SUPPRESS,
+    SUPPRESSED,
+    WORDS,
+    Condition,
+    Job,
+    Settings,
+    jobs_of,
+)
+from steerling_jax.infer.steer_eval.judge import Judge, best_threshold, train_judge
+from steerling_jax.infer.steer_eval.measure import Text, measure, write_texts
+from steerling_jax.infer.steer_eval.plot import check_plot, plot
+from steerling_jax.infer.steer_eval.prompts import HeldOutChunks, Opening
+from steerling_jax.infer.steer_eval.report import flat, overall, render, summarise
+from steerling_jax.inference import forward
+from steerling_jax.io.corpus.store import CorpusStore
+from steerling_jax.io.corpus.writer import corpus_writer
+from steerling_jax.io.weights.published import write_published
+from steerling_jax.models.compute import Compute
+from steerling_jax.models.steerling.backbone import lm_head_weight
+from steerling_jax.models.steerling.config import ConceptConfig, ModelConfig
+from steerling_jax.models.steerling.model import init_params
+from steerling_jax.steering.config import SteeringConfig
+from steerling_jax.steering.controls import random_control
+from steerling_jax.steering.plan import prepare_steering
+from steerling_jax.tokenizer import IdsOnlyTokenizer, SpecialIds
+from steerling_jax.train.run.run_config import special_ids as special_fields
+
+V, C, N = 64, 6, 16
+COMMON = range(24, 59)  # ids that go with no concept; concept c has 4c … 4c + 3
+SETTINGS = Settings(strengths=(2.0, 8.0), samples=3, new_tokens=N, seed=0)
+
+
+def words_of(concept: int) -> list[int]:
+    return list(range(4 * concept, 4 * concept + 4))
+
+
+def chunk_tokens(draw: random.Random, label: list[int]) -> list[int]:
+    return [draw.choice(words_of(draw.choice(label)) if label and draw.random() < 0.5 else COMMON) for _ in range(24)]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> CorpusStore:
+    """240 documents of four chunks. A chunk has one of its document's two concepts, and half of its tokens from it, or
+    none."""
+    draw, folder = random.Random(0), tmp_path_factory.mktemp("corpus") / "store"
+    concepts = [{"id": i, "name": f"Concept {i}", "group": "test", "description": f"{i}"} for i in range(C)]
+    tokenizer = IdsOnlyTokenizer(SpecialIds.last_of(V), V)
+    with corpus_writer(folder, tokenizer, concepts=concepts, source={"kind": "test"}) as writer:
+        for number in range(240):
+            pair = draw.sample(range(C), 2)
+            labels = [draw.choice([[pair[0]], [pair[1]], []]) for _ in range(4)]
+            chunks = [(chunk_tokens(draw, label), label) for label in labels]
+            sha256 = hashlib.sha256(str(chunks).encode()).hexdigest()
+            split = "train" if number < 160 else "heldout"
+            writer.add(name=f"document {number}", source="test", sha256=sha256, split=split, chunks=chunks)
+    return CorpusStore(folder)
+
+
+@pytest.fixture(scope="module")
+def judge(store: CorpusStore) -> Judge:
+    return train_judge(store, C, [], N)
+
+
+@pytest.fixture(scope="module")
+def bundle() -> Bundle:
+    concept = ConceptConfig(
+        n_concepts=C, n_unknown_concepts=10, concept_dim=16, topk_known=3, topk_known_features=3, factorize_rank=16,
+        unknown_topk=4, block_size=4, inject_layer=1,
+    )  # fmt: skip
+    config = ModelConfig(
+        n_layers=2, n_head=2, n_kv_heads=1, n_embd=16, block_size=64, diff_block_size=8, vocab_size=V, concept=concept,
+        **special_fields(V),
+    )  # fmt: skip
+    params = jax.jit(partial(init_params, config))(jax.random.key(0))
+    return Bundle(config, params, IdsOnlyTokenizer(special_ids(config), V))
+
+
+@pytest.fixture(scope="module")
+def jobs(bundle: Bundle, store: CorpusStore, judge: Judge) -> list[Job]:
+    held = HeldOutChunks.read(store, C)
+    return jobs_of(bundle.tokenizer, held, judge, [1, 4], dict.fromkeys(range(C), ""), SETTINGS)
+
+
+def test_repetition_by_hand():
+    assert distinct([1, 2, 1, 2, 1], 1) == 2 / 5
+    assert distinct([1, 2, 1, 2, 1], 2) == 2 / 4
+    assert repeated([1, 2, 1, 2, 1], 3) == 2 / 3  # 121 twice, 212 once
+    assert repeated([1, 2, 3, 4], 2) == 0
+    assert repeated([7] * 9, 3) == 1
+    assert distinct([1], 2) is None
+    assert repeated([], 1) is None
+
+
+def test_lift_by_hand():
+    # The concept's chunks are the first two: 6 of 12 tokens. Id 5 stands there 3 times of 4, id 7 once of once.
+    bags = Bags(np.array([[5, 5, 1], [5, 7, 1], [1, 1, 5], [1, 2, 3]], np.int32))
+    positive = np.array([[True], [True], [False], [False]])
+    (found,) = lifted_tokens(bags, positive, 9, support=1, least=1.2, most=9)
+    assert dict(zip(found.tokens.tolist(), found.lift)) == pytest.approx({7: 2.0, 5: (3 / 6) / (4 / 12)})
+    (found,) = lifted_tokens(bags, positive, 9, support=2, least=0.5, most=9)
+    assert found.tokens.tolist() == [5, 1]  # 7 is in one chunk only
+    (found,) = lifted_tokens(bags, positive, 9, support=1, least=0.0, most=1, without={7})
+    assert found.tokens.tolist() == [5]
+
+
+def test_unrelated_by_hand():
+    positive = np.array([[1, 1, 0], [1, 1, 0], [0, 0, 1], [0, 0, 0], [1, 0, 1], [0, 0, 0]], bool)
+    expected = [[False, False, True], [False, False, True], [True, True, False]]  # 0 and 2: 1 together, as expected
+    assert unrelated(positive).tolist() == expected
+
+
+def test_set_log_probability_is_the_softmax_summed(bundle: Bundle):
+    result = forward(bundle, [[1, 2, 3, 63, 63]])
+    suppression = np.zeros(V, np.float32)
+    suppression[:5] = 3.0
+    members = np.zeros(V, bool)
+    members[[2, 9, 30]] = True
+    hidden = result.decomposition.hidden[0]
+    found = set_log_probability(
+        bundle.params, hidden, members, suppression, config=bundle.config, compute=bundle.compute
+    )  # fmt: skip
+    p = np.asarray(jax.nn.softmax(result.logits[0] - suppression[None, :], axis=-1), np.float64)
+    np.testing.assert_allclose(found, np.log(p[:, [2, 9, 30]].sum(axis=1)), rtol=1e-4)
+
+
+def test_bootstrap():
+    key = jax.random.key(0)
+    draw = np.random.default_rng(0)
+    groups = [draw.normal(0, 1, 200), draw.normal(4, 1, 50)]
+    found = bootstrap_mean(groups, key)
+    assert found is not None
+    assert found.mean == pytest.approx((groups[0].mean() + groups[1].mean()) / 2)  # of groups, however large each is
+    error = math.sqrt(1 / 200 + 1 / 50) / 2
+    assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.2)
+    assert bootstrap_mean([np.array([2.0, math.nan]), np.array([math.nan])], key) == (2.0, 2.0, 2.0, 1)
+    assert bootstrap_mean([np.array([math.nan]), np.zeros(0)], key) is None
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "steering", [SteeringConfig((1, 2), 8.0), SteeringConfig.injection_relu(3), SteeringConfig.injection(0)]
+)
+def test_random_control_is_of_equal_norm(bundle: Bundle, dtype, steering: SteeringConfig):
+    compute = Compute(dtype=dtype)
+    plan = prepare_steering(bundle.params, steering, config=bundle.config, compute=compute)
+    controls = [random_control(plan, jax.random.key(i), params=bundle.params, compute=compute) for i in (0, 0, 1)]
+    first, again, other = (control.tables(0, bundle.config.n_layers)[0] for control in controls)
+    tables = plan.tables(0, bundle.config.n_layers)[0]
+    np.testing.assert_array_equal(first, again)
+    np.testing.assert_allclose(np.linalg.norm(first, axis=1), np.linalg.norm(tables, axis=1), rtol=1e-2)
+    for control in controls:
+        norms = jnp.linalg.norm(control.suppression), jnp.linalg.norm(plan.suppression)
+        np.testing.assert_allclose(*norms, rtol=1e-5)
+        assert control.next_change(0) == plan.next_change(0)
+    if plan.parts:
+        cosine = [np.sum(a * b) / np.linalg.norm(tables) ** 2 for a, b in ((first, tables), (first, other))]
+        assert np.max(np.abs(cosine)) < 0.8
+    if steering.relu_logit_mask:
+        direction = controls[0].parts[0].direction
+        aligned = np.asarray(lm_head_weight(bundle.params)) @ direction
+        assert np.corrcoef(np.maximum(aligned, 0), controls[0].suppression)[0, 1] > 0.99
+
+
+def test_judge_knows_what_was_planted(judge: Judge):
+    assert judge.concepts.tolist() == list(range(C))
+    for concept in range(C):
+        assert sorted(judge.lifted[concept].tokens.tolist()) == words_of(concept)
+    assert judge.recall.min() > 0.95
+    assert judge.false_alarm.max() < 0.02
+    draw = np.random.default_rng(1)
+    common = Bags(draw.choice(COMMON, (400, N)).astype(np.int32))
+    assert (judge.score(common) > judge.threshold).mean() < 0.01
+    assert len(judge.choose(3)) == 3
+    assert set(judge.choose(50)) == set(range(C))
+
+
+def test_best_threshold():
+    scores, positive = np.array([3.0, 1.0, 2.0, 0.0]), np.array([True, False, True, False])
+    assert best_threshold(scores, positive) == 1.5
+    assert best_threshold(scores, np.array([True, True, False, False])) == 0.5  # 2 of 3 found are right, and all found
+    assert best_threshold(scores, np.ones(4, bool)) == 0.0
+    assert best_threshold(scores, np.zeros(4, bool)) == math.inf
+
+
+def test_openings(store: CorpusStore):
+    held = HeldOutChunks.read(store, C)
+    found = list(held.without(2, N, (0, 2)))
+    assert len(found) > 10
+    for opening in found:
+        record = next(d for d in store.documents if d.name == opening.document)
+        assert record.split == "heldout"
+        ids = [*opening.ids, *opening.goes_on]
+        assert ids == store.tokens(record.start, record.start + len(ids)).tolist()
+        assert len(opening.goes_on) == N
+        first, last = store.chunks_between(record.start, record.end)
+        labels = [label for i in range(first, last) for label in store.chunk(i).labels]
+        assert 2 not in labels
+        assert set(opening.own) <= set(labels)
+    found = list(held.having(2, N, (0, 2)))
+    documents = [opening.document for opening in found]
+    assert len(found) == held.positive[:, 2].sum()
+    assert len(set(documents)) == len(set(documents[: len(set(documents))]))  # each document once, before any again
+    assert all(set(words_of(2)) & {*opening.ids[-12:], *opening.goes_on[:12]} for opening in found)
+    assert all(2 in opening.own for opening in found)
+    assert list(held.having(2, N, (0, 2))) == found
+    assert list(held.having(2, N, (1, 2))) != found
+
+
+def test_jobs(bundle: Bundle, judge: Judge, jobs: list[Job]):
+    assert len(jobs) == 2 * 3 * (3 + 2 * 2 + 4)
+    for job in jobs:
+        twins = [
+            j for j in jobs if (j.condition.arm, j.concept, j.sample) == (job.condition.arm, job.concept, job.sample)
+        ]
+        assert {j.opening for j in twins} == {job.opening}
+        assert {j.seed == job.seed for j in twins if j.condition.name != AGAIN} == {job.condition.name != AGAIN}
+        assert judge.finds(job.concept, job.opening.goes_on) == (job.condition.arm == SUPPRESS)
+        prompt = job.prompt(bundle.config, N)
+        expected = list(job.opening.ids)
+        if job.condition.name == WORDS:
+            bos, words, end = bundle.config.bos_token_id, words_of(job.concept), bundle.config.endofchunk_token_id
+            assert (prompt[0], sorted(prompt[1:5]), prompt[5]) == (bos, words, end)
+            prompt = [bos, *prompt[6:]]
+        assert prompt == expected
+        plan = job.plan(bundle)
+        assert (plan is not None) == (job.condition.name in (CONCEPT, RANDOM, SUPPRESSED))
+    doses = [
+        j.plan(bundle)
+        for j in jobs
+        if (j.condition.name, j.condition.arm, j.concept, j.sample) == (RANDOM, AMPLIFY, 1, 0)
+    ]
+    assert len(doses) == 2
+    low, high = (dose.parts[0] for dose in doses if dose is not None)
+    np.testing.assert_array_equal(low.direction, high.direction)
+    assert high.alpha == pytest.approx(4 * low.alpha)
+
+
+def test_a_corpus_without_what_is_needed_is_refused(bundle: Bundle, store: CorpusStore, judge: Judge, tmp_path: Path):
+    held = HeldOutChunks.read(store, C)
+    everywhere = dataclasses.replace(held, positive=np.ones_like(held.positive))
+    with pytest.raises(UserError, match="No held-out document without 'Concept 4' has 32 tokens"):
+        jobs_of(bundle.tokenizer, everywhere, judge, [4, 1], dict.fromkeys(range(C), ""), SETTINGS)
+    concepts = [{"id": 0, "name": "Concept 0", "group": "test", "description": ""}]
+    tokenizer = IdsOnlyTokenizer(SpecialIds.last_of(V), V)
+    with corpus_writer(tmp_path / "store", tokenizer, concepts=concepts, source={"kind": "test"}) as writer:
+        writer.add(name="one", source="test", sha256="0" * 64, split="train", chunks=[([1, 2, 3], [0])])
+    with pytest.raises(UserError, match="has no held-out documents"):
+        train_judge(CorpusStore(tmp_path / "store"), 1, [], N)
+
+
+def test_prefix_is_cut_where_the_context_has_no_room(bundle: Bundle):
+    job = Job(Condition(AMPLIFY, WORDS), 0, 0, Opening("d", (61, 5, 6), (), ()), 0, tuple(range(60)))
+    assert len(job.prompt(bundle.config, 16)) == 64 - 16
+
+
+def planted_writer(jobs: list[Job], obeys: bool):
+    """Writes the concept's words where steering should have brought or left them, if the model `obeys`, else common
+    words; texts that have the concept unsteered have it under random steering too."""
+
+    def write(bundle: Bundle, prompts) -> Iterator[tuple[int, Generation]]:
+        order = list(enumerate(prompts))
+        draw = np.random.default_rng(0)
+        for number, prompt in reversed(order):  # in any order
+            job = jobs[number]
+            arm, name, _ = job.condition
+            has = (name == CONCEPT and obeys) if arm == AMPLIFY else not (name == SUPPRESSED and obeys)
+            ids = draw.choice(words_of(job.concept) if has else list(COMMON), N)
+            hidden = 9.0 * has * np.asarray(lm_head_weight(bundle.params))[ids]
+            tokens = np.concatenate([prompt.text_or_ids, ids])
+            trace = SimpleNamespace(prompt_length=len(prompt.text_or_ids), hidden=hidden)
+            yield number, Generation("", tokens, N, trace, job.seed)  # type: ignore[arg-type]
+
+    return write
+
+
+def figures(bundle: Bundle, judge: Judge, jobs: list[Job], obeys: bool) -> tuple[list[Text], dict]:
+    written = write_texts(bundle, judge, jobs, SETTINGS, write=planted_writer(jobs, obeys))
+    assert [w.job for w in written] == jobs
+    texts = measure(bundle, judge, written)
+    found = overall(summarise(texts, 0))
+    return texts, {condition: {name: e.mean for name, e in row.items()} for condition, row in found.items()}
+
+
+def test_perfect_steering_and_none(bundle: Bundle, judge: Judge, jobs: list[Job]):
+    _, perfect = figures(bundle, judge, jobs, obeys=True)
+    _, none = figures(bundle, judge, jobs, obeys=False)
+    steered, suppressed = Condition(AMPLIFY, CONCEPT, 8.0), Condition(SUPPRESS, SUPPRESSED)
+    assert perfect[steered]["found"] == 1
+    assert perfect[steered]["score_gain"] > 3
+    assert perfect[steered]["lifted_gain"] > 1
+    assert perfect[suppressed]["found"] == perfect[suppressed]["still_found"] == 0
+    assert none[steered]["found"] < 0.2
+    assert none[steered]["lifted_gain"] == 0
+    assert none[suppressed]["still_found"] == 1
+    for found in (perfect, none):
+        assert (
+            found[Condition(AMPLIFY, NOTHING)]["lifted_gain"]
+            == found[Condition(AMPLIFY, NOTHING)]["others_change"]
+            == 0
+        )
+        assert found[Condition(AMPLIFY, RANDOM, 8.0)]["found"] < 0.2
+        assert found[Condition(SUPPRESS, NOTHING)]["found"] == found[Condition(SUPPRESS, RANDOM)]["still_found"] == 1
+        assert found[Condition(SUPPRESS, AGAIN)]["still_found"] == 1
+        assert found[steered]["nats_per_token"] == pytest.approx(math.log(V), rel=0.5)  # fresh parameters
+
+
+def test_rows_for_programs(bundle: Bundle, judge: Judge, jobs: list[Job]):
+    texts, found = figures(bundle, judge, jobs, obeys=True)
+    rows = list(flat(summarise(texts, 0), {1: "one", 4: "four"}))
+    steered = [r for r in rows if (r["condition"], r["strength"], r["figure"]) == (CONCEPT, 2.0, "distinct_1")]
+    by_concept = {row["concept"]: row for row in steered}
+    assert set(by_concept) == {"", "one", "four"}
+    assert by_concept[""]["mean"] == found[Condition(AMPLIFY, CONCEPT, 2.0)]["distinct_1"]
+    assert by_concept[""]["mean"] == pytest.approx((by_concept["one"]["mean"] + by_concept["four"]["mean"]) / 2)
+    assert by_concept[""]["texts"] == 6
+    assert all(row["low"] <= row["mean"] <= row["high"] for row in rows)
+    console = Console(width=80, file=io.StringIO(), record=True)
+    console.print(render(summarise(texts, 0), {1: "one", 4: "four"}))
+    lines = console.export_text().splitlines()
+    shown = next(line for line in lines if line.startswith("concept at 8")).split()
+    assert shown[3:5] == [f"{found[Condition(AMPLIFY, CONCEPT, 8.0)][name]:.2f}" for name in ("lifted_gain", "found")]
+    last = next(line for line in lines if line.startswith("four"))
+    assert last.split() == ["four", "0.00", "0.00", "1.00", "0.00", "1.00", "0.00"]
+
+
+def test_the_same_figures_give_the_same_picture(bundle: Bundle, judge: Judge, jobs: list[Job], tmp_path: Path):
+    texts, _ = figures(bundle, judge, jobs, obeys=True)
+    drawn = overall(summarise(texts, 0))
+    for name in ("a.svg", "b.svg", "c.png"):
+        check_plot(tmp_path / name)
+        plot(drawn, tmp_path / name, "title")
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_picture_needs_matplotlib(monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(UserError, match=r"ends in \.svg"):
+        check_plot(Path("figures.txt"))
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(UserError, match="steerling-jax\\[plot\\]"):
+        check_plot(Path("figures.svg"))
+
+
+@pytest.fixture(scope="module")
+def model(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    write_published(folder, bundle.config, bundle.params)
+    return folder
+
+
+@pytest.mark.slow
+def test_command(model: Path, store: CorpusStore, tmp_path: Path, capsys: pytest.CaptureFixture):
+    line = ["steer-eval", "--model", str(model), "--corpus", str(store.folder), "--strengths", "4", "--samples", "1"]
+    line += ["--max-new-tokens", "8", "--concepts", "concept 5,Concept 2"]
+    assert main([*line, "--json", "--csv", str(tmp_path / "f.csv"), "--plot", str(tmp_path / "f.svg")]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert [concept["name"] for concept in said["concepts"]] == ["Concept 5", "Concept 2"]
+    assert len(said["texts"]) == 2 * (3 + 2 + 4)
+    assert said["settings"] == {"strengths": [4.0], "samples": 1, "new_tokens": 8, "seed": 0}
+    with (tmp_path / "f.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(said["figures"])
+    assert [float(row["mean"]) for row in rows] == [row["mean"] for row in said["figures"]]
+    assert "</svg>" in (tmp_path / "f.svg").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--strengths", "2,x"], "--strengths is '2,x'"),
+        (["--strengths", "0"], "a strength is above 0"),
+        (["--samples", "0"], "--samples is 0"),
+        (["--concepts", "0"], "--concepts is 0"),
+        (["--concepts", "Concept"], "did you mean 'Concept"),
+        (["--concepts", "zebra"], "'zebra', which the corpus does not have"),
+        (["--max-new-tokens", "12"], "multiple of the block size, 8"),
+        (["--max-new-tokens", "40"], "give at most 32"),
+        (["--plot", "figures.txt"], "--plot is figures.txt"),
+        (["--corpus", "nowhere"], "There is no corpus at nowhere"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input(
+    options: list[str], words: str, model: Path, store: CorpusStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+):  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    corpus = [] if "--corpus" in options else ["--corpus", str(store.folder)]
+    assert main(["steer-eval", "--model", str(model), *corpus, *options]) == 2
+    said = capsys.readouterr().err
+    assert words in said
+    assert said.count("\n") == 1
+
+
+def test_other_concepts_are_refused(bundle: Bundle, store: CorpusStore):
+    with pytest.raises(UserError, match="calls concept 0 'Concept 0', which this model does not"):
+        command.check_concepts(SimpleNamespace(**vars(bundle) | {"concept_names": ("cats",) * C}), store)  # type: ignore[arg-type]
+    assert command.check_concepts(bundle, store) == C

@@ -1,0 +1,189 @@
+"""Checkpoints of training: what comes back, what is kept, and what damage does; flips and cuts are real."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import json
+import os
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from steerling_jax.errors import UserError
+from steerling_jax.io.checkpoints.digests import find_damage, write_digests
+from steerling_jax.io.checkpoints.training import RestoredCheckpoint, TrainingCheckpoints
+from steerling_jax.io.disk import disk_trouble
+
+
+def save(folder: Path, *steps: int, keep: int = 3, keep_every: int | None = None) -> None:
+    """Checkpoints whose values are their step."""
+    with TrainingCheckpoints(folder, keep=keep, keep_every=keep_every) as checkpoints:
+        for step in steps:
+            checkpoints.save(step, {"w": jnp.full(4, float(step))}, {"starts": step, "seconds": {}})
+
+
+def restore(folder: Path) -> RestoredCheckpoint:
+    with TrainingCheckpoints(folder, keep=3) as checkpoints:
+        found = checkpoints.restore({"w": jnp.zeros(4)})
+    assert found is not None
+    return found
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def test_state_and_clock_come_back_as_one(tmp_path: Path) -> None:
+    save(tmp_path, 1, 2)
+    found = restore(tmp_path)
+    assert (found.step, found.clock, found.unreadable) == (2, {"starts": 2, "seconds": {}}, ())
+    assert found.verified
+    np.testing.assert_array_equal(found.state["w"], 2.0)
+
+
+def test_a_flipped_bit_anywhere_is_found(tmp_path: Path) -> None:
+    save(tmp_path, 1, 2)
+    newest = tmp_path / "checkpoints/2"
+    found = files(newest)
+    assert {"data.json", "_METADATA", "manifest.ocdbt", "digests-0-of-1.json"} <= {path.name for path in found}
+    arrays = [path for path in found if path.parent.name == "d"]
+    assert arrays
+    for path in [*arrays, newest / "clock/data.json", newest / "digests-0-of-1.json"]:
+        whole = path.read_bytes()
+        flipped = bytearray(whole)
+        flipped[len(whole) // 2] ^= 1
+        path.write_bytes(flipped)
+        result = restore(tmp_path)
+        ((step, reason),) = result.unreadable
+        assert (result.step, step) == (1, 2), path
+        assert path.name in reason or "digests-" in path.name
+        path.write_bytes(whole)
+    assert restore(tmp_path).step == 2
+    # Reading all of them is what finds it, whichever file it is.
+    for path in found:
+        if not path.name.startswith("digests-"):
+            path.write_bytes((whole := path.read_bytes())[:-1] + bytes([whole[-1] ^ 128]))
+            damage = find_damage(newest)
+            assert damage is not None
+            assert damage.startswith(path.relative_to(newest).as_posix())
+            path.write_bytes(whole)
+    assert find_damage(newest) is None
+
+
+def test_orbax_alone_takes_a_flipped_bit_for_a_number(tmp_path: Path) -> None:
+    """Why there are digests. If this fails one day, they can go."""
+    noise = np.random.default_rng(0).standard_normal((128, 128), np.float32)
+    with TrainingCheckpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(1, {"w": jnp.asarray(noise)}, {})
+    data = max(files(tmp_path / "checkpoints/1/state"), key=lambda path: path.stat().st_size)
+    flipped = bytearray(data.read_bytes())
+    flipped[len(flipped) // 2] ^= 64
+    data.write_bytes(flipped)
+    with TrainingCheckpoints(tmp_path, keep=1) as checkpoints:
+        with pytest.raises(UserError, match="SHA-256 differs"):
+            checkpoints.restore({"w": jnp.asarray(noise)})
+        (tmp_path / "checkpoints/1/digests-0-of-1.json").unlink()
+        found = checkpoints.restore({"w": jnp.asarray(noise)})
+    assert found is not None
+    assert np.any(np.asarray(found.state["w"]) != noise)
+
+
+@pytest.mark.parametrize("part", ["state", "clock"])
+def test_a_cut_checkpoint_is_passed_over(tmp_path: Path, part: str) -> None:
+    save(tmp_path, 1, 2)
+    for path in files(tmp_path / "checkpoints/2" / part):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with TrainingCheckpoints(tmp_path, keep=3) as checkpoints:
+        found = checkpoints.restore({"w": jnp.zeros(4)})
+        assert found is not None
+        ((step, reason),) = found.unreadable
+        assert (found.step, step) == (1, 2)
+        assert "bytes instead of" in reason
+        np.testing.assert_array_equal(found.state["w"], 1.0)
+        checkpoints.save(2, {"w": jnp.full(4, 5.0)}, found.clock)  # in place of the unreadable one
+        assert checkpoints.wait() == 2
+        found = checkpoints.restore({"w": jnp.zeros(4)})
+    assert found is not None
+    np.testing.assert_array_equal(found.state["w"], 5.0)
+
+
+@pytest.mark.filterwarnings("ignore:.*never awaited", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_cut_off_before_the_digests(tmp_path: Path) -> None:
+    """Orbax had renamed the folder, so it is whole; what is damaged then Orbax may find, or nobody."""
+    save(tmp_path, 1, 2)
+    (tmp_path / "checkpoints/2/digests-0-of-1.json").unlink()
+    found = restore(tmp_path)
+    assert (found.step, found.verified) == (2, False)
+    (tmp_path / "checkpoints/2/state/manifest.ocdbt").unlink()
+    found = restore(tmp_path)
+    assert (found.step, found.verified, [step for step, _ in found.unreadable]) == (1, True, [2])
+    gc.collect()  # coroutines that Orbax leaves where it fails, and which complain when they go
+
+
+def test_a_whole_checkpoint_that_does_not_load_is_never_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For want of memory, say: the one before it would be taken, and this one overwritten."""
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+    save(tmp_path, 1, 2)
+    with TrainingCheckpoints(tmp_path, keep=3) as checkpoints:
+        monkeypatch.setattr(checkpoints._checkpointer, "load_checkpointables", fail)
+        with pytest.raises(UserError, match=r"checkpoints/2 is whole but could not be loaded \(RESOURCE_EXHAUSTED"):
+            checkpoints.restore({"w": jnp.zeros(4)})
+    assert restore(tmp_path).step == 2
+
+
+def test_no_readable_checkpoint_is_an_error_not_a_new_start(tmp_path: Path) -> None:
+    save(tmp_path, 1, 2)
+    for path in files(tmp_path / "checkpoints"):
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match="None of the checkpoints in"):
+        restore(tmp_path)
+
+
+def test_half_written_checkpoints_are_not_picked_up(tmp_path: Path) -> None:
+    save(tmp_path, 1, 2)
+    half = tmp_path / "checkpoints/2.orbax-checkpoint-tmp"
+    (tmp_path / "checkpoints/2").rename(half)
+    assert restore(tmp_path).step == 1
+    assert not half.exists()
+
+
+def test_what_is_kept(tmp_path: Path) -> None:
+    save(tmp_path, 1, 2, 3, 4, 5, 6, 7, keep=2, keep_every=3)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["3", "6", "7"]
+
+
+def test_several_processes_share_the_reading(tmp_path: Path) -> None:
+    """What process 1 of two wrote is read by process 1 of two and by process 0 of one."""
+    for name in ("_METADATA", "ocdbt.process_0/d/a", "ocdbt.process_1/d/b", "array_metadatas/process_1"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    for process in range(2):
+        write_digests(tmp_path, process, 2)
+    listed = [json.loads((tmp_path / f"digests-{process}-of-2.json").read_text()) for process in range(2)]
+    assert [sorted(names) for names in listed] == [
+        ["_METADATA", "ocdbt.process_0/d/a"],
+        ["array_metadatas/process_1", "ocdbt.process_1/d/b"],
+    ]
+    (tmp_path / "ocdbt.process_1/d/b").unlink()
+    assert find_damage(tmp_path, 0, 2) is None
+    assert find_damage(tmp_path, 1, 2) == find_damage(tmp_path) == "ocdbt.process_1/d/b is missing"
+
+
+def test_a_full_disk_is_recognised_wherever_it_was_met() -> None:
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert disk_trouble(full) == "no space left on device"
+    assert disk_trouble(ValueError("RESOURCE_EXHAUSTED: Error writing: write failed: No space left on device")) == (
+        "no space left on device"
+    )
+    wrapped = RuntimeError("saving failed")
+    wrapped.__cause__ = full
+    assert disk_trouble(wrapped) == "no space left on device"
+    assert disk_trouble(ValueError("shapes differ")) is None

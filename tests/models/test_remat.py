@@ -1,0 +1,35 @@
+"""Computing layers again in the backward pass changes no number, whatever their attention."""
+
+from __future__ import annotations
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from steerling_jax.models.compute import Compute
+from steerling_jax.models.steerling.config import ModelConfig
+from steerling_jax.models.steerling.denoise import denoise
+from steerling_jax.models.steerling.model import init_params
+
+CONFIG = ModelConfig(
+    interpretable=False, n_layers=2, n_head=2, n_kv_heads=1, n_embd=16, block_size=16, diff_block_size=4, vocab_size=32,
+    pad_token_id=27, bos_token_id=28, eos_token_id=29, endofchunk_token_id=30, mask_token_id=31, concept=None,
+)  # fmt: skip
+
+
+def test_remat_changes_nothing() -> None:
+    """Two copies have an attention that is a function, which remat has to be told of."""
+    params = init_params(CONFIG, jax.random.key(0))
+    tokens = jnp.arange(16, dtype=jnp.int32)[None] % 27
+
+    def gradients(remat: bool):
+        def total(params) -> jax.Array:
+            hidden = denoise(
+                params, tokens, tokens.at[:, ::3].set(31), config=CONFIG, compute=Compute(remat=remat),
+                clean_context=True,
+            )  # fmt: skip
+            return jnp.sum(jnp.square(hidden) * jnp.arange(16.0)[None, None])
+
+        return jax.jit(jax.grad(total))(params)
+
+    chex.assert_trees_all_close(gradients(True), gradients(False), rtol=1e-5, atol=1e-5)

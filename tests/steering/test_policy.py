@@ -1,0 +1,302 @@
+"""Steering by name: rules from options, JSON and policy files, and what each does."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import steerling_jax as sj
+from steerling_jax.cli.steering_options import add_steering_options, from_args, from_json
+from steerling_jax.concepts.catalogue import Catalogue
+from steerling_jax.io.catalogue import make_catalogue
+from steerling_jax.io.steering_policy import read_policy
+from steerling_jax.models.steerling.config import ConceptConfig, ModelConfig
+from steerling_jax.steering.by_name import steering_of
+from steerling_jax.steering.plan import ClampPlan, prepare_steering
+from steerling_jax.steering.rules import Rule, make_rule, parse_option, parse_policy, parse_rules
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+CONFIG = ModelConfig(n_layers=6, concept=ConceptConfig(n_concepts=40))
+NAMES = [
+    {"id": 0, "name": "Networking", "group": "topic"},
+    {"id": 1, "name": "Email", "group": "topic"},
+    {"id": 5, "name": "Poems", "group": "form"},
+]
+CATALOGUE = make_catalogue(NAMES, CONFIG, "list")
+
+
+def steer(*rules: Rule, config: ModelConfig = CONFIG) -> tuple[sj.SteeringConfig, ...]:
+    return steering_of(rules, CATALOGUE, config)
+
+
+def test_amplify_is_the_injection_preset():
+    (one,) = steer(parse_option("amplify", "poems"))
+    assert one == dataclasses.replace(sj.SteeringConfig.injection(5, inject_layer=3), label="amplify Poems at 8")
+    (one,) = steer(parse_option("amplify", "#12=2.5"))
+    assert (one.concept_ids, one.mai_lm_target, one.label) == ((12,), 2.5, "amplify concept 12 at 2.5")
+
+
+@pytest.mark.parametrize(("layers", "first"), [(1, 1), (4, 2), (12, 6), (16, 8), (32, 8)])
+def test_amplify_starts_at_the_presets_layer_or_at_half_of_fewer(layers: int, first: int):
+    (one,) = steer(Rule("amplify", "Poems"), config=dataclasses.replace(CONFIG, n_layers=layers))
+    assert one.inject_layer == first
+
+
+def test_suppress_is_the_unlearn_preset_in_proportion_to_its_strength():
+    (one,) = steer(parse_option("suppress", "Email"))
+    assert one == dataclasses.replace(sj.SteeringConfig.injection_relu(1), label="suppress Email at 7")
+    (one,) = steer(parse_option("suppress", "Email = 0.7"))
+    assert (one.mai_lm_target, one.relu_logit_mask) == (-0.7, {1: pytest.approx(2.0)})
+
+
+def test_groups():
+    whole, with_group = steer(
+        Rule("suppress", group="topic"), Rule("suppress", "Email", group="topic", strength=3.5, reason="no letters")
+    )
+    assert (whole.concept_ids, whole.relu_logit_mask) == ((0, 1), {0: 10.0, 1: 10.0})
+    assert (with_group.concept_ids, with_group.relu_logit_mask) == ((1, 0), {1: 10.0})
+    assert with_group.label == "suppress Email with group:topic at 3.5 (no letters)"
+    (amplified,) = steer(parse_option("amplify", "group:topic"))
+    assert (amplified.concept_ids, amplified.label) == ((0, 1), "amplify group:topic at 8")
+
+
+def test_a_rule_reaches_every_field_of_the_config():
+    full = {"strength": 3, "layer": 2, "tokens": "all", "raw": True, "where": "prompt"}
+    plain = {"action": "amplify", "concept": "Poems"}
+    (one,) = steer(make_rule(plain | full, "p"))
+    assert one == sj.SteeringConfig((5,), 3.0, False, 2, "fixed", where="prompt", label="p: amplify Poems at 3")
+    (one,) = steer(make_rule(plain | {"tokens": 9}, "p"))
+    assert (one.inject_alpha_schedule, one.cutoff_tokens, one.inject_layer) == ("hard_cutoff", 9, 3)
+    (one,) = steer(make_rule({"action": "amplify", "concepts": {"Email": 2, "Poems": -0.5}}, "p"))
+    assert (one.concept_ids, one.weights, one.label) == ((1, 5), (2.0, -0.5), "p: amplify 2 Email + -0.5 Poems at 8")
+    (one,) = steer(make_rule({"action": "suppress", "concept": "Poems", "strength": 0, "words": 4, "raw": False}, "p"))
+    assert (one.mai_lm_target, one.normalize_mai_lm_target, one.relu_logit_mask) == (0.0, True, {5: 4.0})
+    clamp = {"action": "clamp", "group": "topic", "value": 0.25, "at": [2, 5], "epsilon": "frozen", "reason": "why"}
+    (one,) = steer(make_rule(clamp, "p"))
+    label = "p: clamp group:topic at 0.25 (why)"
+    assert one == sj.SteeringConfig(
+        intervene_known={0: 0.25, 1: 0.25}, clamp_offsets=(2, 5), epsilon="frozen", label=label
+    )
+    with pytest.raises(sj.UserError, match=r"p: concepts are group:topic, but a weight belongs to one concept"):
+        steer(make_rule({"action": "amplify", "concepts": {"group:topic": 1}}, "p"))
+    reached = {name for rule in (full, clamp) for name in rule} | {"words", "concepts", "head", "concept"}
+    assert reached | {"action", "origin"} == {field.name for field in dataclasses.fields(Rule)}
+
+
+@pytest.mark.parametrize("text", ["Poems=", "Poems=lots", "Poems=-1", "Poems=nan", "Poems=inf", "Poems=1e999"])
+def test_bad_strengths(text: str):
+    with pytest.raises(sj.UserError, match=f"--amplify '{text}': the strength is .* not negative"):
+        parse_option("amplify", text)
+
+
+def test_rules_that_contradict_each_other_are_named():
+    with pytest.raises(sj.UserError, match="Email: an option says amplify, and p, rule 2 says suppress; keep one"):
+        steer(Rule("amplify", "1"), Rule("suppress", "email", origin="p, rule 2"))
+    assert len(steer(Rule("amplify", "group:topic"), Rule("suppress", "Email"))) == 2
+
+
+def test_unknown_names_are_told_with_the_rule():
+    with pytest.raises(sj.UserError, match=r"^p\.toml, rule 1: There is no known concept 'Emial'; near are 'Email'"):
+        steer(*parse_policy({"rule": [{"action": "amplify", "concept": "Emial"}]}, "p.toml"))
+    with pytest.raises(sj.UserError, match=r"^There is no group 'topics'"):
+        steer(parse_option("suppress", "group:topics"))
+
+
+POLICY = """\
+[[rule]]
+action = "suppress"
+concept = "Email"
+strength = 2
+reason = "not in this handbook"
+
+[[rule]]
+action = "amplify"
+concept = 5
+
+[[rule]]
+action = "amplify"
+group = "topic"
+"""
+
+
+def test_a_policy_file(tmp_path: Path):
+    (tmp_path / "house.toml").write_text(POLICY)
+    assert [one.label for one in steer(*read_policy(tmp_path / "house.toml"))] == [
+        "house.toml, rule 1: suppress Email at 2 (not in this handbook)",
+        "house.toml, rule 2: amplify Poems at 8",
+        "house.toml, rule 3: amplify group:topic at 8",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        ({"strenght": 3}, "'strenght' is not a field of a rule; did you mean 'strength'"),
+        ({"xyzzy": 3}, "'xyzzy' is not a field of a rule; there are action, concept, group"),
+        ({"action": "amplfy"}, "action is 'amplfy'; give action = 'amplify', 'suppress' or 'clamp'"),
+        ({"action": None}, "there is no action"),
+        ({"action": ["amplify"]}, "action is"),
+        ({"concept": None}, "concept is None"),
+        ({"concept": True}, "concept is True; give a name or an id"),
+        ({"concept": " "}, "concept is ' '"),
+        ({"group": 3.5}, "group is 3.5; give a name"),
+        ({"strength": "lots"}, "the strength is 'lots'"),
+        ({"strength": True}, "the strength is True"),
+        ({"strength": -1}, "the strength is -1"),
+        ({"strength": 10**400}, "the strength is 1000"),
+        ({"strength": 1e5}, "the strength is 100000.0; give at most 10000"),
+        ({"reason": 4}, "reason is 4; give a text"),
+        ({"layer": -1}, "layer is -1; give a whole number, at least 0"),
+        ({"tokens": 0}, "tokens is 0; give a whole number, at least 1"),
+        ({"tokens": "none"}, "tokens is 'none'"),
+        ({"raw": 1}, "raw is 1; give one of False, True"),
+        ({"where": "here"}, "where is 'here'; give one of 'masks', 'prompt'"),
+        ({"words": 3}, "words is no field of amplify; it has action"),
+        ({"value": 3}, "value is no field of amplify"),
+        ({"concepts": {"Email": 1}}, "concepts, with weights, stands alone"),
+        ({"action": "clamp"}, "there is no value; give the activation"),
+        ({"action": "clamp", "value": "on"}, "the value is 'on'; give a number"),
+        ({"action": "clamp", "value": 1, "head": "unknown"}, "head is 'unknown'; give one of 'known', 'discovered'"),
+        ({"action": "clamp", "value": 1, "at": [4, 4]}, r"at is \[4, 4\]; give a start and a later end"),
+        ({"action": "clamp", "value": 1, "at": 4}, "at is 4; give a start and a later end"),
+        ({"action": "clamp", "value": 1, "epsilon": "off"}, "epsilon is 'off'; give one of 'published', 'frozen'"),
+        ({"action": "clamp", "value": 1, "strength": 3}, "strength is no field of clamp"),
+    ],
+)
+def test_bad_rules_name_file_rule_and_field(rule: dict[str, Any], words: str):
+    good = {"action": "amplify", "concept": "Email"}
+    with pytest.raises(sj.UserError, match=rf"^p\.toml, rule 2: {words}"):
+        parse_policy({"rule": [good, good | rule]}, "p.toml")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "there is no rule"),
+        ("rule = 3", "there is no rule"),
+        ("rule = [3]", "rule 1 is 3; give an action"),
+        ("[[rules]]\naction = 'amplify'", r"'rules' is not part of a policy.*did you mean 'rule'"),
+        ("[[rule]\n", "is not valid TOML"),
+        ("[[rule]]\naction = 'amplify'", "rule 1: there is no concept; give a concept or a group"),
+    ],
+)
+def test_bad_policy_files_are_named(tmp_path: Path, text: str, words: str):
+    (tmp_path / "p.toml").write_text(text)
+    with pytest.raises(sj.UserError, match=rf"p\.toml.*{words}"):
+        read_policy(tmp_path / "p.toml")
+
+
+def test_policy_files_that_cannot_be_read_are_named(tmp_path: Path):
+    with pytest.raises(sj.UserError, match=r"Cannot read the policy .*none\.toml"):
+        read_policy(tmp_path / "none.toml")
+    (tmp_path / "p.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(sj.UserError, match=r"p\.toml is not valid TOML"):
+        read_policy(tmp_path / "p.toml")
+
+
+def test_rules_from_json():
+    values = {"amplify": {"Email": 3, "Poems": None}, "suppress": ["0"], "rules": [{"action": "amplify", "concept": 7}]}
+    rules = parse_rules(values)
+    assert rules == (
+        Rule("amplify", "Email", strength=3.0),
+        Rule("amplify", "Poems"),
+        Rule("suppress", "0"),
+        Rule("amplify", "7", origin="steering, rule 1"),
+    )
+    assert [one.label for one in steer(*rules)][:3] == [
+        "amplify Email at 3", "amplify Poems at 8", "suppress Networking at 7",
+    ]  # fmt: skip
+    assert parse_rules({"amplify": None}) == ()
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ([], "steering is .*; give an object"),
+        ({"amplfy": {}}, "'amplfy' is not a kind of steering; did you mean 'amplify'"),
+        ({"amplify": "Email"}, "amplify is 'Email'; give an object"),
+        ({"amplify": {"Email": "lots"}}, "steering, amplify 'Email': the strength is 'lots'"),
+        ({"amplify": {" ": 1}}, "concept is ' '"),
+        ({"rules": {}, "amplify": {"x": 1}}, "have no names"),
+        ({"rules": {"a": 1}}, "rules is"),
+        ({"rules": [1]}, "rule 1 is 1"),
+        ({"like_response": 3}, "like_response is 3; give a text"),
+        ({"clamp": {"4": "on"}}, "steering, clamp '4': the value is 'on'; give a number"),
+        ({"clamp": ["4"]}, r"clamp is \['4'\]; give an object"),
+        ({"epsilon": "frozen"}, "clamp_at and epsilon need clamp"),
+        ({"clamp": {"4": 1}, "clamp_at": [3]}, r"steering, clamp '4': at is \[3\]"),
+        ({"clamp_discovered": {"4": 1}}, "alone changes nothing"),
+        ({"clamp": {"4": 1, "#4": 2}}, "'clamp concept 4 at 2' clamps concept 4, as another steering does"),
+        ({"like_strength": 3}, "like_strength needs like_response"),
+        ({"like_response": "1 2", "like_strength": "x"}, "the strength is 'x'"),
+    ],
+)
+def test_bad_json_is_told_in_a_sentence(values: Any, words: str):
+    bundle = sj.load(GOLDEN / "base")
+    with pytest.raises(sj.UserError, match=words):
+        prepare_steering(bundle.params, from_json(values, bundle), config=bundle.config, compute=bundle.compute)
+
+
+def options(*args: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_steering_options(parser)
+    return parser.parse_args(args)
+
+
+def test_options_and_json_mean_the_same(tmp_path: Path):
+    bundle = sj.load(GOLDEN / "base")
+    (tmp_path / "answer.txt").write_text("5 9 12")
+    (tmp_path / "names.json").write_text('[{"id": 3, "name": "Gardens"}]')
+    (tmp_path / "p.toml").write_text("[[rule]]\naction = 'amplify'\nconcept = 'Gardens'")
+    wanted = from_args(
+        options(
+            "--amplify", "4=2", "--amplify", "#7", "--suppress", "9=1", "--policy", str(tmp_path / "p.toml"),
+            "--like-response", f"@{tmp_path / 'answer.txt'}", "--like-strength", "3",
+            "--catalogue", str(tmp_path / "names.json"), "--clamp", "gardens=0.5", "--clamp", "8 = -1",
+            "--clamp-discovered", "11=0", "--clamp-at", "0:16", "--epsilon", "frozen",
+        )
+    )  # fmt: skip
+    configs = wanted.configs(bundle)
+    assert [one.describe() for one in configs[:7]] == [
+        "amplify concept 4 at 2", "amplify concept 7 at 8", "suppress concept 9 at 1",
+        "clamp Gardens at 0.5", "clamp concept 8 at -1", "clamp discovered concept 11 at 0",
+        "p.toml, rule 1: amplify Gardens at 8",
+    ]  # fmt: skip
+    plan = prepare_steering(bundle.params, configs, config=bundle.config, compute=bundle.compute)
+    assert plan.clamps == ClampPlan({3: 0.5, 8: -1.0}, {11: 0.0}, (0, 16), "frozen")
+    same = from_json(
+        {"amplify": {"4": 2, "7": None}, "suppress": {"9": 1}, "clamp": {"3": 0.5, "8": -1},
+         "clamp_discovered": {"11": 0}, "clamp_at": [0, 16], "epsilon": "frozen",
+         "rules": [{"action": "amplify", "concept": 3}],
+         "like_response": "5 9 12", "like_strength": 3}, bundle,
+    )  # fmt: skip
+    assert [dataclasses.replace(one, label="") for one in same] == [
+        dataclasses.replace(one, label="") for one in configs
+    ]
+    assert from_args(options()).configs(sj.load(GOLDEN / "backbone")) == ()
+    with pytest.raises(sj.UserError, match="needs a model with known concepts"):
+        from_args(options("--amplify", "1")).configs(sj.load(GOLDEN / "backbone"))
+
+
+def test_bad_options_are_told_in_a_sentence(tmp_path: Path):
+    with pytest.raises(sj.UserError, match="--like-strength needs --like-response"):
+        from_args(options("--like-strength", "3"))
+    with pytest.raises(sj.UserError, match=r"Cannot read the response .*none\.txt"):
+        from_args(options("--like-response", f"@{tmp_path / 'none.txt'}"))
+    for args, words in (
+        (("--amplify", "=3"), "names no concept"), (("--clamp", "3"), "does not set a concept; give NAME=1"),
+        (("--clamp", "3=on"), "the value is 'on'"), (("--clamp-discovered", "=1"), "does not set a concept"),
+        (("--clamp-at", "0:4"), "need --clamp"), (("--clamp", "3=1", "--clamp-at", "4"), "give START:END"),
+        (("--clamp", "3=1", "--clamp-at", "4:4"), "a start and a later end"),
+    ):  # fmt: skip
+        with pytest.raises(sj.UserError, match=words):
+            from_args(options(*args))
+
+
+def test_a_rule_needs_no_model_to_be_checked():
+    assert make_rule({"action": "suppress", "concept": "any name"}, "here").concept == "any name"
+    assert Catalogue((), 3).resolve("2") == (2,)

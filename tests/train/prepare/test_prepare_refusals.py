@@ -1,0 +1,202 @@
+"""What a preparation refuses before anything is written or read at length, and that nothing of others is touched."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from steerling_jax.cli.main import main
+from steerling_jax.errors import UserError
+from steerling_jax.io import places
+from steerling_jax.io.places import Place
+from steerling_jax.io.tokenizers.sentencepiece import SentencePieceTokenizer
+from steerling_jax.io.tokenizers.vocabulary import train_sentencepiece
+from steerling_jax.train.corpus.documents import Document
+from steerling_jax.train.corpus.sources import Source
+from steerling_jax.train.prepare.prepare import prepare
+
+TEXTS = [f"The thread number {i} waits for a lock. {'It waits on. ' * (i % 9)}" for i in range(60)]
+LEARNED = """
+[[concept]]
+name = "The sea"
+group = "topic"
+description = "Boats, waves and harbours."
+examples = ["The boat sails.", "Waves rise.", "Ships at sea.", "A harbour."]
+"""
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> SentencePieceTokenizer:
+    return SentencePieceTokenizer(train_sentencepiece(TEXTS, 300))
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    return tmp_path / "texts.jsonl"
+
+
+def stop_at(name: str):
+    def stop(stage: str, done: int, total: int) -> None:
+        if (stage, done) == (name, 1):
+            raise KeyboardInterrupt
+
+    return stop
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# Stores in a bucket: a local folder, by its address
+
+
+@pytest.fixture
+def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(places, "REMOTE", (*places.REMOTE, "file://"))
+    return f"file://{tmp_path}/bucket/store"
+
+
+def stopped(bucket: str, texts: Path, tokenizer: SentencePieceTokenizer) -> dict:
+    """Arguments of a preparation that was stopped while it wrote its store."""
+    settings = {"inputs": [Source((str(texts),))], "tokenizer": tokenizer}
+    with pytest.raises(KeyboardInterrupt):
+        prepare(bucket, **settings, progress=stop_at("writing"))
+    assert Place(bucket).names()
+    return settings
+
+
+def test_a_store_in_a_bucket_is_not_mixed_with_another(bucket: str, texts: Path, tokenizer, tmp_path: Path):
+    settings = stopped(bucket, texts, tokenizer)
+    Place(f"{bucket}.work").remove()
+    before = files_of(tmp_path)
+    with pytest.raises(UserError, match=r"bucket/store holds part of another preparation"):
+        prepare(bucket, **settings, seed=5)
+    assert files_of(tmp_path) == before
+    shutil.rmtree(tmp_path / "bucket")
+    assert prepare(bucket, **settings, seed=5).manifest["source"]["seed"] == 5
+
+
+def test_a_store_in_a_bucket_is_gone_on_with(bucket: str, texts: Path, tokenizer):
+    settings = stopped(bucket, texts, tokenizer)
+    with pytest.raises(UserError, match=rf"remove it and {bucket} to begin anew"):
+        prepare(bucket, **settings, seed=5)
+    prepare(bucket, **settings)
+    assert Place(f"{bucket}.work").names() == set()
+
+
+def test_what_a_bucket_answers_is_told(tmp_path: Path):
+    bad = Place("gs://_/store")
+    for ask in (
+        lambda: bad.read("x"),
+        lambda: bad.read_many(["x"]),
+        bad.names,
+        bad.remove,
+        lambda: bad.write("x", b""),
+    ):
+        with pytest.raises(UserError, match=r"^Cannot .* gs://_/store.*Invalid GCS bucket name"):
+            ask()
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(UserError, match=r"^Cannot list .*file: "):
+        Place(tmp_path / "file").names()
+
+
+# The working folder
+
+
+def test_a_folder_of_others_is_left_alone(tmp_path: Path, texts: Path, tokenizer):
+    (tmp_path / "store.work" / "deep").mkdir(parents=True)
+    (tmp_path / "store.work" / "deep" / "thesis.txt").write_text("years of work")
+    before = files_of(tmp_path)
+    given: list[dict[str, Any]] = [
+        {"inputs": [Source((str(texts),))]}, {"documents": [Document("d", "text", "x")]}
+    ]  # fmt: skip
+    for settings in given:
+        with pytest.raises(UserError, match=r"store\.work holds deep/thesis\.txt and no preparation"):
+            prepare(tmp_path / "store", tokenizer=tokenizer, **settings)
+        assert files_of(tmp_path) == before
+
+
+def test_what_was_written_before_the_job_is_no_obstacle(tmp_path: Path, texts: Path, tokenizer):
+    (tmp_path / "store.work").mkdir()
+    for name in ("documents.new", f"documents-{'0' * 16}.jsonl", "tokenizer.model"):
+        (tmp_path / "store.work" / name).write_text("half")
+    prepare(tmp_path / "store", tokenizer=tokenizer, inputs=[Source((str(texts),))])
+    assert not (tmp_path / "store.work").exists()
+
+
+def test_documents_that_are_in_no_file_may_be_changed_and_changed_back(tmp_path: Path, tokenizer):
+    documents = [Document(str(i), "text", text) for i, text in enumerate(TEXTS)]
+    with pytest.raises(KeyboardInterrupt):
+        prepare(tmp_path / "s", documents=documents, tokenizer=tokenizer, progress=stop_at("tokens and labels"))
+    with pytest.raises(UserError, match=r"s\.work holds a preparation that was stopped"):
+        prepare(tmp_path / "s", documents=documents[1:], tokenizer=tokenizer)
+    assert len(list((tmp_path / "s.work").glob("documents-*"))) == 1, "what was refused is not kept"
+    done: list[tuple[str, int, int]] = []
+    prepare(tmp_path / "s", documents=documents, tokenizer=tokenizer, progress=lambda *event: done.append(event))
+    assert ("reading", 0, 0) in done
+
+
+# What is told before the text is read
+
+
+def test_a_bad_model_or_table_is_told_before_the_text_is_read(
+    tmp_path: Path, texts: Path, capsys: pytest.CaptureFixture
+):
+    (tmp_path / "mine.toml").write_text(LEARNED)
+    table = '[[labels]]\nname = "t"\nfiles = "nowhere.jsonl"\nconcepts = "inventory.jsonl"\n'
+    (tmp_path / "labels.toml").write_text(table)
+    (tmp_path / "inventory.jsonl").write_text('{"concept_id": 5, "name": "Calm"}')
+    line = ["prepare", "--out", str(tmp_path / "store"), "--input", str(texts), "--vocab-size", "300"]
+    for options, words in [
+        (["--concepts", str(tmp_path / "mine.toml"), "--embeddings", "no-such-model"], "'no-such-model'"),
+        (["--concepts", str(tmp_path / "mine.toml"), "--embeddings", str(tmp_path)], "config.json"),
+        (["--labels", str(tmp_path / "labels.toml")], "nowhere.jsonl is not a folder or a file"),
+    ]:
+        assert main([*line, *options]) == 2
+        said = capsys.readouterr().err
+        assert words in said
+        assert said.count("\n") == 1
+        assert not (tmp_path / "store.work").exists()
+
+
+def test_sources_of_several_files_have_names_of_their_own(tmp_path: Path, texts: Path, capsys: pytest.CaptureFixture):
+    source = f'[[source]]\nname = "tales"\ndescription = "d"\nlicense = "CC0-1.0"\nfiles = "{texts}"\n'
+    for name in ("a.toml", "b.toml"):
+        (tmp_path / name).write_text(source)
+    line = ["prepare", "--out", tmp_path / "store", "--source", tmp_path / "a.toml", tmp_path / "b.toml"]
+    assert main([str(word) for word in line]) == 2
+    assert "b.toml: the source 'tales' is there already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("runner", "options", "message"),
+    [
+        ("NoRunner", (), r"Beam refuses --runner NoRunner .*Unexpected pipeline runner: NoRunner"),
+        ("DirectRunner", ("direct_num_workers=x",), r"--runner-options: argument --direct_num_workers: invalid int"),
+        ("DataflowRunner", ("project=p",), r"Beam refuses --runner DataflowRunner .*Missing GCS path option"),
+        ("nowhere.Runner", (), r"--runner nowhere\.Runner cannot be loaded, No module named 'nowhere'"),
+        (
+            "DataflowRunner", ("project=my-project", "region=r", "temp_location=gs://bbbb/t"),
+            r"--runner DataflowRunner cannot be loaded, .*pip install 'apache-beam\[gcp\]'",
+        ),
+    ],
+)  # fmt: skip
+def test_runners_and_options_that_beam_does_not_take(
+    tmp_path: Path, texts: Path, tokenizer, capsys: pytest.CaptureFixture, runner: str, options: tuple, message: str
+):
+    if importlib.util.find_spec("apache_beam") is None:
+        pytest.skip("needs Apache Beam")
+    if runner == "DataflowRunner" and importlib.util.find_spec("apitools") is not None:
+        pytest.skip("it would ask Google")
+    with pytest.raises(UserError, match=f"^{message}"):
+        prepare(
+            tmp_path / "s", inputs=[Source((str(texts),))], tokenizer=tokenizer, runner=runner, runner_options=options
+        )
+    assert "usage" not in capsys.readouterr().err
+    assert not (tmp_path / "s.work").exists()

@@ -1,0 +1,72 @@
+"""What is counted of samples, and the commands `prepare` and `evaluate` on bad input."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from steerling_jax.cli.main import main
+from steerling_jax.io.corpus.store import CorpusStore
+from steerling_jax.tokenizer import IdsOnlyTokenizer
+from steerling_jax.train.evaluation import samples
+from steerling_jax.train.evaluation.samples import RUN, Sample, measures
+from tests.worlds.training_world import make_corpus
+
+
+class Letters(IdsOnlyTokenizer):
+    """Two ids make a word of two letters, the same for equal ids."""
+
+    def decode(self, ids) -> str:
+        return " ".join(chr(97 + int(i) // 26) + chr(97 + int(i) % 26) for i in ids if int(i) not in self._names)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> CorpusStore:
+    return CorpusStore(make_corpus(tmp_path_factory.mktemp("corpus") / "store"))
+
+
+def test_measures(store: CorpusStore, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(samples, "_SLICE", 1000)  # runs across the seams count too
+    tokens = store.tokens(0, 3000).astype(int).tolist()
+    special = set(store.special.names())
+    at = next(i for i in range(995, 3000) if not special & set(tokens[i : i + 12]))
+    copied, invented = tokens[at : at + 12], [1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1]
+    bundle = SimpleNamespace(tokenizer=Letters(store.special, store.vocab_size))
+    found = measures([Sample("a", 0, "", "", copied, invented)], bundle, store)  # type: ignore[arg-type]
+    assert found["samples"]["copied"] == 1.0
+    assert found["reference"]["copied"] == 0.0
+    assert found["samples"]["known_words"] == found["reference"]["known_words"] == 1.0
+    assert found["reference"]["distinct_2"] == pytest.approx(1 / 11)
+
+
+def test_runs_are_told_apart():
+    tokens = np.random.default_rng(0).integers(0, 4096, 50_000)
+    assert len(np.unique(samples._runs(tokens))) == 50_000 - RUN + 1
+    assert len(samples._runs(tokens[: RUN - 1])) == 0
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["prepare", "--out", "there"], "choose another --out"),
+        (["prepare", "--out", "new", "--input", "nowhere"], "nowhere is not a folder"),
+        (["prepare", "--out", "new", "--heldout-share", "1"], "--heldout-share is 1.0"),
+        (["prepare", "--out", "new", "--chunk-tokens", "0"], "--chunk-tokens is 0"),
+        (["evaluate", "no-such/model"], "no-such/model"),
+        (["evaluate", "--levels", "0"], "--levels holds 0"),
+        (["evaluate", "--samples", "-1"], "--samples is -1"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input(args, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (tmp_path / "there").mkdir()
+    assert main(args) == 2
+    said = capsys.readouterr().err
+    assert words in said
+    assert said.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]

@@ -1,0 +1,200 @@
+"""Training in real processes: killed, stopped, refused, out of space. The pieces are in test_training_parts.py."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from steerling_jax.cli.main import main
+from steerling_jax.errors import UserError
+from tests.worlds.training_world import BARE_CONFIG, CONFIG, EVERY, STEPS, World, make_corpus
+
+# `assert_same_run` takes the arrays back as they were saved.
+pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    root = tmp_path_factory.mktemp("training")
+    (root / "small.py").write_text(BARE_CONFIG)
+    made = World(root, root / "small.py", make_corpus(root / "corpus"), root / "finished")
+    code, told = made.run(made.finished)
+    assert code == 0, told
+    return made
+
+
+def wait_for_compiled(process: subprocess.Popen) -> bool:
+    """Reads what the process says until it has compiled the step; False if it ended before."""
+    assert process.stderr is not None
+    return any(line.startswith("Compiled") for line in process.stderr)
+
+
+def step_lines(out: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        line.pop("tokens_per_second", None)
+        line.pop("model_flops_per_second", None)
+    return [line for line in lines if line["kind"] == "step"]
+
+
+def assert_same_run(out: Path, other: Path) -> None:
+    """The same parameters and optimizer state, bit for bit, and the same metrics, each step once."""
+    from orbax.checkpoint import v1 as ocp
+
+    assert (out / "export/model.safetensors").read_bytes() == (other / "export/model.safetensors").read_bytes()
+    last = f"checkpoints/{STEPS}"
+    ours, theirs = (ocp.load(str(folder / last), checkpointable_name="state") for folder in (out, other))
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b), strict=True)
+    assert [line["step"] for line in step_lines(out)] == list(range(1, STEPS + 1))
+    assert step_lines(out) == step_lines(other)
+
+
+@pytest.mark.slow
+def test_killed_again_and_again_ends_as_if_never_killed(world: World, tmp_path: Path) -> None:
+    draw, out = random.Random(20), tmp_path / "out"
+    for attempt in range(6):
+        process = world.start(out)
+        if attempt % 3 == 1:  # anywhere in the start-up too
+            time.sleep(draw.uniform(0, 2))
+        elif wait_for_compiled(process):
+            time.sleep(draw.uniform(0, 0.25))
+        process.kill()
+        _, told = process.communicate()
+        assert process.returncode == -signal.SIGKILL, f"ended before it could be killed, at start {attempt + 1}: {told}"
+    code, told = world.run(out)
+    assert code == 0, told
+    assert_same_run(out, world.finished)
+    assert not list((out / "checkpoints").glob("*tmp*"))
+    # Every start ran the very same program: it was compiled once, by the undisturbed run.
+    assert len(list((world.root / "compiled").glob("jit_train_step*-cache"))) == 1
+
+
+@pytest.mark.slow
+def test_asked_to_stop_saves_and_says_so(world: World, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for number in (signal.SIGTERM, signal.SIGINT):
+        process = world.start(out)
+        assert wait_for_compiled(process)
+        process.send_signal(number)
+        _, told = process.communicate(timeout=300)
+        assert process.returncode == 128 + number, told
+        assert "Stopped and saved at step" in told
+        assert "Traceback" not in told
+        saved = [int(path.name) for path in (out / "checkpoints").iterdir()]
+        assert f"at step {max(saved)};" in told
+    code, told = world.run(out)
+    assert code == 0, told
+    assert f"  1. state and clock, step {max(saved)}: {out.absolute() / 'checkpoints' / str(max(saved))}\n" in told
+    assert re.search(r"Time, 3 starts(.*\n)+init .*\n(.*\n)+all ", told)
+    assert_same_run(out, world.finished)
+
+
+def test_a_finished_run_is_left_as_it_is(world: World, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(world.finished, out)
+    code, told = world.run(out)
+    assert code == 0, told
+    assert_same_run(out, world.finished)
+
+
+def test_full_disk_while_saving(world: World, tmp_path: Path) -> None:
+    """And TensorBoard's files after it: they hold what metrics.jsonl does, from the step that was restored."""
+    out = world.unfinished(tmp_path / "out")
+    limit = 12_000  # bytes a file: below a checkpoint's, above the metrics that the last steps append
+    (out / "metrics.jsonl").write_text("")
+    code, told = world.run(
+        out, before=f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))"
+    )
+    assert code == 2, told
+    place = out.absolute() / "checkpoints"
+    assert f"error: The checkpoint of step {STEPS} could not be saved in {place}: file too large;" in told
+    assert "Traceback" not in told
+    # Nothing half-written; the one before is as good as ever.
+    assert sorted(path.name for path in (out / "checkpoints").iterdir()) == [str(STEPS - EVERY)]
+    assert not (out / "export").exists()
+    code, told = world.run(out, "--tensorboard")
+    assert code == 0, told
+    assert f"Going on from step {STEPS - EVERY}." in told
+    assert (out / "export/model.safetensors").read_bytes() == (world.finished / "export/model.safetensors").read_bytes()
+    check_tensorboard(out, first=STEPS - EVERY + 1)
+
+
+def check_tensorboard(out: Path, first: int) -> None:
+    event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2")
+    (path,) = (out / "tensorboard").iterdir()
+    events = [event_pb2.Event.FromString(record) for record in records(path.read_bytes())]
+    # What an earlier process may have written of these steps is void.
+    assert [event.step for event in events if event.HasField("session_log")] == [first]
+    found = {(value.tag, event.step): value.simple_value for event in events for value in event.summary.value}
+    expected: dict[tuple[str, int], float] = {}
+    for line in map(json.loads, (out / "metrics.jsonl").read_text().splitlines()):
+        kind, step = line.pop("kind"), line.pop("step")
+        if step >= first:
+            expected |= {(f"{kind}/{name}", step): value for name, value in line.items() if value is not None}
+    assert {step for _, step in expected} == set(range(first, STEPS + 1))
+    assert {("step/loss", STEPS), ("evaluation/nats_per_token", STEPS)} <= found.keys()
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
+def records(file: bytes) -> Iterator[bytes]:
+    """The records of an event file: eight bytes of length and four to check it, the record, four to check that."""
+    while file:
+        size = int.from_bytes(file[:8], "little")
+        yield file[12 : 12 + size]
+        file = file[16 + size :]
+
+
+def test_another_run_in_the_same_folder_is_refused(world: World, tmp_path: Path) -> None:
+    from steerling_jax.io.checkpoints.training_folder import alone_in
+
+    with alone_in(tmp_path), pytest.raises(UserError, match="Another process is training in"), alone_in(tmp_path):
+        pass
+
+
+def test_a_disk_without_locks_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from steerling_jax.io.checkpoints import training_folder
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(training_folder.fcntl, "flock", fail)
+    with pytest.raises(UserError, match=r"cannot be locked \(No locks available"), training_folder.alone_in(tmp_path):
+        pass
+
+
+def test_a_corpus_in_a_bucket_is_refused(world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Not made anew from Python's documentation, in a folder called `gs:`."""
+    (tmp_path / "small.py").write_text(CONFIG)
+    line = ["train", "--config", str(tmp_path / "small.py"), "--corpus", "gs://b/corpus", "--out", str(tmp_path / "o")]
+    assert main(line) == 2
+    assert "The corpus gs://b/corpus is in a bucket" in capfd.readouterr().err
+    assert not (tmp_path / "o").exists()
+
+
+def test_export_is_whole(world: World) -> None:
+    export = world.finished / "export"
+    assert {path.name for path in export.iterdir()} >= {
+        "config.json",
+        "model.safetensors",
+        "concepts.json",
+        "documents.json",
+    }
+    documents = json.loads((export / "documents.json").read_text())["documents"]
+    assert len(documents) == 120
+    assert set(documents[0]) == {"name", "source", "sha256", "split"}
+    assert [concept["id"] for concept in json.loads((export / "concepts.json").read_text())] == list(range(8))

@@ -1,0 +1,171 @@
+"""Models small enough to be served in seconds, and real servers of them."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import queue
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import jax
+import numpy as np
+import openai
+import pytest
+
+from steerling_jax.io.tokenizers.cl100k import TiktokenTokenizer
+from steerling_jax.io.tokenizers.vocabulary import train_sentencepiece
+from steerling_jax.io.weights.published import write_published
+from steerling_jax.models.steerling.config import ConceptConfig, ModelConfig
+from steerling_jax.models.steerling.model import init_params
+from steerling_jax.train.run.run_config import special_ids
+
+VOCABULARY = 400
+SAMPLE = ["The quick brown fox jumps over the lazy dog. It returns a value, or raises an exception.\n",
+          "안녕하세요, 세계. 값은 문자열이다.\n", "def greet(name):\n    return 12345\n"] * 20  # fmt: skip
+PROMPT = "The quick brown"
+CONCEPTS = ("Regular expressions", "Email", "Sockets", "Dates")
+
+
+def write_text_model(folder: Path) -> Path:
+    """Random weights over a vocabulary in which half of the tokens are single bytes."""
+    concept = ConceptConfig(
+        n_concepts=24, n_unknown_concepts=40, concept_dim=32, factorize_rank=16, topk_known=4, topk_known_features=4,
+        unknown_topk=8, block_size=16,
+    )  # fmt: skip
+    config = _config(concept, vocab_size=VOCABULARY, **special_ids(VOCABULARY))
+    _write(folder, config)
+    (folder / "tokenizer.model").write_bytes(train_sentencepiece(SAMPLE, VOCABULARY))
+    names = [{"id": i, "name": name} for i, name in enumerate(CONCEPTS)]
+    (folder / "concepts.json").write_text(json.dumps(names))
+    return folder
+
+
+def write_chat_model(folder: Path) -> Path:
+    """An instruct model with the published special ids, whose vocabulary has single bytes only."""
+    published = TiktokenTokenizer.PUBLISHED
+    ids = {f"{name}_token_id": getattr(published, f"{name}_id") for name in ("mask", "endofchunk", "bos", "pad", "eos")}
+    config = _config(None, vocab_size=100_284, instruct=True, eot_id=TiktokenTokenizer.EOT, interpretable=False, **ids)
+    _write(folder, config, known=256)
+    lines = [f"{base64.b64encode(bytes([byte])).decode()} {byte}" for byte in range(256)]
+    (folder / "cl100k_base.tiktoken").write_text("\n".join(lines))
+    return folder
+
+
+def _config(concept: ConceptConfig | None, **fields) -> ModelConfig:
+    """All short prompts and texts of up to 96 tokens share one size of cache, for fewer programs to compile."""
+    return ModelConfig(
+        n_layers=1, n_head=4, n_embd=32, n_kv_heads=2, block_size=128, diff_block_size=16, intermediate_size=48,
+        concept=concept, **fields,
+    )  # fmt: skip
+
+
+def _write(folder: Path, config: ModelConfig, known: int | None = None) -> None:
+    """Random weights (JAX's own initialisation would take seconds to compile). known: ids from there on are never the
+    likeliest."""
+    rng = np.random.default_rng(0)
+
+    def fill(path, leaf) -> np.ndarray:
+        if "norm" in (name := jax.tree_util.keystr(path)) or "ln_" in name:
+            return np.ones(leaf.shape, np.float32)
+        return rng.normal(0, 0.2, leaf.shape).astype(np.float32)
+
+    params = jax.tree_util.tree_map_with_path(fill, jax.eval_shape(lambda: init_params(config, jax.random.key(0))))
+    params["tok_emb"]["weight"] *= 2.0
+    if known is not None:
+        params["tok_emb"]["weight"][known:] = 0.0
+    write_published(folder, config, params)
+
+
+def sharing_compiled(factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Servers of one test run share what they compile."""
+    base = factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    return os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": str(base / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+
+
+@dataclass
+class Server:
+    """A running `steerling serve`. errors: lines of its standard error after the one that says it is ready."""
+
+    process: subprocess.Popen[str]
+    url: str
+    errors: list[str] = field(default_factory=list)
+
+    @property
+    def openai(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=60)
+
+    def post(self, body, path: str = "/v1/completions", **options) -> httpx.Response:
+        return httpx.post(f"{self.url}{path}", json=body, timeout=60, **options)
+
+    def metric(self, name: str) -> float:
+        text = httpx.get(f"{self.url}/metrics").text
+        return next(float(line.split()[-1]) for line in text.splitlines() if line.startswith(f"steerling_{name} "))
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(30)
+
+
+@contextmanager
+def serving(
+    model: Path, environment: dict[str, str], *options: str, said: str = r"(http://\S+)/v1 "
+) -> Iterator[Server]:
+    """A server on a free port, not warmed up unless `options` say so, once it has `said` its address; at the end it
+    must stop by itself, without a traceback."""
+    line = [sys.executable, "-m", "steerling_jax.cli.main", "serve", "--model", str(model), "--port", "0"]
+    line += ["--warm-up", "0", *options]
+    with subprocess.Popen(line, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        assert process.stderr is not None
+        reader = threading.Thread(target=lambda stream: [lines.put(text) for text in stream], args=(process.stderr,))
+        reader.start()
+        try:
+            first = lines.get(timeout=60)
+            found = re.search(said, first)
+            assert found, first
+            server = Server(process, found[1])
+            yield server
+            if process.poll() is None:
+                assert server.stop() == 0
+            reader.join()
+            while not lines.empty():
+                server.errors.append(lines.get())
+            assert [line for line in server.errors if not line.startswith("Serving")] == []
+        finally:
+            process.kill()
+            reader.join()
+
+
+def ask(server: Server, **changes) -> dict:
+    """A request by plain HTTP, answered."""
+    answer = server.post({"prompt": PROMPT, "max_tokens": 16, "seed": 1} | changes)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def text(answer: dict) -> str:
+    return answer["choices"][0]["text"]
+
+
+def events(answer: httpx.Response) -> list[str]:
+    """The data of a stream's events."""
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    parts = answer.text.split("\n\n")
+    assert parts.pop() == ""
+    assert all(part.startswith("data: ") for part in parts)
+    return [part.removeprefix("data: ") for part in parts]

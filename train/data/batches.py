@@ -1,0 +1,86 @@
+"""A run's batches, by number: what is trained on, and what a step was trained on when something went wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import grain
+
+from steerling_jax.bundle import special_ids
+from steerling_jax.errors import UserError
+from steerling_jax.io.corpus.store import MAX_LABELS, CorpusStore
+from steerling_jax.io.tokenizers.byte_table import ByteTable
+from steerling_jax.io.tokenizers.load import load_tokenizer
+from steerling_jax.objectives.steering import SteeringObjective
+from steerling_jax.objectives.training_step import Batch
+from steerling_jax.train.data.conversations import Conversations
+from steerling_jax.train.data.pipeline import (
+    Example,
+    Sequences,
+    default_max_chunks,
+    shuffled_batches,
+    training_examples,
+)
+from steerling_jax.train.data.steering_examples import lift_table, with_concepts
+from steerling_jax.train.run.processes import Share
+from steerling_jax.train.run.run_config import RunConfig
+
+
+def batch_shapes(run: RunConfig) -> dict[str, tuple[int, ...]]:
+    """What a batch of all processes together is made of: int32 arrays of these shapes."""
+    B, T = run.data.batch_size, run.data.seq_len
+    shapes = {"tokens": (B, T), "sequence": (B,)}
+    if run.data.messages is not None:
+        return shapes | {"answer": (B, T)}
+    S = run.data.max_chunks or default_max_chunks(T)
+    if isinstance(run.objective, SteeringObjective):
+        labels = {"concept": (B, S), "lifted": (B, S, run.objective.most_lifted)}
+    else:
+        labels = {"chunk_labels": (B, S, MAX_LABELS)}
+    return {**shapes, "chunk_index": (B, T), **labels}
+
+
+class Batches:
+    """A run's batches by number: step n takes number n − 1. Conversations are read when it is made, and kept."""
+
+    def __init__(self, run: RunConfig, store: CorpusStore):
+        self._run, self._store = run, store
+        self.answers = None if run.data.messages is None else read_answers(run, store, run.data.messages)
+
+    def placed(self, share: Share, first: int) -> Iterator[Batch]:
+        """From number `first` on, on the mesh; this process reads its own rows."""
+        batches: Iterator[Example] = iter(self._from(first, share.rows))
+        objective = self._run.objective
+        if isinstance(objective, SteeringObjective):
+            batches = with_concepts(batches, lift_table(self._store, objective), self._run.seed, first)
+        return map(share.place, batches)
+
+    def contents(self, step: int) -> dict[str, Any]:
+        """What step `step` saw, by all processes: numbers of its sequences and, for each, its chunks [first, end); of
+        conversations, the numbers of the answers alone."""
+        sequences = next(iter(self._from(step - 1, None)))["sequence"]
+        found = {"step": step, "sequences": sequences.tolist()}
+        if self.answers is not None:
+            return found
+        spans = Sequences(self._store, "train", self._run.data.seq_len, self._run.data.max_chunks)
+        return found | {"chunks": [list(self._store.chunks_between(*spans.span(int(i)))) for i in sequences]}
+
+    def _from(self, first: int, rows: Sequence[int] | None) -> grain.IterDataset:
+        data, seed = self._run.data, self._run.seed
+        if self.answers is not None:
+            return shuffled_batches(
+                self.answers, batch_size=data.batch_size, seed=seed, rows=rows, first_batch=first
+            )  # fmt: skip
+        return training_examples(
+            self._store, seq_len=data.seq_len, batch_size=data.batch_size, seed=seed, max_chunks=data.max_chunks,
+            rows=rows, first_batch=first,
+        )  # fmt: skip
+
+
+def read_answers(run: RunConfig, store: CorpusStore, path: str) -> Conversations:
+    """The conversations in the file, in the ids of the corpus and three more."""
+    tokenizer = load_tokenizer(store.folder, special_ids(run.model), run.model.vocab_size)
+    if not isinstance(tokenizer, ByteTable):
+        raise UserError(f"The corpus {store.folder} has no tokenizer, so {path} cannot be read with it.")
+    return Conversations(path, tokenizer, seq_len=run.data.seq_len, block=run.model.diff_block_size)

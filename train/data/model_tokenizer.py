@@ -1,0 +1,28 @@
+"""A model's vocabulary, for a corpus in its tokens."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from steerling_jax.bundle import special_ids
+from steerling_jax.errors import UserError
+from steerling_jax.io.hub import resolve
+from steerling_jax.io.tokenizers.load import TURN_TOKENS, load_tokenizer
+from steerling_jax.tokenizer import IdsOnlyTokenizer, Tokenizer
+
+
+def model_tokenizer(model: str | Path) -> Tokenizer:
+    """The vocabulary of a model (a folder, a bundled name, a Hub id), with the special ids that its config names; those
+    of turns, which texts have not, left out."""
+    from steerling_jax.io.checkpoints.parameters import read_model_config  # Orbax takes a second to import
+
+    folder = resolve(model)
+    config = read_model_config(folder)
+    special, size = special_ids(config), config.vocab_size
+    if special.eot_id is not None:
+        special, size = replace(special, eot_id=None), size - TURN_TOKENS
+    tokenizer = load_tokenizer(folder, special, size)
+    if isinstance(tokenizer, IdsOnlyTokenizer):
+        raise UserError(f"{folder} has no vocabulary: put tokenizer.model or a .tiktoken file into it.")
+    return tokenizer

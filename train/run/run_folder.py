@@ -1,0 +1,130 @@
+"""What a training folder holds beside its checkpoints, and the refusals: another run's folder, another model's corpus.
+
+OUT/run.json           the run, its model, what its corpus is (steerling_jax/io/checkpoints/training_folder.py)
+OUT/corpus/            the store, unless another was named
+OUT/tokenizer.model (or *.tiktoken), concepts.json, documents.json     of the corpus, for the export
+OUT/checkpoints/, metrics.jsonl, tensorboard/, profile/, compiled/
+OUT/nonfinite.json     what was read when the numbers stayed non-finite (watch.py)
+OUT/export/            the finished model in the published layout
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from steerling_jax.errors import UserError
+from steerling_jax.io.atomic import atomic_path, write_json
+from steerling_jax.io.checkpoints.training import CHECKPOINTS
+from steerling_jax.io.checkpoints.training_folder import read_run, write_run
+from steerling_jax.io.corpus.store import CorpusStore
+from steerling_jax.io.tokenizers.load import vocabulary_file
+from steerling_jax.io.weights.published_layout import read_json_list
+from steerling_jax.train.run.run_config import RunConfig, first_difference, special_ids
+
+
+def corpus_identity(store: CorpusStore) -> dict[str, str]:
+    """What must not change under a run: the vocabulary, and which texts in which order."""
+    return {"tokenizer_sha256": store.manifest["tokenizer_sha256"], "documents_sha256": store.documents_sha256}
+
+
+def check_corpus(run: RunConfig, store: CorpusStore) -> None:
+    """Raises `UserError` unless the model's vocabulary, special ids and concepts are the corpus's own."""
+    where = f"The corpus {store.folder}"
+    tokenizer = vocabulary_file(store.folder)
+    if tokenizer is not None:
+        store.check_tokenizer(hashlib.sha256(tokenizer.read_bytes()).hexdigest())
+    if store.vocab_size != run.data.vocab_size:
+        raise UserError(
+            f"{where} has a vocabulary of {store.vocab_size}, but config {run.name!r} one of {run.data.vocab_size}: "
+            "it was made with another tokenizer; choose another with --corpus, or make it again."
+        )
+    special = asdict(store.special)
+    for name in special_ids(run.model.vocab_size):
+        theirs = special[name.replace("_token_id", "_id")]
+        if getattr(run.model, name) != theirs:
+            raise UserError(f"{where} has {name} {theirs}, but the config {getattr(run.model, name)}; correct it.")
+    concepts = len(store.concepts)
+    if run.model.concept is not None and run.model.concept.n_concepts != concepts:
+        raise UserError(
+            f"{where} has {concepts} known concepts, but config {run.name!r} has n_concepts "
+            f"{run.model.concept.n_concepts}: set concept.n_concepts to {concepts}, or choose another with --corpus."
+        )
+
+
+def open_folder(run: RunConfig, store: CorpusStore, out: Path) -> None:
+    """Makes `out` this run's folder, or checks that it is: `UserError` names the first field that differs."""
+    identity = corpus_identity(store)
+    if run.data.messages is not None:
+        identity["messages_sha256"] = _hash(Path(run.data.messages))
+    saved = read_run(out)
+    if saved is None:
+        if (out / CHECKPOINTS).exists():
+            raise UserError(f"{out} has checkpoints but no run.json to say of what; choose another folder with --out.")
+        _write_companions(store, out)
+        write_run(out, run=run.to_json(), corpus=identity)
+        return
+    difference = first_difference(saved["run"], run.to_json())
+    if difference is not None:
+        raise UserError(
+            f"{out} holds a run of another config: {difference}. Undo the change, or choose another folder with --out."
+        )
+    if saved["corpus"] != identity:
+        if saved["corpus"].get("messages_sha256") != identity.get("messages_sha256"):
+            raise UserError(f"{out} holds a run on other conversations: give its own, or choose another with --out.")
+        retokenized = saved["corpus"]["tokenizer_sha256"] != identity["tokenizer_sha256"]
+        raise UserError(
+            f"{out} holds a run on a corpus {'with another tokenizer' if retokenized else 'of other documents'} than "
+            f"{store.folder}: "
+            "give its own with --corpus, or choose another folder with --out."
+        )
+    _check_concepts(store, out)
+
+
+def _check_concepts(store: CorpusStore, out: Path) -> None:
+    """Labels are numbers: the same texts under other numbers would be another run."""
+    if read_json_list(out / "concepts.json") != store.concepts:
+        raise UserError(
+            f"{out} holds a run on a corpus with other concepts, or in another order, than {store.folder}: give "
+            "its own with --corpus, or choose another folder with --out."
+        )
+
+
+def _hash(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise UserError(f"Cannot read the conversations {path}: {error.strerror}; correct data.messages.") from error
+
+
+def has_checkpoints(out: Path) -> bool:
+    """Whether a run here has saved anything."""
+    return any(path.name.isdigit() for path in (out / CHECKPOINTS).glob("*"))
+
+
+def _write_companions(store: CorpusStore, out: Path) -> None:
+    vocabulary = vocabulary_file(store.folder)
+    if vocabulary is not None:
+        with atomic_path(out / vocabulary.name) as path:
+            shutil.copyfile(vocabulary, path)
+    write_json(out / "concepts.json", store.concepts)
+    documents = [{"name": d.name, "source": d.source, "sha256": d.sha256, "split": d.split} for d in store.documents]
+    head: dict[str, Any] = {
+        "format_version": 1,
+        "tokenizer_sha256": store.manifest["tokenizer_sha256"],
+        "source": store.manifest["source"],
+    }
+    rows = ",\n".join(json.dumps(document, ensure_ascii=False) for document in documents)  # a document a line
+    with atomic_path(out / "documents.json") as path:
+        text = json.dumps(head, ensure_ascii=False)[:-1] + f', "documents": [\n{rows}\n]}}\n'
+        path.write_text(text, encoding="utf-8")
+
+
+def companions(out: Path) -> list[Path]:
+    """The files that go along with the model."""
+    named = [vocabulary_file(out), out / "concepts.json", out / "documents.json"]
+    return [path for path in named if path is not None and path.is_file()]
