@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 from steerling_jax.errors import UserError, require
 
 if TYPE_CHECKING:
-    from steerling_jax.attribution.faithfulness.kept import Kept
+    from steerling_jax.attribution.faithfulness.kept import PartialResults
     from steerling_jax.attribution.faithfulness.planted.run import Planted
     from steerling_jax.attribution.index.opened import Index
     from steerling_jax.bundle import Bundle
     from steerling_jax.io.corpus.store import CorpusStore
-    from steerling_jax.progress import Tell
+    from steerling_jax.progress import Progress
 
 HELP = """\
 Measure whether attribution is true: inputs, concepts, training data, bad outputs.
@@ -48,9 +48,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, metavar="N", help="of draws and of the planted world (default: %(default)s)")
     add("--subsets", type=int, default=48, metavar="N", help="half-corpora to train on (default: %(default)s)")
     add(
-        "--twice", type=int, metavar="N",
+        "--twice",
+        type=int,
+        metavar="N",
         help="half-corpora that are trained on with a second seed too, for the ceiling (default: all)",
-    )  # fmt: skip
+    )
     add("--world", choices=("full", "small"), default="full", help="small: a first try, in a minute (default: full)")
     add("--steps", type=int, default=STEPS, metavar="N", help="of each training (default: %(default)s)")
     add("--json", action="store_true", help="print the figures as JSON")
@@ -71,8 +73,9 @@ def run(args: argparse.Namespace) -> None:
         results = Results(args.out, _command(args), bundle.name)
         for part in parts:
             settings = _settings(args, part, bundle, store)
-            results.part(part, settings, lambda kept, part=part: _measure(
-                part, bundle, store, planted, index, args, tell, kept))  # fmt: skip
+            results.part(
+                part, settings, lambda kept, part=part: _measure(part, bundle, store, planted, index, args, tell, kept)
+            )
     write_report(results)
     if args.json:
         print_json({"model": bundle.name, "command": results.command, "parts": results.found})
@@ -162,9 +165,15 @@ def _subject(args: argparse.Namespace, tell: Any) -> tuple[Bundle, CorpusStore, 
 
 
 def _measure(
-    part: str, bundle: Bundle, store: CorpusStore, planted: Planted | None, index: Index | None,
-    args: argparse.Namespace, tell: Tell, kept: Kept,
-) -> dict[str, Any]:  # fmt: skip
+    part: str,
+    bundle: Bundle,
+    store: CorpusStore,
+    planted: Planted | None,
+    index: Index | None,
+    args: argparse.Namespace,
+    tell: Progress,
+    kept: PartialResults,
+) -> dict[str, Any]:
     from steerling_jax.attribution.faithfulness import outputs
     from steerling_jax.attribution.faithfulness.concepts import concepts
     from steerling_jax.attribution.faithfulness.inputs import inputs

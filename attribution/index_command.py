@@ -31,10 +31,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--draws", type=int, default=2, metavar="N", help="maskings of a chunk (default: %(default)s)")
     add("--unit-tokens", type=int, default=1 << 19, metavar="N", help="tokens of a unit of work (default: %(default)s)")
     add(
-        "--gradients", type=int, default=0, metavar="SIDE",
+        "--gradients",
+        type=int,
+        default=0,
+        metavar="SIDE",
         help="keep every chunk's gradient, projected to SIDE x SIDE a matrix, and compare all of them with a question "
         "(default: computed for candidates only)",
-    )  # fmt: skip
+    )
     add("--nulls", type=int, default=100, metavar="N", help="nonsense texts for each threshold (default: %(default)s)")
     add("--process-index", type=int, default=0, metavar="I", help="which of several processes this is, from 0")
     add("--process-count", type=int, default=1, metavar="N", help="how many processes share the units out")
@@ -53,15 +56,24 @@ def run(args: argparse.Namespace) -> None:
     from steerling_jax.attribution.index.plan import IndexSettings
 
     settings = IndexSettings(
-        context=args.context, masking=Masking(args.level, args.draws), unit_tokens=args.unit_tokens,
-        splits=SPLITS if args.split == "all" else (args.split,), gradient_side=args.gradients, nulls=args.nulls,
-    )  # fmt: skip
+        context=args.context,
+        masking=Masking(args.level, args.draws),
+        unit_tokens=args.unit_tokens,
+        splits=SPLITS if args.split == "all" else (args.split,),
+        gradient_side=args.gradients,
+        nulls=args.nulls,
+    )
     bundle = sj.load(args.model)
     with stages() as tell:
         report = build_index(
-            corpus, bundle, args.index, settings, process_index=args.process_index, process_count=args.process_count,
+            corpus,
+            bundle,
+            args.index,
+            settings,
+            process_index=args.process_index,
+            process_count=args.process_count,
             tell=tell,
-        )  # fmt: skip
+        )
     if args.json:
         print_json(report)
     else:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from steerling_jax.bundle import Bundle
-    from steerling_jax.explain.concept_gradients import Source
+    from steerling_jax.explain.concept_gradients import SourceConcept
     from steerling_jax.explain.neighbourhood import Neighbourhood
 
 HELP = """\
@@ -65,10 +65,17 @@ def run(args: argparse.Namespace) -> None:
     asked = find_concepts(bundle, args.concepts, args.all)
     with stages() as tell:
         activity = concept_activity(
-            bundle, store, [*asked, *control_concepts(asked, bundle.config)], level=args.level,
-            strongest=args.strongest, seq_len=args.seq_len, corpus_tokens=args.tokens,
-            heldout_tokens=args.heldout_tokens, seed=args.seed, tell=tell,
-        )  # fmt: skip
+            bundle,
+            store,
+            [*asked, *control_concepts(asked, bundle.config)],
+            level=args.level,
+            strongest=args.strongest,
+            seq_len=args.seq_len,
+            corpus_tokens=args.tokens,
+            heldout_tokens=args.heldout_tokens,
+            seed=args.seed,
+            tell=tell,
+        )
         found = neighbourhoods(bundle, store, activity, len(asked), chunks=args.chunks, seed=args.seed, tell=tell)
     if args.json:
         settings = {"level": args.level, "seq_len": args.seq_len, "strongest": args.strongest, "seed": args.seed}
@@ -82,22 +89,22 @@ def run(args: argparse.Namespace) -> None:
             stdout().print(panel(one))
 
 
-def find_concepts(bundle: Bundle, texts: list[str], everything: str | None) -> list[Source]:
+def find_concepts(bundle: Bundle, texts: list[str], everything: str | None) -> list[SourceConcept]:
     """What was asked for, each concept once: `discovered:ID`, `known:NAME`, or as `steerling concepts` names them."""
     from steerling_jax.concepts.catalogue import HEADS, Head
     from steerling_jax.concepts.heads import head_spec
-    from steerling_jax.explain.concept_gradients import Source
+    from steerling_jax.explain.concept_gradients import SourceConcept
 
-    found: list[Source] = []
+    found: list[SourceConcept] = []
     for head in HEADS:
         if everything == head:
-            found += [Source(i, head) for i in range(head_spec(bundle.config, head).n_concepts)]
+            found += [SourceConcept(i, head) for i in range(head_spec(bundle.config, head).n_concepts)]
     for text in texts:
         prefix, _, rest = text.partition(":")
         named: list[Head] = [head for head in HEADS if head == prefix.strip().casefold()]
         head = named[0] if named else HEADS[0]
         head_spec(bundle.config, head)
-        found += [Source(i, head) for i in bundle.concepts.resolve(rest if named else text, head)]
+        found += [SourceConcept(i, head) for i in bundle.concepts.resolve(rest if named else text, head)]
     return list(dict.fromkeys(found))
 
 

@@ -72,8 +72,14 @@ def drafting(bundle, settings: sj.GenerationConfig, prompt: np.ndarray) -> list[
     for drafts in (1, 2, 4, 8):
         decoder = Decoder(bundle.params, config=bundle.config, compute=bundle.compute, rows=1)
         _, (trace,) = decode_all(decoder, [Request(prompt, settings, 0, drafts=drafts)])
-        found.append({"drafts": drafts, "passes": trace.passes, "tokens": sum(1 for _ in trace.flat()),
-                      "text": trace.tokens.tolist()})  # fmt: skip
+        found.append(
+            {
+                "drafts": drafts,
+                "passes": trace.passes,
+                "tokens": sum(1 for _ in trace.flat()),
+                "text": trace.tokens.tolist(),
+            }
+        )
     assert all(row["text"] == found[0]["text"] for row in found), "drafts changed the text"
     return [{name: value for name, value in row.items() if name != "text"} for row in found]
 
@@ -85,9 +91,15 @@ def savings(bundle) -> list[dict]:
         decoder = Decoder(bundle.params, config=bundle.config, compute=bundle.compute, rows=1)
         _, (trace,) = decode_all(decoder, [Request(prompts(bundle, 1, length)[0], GREEDY, 0)])
         double = double_passes(trace)
-        found.append({"prompt": length, "passes": trace.passes, "two_blocks": double,
-                      "two_blocks_always": trace.passes,
-                      "passes_if_stored_apart": trace.passes + 128 // bundle.config.diff_block_size})  # fmt: skip
+        found.append(
+            {
+                "prompt": length,
+                "passes": trace.passes,
+                "two_blocks": double,
+                "two_blocks_always": trace.passes,
+                "passes_if_stored_apart": trace.passes + 128 // bundle.config.diff_block_size,
+            }
+        )
     return found
 
 

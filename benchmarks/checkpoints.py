@@ -58,10 +58,18 @@ def main() -> None:
             rows.append((pause, pause + rest, *others))
     names = ("pause", "whole_save", "of_which_digests", "check_before_restoring", "restore_with_check")
     seconds = {name: round(statistics.median(column), 3) for name, column in zip(names, zip(*rows))}
-    print(json.dumps({
-        "date": datetime.date.today().isoformat(), "cores": os.cpu_count(), "load": os.getloadavg()[0], "mib": args.mib,
-        "seconds": seconds,
-    }, indent=1))  # fmt: skip
+    print(
+        json.dumps(
+            {
+                "date": datetime.date.today().isoformat(),
+                "cores": os.cpu_count(),
+                "load": os.getloadavg()[0],
+                "mib": args.mib,
+                "seconds": seconds,
+            },
+            indent=1,
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -40,10 +40,19 @@ from steerling_jax.models.steerling.config import ConceptConfig, ModelConfig
 from steerling_jax.models.steerling.model import compiled_forward, param_shapes
 
 CONFIG = ModelConfig(
-    n_layers=8, n_head=8, n_embd=512, n_kv_heads=2, block_size=4096, vocab_size=8192, eos_token_id=8187,
-    pad_token_id=8188, bos_token_id=8189, endofchunk_token_id=8190, mask_token_id=8191,
+    n_layers=8,
+    n_head=8,
+    n_embd=512,
+    n_kv_heads=2,
+    block_size=4096,
+    vocab_size=8192,
+    eos_token_id=8187,
+    pad_token_id=8188,
+    bos_token_id=8189,
+    endofchunk_token_id=8190,
+    mask_token_id=8191,
     concept=ConceptConfig(n_concepts=4096, n_unknown_concepts=12_288, concept_dim=512, factorize_rank=64),
-)  # fmt: skip
+)
 
 
 def write_model(folder: Path) -> None:

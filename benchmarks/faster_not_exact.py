@@ -23,10 +23,19 @@ from steerling_jax.evaluation.likelihood import log_likelihoods
 from steerling_jax.evaluation.text_metrics import repeated
 
 PROMPTS = (
-    "Return a list of ", "The following example shows how to ", "def read_file(path):\n", "Raised when ",
-    "This module provides ", "class Connection:\n", "If the argument is ", "Changed in version 3.8: ",
-    "import os\n\n", "Parse the string ", "The iterator ", "A subclass of ",
-)  # fmt: skip
+    "Return a list of ",
+    "The following example shows how to ",
+    "def read_file(path):\n",
+    "Raised when ",
+    "This module provides ",
+    "class Connection:\n",
+    "If the argument is ",
+    "Changed in version 3.8: ",
+    "import os\n\n",
+    "Parse the string ",
+    "The iterator ",
+    "A subclass of ",
+)
 
 
 def settings(tokens: int) -> dict[str, tuple[sj.GenerationConfig, sj.Policies | None]]:

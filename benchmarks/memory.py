@@ -20,9 +20,19 @@ from steerling_jax.models.steerling.model import forward, param_shapes
 def main() -> None:
     concept = ConceptConfig(concept_dim=512, factorize_rank=64)
     config = ModelConfig(
-        n_layers=2, n_head=8, n_embd=512, n_kv_heads=2, block_size=1024, vocab_size=8192, eos_token_id=8187,
-        pad_token_id=8188, bos_token_id=8189, endofchunk_token_id=8190, mask_token_id=8191, concept=concept,
-    )  # fmt: skip
+        n_layers=2,
+        n_head=8,
+        n_embd=512,
+        n_kv_heads=2,
+        block_size=1024,
+        vocab_size=8192,
+        eos_token_id=8187,
+        pad_token_id=8188,
+        bos_token_id=8189,
+        endofchunk_token_id=8190,
+        mask_token_id=8191,
+        concept=concept,
+    )
     tokens = jax.ShapeDtypeStruct((1, 1024), jnp.int32)
     program = jax.jit(lambda p, t: forward(p, t, config=config, compute=Compute()))
     analysis = program.lower(param_shapes(config), tokens).compile().memory_analysis()

@@ -77,10 +77,14 @@ def measure(command: list[str], work: Path) -> dict[str, Any]:
             except psutil.Error:
                 continue
         parts = len(list((work / "parts").glob("*.json"))) if (work / "parts").is_dir() else 0
-        curve.append({
-            "seconds": round(time.monotonic() - start, 1), "megabytes": round(sum(sizes) / 1e6),
-            "largest": round(max(sizes, default=0) / 1e6), "parts": parts,
-        })  # fmt: skip
+        curve.append(
+            {
+                "seconds": round(time.monotonic() - start, 1),
+                "megabytes": round(sum(sizes) / 1e6),
+                "largest": round(max(sizes, default=0) / 1e6),
+                "parts": parts,
+            }
+        )
         time.sleep(EVERY)
     wall = time.monotonic() - start
     if process.returncode:

@@ -59,9 +59,14 @@ def attribute(generator: SteerlingGenerator, job: dict) -> dict:
     ]
     prompt = torch.tensor(job["prompt"])
     trace = DiffusionTrace(
-        prompt, len(prompt), len(prompt) + job["max_new_tokens"], generator.mask_token_id, generator.eos_token_id,
-        torch.device("cpu"), groups,
-    )  # fmt: skip
+        prompt,
+        len(prompt),
+        len(prompt) + job["max_new_tokens"],
+        generator.mask_token_id,
+        generator.eos_token_id,
+        torch.device("cpu"),
+        groups,
+    )
     object.__setattr__(trace, "groups", [groups[i] for i in job["explain"]])  # snapshots were made from all of them
     attributor = FaithfulOutputToInputAttributor.from_generator(generator)
     begin, cpu = time.perf_counter(), time.process_time()
@@ -79,9 +84,13 @@ def main() -> None:
             print(json.dumps(attribute(generator, job)), flush=True)
             continue
         settings = GenerationConfig(
-            max_new_tokens=job["max_new_tokens"], steps=job.get("steps"), temperature=0.0, use_entropy_sampling=False,
-            repetition_penalty=1.0, seed=0,
-        )  # fmt: skip
+            max_new_tokens=job["max_new_tokens"],
+            steps=job.get("steps"),
+            temperature=0.0,
+            use_entropy_sampling=False,
+            repetition_penalty=1.0,
+            seed=0,
+        )
         begin = time.perf_counter()
         out = generator.generate_full(torch.tensor([job["prompt"]]), settings)
         print(json.dumps({"seconds": time.perf_counter() - begin, "tokens": out.tokens.tolist()}), flush=True)

@@ -23,9 +23,13 @@ from steerling_jax.decoding.generation import Prompt, generate_many
 from steerling_jax.steering.response import mean_activations, response_steering
 
 PROMPTS = (
-    "This module provides a class that", "Return the value of the", "For example, the following code",
-    "Changed in version 3.8: the argument is now", "The function is called when", "Note that this method does not",
-)  # fmt: skip
+    "This module provides a class that",
+    "Return the value of the",
+    "For example, the following code",
+    "Changed in version 3.8: the argument is now",
+    "The function is called when",
+    "Note that this method does not",
+)
 NEW_TOKENS = 48
 
 

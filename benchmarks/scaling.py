@@ -68,14 +68,30 @@ SIZES = (Size(32, 2, (0, 1)), Size(48, 2, (0, 1)), Size(64, 3, (0,)), Size(96, 4
 def model_of(size: Size, arm: str, store: CorpusStore) -> ModelConfig:
     known = len(store.concepts)
     concept = ConceptConfig(
-        n_concepts=known, n_unknown_concepts=3 * known, concept_dim=size.width, topk_known=16, topk_known_features=16,
-        factorize_rank=16, unknown_topk=32, block_size=1024, inject_layer=1,
-    )  # fmt: skip
+        n_concepts=known,
+        n_unknown_concepts=3 * known,
+        concept_dim=size.width,
+        topk_known=16,
+        topk_known_features=16,
+        factorize_rank=16,
+        unknown_topk=32,
+        block_size=1024,
+        inject_layer=1,
+    )
     return ModelConfig(
-        interpretable=arm == CONCEPTS, n_layers=size.layers, n_head=4, n_kv_heads=2, n_embd=size.width,
-        intermediate_size=size.width * 5 // 2, block_size=SEQ_LEN, diff_block_size=8, rope_base=10_000.0,
-        vocab_size=store.vocab_size, concept=concept if arm == CONCEPTS else None, **special_ids(store.vocab_size),
-    )  # fmt: skip
+        interpretable=arm == CONCEPTS,
+        n_layers=size.layers,
+        n_head=4,
+        n_kv_heads=2,
+        n_embd=size.width,
+        intermediate_size=size.width * 5 // 2,
+        block_size=SEQ_LEN,
+        diff_block_size=8,
+        rope_base=10_000.0,
+        vocab_size=store.vocab_size,
+        concept=concept if arm == CONCEPTS else None,
+        **special_ids(store.vocab_size),
+    )
 
 
 def flops_a_step(model: ModelConfig) -> Flops:
@@ -102,17 +118,28 @@ def run_of(size: Size, arm: str, seed: int, store: CorpusStore) -> RunConfig:
     steps = steps_of(size, arm, store)
     rate = WIDEST_RATE * (256 / size.width) ** 0.5
     return RunConfig(
-        name=f"{size.width}-{arm}-{seed}", model=model_of(size, arm, store), steps=steps, seed=seed,
+        name=f"{size.width}-{arm}-{seed}",
+        model=model_of(size, arm, store),
+        steps=steps,
+        seed=seed,
         compute=Compute(matmul_dtype="bfloat16"),
         # That of configs/pydocs.py, with fewer labels forced, since a run is short.
         objective=ObjectiveConfig(
-            noise=NOISE, token_weight="inverse_t", concept_weight=0.1, epsilon_dropout=(0.2, 0.5), unknown_dropout=0.2,
-            known_forcing=(0.5, 0.0), unknown_forcing=(0.0, 0.0), rows=0.7,
+            noise=NOISE,
+            token_weight="inverse_t",
+            concept_weight=0.1,
+            epsilon_dropout=(0.2, 0.5),
+            unknown_dropout=0.2,
+            known_forcing=(0.5, 0.0),
+            unknown_forcing=(0.0, 0.0),
+            rows=0.7,
         ),
         optimizer=OptimizerConfig(peak_rate=rate, warmup_steps=steps // 20, weight_decay=0.1, b2=0.99),
         data=DataConfig(vocab_size=store.vocab_size, seq_len=SEQ_LEN, batch_size=BATCH),
-        log_every=50, eval_every=steps, checkpoint_every=250,
-    )  # fmt: skip
+        log_every=50,
+        eval_every=steps,
+        checkpoint_every=250,
+    )
 
 
 def write_config(run: RunConfig, place: Path) -> None:
@@ -134,9 +161,7 @@ def measured(run: RunConfig, store: CorpusStore, folder: Path, *, probes: bool) 
     place = folder / f"{run.name}.py"
     write_config(run, place)
     begin = time.perf_counter()
-    code = steerling(
-        ["train", "--config", str(place), "--corpus", str(store.folder), "--out", str(folder / run.name)]
-    )  # fmt: skip
+    code = steerling(["train", "--config", str(place), "--corpus", str(store.folder), "--out", str(folder / run.name)])
     if code:
         raise SystemExit(code)
     seconds = time.perf_counter() - begin

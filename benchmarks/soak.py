@@ -162,10 +162,15 @@ def watch(pid: int, url: str, args: argparse.Namespace) -> list[dict]:
         running = [pool.submit(clients.run, seed) for seed in range(3)]
         while not all(one.done() for one in running):
             time.sleep(10)
-            samples.append({
-                "minutes": (time.monotonic() - clients.began) / 60, "requests": sum(clients.counts.values()),
-                "mb": server.memory_info().rss / 1e6, "files": server.num_fds(), "threads": server.num_threads(),
-            })  # fmt: skip
+            samples.append(
+                {
+                    "minutes": (time.monotonic() - clients.began) / 60,
+                    "requests": sum(clients.counts.values()),
+                    "mb": server.memory_info().rss / 1e6,
+                    "files": server.num_fds(),
+                    "threads": server.num_threads(),
+                }
+            )
             out.write(json.dumps(samples[-1]) + "\n")
             out.flush()
         for one in running:

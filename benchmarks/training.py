@@ -83,9 +83,12 @@ def matmul_rate(operands: str) -> float:
 def step_flops(run: RunConfig) -> Flops:
     noise = run.objective.noise
     return training_flops(
-        run.model, batch_size=run.data.batch_size, seq_len=run.data.seq_len, clean_context=noise.clean_context,
+        run.model,
+        batch_size=run.data.batch_size,
+        seq_len=run.data.seq_len,
+        clean_context=noise.clean_context,
         masked_share=expected_masked_share(noise),
-    )  # fmt: skip
+    )
 
 
 def in_turns(timers: dict[str, Timer], rounds: int) -> dict[str, np.ndarray]:

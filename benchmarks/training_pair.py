@@ -28,8 +28,16 @@ Batch = dict[str, jax.Array]
 FIRST = 250  # of a run: presence has half its hold on the backbone there, so that this is compared too
 STEPS = 4
 DRAWN = (
-    "noisy", "levels", "masked", "drop_epsilon", "drop_known", "drop_unknown", "use_labels", "use_residual", "progress"
-)  # fmt: skip
+    "noisy",
+    "levels",
+    "masked",
+    "drop_epsilon",
+    "drop_known",
+    "drop_unknown",
+    "use_labels",
+    "use_residual",
+    "progress",
+)
 GRADIENTS_WITHIN, LOSSES_WITHIN = 1e-4, 1e-3  # the second after `STEPS` updates, which multiply differences
 
 

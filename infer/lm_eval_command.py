@@ -44,9 +44,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--max-gen-toks", type=int, metavar="N", help="tokens to write where the task does not say")
     add("--steps", type=int, metavar="N", help="denoising steps of a text (default: one a token)")
     add(
-        "--sampling", choices=("entropy", "task"), default="entropy",
+        "--sampling",
+        choices=("entropy", "task"),
+        default="entropy",
         help="entropy, as published, or the task's own temperature (default: %(default)s)",
-    )  # fmt: skip
+    )
     add("--max-length", type=int, metavar="N", help="of context and continuation (default: the model's context)")
     add("--batch-size", type=int, default=16, metavar="N", help="default: %(default)s")
     add("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
@@ -111,9 +113,14 @@ def evaluate(
 
     try:
         found = simple_evaluate(
-            model, tasks=[name], num_fewshot=settings.num_fewshot, limit=limit, task_manager=manager,
-            bootstrap_iters=1000, log_samples=False,
-        )  # fmt: skip
+            model,
+            tasks=[name],
+            num_fewshot=settings.num_fewshot,
+            limit=limit,
+            task_manager=manager,
+            bootstrap_iters=1000,
+            log_samples=False,
+        )
     except OSError as error:  # the Hub out of reach, a file that is not there
         raise UserError(f"The documents of the task {name!r} cannot be read: {error}") from error
     parts = ("results", "groups", "group_subtasks", "versions", "n-shot", "n-samples", "higher_is_better")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from socket import socket
 
-from steerling_jax.cli.steering_options import Steering, add_steering_options, from_args, load_named
+from steerling_jax.cli.steering_options import SteeringOptions, add_steering_options, from_args, load_named
 from steerling_jax.errors import UserError
 
 HELP = """\
@@ -29,9 +29,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--max-new-tokens-limit", type=int, metavar="N", help="of one text (default: the model's context)")
     add("--max-body-bytes", type=int, default=1_000_000, metavar="N", help="of one request (default: %(default)s)")
     add("--prefix-cache-mb", type=int, default=256, metavar="N", help="memory for prompts seen before (default: 256)")
-    add("--warm-up", type=int, default=512, metavar="N",
-        help="compile first, for prompts and texts of up to N tokens together (default: %(default)s; 0: do not)"
-    )  # fmt: skip
+    add(
+        "--warm-up",
+        type=int,
+        default=512,
+        metavar="N",
+        help="compile first, for prompts and texts of up to N tokens together (default: %(default)s; 0: do not)",
+    )
     add("--grace", type=float, default=30.0, metavar="SECONDS", help="to end requests, when stopped (default: 30)")
     add("--allow-host", action="append", default=[], metavar="NAME", help="a further Host name; may be repeated")
     add("--allow-origin", action="append", default=[], metavar="ORIGIN", help="a web page's, as https://example.org")
@@ -39,8 +43,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    for name, least in (("rows", 1), ("queue", 0), ("max_new_tokens_limit", 1), ("max_body_bytes", 1),
-                        ("prefix_cache_mb", 0), ("warm_up", 0), ("grace", 0)):  # fmt: skip
+    for name, least in (
+        ("rows", 1),
+        ("queue", 0),
+        ("max_new_tokens_limit", 1),
+        ("max_body_bytes", 1),
+        ("prefix_cache_mb", 0),
+        ("warm_up", 0),
+        ("grace", 0),
+    ):
         value = getattr(args, name)
         if value is not None and not value >= least:
             raise UserError(f"--{name.replace('_', '-')} is {value}, but it must be at least {least}.")
@@ -55,10 +66,10 @@ def run(args: argparse.Namespace) -> None:
         _serve(args, steering, listening)
 
 
-def _serve(args: argparse.Namespace, steering: Steering, listening: socket) -> None:
+def _serve(args: argparse.Namespace, steering: SteeringOptions, listening: socket) -> None:
     from steerling_jax.cli.console import note, progress
     from steerling_jax.decoding.decoder import Decoder
-    from steerling_jax.infer.server.app import Limits, Service, make_app
+    from steerling_jax.infer.server.app import RequestLimits, Service, make_app
     from steerling_jax.infer.server.engine import Engine
     from steerling_jax.infer.server.run import serve
     from steerling_jax.infer.server.warm_up import warm_up
@@ -66,10 +77,14 @@ def _serve(args: argparse.Namespace, steering: Steering, listening: socket) -> N
     bundle = load_named(args.model, args.catalogue)
     room = max(args.warm_up, 2 * bundle.config.diff_block_size) if args.warm_up else 0
     decoder = Decoder(
-        bundle.params, config=bundle.config, compute=bundle.compute, rows=args.rows,
-        prefix_cache_bytes=args.prefix_cache_mb << 20, room=room,
-    )  # fmt: skip
-    limits = Limits(args.max_new_tokens_limit, args.max_body_bytes, args.rows + args.queue)
+        bundle.params,
+        config=bundle.config,
+        compute=bundle.compute,
+        rows=args.rows,
+        prefix_cache_bytes=args.prefix_cache_mb << 20,
+        room=room,
+    )
+    limits = RequestLimits(args.max_new_tokens_limit, args.max_body_bytes, args.rows + args.queue)
     engine = Engine(decoder, warm_up(decoder) if args.warm_up else ())
     service = Service(bundle, engine, limits, steering.configs(bundle))
     app = make_app(service, listening=args.host, hosts=args.allow_host, origins=args.allow_origin)

@@ -6,24 +6,29 @@ import json
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from steerling_jax.bundle import encode
+from steerling_jax.bundle import Bundle, encode
 from steerling_jax.cli.steering_options import from_json
 from steerling_jax.decoding.generation_config import GenerationConfig
 from steerling_jax.errors import UserError
+from steerling_jax.steering.config import SteeringConfig
 from steerling_jax.steering.plan import clamp_plan
 
-if TYPE_CHECKING:
-    from steerling_jax.bundle import Bundle
-    from steerling_jax.steering.config import SteeringConfig
-
 NAMES = (
-    "max_tokens", "steps", "temperature", "top_p", "repetition_penalty", "cfg_scale", "seed", "stop", "steering",
+    "max_tokens",
+    "steps",
+    "temperature",
+    "top_p",
+    "repetition_penalty",
+    "cfg_scale",
+    "seed",
+    "stop",
+    "steering",
     "trace",
-)  # fmt: skip
+)
 # Looking for stop texts costs time with every token.
 _MOST_STOPS, _LONGEST_STOP = 4, 256
 
@@ -37,7 +42,7 @@ class BadField(UserError):
 
 
 @dataclass(frozen=True)
-class Wanted:
+class GenerationRequest:
     """What a request asks for. generation: of whole blocks, its seed set; max_tokens: how many of its ids, at most,
     become text; stop: texts before which it ends; trace: whether to tell of the commits."""
 
@@ -57,7 +62,7 @@ def read_settings(
     limit: int | None = None,
     prompt_name: str = "prompt",
     always: Sequence[SteeringConfig] = (),
-) -> Wanted:
+) -> GenerationRequest:
     """Checks `values` (names among `NAMES`; None stands for the default) and the prompt against the model.
 
     limit: of max_tokens. prompt_name: what the prompt's field is called. always: steering besides the request's own.
@@ -78,7 +83,9 @@ def read_settings(
         name = str(error).split(" ", 1)[0]
         raise BadField(str(error), name if name in NAMES else prompt_name) from None
     steering = _steering(given.get("steering"), bundle, always)
-    return Wanted(ids, generation, steering, max_tokens, _stops(given.get("stop")), truth("trace", given.get("trace")))
+    return GenerationRequest(
+        ids, generation, steering, max_tokens, _stops(given.get("stop")), truth("trace", given.get("trace"))
+    )
 
 
 _NUMBERS = ("temperature", "top_p", "repetition_penalty", "cfg_scale")

@@ -13,7 +13,7 @@ from steerling_jax.errors import UserError
 
 if TYPE_CHECKING:
     from steerling_jax.bundle import Bundle
-    from steerling_jax.infer.steer_eval.jobs import Settings
+    from steerling_jax.infer.steer_eval.jobs import SteerEvalSettings
     from steerling_jax.infer.steer_eval.judge import Judge
     from steerling_jax.infer.steer_eval.measure import Text
     from steerling_jax.io.corpus.store import CorpusStore
@@ -38,9 +38,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--corpus", type=Path, required=True, metavar="FOLDER", help="a corpus store with labels and held-out documents"
     )
     add(
-        "--concepts", default="12", metavar="N|NAMES",
+        "--concepts",
+        default="12",
+        metavar="N|NAMES",
         help="how many, from frequent to rare ones, or names with commas between (default: %(default)s)",
-    )  # fmt: skip
+    )
     add("--strengths", default="0.5,1,2,4,8", metavar="X,Y", help="of the injection, in logits (default: %(default)s)")
     add("--samples", type=int, default=8, metavar="N", help="prompts a concept, in each arm (default: %(default)s)")
     add("--max-new-tokens", type=int, metavar="N", help="a multiple of the block (default: 32, or the block)")
@@ -109,9 +111,9 @@ def find_concepts(text: str, ids: Mapping[str, int]) -> int | list[int]:
     return list(dict.fromkeys(found))
 
 
-def _settings(args: argparse.Namespace, bundle: Bundle, strengths: tuple[float, ...]) -> Settings:
+def _settings(args: argparse.Namespace, bundle: Bundle, strengths: tuple[float, ...]) -> SteerEvalSettings:
     from steerling_jax.decoding.generation_config import GenerationConfig
-    from steerling_jax.infer.steer_eval.jobs import Settings
+    from steerling_jax.infer.steer_eval.jobs import SteerEvalSettings
     from steerling_jax.infer.steer_eval.prompts import WITH_TOKENS
 
     block, context = bundle.config.diff_block_size, bundle.config.block_size
@@ -122,11 +124,11 @@ def _settings(args: argparse.Namespace, bundle: Bundle, strengths: tuple[float, 
             f"--max-new-tokens is {tokens}, but prompts take up to {WITH_TOKENS} of the model's {context} tokens: "
             f"give at most {context - WITH_TOKENS}."
         )
-    return Settings(strengths, args.samples, tokens, args.seed)
+    return SteerEvalSettings(strengths, args.samples, tokens, args.seed)
 
 
 def _evaluate(
-    bundle: Bundle, store: CorpusStore, concepts: str, settings: Settings
+    bundle: Bundle, store: CorpusStore, concepts: str, settings: SteerEvalSettings
 ) -> tuple[Judge, list[int], list[Text]]:
     from steerling_jax.cli.console import stages
     from steerling_jax.infer.steer_eval.jobs import jobs_of
@@ -177,9 +179,15 @@ def _about(bundle: Bundle, judge: Judge, names: Mapping[int, str]) -> list[dict[
         i = judge.column(concept)
         words = [bundle.tokenizer.piece(int(token)) for token in judge.lifted[i].tokens]
         found.append(
-            {"id": concept, "name": name, "heldout_chunks": judge.positives[i], "recall": judge.recall[i],
-             "false_alarm": judge.false_alarm[i], "lifted": dict(zip(words, judge.lifted[i].lift.tolist()))}
-        )  # fmt: skip
+            {
+                "id": concept,
+                "name": name,
+                "heldout_chunks": judge.positives[i],
+                "recall": judge.recall[i],
+                "false_alarm": judge.false_alarm[i],
+                "lifted": dict(zip(words, judge.lifted[i].lift.tolist())),
+            }
+        )
     return found
 
 

@@ -19,7 +19,7 @@ Finish = Literal["stop", "length"]
 _HALF = "\ufffd"  # what half a character is decoded to
 
 
-class Writing:
+class TextWriter:
     """One request's text as it comes. tokens: how many ids it is made of so far; finish: why it ended, None before.
 
     A text ends before the stop text that is complete first, at the end of the turn ("stop"), after `max_tokens` ids or
@@ -27,15 +27,20 @@ class Writing:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, config: ModelConfig, prompt_length: int, new_tokens: int, max_tokens: int,
+        self,
+        tokenizer: Tokenizer,
+        config: ModelConfig,
+        prompt_length: int,
+        new_tokens: int,
+        max_tokens: int,
         stop: Sequence[str] = (),
-    ):  # fmt: skip
+    ):
         self.tokens = 0
         self.finish: Finish | None = None
         self._config, self.prompt_length, self._most = config, prompt_length, max_tokens
         self._canvas = np.full(new_tokens, config.mask_token_id, np.int32)
         self._read = 0  # canvas positions that were read
-        self._pieces = Pieces(tokenizer)
+        self._pieces = TokenPieces(tokenizer)
         self._stops = StopTexts(stop)
         self._ready = ""
 
@@ -94,7 +99,7 @@ class Writing:
             self.finish = finish
 
 
-class Pieces:
+class TokenPieces:
     """Ids to text, one by one. Decodes only the last few ids, so that a token costs the same late in a text."""
 
     def __init__(self, tokenizer: Tokenizer):

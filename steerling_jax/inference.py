@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from steerling_jax.bundle import check_token_ids
+from steerling_jax.bundle import Bundle, check_token_ids
 from steerling_jax.errors import UserError
 from steerling_jax.models.steerling import bottleneck as bn
 from steerling_jax.models.steerling.backbone import Injection
 from steerling_jax.models.steerling.config import ModelConfig, concept_counts
 from steerling_jax.models.steerling.heads import Clamps, EpsilonRule
 from steerling_jax.models.steerling.model import ForwardResult, compiled_forward
-
-if TYPE_CHECKING:
-    from steerling_jax.bundle import Bundle
 
 
 def forward(

@@ -64,10 +64,18 @@ def run(args: argparse.Namespace) -> None:
 
         found: dict[str, Any] = {"model": bundle.name, "trained_on": _trained_on(bundle, store)}
         found |= evaluate_full(
-            bundle.params, bundle.config, bundle.compute, store, seq_len=seq_len, draws=1 if args.quick else 2,
-            levels=levels, baselines=not args.quick, most_tokens=QUICK_TOKENS if args.quick else None,
-            tokenizer=bundle.tokenizer, progress=tell,
-        )  # fmt: skip
+            bundle.params,
+            bundle.config,
+            bundle.compute,
+            store,
+            seq_len=seq_len,
+            draws=1 if args.quick else 2,
+            levels=levels,
+            baselines=not args.quick,
+            most_tokens=QUICK_TOKENS if args.quick else None,
+            tokenizer=bundle.tokenizer,
+            progress=tell,
+        )
         if args.samples:
             found["samples"] = _samples(bundle, store, args.samples, tell)
     if args.json:

@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from steerling_jax.train.corpus.sources import Source
+    from steerling_jax.train.corpus.sources import TextSource
 
 HELP = """\
 Make a corpus store from documents: tokens, chunks, concept labels.
@@ -26,39 +26,54 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--out", default="corpus", metavar="FOLDER", help="here or gs://… (default: corpus)")
     add(
-        "--input", nargs="+", default=[], metavar="FILES",
+        "--input",
+        nargs="+",
+        default=[],
+        metavar="FILES",
         help="folders, files or patterns, of .txt, .jsonl (also .jsonl.gz) or .parquet, here or by address "
         "(default: the documentation that this Python carries)",
-    )  # fmt: skip
+    )
     add("--source", nargs="+", default=[], metavar="FILE", help="sources described in TOML files (docs/corpus.md)")
     add(
-        "--concepts", nargs="*", default=["bundled"], metavar="FILE",
+        "--concepts",
+        nargs="*",
+        default=["bundled"],
+        metavar="FILE",
         help="TOML files or folders with concepts, numbered in this order; `bundled` names those that come along "
         "(default: bundled); with nothing behind it, there are those of --labels alone",
-    )  # fmt: skip
+    )
     add("--labels", nargs="+", default=[], metavar="FILE", help="tables of labels described in TOML files")
     add(
-        "--embeddings", default="", metavar="MODEL",
+        "--embeddings",
+        default="",
+        metavar="MODEL",
         help="learn concepts that have examples over this model's embeddings (default: over hashed words)",
-    )  # fmt: skip
+    )
     add("--vocab-size", type=int, default=4096, metavar="N", help="token ids (default: %(default)s)")
     add("--tokenizer", metavar="MODEL", help="a model whose vocabulary to use, in place of making one")
     add("--chunk-tokens", type=int, default=64, metavar="N", help="longest (default: %(default)s)")
     add("--heldout-share", type=float, default=0.04, metavar="X", help="of the documents (default: %(default)s)")
     add("--seed", type=int, default=0, metavar="N", help="of the order (default: %(default)s)")
     add(
-        "--part-bytes", type=int, default=0, metavar="N",
+        "--part-bytes",
+        type=int,
+        default=0,
+        metavar="N",
         help="text that a worker reads at a time; less takes less memory (default: by size, 4 to 64 MiB)",
-    )  # fmt: skip
+    )
     add("--workers", type=int, default=1, metavar="N", help="processes on this machine (default: %(default)s)")
     add(
-        "--runner", metavar="NAME",
+        "--runner",
+        metavar="NAME",
         help="an Apache Beam runner: DirectRunner, DataflowRunner, FlinkRunner, SparkRunner (default: no Beam)",
-    )  # fmt: skip
+    )
     add(
-        "--runner-options", nargs="+", default=[], metavar="NAME=VALUE",
+        "--runner-options",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
         help="Beam's pipeline options, without their dashes: project=P region=R",
-    )  # fmt: skip
+    )
     add("--check", nargs="+", metavar="FILE", help="only check files of concepts, sources and labels")
     add("--json", action="store_true", help="print what was made as JSON")
 
@@ -89,12 +104,23 @@ def run(args: argparse.Namespace) -> None:
     inputs = _inputs(args)
     with stages() as tell:
         store = prepare(
-            args.out, documents=None if inputs else python_documents(), inputs=inputs, vocab_size=args.vocab_size,
-            chunk_tokens=args.chunk_tokens, seed=args.seed, concepts=concepts, tables=tables,
-            tokenizer=None if args.tokenizer is None else model_tokenizer(args.tokenizer), embeddings=args.embeddings,
-            heldout_share=args.heldout_share, part_bytes=args.part_bytes, workers=args.workers, runner=args.runner,
-            runner_options=args.runner_options, progress=tell,
-        )  # fmt: skip
+            args.out,
+            documents=None if inputs else python_documents(),
+            inputs=inputs,
+            vocab_size=args.vocab_size,
+            chunk_tokens=args.chunk_tokens,
+            seed=args.seed,
+            concepts=concepts,
+            tables=tables,
+            tokenizer=None if args.tokenizer is None else model_tokenizer(args.tokenizer),
+            embeddings=args.embeddings,
+            heldout_share=args.heldout_share,
+            part_bytes=args.part_bytes,
+            workers=args.workers,
+            runner=args.runner,
+            runner_options=args.runner_options,
+            progress=tell,
+        )
     counts = store.manifest["counts"]
     if args.json:
         print_json({"folder": args.out, "vocab_size": store.vocab_size, "counts": counts})
@@ -121,7 +147,7 @@ def _check_numbers(args: argparse.Namespace) -> None:
     require(args.runner is not None or not args.runner_options, "--runner-options are for a --runner: name one.")
 
 
-def _inputs(args: argparse.Namespace) -> list[Source]:
-    from steerling_jax.train.corpus.sources import Source, read_sources
+def _inputs(args: argparse.Namespace) -> list[TextSource]:
+    from steerling_jax.train.corpus.sources import TextSource, read_sources
 
-    return [*([Source(tuple(args.input))] if args.input else []), *read_sources(*args.source)]
+    return [*([TextSource(tuple(args.input))] if args.input else []), *read_sources(*args.source)]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from steerling_jax.io.corpus.store import CorpusStore
     from steerling_jax.train.data.conversations import Conversations
     from steerling_jax.train.run.run_config import RunConfig
-    from steerling_jax.train.run.start import OtherWeights
+    from steerling_jax.train.run.start import InitialWeights
 
 HELP = """\
 Train a model from a config; resumes exactly where it stopped.
@@ -104,14 +104,14 @@ def _train(config: RunConfig, args: argparse.Namespace, out: Path) -> tuple[dict
     from steerling_jax.train.run.events import Done, Evaluated, Stopped
     from steerling_jax.train.run.loop import train
     from steerling_jax.train.run.parameter_table import parameter_rows, parameter_table
-    from steerling_jax.train.run.processes import Share, by_the_first, is_first
+    from steerling_jax.train.run.processes import ProcessShare, by_the_first, is_first
     from steerling_jax.train.run.run_folder import check_corpus, has_checkpoints, open_folder
     from steerling_jax.train.run.show import show
     from steerling_jax.train.run.start import find_weights
 
     if config.compute.attention == "splash" and jax.default_backend() != "tpu":
         raise UserError("compute.attention is 'splash', which needs TPUs, and there are none here: use 'xla'.")
-    share = Share(make_mesh(config.mesh), config.data.batch_size, config.accumulate)
+    share = ProcessShare(make_mesh(config.mesh), config.data.batch_size, config.accumulate)
     # What a run began with is not needed any more once it has saved, except under adapters.
     other = None if has_checkpoints(out) and config.lora is None else find_weights(config)
     place = _place(args.corpus or config.data.corpus, out)
@@ -136,9 +136,17 @@ def _train(config: RunConfig, args: argparse.Namespace, out: Path) -> tuple[dict
     outcome: dict[str, Any] = {"config": config.name, "folder": out}
     with _signals() as caught:
         events = train(
-            config, store, out, share, other=other, evaluate=evaluate, stop=lambda: bool(caught),
-            tensorboard=args.tensorboard, profile=args.profile, batches=batches[0],
-        )  # fmt: skip
+            config,
+            store,
+            out,
+            share,
+            other=other,
+            evaluate=evaluate,
+            stop=lambda: bool(caught),
+            tensorboard=args.tensorboard,
+            profile=args.profile,
+            batches=batches[0],
+        )
         for event in show(events, config, tables=not args.json) if is_first() else events:
             match event:
                 case Evaluated():
@@ -173,7 +181,7 @@ def _export(config: RunConfig, out: Path, params: Any) -> Path:
     return out / "export"
 
 
-def _corpus(config: RunConfig, folder: Path, other: OtherWeights | None) -> CorpusStore:
+def _corpus(config: RunConfig, folder: Path, other: InitialWeights | None) -> CorpusStore:
     """Opens the store at `folder`; where there is nothing, makes it from the interpreter's documentation first, in the
     tokens of the weights that training starts from."""
     from steerling_jax.io.corpus.store import CorpusStore

@@ -15,13 +15,13 @@ from steerling_jax.io.atomic import write_json
 
 
 @dataclass(frozen=True)
-class Kept:
+class PartialResults:
     """Results in a folder, all of the same settings; without a folder nothing is kept."""
 
     folder: Path | None = None
 
     @classmethod
-    def open(cls, folder: Path, about: Mapping[str, Any]) -> Kept:
+    def open(cls, folder: Path, about: Mapping[str, Any]) -> PartialResults:
         """What was kept for these settings; what is there for other ones is removed."""
         kept = cls(folder)
         if folder.exists() and (not (folder / "about.json").exists() or kept.get("about", dict) != plain(about)):
@@ -47,4 +47,4 @@ class Kept:
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
-NOTHING_KEPT = Kept()
+NOTHING_KEPT = PartialResults()

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from steerling_jax.attribution.faithfulness.figures import entry, estimate
-from steerling_jax.attribution.faithfulness.kept import NOTHING_KEPT, Kept
+from steerling_jax.attribution.faithfulness.kept import NOTHING_KEPT, PartialResults
 from steerling_jax.attribution.faithfulness.texts import continued, heldout_openings, shuffled_openings
 from steerling_jax.attribution.index.opened import Index
 from steerling_jax.attribution.index.query import best_values
@@ -33,7 +33,7 @@ from steerling_jax.explain.inputs.integrated_gradients import attribute_inputs
 from steerling_jax.explain.inputs.targets import TokenLogProbability
 from steerling_jax.explain.ranking import rank_chunk
 from steerling_jax.io.corpus.store import CorpusStore
-from steerling_jax.progress import Tell, silent
+from steerling_jax.progress import Progress, no_progress
 from steerling_jax.tokenizer import IdsOnlyTokenizer
 
 PROMPT_TOKENS, BLOCKS = 10, 4
@@ -78,9 +78,13 @@ Wash the wool in cold water and dry
 The painter mixed blue and yellow to
 Dear aunt, thank you for the warm""".splitlines()
 ATTRIBUTION = (
-    "net share, known", "net share, discovered", "net share, epsilon", "largest share of a known concept",
-    "inputs: share of the prompt", "inputs: effective number over visible",
-)  # fmt: skip
+    "net share, known",
+    "net share, discovered",
+    "net share, epsilon",
+    "largest share of a known concept",
+    "inputs: share of the prompt",
+    "inputs: effective number over visible",
+)
 PLAIN = ("mean logit of what was written", "nats a token", "repeated 3-grams")
 _DRAWS = 400
 
@@ -94,10 +98,18 @@ class _Text:
 
 
 def measure(
-    bundle: Bundle, store: CorpusStore, *, tell: Tell = silent, kept: Kept = NOTHING_KEPT, seed: int = 0,
-    prompts: int = 24, prompt_tokens: int = PROMPT_TOKENS, blocks: int = BLOCKS, everyday: bool = True,
+    bundle: Bundle,
+    store: CorpusStore,
+    *,
+    tell: Progress = no_progress,
+    kept: PartialResults = NOTHING_KEPT,
+    seed: int = 0,
+    prompts: int = 24,
+    prompt_tokens: int = PROMPT_TOKENS,
+    blocks: int = BLOCKS,
+    everyday: bool = True,
     index: Index | None = None,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Figures of good and bad texts. prompts: of each set, before the rules choose. prompt_tokens, blocks: tokens of an
     opening, and diffusion blocks that continue it. everyday: off-topic openings are about everyday matters, else tokens
     of the corpus in random order. index: an open index of the training data (`attribution.index`), for evidence beside
@@ -160,7 +172,7 @@ def _everyday(bundle: Bundle, prompts: int) -> list[list[int]]:
 
 
 def _sets(
-    bundle: Bundle, openings: list[list[int]], away: list[list[int]], tokens: int, seed: int, tell: Tell
+    bundle: Bundle, openings: list[list[int]], away: list[list[int]], tokens: int, seed: int, tell: Progress
 ) -> dict[str, list[_Text]]:
     """The texts of so many tokens that the rules choose."""
     default = GenerationConfig(max_new_tokens=tokens, seed=seed)
@@ -208,9 +220,11 @@ def _figures_of(bundle: Bundle, text: _Text, index: Index | None) -> dict[str, f
     entropy = -np.sum(mass * np.log(np.maximum(mass, 1e-12)), axis=1)
     visible = np.maximum((mass > 0).sum(axis=1), 1)
     values = (
-        *ranking.net_shares, max(known, default=0.0), float(mass[:, : trace.prompt_length].sum(axis=1).mean()),
+        *ranking.net_shares,
+        max(known, default=0.0),
+        float(mass[:, : trace.prompt_length].sum(axis=1).mean()),
         float(np.mean(np.exp(entropy) / visible)),
-    )  # fmt: skip
+    )
     found: dict[str, float] = dict(zip(ATTRIBUTION, values, strict=True))
     if index is not None:
         found |= _evidence(index, trace.tokens, trace.prompt_length)
@@ -228,8 +242,15 @@ def _evidence(index: Index, tokens: np.ndarray, start: int) -> dict[str, float]:
 
 
 def _own_texts(
-    store: CorpusStore, index: Index, prompts: int, start: int, end: int, seed: int, key: jax.Array, kept: Kept
-) -> list[dict[str, Any]]:  # fmt: skip
+    store: CorpusStore,
+    index: Index,
+    prompts: int,
+    start: int,
+    end: int,
+    seed: int,
+    key: jax.Array,
+    kept: PartialResults,
+) -> list[dict[str, Any]]:
     """The evidence for held-out documents as they are, which nobody generated, at the same places."""
     texts = heldout_openings(store, prompts, end, seed)
     rows = [

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from steerling_jax.attribution.faithfulness.figures import markdown, table
-from steerling_jax.attribution.faithfulness.kept import Kept
+from steerling_jax.attribution.faithfulness.kept import PartialResults
 from steerling_jax.cli.console import plain
 from steerling_jax.errors import UserError
 from steerling_jax.io.atomic import atomic_path, write_json
@@ -44,12 +44,14 @@ class Results:
     model: str
     found: dict[str, Any] = field(default_factory=dict)
 
-    def part(self, name: str, settings: Mapping[str, Any], measure: Callable[[Kept], Mapping[str, Any]]) -> None:
+    def part(
+        self, name: str, settings: Mapping[str, Any], measure: Callable[[PartialResults], Mapping[str, Any]]
+    ) -> None:
         path = self.folder / f"{name}.json"
         about = {"model": self.model, "asked": dict(settings)}
         saved = _read(path) if path.exists() else {}
         if {key: saved.get(key) for key in about} != about:
-            kept = Kept.open(self.folder / f"{name}.unfinished", about)
+            kept = PartialResults.open(self.folder / f"{name}.unfinished", about)
             saved = about | {"command": self.command} | plain(dict(measure(kept)))
             write_json(path, saved)
             kept.remove()

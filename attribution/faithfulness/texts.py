@@ -11,7 +11,7 @@ from steerling_jax.decoding.generation import Generation, Prompt, generate_many
 from steerling_jax.decoding.generation_config import GenerationConfig
 from steerling_jax.errors import UserError
 from steerling_jax.io.corpus.store import CorpusStore
-from steerling_jax.progress import Tell
+from steerling_jax.progress import Progress
 
 _ORDINARY = 1 << 20  # tokens that shuffled ones are drawn from
 
@@ -37,7 +37,7 @@ def shuffled_openings(store: CorpusStore, count: int, tokens: int, seed: int) ->
 
 
 def continued(
-    bundle: Bundle, prompts: Sequence[Sequence[int]], config: GenerationConfig, *, stage: str, tell: Tell
+    bundle: Bundle, prompts: Sequence[Sequence[int]], config: GenerationConfig, *, stage: str, tell: Progress
 ) -> list[Generation]:
     """Each prompt's continuation, with its hidden rows; the seed of prompt i is `config`'s plus i."""
     settings = [

@@ -21,7 +21,7 @@ from steerling_jax.errors import UserError
 from steerling_jax.io.atomic import write_json
 from steerling_jax.io.corpus.store import CorpusStore
 from steerling_jax.io.index import IndexFolder, corpus_digest, start_index, write_unit
-from steerling_jax.progress import Tell, silent
+from steerling_jax.progress import Progress, no_progress
 
 
 def build_index(
@@ -32,7 +32,7 @@ def build_index(
     *,
     process_index: int = 0,
     process_count: int = 1,
-    tell: Tell = silent,
+    tell: Progress = no_progress,
 ) -> dict[str, Any]:
     """Builds process `process_index`'s share of the units, and finishes the index once all are there.
 
@@ -61,7 +61,7 @@ def build_index(
     return report(index, plan, made, finished, covered)
 
 
-def _make(index, name, documents, numbers, corpus, bundle, settings, tell: Tell) -> None:
+def _make(index, name, documents, numbers, corpus, bundle, settings, tell: Progress) -> None:
     from steerling_jax.attribution.index.unit import make_unit
 
     arrays = make_unit(corpus, [numbers[key] for key in documents], bundle, settings, tell)
@@ -73,9 +73,14 @@ def _make(index, name, documents, numbers, corpus, bundle, settings, tell: Tell)
 
 
 def _finish(
-    index: IndexFolder, corpus: CorpusStore, bundle: Bundle, plan: dict[str, list[str]], numbers: dict[str, int],
-    settings: IndexSettings, tell: Tell,
-) -> None:  # fmt: skip
+    index: IndexFolder,
+    corpus: CorpusStore,
+    bundle: Bundle,
+    plan: dict[str, list[str]],
+    numbers: dict[str, int],
+    settings: IndexSettings,
+    tell: Progress,
+) -> None:
     """Thresholds and the list of units, unless this state of the corpus has them; then removes what is not of it."""
     from steerling_jax.attribution.index.null import thresholds
     from steerling_jax.attribution.index.opened import Index

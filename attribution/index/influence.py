@@ -28,7 +28,7 @@ from steerling_jax.models.steerling.decompose import logit_features
 from steerling_jax.models.steerling.model import param_shapes
 from steerling_jax.models.steerling.published_shapes import fused
 from steerling_jax.objectives.pretraining import cross_entropy
-from steerling_jax.progress import Tell, silent
+from steerling_jax.progress import Progress, no_progress
 
 Similarity = Literal["dot", "cosine", "fisher"]
 Signs = tuple[tuple[jax.Array | None, jax.Array | None], ...]
@@ -68,10 +68,14 @@ def span_hidden(params: Params, batch: PassageBatch, config: ModelConfig, comput
     of_clean = jnp.arange(batch.clean.shape[1]) // config.diff_block_size
     own = (block[:, :, None] == block[:, None, :]) & (draw[:, None] == draw[None, :])[None]
     hidden, _ = run_backbone(
-        params, embed_tokens(params, batch.noisy.reshape(B, m * W), compute), config=config, compute=compute,
-        positions=positions, mask=jnp.concatenate([block[:, :, None] > of_clean[None, None, :], own], axis=2),
+        params,
+        embed_tokens(params, batch.noisy.reshape(B, m * W), compute),
+        config=config,
+        compute=compute,
+        positions=positions,
+        mask=jnp.concatenate([block[:, :, None] > of_clean[None, None, :], own], axis=2),
         cache=clean,
-    )  # fmt: skip
+    )
     return jnp.take_along_axis(hidden, batch.rows[:, :, None], axis=1)
 
 
@@ -90,9 +94,15 @@ _compiled_losses = partial(jax.jit, static_argnames=("config", "compute"))(_loss
 
 
 def passage_losses(
-    params: Params, passages: Sequence[Passage], *, config: ModelConfig, compute: Compute = _FLOAT32,
-    masking: Masking = _MASKING, batch_size: int = 32, tell: Tell = silent,
-) -> np.ndarray:  # fmt: skip
+    params: Params,
+    passages: Sequence[Passage],
+    *,
+    config: ModelConfig,
+    compute: Compute = _FLOAT32,
+    masking: Masking = _MASKING,
+    batch_size: int = 32,
+    tell: Progress = no_progress,
+) -> np.ndarray:
     """Nats (N,) float32 of each passage: cross-entropy summed over its tokens [start, end), at the masking's noise."""
     found = np.zeros(len(passages), np.float32)
     done = 0
@@ -104,9 +114,16 @@ def passage_losses(
 
 
 def gradient_features(
-    params: Params, passages: Sequence[Passage], *, config: ModelConfig, compute: Compute = _FLOAT32,
-    masking: Masking = _MASKING, projection: Projection = _PROJECTION, batch_size: int = 8, tell: Tell = silent,
-) -> np.ndarray:  # fmt: skip
+    params: Params,
+    passages: Sequence[Passage],
+    *,
+    config: ModelConfig,
+    compute: Compute = _FLOAT32,
+    masking: Masking = _MASKING,
+    projection: Projection = _PROJECTION,
+    batch_size: int = 8,
+    tell: Progress = no_progress,
+) -> np.ndarray:
     """(N, F) float32: the projected gradient of each passage's loss (`passage_losses`), for chunks and queries alike.
 
     `batch_size` gradients of the model's size are held at a time. Raises `UserError` for an empty span, and where a

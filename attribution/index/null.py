@@ -11,9 +11,9 @@ import numpy as np
 
 from steerling_jax.attribution.index.evidence import Score
 from steerling_jax.attribution.index.opened import Index
-from steerling_jax.attribution.index.query import Query
+from steerling_jax.attribution.index.query import Query, influences
 from steerling_jax.attribution.index.signatures import concept_count
-from steerling_jax.progress import Tell
+from steerling_jax.progress import Progress
 
 PIECE = 4
 LENGTHS = (8, 16, 32, 64)
@@ -24,7 +24,7 @@ _INFLUENCE_SHARE = 4  # of the texts, one in so many
 _SIGMAS = 2.326  # of a normal distribution's 99th percentile
 
 
-def thresholds(index: Index, tell: Tell) -> dict[str, dict[str, list[float]]]:
+def thresholds(index: Index, tell: Progress) -> dict[str, dict[str, list[float]]]:
     """For each score the lengths of texts and the values that 1 in 100 nonsense texts of that length reaches.
 
     Influence has one length. Without kept gradients it has a quarter of the texts, since those of candidates take time,
@@ -49,7 +49,7 @@ def thresholds(index: Index, tell: Tell) -> dict[str, dict[str, list[float]]]:
     kept = index.settings.gradient_side > 0
     texts = count if kept else max(count // _INFLUENCE_SHARE, 10)
     queries = [nonsense(index, draw, INFLUENCE_LENGTH) for _ in range(texts)]
-    best = [found[0][0] for found in index.influences(queries, 1)]
+    best = [found[0][0] for found in influences(queries, 1)]
     limit = float(np.quantile(best, _SHARE) if kept else np.mean(best) + _SIGMAS * np.std(best))
     return table | {"influence": {"lengths": [INFLUENCE_LENGTH], "values": [limit]}}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,22 +13,18 @@ from steerling_jax.attribution.index.evidence import Score
 from steerling_jax.attribution.index.influence import influence
 from steerling_jax.attribution.index.passages import Passage
 from steerling_jax.attribution.index.plan import QUERY_MASKING, IndexSettings, check_model, indexed_documents, is_done
-from steerling_jax.attribution.index.retrieval import Best, Block, best_rows, best_signatures, place, place_rows
-from steerling_jax.attribution.index.signatures import Described, concept_count, concept_weights, describe
+from steerling_jax.attribution.index.retrieval import Best, VectorBlock, best_rows, best_signatures, place, place_rows
+from steerling_jax.attribution.index.signatures import Signatures, concept_count, concept_weights, describe
 from steerling_jax.attribution.index.unit import gradients, passage_of
 from steerling_jax.bundle import Bundle
 from steerling_jax.errors import UserError
 from steerling_jax.io.corpus.store import CorpusStore
 from steerling_jax.io.index import IndexFolder, Unit, corpus_digest
 
-if TYPE_CHECKING:
-    from steerling_jax.attribution.index.query import Query
-
-
 NEAREST = 5  # hits of a question; influence ranks the candidates of so many, also where more or fewer are asked for
 
 
-class Place(NamedTuple):
+class IndexedChunk(NamedTuple):
     """A chunk: which unit, and its number there."""
 
     unit: int
@@ -44,7 +40,7 @@ class Index:
         self.thresholds: dict[Score, dict[str, list[float]]] = state["thresholds"]
         self.units: list[Unit] = [folder.unit(name) for name in state["units"]]
         self._documents = indexed_documents(corpus, self.settings.splits)
-        self._gradients: dict[Place, np.ndarray] = {}
+        self._gradients: dict[IndexedChunk, np.ndarray] = {}
 
     @cached_property
     def texts(self) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -62,16 +58,16 @@ class Index:
         return found
 
     @cached_property
-    def rows(self) -> list[Block]:
+    def rows(self) -> list[VectorBlock]:
         """Hidden rows on the devices."""
         return self._placed("rows")
 
     @cached_property
-    def gradients(self) -> list[Block]:
+    def gradients(self) -> list[VectorBlock]:
         """Kept gradients on the devices."""
         return self._placed("gradients")
 
-    def _placed(self, name: str) -> list[Block]:
+    def _placed(self, name: str) -> list[VectorBlock]:
         blocks = []
         for unit in self.units:
             rows = unit.read(name)
@@ -81,15 +77,15 @@ class Index:
         return blocks
 
     @cached_property
-    def signatures(self) -> list[Block]:
+    def signatures(self) -> list[VectorBlock]:
         """Signatures on the devices."""
         return [place([unit.read("ids"), unit.read("codes")]) for unit in self.units]
 
-    def describe(self, passages: Sequence[Passage]) -> Described:
+    def describe(self, passages: Sequence[Passage]) -> Signatures:
         b = self.bundle
         return describe(b.params, passages, config=b.config, compute=b.compute, masking=self.settings.masking)
 
-    def nearest(self, score: Score, query: Described, row: int, k: int) -> list[tuple[float, Place]]:
+    def nearest(self, score: Score, query: Signatures, row: int, k: int) -> list[tuple[float, IndexedChunk]]:
         """The k best chunks by signature or representation for row `row` of the described queries."""
         if score == "signature":
             weights = concept_weights(query.ids[[row]], query.values[[row]], concept_count(self.bundle.config))[0]
@@ -98,13 +94,14 @@ class Index:
             best = best_rows(self.rows, query.rows[row], k)
         return _places(best)
 
-    def influences(self, queries: Sequence[Query], k: int) -> list[list[tuple[float, Place]]]:
-        """Of each query the k chunks of most influence on it: of all where gradients are kept, else of candidates."""
-        passages = [query.passage for query in queries]
+    def influences(
+        self, passages: Sequence[Passage], candidates: Sequence[Sequence[IndexedChunk]] | None, k: int
+    ) -> list[list[tuple[float, IndexedChunk]]]:
+        """For each query passage the k chunks of most influence on it: among all chunks where the index keeps gradients
+        (`candidates` is None), else among the query's candidates."""
         ours = gradients(self.bundle, passages, self.settings, QUERY_MASKING)
-        if self.settings.gradient_side:
+        if candidates is None:
             return [_places(best_rows(self.gradients, query, k)) for query in ours]
-        candidates = [query.candidates(NEAREST) for query in queries]
         theirs = self._gradients_of(sorted({place for places in candidates for place in places}))
         found = []
         for query, places in zip(ours, candidates, strict=True):
@@ -112,7 +109,7 @@ class Index:
             found.append(sorted(zip(map(float, values), places, strict=True), key=lambda one: -one[0])[:k])
         return found
 
-    def _gradients_of(self, places: Sequence[Place]) -> dict[Place, np.ndarray]:
+    def _gradients_of(self, places: Sequence[IndexedChunk]) -> dict[IndexedChunk, np.ndarray]:
         """(F,) float32 of each; what was computed is remembered."""
         new = [place for place in places if place not in self._gradients]
         if new:
@@ -121,14 +118,14 @@ class Index:
             self._gradients.update(zip(new, found, strict=True))
         return {place: self._gradients[place] for place in places}
 
-    def passage(self, place: Place) -> Passage:
+    def passage(self, place: IndexedChunk) -> Passage:
         """A chunk of the corpus with its context, as it was indexed."""
         start, end = self.span(place)
         document = self.corpus.documents[int(self.chunks[place.unit][2][place.chunk])]
         tokens = self.corpus.tokens(max(document.start, start - self.settings.context), end).astype(np.int32)
         return passage_of(tokens, len(tokens) - (end - start), len(tokens), self.settings.context)
 
-    def span(self, place: Place) -> tuple[int, int]:
+    def span(self, place: IndexedChunk) -> tuple[int, int]:
         """A chunk's tokens in the corpus."""
         _, offsets, owners = self.chunks[place.unit]
         start = self.corpus.documents[int(owners[place.chunk])].start + int(offsets[place.chunk])
@@ -142,9 +139,9 @@ class Index:
         document = self.corpus.documents[int(owners[chunk])]
         return document.start + int(offsets[chunk]) + position - int(starts[chunk])
 
-    def place_at(self, unit: int, position: int) -> Place:
+    def place_at(self, unit: int, position: int) -> IndexedChunk:
         """The chunk that a token of a unit's text is in."""
-        return Place(unit, int(np.searchsorted(self.chunks[unit][0], position, side="right")) - 1)
+        return IndexedChunk(unit, int(np.searchsorted(self.chunks[unit][0], position, side="right")) - 1)
 
     def threshold(self, score: Score, length: int) -> float:
         """Of a score, for a span of so many tokens."""
@@ -169,8 +166,8 @@ def open_index(folder: str | Path, corpus: CorpusStore, bundle: Bundle) -> Index
     return Index(index, state, corpus, bundle)
 
 
-def _places(best: Best) -> list[tuple[float, Place]]:
+def _places(best: Best) -> list[tuple[float, IndexedChunk]]:
     return [
-        (float(value), Place(int(block), int(number)))
+        (float(value), IndexedChunk(int(block), int(number)))
         for value, block, number in zip(best.values, best.blocks, best.numbers, strict=True)
     ]

@@ -8,8 +8,8 @@ from functools import cached_property
 import numpy as np
 
 from steerling_jax.attribution.index.evidence import SCORES, Evidence, Hit, Score
-from steerling_jax.attribution.index.opened import NEAREST, Index, Place
-from steerling_jax.attribution.index.signatures import Described, concept_count
+from steerling_jax.attribution.index.opened import NEAREST, Index, IndexedChunk
+from steerling_jax.attribution.index.signatures import Signatures, concept_count
 from steerling_jax.attribution.index.suffixes import Span, longest_matches, maximal_spans, occurrences
 from steerling_jax.attribution.index.unit import passage_of
 from steerling_jax.bundle import Bundle
@@ -20,9 +20,14 @@ _NO_TOKEN = -2  # matches nothing in a unit's text
 
 
 def find_evidence(
-    bundle: Bundle, index: Index, tokens: Sequence[int] | np.ndarray, start: int, end: int,
-    scores: Sequence[Score] = SCORES, k: int = NEAREST,
-) -> Evidence:  # fmt: skip
+    bundle: Bundle,
+    index: Index,
+    tokens: Sequence[int] | np.ndarray,
+    start: int,
+    end: int,
+    scores: Sequence[Score] = SCORES,
+    k: int = NEAREST,
+) -> Evidence:
     """What the corpus holds that is close to tokens [start, end) of a text, read after what stands before them.
 
     At most k hits a score, best first, those above the score's threshold only (`Evidence`). Masks, padding and ends of
@@ -76,7 +81,7 @@ class Query:
         self._text = np.where(text == special.bos_id, _NO_TOKEN, text).astype(np.int64)
 
     @cached_property
-    def described(self) -> Described:
+    def described(self) -> Signatures:
         return self.index.describe([self.passage])
 
     @cached_property
@@ -113,13 +118,13 @@ class Query:
     def chunks(self, score: Score, k: int) -> list[Hit]:
         """The k best chunks by one of the other scores."""
         if score == "influence":
-            found = self.index.influences([self], k)[0]
+            found = influences([self], k)[0]
         else:
             found = self.index.nearest(score, self.described, 0, k)
         query = self.start, self.end
         return [self._hit(score, value, *self.index.span(place), query) for value, place in found]
 
-    def candidates(self, k: int) -> list[Place]:
+    def candidates(self, k: int) -> list[IndexedChunk]:
         """What influence is computed for: the best by signature and representation, and where the longest spans are."""
         dense: tuple[Score, ...] = ("signature", "representation")
         places = [
@@ -141,7 +146,27 @@ class Query:
         owner = corpus.chunk(number).document
         record = corpus.documents[owner]
         return Hit(
-            score=score, value=float(value), chunk=number, document=owner, name=record.name, source=record.source,
-            sha256=record.sha256, start=start, end=end, offset=start - record.start,
-            text=self.index.bundle.tokenizer.decode(corpus.tokens(start, end).tolist()), query=query, occurrences=count,
-        )  # fmt: skip
+            score=score,
+            value=float(value),
+            chunk=number,
+            document=owner,
+            name=record.name,
+            source=record.source,
+            sha256=record.sha256,
+            start=start,
+            end=end,
+            offset=start - record.start,
+            text=self.index.bundle.tokenizer.decode(corpus.tokens(start, end).tolist()),
+            query=query,
+            occurrences=count,
+        )
+
+
+def influences(queries: Sequence[Query], k: int) -> list[list[tuple[float, IndexedChunk]]]:
+    """For each query the k chunks of most influence on it, with their influence, largest first.
+
+    Where the index keeps no gradients, influence ranks candidates of the other scores; the queries share the work.
+    """
+    index = queries[0].index
+    candidates = None if index.settings.gradient_side else [query.candidates(NEAREST) for query in queries]
+    return index.influences([query.passage for query in queries], candidates, k)

@@ -37,14 +37,14 @@ class Best(NamedTuple):
     numbers: np.ndarray
 
 
-class Block(NamedTuple):
+class VectorBlock(NamedTuple):
     """counts (S,) int32 of real chunks; arrays (S, D, M) of rows, or (S, K, M) of ids and of codes."""
 
     counts: jax.Array
     arrays: tuple[jax.Array, ...]
 
 
-def place(arrays: Sequence[np.ndarray], mesh: Mesh | None = None) -> Block:
+def place(arrays: Sequence[np.ndarray], mesh: Mesh | None = None) -> VectorBlock:
     """Arrays (N, D or K) of one block of chunks, put on the mesh's devices (default: all), chunks split over them."""
     mesh = mesh or Mesh(np.array(jax.devices()), ("data",))
     S, N = mesh.size, len(arrays[0])
@@ -57,28 +57,28 @@ def place(arrays: Sequence[np.ndarray], mesh: Mesh | None = None) -> Block:
         return jax.device_put(np.ascontiguousarray(filled.reshape(S, M, -1).swapaxes(1, 2)), sharding)
 
     counts = np.clip(N - M * np.arange(S), 0, M).astype(np.int32)
-    return Block(jax.device_put(counts, sharding), tuple(put(np.asarray(array)) for array in arrays))
+    return VectorBlock(jax.device_put(counts, sharding), tuple(put(np.asarray(array)) for array in arrays))
 
 
-def place_rows(rows: np.ndarray, mesh: Mesh | None = None) -> Block:
+def place_rows(rows: np.ndarray, mesh: Mesh | None = None) -> VectorBlock:
     """Rows (N, D). Float16 on CPUs, which take twelve times as long to widen bfloat16 (measured), bfloat16
     elsewhere."""
     return place([np.asarray(rows, np.float16 if jax.default_backend() == "cpu" else jnp.bfloat16)], mesh)
 
 
-def best_rows(blocks: Sequence[Block], query: np.ndarray, k: int) -> Best:
+def best_rows(blocks: Sequence[VectorBlock], query: np.ndarray, k: int) -> Best:
     """The k largest inner products with a query (D,)."""
     return _gather([_best_rows(block, jnp.asarray(query, jnp.float32), k=k) for block in blocks], blocks, k)
 
 
-def best_signatures(blocks: Sequence[Block], weights: np.ndarray, k: int) -> Best:
+def best_signatures(blocks: Sequence[VectorBlock], weights: np.ndarray, k: int) -> Best:
     """The k largest inner products with a signature, given as weights (C + 1,), for blocks of ids (N, K), unused ones
     C, and codes (N, K) uint8 (`signatures.packed`)."""
     return _gather([_best_signatures(block, jnp.asarray(weights, jnp.float32), k=k) for block in blocks], blocks, k)
 
 
 @partial(jax.jit, static_argnames="k")
-def _best_rows(block: Block, query: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+def _best_rows(block: VectorBlock, query: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     (rows,) = block.arrays
     if jax.default_backend() == "cpu":
         scores = _summed(rows, lambda d: query[d] * rows[:, d].astype(jnp.float32))
@@ -88,7 +88,7 @@ def _best_rows(block: Block, query: jax.Array, k: int) -> tuple[jax.Array, jax.A
 
 
 @partial(jax.jit, static_argnames="k")
-def _best_signatures(block: Block, weights: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+def _best_signatures(block: VectorBlock, weights: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     ids, codes = block.arrays
     weights = weights / 255**2  # a code stands for (code / 255)²
 
@@ -115,7 +115,7 @@ def _top(scores: jax.Array, counts: jax.Array, k: int) -> tuple[jax.Array, jax.A
     return values, index
 
 
-def _gather(found: Sequence[tuple[jax.Array, jax.Array]], blocks: Sequence[Block], k: int) -> Best:
+def _gather(found: Sequence[tuple[jax.Array, jax.Array]], blocks: Sequence[VectorBlock], k: int) -> Best:
     """The k best of all blocks and devices; equal values in the order of the chunks."""
     values, where, numbers = [], [], []
     for number, ((value, index), block) in enumerate(zip(found, blocks, strict=True)):

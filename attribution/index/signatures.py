@@ -26,12 +26,12 @@ from steerling_jax.models.steerling.backbone import Params
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.head_view import known_spec, unknown_spec
 from steerling_jax.models.steerling.heads import run_head
-from steerling_jax.progress import Tell, silent
+from steerling_jax.progress import Progress, no_progress
 
 ENTRIES = 64  # of a signature: 3 bytes each in the index, or 5 where ids need more than 16 bits; at most 320 a chunk
 
 
-class Described(NamedTuple):
+class Signatures(NamedTuple):
     """ids (N, K) int32 of concepts, discovered ones after the known, −1 where unused; values (N, K) float32 ≥ 0,
     largest first; rows (N, D) float32, mean hidden rows of length 1. K is 0 for a bare backbone."""
 
@@ -49,12 +49,18 @@ def concept_count(config: ModelConfig) -> int:
 
 
 def describe(
-    params: Params, passages: Sequence[Passage], *, config: ModelConfig, compute: Compute, masking: Masking,
-    batch_size: int = 32, tell: Tell = silent,
-) -> Described:  # fmt: skip
+    params: Params,
+    passages: Sequence[Passage],
+    *,
+    config: ModelConfig,
+    compute: Compute,
+    masking: Masking,
+    batch_size: int = 32,
+    tell: Progress = no_progress,
+) -> Signatures:
     """Signature and hidden row of each passage's span. Raises `UserError` where the model gives NaN or infinity."""
     K, N, done = min(ENTRIES, concept_count(config)), len(passages), 0
-    found = Described(
+    found = Signatures(
         np.full((N, K), -1, np.int32), np.zeros((N, K), np.float32), np.zeros((N, config.n_embd), np.float32)
     )
     for numbers, batch in passage_batches(passages, config, masking, batch_size):
@@ -120,7 +126,7 @@ def concept_weights(ids: np.ndarray, values: np.ndarray, n_concepts: int) -> np.
     return dense
 
 
-def signature_scores(query: Described, chunks: Described, n_concepts: int) -> np.ndarray:
+def signature_scores(query: Signatures, chunks: Signatures, n_concepts: int) -> np.ndarray:
     """Cosines (Q, N) float32 of signatures."""
     dense = [concept_weights(side.ids, side.values, n_concepts) for side in (query, chunks)]
     return dense[0] @ dense[1].T

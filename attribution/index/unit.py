@@ -14,11 +14,11 @@ from steerling_jax.attribution.index.suffixes import suffix_array
 from steerling_jax.bundle import Bundle
 from steerling_jax.io.corpus.store import CorpusStore
 from steerling_jax.io.index import SEPARATOR
-from steerling_jax.progress import Tell, silent
+from steerling_jax.progress import Progress, no_progress
 
 
 def make_unit(
-    corpus: CorpusStore, documents: Sequence[int], bundle: Bundle, settings: IndexSettings, tell: Tell
+    corpus: CorpusStore, documents: Sequence[int], bundle: Bundle, settings: IndexSettings, tell: Progress
 ) -> dict[str, np.ndarray]:
     """All arrays of the unit of these documents (`io/index.py` lists them)."""
     passages: list[Passage] = []
@@ -57,13 +57,18 @@ def make_unit(
 
 
 def gradients(
-    bundle: Bundle, passages: Sequence[Passage], settings: IndexSettings, masking: Masking, tell: Tell = silent
+    bundle: Bundle, passages: Sequence[Passage], settings: IndexSettings, masking: Masking, tell: Progress = no_progress
 ) -> np.ndarray:
     """Gradient features (N, F) float32 of length 1, in the index's projection."""
     found = gradient_features(
-        bundle.params, passages, config=bundle.config, compute=bundle.compute, masking=masking,
-        projection=settings.projection, tell=tell,
-    )  # fmt: skip
+        bundle.params,
+        passages,
+        config=bundle.config,
+        compute=bundle.compute,
+        masking=masking,
+        projection=settings.projection,
+        tell=tell,
+    )
     return normalised(found)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from steerling_jax.attribution.index.evidence import Evidence
-from steerling_jax.attribution.trace.explanation import Chunk, Explanation
+from steerling_jax.attribution.trace.explanation import ExplainedChunk, Explanation
 from steerling_jax.decoding.trace_record import to_plain
 from steerling_jax.explain.inputs.record import InputAttribution
 
@@ -90,7 +90,7 @@ def _strongest(values: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _chunk(chunk: Chunk, count: int) -> dict[str, Any]:
+def _chunk(chunk: ExplainedChunk, count: int) -> dict[str, Any]:
     ranking, span = chunk.ranking, chunk.inputs
     return {
         "start": chunk.start,

@@ -17,14 +17,14 @@ from steerling_jax.explain.contributions import Contributions, concept_contribut
 from steerling_jax.explain.inputs.integrated_gradients import attribute_inputs
 from steerling_jax.explain.inputs.record import InputAttribution, SpanAttribution
 from steerling_jax.explain.ranking import ChunkRanking, ConceptShare, chunk_spans, rank_chunk
-from steerling_jax.progress import Tell
+from steerling_jax.progress import Progress
 
 # Finds training data for tokens [start, end) of a text, given as ids.
 Find = Callable[[np.ndarray, int, int], Evidence]
 
 
 @dataclass(frozen=True)
-class Chunk:
+class ExplainedChunk:
     """Canvas positions [start, end) and what is behind them. inputs: None where none were asked for, or nothing was
     written there; evidence: None without an index."""
 
@@ -48,7 +48,7 @@ class Explanation:
 
     record: TraceRecord
     trace: Trace
-    chunks: tuple[Chunk, ...]
+    chunks: tuple[ExplainedChunk, ...]
     shares: Contributions
     inputs: InputAttribution | None
     pieces: tuple[str, ...]
@@ -75,7 +75,7 @@ def explain(
     *,
     inputs: bool = True,
     find: Find | None = None,
-    tell: Tell | None = None,
+    tell: Progress | None = None,
     where: str = "The trace",
 ) -> Explanation:
     """Explains every chunk of `record`; a text without chunk boundaries is one chunk.
@@ -94,12 +94,15 @@ def explain(
         written = bool(((shares.positions >= start) & (shares.positions < end)).any())
         ids = text_ids(trace.tokens[start:end], config)
         chunks.append(
-            Chunk(
-                start, end, bundle.tokenizer.decode(ids),
-                rank_chunk(shares, start, end), found.of_span(start, end) if found is not None and written else None,
+            ExplainedChunk(
+                start,
+                end,
+                bundle.tokenizer.decode(ids),
+                rank_chunk(shares, start, end),
+                found.of_span(start, end) if found is not None and written else None,
                 find(trace.tokens, start, end) if find is not None and ids else None,
             )
-        )  # fmt: skip
+        )
     canvas = trace.tokens.copy()
     canvas[shares.positions] = shares.token_ids
     pieces = tuple(map(bundle.tokenizer.piece, canvas.tolist()))

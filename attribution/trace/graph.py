@@ -22,7 +22,7 @@ from steerling_jax.errors import UserError
 from steerling_jax.explain.contributions import Contributions
 from steerling_jax.explain.inputs.integrated_gradients import attribute_inputs
 from steerling_jax.explain.inputs.targets import ConceptActivation, TokenLogProbability
-from steerling_jax.progress import Tell
+from steerling_jax.progress import Progress
 
 _LINKS = 32  # strongest inputs linked to one node
 
@@ -48,7 +48,7 @@ def choose_token(trace: Trace, position: int | None) -> int:
 
 
 def make_graph(
-    bundle: Bundle, explanation: Explanation, position: int | None = None, tell: Tell | None = None
+    bundle: Bundle, explanation: Explanation, position: int | None = None, tell: Progress | None = None
 ) -> dict[str, Any]:
     """The graph of the token at a canvas position; None for the token that was written last, which saw all others.
 
@@ -59,9 +59,12 @@ def make_graph(
     row = int(np.flatnonzero(shares.positions == position)[0])
     concepts = _listed(shares, row)
     of_concepts = attribute_inputs(
-        bundle, trace, target=[ConceptActivation(one.id, one.kind, "weight") for one in concepts],
-        positions=[position] * len(concepts), tell=tell,
-    )  # fmt: skip
+        bundle,
+        trace,
+        target=[ConceptActivation(one.id, one.kind, "weight") for one in concepts],
+        positions=[position] * len(concepts),
+        tell=tell,
+    )
     of_logit = explanation.inputs or attribute_inputs(bundle, trace, positions=[position])
     into_logit = of_logit.attributions[of_logit.target_positions == position][0]
     fixed = _fixed(trace, position)

@@ -114,8 +114,14 @@ def _concepts(explanation: Explanation) -> Rows:
         ("discovered", s.discovered_ids, s.discovered_weights, s.discovered_contributions),
     ):
         for i, k in np.argwhere(ids >= 0).tolist():
-            rows.append({"position": int(s.positions[i]), **_concept(explanation, kind, int(ids[i, k])),
-                         "activation": weights[i, k], "contribution": values[i, k]})  # fmt: skip
+            rows.append(
+                {
+                    "position": int(s.positions[i]),
+                    **_concept(explanation, kind, int(ids[i, k])),
+                    "activation": weights[i, k],
+                    "contribution": values[i, k],
+                }
+            )
     return rows
 
 

@@ -8,7 +8,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from steerling_jax.attribution.trace.explanation import Chunk, Explanation
+from steerling_jax.attribution.trace.explanation import ExplainedChunk, Explanation
 from steerling_jax.explain.ranking import ConceptShare
 
 _INPUTS = 5  # tokens shown a chunk
@@ -45,7 +45,7 @@ def errors(explanation: Explanation) -> str:
     return told
 
 
-def _concepts(chunk: Chunk, explanation: Explanation, count: int) -> RenderableType:
+def _concepts(chunk: ExplainedChunk, explanation: Explanation, count: int) -> RenderableType:
     table = Table.grid(padding=(0, 2))
     table.add_row(Text("known concepts", style="green"), Text("discovered concepts", style="cyan"))
     known, discovered = chunk.top("known", count), chunk.top("discovered", count)
@@ -59,7 +59,7 @@ def _share(entry: ConceptShare, explanation: Explanation) -> Text:
     return Text(f"{100 * entry.contribution:+6.2f} %  {explanation.name(entry.type, entry.concept_id)}")
 
 
-def _bar(chunk: Chunk, width: int = 18) -> Text:
+def _bar(chunk: ExplainedChunk, width: int = 18) -> Text:
     """Net shares of the logits as one coloured bar with its figures."""
     line = Text("\nlogits, net  ")
     parts = list(
@@ -72,7 +72,7 @@ def _bar(chunk: Chunk, width: int = 18) -> Text:
     return line
 
 
-def _inputs(chunk: Chunk, explanation: Explanation) -> Text:
+def _inputs(chunk: ExplainedChunk, explanation: Explanation) -> Text:
     """What the prompt and the text before added to the chunk's logits, with their strongest tokens."""
     assert chunk.inputs is not None
     values, prompt = chunk.inputs.attributions, explanation.trace.prompt_length
@@ -87,7 +87,7 @@ def _inputs(chunk: Chunk, explanation: Explanation) -> Text:
     return Text("\n").join(lines)
 
 
-def _evidence(chunk: Chunk) -> Text:
+def _evidence(chunk: ExplainedChunk) -> Text:
     """The best hit of each score."""
     assert chunk.evidence is not None
     text = Text()

@@ -34,11 +34,11 @@ def run_batch(args: argparse.Namespace) -> int:
         raise UserError(f"--rows is {args.rows}, but it must be at least 1.")
     steering = from_args(args)
     from steerling_jax.cli.console import note, progress
-    from steerling_jax.infer.batch.file import Batch, count_lines
+    from steerling_jax.infer.batch.file import BatchFile, count_lines
 
     total = count_lines(source)
     bundle = load_named(args.model, args.catalogue)
-    batch = Batch(bundle, source, target, _defaults(args), steering.configs(bundle), args.rows)
+    batch = BatchFile(bundle, source, target, _defaults(args), steering.configs(bundle), args.rows)
     with progress(unit="texts") as bar:
         task = bar.add_task("writing", total=total)
         for finished in batch.run():

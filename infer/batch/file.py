@@ -14,19 +14,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from steerling_jax.bundle import Bundle
 from steerling_jax.decoding.generation import Generation, Prompt, generate_many
 from steerling_jax.decoding.trace_record import Origin, record_of, to_plain
 from steerling_jax.errors import UserError
-from steerling_jax.infer.settings import NAMES, BadField, Wanted, read_settings, shown
-from steerling_jax.infer.text_stream import Writing
+from steerling_jax.infer.settings import NAMES, BadField, GenerationRequest, read_settings, shown
+from steerling_jax.infer.text_stream import TextWriter
 from steerling_jax.io.atomic import atomic_path
 from steerling_jax.io.trace_file import model_origin
-
-if TYPE_CHECKING:
-    from steerling_jax.bundle import Bundle
-    from steerling_jax.steering.config import SteeringConfig
+from steerling_jax.steering.config import SteeringConfig
 
 _FIELDS = {*NAMES, "id", "prompt", "prompt_ids"}
 _PREFIX_BYTES = 256 << 20
@@ -34,7 +32,7 @@ Id = str | int
 
 
 @dataclass
-class Batch:
+class BatchFile:
     """What is to be done, and the counts of this run.
 
     defaults: settings for lines that do not give their own. always: steering of all lines. skipped: lines whose result
@@ -63,7 +61,7 @@ class Batch:
     def run(self) -> Iterator[int]:
         """Yields `finished` after every result. Raises `UserError` where a file cannot be used."""
         done = finished_ids(self.target)
-        tasks: dict[int, tuple[Id, Wanted, Prompt]] = {}
+        tasks: dict[int, tuple[Id, GenerationRequest, Prompt]] = {}
         prompts = self._prompts(done, tasks)
         many = generate_many(self.bundle, prompts, rows=self.rows, prefix_cache_bytes=_PREFIX_BYTES)
         for number, generation in many:
@@ -75,7 +73,7 @@ class Batch:
             self.written += 1
             yield self.finished
 
-    def _prompts(self, done: set[Id], tasks: dict[int, tuple[Id, Wanted, Prompt]]) -> Iterator[Prompt]:
+    def _prompts(self, done: set[Id], tasks: dict[int, tuple[Id, GenerationRequest, Prompt]]) -> Iterator[Prompt]:
         """The lines that are still to be done, put down in `tasks`; writes the errors of those that cannot be."""
         seen: dict[Id, int] = {}
         number = 0
@@ -98,7 +96,7 @@ class Batch:
             number += 1
             yield prompt
 
-    def _read(self, fields: dict[str, Any]) -> Wanted:
+    def _read(self, fields: dict[str, Any]) -> GenerationRequest:
         text, ids = fields.get("prompt"), fields.get("prompt_ids")
         if (text is None) == (ids is None):
             raise BadField("Give prompt, a text, or prompt_ids, token ids (one of the two).", "prompt")
@@ -193,13 +191,17 @@ def _id(fields: dict[str, Any], seen: dict[Id, int], line: int) -> Id:
     return id
 
 
-def _result(bundle: Bundle, id: Id, wanted: Wanted, generation: Generation) -> dict[str, Any]:
+def _result(bundle: Bundle, id: Id, wanted: GenerationRequest, generation: Generation) -> dict[str, Any]:
     """One line: what the server would answer to the same request."""
     trace = generation.trace
-    writing = Writing(
-        bundle.tokenizer, bundle.config, trace.prompt_length, wanted.generation.max_new_tokens, wanted.max_tokens,
+    writing = TextWriter(
+        bundle.tokenizer,
+        bundle.config,
+        trace.prompt_length,
+        wanted.generation.max_new_tokens,
+        wanted.max_tokens,
         wanted.stop,
-    )  # fmt: skip
+    )
     writing.commit(trace.commits)
     writing.end()
     return {

@@ -131,9 +131,13 @@ class SteerlingLM(LM):
         with progress(unit="texts") as bar:
             task = bar.add_task(label, total=len(pairs))
             for scored in score_pairs(
-                self.bundle, pairs, samples=self.samples, seed=self.seed, batch_size=self.batch_size,
+                self.bundle,
+                pairs,
+                samples=self.samples,
+                seed=self.seed,
+                batch_size=self.batch_size,
                 cfg_scale=self.cfg_scale,
-            ):  # fmt: skip
+            ):
                 yield scored
                 bar.advance(task)
 
@@ -164,9 +168,13 @@ class SteerlingLM(LM):
         encoded = (self._encode(stop) for stop in stop_texts(options))
         stops = tuple(ids[0] for ids in encoded if len(ids) == 1)  # they end a text early; all of them cut it
         config = sj.GenerationConfig(
-            max_new_tokens=wanted, steps=self.steps, seed=(self.seed + number) % 2**32, cfg_scale=self.cfg_scale,
-            stop_tokens=stops or None, **self._sampling(options),
-        )  # fmt: skip
+            max_new_tokens=wanted,
+            steps=self.steps,
+            seed=(self.seed + number) % 2**32,
+            cfg_scale=self.cfg_scale,
+            stop_tokens=stops or None,
+            **self._sampling(options),
+        )
         return Prompt(prompt, config)
 
     def _sampling(self, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,37 +10,35 @@ from typing import TYPE_CHECKING, Any
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from steerling_jax.infer.server.engine import Job
+from steerling_jax.infer.server.engine import EngineRequest
 from steerling_jax.infer.server.errors import ApiError, as_api_error, dumps, json_response
+from steerling_jax.infer.server.in_flight import InFlight
+from steerling_jax.infer.server.metrics import Metrics
 from steerling_jax.infer.server.replies import Reply, usage
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
-    from steerling_jax.infer.server.app import Service
 
-
-class Answer(Response):
+class AnswerResponse(Response):
     """Sends one job's answer, whole or as a stream, and cancels the job when the client leaves."""
 
-    def __init__(self, service: Service, job: Job, reply: Reply, *, stream: bool):
-        self._service, self._job, self._reply, self._as_stream = service, job, reply, stream
+    def __init__(self, in_flight: InFlight, metrics: Metrics, job: EngineRequest, reply: Reply, *, stream: bool):
+        self._in_flight, self._metrics = in_flight, metrics
+        self._job, self._reply, self._as_stream = job, reply, stream
         self._began = time.monotonic()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        service, job = self._service, self._job
         try:
             work = self._stream(send) if self._as_stream else self._send_whole(scope, receive, send)
-            await unless_gone(receive, work)
-            service.metrics.finished(time.monotonic() - self._began)
+            await cancel_on_disconnect(receive, work)
+            self._metrics.finished(time.monotonic() - self._began)
         except ClientDisconnect:
-            service.metrics.count("left")
+            self._metrics.count("left")
         except ApiError as error:  # the stream has begun, so its status cannot tell
-            service.metrics.count(error.outcome)
+            self._metrics.count(error.outcome)
         finally:
-            service.open -= 1
-            service.jobs.discard(job)
-            service.engine.cancel(job)
+            self._in_flight.end(self._job)
 
     async def _send_whole(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -50,9 +48,11 @@ class Answer(Response):
             await failure.response()(scope, receive, send)
             raise failure from None
         answer = self._reply.whole(
-            "".join(delta.text for delta in deltas), deltas[-1].finish or "", self._usage(),
+            "".join(delta.text for delta in deltas),
+            deltas[-1].finish or "",
+            self._usage(),
             [commit for delta in deltas for commit in delta.commits],
-        )  # fmt: skip
+        )
         await json_response(answer)(scope, receive, send)
 
     async def _stream(self, send: Send) -> None:
@@ -90,7 +90,7 @@ class Answer(Response):
         return usage(self._job.writing.prompt_length, self._job.writing.tokens)
 
 
-async def unless_gone(receive: Receive, work: Awaitable[None]) -> None:
+async def cancel_on_disconnect(receive: Receive, work: Awaitable[None]) -> None:
     """Does the work, or raises `ClientDisconnect` as soon as the client leaves."""
 
     async def gone() -> None:

@@ -10,7 +10,6 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -21,27 +20,26 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
+from steerling_jax.bundle import Bundle
 from steerling_jax.decoding.generation import Prompt, request_of
 from steerling_jax.decoding.request import Request as DecodeRequest
 from steerling_jax.errors import UserError
-from steerling_jax.infer.server.answer import Answer
-from steerling_jax.infer.server.asking import Asked, parse_json, read
-from steerling_jax.infer.server.engine import Engine, Job
+from steerling_jax.infer.server.answer import AnswerResponse
+from steerling_jax.infer.server.asking import CompletionRequest, parse_json, read
+from steerling_jax.infer.server.engine import Engine, EngineRequest
 from steerling_jax.infer.server.errors import ApiError, as_api_error, json_response
 from steerling_jax.infer.server.gate import Gate
+from steerling_jax.infer.server.in_flight import InFlight
 from steerling_jax.infer.server.metrics import Metrics
 from steerling_jax.infer.server.replies import Reply
-from steerling_jax.infer.text_stream import Writing
-
-if TYPE_CHECKING:
-    from steerling_jax.bundle import Bundle
-    from steerling_jax.steering.config import SteeringConfig
+from steerling_jax.infer.text_stream import TextWriter
+from steerling_jax.steering.config import SteeringConfig
 
 BODY_SECONDS = 30  # for a request's body to arrive
 
 
 @dataclass(frozen=True)
-class Limits:
+class RequestLimits:
     """tokens: of one text (None: the model's context); body: bytes; open: requests that run or wait."""
 
     tokens: int | None
@@ -50,15 +48,13 @@ class Limits:
 
 
 class Service:
-    """A model that answers. always: steering of all requests. open: requests under way, from their body to their
-    answer's last byte; jobs: those of them that the engine has. stopping: no more are taken."""
+    """A model that answers. always: steering of all requests. stopping: no more are taken."""
 
-    def __init__(self, bundle: Bundle, engine: Engine, limits: Limits, always: Sequence[SteeringConfig] = ()):
+    def __init__(self, bundle: Bundle, engine: Engine, limits: RequestLimits, always: Sequence[SteeringConfig] = ()):
         self.bundle, self.engine, self.limits, self.always = bundle, engine, limits, always
         self.model = model_id(bundle)
         self.metrics = Metrics()
-        self.open = 0
-        self.jobs: set[Job] = set()
+        self.in_flight = InFlight(engine)
         self.stopping = False
         self._started = int(time.time())
 
@@ -73,8 +69,12 @@ class Service:
 
     async def one_model(self, http: Request) -> Response:
         if http.path_params["model"] != self.model:
-            raise ApiError(404, f"There is no such model here; this server has {self.model!r}.", param="model",
-                           code="model_not_found")  # fmt: skip
+            raise ApiError(
+                404,
+                f"There is no such model here; this server has {self.model!r}.",
+                param="model",
+                code="model_not_found",
+            )
         return json_response(self._card())
 
     async def health(self, http: Request) -> Response:
@@ -92,36 +92,44 @@ class Service:
 
     async def _answer(self, http: Request, *, chat: bool) -> Response:
         self._check_room()
-        self.open += 1
+        self.in_flight.begin()
         try:
             body = await read_body(http, self.limits.body)
             asked, request = await run_in_threadpool(self._prepare, body, chat)
         except BaseException:
-            self.open -= 1
+            self.in_flight.reject()
             raise
         wanted = asked.wanted
-        writing = Writing(self.bundle.tokenizer, self.bundle.config, len(wanted.prompt),
-                          wanted.generation.max_new_tokens, wanted.max_tokens, wanted.stop)  # fmt: skip
-        job = Job(request, writing)
-        self.jobs.add(job)
-        self.engine.submit(job)
-        return Answer(self, job, self._reply(asked, request), stream=asked.stream)
-
-    def break_off(self) -> None:
-        """Answers all that is under way with an error."""
-        for job in self.jobs:
-            job.put(ApiError(503, "The server has stopped.", code="stopping"))
+        writing = TextWriter(
+            self.bundle.tokenizer,
+            self.bundle.config,
+            len(wanted.prompt),
+            wanted.generation.max_new_tokens,
+            wanted.max_tokens,
+            wanted.stop,
+        )
+        job = EngineRequest(request, writing)
+        self.in_flight.submit(job)
+        return AnswerResponse(self.in_flight, self.metrics, job, self._reply(asked, request), stream=asked.stream)
 
     def _check_room(self) -> None:
         if self.stopping:
-            raise ApiError(503, "The server is stopping: ask another one, or again in a while.", code="stopping",
-                           headers={"Retry-After": "5", "Connection": "close"})  # fmt: skip
-        if self.open >= self.limits.open:
+            raise ApiError(
+                503,
+                "The server is stopping: ask another one, or again in a while.",
+                code="stopping",
+                headers={"Retry-After": "5", "Connection": "close"},
+            )
+        if self.in_flight.count >= self.limits.open:
             wait = min(max(math.ceil(self.metrics.mean_seconds), 1), 60)
-            raise ApiError(429, f"{self.open} requests are being answered or wait, and no more are taken: ask again in "
-                           f"{wait} s.", code="queue_full", headers={"Retry-After": str(wait)})  # fmt: skip
+            raise ApiError(
+                429,
+                f"{self.in_flight.count} requests are in progress, as many as are allowed: ask again in {wait} s.",
+                code="queue_full",
+                headers={"Retry-After": str(wait)},
+            )
 
-    def _prepare(self, body: bytes, chat: bool) -> tuple[Asked, DecodeRequest]:
+    def _prepare(self, body: bytes, chat: bool) -> tuple[CompletionRequest, DecodeRequest]:
         bundle, limit = self.bundle, self.limits.tokens
         asked = read(parse_json(body), bundle, self.model, chat=chat, limit=limit, always=self.always)
         wanted = asked.wanted
@@ -131,7 +139,7 @@ class Service:
         except UserError as error:  # all but the steering was checked
             raise ApiError(400, str(error), param="steering") from None
 
-    def _reply(self, asked: Asked, request: DecodeRequest) -> Reply:
+    def _reply(self, asked: CompletionRequest, request: DecodeRequest) -> Reply:
         return Reply(
             id=("chatcmpl-" if asked.chat else "cmpl-") + secrets.token_hex(12),
             created=int(time.time()),
@@ -147,8 +155,9 @@ class Service:
 async def read_body(http: Request, limit: int) -> bytes:
     """The request's body. Raises `ApiError` as soon as it is known to be over `limit` bytes, or when it is slow."""
     # The connection stays open: closing it before the whole body is here would hide this answer from the client.
-    too_large = ApiError(413, f"The body is over {limit} bytes, the most that is taken: send less.",
-                         code="body_too_large")  # fmt: skip
+    too_large = ApiError(
+        413, f"The body is over {limit} bytes, the most that is taken: send less.", code="body_too_large"
+    )
     told = http.headers.get("content-length", "")
     if told.isdecimal() and int(told) > limit:
         raise too_large

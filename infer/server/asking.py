@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from steerling_jax.errors import UserError
 from steerling_jax.infer.server.errors import ApiError
-from steerling_jax.infer.settings import NAMES, BadField, Wanted, read_settings, shown, truth
+from steerling_jax.infer.settings import NAMES, BadField, GenerationRequest, read_settings, shown, truth
 
 if TYPE_CHECKING:
     from steerling_jax.bundle import Bundle
@@ -30,10 +30,10 @@ _ROLES = ("system", "user", "assistant")
 
 
 @dataclass(frozen=True)
-class Asked:
+class CompletionRequest:
     """One request. include_usage: in a stream, the counts come in a chunk of their own at the end."""
 
-    wanted: Wanted
+    wanted: GenerationRequest
     chat: bool
     stream: bool
     include_usage: bool
@@ -58,7 +58,7 @@ def read(
     chat: bool,
     limit: int | None = None,
     always: Sequence[SteeringConfig] = (),
-) -> Asked:
+) -> CompletionRequest:
     """Checks a body for the endpoint. limit: of max_tokens; always: steering of all requests. Raises `ApiError`."""
     try:
         _check_fields(body, model, chat=chat)
@@ -71,7 +71,7 @@ def read(
             raise BadField(f"{name} is missing.", name)
         prompt = _chat_prompt(body[name], bundle) if chat else _prompt(body[name])
         wanted = read_settings(values, prompt, bundle, limit=limit, prompt_name=name, always=always)
-        return Asked(wanted, chat, stream, _include_usage(body.get("stream_options"), stream))
+        return CompletionRequest(wanted, chat, stream, _include_usage(body.get("stream_options"), stream))
     except BadField as error:
         param, sentence = error.param, str(error)
         if param == "max_tokens" and "max_completion_tokens" in body:  # the name that was used
@@ -97,8 +97,12 @@ def _check_fields(body: Mapping[str, Any], model: str, *, chat: bool) -> None:
         raise BadField(f"user is {shown(body['user'])}, but it must be a text.", "user")
     asked = body.get("model", model)
     if asked != model:
-        raise ApiError(404, f"There is no model {shown(asked)} here; this server has {shown(model)}.",
-                       param="model", code="model_not_found")  # fmt: skip
+        raise ApiError(
+            404,
+            f"There is no model {shown(asked)} here; this server has {shown(model)}.",
+            param="model",
+            code="model_not_found",
+        )
 
 
 def _include_usage(options: Any, stream: bool) -> bool:
@@ -128,8 +132,11 @@ def _prompt(value: Any) -> str | list[int]:
 def _chat_prompt(value: Any, bundle: Bundle) -> Sequence[int]:
     chat_prompt = getattr(bundle.tokenizer, "chat_prompt", None)
     if chat_prompt is None or bundle.config.eot_id is None:
-        raise ApiError(400, "This model has no chat template, since it was not made for conversations: ask "
-                       "/v1/completions.", code="chat_not_supported")  # fmt: skip
+        raise ApiError(
+            400,
+            "This model has no chat template, since it was not made for conversations: ask /v1/completions.",
+            code="chat_not_supported",
+        )
     if not isinstance(value, list) or not value:
         raise BadField(f"messages is {shown(value)}, but it must be a list of at least one message.", "messages")
     messages = [_message(i, message) for i, message in enumerate(value)]

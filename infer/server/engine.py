@@ -8,22 +8,18 @@ import queue
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from steerling_jax.decoding.request import BlockDone
+from steerling_jax.decoding.decoder import Decoder
+from steerling_jax.decoding.request import BlockDone, Event, Request
 from steerling_jax.decoding.trace import Commit, Trace
-from steerling_jax.infer.text_stream import Finish, Writing
-
-if TYPE_CHECKING:
-    from steerling_jax.decoding.decoder import Decoder
-    from steerling_jax.decoding.request import Event, Request
+from steerling_jax.infer.text_stream import Finish, TextWriter
 
 log = logging.getLogger(__name__)
 STEPS = 4  # denoising steps between two looks at who has come, who has left, and what is written
 
 
 @dataclass(frozen=True)
-class Delta:
+class TextDelta:
     """What is new of one text. finish: why it ended, in the last delta."""
 
     text: str
@@ -31,20 +27,20 @@ class Delta:
     finish: Finish | None = None
 
 
-class Job:
+class EngineRequest:
     """One request in the engine. Its deltas are read once, in asyncio. request: None once it is cancelled."""
 
-    def __init__(self, request: Request, writing: Writing):
+    def __init__(self, request: Request, writing: TextWriter):
         self.request: Request | None = request
         self.writing = writing
         self.ticket: int | None = None
         self._told = 0  # commits of this block that events have told of
-        self._inbox: asyncio.Queue[Delta | Exception] = asyncio.Queue()
+        self._inbox: asyncio.Queue[TextDelta | Exception] = asyncio.Queue()
 
-    def put(self, item: Delta | Exception) -> None:
+    def put(self, item: TextDelta | Exception) -> None:
         self._inbox.put_nowait(item)
 
-    async def deltas(self) -> AsyncIterator[Delta]:
+    async def deltas(self) -> AsyncIterator[TextDelta]:
         """Until the one with `finish`. Raises what went wrong."""
         finish = None
         while finish is None:
@@ -54,15 +50,15 @@ class Job:
             finish = item.finish
             yield item
 
-    def feed(self, event: Event) -> Delta | None:
+    def feed(self, event: Event) -> TextDelta | None:
         """One event of the decoder; None where it tells nothing new."""
         if isinstance(event, Trace):
             self.writing.end()
-            return Delta(self.writing.take(), (), self.writing.finish)
+            return TextDelta(self.writing.take(), (), self.writing.finish)
         known = self._told if isinstance(event, BlockDone) else 0  # it repeats what was told since the last one
         self._told = 0 if isinstance(event, BlockDone) else self._told + len(event.commits)
         commits = self.writing.commit(event.commits[known:])
-        return Delta(self.writing.take(), tuple(commits), self.writing.finish) if commits else None
+        return TextDelta(self.writing.take(), tuple(commits), self.writing.finish) if commits else None
 
 
 class Engine:
@@ -79,9 +75,9 @@ class Engine:
         self.warmed = (0, 1)
         self.tokens = self.waiting = self.running = 0
         self._decoder, self._warm_up = decoder, warm_up
-        self._jobs: dict[int, Job] = {}
+        self._jobs: dict[int, EngineRequest] = {}
         self._orders: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._out: list[tuple[Job, Delta | Exception]] = []
+        self._out: list[tuple[EngineRequest, TextDelta | Exception]] = []
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="decoder")
 
@@ -96,10 +92,10 @@ class Engine:
         self._orders.put(lambda: None)
         self._thread.join()
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: EngineRequest) -> None:
         self._orders.put(lambda: self._submit(job))
 
-    def cancel(self, job: Job) -> None:
+    def cancel(self, job: EngineRequest) -> None:
         """Gives the job's row to others; no harm where the job has ended."""
         job.request = None  # orders may wait long, while all is compiled, and it holds arrays
         self._orders.put(lambda: self._drop(job))
@@ -134,7 +130,7 @@ class Engine:
         while not self._orders.empty():
             self._orders.get()()
 
-    def _submit(self, job: Job) -> None:
+    def _submit(self, job: EngineRequest) -> None:
         if (request := job.request) is None:
             return
         try:
@@ -144,7 +140,7 @@ class Engine:
         else:
             self._jobs[job.ticket] = job
 
-    def _drop(self, job: Job) -> None:
+    def _drop(self, job: EngineRequest) -> None:
         if job.ticket is not None and self._jobs.pop(job.ticket, None):
             self._decoder.cancel(job.ticket)
 
@@ -168,6 +164,6 @@ class Engine:
             self._loop.call_soon_threadsafe(_deliver, out)
 
 
-def _deliver(items: list[tuple[Job, Delta | Exception]]) -> None:
+def _deliver(items: list[tuple[EngineRequest, TextDelta | Exception]]) -> None:
     for job, item in items:
         job.put(item)

@@ -19,9 +19,14 @@ class ApiError(Exception):
     """A request that is answered with an error. headers: extra ones of the answer."""
 
     def __init__(
-        self, status: int, message: str, *, param: str | None = None, code: str | None = None,
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
         headers: Mapping[str, str] | None = None,
-    ):  # fmt: skip
+    ):
         super().__init__(message if len(message) <= _LONGEST else f"{message[:_LONGEST]}...")
         self.status, self.param, self.code, self.headers = status, param, code, dict(headers or {})
 

@@ -47,14 +47,16 @@ class Gate:
         host, origin = found.get(b"host", ""), found.get(b"origin")
         if not self._ours(host):
             return ApiError(
-                403, f"The Host header {host[:80]!r} is not this server's; start it with --allow-host to allow it.",
+                403,
+                f"The Host header {host[:80]!r} is not this server's; start it with --allow-host to allow it.",
                 code="host_not_allowed",
-            )  # fmt: skip
+            )
         if origin is not None and origin not in (f"http://{host}", f"https://{host}", *self._origins):
             return ApiError(
-                403, f"The Origin {origin[:80]!r} is not this server's; start it with --allow-origin to allow it.",
+                403,
+                f"The Origin {origin[:80]!r} is not this server's; start it with --allow-origin to allow it.",
                 code="origin_not_allowed",
-            )  # fmt: skip
+            )
         return None
 
     def _ours(self, host: str) -> bool:

@@ -52,14 +52,14 @@ class Server(uvicorn.Server):
             self._ready = engine.ready
             self._tell(*engine.warmed, self._ready)
         if engine.failure:
-            self._service.break_off()
+            self._service.in_flight.fail_all()
             return True
         if not self._service.stopping:
             return leave
         if leave or time.monotonic() - self._signalled > self._grace:
-            self._service.break_off()
+            self._service.in_flight.fail_all()
             return True
-        return self._service.open == 0
+        return self._service.in_flight.count == 0
 
 
 def serve(
@@ -67,9 +67,16 @@ def serve(
 ) -> None:
     """Serves until a signal ends it; tell: see `Server`. Raises `UserError` where warming up failed."""
     config = uvicorn.Config(
-        app, loop="asyncio", http=Protocol, ws="none", lifespan="on", log_level="warning", access_log=False,
-        server_header=False, timeout_graceful_shutdown=2,
-    )  # fmt: skip
+        app,
+        loop="asyncio",
+        http=Protocol,
+        ws="none",
+        lifespan="on",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=2,
+    )
     Server(config, service, grace, tell).run(sockets=[listening])
     if failure := service.engine.failure:
         why = f"{type(failure).__name__}: {str(failure).splitlines()[:1]}"[:200]

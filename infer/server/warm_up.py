@@ -18,7 +18,7 @@ from steerling_jax.decoding.decoder import Decoder
 from steerling_jax.decoding.generation_config import GenerationConfig
 from steerling_jax.decoding.request import Request
 from steerling_jax.steering.config import SteeringConfig
-from steerling_jax.steering.plan import Injected, SteeringPlan, prepare_steering
+from steerling_jax.steering.plan import InjectedDirection, SteeringPlan, prepare_steering
 
 # How tokens are chosen: drawn, at any temperature, or the likeliest.
 _CHOICES: tuple[dict[str, Any], ...] = ({}, {"use_entropy_sampling": False, "temperature": 0.0})
@@ -80,6 +80,6 @@ def _request(decoder: Decoder, passes: int, choice: dict[str, Any]) -> Request:
     blocks = (decoder.room - prompt) // W
     generation = GenerationConfig(max_new_tokens=blocks * W, steps=blocks * passes, **choice)
     nothing = np.zeros(config.n_embd, np.float32)  # is injected, until the next token is written, then until the next
-    parts = tuple(Injected(nothing, 0.0, 1, cutoff, "masks") for cutoff in range(1, blocks * W))
+    parts = tuple(InjectedDirection(nothing, 0.0, 1, cutoff, "masks") for cutoff in range(1, blocks * W))
     plan = SteeringPlan(parts, jnp.zeros(config.vocab_size), None, (), config.n_embd)
     return Request(np.zeros(prompt, np.int32), generation, 0, plan)

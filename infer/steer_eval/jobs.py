@@ -38,7 +38,7 @@ _DIRECTION = 2**31 - 1  # folded into a seed for the random direction; draws fol
 
 
 @dataclass(frozen=True)
-class Settings:
+class SteerEvalSettings:
     """strengths: of the injection, in logits of its best-aligned token. samples: prompts a concept, in each arm."""
 
     strengths: tuple[float, ...]
@@ -54,7 +54,7 @@ class Condition(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Job:
+class TextSpec:
     """A text to write. seed: of the draws and of the random direction. before: ids to put before the opening."""
 
     condition: Condition
@@ -91,9 +91,13 @@ class Job:
 
 
 def jobs_of(
-    tokenizer: Tokenizer, held: HeldOutChunks, judge: Judge, chosen: Sequence[int], descriptions: Mapping[int, str],
-    settings: Settings,
-) -> list[Job]:  # fmt: skip
+    tokenizer: Tokenizer,
+    held: HeldOutChunks,
+    judge: Judge,
+    chosen: Sequence[int],
+    descriptions: Mapping[int, str],
+    settings: SteerEvalSettings,
+) -> list[TextSpec]:
     """Every text to write. descriptions: of the concepts, by id; left out where the tokenizer cannot read text. Raises
     `UserError` where no concept can be amplified."""
     jobs = [
@@ -109,8 +113,8 @@ def jobs_of(
 
 
 def _jobs(
-    tokenizer: Tokenizer, held: HeldOutChunks, judge: Judge, concept: int, description: str, settings: Settings
-) -> Iterator[Job]:
+    tokenizer: Tokenizer, held: HeldOutChunks, judge: Judge, concept: int, description: str, settings: SteerEvalSettings
+) -> Iterator[TextSpec]:
     words = tuple(judge.lifted[judge.column(concept)].tokens[:PROMPT_WORDS].tolist())
     unsteered = [(NOTHING, ()), (AGAIN, ()), (WORDS, words)]
     if not isinstance(tokenizer, IdsOnlyTokenizer):
@@ -125,4 +129,4 @@ def _jobs(
             for condition, before in tasks:
                 numbers = (settings.seed, concept, sample, int(condition.name == AGAIN))
                 seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
-                yield Job(condition, concept, sample, opening, seed, before)
+                yield TextSpec(condition, concept, sample, opening, seed, before)

@@ -19,7 +19,7 @@ from steerling_jax.corpus.labelled_chunks import chunk_bags, chunk_positives
 from steerling_jax.errors import UserError
 from steerling_jax.evaluation.probe import fit_probe
 from steerling_jax.io.corpus.store import CorpusStore
-from steerling_jax.progress import Tell, silent
+from steerling_jax.progress import Progress, no_progress
 
 POSITIVES = 20  # held-out chunks with a concept, for it to be on the panel without being named
 RECALL = 0.5  # of the probe, for a concept to be chosen without being named
@@ -79,7 +79,7 @@ class Judge:
 
 
 def train_judge(
-    store: CorpusStore, concepts: int, named: Collection[int], new_tokens: int, progress: Tell = silent
+    store: CorpusStore, concepts: int, named: Collection[int], new_tokens: int, progress: Progress = no_progress
 ) -> Judge:
     """On the panel are, of concepts 0 … concepts − 1, those that are `named` and those with enough held-out chunks.
 
@@ -99,9 +99,14 @@ def train_judge(
     names = {entry["id"]: entry["name"] for entry in store.concepts}
     wanted = np.union1d(np.flatnonzero(held_positive.sum(axis=0) >= POSITIVES), sorted(named)).astype(int)
     lifted = lifted_tokens(
-        train, positive[:, wanted], store.vocab_size, support=SUPPORT, least=LEAST_LIFT, most=MOST_LIFTED,
+        train,
+        positive[:, wanted],
+        store.vocab_size,
+        support=SUPPORT,
+        least=LEAST_LIFT,
+        most=MOST_LIFTED,
         without=store.special.names(),
-    )  # fmt: skip
+    )
     for concept, found in zip(wanted.tolist(), lifted):
         if concept in named and not found.tokens.size:
             raise UserError(
@@ -117,9 +122,17 @@ def train_judge(
     recall = (found & there).sum(axis=0) / np.maximum(count, 1)
     false_alarm = (found & ~there).sum(axis=0) / np.maximum(len(there) - count, 1)
     return Judge(
-        wanted, count, threshold, recall, false_alarm, lifted, unrelated(positive[:, wanted]), score,
-        store.special.names(), new_tokens,
-    )  # fmt: skip
+        wanted,
+        count,
+        threshold,
+        recall,
+        false_alarm,
+        lifted,
+        unrelated(positive[:, wanted]),
+        score,
+        store.special.names(),
+        new_tokens,
+    )
 
 
 def best_threshold(scores: np.ndarray, positive: np.ndarray) -> float:

@@ -15,9 +15,9 @@ from steerling_jax.decoding.generation import Generation, Prompt, generate_many,
 from steerling_jax.decoding.generation_config import GenerationConfig
 from steerling_jax.evaluation.likelihood import log_likelihood
 from steerling_jax.evaluation.text_metrics import distinct, repeated
-from steerling_jax.infer.steer_eval.jobs import NOTHING, Job, Settings
+from steerling_jax.infer.steer_eval.jobs import NOTHING, SteerEvalSettings, TextSpec
 from steerling_jax.infer.steer_eval.judge import Judge
-from steerling_jax.progress import Tell, silent
+from steerling_jax.progress import Progress, no_progress
 
 MASKINGS = 16  # of each text, for its likelihood
 # Every figure, and what it says.
@@ -43,7 +43,7 @@ class Written:
     """ids of a text; lifted: mean over its positions of the log-probability, as each was written, that the token is one
     of the concept's lifted ones."""
 
-    job: Job
+    job: TextSpec
     ids: tuple[int, ...]
     lifted: float
 
@@ -52,15 +52,20 @@ class Written:
 class Text:
     """figures: those of `FIGURES`, NaN where there is none."""
 
-    job: Job
+    job: TextSpec
     ids: tuple[int, ...]
     figures: Mapping[str, float]
 
 
 def write_texts(
-    bundle: Bundle, judge: Judge, jobs: Sequence[Job], settings: Settings, *, write: Write = _with_hidden,
-    progress: Tell = silent,
-) -> list[Written]:  # fmt: skip
+    bundle: Bundle,
+    judge: Judge,
+    jobs: Sequence[TextSpec],
+    settings: SteerEvalSettings,
+    *,
+    write: Write = _with_hidden,
+    progress: Progress = no_progress,
+) -> list[Written]:
     """The jobs' texts, in their order."""
     suppression: dict[int, np.ndarray] = {}
 
@@ -95,7 +100,7 @@ def _mean_log_probability(bundle: Bundle, made: Generation, tokens: np.ndarray, 
     return float(np.mean(np.asarray(found)[: len(hidden)]))
 
 
-def measure(bundle: Bundle, judge: Judge, texts: Sequence[Written], progress: Tell = silent) -> list[Text]:
+def measure(bundle: Bundle, judge: Judge, texts: Sequence[Written], progress: Progress = no_progress) -> list[Text]:
     """The texts with their figures; what changed is measured from the text of the same sample with nothing done."""
     scores = judge.score(judge.bags([text.ids for text in texts]))
     base = {_sample(t): i for i, t in enumerate(texts) if t.job.condition.name == NOTHING}

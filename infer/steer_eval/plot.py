@@ -87,7 +87,7 @@ def _responses(ax: Axes, figures: Figures, figure: str) -> None:
         ax.plot(strengths, [e.mean for e in estimates], color=colour, marker=marker, markersize=4, label=name)
         ax.fill_between(
             strengths, [e.low for e in estimates], [e.high for e in estimates], color=colour, alpha=0.2, linewidth=0
-        )  # fmt: skip
+        )
         ax.set_xscale("log", base=2)
         ax.set_xticks(strengths, [f"{s:g}" for s in strengths], minor=False)
         ax.minorticks_off()

@@ -42,7 +42,7 @@ _HEADINGS = {
 _ORDER = (NOTHING, AGAIN, DESCRIBED, WORDS, CONCEPT, SUPPRESSED, RANDOM)
 
 
-class Row(NamedTuple):
+class ReportRow(NamedTuple):
     """One figure under one condition; concept is None for the mean of all concepts."""
 
     condition: Condition
@@ -51,7 +51,7 @@ class Row(NamedTuple):
     estimate: Estimate
 
 
-def summarise(texts: Sequence[Text], seed: int) -> list[Row]:
+def summarise(texts: Sequence[Text], seed: int) -> list[ReportRow]:
     """Every figure under every condition, over all concepts and for each, intervals by bootstrap over prompts."""
     values: dict[tuple[Condition, str], dict[int, list[float]]] = {}
     for text in texts:
@@ -64,7 +64,7 @@ def summarise(texts: Sequence[Text], seed: int) -> list[Row]:
         for concept in (None, *groups):
             estimate = bootstrap_mean(list(groups.values()) if concept is None else [groups[concept]], key)
             if estimate is not None:
-                rows.append(Row(condition, concept, figure, estimate))
+                rows.append(ReportRow(condition, concept, figure, estimate))
     return sorted(rows, key=lambda row: (row.condition.arm, *_place(row.condition)))
 
 
@@ -72,7 +72,7 @@ def _place(condition: Condition) -> tuple[int, float]:
     return _ORDER.index(condition.name), condition.strength or 0.0
 
 
-def flat(rows: Sequence[Row], names: Mapping[int, str]) -> Iterator[dict[str, Any]]:
+def flat(rows: Sequence[ReportRow], names: Mapping[int, str]) -> Iterator[dict[str, Any]]:
     """Rows for JSON and CSV; concept is empty for all of them together. names: of the concepts, by id."""
     for (arm, name, strength), concept, figure, estimate in rows:
         label = "" if concept is None else names[concept]
@@ -80,7 +80,7 @@ def flat(rows: Sequence[Row], names: Mapping[int, str]) -> Iterator[dict[str, An
         yield head | {"mean": estimate.mean, "low": estimate.low, "high": estimate.high, "texts": estimate.values}
 
 
-def overall(rows: Sequence[Row]) -> dict[Condition, dict[str, Estimate]]:
+def overall(rows: Sequence[ReportRow]) -> dict[Condition, dict[str, Estimate]]:
     """Figures of all concepts together, by condition in the tables' order."""
     found: dict[Condition, dict[str, Estimate]] = {}
     for row in rows:
@@ -89,18 +89,22 @@ def overall(rows: Sequence[Row]) -> dict[Condition, dict[str, Estimate]]:
     return found
 
 
-def render(rows: Sequence[Row], names: Mapping[int, str]) -> RenderableType:
+def render(rows: Sequence[ReportRow], names: Mapping[int, str]) -> RenderableType:
     """A table for each arm, then the share found for each concept, then what the columns say."""
     shown = [f for f in FIGURES if any(f in columns for columns in _COLUMNS.values())]
     legend = "\n".join(f"{_HEADINGS.get(f, f).replace(chr(10), ' ')}: {FIGURES[f]}" for f in shown)
     return Group(
-        _arm(rows, AMPLIFY, "Amplify: prompts without the concept"), "",
-        _arm(rows, SUPPRESS, "Suppress: prompts with the concept"), "",
-        _concepts(rows, names), "", Styled(legend, style="dim"),
-    )  # fmt: skip
+        _arm(rows, AMPLIFY, "Amplify: prompts without the concept"),
+        "",
+        _arm(rows, SUPPRESS, "Suppress: prompts with the concept"),
+        "",
+        _concepts(rows, names),
+        "",
+        Styled(legend, style="dim"),
+    )
 
 
-def _arm(rows: Sequence[Row], arm: str, title: str) -> Table:
+def _arm(rows: Sequence[ReportRow], arm: str, title: str) -> Table:
     table = _table(title, "", *(_HEADINGS.get(figure, figure) for figure in _COLUMNS[arm]))
     for condition, figures in overall(rows).items():
         if condition.arm == arm:
@@ -109,7 +113,7 @@ def _arm(rows: Sequence[Row], arm: str, title: str) -> Table:
     return table
 
 
-def _concepts(rows: Sequence[Row], names: Mapping[int, str]) -> Table:
+def _concepts(rows: Sequence[ReportRow], names: Mapping[int, str]) -> Table:
     """Share found, a row a concept; of the strengths the one at which most is found over all, in the random column
     too."""
     found = {(row.condition, row.concept): row.estimate.mean for row in rows if row.figure == "found"}

@@ -62,9 +62,15 @@ def run(args: argparse.Namespace) -> None:
     config, params = checkpoint.load_checkpoint_params(args.checkpoint, step=args.step)
     layout = args.layout or info.layout
     weights.write_published(
-        args.folder, config, params, layout=layout, carried=info.carried, dtype=args.dtype,
-        max_shard_bytes=args.max_shard_size, files=published_layout.companion_files(args.checkpoint),
-    )  # fmt: skip
+        args.folder,
+        config,
+        params,
+        layout=layout,
+        carried=info.carried,
+        dtype=args.dtype,
+        max_shard_bytes=args.max_shard_size,
+        files=published_layout.companion_files(args.checkpoint),
+    )
     if args.json:
         print_json({"folder": args.folder, "config": config, "layout": layout})
     else:

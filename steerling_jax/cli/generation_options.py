@@ -113,9 +113,14 @@ def write(bundle: Bundle, prompt: Prompt, *, drafts: int = 1, record_hidden: boo
     with progress(unit="blocks") as bar:
         task = bar.add_task("writing", total=prompt.config.sampler_blocks(bundle.config))
         events = stream(
-            bundle, prompt.text_or_ids, prompt.config, prompt.steering, policies=prompt.policies, drafts=drafts,
+            bundle,
+            prompt.text_or_ids,
+            prompt.config,
+            prompt.steering,
+            policies=prompt.policies,
+            drafts=drafts,
             record_hidden=record_hidden,
-        )  # fmt: skip
+        )
         for event in events:
             if isinstance(event, Generation):
                 return event

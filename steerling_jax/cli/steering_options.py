@@ -14,7 +14,7 @@ from steerling_jax.steering.rules import (
     EPSILONS,
     JSON_NAMES,
     STRENGTHS,
-    Rule,
+    SteeringRule,
     check_name,
     check_strength,
     parse_option,
@@ -31,14 +31,14 @@ _MOST_RULES = 64  # in JSON: each one is looked up and named in the trace
 
 
 @dataclass(frozen=True)
-class Steering:
+class SteeringOptions:
     """What was asked for, as far as it can be checked without a model.
 
     like: a text whose concepts are injected in the prompt, like_strength of them. catalogue: a file of concepts, in
     place of the model's own.
     """
 
-    rules: tuple[Rule, ...] = ()
+    rules: tuple[SteeringRule, ...] = ()
     like: str | None = None
     like_strength: float | None = None
     catalogue: str | None = None
@@ -95,7 +95,7 @@ def load_named(model: str | None, catalogue: str | None) -> Bundle:
     return bundle
 
 
-def from_args(args: argparse.Namespace) -> Steering:
+def from_args(args: argparse.Namespace) -> SteeringOptions:
     """Reads the options and the files that they name."""
     rules = [parse_option(action, text) for action in ("amplify", "suppress") for text in getattr(args, action)]
     rules += _clamps(args)
@@ -110,10 +110,10 @@ def from_args(args: argparse.Namespace) -> Steering:
     like = args.like_response
     if like is not None and like.startswith("@"):
         like = read_text(Path(like[1:]), "response")
-    return Steering(tuple(rules), like, strength, args.catalogue)
+    return SteeringOptions(tuple(rules), like, strength, args.catalogue)
 
 
-def _clamps(args: argparse.Namespace) -> list[Rule]:
+def _clamps(args: argparse.Namespace) -> list[SteeringRule]:
     rules = [parse_option("clamp", text) for text in args.clamp]
     rules += [parse_option("clamp-discovered", text) for text in args.clamp_discovered]
     require(
@@ -140,7 +140,7 @@ def from_json(values: Any, bundle: Bundle) -> tuple[SteeringConfig, ...]:
         if like is None:
             raise UserError("steering: like_strength needs like_response; give both.")
         strength = check_strength(strength, "steering, like_strength")
-    return Steering(rules, like, strength).configs(bundle)
+    return SteeringOptions(rules, like, strength).configs(bundle)
 
 
 def read_text(path: Path, what: str) -> str:

@@ -30,9 +30,15 @@ class Lifted(NamedTuple):
 
 
 def lifted_tokens(
-    bags: Bags, positive: np.ndarray, vocab_size: int, *, support: int, least: float, most: int,
+    bags: Bags,
+    positive: np.ndarray,
+    vocab_size: int,
+    *,
+    support: int,
+    least: float,
+    most: int,
     without: Collection[int] = (),
-) -> list[Lifted]:  # fmt: skip
+) -> list[Lifted]:
     """For each concept of positive (m, C) bool, at most `most` tokens with a lift of `least` or more.
 
     support: chunks with the concept in which a token must occur. without: ids never listed.
@@ -63,9 +69,14 @@ def unrelated(positive: np.ndarray) -> np.ndarray:
 
 @partial(jax.jit, static_argnames=("config", "compute"))
 def set_log_probability(
-    params: Params, hidden: jax.Array, members: jax.Array, suppression: jax.Array, *, config: ModelConfig,
+    params: Params,
+    hidden: jax.Array,
+    members: jax.Array,
+    suppression: jax.Array,
+    *,
+    config: ModelConfig,
     compute: Compute,
-) -> jax.Array:  # fmt: skip
+) -> jax.Array:
     """log of the probability that `members` (V,) bool have together, (n,) float32, for hidden rows (n, D) as a trace
     records them; suppression (V,) is taken from the logits first, as decoding does."""
     rows = logit_features(params, hidden.astype(compute.dtype), config, compute)

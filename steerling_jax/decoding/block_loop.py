@@ -26,8 +26,8 @@ import jax.numpy as jnp
 from flax import struct
 from jax import lax
 
-from steerling_jax.decoding.step import Canvas, Rules, Taken, open_positions, take_step
-from steerling_jax.decoding.window import Earlier, Injected, LayerCaches, run_window
+from steerling_jax.decoding.step import Canvas, StepCommits, StepSettings, open_positions, take_step
+from steerling_jax.decoding.window import CachedPart, Injected, LayerCaches, run_window
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.steerling.backbone import Params
 from steerling_jax.models.steerling.config import ModelConfig
@@ -37,7 +37,7 @@ _FEWEST_ROWS = 16  # fewer rows of logits would not be any faster
 
 
 @struct.dataclass
-class Record:
+class BlockRecord:
     """Commits of each row's sampler block, in order: step within the block, offset in it, token, raw logit, each
     (B, W), and the hidden rows (B, W, D)."""
 
@@ -49,41 +49,47 @@ class Record:
 
 
 @struct.dataclass
-class Rows:
+class BatchState:
     """The loop's carry; every leaf leads with B.
 
     canvas: leaves (B, K, …), the true canvas and the guesses. slot: A's keys and values, each (B, N, K, G, W, d).
     hidden (B, N, K, 2W, D) of the windows. passes (B,) int32: how often the layers ran in this block.
     """
 
-    rules: Rules
+    rules: StepSettings
     canvas: Canvas
     slot: LayerCaches
     hidden: jax.Array
-    record: Record
+    record: BlockRecord
     passes: jax.Array
 
 
-def waiting(rows: Rows) -> jax.Array:
+def waiting(rows: BatchState) -> jax.Array:
     """Which rows (B,) the loop can take no further: full, ended, at a change of the injection, or not in use."""
     return jax.vmap(lambda rules, canvas: canvas.finished(rules))(rows.rules, _true(rows.canvas)) | ~rows.rules.active
 
 
 @partial(jax.jit, static_argnames=("config", "compute"), donate_argnames=("rows",))
 def decode_rows(
-    params: Params, cache: LayerCaches, rows: Rows, limit: jax.Array, clamps: RowClamps | None = None,
-    *, config: ModelConfig, compute: Compute,
-) -> Rows:  # fmt: skip
+    params: Params,
+    cache: LayerCaches,
+    rows: BatchState,
+    limit: jax.Array,
+    clamps: RowClamps | None = None,
+    *,
+    config: ModelConfig,
+    compute: Compute,
+) -> BatchState:
     """Passes until a row in use cannot go on by itself (`waiting`), at most `limit` of them.
 
     cache: each (B, N, G, S, d). clamps: concepts set by hand, the same for all rows.
     """
 
-    def going(carried: tuple[jax.Array, Rows]) -> jax.Array:
+    def going(carried: tuple[jax.Array, BatchState]) -> jax.Array:
         count, rows = carried
         return (count < limit) & ~jnp.any(waiting(rows) & rows.rules.active) & jnp.any(rows.rules.active)
 
-    def one_pass(carried: tuple[jax.Array, Rows]) -> tuple[jax.Array, Rows]:
+    def one_pass(carried: tuple[jax.Array, BatchState]) -> tuple[jax.Array, BatchState]:
         count, rows = carried
         rows = _refresh(params, cache, rows, config, compute)
         masked = jax.vmap(jax.vmap(partial(open_positions, config=config), (None, 0)))(rows.rules, rows.canvas)
@@ -99,7 +105,7 @@ def decode_rows(
     return lax.while_loop(going, one_pass, (jnp.int32(0), rows))[1]
 
 
-def _refresh(params, cache: LayerCaches, rows: Rows, config: ModelConfig, compute: Compute) -> Rows:
+def _refresh(params, cache: LayerCaches, rows: BatchState, config: ModelConfig, compute: Compute) -> BatchState:
     """Hidden states and A's keys and values as of the windows' tokens: of A and B where A is stale in a row, else of B
     alone."""
     W, (B, N, K) = config.diff_block_size, rows.hidden.shape[:3]
@@ -107,12 +113,12 @@ def _refresh(params, cache: LayerCaches, rows: Rows, config: ModelConfig, comput
     flat_slot = jax.tree.map(lambda a: a.reshape(B * N * K, *a.shape[3:]), rows.slot)
     flat_cache = jax.tree.map(lambda a: a.reshape(B * N, *a.shape[2:]), cache)
     cached = jnp.arange(cache[0][0].shape[3])[None, :] < rules.first[:, None]
-    before = Earlier(flat_cache, jnp.repeat(cached, N, axis=0))
+    before = CachedPart(flat_cache, jnp.repeat(cached, N, axis=0))
 
     def each(values: jax.Array) -> jax.Array:  # (B, …) to (X, …)
         return jnp.repeat(values, N * K, axis=0)
 
-    def window(begin: int, earlier: list[Earlier]) -> tuple[jax.Array, LayerCaches]:
+    def window(begin: int, earlier: list[CachedPart]) -> tuple[jax.Array, LayerCaches]:
         positions = rules.first[:, None] + jnp.arange(begin, 2 * W)[None, :]  # (B, T)
         ids = jnp.broadcast_to(rows.canvas.window[:, None, :, begin:], (B, N, K, 2 * W - begin))
         in_prompt = positions < rules.prompt[:, None]
@@ -126,22 +132,22 @@ def _refresh(params, cache: LayerCaches, rows: Rows, config: ModelConfig, comput
         )
         return hidden.reshape(B, N, K, *hidden.shape[1:]), fresh
 
-    def both(rows: Rows) -> Rows:
+    def both(rows: BatchState) -> BatchState:
         hidden, fresh = window(0, [before])
         slot = jax.tree.map(lambda new, old: new[..., :W, :].reshape(old.shape).astype(old.dtype), fresh, rows.slot)
         canvas = dataclasses.replace(rows.canvas, stale=jnp.zeros_like(rows.canvas.stale))
         return dataclasses.replace(rows, hidden=hidden, slot=slot, canvas=canvas)
 
-    def only_b(rows: Rows) -> Rows:
-        hidden, _ = window(W, [before, Earlier(flat_slot, jnp.ones((B * N * K, W), bool))])
+    def only_b(rows: BatchState) -> BatchState:
+        hidden, _ = window(W, [before, CachedPart(flat_slot, jnp.ones((B * N * K, W), bool))])
         return dataclasses.replace(rows, hidden=rows.hidden.at[..., W:, :].set(hidden))
 
     return lax.cond(jnp.any(rows.canvas.stale & rules.active[:, None]), both, only_b, rows)
 
 
 def _steps(
-    R: int, params, config: ModelConfig, compute: Compute, rows: Rows, order: jax.Array, clamps: RowClamps | None
-) -> Rows:
+    R: int, params, config: ModelConfig, compute: Compute, rows: BatchState, order: jax.Array, clamps: RowClamps | None
+) -> BatchState:
     """Logits of the first R positions of `order` (B, K, W), the true steps that they give, and the next guesses."""
     B, N, K, _, D = rows.hidden.shape
     candidates = order[..., :R]  # offsets within the sampler block
@@ -157,8 +163,9 @@ def _steps(
     accepted = _accepted(rows.canvas, after)  # (B, K): whether the pass over that guess counts
     record = rows.record
     for k in range(K):
-        record = jax.vmap(_append)(record, rows.canvas.committed[:, k], _draft(taken, k), hidden[:, 0, k],
-                                   accepted[:, k])  # fmt: skip
+        record = jax.vmap(_append)(
+            record, rows.canvas.committed[:, k], _draft(taken, k), hidden[:, 0, k], accepted[:, k]
+        )
     last = jnp.sum(accepted, axis=1) - 1
     canvas = jax.tree.map(lambda a: _pick(a, last, 1), after)
     guesses = [canvas]
@@ -185,7 +192,9 @@ def _accepted(before: Canvas, after: Canvas) -> jax.Array:
     return jnp.cumprod(jnp.pad(same, ((0, 0), (1, 0)), constant_values=True), axis=1).astype(bool)
 
 
-def _append(record: Record, committed: jax.Array, taken: Taken, hidden: jax.Array, counts: jax.Array) -> Record:
+def _append(
+    record: BlockRecord, committed: jax.Array, taken: StepCommits, hidden: jax.Array, counts: jax.Array
+) -> BlockRecord:
     """One row's step in its record (W, …), if it counts; hidden (R, D) of the candidates."""
     W = record.step.shape[0]
     index = jnp.where(taken.used & counts, committed + jnp.arange(taken.used.shape[0]), W)  # W is outside: dropped
@@ -193,10 +202,13 @@ def _append(record: Record, committed: jax.Array, taken: Taken, hidden: jax.Arra
     def put(old: jax.Array, new: jax.Array) -> jax.Array:
         return old.at[index].set(new.astype(old.dtype), mode="drop")
 
-    return Record(
-        put(record.step, jnp.broadcast_to(taken.step, index.shape)), put(record.offset, taken.offset),
-        put(record.token, taken.token), put(record.logit, taken.logit), put(record.hidden, hidden[taken.candidate]),
-    )  # fmt: skip
+    return BlockRecord(
+        put(record.step, jnp.broadcast_to(taken.step, index.shape)),
+        put(record.offset, taken.offset),
+        put(record.token, taken.token),
+        put(record.logit, taken.logit),
+        put(record.hidden, hidden[taken.candidate]),
+    )
 
 
 def _true(canvas: Canvas) -> Canvas:

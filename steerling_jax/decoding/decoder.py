@@ -19,7 +19,7 @@ from steerling_jax.decoding.generation_config import GenerationConfig
 from steerling_jax.decoding.lane import Lane
 from steerling_jax.decoding.policies import Policies
 from steerling_jax.decoding.prefix_cache import PrefixCache
-from steerling_jax.decoding.request import BlockDone, Committed, Event, Job, Request
+from steerling_jax.decoding.request import BlockDone, Committed, Event, Request, RequestState
 from steerling_jax.errors import require
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.steerling.backbone import Params, unstack_layers
@@ -38,9 +38,15 @@ class Decoder:
     """
 
     def __init__(
-        self, params: Params, *, config: ModelConfig, compute: Compute, rows: int = 8, prefix_cache_bytes: int = 0,
+        self,
+        params: Params,
+        *,
+        config: ModelConfig,
+        compute: Compute,
+        rows: int = 8,
+        prefix_cache_bytes: int = 0,
         room: int = 0,
-    ):  # fmt: skip
+    ):
         require(rows >= 1, f"rows is {rows}, but it must be at least 1.")
         self.params, self.config, self.compute, self.rows = unstack_layers(params), config, compute, rows
         self.room = min(room, config.block_size)
@@ -67,7 +73,7 @@ class Decoder:
         """Queues a request and gives its ticket. Raises `UserError` where model, prompt and settings do not agree."""
         request.check(self.config)
         self._tickets += 1
-        job = Job(self._tickets, request, self.config)
+        job = RequestState(self._tickets, request, self.config)
         self._lane(job).waiting.append(job)
         return job.ticket
 
@@ -108,7 +114,7 @@ class Decoder:
             lane.drop_cache()
         self._lanes = {key: lane for key, lane in self._lanes.items() if lane.waiting or lane.running}
 
-    def _lane(self, job: Job) -> Lane:
+    def _lane(self, job: RequestState) -> Lane:
         request, plan = job.request, job.request.steering
         branches = 2 if request.generation.cfg_scale > 0 else 1
         clamps = plan.clamps if plan else None
@@ -124,10 +130,19 @@ class Decoder:
 
 
 def decode(
-    params: Params, prompt: np.ndarray, *, config: ModelConfig, compute: Compute, generation: GenerationConfig,
-    seed: int, steering: Steering | None = None,
-    policies: Policies | None = None, drafts: int = 1, steps: int | None = None, record_hidden: bool = True,
-) -> Iterator[Event]:  # fmt: skip
+    params: Params,
+    prompt: np.ndarray,
+    *,
+    config: ModelConfig,
+    compute: Compute,
+    generation: GenerationConfig,
+    seed: int,
+    steering: Steering | None = None,
+    policies: Policies | None = None,
+    drafts: int = 1,
+    steps: int | None = None,
+    record_hidden: bool = True,
+) -> Iterator[Event]:
     """Continues `prompt` (P,): a `BlockDone` after each sampler block, at last the `Trace`.
 
     seed: of the draws, in place of the configuration's. policies: in place of what the configuration means. drafts:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from steerling_jax.bundle import encode
+from steerling_jax.bundle import Bundle, encode
 from steerling_jax.decoding.decoder import Decoder, Request
 from steerling_jax.decoding.generation_config import GenerationConfig
 from steerling_jax.decoding.policies import Policies
@@ -17,9 +16,6 @@ from steerling_jax.decoding.request import BlockDone, Committed
 from steerling_jax.decoding.trace import Trace
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.steering.plan import Steering, prepare_steering
-
-if TYPE_CHECKING:
-    from steerling_jax.bundle import Bundle
 
 _DEFAULT = GenerationConfig()
 

@@ -17,8 +17,8 @@ import numpy as np
 from steerling_jax.decoding import block_loop as bd
 from steerling_jax.decoding import lane_programs as programs
 from steerling_jax.decoding.prefix_cache import PrefixCache, prefix_keys
-from steerling_jax.decoding.request import Event, Job
-from steerling_jax.decoding.step import Rules
+from steerling_jax.decoding.request import Event, RequestState
+from steerling_jax.decoding.step import StepSettings
 from steerling_jax.decoding.window import LayerCaches, empty_caches
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.steerling.backbone import Params
@@ -35,7 +35,7 @@ class _Seat:
     sampler block. fresh: whether the host must set the row up before it goes on. tables: the injection that the cache
     was made with."""
 
-    job: Job
+    job: RequestState
     cached: list[int]
     committed: int = 0
     fresh: bool = True
@@ -55,11 +55,11 @@ class Lane:
     drafts: int
     clamps: ClampPlan | None
     prefixes: PrefixCache
-    waiting: deque[Job] = field(default_factory=deque)
+    waiting: deque[RequestState] = field(default_factory=deque)
     seats: list[_Seat | None] = field(default_factory=list)
     capacity: int = 0
     cache: LayerCaches = ()
-    rows: bd.Rows | None = None
+    rows: bd.BatchState | None = None
 
     @property
     def running(self) -> int:
@@ -85,9 +85,14 @@ class Lane:
         assert self.rows is not None
         clamps = None if self.clamps is None else self.clamps.rows()
         self.rows = bd.decode_rows(
-            self.params, self.cache, self.rows, jnp.int32(steps or _ALWAYS), clamps, config=self.config,
+            self.params,
+            self.cache,
+            self.rows,
+            jnp.int32(steps or _ALWAYS),
+            clamps,
+            config=self.config,
             compute=self.compute,
-        )  # fmt: skip
+        )
         return self._events(tell=steps is not None)
 
     def _take_in(self, seats: int) -> None:
@@ -103,7 +108,7 @@ class Lane:
             self.seats[index] = _Seat(job, [0] * self.branches)
         self._make_room()
 
-    def _resize(self, staying: list[int], size: int, coming: list[Job]) -> None:
+    def _resize(self, staying: list[int], size: int, coming: list[RequestState]) -> None:
         source = np.zeros(size, np.int32)
         source[: len(staying)] = staying
         kept = np.arange(size) < len(staying)
@@ -111,9 +116,13 @@ class Lane:
         if self.rows is None:
             shape = (size, self.branches)
             self.rows = programs.blank_rows(
-                self._rules(coming[0]), size=size, branches=self.branches, drafts=self.drafts, config=self.config,
+                self._rules(coming[0]),
+                size=size,
+                branches=self.branches,
+                drafts=self.drafts,
+                config=self.config,
                 compute=self.compute,
-            )  # fmt: skip
+            )
             self.capacity = self._capacity(self.room)
             self.cache = empty_caches(self.config, self.compute, shape, self.capacity)
         else:
@@ -143,7 +152,7 @@ class Lane:
             self.rows = programs.start_block(self.rows, np.int32(index), rules, job.window, counts)
         seat.fresh = False
 
-    def _rules(self, job: Job, committed: int = 0) -> Rules:
+    def _rules(self, job: RequestState, committed: int = 0) -> StepSettings:
         """As of now; its patience ends where the injection changes next."""
         request, written = job.request, job.written(committed)
         L, D, V, W = self.config.n_layers, self.config.n_embd, self.config.vocab_size, self.config.diff_block_size
@@ -154,15 +163,22 @@ class Lane:
             change = plan.next_change(written)
             patience = min(W, committed + change - written) if change is not None else W
         values: dict[str, Any] = dict(  # of NumPy: the compiled programs take them over
-            suppression=suppression, seed=np.uint32(request.seed), guidance=np.float32(request.generation.cfg_scale),
-            at_masks=tables[0], at_prompt=tables[1], active=np.bool_(True),
-        )  # fmt: skip
+            suppression=suppression,
+            seed=np.uint32(request.seed),
+            guidance=np.float32(request.generation.cfg_scale),
+            at_masks=tables[0],
+            at_prompt=tables[1],
+            active=np.bool_(True),
+        )
         for name, number in (
-            ("total", len(job.canvas)), ("prompt", job.prompt_length), ("begin", job.begin), ("first", job.first),
+            ("total", len(job.canvas)),
+            ("prompt", job.prompt_length),
+            ("begin", job.begin),
+            ("first", job.first),
             ("patience", patience),
-        ):  # fmt: skip
+        ):
             values[name] = np.int32(number)
-        return Rules(policies=job.policies, **values)
+        return StepSettings(policies=job.policies, **values)
 
     def _fill(self, index: int, seat: _Seat, at_masks: np.ndarray, at_prompt: np.ndarray) -> None:
         """Runs what lies before the window and is not in the cache, or is there under another injection."""
@@ -190,7 +206,7 @@ class Lane:
             self.cache = programs.write_row(self.cache, row, np.int32(index), np.int32(branch))
             seat.cached[branch] = job.first
 
-    def _plain_blocks(self, job: Job, tokens: np.ndarray) -> int:
+    def _plain_blocks(self, job: RequestState, tokens: np.ndarray) -> int:
         """How many blocks from the start hold nothing that is ever steered."""
         W, plan = self.config.diff_block_size, job.request.steering
         if plan is not None and plan.steers_prompt:
@@ -207,14 +223,22 @@ class Lane:
             row, cached = programs.write_block(row, block, np.int32(cached)), cached + W
         return row, cached
 
-    def _extend(self, row, start: int, tokens: np.ndarray, job: Job, at_masks, at_prompt) -> LayerCaches:
+    def _extend(self, row, start: int, tokens: np.ndarray, job: RequestState, at_masks, at_prompt) -> LayerCaches:
         W = self.config.diff_block_size
         while start < len(tokens):
             length = (_CHUNK if len(tokens) - start >= _CHUNK * W else 1) * W
             row = programs.extend_row(
-                self.params, row, tokens[start : start + length], np.int32(start), np.int32(job.prompt_length),
-                np.int32(len(job.canvas)), at_masks, at_prompt, config=self.config, compute=self.compute,
-            )  # fmt: skip
+                self.params,
+                row,
+                tokens[start : start + length],
+                np.int32(start),
+                np.int32(job.prompt_length),
+                np.int32(len(job.canvas)),
+                at_masks,
+                at_prompt,
+                config=self.config,
+                compute=self.compute,
+            )
             start += length
         return row
 
@@ -265,5 +289,5 @@ def cache_capacity(blocks: int) -> int:
     return max(-(-blocks // step), 1) * step
 
 
-def _row(records: bd.Record, index: int) -> bd.Record:
+def _row(records: bd.BlockRecord, index: int) -> bd.BlockRecord:
     return jax.tree.map(lambda a: a[index], records)

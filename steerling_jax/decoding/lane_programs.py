@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from steerling_jax.decoding import block_loop as bd
-from steerling_jax.decoding.step import Canvas, Rules
-from steerling_jax.decoding.window import Earlier, Injected, LayerCaches, empty_caches, run_window
+from steerling_jax.decoding.step import Canvas, StepSettings
+from steerling_jax.decoding.window import CachedPart, Injected, LayerCaches, empty_caches, run_window
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.steerling.backbone import Params
 from steerling_jax.models.steerling.config import ModelConfig
@@ -21,9 +21,18 @@ from steerling_jax.models.steerling.config import ModelConfig
 
 @partial(jax.jit, static_argnames=("config", "compute"), donate_argnames=("row",))
 def extend_row(
-    params: Params, row: LayerCaches, tokens: jax.Array, start: jax.Array, prompt: jax.Array, total: jax.Array,
-    at_masks: jax.Array, at_prompt: jax.Array, *, config: ModelConfig, compute: Compute,
-) -> LayerCaches:  # fmt: skip
+    params: Params,
+    row: LayerCaches,
+    tokens: jax.Array,
+    start: jax.Array,
+    prompt: jax.Array,
+    total: jax.Array,
+    at_masks: jax.Array,
+    at_prompt: jax.Array,
+    *,
+    config: ModelConfig,
+    compute: Compute,
+) -> LayerCaches:
     """Runs whole attention blocks, `tokens` (T,) from position `start`; their keys and values go into one row's cache,
     each (G, S, d)."""
     earlier = jax.tree.map(lambda a: a[None], row)
@@ -32,9 +41,15 @@ def extend_row(
     masked = (tokens == config.mask_token_id)[None, :]
     injected = Injected(masked, (positions < prompt) & ~masked, at_masks[None], at_prompt[None])
     _, fresh = run_window(
-        params, tokens[None], positions, total[None], [Earlier(earlier, visible)], injected,
-        config=config, compute=compute,
-    )  # fmt: skip
+        params,
+        tokens[None],
+        positions,
+        total[None],
+        [CachedPart(earlier, visible)],
+        injected,
+        config=config,
+        compute=compute,
+    )
     return write_block(row, jax.tree.map(lambda a: a[0], fresh), start)
 
 
@@ -79,7 +94,9 @@ def widen(cache: LayerCaches, *, length: int) -> LayerCaches:
 
 
 @jax.jit
-def rearrange(cache: LayerCaches, rows: bd.Rows, source: jax.Array, kept: jax.Array) -> tuple[LayerCaches, bd.Rows]:
+def rearrange(
+    cache: LayerCaches, rows: bd.BatchState, source: jax.Array, kept: jax.Array
+) -> tuple[LayerCaches, bd.BatchState]:
     """A batch of another size: row b is the old row source[b]; those not `kept` are out of use."""
     cache, rows = jax.tree.map(lambda a: a[source], (cache, rows))
     active = rows.rules.active & kept
@@ -87,7 +104,9 @@ def rearrange(cache: LayerCaches, rows: bd.Rows, source: jax.Array, kept: jax.Ar
 
 
 @partial(jax.jit, donate_argnames=("rows",))
-def start_block(rows: bd.Rows, index: jax.Array, rules: Rules, window: jax.Array, counts: jax.Array) -> bd.Rows:
+def start_block(
+    rows: bd.BatchState, index: jax.Array, rules: StepSettings, window: jax.Array, counts: jax.Array
+) -> bd.BatchState:
     """A row at the start of a sampler block: nothing committed, A to be computed. window (2W,), counts (V,)."""
     K = rows.hidden.shape[2]
     zero, no = jnp.int32(0), jnp.bool_(False)
@@ -102,20 +121,20 @@ def start_block(rows: bd.Rows, index: jax.Array, rules: Rules, window: jax.Array
 
 
 @partial(jax.jit, donate_argnames=("rows",))
-def change_rules(rows: bd.Rows, index: jax.Array, rules: Rules) -> bd.Rows:
+def change_rules(rows: bd.BatchState, index: jax.Array, rules: StepSettings) -> bd.BatchState:
     """A row going on under another injection, which A must be computed with again."""
     canvas = dataclasses.replace(rows.canvas, stale=rows.canvas.stale.at[index].set(True))
     return dataclasses.replace(rows, rules=_put(rows.rules, index, rules), canvas=canvas)
 
 
 @partial(jax.jit, donate_argnames=("rows",))
-def deactivate(rows: bd.Rows, index: jax.Array) -> bd.Rows:
+def deactivate(rows: bd.BatchState, index: jax.Array) -> bd.BatchState:
     rules = dataclasses.replace(rows.rules, active=rows.rules.active.at[index].set(False))
     return dataclasses.replace(rows, rules=rules)
 
 
 @jax.jit
-def look(rows: bd.Rows) -> tuple[jax.Array, ...]:
+def look(rows: bd.BatchState) -> tuple[jax.Array, ...]:
     """What the host must know after the loop, each (B,): whether the row waits for it, commits of the block, whether a
     turn has ended, passes, whether A's keys and values are out of date."""
     canvas = rows.canvas
@@ -123,14 +142,14 @@ def look(rows: bd.Rows) -> tuple[jax.Array, ...]:
 
 
 @jax.jit
-def read_record(record: bd.Record, index: jax.Array) -> bd.Record:
+def read_record(record: bd.BlockRecord, index: jax.Array) -> bd.BlockRecord:
     return jax.tree.map(lambda a: a[index], record)
 
 
 @partial(jax.jit, static_argnames=("size", "branches", "drafts", "config", "compute"))
 def blank_rows(
-    rules: Rules, *, size: int, branches: int, drafts: int, config: ModelConfig, compute: Compute
-) -> bd.Rows:
+    rules: StepSettings, *, size: int, branches: int, drafts: int, config: ModelConfig, compute: Compute
+) -> bd.BatchState:
     """A batch of `size` rows out of use, for rules like these."""
     W, D, V = config.diff_block_size, config.n_embd, config.vocab_size
     rules = jax.tree.map(lambda a: jnp.broadcast_to(jnp.asarray(a), (size, *jnp.shape(a))), rules)
@@ -138,12 +157,12 @@ def blank_rows(
     numbers, flags = jnp.zeros((size, drafts), jnp.int32), jnp.zeros((size, drafts), bool)
     windows, counts = jnp.zeros((size, drafts, 2 * W), jnp.int32), jnp.zeros((size, drafts, V), jnp.int32)
     row = jnp.zeros((size, W), jnp.int32)
-    return bd.Rows(
+    return bd.BatchState(
         rules=rules,
         canvas=Canvas(windows, counts, numbers, numbers, flags, flags),
         slot=empty_caches(config, compute, (size, branches, drafts), W),
         hidden=jnp.zeros((size, branches, drafts, 2 * W, D), compute.dtype),
-        record=bd.Record(row, row, row, jnp.zeros((size, W)), jnp.zeros((size, W, D), compute.dtype)),
+        record=bd.BlockRecord(row, row, row, jnp.zeros((size, W)), jnp.zeros((size, W, D), compute.dtype)),
         passes=jnp.zeros(size, jnp.int32),
     )
 

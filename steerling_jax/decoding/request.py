@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import jax
 import numpy as np
 
-from steerling_jax.decoding.block_loop import Record
+from steerling_jax.decoding.block_loop import BlockRecord
 from steerling_jax.decoding.generation_config import GenerationConfig
 from steerling_jax.decoding.policies import Policies
 from steerling_jax.decoding.trace import Commit, Trace
@@ -58,7 +58,7 @@ class BlockDone:
 Event = Committed | BlockDone | Trace
 
 
-class Job:
+class RequestState:
     """A request under way."""
 
     def __init__(self, ticket: int, request: Request, config: ModelConfig):
@@ -106,7 +106,7 @@ class Job:
         """Tokens written so far, `committed` of them in this block."""
         return self.number * self.config.diff_block_size + committed
 
-    def tell(self, record: Record, committed: int) -> Committed | None:
+    def tell(self, record: BlockRecord, committed: int) -> Committed | None:
         """What is new in this block's record, each (W,) on the host."""
         if committed == self.told:
             return None
@@ -116,7 +116,7 @@ class Job:
         canvas[self.begin + record.offset[:committed]] = record.token[:committed]
         return Committed(tuple(fresh), canvas)
 
-    def finish_block(self, record: Record, committed: int, ended: bool, passes: int) -> BlockDone:
+    def finish_block(self, record: BlockRecord, committed: int, ended: bool, passes: int) -> BlockDone:
         """Writes the block to the canvas; what follows an end of turn is overwritten, and masks before it stay."""
         r = jax.tree.map(lambda a: a[:committed], record)
         positions = self.begin + r.offset
@@ -138,11 +138,17 @@ class Job:
         hidden = np.concatenate(self.hidden) if self.request.record_hidden else None
         request, prompt = self.request, np.asarray(self.request.prompt, np.int32)
         return Trace(
-            prompt, self.canvas, tuple(self.commits), self.config.mask_token_id, hidden, request.steering,
-            request.generation.cfg_scale, self.passes,
-        )  # fmt: skip
+            prompt,
+            self.canvas,
+            tuple(self.commits),
+            self.config.mask_token_id,
+            hidden,
+            request.steering,
+            request.generation.cfg_scale,
+            self.passes,
+        )
 
-    def _commits(self, record: Record, start: int, end: int) -> list[Commit]:
+    def _commits(self, record: BlockRecord, start: int, end: int) -> list[Commit]:
         found = []
         steps = record.step[start:end]
         for step in np.unique(steps):

@@ -18,7 +18,7 @@ from steerling_jax.models.steerling.config import ModelConfig
 
 
 @struct.dataclass
-class Rules:
+class StepSettings:
     """What stays the same while a row writes one sampler block. Of one row here; a batch leads with B.
 
     policies: complete. suppression (V,) float32, subtracted from raw logits. seed () uint32. total: length of the
@@ -53,13 +53,13 @@ class Canvas:
     ended: jax.Array
     stale: jax.Array
 
-    def finished(self, rules: Rules) -> jax.Array:
+    def finished(self, rules: StepSettings) -> jax.Array:
         """Whether no step can be taken before the host has looked, () bool."""
         return self.ended | (self.committed >= rules.patience)
 
 
 @struct.dataclass
-class Taken:
+class StepCommits:
     """A step's commits, most confident first. used (R,) bool: how many of the rest are real. candidate (R,): which
     row of the logits; offset within the sampler block, token, raw logit, each (R,); step ()."""
 
@@ -71,15 +71,15 @@ class Taken:
     step: jax.Array
 
 
-def open_positions(rules: Rules, canvas: Canvas, config: ModelConfig) -> jax.Array:
+def open_positions(rules: StepSettings, canvas: Canvas, config: ModelConfig) -> jax.Array:
     """Which positions of one row's sampler block are still masked, (W,) bool."""
     block = lax.dynamic_slice(canvas.window, (rules.begin - rules.first,), (config.diff_block_size,))
     return block == config.mask_token_id
 
 
 def take_step(
-    rules: Rules, canvas: Canvas, raw: jax.Array, candidates: jax.Array, config: ModelConfig
-) -> tuple[Canvas, Taken]:
+    rules: StepSettings, canvas: Canvas, raw: jax.Array, candidates: jax.Array, config: ModelConfig
+) -> tuple[Canvas, StepCommits]:
     """The canvases (B, K) after one step each, and its commits. raw (B, K, R, V) are logits of the positions whose
     offsets are `candidates` (B, K, R). A canvas that is finished stays as it is."""
 
@@ -89,7 +89,7 @@ def take_step(
     views, ranking, quota = drafts(partial(_rank, config=config))(rules, canvas, raw, candidates)
 
     def draw(n: jax.Array, tokens: jax.Array) -> jax.Array:
-        def one(rules: Rules, view: StepView, ranking: jax.Array, tokens: jax.Array) -> jax.Array:
+        def one(rules: StepSettings, view: StepView, ranking: jax.Array, tokens: jax.Array) -> jax.Array:
             assert rules.policies.choice is not None
             return tokens.at[n].set(rules.policies.choice(view.at(ranking[n][None]))[0])
 
@@ -102,7 +102,7 @@ def take_step(
 
 
 def _rank(
-    rules: Rules, canvas: Canvas, raw: jax.Array, candidates: jax.Array, config: ModelConfig
+    rules: StepSettings, canvas: Canvas, raw: jax.Array, candidates: jax.Array, config: ModelConfig
 ) -> tuple[StepView, jax.Array, jax.Array]:
     """One row's view, its candidates in the order of commitment (R,), and how many of them to commit."""
     policies, R = rules.policies, candidates.shape[0]
@@ -111,9 +111,14 @@ def _rank(
     assert policies.schedule is not None
     masked = open_positions(rules, canvas, config)[candidates] & ~canvas.finished(rules)
     view = StepView(
-        raw - rules.suppression[None, :], masked, rules.begin + candidates, canvas.counts, canvas.step, rules.seed,
+        raw - rules.suppression[None, :],
+        masked,
+        rules.begin + candidates,
+        canvas.counts,
+        canvas.step,
+        rules.seed,
         jnp.zeros(R, jnp.int32),
-    )  # fmt: skip
+    )
     banned = jnp.isin(jnp.arange(raw.shape[-1]), _never_written(config))
     view = dataclasses.replace(view, logits=jnp.where(banned[None, :], -jnp.inf, policies.penalty(view)))
     lowest = jnp.finfo(jnp.float32).min  # NaN is no confidence at all, but the position is still open
@@ -128,9 +133,16 @@ def _never_written(config: ModelConfig) -> jax.Array:
 
 
 def _settle(
-    rules: Rules, canvas: Canvas, view: StepView, ranking: jax.Array, quota: jax.Array, tokens: jax.Array,
-    raw: jax.Array, candidates: jax.Array, config: ModelConfig,
-) -> tuple[Canvas, Taken]:  # fmt: skip
+    rules: StepSettings,
+    canvas: Canvas,
+    view: StepView,
+    ranking: jax.Array,
+    quota: jax.Array,
+    tokens: jax.Array,
+    raw: jax.Array,
+    candidates: jax.Array,
+    config: ModelConfig,
+) -> tuple[Canvas, StepCommits]:
     """One row's canvas with its tokens (R,), in the order of `ranking`, up to the first that ends the turn."""
     W = config.diff_block_size
     assert rules.policies.stop is not None
@@ -148,4 +160,4 @@ def _settle(
         ended=canvas.ended | jnp.any(stops & used),
         stale=canvas.stale | jnp.any(used & (place < W)),
     )
-    return after, Taken(used, ranking, offset, tokens, raw[ranking, tokens], canvas.step)
+    return after, StepCommits(used, ranking, offset, tokens, raw[ranking, tokens], canvas.step)

@@ -9,10 +9,12 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from steerling_jax.bundle import Bundle
+from steerling_jax.decoding.generation import Generation, Prompt
 from steerling_jax.decoding.generation_config import GenerationConfig
 from steerling_jax.decoding.trace import Commit, Trace
 from steerling_jax.errors import UserError, require
@@ -20,10 +22,6 @@ from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.fingerprint import fingerprint
 from steerling_jax.steering.config import SteeringConfig
 from steerling_jax.steering.plan import SteeringPlan, prepare_steering
-
-if TYPE_CHECKING:
-    from steerling_jax.bundle import Bundle
-    from steerling_jax.decoding.generation import Generation, Prompt
 
 FORMAT, VERSION = "steerling-trace", 1
 
@@ -65,9 +63,13 @@ def origin_of(bundle: Bundle, corpus: Mapping[str, Any] | None = None) -> Origin
     """The origin of what this model writes; `io.trace_file.model_origin` knows the corpus, too."""
     compute = bundle.compute
     return Origin(
-        bundle.name, fingerprint(bundle.params, bundle.config), bundle.tokenizer.sha256, compute.dtype,
-        compute.matmul_dtype, corpus,
-    )  # fmt: skip
+        bundle.name,
+        fingerprint(bundle.params, bundle.config),
+        bundle.tokenizer.sha256,
+        compute.dtype,
+        compute.matmul_dtype,
+        corpus,
+    )
 
 
 def record_of(bundle: Bundle, origin: Origin, prompt: Prompt, generation: Generation) -> TraceRecord:
@@ -154,16 +156,24 @@ def from_plain(value: Any, where: str) -> TraceRecord:
         generation = None if value["generation"] is None else _config(GenerationConfig, value["generation"])
         seed = value["seed"]
         trace = Trace(
-            _ids("prompt", value["prompt"]), _ids("tokens", value["tokens"]), tuple(map(_commit, value["commits"])),
-            _whole("mask_id", value["mask_id"]), guidance=0.0 if generation is None else generation.cfg_scale,
+            _ids("prompt", value["prompt"]),
+            _ids("tokens", value["tokens"]),
+            tuple(map(_commit, value["commits"])),
+            _whole("mask_id", value["mask_id"]),
+            guidance=0.0 if generation is None else generation.cfg_scale,
             passes=_whole("passes", value["passes"]),
-        )  # fmt: skip
+        )
         _check_commits(trace)
         record = TraceRecord(
-            trace, Origin(**value["model"], corpus=value["corpus"]), _text("prompt_text", value["prompt_text"]),
-            _text("text", value["text"]), generation, None if seed is None else _whole("seed", seed), steering,
+            trace,
+            Origin(**value["model"], corpus=value["corpus"]),
+            _text("prompt_text", value["prompt_text"]),
+            _text("text", value["text"]),
+            generation,
+            None if seed is None else _whole("seed", seed),
+            steering,
             dict(value["policies"]),
-        )  # fmt: skip
+        )
     except KeyError as error:
         raise UserError(f"{where} has no field {error}: it is no whole trace; make it again.") from None
     except UserError as error:

@@ -22,7 +22,7 @@ _NEVER = -1e30  # finite, for a part of which nothing may be seen
 LayerCaches = tuple[Cache, ...]  # keys and values, one pair a layer
 
 
-class Earlier(NamedTuple):
+class CachedPart(NamedTuple):
     """Keys and values from before the pass: caches, each (B·N, G, S, d) or (X, G, S, d), and which positions may be
     seen, (B·N or X, S) bool. Where there are fewer cached rows than rows of the pass, drafts share them."""
 
@@ -53,9 +53,12 @@ class Injected:
 
 
 def injected_on(
-    canvases: jax.typing.ArrayLike, prompt: jax.typing.ArrayLike, mask_id: jax.typing.ArrayLike,
-    at_masks: jax.typing.ArrayLike, at_prompt: jax.typing.ArrayLike,
-) -> Injected:  # fmt: skip
+    canvases: jax.typing.ArrayLike,
+    prompt: jax.typing.ArrayLike,
+    mask_id: jax.typing.ArrayLike,
+    at_masks: jax.typing.ArrayLike,
+    at_prompt: jax.typing.ArrayLike,
+) -> Injected:
     """Steering of canvases (X, T) with a prompt of `prompt` tokens; tables (B, L, D)."""
     canvases = jnp.asarray(canvases)
     masked = canvases == mask_id
@@ -70,9 +73,16 @@ def empty_caches(config: ModelConfig, compute: Compute, leading: tuple[int, ...]
 
 
 def run_window(
-    params: Params, tokens: jax.Array, positions: jax.Array, total: jax.Array, earlier: list[Earlier],
-    injected: Injected, *, config: ModelConfig, compute: Compute,
-) -> tuple[jax.Array, LayerCaches]:  # fmt: skip
+    params: Params,
+    tokens: jax.Array,
+    positions: jax.Array,
+    total: jax.Array,
+    earlier: list[CachedPart],
+    injected: Injected,
+    *,
+    config: ModelConfig,
+    compute: Compute,
+) -> tuple[jax.Array, LayerCaches]:
     """Tokens (X, T) of whole attention blocks at absolute `positions` (X, T), to hidden (X, T, D) and their keys and
     values, each (X, G, T, d).
 
@@ -82,9 +92,15 @@ def run_window(
     own = (numbers[:, :, None] >= numbers[:, None, :]) & (positions < total[:, None])[:, None, :]
     attention = _CachedAttention(earlier, own)
     hidden, fresh = run_backbone(
-        params, embed_tokens(params, tokens, compute), config=config, compute=compute, positions=positions,
-        mask=attention, injection=injected, keep_cache=True,
-    )  # fmt: skip
+        params,
+        embed_tokens(params, tokens, compute),
+        config=config,
+        compute=compute,
+        positions=positions,
+        mask=attention,
+        injection=injected,
+        keep_cache=True,
+    )
     return hidden, jax.tree.map(lambda new: jnp.swapaxes(new, 1, 2), cast(LayerCaches, fresh))
 
 
@@ -95,7 +111,7 @@ class _CachedAttention:
     Each part has its own softmax, and the parts are merged: the cache is neither copied nor turned in any step.
     """
 
-    def __init__(self, earlier: list[Earlier], own: jax.Array):
+    def __init__(self, earlier: list[CachedPart], own: jax.Array):
         # Layers run in order: each call is the next one.
         self.layers: Iterator = zip(*(part.caches for part in earlier), strict=True)
         self.biases = [_bias(part.visible)[:, None, None, :] for part in earlier]

@@ -150,9 +150,16 @@ def _logit_shares(params: Params, parts: Parts, token: jax.Array) -> jax.Array:
 
 @partial(jax.jit, static_argnames=("chunks", "config", "compute"))
 def presence_evidence(
-    params: Params, tokens: jax.Array, chunk_index: jax.Array, level: jax.Array, key: jax.Array, *, chunks: int,
-    config: ModelConfig, compute: Compute,
-) -> tuple[jax.Array, jax.Array]:  # fmt: skip
+    params: Params,
+    tokens: jax.Array,
+    chunk_index: jax.Array,
+    level: jax.Array,
+    key: jax.Array,
+    *,
+    chunks: int,
+    config: ModelConfig,
+    compute: Compute,
+) -> tuple[jax.Array, jax.Array]:
     """Evidence for each known concept in each chunk, (B, chunks, C) float32, and what was masked, (B, T) bool: tokens
     (B, T) int32, with probability `level` (). chunk_index (B, T) int32 is −1 for positions of no chunk.
 

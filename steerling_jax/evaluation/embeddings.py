@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import Any, Literal, overload
 
 import jax
 import numpy as np
 
-from steerling_jax.bundle import encode
+from steerling_jax.bundle import Bundle, encode
 from steerling_jax.errors import require
 from steerling_jax.models.batching import by_length, padding_mask, stack
 from steerling_jax.models.compute import Compute
@@ -18,9 +18,6 @@ from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.decompose import logit_features
 from steerling_jax.models.steerling.head_view import known_spec, unknown_spec
 from steerling_jax.models.steerling.heads import run_head
-
-if TYPE_CHECKING:
-    from steerling_jax.bundle import Bundle
 
 Kind = Literal["hidden", "composed", "known", "discovered"]
 Pooling = Literal["mean", "last", "first", "none"]
@@ -33,14 +30,21 @@ def embed(
 ) -> np.ndarray: ...
 @overload
 def embed(
-    bundle: Bundle, text_or_ids: Sequence[Text], kind: Kind = "hidden", *, pooling: Literal["none"],
+    bundle: Bundle,
+    text_or_ids: Sequence[Text],
+    kind: Kind = "hidden",
+    *,
+    pooling: Literal["none"],
     batch_size: int = 16,
-) -> list[np.ndarray]: ...  # fmt: skip
+) -> list[np.ndarray]: ...
 @overload
 def embed(
-    bundle: Bundle, text_or_ids: Sequence[Text], kind: Kind = "hidden",
-    pooling: Literal["mean", "last", "first"] = "mean", batch_size: int = 16,
-) -> np.ndarray: ...  # fmt: skip
+    bundle: Bundle,
+    text_or_ids: Sequence[Text],
+    kind: Kind = "hidden",
+    pooling: Literal["mean", "last", "first"] = "mean",
+    batch_size: int = 16,
+) -> np.ndarray: ...
 def embed(
     bundle: Bundle,
     text_or_ids: Text | Sequence[Text],

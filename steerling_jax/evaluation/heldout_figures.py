@@ -22,7 +22,7 @@ from steerling_jax.evaluation.probe import fit_probe
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.parallel.sharding import to_host
-from steerling_jax.progress import Tell, silent
+from steerling_jax.progress import Progress, no_progress
 
 LEVEL = 0.5  # share of masked tokens at which concepts are detected
 POSITIVES = 20  # chunks with a concept, for its AUC to count
@@ -31,9 +31,15 @@ _PROBE_CHUNKS = 100_000
 
 
 def likelihood(
-    params: Any, held: HeldOut, config: ModelConfig, compute: Compute, *, draws: int = 1, seed: int = 0,
-    progress: Tell = silent,
-) -> dict[str, Any]:  # fmt: skip
+    params: Any,
+    held: HeldOut,
+    config: ModelConfig,
+    compute: Compute,
+    *,
+    draws: int = 1,
+    seed: int = 0,
+    progress: Progress = no_progress,
+) -> dict[str, Any]:
     """The bound in nats a token and bits a byte with its standard error, `cost_*` in nats a token, and shares of
     logits."""
     totals = dict[str, float]()
@@ -45,9 +51,16 @@ def likelihood(
 
 
 def batch_sums(
-    params: Any, held: HeldOut, config: ModelConfig, compute: Compute, *, size: int, draws: int = 1, seed: int = 0,
-    progress: Tell = silent,
-) -> Iterator[dict[str, float]]:  # fmt: skip
+    params: Any,
+    held: HeldOut,
+    config: ModelConfig,
+    compute: Compute,
+    *,
+    size: int,
+    draws: int = 1,
+    seed: int = 0,
+    progress: Progress = no_progress,
+) -> Iterator[dict[str, float]]:
     """`evaluation.likelihood_sums` of `size` sequences at a time: draw by draw, in the order of the sequences."""
     key, batches = jax.random.key(seed), -(-len(held.tokens) // size)
     pad = -held.tokens.shape[1] % config.diff_block_size
@@ -81,7 +94,7 @@ def _figures(totals: Mapping[str, float], held: HeldOut) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Detected:
+class Detections:
     """For m chunks, by their numbers `chunk` (m,): evidence (m, C) float64, positive (m, C) bool, and `visible`, what
     was left of their text."""
 
@@ -92,9 +105,16 @@ class Detected:
 
 
 def detect(
-    params: Any, held: HeldOut, store: Corpus, config: ModelConfig, compute: Compute, level: float, *,
-    seed: int = 1, progress: Tell = silent,
-) -> Detected:  # fmt: skip
+    params: Any,
+    held: HeldOut,
+    store: Corpus,
+    config: ModelConfig,
+    compute: Compute,
+    level: float,
+    *,
+    seed: int = 1,
+    progress: Progress = no_progress,
+) -> Detections:
     """Evidence for each concept in each chunk that has a masked token; the pieces of a cut chunk are added up."""
     assert config.concept is not None
     size, pad = max(1, _BATCH_TOKENS // held.tokens.shape[1]), -held.tokens.shape[1] % config.diff_block_size
@@ -123,10 +143,12 @@ def detect(
     kept = np.flatnonzero(masked_count)
     visible = Bags.grouped(np.concatenate(seen_tokens), np.concatenate(seen_chunks), len(chunks))
     positive = positives_of(store, chunks[kept], config.concept.n_concepts)
-    return Detected(evidence[kept], positive, chunks[kept], visible.take(kept))
+    return Detections(evidence[kept], positive, chunks[kept], visible.take(kept))
 
 
-def probe_scores(found: Detected, store: Corpus, level: float, progress: Tell = silent) -> dict[str, np.ndarray]:
+def probe_scores(
+    found: Detections, store: Corpus, level: float, progress: Progress = no_progress
+) -> dict[str, np.ndarray]:
     """Scores (m, C) of the same chunks by probes trained on the training split's labels, which see a chunk's whole text
     or only what this noise left (they see nothing of other chunks): `probe_whole_text`, `probe_visible_text`."""
     start, end = store.chunks_between(*store.split("train"))

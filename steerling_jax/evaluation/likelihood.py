@@ -10,22 +10,19 @@ import math
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from steerling_jax.bundle import check_token_ids
+from steerling_jax.bundle import Bundle, check_token_ids
 from steerling_jax.errors import require
 from steerling_jax.models.batching import by_length, padding_mask, stack
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.steerling.backbone import Params, embed_tokens, run_backbone
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.decompose import lm_logits, logit_features
-
-if TYPE_CHECKING:
-    from steerling_jax.bundle import Bundle
 
 _ROWS = 128  # positions scored at once: their logits are (_ROWS, V)
 
@@ -152,17 +149,32 @@ def _losses(
         starts[row] = text.start
         chosen[row, text.start : text.start + mask.size] = mask
     losses = _masked_losses(
-        bundle.params, canvas, lengths, starts, chosen, np.float32(cfg_scale), config=bundle.config,
-        compute=bundle.compute, guided=cfg_scale > 0,
-    )  # fmt: skip
+        bundle.params,
+        canvas,
+        lengths,
+        starts,
+        chosen,
+        np.float32(cfg_scale),
+        config=bundle.config,
+        compute=bundle.compute,
+        guided=cfg_scale > 0,
+    )
     return np.asarray(losses, np.float64)[: len(batch)].tolist()
 
 
 @partial(jax.jit, static_argnames=("config", "compute", "guided"))
 def _masked_losses(
-    params: Params, canvas: jax.Array, lengths: jax.Array, starts: jax.Array, chosen: jax.Array, cfg_scale: jax.Array,
-    *, config: ModelConfig, compute: Compute, guided: bool,
-) -> jax.Array:  # fmt: skip
+    params: Params,
+    canvas: jax.Array,
+    lengths: jax.Array,
+    starts: jax.Array,
+    chosen: jax.Array,
+    cfg_scale: jax.Array,
+    *,
+    config: ModelConfig,
+    compute: Compute,
+    guided: bool,
+) -> jax.Array:
     """Cross-entropies (B,) summed over the chosen, masked positions (B, T) of a canvas (B, T).
 
     lengths (B,): where padding begins; starts (B,): where the continuation begins.

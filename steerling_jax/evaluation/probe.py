@@ -29,9 +29,15 @@ Weights = dict[str, jax.Array]
 
 
 def fit_probe(
-    bags: Bags, positive: np.ndarray, vocab_size: int, *, hidden: float = 0.0, seed: int = 0,
-    progress: Callable[[str, int, int], None] = lambda *_: None, name: str = "probe",
-) -> Callable[[Bags], np.ndarray]:  # fmt: skip
+    bags: Bags,
+    positive: np.ndarray,
+    vocab_size: int,
+    *,
+    hidden: float = 0.0,
+    seed: int = 0,
+    progress: Callable[[str, int, int], None] = lambda *_: None,
+    name: str = "probe",
+) -> Callable[[Bags], np.ndarray]:
     """Learns from bags and positive (m, C) bool; gives a function from bags to scores (m, C). Deterministic."""
     batches = -(-len(bags) // _BATCH)
     epochs = max(_EPOCHS, -(-_LEAST_UPDATES // batches))
@@ -62,9 +68,15 @@ def _optimizer(steps: int) -> optax.GradientTransformation:
 
 @partial(jax.jit, static_argnames="steps", donate_argnums=(0, 1))
 def _update(
-    weights: Weights, state: optax.OptState, tokens: jax.Array, positive: jax.Array, key: jax.Array, hidden: jax.Array,
-    *, steps: int,
-) -> tuple[Weights, optax.OptState]:  # fmt: skip
+    weights: Weights,
+    state: optax.OptState,
+    tokens: jax.Array,
+    positive: jax.Array,
+    key: jax.Array,
+    hidden: jax.Array,
+    *,
+    steps: int,
+) -> tuple[Weights, optax.OptState]:
     tokens = jnp.where(jax.random.uniform(key, tokens.shape) < hidden, -1, tokens)
 
     def loss(weights: Weights) -> jax.Array:

@@ -12,19 +12,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from steerling_jax.bundle import check_weights
+from steerling_jax.bundle import Bundle, check_weights
 from steerling_jax.concepts.catalogue import Head
 from steerling_jax.concepts.heads import check_concepts, view_concepts
 from steerling_jax.corpus.reader import Corpus
 from steerling_jax.corpus.stream import stream_tokens
 from steerling_jax.errors import UserError
-from steerling_jax.explain.concept_gradients import Source
+from steerling_jax.explain.concept_gradients import SourceConcept
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.layers import matmul_t
 from steerling_jax.models.steerling import bottleneck as bn
@@ -32,10 +32,7 @@ from steerling_jax.models.steerling.backbone import Params
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.denoise import denoise
 from steerling_jax.objectives.noise import mask_tokens
-from steerling_jax.progress import Tell, silent
-
-if TYPE_CHECKING:
-    from steerling_jax.bundle import Bundle
+from steerling_jax.progress import Progress, no_progress
 
 _BATCH_TOKENS = 4096
 
@@ -73,7 +70,7 @@ class Activity:
     heldout_activation (h, J). tokens: how many were read, held-out ones included. level: share of masked tokens.
     """
 
-    concepts: tuple[Source, ...]
+    concepts: tuple[SourceConcept, ...]
     strongest: np.ndarray
     strength: np.ndarray
     mean: np.ndarray
@@ -86,10 +83,19 @@ class Activity:
 
 
 def concept_activity(
-    bundle: Bundle, store: Corpus, concepts: Sequence[Source], *, level: float = 0.5, strongest: int = 50,
-    background: int = 20_000, seq_len: int = 256, corpus_tokens: int | None = None, heldout_tokens: int = 200_000,
-    seed: int = 0, tell: Tell = silent,
-) -> Activity:  # fmt: skip
+    bundle: Bundle,
+    store: Corpus,
+    concepts: Sequence[SourceConcept],
+    *,
+    level: float = 0.5,
+    strongest: int = 50,
+    background: int = 20_000,
+    seq_len: int = 256,
+    corpus_tokens: int | None = None,
+    heldout_tokens: int = 200_000,
+    seed: int = 0,
+    tell: Progress = no_progress,
+) -> Activity:
     """Reads the training split, or its first `corpus_tokens`, and the first `heldout_tokens` of the held-out split.
 
     Memory does not grow with the corpus. Raises `UserError` for a corpus of another tokenizer, concepts that the model
@@ -122,18 +128,29 @@ def concept_activity(
         held.append(numbers)
         values.append(means)
     return Activity(
-        tuple(concepts), *best, total.a / total.seen, total.correlation(),
+        tuple(concepts),
+        *best,
+        total.a / total.seen,
+        total.correlation(),
         np.unique(np.linspace(first, last - 1, min(background, last - first)).astype(np.int64)),
         np.concatenate(held) if held else np.zeros(0, np.int64),
-        np.concatenate(values) if values else np.zeros((0, len(concepts)), np.float32), end - start + span[1] - span[0],
+        np.concatenate(values) if values else np.zeros((0, len(concepts)), np.float32),
+        end - start + span[1] - span[0],
         level,
-    )  # fmt: skip
+    )
 
 
 def _passes(
-    bundle: Bundle, store: Corpus, concepts: Sequence[Source], span: tuple[int, int], level: float, seq_len: int,
-    seed: int, tell: Tell, stage: str,
-) -> Iterator[tuple[np.ndarray, np.ndarray, Moments]]:  # fmt: skip
+    bundle: Bundle,
+    store: Corpus,
+    concepts: Sequence[SourceConcept],
+    span: tuple[int, int],
+    level: float,
+    seq_len: int,
+    seed: int,
+    tell: Progress,
+    stage: str,
+) -> Iterator[tuple[np.ndarray, np.ndarray, Moments]]:
     """Numbers (S,) of chunks that are done, their activations (S, J) in the order of `concepts`, and each batch's
     moments. A chunk that a batch cuts comes with the batch that ends it."""
     size = max(1, _BATCH_TOKENS // seq_len)
@@ -147,10 +164,16 @@ def _passes(
         local = np.where(chunk >= 0, np.searchsorted(there, chunk), -1).astype(np.int32)
         sums, counts, moments = jax.device_get(
             _activity(
-                bundle.params, tokens, local, jax.random.fold_in(key, number), np.float32(level), *ids,
-                config=bundle.config, compute=bundle.compute,
+                bundle.params,
+                tokens,
+                local,
+                jax.random.fold_in(key, number),
+                np.float32(level),
+                *ids,
+                config=bundle.config,
+                compute=bundle.compute,
             )
-        )  # fmt: skip
+        )
         a, square, product = moments.a[order], moments.a_square[order], moments.product[order]
         moments = Moments(*(np.asarray(v, np.float64) for v in moments._replace(a=a, a_square=square, product=product)))
         sums, counts = sums[: len(there), order].astype(np.float64), counts[: len(there)].astype(np.float64)
@@ -180,9 +203,17 @@ def _merged(
 
 @partial(jax.jit, static_argnames=("config", "compute"))
 def _activity(
-    params: Params, tokens: jax.Array, local: jax.Array, key: jax.Array, level: jax.Array, known: jax.Array,
-    discovered: jax.Array, *, config: ModelConfig, compute: Compute,
-) -> tuple[jax.Array, jax.Array, Moments]:  # fmt: skip
+    params: Params,
+    tokens: jax.Array,
+    local: jax.Array,
+    key: jax.Array,
+    level: jax.Array,
+    known: jax.Array,
+    discovered: jax.Array,
+    *,
+    config: ModelConfig,
+    compute: Compute,
+) -> tuple[jax.Array, jax.Array, Moments]:
     """tokens, local (B, T): sums (N, J) and counts (N,) by chunk number `local` (−1: none), and moments. J: the known
     ids, then the discovered ones."""
     B, T = tokens.shape
@@ -225,6 +256,10 @@ def _moments(
     product, _ = jax.lax.scan(add, jnp.zeros((spec.n_concepts, a.shape[1])), (k.T, index.T))
     flat, at = k.reshape(-1), index.reshape(-1)
     return Moments(
-        counted.sum(), a.sum(axis=0), jnp.square(a).sum(axis=0), jax.ops.segment_sum(flat, at, spec.n_concepts),
-        jax.ops.segment_sum(flat**2, at, spec.n_concepts), product.T,
-    )  # fmt: skip
+        counted.sum(),
+        a.sum(axis=0),
+        jnp.square(a).sum(axis=0),
+        jax.ops.segment_sum(flat, at, spec.n_concepts),
+        jax.ops.segment_sum(flat**2, at, spec.n_concepts),
+        product.T,
+    )

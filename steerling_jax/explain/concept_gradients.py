@@ -12,14 +12,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from steerling_jax.bundle import check_token_ids
+from steerling_jax.bundle import Bundle, check_token_ids
 from steerling_jax.concepts.catalogue import Head
 from steerling_jax.concepts.heads import check_concepts, concept_embeddings, view_concepts
 from steerling_jax.decoding.window import injected_on
@@ -30,11 +30,8 @@ from steerling_jax.models.steerling import bottleneck as bn
 from steerling_jax.models.steerling.backbone import LayerEdit, Params, embed_tokens, run_backbone
 from steerling_jax.models.steerling.config import ModelConfig
 
-if TYPE_CHECKING:
-    from steerling_jax.bundle import Bundle
 
-
-class Target(NamedTuple):
+class TargetConcept(NamedTuple):
     """A concept at a position of the canvas."""
 
     concept_id: int
@@ -42,7 +39,7 @@ class Target(NamedTuple):
     head: Head = "known"
 
 
-class Source(NamedTuple):
+class SourceConcept(NamedTuple):
     """A concept whose embedding is injected."""
 
     concept_id: int
@@ -56,8 +53,8 @@ class ConceptGradients:
     layer l + 1 at a position. A logit at its limit of ±15 has none.
     """
 
-    targets: tuple[Target, ...]
-    sources: tuple[Source, ...]
+    targets: tuple[TargetConcept, ...]
+    sources: tuple[SourceConcept, ...]
     logits: np.ndarray
     activations: np.ndarray
     gradients: np.ndarray
@@ -75,9 +72,15 @@ class ConceptGradients:
 
 
 def concept_gradients(
-    bundle: Bundle, tokens: Any, targets: Sequence[Target], sources: Sequence[Source], *,
-    injected: tuple[np.ndarray, np.ndarray] | None = None, prompt_length: int = 0, batch_size: int = 8,
-) -> ConceptGradients:  # fmt: skip
+    bundle: Bundle,
+    tokens: Any,
+    targets: Sequence[TargetConcept],
+    sources: Sequence[SourceConcept],
+    *,
+    injected: tuple[np.ndarray, np.ndarray] | None = None,
+    prompt_length: int = 0,
+    batch_size: int = 8,
+) -> ConceptGradients:
     """tokens (T,): a canvas with mask ids, as `trace.snapshot(step)` gives it.
 
     injected: of a steered canvas, two tables (L, D) for its masked positions and its prompt, as `trace.injected(step,
@@ -112,16 +115,24 @@ def concept_gradients(
             filled = rows + rows[:1] * (batch_size - len(rows))
             ids, at = (np.asarray([targets[i][field] for i in filled], np.int32) for field in (0, 1))
             found, slopes = _responses(
-                bundle.params, padded, visible, ids, at, vectors, steering, head=head, config=config,
+                bundle.params,
+                padded,
+                visible,
+                ids,
+                at,
+                vectors,
+                steering,
+                head=head,
+                config=config,
                 compute=bundle.compute,
-            )  # fmt: skip
+            )
             logits[rows] = np.asarray(found)[: len(rows)]
             gradients[rows] = np.asarray(slopes)[: len(rows), :, :, :T]
     activations = np.asarray(jax.nn.sigmoid(logits))
     return ConceptGradients(tuple(targets), tuple(sources), logits, activations, gradients)
 
 
-def _embedding(bundle: Bundle, source: Source) -> jax.Array:
+def _embedding(bundle: Bundle, source: SourceConcept) -> jax.Array:
     ids = jnp.asarray([source.concept_id], jnp.int32)
     return concept_embeddings(bundle.params, ids, head=source.head, config=bundle.config, compute=bundle.compute)
 
@@ -141,9 +152,18 @@ class Added:
 
 @partial(jax.jit, static_argnames=("head", "config", "compute"))
 def _responses(
-    params: Params, canvas: jax.Array, visible: jax.Array, ids: jax.Array, positions: jax.Array, vectors: jax.Array,
-    steering: LayerEdit, *, head: Head, config: ModelConfig, compute: Compute,
-) -> tuple[jax.Array, jax.Array]:  # fmt: skip
+    params: Params,
+    canvas: jax.Array,
+    visible: jax.Array,
+    ids: jax.Array,
+    positions: jax.Array,
+    vectors: jax.Array,
+    steering: LayerEdit,
+    *,
+    head: Head,
+    config: ModelConfig,
+    compute: Compute,
+) -> tuple[jax.Array, jax.Array]:
     """Logits (B,) of concepts ids (B,) at positions (B,) of canvas (T,), and gradients (B, m, L, T) for vectors (m, D).
 
     visible (T,) bool: what is no padding.

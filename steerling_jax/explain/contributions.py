@@ -14,22 +14,19 @@ Legend: n committed tokens, s strength of guidance, K listed concepts, D width.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from steerling_jax.bundle import Bundle
 from steerling_jax.decoding.trace import Trace
 from steerling_jax.decoding.window import injected_on
 from steerling_jax.errors import UserError
 from steerling_jax.explain.inputs.snapshots import require_finite
-from steerling_jax.explain.logit_shares import Shares, guided, shares_of
+from steerling_jax.explain.logit_shares import LogitShares, guided, shares_of
 from steerling_jax.models.steerling.decompose import RowClamps
 from steerling_jax.models.steerling.model import compiled_hidden
-
-if TYPE_CHECKING:
-    from steerling_jax.bundle import Bundle
 
 _ROWS = 64  # tokens explained at once, so that one compiled program of bounded memory serves every trace
 _SNAPSHOTS = 8  # canvases recomputed at once, for traces without hidden rows
@@ -113,26 +110,34 @@ def concept_contributions(bundle: Bundle, trace: Trace) -> Contributions:
     shares = shares._replace(**nets)
     listed = shares.known_contributions.sum(axis=1) + shares.discovered_contributions.sum(axis=1)
     return Contributions(
-        steps, positions, tokens, logits, **shares._asdict(),
-        remainder=logits - listed, error=np.abs(listed + shares.epsilon - logits),
-        n_concepts=config.concept.n_concepts, concept_names=bundle.concept_names,
-    )  # fmt: skip
+        steps,
+        positions,
+        tokens,
+        logits,
+        **shares._asdict(),
+        remainder=logits - listed,
+        error=np.abs(listed + shares.epsilon - logits),
+        n_concepts=config.concept.n_concepts,
+        concept_names=bundle.concept_names,
+    )
 
 
 def _in_batches(
     bundle: Bundle, hidden: np.ndarray, tokens: np.ndarray, offsets: np.ndarray, clamps: RowClamps | None
-) -> Shares:
+) -> LogitShares:
     """hidden (n, D), tokens and offsets (n,) in batches of a fixed size, the last one filled up with zeros."""
     n = len(tokens)
     pad = max(-n % _ROWS, _ROWS * (n == 0))  # a trace without commits still says its K
-    hidden, tokens = np.pad(hidden.reshape(n, -1) if n else np.zeros((0, bundle.config.n_embd), np.float32),
-                            ((0, pad), (0, 0))), np.pad(tokens, (0, pad))  # fmt: skip
+    hidden, tokens = (
+        np.pad(hidden.reshape(n, -1) if n else np.zeros((0, bundle.config.n_embd), np.float32), ((0, pad), (0, 0))),
+        np.pad(tokens, (0, pad)),
+    )
     offsets = np.pad(offsets, (0, pad))
     batches = []
     for i in range(0, len(tokens), _ROWS):
         part = (each[i : i + _ROWS] for each in (hidden, tokens, offsets))
         batches.append(jax.device_get(shares_of(bundle.params, *part, clamps, bundle.config, bundle.compute)))
-    shares = Shares(*(np.concatenate(parts)[:n] for parts in zip(*batches, strict=True)))
+    shares = LogitShares(*(np.concatenate(parts)[:n] for parts in zip(*batches, strict=True)))
     require_finite(shares.epsilon)
     return shares
 

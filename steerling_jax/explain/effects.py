@@ -16,13 +16,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from steerling_jax.bundle import Bundle
 from steerling_jax.concepts.catalogue import Head
 from steerling_jax.concepts.heads import check_concepts, concept_embeddings
 from steerling_jax.decoding.trace import Trace
@@ -36,9 +37,6 @@ from steerling_jax.models.steerling.backbone import LayerEdit, Params, embed_tok
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.decompose import RowClamps, lm_logits, logit_features
 from steerling_jax.models.steerling.heads import EpsilonRule
-
-if TYPE_CHECKING:
-    from steerling_jax.bundle import Bundle
 
 REMOVALS = ("frozen", "published", "pass")
 _RULES: tuple[EpsilonRule, ...] = ("frozen", "published")
@@ -75,13 +73,17 @@ class ConceptEffects:
 
         first = np.full(len(ids), self.positions[inside].min(initial=2**31 - 1), np.int32)
         return ConceptEffects(
-            self.head, np.full(len(ids), self.orders[inside].min(initial=2**31 - 1), np.int32), first,
-            ids.astype(np.int32), total(self.direct), {name: total(v) for name, v in self.logit.items()},
+            self.head,
+            np.full(len(ids), self.orders[inside].min(initial=2**31 - 1), np.int32),
+            first,
+            ids.astype(np.int32),
+            total(self.direct),
+            {name: total(v) for name, v in self.logit.items()},
             {name: total(v) for name, v in self.log_probability.items()},
-        )  # fmt: skip
+        )
 
 
-class Agreement(NamedTuple):
+class EffectAgreement(NamedTuple):
     """Of predicted with observed values: correlation, share of equal signs, and the slope of observed over predicted.
     NaN where one of them does not vary."""
 
@@ -91,7 +93,7 @@ class Agreement(NamedTuple):
     pairs: int
 
 
-def agreement(predicted: np.ndarray, observed: np.ndarray) -> Agreement:
+def agreement(predicted: np.ndarray, observed: np.ndarray) -> EffectAgreement:
     """For predicted and observed (p,), without pairs that are no numbers. Signs are compared where both are not 0."""
     x, y = np.asarray(predicted, np.float64), np.asarray(observed, np.float64)
     known = np.isfinite(x) & np.isfinite(y)
@@ -99,9 +101,9 @@ def agreement(predicted: np.ndarray, observed: np.ndarray) -> Agreement:
     told = (x != 0) & (y != 0)
     sign = float(np.mean(np.sign(x[told]) == np.sign(y[told]))) if told.any() else float("nan")
     if len(x) < 2 or x.std() == 0 or y.std() == 0:
-        return Agreement(float("nan"), sign, float("nan"), len(x))
+        return EffectAgreement(float("nan"), sign, float("nan"), len(x))
     covariance = float(np.mean((x - x.mean()) * (y - y.mean())))
-    return Agreement(covariance / float(x.std() * y.std()), sign, covariance / float(x.var()), len(x))
+    return EffectAgreement(covariance / float(x.std() * y.std()), sign, covariance / float(x.var()), len(x))
 
 
 def shuffled_concepts(effects: ConceptEffects, key: jax.Array) -> np.ndarray:
@@ -118,9 +120,16 @@ def shuffled_concepts(effects: ConceptEffects, key: jax.Array) -> np.ndarray:
 
 
 def concept_effects(
-    bundle: Bundle, trace: Trace, shares: Contributions, concepts: Sequence[int], *, head: Head = "known",
-    start: int = 0, end: int | None = None, first_layer: int | None = None,
-) -> ConceptEffects:  # fmt: skip
+    bundle: Bundle,
+    trace: Trace,
+    shares: Contributions,
+    concepts: Sequence[int],
+    *,
+    head: Head = "known",
+    start: int = 0,
+    end: int | None = None,
+    first_layer: int | None = None,
+) -> ConceptEffects:
     """Effects of `concepts` on every token committed at positions [start, end).
 
     shares: `concept_contributions` of the same trace. first_layer: 1-based, of the removal "pass"; default half the
@@ -151,9 +160,14 @@ def concept_effects(
     edited = dict(zip(REMOVALS, (found[:, 1], found[:, 2], after), strict=True))
     fell = {name: found[:, 0] - values for name, values in edited.items()}
     return ConceptEffects(
-        head, orders, shares.positions[orders], ids, _direct(shares, orders, ids, head),
-        {name: values[:, 0] for name, values in fell.items()}, {name: values[:, 1] for name, values in fell.items()},
-    )  # fmt: skip
+        head,
+        orders,
+        shares.positions[orders],
+        ids,
+        _direct(shares, orders, ids, head),
+        {name: values[:, 0] for name, values in fell.items()},
+        {name: values[:, 1] for name, values in fell.items()},
+    )
 
 
 def _direct(shares: Contributions, orders: np.ndarray, ids: np.ndarray, head: Head) -> np.ndarray:
@@ -173,18 +187,29 @@ def _removed_in_head(bundle: Bundle, hidden: np.ndarray, tokens: np.ndarray, ids
         rows = np.minimum(np.arange(first, first + _PAIRS), len(ids) - 1)
         parts.append(
             _at_head(
-                bundle.params, hidden[rows], tokens[rows], ids[rows], head=head, config=bundle.config,
+                bundle.params,
+                hidden[rows],
+                tokens[rows],
+                ids[rows],
+                head=head,
+                config=bundle.config,
                 compute=bundle.compute,
             )
-        )  # fmt: skip
+        )
     return np.concatenate([np.asarray(part) for part in parts])[: len(ids)]
 
 
 @partial(jax.jit, static_argnames=("head", "config", "compute"))
 def _at_head(
-    params: Params, hidden: jax.Array, tokens: jax.Array, ids: jax.Array, *, head: Head, config: ModelConfig,
+    params: Params,
+    hidden: jax.Array,
+    tokens: jax.Array,
+    ids: jax.Array,
+    *,
+    head: Head,
+    config: ModelConfig,
     compute: Compute,
-) -> jax.Array:  # fmt: skip
+) -> jax.Array:
     """(P, 3, 2): logit and log-probability of the tokens as it is, removed "frozen" and removed "published"."""
 
     def features(row: jax.Array, concept: jax.Array) -> jax.Array:
@@ -245,20 +270,41 @@ def _removed_in_pass(
         tables = [np.stack(side) for side in zip(*(injected[step] for step in at))]
         parts.append(
             _in_pass(
-                bundle.params, np.stack([canvases[step] for step in at]), positions[rows], tokens[rows], ids[rows],
-                np.int32(trace.prompt_length), np.int32(len(trace.tokens)), tables, np.int32(layer), head=head,
-                mask_id=mask_id, config=config, compute=bundle.compute,
+                bundle.params,
+                np.stack([canvases[step] for step in at]),
+                positions[rows],
+                tokens[rows],
+                ids[rows],
+                np.int32(trace.prompt_length),
+                np.int32(len(trace.tokens)),
+                tables,
+                np.int32(layer),
+                head=head,
+                mask_id=mask_id,
+                config=config,
+                compute=bundle.compute,
             )
-        )  # fmt: skip
+        )
     return np.concatenate([np.asarray(part) for part in parts])[: len(ids)]
 
 
 @partial(jax.jit, static_argnames=("head", "mask_id", "config", "compute"))
 def _in_pass(
-    params: Params, canvases: jax.Array, positions: jax.Array, tokens: jax.Array, ids: jax.Array, prompt: jax.Array,
-    total: jax.Array, tables: Sequence[jax.Array], layer: jax.Array, *, head: Head, mask_id: int, config: ModelConfig,
+    params: Params,
+    canvases: jax.Array,
+    positions: jax.Array,
+    tokens: jax.Array,
+    ids: jax.Array,
+    prompt: jax.Array,
+    total: jax.Array,
+    tables: Sequence[jax.Array],
+    layer: jax.Array,
+    *,
+    head: Head,
+    mask_id: int,
+    config: ModelConfig,
     compute: Compute,
-) -> jax.Array:  # fmt: skip
+) -> jax.Array:
     """(B, 2) for canvases (B, S) of `total` positions each, then padding; positions, tokens and ids (B,), steered by
     tables (B, L, D)."""
     direction = concept_embeddings(params, ids, head=head, config=config, compute=compute)

@@ -10,13 +10,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from steerling_jax.bundle import encode
+from steerling_jax.bundle import Bundle, encode
 from steerling_jax.decoding.trace import Commit, Trace
 from steerling_jax.errors import require
 from steerling_jax.explain.contributions import hidden_rows
@@ -24,9 +23,6 @@ from steerling_jax.models.compute import Compute
 from steerling_jax.models.steerling.backbone import Params
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.decompose import lm_logits, logit_features
-
-if TYPE_CHECKING:
-    from steerling_jax.bundle import Bundle
 
 _ROWS = 64  # positions whose logits (_ROWS, V) are held at once
 
@@ -60,9 +56,12 @@ def _logits(bundle: Bundle, hidden: np.ndarray, tokens: np.ndarray) -> np.ndarra
     """hidden (n, D) and tokens (n,) to the tokens' logits (n,) float32, n at most _ROWS."""
     pad = _ROWS - len(tokens)
     found = _token_logits(
-        bundle.params, np.pad(hidden, ((0, pad), (0, 0))), np.pad(tokens, (0, pad)), config=bundle.config,
+        bundle.params,
+        np.pad(hidden, ((0, pad), (0, 0))),
+        np.pad(tokens, (0, pad)),
+        config=bundle.config,
         compute=bundle.compute,
-    )  # fmt: skip
+    )
     return np.asarray(found)[: len(tokens)]
 
 

@@ -24,7 +24,7 @@ from steerling_jax.models.steerling.heads import Clamps, HeadOutput, run_head
 _EXACT = Compute()  # shares are summed in float32, whatever the model computes in
 
 
-class Shares(NamedTuple):
+class LogitShares(NamedTuple):
     """The fields of `Contributions` that come from the hidden rows, net ones still signed; of JAX inside a program, of
     NumPy once fetched."""
 
@@ -42,9 +42,14 @@ class Shares(NamedTuple):
 
 @partial(jax.jit, static_argnums=(5, 6))
 def shares_of(
-    params: Params, hidden: jax.Array, tokens: jax.Array, offsets: jax.Array, clamps: RowClamps | None,
-    config: ModelConfig, compute: Compute,
-) -> Shares:  # fmt: skip
+    params: Params,
+    hidden: jax.Array,
+    tokens: jax.Array,
+    offsets: jax.Array,
+    clamps: RowClamps | None,
+    config: ModelConfig,
+    compute: Compute,
+) -> LogitShares:
     """hidden (N, D) float32, tokens and offsets after the prompt (N,) to shares: heads in the model's arithmetic,
     products in float32."""
     concept = config.concept
@@ -73,10 +78,14 @@ def shares_of(
     def along(vectors: jax.Array) -> jax.Array:
         return jnp.sum(vectors * target, axis=-1)
 
-    return Shares(
-        *known_listed[:3], *found[:3], epsilon=along(whole - known_listed[3] - found[3]),
-        net_known=along(k_hat), net_discovered=along(u_hat), net_epsilon=along(whole - k_hat - u_hat),
-    )  # fmt: skip
+    return LogitShares(
+        *known_listed[:3],
+        *found[:3],
+        epsilon=along(whole - known_listed[3] - found[3]),
+        net_known=along(k_hat),
+        net_discovered=along(u_hat),
+        net_epsilon=along(whole - k_hat - u_hat),
+    )
 
 
 def _listed(
@@ -110,14 +119,14 @@ def _listed(
     return jnp.where(there, ids, -1), weights, contributions, vectors
 
 
-def guided(conditional: Shares, unconditional: Shares, guidance: float) -> Shares:
+def guided(conditional: LogitShares, unconditional: LogitShares, guidance: float) -> LogitShares:
     """(1 + guidance) · conditional − guidance · unconditional, of every share."""
     s = np.float32(guidance)
     known, discovered = (
         _united(conditional[first : first + 3], unconditional[first : first + 3], s) for first in (0, 3)
     )
     rest = ((1 + s) * c - s * u for c, u in zip(conditional[6:], unconditional[6:], strict=True))
-    return Shares(*known, *discovered, *rest)
+    return LogitShares(*known, *discovered, *rest)
 
 
 def _united(conditional: Any, unconditional: Any, s: np.float32) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -14,12 +14,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from steerling_jax.bundle import Bundle
 from steerling_jax.concepts.heads import concept_embeddings, head_spec, view_concepts
 from steerling_jax.concepts.lift import lifted_tokens
 from steerling_jax.corpus.bags import Bags
@@ -27,16 +27,13 @@ from steerling_jax.corpus.reader import Corpus
 from steerling_jax.evaluation.detection import auc
 from steerling_jax.evaluation.intervals import Estimate, bootstrap
 from steerling_jax.explain.activity import Activity
-from steerling_jax.explain.concept_gradients import Source
+from steerling_jax.explain.concept_gradients import SourceConcept
 from steerling_jax.explain.promoted_tokens import promoted_pieces
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.steerling.backbone import Params
 from steerling_jax.models.steerling.config import ModelConfig
-from steerling_jax.progress import Tell, silent
+from steerling_jax.progress import Progress, no_progress
 from steerling_jax.tokenizer import IdsOnlyTokenizer
-
-if TYPE_CHECKING:
-    from steerling_jax.bundle import Bundle
 
 NAME_WORDS = 3
 LEAST_LIFT = 2.0
@@ -99,19 +96,27 @@ class Neighbourhood:
         return " · ".join(word for word, _ in self.words)
 
 
-def control_concepts(concepts: Sequence[Source], config: ModelConfig, least: int = 16) -> list[Source]:
+def control_concepts(concepts: Sequence[SourceConcept], config: ModelConfig, least: int = 16) -> list[SourceConcept]:
     """Further concepts, so that there are `least` in all to take other names from: of the first one's head, evenly
     spaced."""
     head = concepts[0].head
     count = head_spec(config, head).n_concepts
-    spaced = [Source(int(i), head) for i in np.unique(np.linspace(0, count - 1, least).astype(int))]
+    spaced = [SourceConcept(int(i), head) for i in np.unique(np.linspace(0, count - 1, least).astype(int))]
     return [one for one in spaced if one not in concepts][: max(least - len(concepts), 0)]
 
 
 def neighbourhoods(
-    bundle: Bundle, store: Corpus, activity: Activity, count: int, *, chunks: int = 5, tokens: int = 12,
-    near: int = 5, seed: int = 0, tell: Tell = silent,
-) -> list[Neighbourhood]:  # fmt: skip
+    bundle: Bundle,
+    store: Corpus,
+    activity: Activity,
+    count: int,
+    *,
+    chunks: int = 5,
+    tokens: int = 12,
+    near: int = 5,
+    seed: int = 0,
+    tell: Progress = no_progress,
+) -> list[Neighbourhood]:
     """Of the first `count` concepts of `activity`; the others are there to have names to compare with.
 
     chunks, tokens, near: how many to list.
@@ -132,19 +137,23 @@ def neighbourhoods(
         strong = zip(activity.strongest[j, :chunks].tolist(), activity.strength[j, :chunks].tolist())
         found.append(
             Neighbourhood(
-                concept.head, concept.concept_id, bundle.concepts.get(concept.concept_id, concept.head).name,
+                concept.head,
+                concept.concept_id,
+                bundle.concepts.get(concept.concept_id, concept.head).name,
                 float(activity.mean[j]),
                 tuple(promoted_pieces(bundle, [concept.concept_id], tokens, concept.head)[0]),
                 tuple(texts.strong(number, value, labels) for number, value in strong if value > 0),
-                _best(cosine, known, near), _best(correlation, known, near), tuple(words[j]),
+                _best(cosine, known, near),
+                _best(correlation, known, near),
+                tuple(words[j]),
                 score_name(activity.heldout_activation[:, j], holds, j, jax.random.fold_in(jax.random.key(seed), j)),
             )
-        )  # fmt: skip
+        )
         tell("names", j + 1, count)
     return found
 
 
-def name_words(texts: _Texts, activity: Activity, tell: Tell = silent) -> list[list[tuple[str, float]]]:
+def name_words(texts: _Texts, activity: Activity, tell: Progress = no_progress) -> list[list[tuple[str, float]]]:
     """For each concept the words that stand out in its strongest chunks, at most three, highest lift first."""
     strong = [row[value > max(0.0, STRONG * value[0])] for row, value in zip(activity.strongest, activity.strength)]
     numbers = np.unique(np.concatenate([activity.background, *strong]))
@@ -187,9 +196,13 @@ def score_name(activation: np.ndarray, holds: np.ndarray, own: int, key: jax.Arr
     spread = activation.std() * holds[:, own].std()
     correlation = np.mean((activation - activation.mean()) * (holds[:, own] - holds[:, own].mean()))
     return NameScore(
-        bootstrap(area, len(holds), key, _DRAWS), float(np.mean(areas)) if areas else None, len(areas),
-        int(here.sum()), len(holds), float(correlation / spread) if spread else 0.0,
-    )  # fmt: skip
+        bootstrap(area, len(holds), key, _DRAWS),
+        float(np.mean(areas)) if areas else None,
+        len(areas),
+        int(here.sum()),
+        len(holds),
+        float(correlation / spread) if spread else 0.0,
+    )
 
 
 class _Texts:
@@ -229,7 +242,7 @@ def _best(values: np.ndarray, names: list[str], count: int) -> tuple[tuple[str, 
     return tuple((names[i], float(values[i])) for i in order if values[i] > -math.inf)
 
 
-def _cosines(bundle: Bundle, concept: Source) -> np.ndarray:
+def _cosines(bundle: Bundle, concept: SourceConcept) -> np.ndarray:
     """(C,) cosines of a concept's embedding with those of the known concepts."""
     ids = jnp.asarray([concept.concept_id], jnp.int32)
     vector = concept_embeddings(bundle.params, ids, head=concept.head, config=bundle.config, compute=bundle.compute)

@@ -9,22 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from steerling_jax.bundle import Bundle
 from steerling_jax.concepts.catalogue import Head
 from steerling_jax.concepts.heads import check_concepts, concept_embeddings
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.layers import matmul_t
 from steerling_jax.models.steerling.backbone import Params, lm_head_weight
 from steerling_jax.models.steerling.config import ModelConfig
-
-if TYPE_CHECKING:
-    from steerling_jax.bundle import Bundle
 
 _BATCH = 64  # concepts at once: (64, V) float32 is 26 MB for the published vocabulary
 

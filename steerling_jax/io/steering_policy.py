@@ -13,10 +13,10 @@ import tomllib
 from pathlib import Path
 
 from steerling_jax.errors import UserError
-from steerling_jax.steering.rules import Rule, parse_policy
+from steerling_jax.steering.rules import SteeringRule, parse_policy
 
 
-def read_policy(path: str | Path) -> tuple[Rule, ...]:
+def read_policy(path: str | Path) -> tuple[SteeringRule, ...]:
     """The rules in a file. Raises `UserError` that names the file, the rule and the field."""
     path = Path(path)
     try:

@@ -7,15 +7,13 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from steerling_jax.bundle import Bundle
 from steerling_jax.decoding.trace_record import Origin, TraceRecord, from_plain, origin_of, to_plain
 from steerling_jax.errors import UserError
 from steerling_jax.io.atomic import atomic_path
 from steerling_jax.io.trained_texts import trained_texts
-
-if TYPE_CHECKING:
-    from steerling_jax.bundle import Bundle
 
 
 def model_origin(bundle: Bundle) -> Origin:

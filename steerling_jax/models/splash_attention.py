@@ -93,8 +93,14 @@ def _kernel(mask: BlockCausalMask, heads: int, interpret: bool) -> Any:
     """(H, T, d), (G, T, d), (G, T, d) to (H, T, d), for G that divides H."""
     tile = math.gcd(mask.shape[0], _LARGEST_TILE)
     tiles = kernel.BlockSizes(
-        block_q=tile, block_kv=tile, block_kv_compute=tile, block_q_dkv=tile, block_kv_dkv=tile,
-        block_kv_dkv_compute=tile, block_q_dq=tile, block_kv_dq=tile,
-    )  # fmt: skip
+        block_q=tile,
+        block_kv=tile,
+        block_kv_compute=tile,
+        block_q_dkv=tile,
+        block_kv_dkv=tile,
+        block_kv_dkv_compute=tile,
+        block_q_dq=tile,
+        block_kv_dq=tile,
+    )
     every_head = masks.MultiHeadMask([mask] * heads)
     return kernel.make_splash_mha(every_head, block_sizes=tiles, head_shards=1, q_seq_shards=1, interpret=interpret)

@@ -16,7 +16,7 @@ from steerling_jax.models.steerling import bottleneck as bn
 from steerling_jax.models.steerling.bottleneck import ConceptBlock
 from steerling_jax.models.steerling.concept_shards import on_own_concepts, over_all
 from steerling_jax.models.steerling.head_view import HeadView
-from steerling_jax.objectives.rows import Rows, at_rows, chunk_of, masked_chunks
+from steerling_jax.objectives.rows import MaskedRows, at_rows, chunk_of, masked_chunks
 
 
 def label_features(view: HeadView, labels: jax.Array, chunk: jax.Array, compute: Compute) -> jax.Array:
@@ -29,7 +29,7 @@ def label_features(view: HeadView, labels: jax.Array, chunk: jax.Array, compute:
     return jnp.where((chunk >= 0)[:, None], found, 0.0)
 
 
-def presence_loss(view: HeadView, rows: Rows, labels: jax.Array, block: int, operands: str) -> jax.Array:
+def presence_loss(view: HeadView, rows: MaskedRows, labels: jax.Array, block: int, operands: str) -> jax.Array:
     """Binary cross-entropy of `P_c = 1 − Π_t (1 − k_ct)`, t a chunk's masked tokens: sum over concepts, mean of chunks.
 
     In log space, from each chunk's evidence. Chunks without a masked token are left out. Streams over blocks of
@@ -81,7 +81,7 @@ def log1m_exp(s: jax.Array) -> jax.Array:
     return jnp.where(near, close, far)
 
 
-def residual_loss(unknown: jax.Array, rows: Rows, labelled: jax.Array) -> jax.Array:
+def residual_loss(unknown: jax.Array, rows: MaskedRows, labelled: jax.Array) -> jax.Array:
     """Mean over masked rows and D of `(û − sg(h − k̂_labels))²`: teaches the discovered head only."""
     target = lax.stop_gradient(rows.hidden - labelled)
     square = jnp.mean(jnp.square((unknown - target).astype(jnp.float32)), axis=1)

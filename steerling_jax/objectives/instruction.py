@@ -26,9 +26,9 @@ from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.head_view import known_spec, unknown_spec
 from steerling_jax.models.steerling.heads import run_head
 from steerling_jax.objectives.noise import NoiseConfig, noise_levels
-from steerling_jax.objectives.objective import Batch, Drawn, Metrics, part_of
+from steerling_jax.objectives.objective import Batch, Draws, Metrics, part_of
 from steerling_jax.objectives.pretraining import TOKEN_WEIGHTS, check_token_weight, cross_entropy
-from steerling_jax.objectives.rows import Rows, at_rows
+from steerling_jax.objectives.rows import MaskedRows, at_rows
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class InstructionObjective:
         """Of the one block: earlier ones are clean without a second copy."""
         return NoiseConfig(floor=self.floor)
 
-    def draw(self, batch: Batch, key: jax.Array, progress: jax.Array, config: ModelConfig) -> Drawn:
+    def draw(self, batch: Batch, key: jax.Array, progress: jax.Array, config: ModelConfig) -> Draws:
         """batch: tokens (B, T) int32; answer (B, T) int32, the number of the sampler block that a token of the answer
         is in, from 0, −1 for all others. Blocks have room: from a block's first position, T has `diff_block_size`
         more."""
@@ -74,10 +74,10 @@ class InstructionObjective:
             "drop_epsilon": jax.random.uniform(drop_key, (B, T)) < self.epsilon_dropout,
         }
         shared = {"rows": jnp.sum(masked), "tokens": jnp.sum(masked / level)}
-        return Drawn({**batch, **drawn}, shared)
+        return Draws({**batch, **drawn}, shared)
 
     def loss(
-        self, params: Params, drawn: Drawn, progress: jax.Array, *, config: ModelConfig, compute: Compute
+        self, params: Params, drawn: Draws, progress: jax.Array, *, config: ModelConfig, compute: Compute
     ) -> tuple[jax.Array, Metrics]:
         """The mean over the batch's masked tokens of answers."""
         embeds = embed_tokens(params, drawn.sequences["canvas"], compute)
@@ -103,11 +103,11 @@ def canvas(tokens: jax.Array, answer: jax.Array, block: jax.Array, masked: jax.A
     return jnp.where(masked | (later & ~inside), mask_id, tokens)
 
 
-def block_rows(hidden: jax.Array, drawn: Drawn, size: int) -> Rows:
+def block_rows(hidden: jax.Array, drawn: Draws, size: int) -> MaskedRows:
     """The `size` positions from each block's start on: all that may be learned from."""
     batch = drawn.sequences
     position = batch["begin"][:, None] + jnp.arange(size, dtype=jnp.int32)[None, :]
-    return Rows(
+    return MaskedRows(
         hidden=at_rows(hidden, position),
         target=at_rows(batch["tokens"], position),
         chunk=jnp.full(position.size, -1, jnp.int32),

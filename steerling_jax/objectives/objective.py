@@ -24,7 +24,7 @@ Metrics = dict[str, jax.Array]
 
 
 @struct.dataclass
-class Drawn:
+class Draws:
     """sequences: arrays whose first axis is the batch, of a part of it where it is split. shared: scalars, the same for
     all parts: counts over the whole batch, and what is drawn once a step."""
 
@@ -51,12 +51,12 @@ class Objective(Protocol):
         """How much of what is learned from is masked, and whether a clean copy goes along."""
         ...
 
-    def draw(self, batch: Batch, key: jax.Array, progress: jax.Array, config: ModelConfig) -> Drawn:
+    def draw(self, batch: Batch, key: jax.Array, progress: jax.Array, config: ModelConfig) -> Draws:
         """Everything random of a step on `batch`; progress () in [0, 1) through the run."""
         ...
 
     def loss(
-        self, params: Params, drawn: Drawn, progress: jax.Array, *, config: ModelConfig, compute: Compute
+        self, params: Params, drawn: Draws, progress: jax.Array, *, config: ModelConfig, compute: Compute
     ) -> tuple[jax.Array, Metrics]:
         """The loss of these sequences as their part of the batch's, and metrics, float32 scalars: all of them sums over
         sequences."""

@@ -98,9 +98,7 @@ def decay_mask(params: Any) -> Any:
 def muon_labels(params: Any) -> Any:
     """'muon' for matrices between features, 'adamw' for the rest."""
     others = GAINS | TABLES | SCORES
-    return _by_path(
-        params, lambda names: "muon" if names[-1] in MATRICES and not others & set(names) else "adamw"
-    )  # fmt: skip
+    return _by_path(params, lambda names: "muon" if names[-1] in MATRICES and not others & set(names) else "adamw")
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:

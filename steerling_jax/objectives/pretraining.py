@@ -34,8 +34,8 @@ from steerling_jax.objectives.concept_losses import (
     scale_gradient,
 )
 from steerling_jax.objectives.noise import NoiseConfig, mask_tokens, noise_levels
-from steerling_jax.objectives.objective import Batch, Drawn, Metrics, Objective, first_masked, part_of
-from steerling_jax.objectives.rows import Rows, at_rows, gather_rows, masked_chunks
+from steerling_jax.objectives.objective import Batch, Draws, Metrics, Objective, first_masked, part_of
+from steerling_jax.objectives.rows import MaskedRows, at_rows, gather_rows, masked_chunks
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class ObjectiveConfig:
                 f"objective.{name} is {pair}, but it must be two shares, at the start and at the end of training.",
             )
 
-    def draw(self, batch: Batch, key: jax.Array, progress: jax.Array, config: ModelConfig) -> Drawn:
+    def draw(self, batch: Batch, key: jax.Array, progress: jax.Array, config: ModelConfig) -> Draws:
         """batch: tokens, chunk_index (B, T), chunk_labels (B, S, K), all int32."""
         level_key, mask_key, path_key = jax.random.split(key, 3)
         tokens, W = batch["tokens"], config.diff_block_size
@@ -109,18 +109,22 @@ class ObjectiveConfig:
             "use_labels": jax.random.uniform(force_known) < _scheduled(self.known_forcing, cosine),
             "use_residual": jax.random.uniform(force_unknown) < _scheduled(self.unknown_forcing, progress),
         }
-        return Drawn({**batch, **drawn}, shared)
+        return Draws({**batch, **drawn}, shared)
 
     def loss(
-        self, params: Params, drawn: Drawn, progress: jax.Array, *, config: ModelConfig, compute: Compute
+        self, params: Params, drawn: Draws, progress: jax.Array, *, config: ModelConfig, compute: Compute
     ) -> tuple[jax.Array, Metrics]:
         """Terms are means over the batch's masked positions or chunks; independence is each part's own, weighted by its
         rows."""
         batch = drawn.sequences
         hidden = denoise(
-            params, batch["tokens"], batch["noisy"], config=config, compute=compute,
+            params,
+            batch["tokens"],
+            batch["noisy"],
+            config=config,
+            compute=compute,
             clean_context=self.noise.clean_context,
-        )  # fmt: skip
+        )
         rows = gather_rows(hidden, batch, batch["levels"], batch["masked"], config.diff_block_size, self.rows)
         left_out = jnp.sum(batch["left_out"]).astype(jnp.float32)
         if config.concept is None:
@@ -134,7 +138,7 @@ class ObjectiveConfig:
         return loss, {**metrics, **terms, "loss": loss, "rows_dropped": left_out}
 
     def _concept_terms(
-        self, params: Params, rows: Rows, drawn: Drawn, progress: jax.Array, config: ModelConfig, compute: Compute
+        self, params: Params, rows: MaskedRows, drawn: Draws, progress: jax.Array, config: ModelConfig, compute: Compute
     ) -> tuple[jax.Array, Metrics]:
         """What goes to the output projection (M, D), and the concepts' own losses."""
         assert config.concept is not None
@@ -180,9 +184,15 @@ _WEIGHTS = {
 
 
 def loss_fn(
-    params: Params, batch: Batch, key: jax.Array, progress: jax.Array, *, config: ModelConfig, compute: Compute,
+    params: Params,
+    batch: Batch,
+    key: jax.Array,
+    progress: jax.Array,
+    *,
+    config: ModelConfig,
+    compute: Compute,
     objective: Objective,
-) -> tuple[jax.Array, Metrics]:  # fmt: skip
+) -> tuple[jax.Array, Metrics]:
     """Any objective's loss of a whole batch, and its metrics."""
     return objective.loss(
         params, objective.draw(batch, key, progress, config), progress, config=config, compute=compute
@@ -196,7 +206,7 @@ def cross_entropy(params: Params, features: jax.Array, target: jax.Array, comput
     return jax.nn.logsumexp(logits, axis=1) - picked
 
 
-def diffusion_losses(params: Params, features: jax.Array, rows: Rows, drawn: Drawn, compute: Compute) -> Metrics:
+def diffusion_losses(params: Params, features: jax.Array, rows: MaskedRows, drawn: Draws, compute: Compute) -> Metrics:
     """The rows' part of the cross-entropy on the batch's masked tokens: as a mean (`diffusion`), and weighted by 1/t,
     which estimates the likelihood bound (`bound`)."""
     nats = cross_entropy(params, features, rows.target, compute) * rows.valid
@@ -206,7 +216,9 @@ def diffusion_losses(params: Params, features: jax.Array, rows: Rows, drawn: Dra
     }
 
 
-def training_features(rows: Rows, known: jax.Array, unknown: jax.Array, labelled: jax.Array, drawn: Drawn) -> jax.Array:
+def training_features(
+    rows: MaskedRows, known: jax.Array, unknown: jax.Array, labelled: jax.Array, drawn: Draws
+) -> jax.Array:
     """What goes to the output projection, (M, D): hidden itself where epsilon is kept (the identity), and k̂ + û
     where it is dropped, with dropout of k̂ and teacher forcing."""
 

@@ -17,7 +17,7 @@ from steerling_jax.parallel.mesh import constrain
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Rows:
+class MaskedRows:
     """Masked positions, as many rows R of each sequence, M = B·R: hidden (M, D); target (M,) int32; chunk (M,) int32 of
     the sequence's chunks, −1 for none; level (M,) the block's noise; valid (M,) float32, 0 for a filler; dropped ()
     int32, masked positions that did not fit; position (B, R) int32 in the sequence."""
@@ -33,7 +33,7 @@ class Rows:
 
 def gather_rows(
     hidden: jax.Array, batch: Batch, levels: jax.Array, masked: jax.Array, block: int, share: float
-) -> Rows:
+) -> MaskedRows:
     """Picks the masked positions out of hidden (B, T, D), in order, into `share` of T rows of each sequence: so none
     leaves the device that has its sequence."""
     B, T, _ = hidden.shape
@@ -42,7 +42,7 @@ def gather_rows(
     position = jnp.argsort(~masked, axis=1, stable=True)[:, :capacity].astype(jnp.int32)
     count = jnp.sum(masked, axis=1, keepdims=True)
     valid = (jnp.arange(capacity)[None, :] < count).reshape(-1)
-    return Rows(
+    return MaskedRows(
         hidden=at_rows(hidden, position),
         target=at_rows(batch["tokens"], position),
         chunk=jnp.where(valid, at_rows(batch["chunk_index"], position), -1),

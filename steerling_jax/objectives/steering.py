@@ -31,9 +31,9 @@ from steerling_jax.models.steerling.decompose import lm_logits
 from steerling_jax.models.steerling.denoise import denoise
 from steerling_jax.models.steerling.head_view import known_spec, view_head
 from steerling_jax.objectives.noise import NoiseConfig, mask_tokens, noise_levels
-from steerling_jax.objectives.objective import Batch, Drawn, Metrics, first_masked, part_of
+from steerling_jax.objectives.objective import Batch, Draws, Metrics, first_masked, part_of
 from steerling_jax.objectives.pretraining import TOKEN_WEIGHTS, check_token_weight
-from steerling_jax.objectives.rows import Rows, at_rows, gather_rows
+from steerling_jax.objectives.rows import MaskedRows, at_rows, gather_rows
 from steerling_jax.parallel.lookup import look_up
 
 
@@ -69,7 +69,7 @@ class SteeringObjective:
         for name in ("support", "most_lifted"):
             require(getattr(self, name) >= 1, f"objective.{name} is {getattr(self, name)}, but it must be at least 1.")
 
-    def draw(self, batch: Batch, key: jax.Array, progress: jax.Array, config: ModelConfig) -> Drawn:
+    def draw(self, batch: Batch, key: jax.Array, progress: jax.Array, config: ModelConfig) -> Draws:
         """batch: tokens, chunk_index (B, T); concept (B, S), which one of a chunk's is pushed, −1 for none; lifted
         (B, S, W), that concept's tokens, −1 unused; all int32."""
         level_key, mask_key, choice_key, strength_key = jax.random.split(key, 4)
@@ -92,17 +92,22 @@ class SteeringObjective:
             "noisy": noisy, "levels": levels, "masked": kept, "pushed": pushed,
             "left_out": jnp.sum(masked & ~kept, axis=1), "strength": jnp.where(chosen, strength, 0.0),
         }  # fmt: skip
-        return Drawn({**batch, **drawn}, shared)
+        return Draws({**batch, **drawn}, shared)
 
     def loss(
-        self, params: Params, drawn: Drawn, progress: jax.Array, *, config: ModelConfig, compute: Compute
+        self, params: Params, drawn: Draws, progress: jax.Array, *, config: ModelConfig, compute: Compute
     ) -> tuple[jax.Array, Metrics]:
         """Each term is a mean over the batch's masked, or pushed, positions."""
         batch, shared = drawn.sequences, drawn.shared
         hidden = denoise(
-            params, batch["tokens"], batch["noisy"], config=config, compute=compute,
-            clean_context=self.noise.clean_context, injection=self.injection(params, batch, config, compute),
-        )  # fmt: skip
+            params,
+            batch["tokens"],
+            batch["noisy"],
+            config=config,
+            compute=compute,
+            clean_context=self.noise.clean_context,
+            injection=self.injection(params, batch, config, compute),
+        )
         rows = gather_rows(hidden, batch, batch["levels"], batch["masked"], config.diff_block_size, self.rows)
         logits = lm_logits(params, rows.hidden, compute)
         whole = jax.nn.logsumexp(logits, axis=1)
@@ -136,7 +141,9 @@ class SteeringObjective:
         return Injection(direction, jnp.ones(direction.shape[0]), jnp.int32(layer))
 
 
-def respond_nats(params: Params, rows: Rows, concept: jax.Array, config: ModelConfig, compute: Compute) -> jax.Array:
+def respond_nats(
+    params: Params, rows: MaskedRows, concept: jax.Array, config: ModelConfig, compute: Compute
+) -> jax.Array:
     """−log k of each row's own concept (M,), float32 (M,)."""
     assert config.concept is not None, "steering needs known concepts"
     view = view_head(params["known_head"], known_spec(config.concept), compute, rows.hidden)

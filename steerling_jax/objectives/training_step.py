@@ -19,7 +19,7 @@ from steerling_jax.models.steerling.backbone import Params
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.model import init_params
 from steerling_jax.models.steerling.sharding import param_shardings
-from steerling_jax.objectives.objective import Drawn, Objective
+from steerling_jax.objectives.objective import Draws, Objective
 from steerling_jax.objectives.optimizer import OptimizerConfig, learning_rate, like_parameters, make_optimizer
 from steerling_jax.objectives.pretraining import ObjectiveConfig
 
@@ -114,7 +114,7 @@ def update(
 
 
 def _gradients(
-    recipe: Recipe, trained: Params, base: Params | None, drawn: Drawn, progress: jax.Array
+    recipe: Recipe, trained: Params, base: Params | None, drawn: Draws, progress: jax.Array
 ) -> tuple[tuple[jax.Array, Metrics], Params]:
     """((loss, metrics), gradients) of the whole batch, worked through in `recipe.accumulate` parts."""
 
@@ -123,7 +123,7 @@ def _gradients(
         if recipe.lora is not None:
             assert base is not None, "adapters need the parameters that they are for"
             params = with_adapters(base, trained, recipe.lora)
-        part = Drawn(sequences, drawn.shared)
+        part = Draws(sequences, drawn.shared)
         return recipe.objective.loss(params, part, progress, config=recipe.model, compute=recipe.compute)
 
     gradient = partial(jax.value_and_grad(loss, has_aux=True), trained)

@@ -13,16 +13,16 @@ from steerling_jax.errors import UserError, require
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.steering.config import SteeringConfig
 from steerling_jax.steering.plan import clamp_plan
-from steerling_jax.steering.rules import STRENGTHS, Rule
+from steerling_jax.steering.rules import STRENGTHS, SteeringRule
 
 _PRESET_LAYER = 8
 _WORDS = 20.0  # with which the preset holds words down, at its strength of 7
 
 
-def steering_of(rules: Sequence[Rule], catalogue: Catalogue, config: ModelConfig) -> tuple[SteeringConfig, ...]:
+def steering_of(rules: Sequence[SteeringRule], catalogue: Catalogue, config: ModelConfig) -> tuple[SteeringConfig, ...]:
     """One `SteeringConfig` a rule. Raises `UserError` for unknown names, for rules that contradict each other, and for
     clamps that change nothing."""
-    done: dict[tuple[int, ...], Rule] = {}
+    done: dict[tuple[int, ...], SteeringRule] = {}
     found = []
     for rule in rules:
         try:
@@ -57,7 +57,7 @@ def steering_of(rules: Sequence[Rule], catalogue: Catalogue, config: ModelConfig
     return tuple(found)
 
 
-def _resolved(rule: Rule, catalogue: Catalogue) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _resolved(rule: SteeringRule, catalogue: Catalogue) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Ids of the concepts that the rule names, and of its group."""
     names = (rule.concept,) if rule.concept else tuple(rule.concepts or ())
     focal = tuple(i for name in names for i in catalogue.resolve(name, rule.head))
@@ -69,7 +69,7 @@ def _resolved(rule: Rule, catalogue: Catalogue) -> tuple[tuple[int, ...], tuple[
 
 
 def _amplified(
-    rule: Rule, ids: tuple[int, ...], focal: tuple[int, ...], strength: float, config: ModelConfig
+    rule: SteeringRule, ids: tuple[int, ...], focal: tuple[int, ...], strength: float, config: ModelConfig
 ) -> SteeringConfig:
     """The published preset, but for the layer in small models.
 
@@ -82,7 +82,7 @@ def _amplified(
 
 
 def _suppressed(
-    rule: Rule, ids: tuple[int, ...], focal: tuple[int, ...], strength: float, config: ModelConfig
+    rule: SteeringRule, ids: tuple[int, ...], focal: tuple[int, ...], strength: float, config: ModelConfig
 ) -> SteeringConfig:
     """The published preset at its own strength, 7. Words are held down in proportion to the strength, 20 at 7, unless
     the rule says otherwise: left at 20 they would decide everything at small strengths. Several focal concepts share
@@ -93,7 +93,7 @@ def _suppressed(
     return dataclasses.replace(one, relu_logit_mask={i: held / len(focal) for i in focal})
 
 
-def _as_told(rule: Rule, one: SteeringConfig) -> SteeringConfig:
+def _as_told(rule: SteeringRule, one: SteeringConfig) -> SteeringConfig:
     """A preset with what the rule says of the injection in place of its own."""
     changes: dict = {"inject_layer": rule.layer} if rule.layer is not None else {}
     if rule.tokens is not None:
@@ -104,7 +104,7 @@ def _as_told(rule: Rule, one: SteeringConfig) -> SteeringConfig:
     return dataclasses.replace(one, where=rule.where, **changes)
 
 
-def _clamped(rule: Rule, ids: tuple[int, ...], called: str) -> SteeringConfig:
+def _clamped(rule: SteeringRule, ids: tuple[int, ...], called: str) -> SteeringConfig:
     assert rule.value is not None
     kind = "" if rule.head == "known" else "discovered "
     values = dict.fromkeys(ids, rule.value)
@@ -115,12 +115,12 @@ def _clamped(rule: Rule, ids: tuple[int, ...], called: str) -> SteeringConfig:
     )
 
 
-def _label(rule: Rule, done: str) -> str:
+def _label(rule: SteeringRule, done: str) -> str:
     label = f"{rule.origin}: {done}" if rule.origin else done
     return f"{label} ({rule.reason})" if rule.reason else label
 
 
-def _called(rule: Rule, catalogue: Catalogue, focal: tuple[int, ...]) -> str:
+def _called(rule: SteeringRule, catalogue: Catalogue, focal: tuple[int, ...]) -> str:
     """What a label calls the rule's concepts: the catalogue's name for an id."""
     if rule.concepts is not None:
         names = (catalogue.get(i, rule.head).name for i in focal)

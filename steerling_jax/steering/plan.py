@@ -25,7 +25,7 @@ _ALWAYS = 2**30  # offset that no text reaches
 
 
 @dataclass(frozen=True)
-class Injected:
+class InjectedDirection:
     """`alpha · direction` after layers numbered at least `layer`, until `cutoff` tokens are written (None: always).
 
     direction (D,) float32, rounded to the compute dtype. where: "masks" or "prompt".
@@ -62,7 +62,7 @@ class ClampPlan:
 class SteeringPlan:
     """suppression (V,) float32 is taken from the logits; labels: of the steerings that do something; width: D."""
 
-    parts: tuple[Injected, ...]
+    parts: tuple[InjectedDirection, ...]
     suppression: jax.Array
     clamps: ClampPlan | None
     labels: tuple[str, ...]
@@ -105,7 +105,7 @@ def prepare_steering(
     if isinstance(steering, SteeringPlan):
         return steering
     several = () if steering is None else (steering,) if isinstance(steering, SteeringConfig) else tuple(steering)
-    parts: list[Injected] = []
+    parts: list[InjectedDirection] = []
     labels: list[str] = []
     suppression = jnp.zeros(config.vocab_size)
     for one in several:
@@ -134,12 +134,12 @@ def concept_direction(
     return unit, max(float(peak), 1e-6)
 
 
-def _injected(params: Params, one: SteeringConfig, config: ModelConfig, compute: Compute) -> Injected:
+def _injected(params: Params, one: SteeringConfig, config: ModelConfig, compute: Compute) -> InjectedDirection:
     unit, peak = concept_direction(params, one.concept_ids, one.weights)
     direction = np.asarray(unit.astype(compute.dtype).astype(jnp.float32))
     alpha = one.mai_lm_target / (peak if one.normalize_mai_lm_target else 1.0)
     cutoff = one.cutoff_tokens if one.inject_alpha_schedule == "hard_cutoff" else None
-    return Injected(direction, alpha, one.first_layer(config.n_layers), cutoff, one.where)
+    return InjectedDirection(direction, alpha, one.first_layer(config.n_layers), cutoff, one.where)
 
 
 def _suppression(params: Params, strengths: Mapping[int, float]) -> jax.Array:

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
 
-from steerling_jax.bundle import encode
+from steerling_jax.bundle import Bundle, encode
 from steerling_jax.errors import UserError, require
 from steerling_jax.models.batching import padded_length
 from steerling_jax.models.compute import Compute
@@ -22,9 +21,6 @@ from steerling_jax.models.steerling.denoise import denoise
 from steerling_jax.models.steerling.head_view import known_spec
 from steerling_jax.models.steerling.heads import run_head
 from steerling_jax.steering.config import SteeringConfig
-
-if TYPE_CHECKING:
-    from steerling_jax.bundle import Bundle
 
 DEFAULT_STRENGTH = 8.0
 _NAMED = 3  # concepts named in the label

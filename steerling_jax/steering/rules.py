@@ -36,7 +36,7 @@ JSON_NAMES = ("amplify", "suppress", *_CLAMPING, "clamp_at", "epsilon", "rules")
 
 
 @dataclass(frozen=True)
-class Rule:
+class SteeringRule:
     """Steer by a concept (a name, an id or `group:NAME`), by a group, by a concept together with its group, or by
     `concepts`, names with their weights in one direction.
 
@@ -65,7 +65,7 @@ class Rule:
     epsilon: Literal["published", "frozen"] = "published"
 
 
-def make_rule(fields: Mapping[str, Any], origin: str) -> Rule:
+def make_rule(fields: Mapping[str, Any], origin: str) -> SteeringRule:
     """A rule from plain values. Raises `UserError` that begins with `origin` and names the field."""
     for name in fields:
         check_name(name, _ALL_FIELDS, f"{origin}: {name!r} is not a field of a rule")
@@ -84,10 +84,10 @@ def make_rule(fields: Mapping[str, Any], origin: str) -> Rule:
     )
     values = {name: _CHECKS[name](value, name, origin) for name, value in fields.items() if name != "action"}
     require(action != "clamp" or values.get("value") is not None, f"{origin}: there is no value; give the activation.")
-    return Rule(action, **values, origin=origin)
+    return SteeringRule(action, **values, origin=origin)
 
 
-def parse_policy(document: Mapping[str, Any], source: str) -> tuple[Rule, ...]:
+def parse_policy(document: Mapping[str, Any], source: str) -> tuple[SteeringRule, ...]:
     """The rules of a policy, `{"rule": [{…}, …]}`; `source` is what errors and labels call it."""
     for name in document:
         check_name(name, ("rule",), f"{source}: {name!r} is not part of a policy, which is a list of [[rule]]")
@@ -97,7 +97,7 @@ def parse_policy(document: Mapping[str, Any], source: str) -> tuple[Rule, ...]:
     return tuple(_numbered(rules, source))
 
 
-def parse_rules(values: Mapping[str, Any], source: str = "steering") -> tuple[Rule, ...]:
+def parse_rules(values: Mapping[str, Any], source: str = "steering") -> tuple[SteeringRule, ...]:
     """Rules from JSON, each part optional: `{"amplify": {"NAME": 8}, "suppress": ["NAME"], "clamp": {"NAME": 1},
     "clamp_discovered": {"12": 0}, "clamp_at": [0, 16], "epsilon": "frozen", "rules": [{…}]}`.
 
@@ -105,7 +105,7 @@ def parse_rules(values: Mapping[str, Any], source: str = "steering") -> tuple[Ru
     """
     for name in values:
         check_name(name, JSON_NAMES, f"{source}: {name!r} is not a kind of steering")
-    found: list[Rule] = []
+    found: list[SteeringRule] = []
     for name in ("amplify", "suppress"):
         wanted = values.get(name) or {}
         for concept, strength in _pairs(
@@ -128,7 +128,7 @@ def parse_rules(values: Mapping[str, Any], source: str = "steering") -> tuple[Ru
     return (*found, *_numbered(rules, source))
 
 
-def parse_option(option: str, text: str) -> Rule:
+def parse_option(option: str, text: str) -> SteeringRule:
     """A rule from the option amplify or suppress, `NAME` or `NAME=8`, or clamp or clamp-discovered, `NAME=1`."""
     head = _CLAMPING.get(option.replace("-", "_"))
     name, equals, number = text.rpartition("=")
@@ -136,9 +136,9 @@ def parse_option(option: str, text: str) -> Rule:
     where = f"--{option} {text!r}"
     if head is not None:
         require(bool(name and value), f"{where} does not set a concept; give NAME=1 (0 is off).")
-        return Rule("clamp", name, value=_number(value, "value", where), head=head)
+        return SteeringRule("clamp", name, value=_number(value, "value", where), head=head)
     require(bool(name), f"{where} names no concept; give NAME or NAME={STRENGTHS.get(option, 1):g}.")
-    return Rule(cast(Action, option), name, strength=None if value is None else check_strength(value, where))
+    return SteeringRule(cast(Action, option), name, strength=None if value is None else check_strength(value, where))
 
 
 def parse_span(text: str, option: str) -> tuple[int, int]:
@@ -173,7 +173,7 @@ def _pairs(wanted: Any, name: str, source: str) -> Collection[tuple[str, Any]]:
     return wanted.items()
 
 
-def _numbered(rules: list[Any], source: str) -> list[Rule]:
+def _numbered(rules: list[Any], source: str) -> list[SteeringRule]:
     found = []
     for number, fields in enumerate(rules, start=1):
         origin = f"{source}, rule {number}"

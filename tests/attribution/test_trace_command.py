@@ -37,9 +37,13 @@ def test_all_outputs_of_the_bundled_model(child_environment: dict[str, str], tmp
     options = ("--max-new-tokens", "8", "--seed", "1", "--amplify", "Networking=2")
     files = ("--trace", "t.json", "--html", "p.html", "--json", "d.json", "--parquet", "tables", "--graph", "g.json")
     first = subprocess.run(
-        [*line, "Connect to", *options, *files], cwd=tmp_path, env=child_environment, capture_output=True, text=True,
+        [*line, "Connect to", *options, *files],
+        cwd=tmp_path,
+        env=child_environment,
+        capture_output=True,
+        text=True,
         timeout=600,
-    )  # fmt: skip
+    )
     assert first.returncode == 0, first.stderr
     assert "Traceback" not in first.stderr
     assert "chunk 1" in first.stdout
@@ -53,9 +57,13 @@ def test_all_outputs_of_the_bundled_model(child_environment: dict[str, str], tmp
     assert pq.read_table(tmp_path / "tables" / "tokens.parquet").num_rows == len(document["pieces"])
     assert len(json.loads((tmp_path / "g.json").read_text())["nodes"]) > 20
     again = subprocess.run(
-        [*line, "--from", "t.json", "--json", "-"], cwd=tmp_path, env=child_environment, capture_output=True, text=True,
+        [*line, "--from", "t.json", "--json", "-"],
+        cwd=tmp_path,
+        env=child_environment,
+        capture_output=True,
+        text=True,
         timeout=600,
-    )  # fmt: skip
+    )
     assert again.returncode == 0, again.stderr
     found = json.loads(again.stdout)
     assert found["trace"] == document["trace"]

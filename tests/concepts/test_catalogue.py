@@ -23,10 +23,21 @@ from steerling_jax.models.steerling.model import init_params
 
 CONCEPT = ConceptConfig(n_concepts=100, n_unknown_concepts=150, concept_dim=32, factorize_rank=16, block_size=32)
 SMALL = ModelConfig(
-    n_layers=1, n_head=2, n_embd=32, n_kv_heads=1, block_size=32, diff_block_size=8, intermediate_size=32,
-    vocab_size=64, pad_token_id=60, bos_token_id=61, eos_token_id=59, endofchunk_token_id=62, mask_token_id=63,
+    n_layers=1,
+    n_head=2,
+    n_embd=32,
+    n_kv_heads=1,
+    block_size=32,
+    diff_block_size=8,
+    intermediate_size=32,
+    vocab_size=64,
+    pad_token_id=60,
+    bos_token_id=61,
+    eos_token_id=59,
+    endofchunk_token_id=62,
+    mask_token_id=63,
     concept=CONCEPT,
-)  # fmt: skip
+)
 ENTRIES = [
     {"id": 0, "name": "Regular expressions", "description": "Patterns that match text.", "group": "topic"},
     {"id": 1, "name": "Text encoding", "description": "Unicode and bytes.", "group": "topic"},

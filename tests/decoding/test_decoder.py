@@ -43,10 +43,14 @@ def requests() -> list[Request]:
     found = []
     for number, length in enumerate((3, 8, 21, 16, 5, 40, 1, 12, 30, 9)):
         config = dataclasses.replace(
-            SAMPLED, max_new_tokens=8 * (1 + number % 4), steps=(1 + number % 4) * (8 if number % 3 else 3),
-            temperature=0.5 + number / 10, repetition_penalty=1 + number / 20, use_entropy_sampling=number % 4 == 1,
+            SAMPLED,
+            max_new_tokens=8 * (1 + number % 4),
+            steps=(1 + number % 4) * (8 if number % 3 else 3),
+            temperature=0.5 + number / 10,
+            repetition_penalty=1 + number / 20,
+            use_entropy_sampling=number % 4 == 1,
             stop_tokens=(7, 8) if number == 6 else None,
-        )  # fmt: skip
+        )
         prompt = np.random.default_rng(number).integers(0, 59, length)
         found.append(Request(prompt, config, seed=number, record_hidden=True))
     return found
@@ -234,9 +238,15 @@ class LeftToRight:
 
 def test_a_policy_of_ones_own():
     *_, trace = decoding.decode(
-        PARAMS, np.arange(5), config=SMALL, compute=FLOAT32, generation=SAMPLED, seed=1,
-        policies=Policies(order=LeftToRight()), drafts=2,
-    )  # fmt: skip
+        PARAMS,
+        np.arange(5),
+        config=SMALL,
+        compute=FLOAT32,
+        generation=SAMPLED,
+        seed=1,
+        policies=Policies(order=LeftToRight()),
+        drafts=2,
+    )
     assert isinstance(trace, Trace)
     positions = [position for _, position, _, _ in trace.flat()]
     assert positions == list(range(5, 21))

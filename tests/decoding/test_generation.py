@@ -37,14 +37,31 @@ CASES = [
 GREEDY = GenerationConfig(max_new_tokens=16, temperature=0.0, use_entropy_sampling=False, repetition_penalty=1.0)
 FLOAT32 = Compute()
 CONCEPT = ConceptConfig(
-    n_concepts=24, n_unknown_concepts=40, concept_dim=32, factorize_rank=16, topk_known=4, topk_known_features=4,
-    unknown_topk=8, block_size=16,
-)  # fmt: skip
+    n_concepts=24,
+    n_unknown_concepts=40,
+    concept_dim=32,
+    factorize_rank=16,
+    topk_known=4,
+    topk_known_features=4,
+    unknown_topk=8,
+    block_size=16,
+)
 SMALL = ModelConfig(
-    n_layers=2, n_head=4, n_embd=32, n_kv_heads=2, block_size=96, diff_block_size=8, intermediate_size=48,
-    vocab_size=64, pad_token_id=60, bos_token_id=61, eos_token_id=59, endofchunk_token_id=62, mask_token_id=63,
+    n_layers=2,
+    n_head=4,
+    n_embd=32,
+    n_kv_heads=2,
+    block_size=96,
+    diff_block_size=8,
+    intermediate_size=48,
+    vocab_size=64,
+    pad_token_id=60,
+    bos_token_id=61,
+    eos_token_id=59,
+    endofchunk_token_id=62,
+    mask_token_id=63,
     concept=CONCEPT,
-)  # fmt: skip
+)
 NO_EPSILON = dataclasses.replace(SMALL, concept=dataclasses.replace(CONCEPT, use_epsilon_correction=False))
 
 
@@ -214,9 +231,13 @@ def test_few_programs_serve_all_lengths_and_settings():
     for length in lengths:
         for steps, penalty, temperature in ((None, 1.0, 0.5), (6, 1.2, 0.9)):
             generation = GenerationConfig(
-                max_new_tokens=16, steps=steps, repetition_penalty=penalty, temperature=temperature, top_p=0.7,
+                max_new_tokens=16,
+                steps=steps,
+                repetition_penalty=penalty,
+                temperature=temperature,
+                top_p=0.7,
                 use_entropy_sampling=False,
-            )  # fmt: skip
+            )
             run(params, np.arange(length), config, generation, seed=length)
     capacities = len({lane.cache_capacity((length + 7) // 8) for length in lengths})
     after = decoding.compiled_programs()
@@ -250,10 +271,17 @@ def test_bad_prompts_and_settings_are_told_in_a_sentence(bundle: sj.Bundle, prom
 @pytest.mark.parametrize(
     "changes",
     [
-        {"max_new_tokens": 0}, {"steps": 0}, {"temperature": -1.0}, {"cfg_scale": -0.1}, {"top_p": 1.1},
-        {"repetition_penalty": 0.9}, {"seed": -1}, {"seed": 2**32}, {"temperature": float("nan")},
+        {"max_new_tokens": 0},
+        {"steps": 0},
+        {"temperature": -1.0},
+        {"cfg_scale": -0.1},
+        {"top_p": 1.1},
+        {"repetition_penalty": 0.9},
+        {"seed": -1},
+        {"seed": 2**32},
+        {"temperature": float("nan")},
     ],
-)  # fmt: skip
+)
 def test_impossible_settings_are_named(changes):
     with pytest.raises(UserError, match=next(iter(changes))):
         GenerationConfig(**changes)

@@ -53,13 +53,27 @@ hidden_of = partial(jax.jit, static_argnames=("config", "compute", "clean_contex
 
 def tiny(block: int = L, vocab_size: int = V, concepts: int = 6, concept_block: int = 4) -> ModelConfig:
     concept = ConceptConfig(
-        n_concepts=concepts, n_unknown_concepts=10, concept_dim=D, topk_known=3, topk_known_features=3,
-        factorize_rank=16, unknown_topk=4, block_size=concept_block, inject_layer=1,
-    )  # fmt: skip
+        n_concepts=concepts,
+        n_unknown_concepts=10,
+        concept_dim=D,
+        topk_known=3,
+        topk_known_features=3,
+        factorize_rank=16,
+        unknown_topk=4,
+        block_size=concept_block,
+        inject_layer=1,
+    )
     return ModelConfig(
-        n_layers=2, n_head=2, n_kv_heads=1, n_embd=D, block_size=64, diff_block_size=block, vocab_size=vocab_size,
-        concept=concept, **special_ids(vocab_size),
-    )  # fmt: skip
+        n_layers=2,
+        n_head=2,
+        n_kv_heads=1,
+        n_embd=D,
+        block_size=64,
+        diff_block_size=block,
+        vocab_size=vocab_size,
+        concept=concept,
+        **special_ids(vocab_size),
+    )
 
 
 def sharpened(config: ModelConfig) -> dict:

@@ -130,8 +130,11 @@ def test_nothing_and_too_much(bundle):
         with pytest.raises(sj.UserError, match=words):
             sj.log_likelihood(bundle, *arguments)
     options: tuple[dict[str, Any], ...] = (
-        {"samples": 0}, {"batch_size": 0}, {"cfg_scale": -1.0}, {"cfg_scale": float("nan")}
-    )  # fmt: skip
+        {"samples": 0},
+        {"batch_size": 0},
+        {"cfg_scale": -1.0},
+        {"cfg_scale": float("nan")},
+    )
     for option in options:
         with pytest.raises(sj.UserError, match=next(iter(option))):
             sj.log_likelihood(bundle, [1], [2], **option)

@@ -13,11 +13,11 @@ import steerling_jax as sj
 from steerling_jax.concepts.catalogue import Head
 from steerling_jax.concepts.heads import concept_embeddings
 from steerling_jax.errors import UserError
-from steerling_jax.explain.concept_gradients import Source, Target, concept_gradients
+from steerling_jax.explain.concept_gradients import SourceConcept, TargetConcept, concept_gradients
 from steerling_jax.explain.effects import (
     REMOVALS,
-    Agreement,
     ConceptEffects,
+    EffectAgreement,
     agreement,
     concept_effects,
     shuffled_concepts,
@@ -103,9 +103,12 @@ def test_removal_in_the_pass_is_the_plain_loop(told, head):
         order, position = effects.orders[pair], effects.positions[pair]
         canvas = trace.snapshot(int(shares.steps[order]))
         vector = concept_embeddings(
-            bundle.params, jnp.asarray(effects.concept_ids[pair : pair + 1]), head=head, config=bundle.config,
+            bundle.params,
+            jnp.asarray(effects.concept_ids[pair : pair + 1]),
+            head=head,
+            config=bundle.config,
             compute=bundle.compute,
-        )[0]  # fmt: skip
+        )[0]
         rows = hidden_without(bundle, canvas, np.asarray(vector), bundle.config.n_layers // 2)
         edited = rows[position] @ bundle.params.get("lm_head", bundle.params["tok_emb"])["weight"].T
         plain = sj.forward(bundle, canvas).logits[0, position]
@@ -126,7 +129,7 @@ def test_positions_after_the_text_are_not_seen(told):
     canvas = text.snapshot(int(shares.steps[effects.orders[last]]))
     vector = concept_embeddings(
         bundle.params, jnp.asarray([3]), head="known", config=bundle.config, compute=bundle.compute
-    )[0]  # fmt: skip
+    )[0]
     rows = hidden_without(bundle, canvas, np.asarray(vector), bundle.config.n_layers // 2)
     edited = rows[length - 1] @ bundle.params.get("lm_head", bundle.params["tok_emb"])["weight"].T
     plain = sj.forward(bundle, canvas).logits[0, length - 1]
@@ -159,7 +162,7 @@ def test_shuffling_keeps_each_token_its_shares(told):
     for order in np.unique(effects.orders):
         here = effects.orders == order
         assert sorted(found[here]) == sorted(effects.direct[here])
-    assert isinstance(agreement(found, effects.direct), Agreement)
+    assert isinstance(agreement(found, effects.direct), EffectAgreement)
 
 
 def test_no_share_is_handed_to_its_own_concept():
@@ -193,8 +196,8 @@ def test_gradients_are_finite_differences(told, head):
     config = bundle.config
     canvas = trace.snapshot(list(trace.commits)[3].step)
     T, position = len(canvas), trace.prompt_length
-    targets = [Target(4, position, head), Target(9, 2, head)]
-    sources = [Source(1, "known"), Source(2, "discovered")]
+    targets = [TargetConcept(4, position, head), TargetConcept(9, 2, head)]
+    sources = [SourceConcept(1, "known"), SourceConcept(2, "discovered")]
     found = concept_gradients(bundle, canvas, targets, sources)
     plain = sj.forward(bundle, canvas, dense=True).decomposition
     logits = plain.known_logits if head == "known" else plain.unknown_logits
@@ -203,9 +206,10 @@ def test_gradients_are_finite_differences(told, head):
     step = 0.02
     for m, source in enumerate(sources):
         vector = np.asarray(
-            concept_embeddings(bundle.params, jnp.asarray([source.concept_id]), head=source.head, config=config,
-                               compute=bundle.compute)[0]
-        )  # fmt: skip
+            concept_embeddings(
+                bundle.params, jnp.asarray([source.concept_id]), head=source.head, config=config, compute=bundle.compute
+            )[0]
+        )
         for layer in range(1, config.n_layers + 1):
             for where in (np.arange(T) == position, np.arange(T) < trace.prompt_length):
                 injection = vector[None, :] * where[:, None]
@@ -226,7 +230,7 @@ def test_gradients_do_not_reach_back_in_time(told):
     """What is injected into a later attention block, or after the last layer elsewhere, does nothing."""
     bundle, trace, _ = told
     canvas = np.asarray(trace.tokens)
-    found = concept_gradients(bundle, canvas, [Target(4, 2)], [Source(1)])
+    found = concept_gradients(bundle, canvas, [TargetConcept(4, 2)], [SourceConcept(1)])
     block = bundle.config.diff_block_size
     assert not found.gradients[..., (2 // block + 1) * block :].any()
     last = found.gradients[0, 0, -1]
@@ -236,7 +240,7 @@ def test_gradients_do_not_reach_back_in_time(told):
 
 def test_gradients_of_activations(told):
     bundle, trace, _ = told
-    found = concept_gradients(bundle, trace.tokens, [Target(4, 2)], [Source(1)])
+    found = concept_gradients(bundle, trace.tokens, [TargetConcept(4, 2)], [SourceConcept(1)])
     a = found.activations[0]
     np.testing.assert_allclose(found.of_activations, found.gradients * (a * (1 - a)), rtol=1e-6)
 
@@ -244,10 +248,14 @@ def test_gradients_of_activations(told):
 @pytest.mark.parametrize(
     ("targets", "sources", "sentence"),
     [
-        ([Target(0, 10_000)], [Source(0)], "Position 10000 is outside the text of"),
-        ([Target(-1, 0)], [Source(0)], "There is no known concept -1; the ids are 0 to"),
-        ([Target(0, 0)], [Source(10**6, "discovered")], "There is no discovered concept 1000000; the ids are 0 to"),
-        ([], [Source(0)], "Name at least one target and one source"),
+        ([TargetConcept(0, 10_000)], [SourceConcept(0)], "Position 10000 is outside the text of"),
+        ([TargetConcept(-1, 0)], [SourceConcept(0)], "There is no known concept -1; the ids are 0 to"),
+        (
+            [TargetConcept(0, 0)],
+            [SourceConcept(10**6, "discovered")],
+            "There is no discovered concept 1000000; the ids are 0 to",
+        ),
+        ([], [SourceConcept(0)], "Name at least one target and one source"),
     ],
 )
 def test_gradients_complain(told, targets, sources, sentence):

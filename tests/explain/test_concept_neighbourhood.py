@@ -17,7 +17,7 @@ from steerling_jax.corpus.stream import stream_tokens
 from steerling_jax.errors import UserError
 from steerling_jax.explain import activity as activity_module
 from steerling_jax.explain.activity import Activity, Moments, concept_activity
-from steerling_jax.explain.concept_gradients import Source
+from steerling_jax.explain.concept_gradients import SourceConcept
 from steerling_jax.explain.neighbourhood import control_concepts, neighbourhoods, score_name
 from steerling_jax.io.corpus.store import CorpusStore
 from steerling_jax.models.compute import Compute
@@ -31,7 +31,7 @@ from tests.worlds.training_world import FakeTokenizer
 
 @pytest.fixture(scope="module")
 def activity(topic_bundle: Bundle, topic_store: CorpusStore) -> Activity:
-    asked = [Source(KNOWS, "discovered"), Source(2)]
+    asked = [SourceConcept(KNOWS, "discovered"), SourceConcept(2)]
     asked += control_concepts(asked, topic_bundle.config, least=8)
     return concept_activity(topic_bundle, topic_store, asked, strongest=20, seq_len=64)
 
@@ -93,7 +93,7 @@ def test_activations_are_those_of_the_head(topic_bundle: Bundle, topic_store: Co
     one = dataclasses.replace(topic_bundle)
     start, _ = topic_store.split("heldout")
     found = concept_activity(
-        one, topic_store, [Source(KNOWS, "discovered")], corpus_tokens=64, heldout_tokens=64, seq_len=64
+        one, topic_store, [SourceConcept(KNOWS, "discovered")], corpus_tokens=64, heldout_tokens=64, seq_len=64
     )
     ((tokens, chunk),) = stream_tokens(topic_store, start, start + 64, 64, 64)
     key = jax.random.fold_in(jax.random.key(1), 0)
@@ -111,7 +111,7 @@ def test_activations_are_those_of_the_head(topic_bundle: Bundle, topic_store: Co
 def test_chunks_that_batches_cut_are_put_together(topic_bundle: Bundle, topic_store: CorpusStore, monkeypatch):
     monkeypatch.setattr(activity_module, "_BATCH_TOKENS", 16)
     found = concept_activity(
-        topic_bundle, topic_store, [Source(0)], level=1.0, seq_len=16, corpus_tokens=64, heldout_tokens=400
+        topic_bundle, topic_store, [SourceConcept(0)], level=1.0, seq_len=16, corpus_tokens=64, heldout_tokens=400
     )
     start, _ = topic_store.split("heldout")
     assert found.heldout.tolist() == list(range(*topic_store.chunks_between(start, start + 400)))
@@ -131,17 +131,17 @@ def test_score_of_hand_made_names():
 
 
 def test_controls_are_other_concepts(topic_bundle: Bundle):
-    asked = [Source(0, "discovered")]
+    asked = [SourceConcept(0, "discovered")]
     found = control_concepts(asked, topic_bundle.config, least=4)
     assert len(found) == 3
     assert asked[0] not in found
-    assert control_concepts([Source(i) for i in range(8)], topic_bundle.config, least=4) == []
+    assert control_concepts([SourceConcept(i) for i in range(8)], topic_bundle.config, least=4) == []
 
 
 def test_what_the_command_understands(topic_bundle: Bundle):
     find = neighbourhood_command.find_concepts
     assert find(topic_bundle, ["discovered:5", "known:#2", "3", "discovered:5"], None) == [
-        Source(5, "discovered"), Source(2), Source(3)
+        SourceConcept(5, "discovered"), SourceConcept(2), SourceConcept(3)
     ]  # fmt: skip
     assert len(find(topic_bundle, [], "discovered")) == 24
 
@@ -181,13 +181,13 @@ def test_command_complains(topic_bundle: Bundle, topic_store: CorpusStore, monke
 def test_other_corpora_and_broken_weights_are_refused(topic_bundle: Bundle, topic_store: CorpusStore):
     other = dataclasses.replace(topic_bundle, tokenizer=FakeTokenizer("1" * 64))
     with pytest.raises(UserError, match="was made with another tokenizer than this model's"):
-        concept_activity(other, topic_store, [Source(0)])
+        concept_activity(other, topic_store, [SourceConcept(0)])
     broken = dict(topic_bundle.params, tok_emb={"weight": jnp.full((64, 32), jnp.nan)})
     with pytest.raises(UserError, match=r"planted has a weight in tok_emb/weight that is no number \(NaN\)"):
-        concept_activity(dataclasses.replace(topic_bundle, params=broken), topic_store, [Source(0)], seq_len=64)
+        concept_activity(dataclasses.replace(topic_bundle, params=broken), topic_store, [SourceConcept(0)], seq_len=64)
 
 
 def test_bare_backbone_is_refused(topic_bundle: Bundle, topic_store: CorpusStore):
     bare = dataclasses.replace(config(), concept=None, interpretable=False)
     with pytest.raises(UserError, match="bare backbone"):
-        concept_activity(dataclasses.replace(topic_bundle, config=bare), topic_store, [Source(0)])
+        concept_activity(dataclasses.replace(topic_bundle, config=bare), topic_store, [SourceConcept(0)])

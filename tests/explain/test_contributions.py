@@ -138,8 +138,10 @@ def test_guided_text_is_explained_by_both_branches(golden, family):
             assert not values[ids < 0].any()
             for concept, value in zip(ids[ids >= 0], values[ids >= 0], strict=True):
                 assert value == pytest.approx(expected[concept], abs=1e-3)
-            net = sum(share * (getattr(out.decomposition, features[name])[0, position] @ lm_head[token])
-                      for share, out in branches)  # fmt: skip
+            net = sum(
+                share * (getattr(out.decomposition, features[name])[0, position] @ lm_head[token])
+                for share, out in branches
+            )
             assert getattr(ours, f"net_{name}")[row] == pytest.approx(abs(float(net)), abs=1e-3)
     ranking = sj.rank_chunk(ours, trace.prompt_length, len(trace.tokens))
     assert all(entry.concept_id >= 0 for entry in ranking)
@@ -164,9 +166,13 @@ CLAMPS = {
 
 @pytest.mark.parametrize(
     ("family", "clamps", "guidance"),
-    [("base", "known, frozen", 0.0), ("base", "both", 1.5), ("no_epsilon", "known", 0.0),
-     ("dense_unknown_topk8of12", "both", 0.0)],
-)  # fmt: skip
+    [
+        ("base", "known, frozen", 0.0),
+        ("base", "both", 1.5),
+        ("no_epsilon", "known", 0.0),
+        ("dense_unknown_topk8of12", "both", 0.0),
+    ],
+)
 def test_clamped_text_is_explained_with_its_clamps(golden, family: str, clamps: str, guidance: float):
     bundle, clamp = sj.load(golden / family), CLAMPS[clamps]
     settings = sj.GenerationConfig(max_new_tokens=16, seed=1, cfg_scale=guidance)

@@ -15,8 +15,8 @@ from steerling_jax.decoding.trace import Trace
 from steerling_jax.explain.inputs.snapshots import values_with_kept
 from steerling_jax.explain.inputs.targets import (
     TOKEN_LOGIT,
+    AttributionTarget,
     ConceptActivation,
-    Target,
     TokenContrast,
     TokenLogit,
     TokenLogProbability,
@@ -25,7 +25,7 @@ from steerling_jax.models.steerling import model
 from steerling_jax.models.steerling.backbone import lm_head_weight
 
 OTHER, KNOWN, DISCOVERED = 17, 41, 7
-TARGETS: dict[str, Target] = {
+TARGETS: dict[str, AttributionTarget] = {
     "logit": TokenLogit(),
     "log-probability": TokenLogProbability(),
     "contrast": TokenContrast(OTHER),

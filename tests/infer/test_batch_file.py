@@ -152,9 +152,12 @@ def test_settings_of_the_command_line_are_defaults(text_model: Path, results: di
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [('{"id": 1, "tex\n{"id": 2, "text": ""}\n', "line 1 is no result"), ('{"a": 1}\n', "line 1 is no result"),
-     ('{"id": 1, "text": ""}\nnotes\n', "line 2 is no result")],
-)  # fmt: skip
+    [
+        ('{"id": 1, "tex\n{"id": 2, "text": ""}\n', "line 1 is no result"),
+        ('{"a": 1}\n', "line 1 is no result"),
+        ('{"id": 1, "text": ""}\nnotes\n', "line 2 is no result"),
+    ],
+)
 def test_another_file_is_not_overwritten(tmp_path: Path, content: str, words: str):
     path = tmp_path / "out.jsonl"
     path.write_text(content)
@@ -186,7 +189,7 @@ def test_finished_ids_takes_out_what_is_to_be_done_again(tmp_path: Path):
         (["--input", "in.jsonl", "--output", "out.jsonl", "--json"], "--json is for one text"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)  # fmt: skip
+)
 def test_bad_options(options: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "in.jsonl", LINES)

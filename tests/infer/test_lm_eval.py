@@ -42,10 +42,21 @@ class Bytes(ByteTable):
 @pytest.fixture(scope="module")
 def bundle() -> sj.Bundle:
     config = sj.ModelConfig(
-        n_layers=1, n_head=2, n_kv_heads=1, n_embd=32, block_size=128, diff_block_size=8, vocab_size=261,
-        mask_token_id=260, endofchunk_token_id=259, bos_token_id=258, pad_token_id=257, eos_token_id=256,
-        concept=None, interpretable=False,
-    )  # fmt: skip
+        n_layers=1,
+        n_head=2,
+        n_kv_heads=1,
+        n_embd=32,
+        block_size=128,
+        diff_block_size=8,
+        vocab_size=261,
+        mask_token_id=260,
+        endofchunk_token_id=259,
+        bos_token_id=258,
+        pad_token_id=257,
+        eos_token_id=256,
+        concept=None,
+        interpretable=False,
+    )
     special = special_ids(config)
     tokenizer = Bytes([bytes([i]) for i in range(256)], special, config.vocab_size, "0" * 64)
     params = jax.tree.map(lambda leaf: 3 * leaf, model.init_params(config, jax.random.key(0)))

@@ -40,8 +40,8 @@ from steerling_jax.infer.steer_eval.jobs import (
     SUPPRESSED,
     WORDS,
     Condition,
-    Job,
-    Settings,
+    SteerEvalSettings,
+    TextSpec,
     jobs_of,
 )
 from steerling_jax.infer.steer_eval.judge import Judge, best_threshold, train_judge
@@ -65,7 +65,7 @@ from steerling_jax.train.run.run_config import special_ids as special_fields
 
 V, C, N = 64, 6, 16
 COMMON = range(24, 59)  # ids that go with no concept; concept c has 4c … 4c + 3
-SETTINGS = Settings(strengths=(2.0, 8.0), samples=3, new_tokens=N, seed=0)
+SETTINGS = SteerEvalSettings(strengths=(2.0, 8.0), samples=3, new_tokens=N, seed=0)
 
 
 def words_of(concept: int) -> list[int]:
@@ -102,19 +102,33 @@ def judge(store: CorpusStore) -> Judge:
 @pytest.fixture(scope="module")
 def bundle() -> Bundle:
     concept = ConceptConfig(
-        n_concepts=C, n_unknown_concepts=10, concept_dim=16, topk_known=3, topk_known_features=3, factorize_rank=16,
-        unknown_topk=4, block_size=4, inject_layer=1,
-    )  # fmt: skip
+        n_concepts=C,
+        n_unknown_concepts=10,
+        concept_dim=16,
+        topk_known=3,
+        topk_known_features=3,
+        factorize_rank=16,
+        unknown_topk=4,
+        block_size=4,
+        inject_layer=1,
+    )
     config = ModelConfig(
-        n_layers=2, n_head=2, n_kv_heads=1, n_embd=16, block_size=64, diff_block_size=8, vocab_size=V, concept=concept,
+        n_layers=2,
+        n_head=2,
+        n_kv_heads=1,
+        n_embd=16,
+        block_size=64,
+        diff_block_size=8,
+        vocab_size=V,
+        concept=concept,
         **special_fields(V),
-    )  # fmt: skip
+    )
     params = jax.jit(partial(init_params, config))(jax.random.key(0))
     return Bundle(config, params, IdsOnlyTokenizer(special_ids(config), V))
 
 
 @pytest.fixture(scope="module")
-def jobs(bundle: Bundle, store: CorpusStore, judge: Judge) -> list[Job]:
+def jobs(bundle: Bundle, store: CorpusStore, judge: Judge) -> list[TextSpec]:
     held = HeldOutChunks.read(store, C)
     return jobs_of(bundle.tokenizer, held, judge, [1, 4], dict.fromkeys(range(C), ""), SETTINGS)
 
@@ -156,7 +170,7 @@ def test_set_log_probability_is_the_softmax_summed(bundle: Bundle):
     hidden = result.decomposition.hidden[0]
     found = set_log_probability(
         bundle.params, hidden, members, suppression, config=bundle.config, compute=bundle.compute
-    )  # fmt: skip
+    )
     p = np.asarray(jax.nn.softmax(result.logits[0] - suppression[None, :], axis=-1), np.float64)
     np.testing.assert_allclose(found, np.log(p[:, [2, 9, 30]].sum(axis=1)), rtol=1e-4)
 
@@ -244,7 +258,7 @@ def test_openings(store: CorpusStore):
     assert list(held.having(2, N, (1, 2))) != found
 
 
-def test_jobs(bundle: Bundle, judge: Judge, jobs: list[Job]):
+def test_jobs(bundle: Bundle, judge: Judge, jobs: list[TextSpec]):
     assert len(jobs) == 2 * 3 * (3 + 2 * 2 + 4)
     for job in jobs:
         twins = [
@@ -287,11 +301,11 @@ def test_a_corpus_without_what_is_needed_is_refused(bundle: Bundle, store: Corpu
 
 
 def test_prefix_is_cut_where_the_context_has_no_room(bundle: Bundle):
-    job = Job(Condition(AMPLIFY, WORDS), 0, 0, Opening("d", (61, 5, 6), (), ()), 0, tuple(range(60)))
+    job = TextSpec(Condition(AMPLIFY, WORDS), 0, 0, Opening("d", (61, 5, 6), (), ()), 0, tuple(range(60)))
     assert len(job.prompt(bundle.config, 16)) == 64 - 16
 
 
-def planted_writer(jobs: list[Job], obeys: bool):
+def planted_writer(jobs: list[TextSpec], obeys: bool):
     """Writes the concept's words where steering should have brought or left them, if the model `obeys`, else common
     words; texts that have the concept unsteered have it under random steering too."""
 
@@ -311,7 +325,7 @@ def planted_writer(jobs: list[Job], obeys: bool):
     return write
 
 
-def figures(bundle: Bundle, judge: Judge, jobs: list[Job], obeys: bool) -> tuple[list[Text], dict]:
+def figures(bundle: Bundle, judge: Judge, jobs: list[TextSpec], obeys: bool) -> tuple[list[Text], dict]:
     written = write_texts(bundle, judge, jobs, SETTINGS, write=planted_writer(jobs, obeys))
     assert [w.job for w in written] == jobs
     texts = measure(bundle, judge, written)
@@ -319,7 +333,7 @@ def figures(bundle: Bundle, judge: Judge, jobs: list[Job], obeys: bool) -> tuple
     return texts, {condition: {name: e.mean for name, e in row.items()} for condition, row in found.items()}
 
 
-def test_perfect_steering_and_none(bundle: Bundle, judge: Judge, jobs: list[Job]):
+def test_perfect_steering_and_none(bundle: Bundle, judge: Judge, jobs: list[TextSpec]):
     _, perfect = figures(bundle, judge, jobs, obeys=True)
     _, none = figures(bundle, judge, jobs, obeys=False)
     steered, suppressed = Condition(AMPLIFY, CONCEPT, 8.0), Condition(SUPPRESS, SUPPRESSED)
@@ -342,7 +356,7 @@ def test_perfect_steering_and_none(bundle: Bundle, judge: Judge, jobs: list[Job]
         assert found[steered]["nats_per_token"] == pytest.approx(math.log(V), rel=0.5)  # fresh parameters
 
 
-def test_rows_for_programs(bundle: Bundle, judge: Judge, jobs: list[Job]):
+def test_rows_for_programs(bundle: Bundle, judge: Judge, jobs: list[TextSpec]):
     texts, found = figures(bundle, judge, jobs, obeys=True)
     rows = list(flat(summarise(texts, 0), {1: "one", 4: "four"}))
     steered = [r for r in rows if (r["condition"], r["strength"], r["figure"]) == (CONCEPT, 2.0, "distinct_1")]
@@ -361,7 +375,7 @@ def test_rows_for_programs(bundle: Bundle, judge: Judge, jobs: list[Job]):
     assert last.split() == ["four", "0.00", "0.00", "1.00", "0.00", "1.00", "0.00"]
 
 
-def test_the_same_figures_give_the_same_picture(bundle: Bundle, judge: Judge, jobs: list[Job], tmp_path: Path):
+def test_the_same_figures_give_the_same_picture(bundle: Bundle, judge: Judge, jobs: list[TextSpec], tmp_path: Path):
     texts, _ = figures(bundle, judge, jobs, obeys=True)
     drawn = overall(summarise(texts, 0))
     for name in ("a.svg", "b.svg", "c.png"):
@@ -419,9 +433,14 @@ def test_command(model: Path, store: CorpusStore, tmp_path: Path, capsys: pytest
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_bad_input(
-    options: list[str], words: str, model: Path, store: CorpusStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    words: str,
+    model: Path,
+    store: CorpusStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
-):  # fmt: skip
+):
     monkeypatch.chdir(tmp_path)
     corpus = [] if "--corpus" in options else ["--corpus", str(store.folder)]
     assert main(["steer-eval", "--model", str(model), *corpus, *options]) == 2

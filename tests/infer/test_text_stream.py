@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from steerling_jax.bundle import special_ids
 from steerling_jax.decoding.generation import text_ids
 from steerling_jax.decoding.trace import Commit
-from steerling_jax.infer.text_stream import Pieces, StopTexts, Writing
+from steerling_jax.infer.text_stream import StopTexts, TextWriter, TokenPieces
 from steerling_jax.io.tokenizers.sentencepiece import SentencePieceTokenizer
 from steerling_jax.io.tokenizers.vocabulary import train_sentencepiece
 from steerling_jax.io.weights.published_layout import read_config
@@ -50,7 +50,7 @@ STOPS = st.lists(st.sampled_from(["3 3", "2 1", " 12", "1", "3 1 2 2", "21 3 3"]
 @given(TOKENS, STOPS, st.integers(1, 30), st.randoms(use_true_random=False))
 def test_any_order_gives_the_text_of_the_canvas(tokens: list[int], stops: list[str], most: int, random):
     """Tokens come in any order and in any groups; nothing that was given out changes."""
-    writing = Writing(IDS, CHAT, 5, len(tokens), most, stops)
+    writing = TextWriter(IDS, CHAT, 5, len(tokens), most, stops)
     given, rest, step = "", list(range(len(tokens))), 0
     random.shuffle(rest)
     while rest:
@@ -70,7 +70,7 @@ def test_any_order_gives_the_text_of_the_canvas(tokens: list[int], stops: list[s
 
 
 def test_end_of_turn_overwrites_and_ends():
-    writing = Writing(IDS, CHAT, 0, 6, 6)
+    writing = TextWriter(IDS, CHAT, 0, 6, 6)
     writing.commit([Commit(0, (5,), (9,), (0.0,)), Commit(1, (0,), (1,), (0.0,)), Commit(2, (3,), (EOT,), (0.0,))])
     assert (writing.take(), writing.finish) == ("1", None)  # 1 and 2 are still masked
     writing.end()
@@ -78,7 +78,7 @@ def test_end_of_turn_overwrites_and_ends():
 
 
 def test_masks_before_an_end_of_turn_are_no_text():
-    writing = Writing(IDS, CHAT, 0, 6, 6)
+    writing = TextWriter(IDS, CHAT, 0, 6, 6)
     writing.commit([Commit(0, (2,), (9,), (0.0,)), Commit(1, (3,), (EOT,), (0.0,))])
     assert writing.take() == ""
     writing.end()
@@ -94,7 +94,7 @@ def test_golden_texts(golden: Path):
         special = dataclasses.replace(special_ids(config), eot_id=case["eot_id"])
         model = dataclasses.replace(config, instruct=case["eot_id"] is not None, eot_id=case["eot_id"])
         new = case["generation"]["max_new_tokens"]
-        writing = Writing(IdsOnlyTokenizer(special, config.vocab_size), model, case["prompt_len"], new, new)
+        writing = TextWriter(IdsOnlyTokenizer(special, config.vocab_size), model, case["prompt_len"], new, new)
         writing.commit(Commit(**commit) for commit in case["commits"])
         writing.end()
         assert (writing.take(), writing.tokens) == (case["text"], case["generated_tokens"])
@@ -102,7 +102,7 @@ def test_golden_texts(golden: Path):
 
 
 def test_commits_after_the_end_are_left_out():
-    writing = Writing(IDS, CHAT, 0, 8, 2)
+    writing = TextWriter(IDS, CHAT, 0, 8, 2)
     commits = [Commit(i, (i,), (7,), (0.0,)) for i in range(5)]
     assert writing.commit(commits) == commits[:2]
     assert writing.commit(commits[2:]) == []
@@ -112,7 +112,7 @@ def test_commits_after_the_end_are_left_out():
 @settings(deadline=None, derandomize=True)
 @given(st.lists(st.integers(0, VOCABULARY - 1), max_size=30))
 def test_pieces_join_to_the_whole(tokenizer: SentencePieceTokenizer, ids: list[int]):
-    pieces = Pieces(tokenizer)
+    pieces = TokenPieces(tokenizer)
     parts = [pieces.push(i) for i in ids]
     assert "".join(parts) + pieces.rest() == tokenizer.decode(ids)
 
@@ -121,7 +121,7 @@ def test_half_characters_are_held(tokenizer: SentencePieceTokenizer):
     """One byte a token: a character comes when its last byte does."""
     ids = tokenizer.encode("é😀")
     assert len(ids) == 6
-    pieces = Pieces(tokenizer)
+    pieces = TokenPieces(tokenizer)
     assert [pieces.push(i) for i in ids] == ["", "é", "", "", "", "😀"]
     assert [pieces.push(i) for i in ids[:2] + ids[2:4]] == ["", "é", "", ""]
     assert pieces.rest() == "\ufffd"
@@ -135,7 +135,7 @@ def test_a_late_token_costs_what_an_early_one_does():
             decoded.append(len(list(ids)))
             return super().decode(ids)
 
-    pieces = Pieces(Counting(SPECIAL, 64))
+    pieces = TokenPieces(Counting(SPECIAL, 64))
     for i in np.arange(3000) % 50:
         pieces.push(int(i))
     assert max(decoded) <= 3

@@ -82,9 +82,15 @@ def test_no_weights(model: Path):
 
 @pytest.mark.parametrize(
     ("text", "word"),
-    [("{", "not valid JSON"), ("", "not valid JSON"), ("[1]", "JSON object"), ("\xff", "not valid JSON"),
-     ("[" * 100_000, "not valid JSON"), ("{}", "model_type")],
-)  # fmt: skip
+    [
+        ("{", "not valid JSON"),
+        ("", "not valid JSON"),
+        ("[1]", "JSON object"),
+        ("\xff", "not valid JSON"),
+        ("[" * 100_000, "not valid JSON"),
+        ("{}", "model_type"),
+    ],
+)
 def test_config_that_is_no_config(model: Path, text: str, word: str):
     (model / "config.json").write_bytes(text.encode("latin-1"))
     fails(model, "config.json", word)

@@ -23,7 +23,7 @@ from steerling_jax.io.tokenizers.load import load_tokenizer
 from steerling_jax.tokenizer import IdsOnlyTokenizer, SpecialIds
 from steerling_jax.train.corpus.annotators import TextChunk
 from steerling_jax.train.corpus.documents import Document, reference_documents, unique
-from steerling_jax.train.corpus.ontology import Rules, read_concepts
+from steerling_jax.train.corpus.ontology import MatchRules, read_concepts
 from steerling_jax.train.prepare.prepare import prepare
 
 IDS = IdsOnlyTokenizer(SpecialIds.last_of(100), 100)
@@ -145,7 +145,7 @@ def test_prepared_documents_come_back(store: CorpusStore, documents: list[Docume
 def test_prepared_chunks_point_at_their_text(store: CorpusStore, documents: list[Document]):
     tokenizer = load_tokenizer(store.folder, store.special, store.vocab_size)
     originals = {d.sha256: d for d in documents}
-    rules = Rules(read_concepts())
+    rules = MatchRules(read_concepts())
     for number in range(0, store.chunk_count, 97):
         chunk = store.chunk(number)
         record = store.documents[chunk.document]

@@ -79,12 +79,21 @@ def steerings(draw: st.DrawFn) -> SteeringConfig:
     ids = tuple(draw(st.lists(st.integers(0, 99), max_size=3)))
     weights = draw(st.none() | st.tuples(*[st.floats(0.1, 1e4) for _ in ids]))
     return SteeringConfig(
-        ids, draw(NUMBERS), draw(st.booleans()), draw(st.none() | st.integers(0, 9)),
-        draw(st.sampled_from(["fixed", "hard_cutoff"])), draw(st.integers(1, 99)), draw(st.none() | IDS),
-        weights if ids else None, draw(st.sampled_from(["masks", "prompt"])), draw(st.none() | IDS),
-        draw(st.none() | IDS), draw(st.none() | st.just((2, 5))), draw(st.sampled_from(["published", "frozen"])),
+        ids,
+        draw(NUMBERS),
+        draw(st.booleans()),
+        draw(st.none() | st.integers(0, 9)),
+        draw(st.sampled_from(["fixed", "hard_cutoff"])),
+        draw(st.integers(1, 99)),
+        draw(st.none() | IDS),
+        weights if ids else None,
+        draw(st.sampled_from(["masks", "prompt"])),
+        draw(st.none() | IDS),
+        draw(st.none() | IDS),
+        draw(st.none() | st.just((2, 5))),
+        draw(st.sampled_from(["published", "frozen"])),
         draw(st.text(max_size=9)),
-    )  # fmt: skip
+    )
 
 
 @st.composite
@@ -106,24 +115,42 @@ def records(draw: st.DrawFn) -> TraceRecord:
     generation = draw(
         st.none()
         | st.builds(
-            GenerationConfig, max_new_tokens=st.integers(1, 99), steps=st.none() | st.integers(1, 99),
-            temperature=st.just(0.0) | st.floats(0.01, 99), cfg_scale=st.floats(0, 99),
-            seed=st.none() | st.integers(0, 99), stop_tokens=st.none() | st.tuples(ids),
+            GenerationConfig,
+            max_new_tokens=st.integers(1, 99),
+            steps=st.none() | st.integers(1, 99),
+            temperature=st.just(0.0) | st.floats(0.01, 99),
+            cfg_scale=st.floats(0, 99),
+            seed=st.none() | st.integers(0, 99),
+            stop_tokens=st.none() | st.tuples(ids),
         )
-    )  # fmt: skip
+    )
     text = st.text(max_size=20) | st.just("\udc80 \u2028 </script>")
     trace = Trace(
-        np.asarray(before, np.int32), np.asarray(canvas, np.int32), tuple(commits), draw(ids),
-        guidance=0.0 if generation is None else generation.cfg_scale, passes=draw(st.integers(0, 99)),
-    )  # fmt: skip
+        np.asarray(before, np.int32),
+        np.asarray(canvas, np.int32),
+        tuple(commits),
+        draw(ids),
+        guidance=0.0 if generation is None else generation.cfg_scale,
+        passes=draw(st.integers(0, 99)),
+    )
     origin = Origin(
-        draw(text), "0" * 16, "1" * 64, "bfloat16", draw(st.none() | st.just("bfloat16")),
+        draw(text),
+        "0" * 16,
+        "1" * 64,
+        "bfloat16",
+        draw(st.none() | st.just("bfloat16")),
         draw(st.none() | st.just({"documents": 3, "documents_sha256": "2" * 64})),
-    )  # fmt: skip
+    )
     return TraceRecord(
-        trace, origin, draw(text), draw(text), generation, draw(st.none() | st.integers(0, 2**32 - 1)),
-        tuple(draw(st.lists(steerings(), max_size=2))), draw(st.dictionaries(text, text, max_size=2)),
-    )  # fmt: skip
+        trace,
+        origin,
+        draw(text),
+        draw(text),
+        generation,
+        draw(st.none() | st.integers(0, 2**32 - 1)),
+        tuple(draw(st.lists(steerings(), max_size=2))),
+        draw(st.dictionaries(text, text, max_size=2)),
+    )
 
 
 @given(records())

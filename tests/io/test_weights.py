@@ -25,10 +25,22 @@ from steerling_jax.models.steerling.model import param_shapes
 
 FAMILIES = sorted(path.parent.name for path in (Path(__file__).parents[1] / "golden").glob("*/config.json"))
 BARE = ModelConfig(
-    interpretable=False, n_layers=2, n_head=4, n_embd=64, n_kv_heads=2, block_size=64, diff_block_size=16,
-    intermediate_size=32, vocab_size=96, concept=None, pad_token_id=91, bos_token_id=92, eos_token_id=90,
-    endofchunk_token_id=93, mask_token_id=94,
-)  # fmt: skip
+    interpretable=False,
+    n_layers=2,
+    n_head=4,
+    n_embd=64,
+    n_kv_heads=2,
+    block_size=64,
+    diff_block_size=16,
+    intermediate_size=32,
+    vocab_size=96,
+    concept=None,
+    pad_token_id=91,
+    bos_token_id=92,
+    eos_token_id=90,
+    endofchunk_token_id=93,
+    mask_token_id=94,
+)
 
 
 def same_tensors(a: Path, b: Path) -> bool:

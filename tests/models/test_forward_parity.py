@@ -19,9 +19,20 @@ from steerling_jax.models.steerling.config import ConceptConfig, ModelConfig
 from tests.worlds.published_outputs import check
 
 FAMILIES = (
-    "attention_heads", "backbone", "base", "dense_unknown_topk8of12", "hub_layout", "instruct", "known_only",
-    "large_heads", "layernorm_relu", "no_epsilon", "no_topk_no_epsilon", "prenorm_mha_bias", "topk_on_logits",
-)  # fmt: skip
+    "attention_heads",
+    "backbone",
+    "base",
+    "dense_unknown_topk8of12",
+    "hub_layout",
+    "instruct",
+    "known_only",
+    "large_heads",
+    "layernorm_relu",
+    "no_epsilon",
+    "no_topk_no_epsilon",
+    "prenorm_mha_bias",
+    "topk_on_logits",
+)
 
 
 @pytest.fixture(scope="module")
@@ -125,15 +136,32 @@ def test_a_frozen_epsilon_moves_composed_by_exactly_the_edit(bundle, golden):
 def small(**changes) -> ModelConfig:
     """A model whose concept counts (1,003 and 2,011, padded to 1,008 and 2,016) turn up in no other dimension."""
     concept = ConceptConfig(
-        n_concepts=1003, n_unknown_concepts=2011, concept_dim=48, topk_known=8, topk_known_features=8, unknown_topk=16,
-        factorize_rank=16, block_size=changes.pop("concept_block", 128),
-    )  # fmt: skip
+        n_concepts=1003,
+        n_unknown_concepts=2011,
+        concept_dim=48,
+        topk_known=8,
+        topk_known_features=8,
+        unknown_topk=16,
+        factorize_rank=16,
+        block_size=changes.pop("concept_block", 128),
+    )
     concept = dataclasses.replace(concept, **changes)
     return ModelConfig(
-        n_layers=2, n_head=4, n_kv_heads=2, n_embd=48, block_size=64, diff_block_size=8, intermediate_size=64,
-        vocab_size=100, pad_token_id=99, bos_token_id=98, eos_token_id=97, endofchunk_token_id=96, mask_token_id=95,
+        n_layers=2,
+        n_head=4,
+        n_kv_heads=2,
+        n_embd=48,
+        block_size=64,
+        diff_block_size=8,
+        intermediate_size=64,
+        vocab_size=100,
+        pad_token_id=99,
+        bos_token_id=98,
+        eos_token_id=97,
+        endofchunk_token_id=96,
+        mask_token_id=95,
         concept=concept,
-    )  # fmt: skip
+    )
 
 
 def random_params(config: ModelConfig, scale: float = 6.0):
@@ -197,8 +225,9 @@ def test_nothing_as_long_as_the_concepts_is_made(clamped):
 
 def test_memory_of_the_published_concept_counts():
     """Temporaries of 33,732 and 101,196 concepts at (1, 1024, 512): under 138 MB, weights excluded."""
-    config = dataclasses.replace(small(), n_embd=512, n_head=8, block_size=1024, intermediate_size=None,
-                                 concept=ConceptConfig(concept_dim=512))  # fmt: skip
+    config = dataclasses.replace(
+        small(), n_embd=512, n_head=8, block_size=1024, intermediate_size=None, concept=ConceptConfig(concept_dim=512)
+    )
     program = jax.jit(lambda params, tokens: model.forward(params, tokens, config=config))
     shapes = model.param_shapes(config), jax.ShapeDtypeStruct((1, 1024), jnp.int32)
     memory = program.lower(*shapes).compile().memory_analysis()

@@ -26,14 +26,31 @@ from steerling_jax.objectives.noise import NoiseConfig, expected_masked_share, n
 from steerling_jax.objectives.pretraining import ObjectiveConfig, loss_fn
 
 SMALL = ModelConfig(
-    n_layers=1, n_head=4, n_kv_heads=2, n_embd=128, block_size=64, diff_block_size=64, vocab_size=512,
-    pad_token_id=507, bos_token_id=508, eos_token_id=509, endofchunk_token_id=510, mask_token_id=511,
-    interpretable=False, concept=None,
-)  # fmt: skip
+    n_layers=1,
+    n_head=4,
+    n_kv_heads=2,
+    n_embd=128,
+    block_size=64,
+    diff_block_size=64,
+    vocab_size=512,
+    pad_token_id=507,
+    bos_token_id=508,
+    eos_token_id=509,
+    endofchunk_token_id=510,
+    mask_token_id=511,
+    interpretable=False,
+    concept=None,
+)
 CONCEPTS = ConceptConfig(
-    n_concepts=256, n_unknown_concepts=1024, concept_dim=128, topk_known=8, topk_known_features=8, factorize_rank=32,
-    unknown_topk=8, block_size=4096,
-)  # fmt: skip
+    n_concepts=256,
+    n_unknown_concepts=1024,
+    concept_dim=128,
+    topk_known=8,
+    topk_known_features=8,
+    factorize_rank=32,
+    unknown_topk=8,
+    block_size=4096,
+)
 
 
 def counted_by_xla(function, *shapes) -> float:

@@ -12,9 +12,21 @@ from steerling_jax.models.steerling.denoise import denoise
 from steerling_jax.models.steerling.model import init_params
 
 CONFIG = ModelConfig(
-    interpretable=False, n_layers=2, n_head=2, n_kv_heads=1, n_embd=16, block_size=16, diff_block_size=4, vocab_size=32,
-    pad_token_id=27, bos_token_id=28, eos_token_id=29, endofchunk_token_id=30, mask_token_id=31, concept=None,
-)  # fmt: skip
+    interpretable=False,
+    n_layers=2,
+    n_head=2,
+    n_kv_heads=1,
+    n_embd=16,
+    block_size=16,
+    diff_block_size=4,
+    vocab_size=32,
+    pad_token_id=27,
+    bos_token_id=28,
+    eos_token_id=29,
+    endofchunk_token_id=30,
+    mask_token_id=31,
+    concept=None,
+)
 
 
 def test_remat_changes_nothing() -> None:
@@ -25,9 +37,13 @@ def test_remat_changes_nothing() -> None:
     def gradients(remat: bool):
         def total(params) -> jax.Array:
             hidden = denoise(
-                params, tokens, tokens.at[:, ::3].set(31), config=CONFIG, compute=Compute(remat=remat),
+                params,
+                tokens,
+                tokens.at[:, ::3].set(31),
+                config=CONFIG,
+                compute=Compute(remat=remat),
                 clean_context=True,
-            )  # fmt: skip
+            )
             return jnp.sum(jnp.square(hidden) * jnp.arange(16.0)[None, None])
 
         return jax.jit(jax.grad(total))(params)

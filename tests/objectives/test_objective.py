@@ -27,16 +27,32 @@ from steerling_jax.objectives.concept_losses import (
 )
 from steerling_jax.objectives.noise import NoiseConfig, mask_tokens, noise_levels, two_copy_mask
 from steerling_jax.objectives.pretraining import ObjectiveConfig, loss_fn
-from steerling_jax.objectives.rows import Rows, gather_rows
+from steerling_jax.objectives.rows import MaskedRows, gather_rows
 
 CONFIG = ModelConfig(
-    n_layers=2, n_head=2, n_embd=32, n_kv_heads=1, block_size=64, diff_block_size=8, intermediate_size=48,
-    vocab_size=50, pad_token_id=46, bos_token_id=47, eos_token_id=45, endofchunk_token_id=48, mask_token_id=49,
+    n_layers=2,
+    n_head=2,
+    n_embd=32,
+    n_kv_heads=1,
+    block_size=64,
+    diff_block_size=8,
+    intermediate_size=48,
+    vocab_size=50,
+    pad_token_id=46,
+    bos_token_id=47,
+    eos_token_id=45,
+    endofchunk_token_id=48,
+    mask_token_id=49,
     concept=ConceptConfig(
-        n_concepts=10, n_unknown_concepts=20, concept_dim=32, topk_known=4, topk_known_features=4, unknown_topk=5,
+        n_concepts=10,
+        n_unknown_concepts=20,
+        concept_dim=32,
+        topk_known=4,
+        topk_known_features=4,
+        unknown_topk=5,
         factorize_rank=16,
     ),
-)  # fmt: skip
+)
 KEY = jax.random.key(0)
 
 
@@ -160,7 +176,7 @@ def test_independence_is_the_same_in_both_forms() -> None:
 
 def test_residual_leaves_fillers_out() -> None:
     zero = jnp.zeros(3, jnp.int32)
-    rows = Rows(jnp.ones((3, 2)), zero, zero, jnp.ones(3), jnp.asarray([1.0, 1.0, 0.0]), jnp.int32(0), zero)
+    rows = MaskedRows(jnp.ones((3, 2)), zero, zero, jnp.ones(3), jnp.asarray([1.0, 1.0, 0.0]), jnp.int32(0), zero)
     unknown = jnp.asarray([[1.0, 1.0], [0.0, 0.0], [9.0, 9.0]])
     assert float(residual_loss(unknown, rows, jnp.zeros((3, 2)))) == pytest.approx(0.5)
 

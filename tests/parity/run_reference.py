@@ -144,8 +144,10 @@ def published_likelihood() -> type:
     """The package's likelihood. It comes with an adapter for lm_eval, of which the likelihood itself uses nothing."""
     stand_ins = {name: ModuleType(name) for name in ("lm_eval", "lm_eval.evaluator", "lm_eval.api")}
     for name, attribute, value in (
-        ("instance", "Instance", object), ("model", "LM", object), ("registry", "register_model", lambda _: lambda c: c)
-    ):  # fmt: skip
+        ("instance", "Instance", object),
+        ("model", "LM", object),
+        ("registry", "register_model", lambda _: lambda c: c),
+    ):
         module = stand_ins[f"lm_eval.api.{name}"] = ModuleType(name)
         setattr(module, attribute, value)
     stand_ins["lm_eval"].evaluator = stand_ins["lm_eval.evaluator"]  # type: ignore[attr-defined]

@@ -66,9 +66,17 @@ def test_core_opens_no_file_reads_no_clock_prints_nothing(path: Path):
 
 @pytest.mark.parametrize(
     "source",
-    ["import time", "from os import path", "open('x')", "print(1)", "import pathlib\npathlib.Path('x').read_text()",
-     "import jax\njax.debug.print('x')", "np.random.default_rng()", "from numpy.random import default_rng"],
-)  # fmt: skip
+    [
+        "import time",
+        "from os import path",
+        "open('x')",
+        "print(1)",
+        "import pathlib\npathlib.Path('x').read_text()",
+        "import jax\njax.debug.print('x')",
+        "np.random.default_rng()",
+        "from numpy.random import default_rng",
+    ],
+)
 def test_the_check_notices(source: str):
     assert list(violations(ast.parse(source)))
 

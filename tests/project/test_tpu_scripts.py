@@ -122,14 +122,15 @@ def test_dry_runs_print_what_would_be_done():
         ("setup.sh", ["pod", *PLACE, "--slices", "many"], "--slices is many"),
         ("create.sh", ["pod", *PLACE, "--accelerator", "v5p-8", "--reservation", "ours"], "give --reserved"),
         (
-            "watch.sh", ["pod", *PLACE, "--accelerator", "v5p-8", "--reservation", "ours", "--", "true"],
+            "watch.sh",
+            ["pod", *PLACE, "--accelerator", "v5p-8", "--reservation", "ours", "--", "true"],
             "give --reserved",
         ),
         ("gke.sh", ["destroy", "pod", *PLACE], "no action destroy"),
         ("gke.sh", ["create", "pod", *PLACE, "--accelerator", "tpu7x-8", "--reserved"], "give --reservation"),
         ("watch.sh", ["pod", *PLACE, "--zone"], "--zone needs a value"),
     ],
-)  # fmt: skip
+)
 def test_mistakes_are_told(name: str, words: list[str], told: str):
     done = script(name, *words)
     assert done.returncode == 2
@@ -182,9 +183,7 @@ def test_watching_a_pod_where_nothing_runs_sets_it_up_and_starts_the_command(pre
     home = tmp_path / "home" / "pod" / "steerling"
     home.mkdir(parents=True)
     (home / "group").write_text("4194304\n")  # of no process: larger than any number that Linux gives
-    done = script(
-        "watch.sh", "pod", *PLACE, "--accelerator", "v5p-8", "--", "echo", "it", "ran", **pretended
-    )  # fmt: skip
+    done = script("watch.sh", "pod", *PLACE, "--accelerator", "v5p-8", "--", "echo", "it", "ran", **pretended)
     assert done.returncode == 0, done.stderr
     assert "The command does not run on pod; setting it up" in done.stderr
     assert calls(tmp_path) == [], "nothing was made or deleted"

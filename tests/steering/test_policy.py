@@ -17,7 +17,7 @@ from steerling_jax.io.steering_policy import read_policy
 from steerling_jax.models.steerling.config import ConceptConfig, ModelConfig
 from steerling_jax.steering.by_name import steering_of
 from steerling_jax.steering.plan import ClampPlan, prepare_steering
-from steerling_jax.steering.rules import Rule, make_rule, parse_option, parse_policy, parse_rules
+from steerling_jax.steering.rules import SteeringRule, make_rule, parse_option, parse_policy, parse_rules
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CONFIG = ModelConfig(n_layers=6, concept=ConceptConfig(n_concepts=40))
@@ -29,7 +29,7 @@ NAMES = [
 CATALOGUE = make_catalogue(NAMES, CONFIG, "list")
 
 
-def steer(*rules: Rule, config: ModelConfig = CONFIG) -> tuple[sj.SteeringConfig, ...]:
+def steer(*rules: SteeringRule, config: ModelConfig = CONFIG) -> tuple[sj.SteeringConfig, ...]:
     return steering_of(rules, CATALOGUE, config)
 
 
@@ -42,7 +42,7 @@ def test_amplify_is_the_injection_preset():
 
 @pytest.mark.parametrize(("layers", "first"), [(1, 1), (4, 2), (12, 6), (16, 8), (32, 8)])
 def test_amplify_starts_at_the_presets_layer_or_at_half_of_fewer(layers: int, first: int):
-    (one,) = steer(Rule("amplify", "Poems"), config=dataclasses.replace(CONFIG, n_layers=layers))
+    (one,) = steer(SteeringRule("amplify", "Poems"), config=dataclasses.replace(CONFIG, n_layers=layers))
     assert one.inject_layer == first
 
 
@@ -55,7 +55,8 @@ def test_suppress_is_the_unlearn_preset_in_proportion_to_its_strength():
 
 def test_groups():
     whole, with_group = steer(
-        Rule("suppress", group="topic"), Rule("suppress", "Email", group="topic", strength=3.5, reason="no letters")
+        SteeringRule("suppress", group="topic"),
+        SteeringRule("suppress", "Email", group="topic", strength=3.5, reason="no letters"),
     )
     assert (whole.concept_ids, whole.relu_logit_mask) == ((0, 1), {0: 10.0, 1: 10.0})
     assert (with_group.concept_ids, with_group.relu_logit_mask) == ((1, 0), {1: 10.0})
@@ -84,7 +85,7 @@ def test_a_rule_reaches_every_field_of_the_config():
     with pytest.raises(sj.UserError, match=r"p: concepts are group:topic, but a weight belongs to one concept"):
         steer(make_rule({"action": "amplify", "concepts": {"group:topic": 1}}, "p"))
     reached = {name for rule in (full, clamp) for name in rule} | {"words", "concepts", "head", "concept"}
-    assert reached | {"action", "origin"} == {field.name for field in dataclasses.fields(Rule)}
+    assert reached | {"action", "origin"} == {field.name for field in dataclasses.fields(SteeringRule)}
 
 
 @pytest.mark.parametrize("text", ["Poems=", "Poems=lots", "Poems=-1", "Poems=nan", "Poems=inf", "Poems=1e999"])
@@ -95,8 +96,8 @@ def test_bad_strengths(text: str):
 
 def test_rules_that_contradict_each_other_are_named():
     with pytest.raises(sj.UserError, match="Email: an option says amplify, and p, rule 2 says suppress; keep one"):
-        steer(Rule("amplify", "1"), Rule("suppress", "email", origin="p, rule 2"))
-    assert len(steer(Rule("amplify", "group:topic"), Rule("suppress", "Email"))) == 2
+        steer(SteeringRule("amplify", "1"), SteeringRule("suppress", "email", origin="p, rule 2"))
+    assert len(steer(SteeringRule("amplify", "group:topic"), SteeringRule("suppress", "Email"))) == 2
 
 
 def test_unknown_names_are_told_with_the_rule():
@@ -202,10 +203,10 @@ def test_rules_from_json():
     values = {"amplify": {"Email": 3, "Poems": None}, "suppress": ["0"], "rules": [{"action": "amplify", "concept": 7}]}
     rules = parse_rules(values)
     assert rules == (
-        Rule("amplify", "Email", strength=3.0),
-        Rule("amplify", "Poems"),
-        Rule("suppress", "0"),
-        Rule("amplify", "7", origin="steering, rule 1"),
+        SteeringRule("amplify", "Email", strength=3.0),
+        SteeringRule("amplify", "Poems"),
+        SteeringRule("suppress", "0"),
+        SteeringRule("amplify", "7", origin="steering, rule 1"),
     )
     assert [one.label for one in steer(*rules)][:3] == [
         "amplify Email at 3", "amplify Poems at 8", "suppress Networking at 7",
@@ -254,12 +255,32 @@ def test_options_and_json_mean_the_same(tmp_path: Path):
     (tmp_path / "p.toml").write_text("[[rule]]\naction = 'amplify'\nconcept = 'Gardens'")
     wanted = from_args(
         options(
-            "--amplify", "4=2", "--amplify", "#7", "--suppress", "9=1", "--policy", str(tmp_path / "p.toml"),
-            "--like-response", f"@{tmp_path / 'answer.txt'}", "--like-strength", "3",
-            "--catalogue", str(tmp_path / "names.json"), "--clamp", "gardens=0.5", "--clamp", "8 = -1",
-            "--clamp-discovered", "11=0", "--clamp-at", "0:16", "--epsilon", "frozen",
+            "--amplify",
+            "4=2",
+            "--amplify",
+            "#7",
+            "--suppress",
+            "9=1",
+            "--policy",
+            str(tmp_path / "p.toml"),
+            "--like-response",
+            f"@{tmp_path / 'answer.txt'}",
+            "--like-strength",
+            "3",
+            "--catalogue",
+            str(tmp_path / "names.json"),
+            "--clamp",
+            "gardens=0.5",
+            "--clamp",
+            "8 = -1",
+            "--clamp-discovered",
+            "11=0",
+            "--clamp-at",
+            "0:16",
+            "--epsilon",
+            "frozen",
         )
-    )  # fmt: skip
+    )
     configs = wanted.configs(bundle)
     assert [one.describe() for one in configs[:7]] == [
         "amplify concept 4 at 2", "amplify concept 7 at 8", "suppress concept 9 at 1",
@@ -269,11 +290,19 @@ def test_options_and_json_mean_the_same(tmp_path: Path):
     plan = prepare_steering(bundle.params, configs, config=bundle.config, compute=bundle.compute)
     assert plan.clamps == ClampPlan({3: 0.5, 8: -1.0}, {11: 0.0}, (0, 16), "frozen")
     same = from_json(
-        {"amplify": {"4": 2, "7": None}, "suppress": {"9": 1}, "clamp": {"3": 0.5, "8": -1},
-         "clamp_discovered": {"11": 0}, "clamp_at": [0, 16], "epsilon": "frozen",
-         "rules": [{"action": "amplify", "concept": 3}],
-         "like_response": "5 9 12", "like_strength": 3}, bundle,
-    )  # fmt: skip
+        {
+            "amplify": {"4": 2, "7": None},
+            "suppress": {"9": 1},
+            "clamp": {"3": 0.5, "8": -1},
+            "clamp_discovered": {"11": 0},
+            "clamp_at": [0, 16],
+            "epsilon": "frozen",
+            "rules": [{"action": "amplify", "concept": 3}],
+            "like_response": "5 9 12",
+            "like_strength": 3,
+        },
+        bundle,
+    )
     assert [dataclasses.replace(one, label="") for one in same] == [
         dataclasses.replace(one, label="") for one in configs
     ]
@@ -288,11 +317,14 @@ def test_bad_options_are_told_in_a_sentence(tmp_path: Path):
     with pytest.raises(sj.UserError, match=r"Cannot read the response .*none\.txt"):
         from_args(options("--like-response", f"@{tmp_path / 'none.txt'}"))
     for args, words in (
-        (("--amplify", "=3"), "names no concept"), (("--clamp", "3"), "does not set a concept; give NAME=1"),
-        (("--clamp", "3=on"), "the value is 'on'"), (("--clamp-discovered", "=1"), "does not set a concept"),
-        (("--clamp-at", "0:4"), "need --clamp"), (("--clamp", "3=1", "--clamp-at", "4"), "give START:END"),
+        (("--amplify", "=3"), "names no concept"),
+        (("--clamp", "3"), "does not set a concept; give NAME=1"),
+        (("--clamp", "3=on"), "the value is 'on'"),
+        (("--clamp-discovered", "=1"), "does not set a concept"),
+        (("--clamp-at", "0:4"), "need --clamp"),
+        (("--clamp", "3=1", "--clamp-at", "4"), "give START:END"),
         (("--clamp", "3=1", "--clamp-at", "4:4"), "a start and a later end"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(sj.UserError, match=words):
             from_args(options(*args))
 

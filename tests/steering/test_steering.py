@@ -15,17 +15,34 @@ from steerling_jax.models.steerling.config import ConceptConfig, ModelConfig
 from steerling_jax.models.steerling.model import init_params
 from steerling_jax.steering.by_name import steering_of
 from steerling_jax.steering.plan import ClampPlan, concept_direction, prepare_steering
-from steerling_jax.steering.rules import Rule
+from steerling_jax.steering.rules import SteeringRule
 
 CONCEPT = ConceptConfig(
-    n_concepts=24, n_unknown_concepts=40, concept_dim=32, factorize_rank=16, topk_known=4, topk_known_features=4,
-    unknown_topk=8, block_size=16,
-)  # fmt: skip
+    n_concepts=24,
+    n_unknown_concepts=40,
+    concept_dim=32,
+    factorize_rank=16,
+    topk_known=4,
+    topk_known_features=4,
+    unknown_topk=8,
+    block_size=16,
+)
 SMALL = ModelConfig(
-    n_layers=4, n_head=4, n_embd=32, n_kv_heads=2, block_size=96, diff_block_size=8, intermediate_size=48,
-    vocab_size=64, pad_token_id=60, bos_token_id=61, eos_token_id=59, endofchunk_token_id=62, mask_token_id=63,
+    n_layers=4,
+    n_head=4,
+    n_embd=32,
+    n_kv_heads=2,
+    block_size=96,
+    diff_block_size=8,
+    intermediate_size=48,
+    vocab_size=64,
+    pad_token_id=60,
+    bos_token_id=61,
+    eos_token_id=59,
+    endofchunk_token_id=62,
+    mask_token_id=63,
     concept=CONCEPT,
-)  # fmt: skip
+)
 PARAMS = init_params(SMALL, jax.random.key(0))
 E_CD = np.asarray(PARAMS["known_head"]["concept_embedding"]["weight"])
 W_VD = np.asarray(PARAMS["tok_emb"]["weight"])
@@ -120,8 +137,11 @@ def test_labels_name_those_that_act():
         S(intervene_known={2: 1.0}),
     )
     assert plan.labels == (
-        "inject 12,3 at 8.0", "inject 4 at -7.0 raw; hold down 4 at 20.0", "like the answer", "clamp known 2 at 1.0",
-    )  # fmt: skip
+        "inject 12,3 at 8.0",
+        "inject 4 at -7.0 raw; hold down 4 at 20.0",
+        "like the answer",
+        "clamp known 2 at 1.0",
+    )
     assert len(plan.parts) == 3
 
 
@@ -139,7 +159,7 @@ def test_clamps_of_several_steerings_go_together_or_are_refused():
 
 def test_clamps_that_change_nothing_are_refused():
     known_only = dataclasses.replace(SMALL, concept=dataclasses.replace(CONCEPT, use_unknown=False))
-    rule = Rule("clamp", "3", value=1.0)
+    rule = SteeringRule("clamp", "3", value=1.0)
     for config, rules in ((SMALL, [rule]), (known_only, [dataclasses.replace(rule, epsilon="frozen")])):
         assert steering_of(rules, Catalogue((), known=24), config)[0].intervene_known == {3: 1.0}
     with pytest.raises(sj.UserError, match="no discovered concepts, so clamping known ones changes nothing"):

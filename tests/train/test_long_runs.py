@@ -29,12 +29,12 @@ from steerling_jax.train.run import loop
 from steerling_jax.train.run.clock import step_flops
 from steerling_jax.train.run.events import Began, Done, Evaluated, Event, Profiled, Saved, Spike, Step, Stopped
 from steerling_jax.train.run.parameter_table import parameter_rows, parameter_table
-from steerling_jax.train.run.processes import Share
+from steerling_jax.train.run.processes import ProcessShare
 from steerling_jax.train.run.profiler import parse_steps
 from steerling_jax.train.run.run_config import RunConfig, load_config
 from steerling_jax.train.run.run_folder import open_folder
 from steerling_jax.train.run.show import show
-from steerling_jax.train.run.start import OtherWeights, find_weights
+from steerling_jax.train.run.start import InitialWeights, find_weights
 from steerling_jax.train.run.watch import MOST_SKIPPED, SpikeRule
 from tests.worlds.training_world import CONFIG, make_corpus
 
@@ -70,7 +70,7 @@ class World:
 
         self.patch.setattr(loop, "compile_step", lambda *_: step)
         open_folder(run, self.store, out)
-        share = Share(make_mesh(MeshShape()), run.data.batch_size)
+        share = ProcessShare(make_mesh(MeshShape()), run.data.batch_size)
         return loop.train(run, self.store, out, share, other=find_weights(run), **options)
 
 
@@ -103,16 +103,19 @@ def test_the_order_of_what_comes_from_where(world: World, tmp_path: Path) -> Non
     first, *_, last = world.train(tmp_path, steps=6, stop=lambda: next(asked))
     assert isinstance(first, Began)
     assert first.order == (
-        "parameters: drawn, seed 0", "optimizer: fresh", "data: batch 0 on, of the order drawn with seed 0",
-    )  # fmt: skip
+        "parameters: drawn, seed 0",
+        "optimizer: fresh",
+        "data: batch 0 on, of the order drawn with seed 0",
+    )
     assert isinstance(last, Stopped)
     assert last.step == 3
     first, *_, last = world.train(tmp_path, steps=6)
     assert isinstance(first, Began)
     assert first.order == (
         f"state and clock, step 3: {tmp_path / 'checkpoints/3'}",
-        "data: batch 3 on, of the order drawn with seed 0", "metrics.jsonl: its lines up to step 3",
-    )  # fmt: skip
+        "data: batch 3 on, of the order drawn with seed 0",
+        "metrics.jsonl: its lines up to step 3",
+    )
     assert isinstance(last, Done)
     assert last.clock["starts"] == 2
     assert [(line["step"], line["order"]) for line in lines(tmp_path, "start")][1] == (3, list(first.order))
@@ -158,7 +161,7 @@ def test_other_weights_that_do_not_fit_are_refused(world: World, tmp_path: Path)
 
 
 def test_other_weights_with_other_words_or_concepts_are_refused(world: World, tmp_path: Path) -> None:
-    other = OtherWeights(tmp_path, world.whole.model)
+    other = InitialWeights(tmp_path, world.whole.model)
     other.check_corpus(world.store)
     concepts = [concept | {"name": f"renamed {concept['id']}"} for concept in world.store.concepts]
     (tmp_path / "concepts.json").write_text(json.dumps(concepts))

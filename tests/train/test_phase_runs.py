@@ -33,7 +33,7 @@ from steerling_jax.train.data.steering_examples import lift_table
 from steerling_jax.train.prepare.prepare import prepare
 from steerling_jax.train.run.events import Done, Event
 from steerling_jax.train.run.loop import train
-from steerling_jax.train.run.processes import Share
+from steerling_jax.train.run.processes import ProcessShare
 from steerling_jax.train.run.run_config import RunConfig, instruct_ids, load_config
 from steerling_jax.train.run.run_folder import check_corpus, open_folder
 from steerling_jax.train.run.start import find_weights
@@ -51,7 +51,7 @@ class World:
 
     def train(self, out: Path, run: RunConfig, **options: Any) -> Iterator[Event]:
         open_folder(run, self.store, out)
-        share = Share(make_mesh(MeshShape()), run.data.batch_size, run.accumulate)
+        share = ProcessShare(make_mesh(MeshShape()), run.data.batch_size, run.accumulate)
         return train(run, self.store, out, share, other=find_weights(run), **options)
 
 
@@ -147,7 +147,7 @@ def config():
 def test_steering_batches_come_from_the_labels(world: World) -> None:
     objective = SteeringObjective(support=1, least_lift=0.5, most_lifted=4)
     run = dataclasses.replace(world.run, model=world.whole, objective=objective)
-    table, share = lift_table(world.store, objective), Share(make_mesh(MeshShape()), 4)
+    table, share = lift_table(world.store, objective), ProcessShare(make_mesh(MeshShape()), 4)
     assert table.shape == (8, 4)
     batches = Batches(run, world.store).placed(share, 0)
     _, batch = next(batches), next(batches)
@@ -165,7 +165,7 @@ def test_steering_batches_come_from_the_labels(world: World) -> None:
 
 def test_a_batch_must_divide_by_devices_and_parts() -> None:
     with pytest.raises(UserError, match=r"data.batch_size is 6, .* the devices .* times accumulate \(4\)"):
-        Share(make_mesh(MeshShape()), 6, accumulate=4)
+        ProcessShare(make_mesh(MeshShape()), 6, accumulate=4)
 
 
 SHARDED = """

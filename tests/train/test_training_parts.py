@@ -185,20 +185,22 @@ def test_impossible_runs(run: RunConfig) -> None:
         (lambda run: dataclasses.replace(run, objective=SteeringObjective(inject_layer=3)), "layers are 1 to 2"),
         (
             lambda run: dataclasses.replace(
-                run, objective=ObjectiveConfig(noise=NoiseConfig(clean_context=True)),
+                run,
+                objective=ObjectiveConfig(noise=NoiseConfig(clean_context=True)),
                 data=dataclasses.replace(run.data, seq_len=30),
             ),
             r"data.seq_len \(30\) must be a multiple of the model's diff_block_size \(8\)",
         ),
         (
             lambda run: dataclasses.replace(
-                run, objective=SteeringObjective(),
+                run,
+                objective=SteeringObjective(),
                 model=dataclasses.replace(run.model, interpretable=False, concept=None),
             ),
             "needs a model with concepts",
         ),
     ],
-)  # fmt: skip
+)
 def test_objectives_that_mean_nothing(change: Callable[[RunConfig], object], told: str, run: RunConfig) -> None:
     with pytest.raises(UserError, match=told):
         change(run)

@@ -23,9 +23,14 @@ from steerling_jax.steering.plan import prepare_steering
 
 
 def reference_decode(
-    params, prompt: np.ndarray, config: ModelConfig, generation: GenerationConfig, seed: int,
-    steering=None, policies: Policies | None = None,
-) -> tuple[np.ndarray, list[Commit]]:  # fmt: skip
+    params,
+    prompt: np.ndarray,
+    config: ModelConfig,
+    generation: GenerationConfig,
+    seed: int,
+    steering=None,
+    policies: Policies | None = None,
+) -> tuple[np.ndarray, list[Commit]]:
     """The final canvas (P + max_new_tokens,) and the commits."""
     P, W, mask = len(prompt), config.diff_block_size, config.mask_token_id
     plan = prepare_steering(params, steering, config=config, compute=Compute())
@@ -67,10 +72,14 @@ def reference_decode(
             if len(masked) == 0:
                 continue
             view = StepView(
-                jnp.asarray(raw[masked]) - plan.suppression[None, :], jnp.ones(len(masked), bool), jnp.asarray(masked),
-                jnp.asarray(np.bincount(canvas, minlength=config.vocab_size)), jnp.asarray(step), jnp.uint32(seed),
+                jnp.asarray(raw[masked]) - plan.suppression[None, :],
+                jnp.ones(len(masked), bool),
+                jnp.asarray(masked),
+                jnp.asarray(np.bincount(canvas, minlength=config.vocab_size)),
+                jnp.asarray(step),
+                jnp.uint32(seed),
                 jnp.zeros(len(masked), jnp.int32),
-            )  # fmt: skip
+            )
             logits = jnp.where(jnp.asarray(banned)[None, :], -jnp.inf, policy.penalty(view))
             view = dataclasses.replace(view, logits=logits)
             sure, count = np.asarray(policy.order(view)), min(int(policy.schedule(view)), len(masked))

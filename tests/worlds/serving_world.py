@@ -39,9 +39,15 @@ CONCEPTS = ("Regular expressions", "Email", "Sockets", "Dates")
 def write_text_model(folder: Path) -> Path:
     """Random weights over a vocabulary in which half of the tokens are single bytes."""
     concept = ConceptConfig(
-        n_concepts=24, n_unknown_concepts=40, concept_dim=32, factorize_rank=16, topk_known=4, topk_known_features=4,
-        unknown_topk=8, block_size=16,
-    )  # fmt: skip
+        n_concepts=24,
+        n_unknown_concepts=40,
+        concept_dim=32,
+        factorize_rank=16,
+        topk_known=4,
+        topk_known_features=4,
+        unknown_topk=8,
+        block_size=16,
+    )
     config = _config(concept, vocab_size=VOCABULARY, **special_ids(VOCABULARY))
     _write(folder, config)
     (folder / "tokenizer.model").write_bytes(train_sentencepiece(SAMPLE, VOCABULARY))
@@ -64,9 +70,16 @@ def write_chat_model(folder: Path) -> Path:
 def _config(concept: ConceptConfig | None, **fields) -> ModelConfig:
     """All short prompts and texts of up to 96 tokens share one size of cache, for fewer programs to compile."""
     return ModelConfig(
-        n_layers=1, n_head=4, n_embd=32, n_kv_heads=2, block_size=128, diff_block_size=16, intermediate_size=48,
-        concept=concept, **fields,
-    )  # fmt: skip
+        n_layers=1,
+        n_head=4,
+        n_embd=32,
+        n_kv_heads=2,
+        block_size=128,
+        diff_block_size=16,
+        intermediate_size=48,
+        concept=concept,
+        **fields,
+    )
 
 
 def _write(folder: Path, config: ModelConfig, known: int | None = None) -> None:

@@ -33,17 +33,36 @@ from steerling_jax.parallel.sharding import MeshShape, batch_sharding, make_mesh
 
 # Sizes that tell: fewer key/value heads than devices, an odd vocabulary, tables with padding at their end.
 CONFIG = ModelConfig(
-    n_layers=2, n_head=8, n_embd=64, n_kv_heads=4, block_size=64, diff_block_size=8, intermediate_size=96,
-    vocab_size=101, pad_token_id=96, bos_token_id=97, eos_token_id=95, endofchunk_token_id=98, mask_token_id=99,
+    n_layers=2,
+    n_head=8,
+    n_embd=64,
+    n_kv_heads=4,
+    block_size=64,
+    diff_block_size=8,
+    intermediate_size=96,
+    vocab_size=101,
+    pad_token_id=96,
+    bos_token_id=97,
+    eos_token_id=95,
+    endofchunk_token_id=98,
+    mask_token_id=99,
     concept=ConceptConfig(
-        n_concepts=61, n_unknown_concepts=130, concept_dim=64, topk_known=4, topk_known_features=4, unknown_topk=9,
-        factorize_rank=16, block_size=16,
+        n_concepts=61,
+        n_unknown_concepts=130,
+        concept_dim=64,
+        topk_known=4,
+        topk_known_features=4,
+        unknown_topk=9,
+        factorize_rank=16,
+        block_size=16,
     ),
-)  # fmt: skip
+)
 RECIPE = Recipe(
-    CONFIG, 100, objective=ObjectiveConfig(rows=0.75, epsilon_dropout=(0.5, 0.5)),
+    CONFIG,
+    100,
+    objective=ObjectiveConfig(rows=0.75, epsilon_dropout=(0.5, 0.5)),
     optimizer=OptimizerConfig(clip_norm=1e9),
-)  # fmt: skip
+)
 GENERATION = GenerationConfig(max_new_tokens=16, use_entropy_sampling=False, temperature=0.0)
 SHAPES = [sizes for sizes in itertools.product((1, 2, 4, 8), repeat=3) if np.prod(sizes) == 8]
 COLLECTIVE = re.compile(r" = (.+?) (all-reduce|all-gather|all-to-all|reduce-scatter|collective-\w+)(?:-start)?\(")

@@ -28,13 +28,27 @@ KNOWS, CHUNK = 5, 30
 
 def config() -> ModelConfig:
     concept = ConceptConfig(
-        n_concepts=8, n_unknown_concepts=24, concept_dim=32, topk_known=4, topk_known_features=4, factorize_rank=16,
-        unknown_topk=4, block_size=16, inject_layer=1,
-    )  # fmt: skip
+        n_concepts=8,
+        n_unknown_concepts=24,
+        concept_dim=32,
+        topk_known=4,
+        topk_known_features=4,
+        factorize_rank=16,
+        unknown_topk=4,
+        block_size=16,
+        inject_layer=1,
+    )
     return ModelConfig(
-        n_layers=2, n_head=2, n_kv_heads=1, n_embd=32, block_size=64, diff_block_size=8, vocab_size=64, concept=concept,
+        n_layers=2,
+        n_head=2,
+        n_kv_heads=1,
+        n_embd=32,
+        block_size=64,
+        diff_block_size=8,
+        vocab_size=64,
+        concept=concept,
         **special_ids(64),
-    )  # fmt: skip
+    )
 
 
 def make_store(folder: Path) -> CorpusStore:

@@ -25,7 +25,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class TimeEstimate:
     """Seconds, and shares of the peak that `model_flops` would be (MFU)."""
 
     compute: float
@@ -44,7 +44,7 @@ class Estimate:
         return max(parts, key=lambda name: parts[name])
 
 
-def estimate(work: Work, chip: Chip) -> Estimate:
+def estimate(work: Work, chip: Chip) -> TimeEstimate:
     """A device sends over all its links at once, each in one direction: half of the published rate, and a share of the
     chip's where a chip is two devices."""
     peak = chip.flops / chip.devices
@@ -54,4 +54,4 @@ def estimate(work: Work, chip: Chip) -> Estimate:
     network = work.sent_between / (chip.network_rate / chip.devices)
     parts = (compute, memory, links, network)
     shares = (work.model_flops / peak / seconds if seconds else 0.0 for seconds in (max(parts), sum(parts)))
-    return Estimate(*parts, max(parts), sum(parts), *shares)
+    return TimeEstimate(*parts, max(parts), sum(parts), *shares)

@@ -120,9 +120,14 @@ def _instruction(line: str) -> Instruction:
     end = _closing(rest, len(opcode))
     argument = rest[len(opcode) + 1 : end]
     return Instruction(
-        name.removeprefix("%"), opcode, read_shapes(shape), tuple(_NAME.findall(argument)), argument,
-        rest[end + 1 :].lstrip(", "), root,
-    )  # fmt: skip
+        name.removeprefix("%"),
+        opcode,
+        read_shapes(shape),
+        tuple(_NAME.findall(argument)),
+        argument,
+        rest[end + 1 :].lstrip(", "),
+        root,
+    )
 
 
 def read_shapes(text: str) -> tuple[Array, ...]:

@@ -196,6 +196,10 @@ def _combined(a: Costs, b: Costs, times: float) -> Costs:
         old = dataclasses.astuple(collectives.get(kind, Traffic()))
         collectives[kind] = Traffic(*(x + times * y for x, y in zip(old, dataclasses.astuple(new), strict=True)))
     return Costs(
-        a.flops + times * b.flops, a.memory + times * b.memory, collectives, a.kernels + times * b.kernels,
-        a.unknown_kernels + times * b.unknown_kernels, a.open_loops + b.open_loops,
-    )  # fmt: skip
+        a.flops + times * b.flops,
+        a.memory + times * b.memory,
+        collectives,
+        a.kernels + times * b.kernels,
+        a.unknown_kernels + times * b.unknown_kernels,
+        a.open_loops + b.open_loops,
+    )

@@ -10,10 +10,26 @@ import numpy as np
 
 from steerling_jax.train.aot.hlo import Array, Computation, Instruction
 
-_NO_TRAFFIC = frozenset({
-    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
-    "optimization-barrier", "partition-id", "replica-id", "add-dependency", "async-start", "async-update", "iota",
-})  # fmt: skip
+_NO_TRAFFIC = frozenset(
+    {
+        "parameter",
+        "constant",
+        "tuple",
+        "get-tuple-element",
+        "bitcast",
+        "while",
+        "conditional",
+        "call",
+        "after-all",
+        "optimization-barrier",
+        "partition-id",
+        "replica-id",
+        "add-dependency",
+        "async-start",
+        "async-update",
+        "iota",
+    }
+)
 _ALIAS = re.compile(r"\{(\d*)\}: \((\d+),")  # a part of the result, the operand that it is
 _SLICES = frozenset({"dynamic-slice", "slice", "gather"})
 _REPEATING = frozenset({"all-gather-start", "collective-permute-start", "send"})  # what was given, before what is made

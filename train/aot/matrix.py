@@ -53,8 +53,10 @@ def compile_entry(entry: Mapping[str, Any]) -> dict[str, Any]:
     words = command(entry)
     done = subprocess.run(
         [sys.executable, "-m", "steerling_jax.cli.main", "compile", *words, "--json"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if not done.stdout.startswith("{"):
         last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
         raise UserError(f"{entry['name']}: steerling compile {' '.join(words)} ended with {done.returncode}: {last}")

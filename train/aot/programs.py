@@ -21,7 +21,7 @@ from steerling_jax.decoding import block_loop as block_decoding
 from steerling_jax.decoding import lane_programs
 from steerling_jax.decoding.generation_config import GenerationConfig
 from steerling_jax.decoding.policies import Policies
-from steerling_jax.decoding.step import Rules
+from steerling_jax.decoding.step import StepSettings
 from steerling_jax.decoding.window import empty_caches
 from steerling_jax.errors import UserError, first_line, require
 from steerling_jax.explain.inputs import snapshots as snapshot_passes
@@ -176,8 +176,13 @@ def _compile_attribution(run: RunConfig, mesh: Mesh, rows: int) -> jax.stages.Co
     by_row = partial(_struct, mesh, PartitionSpec(None, over_rows))
     which, points = struct((_PASSES, rows), jnp.int32), struct((_PASSES, rows), jnp.float32)
     arguments = (
-        _params(config, mesh), jax.tree.map(whole, cases), by_row(which), by_row(points), by_row(points), whole(number)
-    )  # fmt: skip
+        _params(config, mesh),
+        jax.tree.map(whole, cases),
+        by_row(which),
+        by_row(points),
+        by_row(points),
+        whole(number),
+    )
     with jax.set_mesh(mesh):
         return snapshot_passes.summed_gradients.lower(
             *arguments, config=config, compute=compute, guided=False, kind=type(TOKEN_LOGIT)
@@ -214,12 +219,16 @@ def _layer_by_layer(config: ModelConfig, mesh: Mesh) -> Any:
     return {**params, "blocks": (jax.tree.map(one, params["blocks"]),) * config.n_layers}
 
 
-def _rules(config: ModelConfig) -> Rules:
+def _rules(config: ModelConfig) -> StepSettings:
     generation = GenerationConfig(max_new_tokens=64, use_entropy_sampling=False, temperature=0.0)
     tables = np.zeros((config.n_layers, config.n_embd), np.float32)
     values: dict[str, Any] = dict(
-        suppression=np.zeros(config.vocab_size, np.float32), seed=np.uint32(0), guidance=np.float32(0),
-        active=np.bool_(True), at_masks=tables, at_prompt=tables,
-    )  # fmt: skip
+        suppression=np.zeros(config.vocab_size, np.float32),
+        seed=np.uint32(0),
+        guidance=np.float32(0),
+        active=np.bool_(True),
+        at_masks=tables,
+        at_prompt=tables,
+    )
     values |= dict.fromkeys(("total", "prompt", "begin", "first", "patience"), np.int32(0))
-    return Rules(policies=Policies().completed(generation, config.diff_block_size, 1, None), **values)
+    return StepSettings(policies=Policies().completed(generation, config.diff_block_size, 1, None), **values)

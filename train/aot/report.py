@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from steerling_jax.errors import UserError, first_line
 from steerling_jax.models.steerling.flops import Flops
 from steerling_jax.train.aot.chips import Chip, compiler_version
-from steerling_jax.train.aot.estimate import Estimate, Work, estimate
+from steerling_jax.train.aot.estimate import TimeEstimate, Work, estimate
 from steerling_jax.train.aot.hlo_costs import Costs, costs_of
 from steerling_jax.train.aot.programs import Mode, bytes_per_device, compile_program, kernel_flops, own_flops
 from steerling_jax.train.run.run_config import RunConfig
@@ -79,7 +79,7 @@ class Report:
     kernel_flops: float
     memory: Memory | None
     costs: Costs | None
-    estimate: Estimate | None
+    estimate: TimeEstimate | None
     shortage: Shortage | None
     compile_seconds: float
     versions: dict[str, str]
@@ -118,14 +118,28 @@ def make_report(
         costs = dataclasses.replace(costs, flops=costs.flops + hidden)
     seconds = time.perf_counter() - begin
     return Report(
-        config=run.name, mode=mode, topology=topology, slices=len(set(slices)), devices=mesh.size,
-        mesh=dict(mesh.shape), layers=run.model.n_layers, compiled_layers=tuple(depths), sequences=sequences,
-        seq_len=run.data.seq_len if mode != "decode" else run.model.block_size, parameters=parameters,
-        parameter_bytes=held, hbm=chip.hbm / chip.devices, model_flops=per_device,
-        kernel_flops=hidden, memory=memory, costs=costs,
-        estimate=None if costs is None else estimate(_work(costs, per_device), chip), shortage=shortage,
-        compile_seconds=seconds, versions={"jax": jax.__version__, "libtpu": compiler_version() or "none"},
-    )  # fmt: skip
+        config=run.name,
+        mode=mode,
+        topology=topology,
+        slices=len(set(slices)),
+        devices=mesh.size,
+        mesh=dict(mesh.shape),
+        layers=run.model.n_layers,
+        compiled_layers=tuple(depths),
+        sequences=sequences,
+        seq_len=run.data.seq_len if mode != "decode" else run.model.block_size,
+        parameters=parameters,
+        parameter_bytes=held,
+        hbm=chip.hbm / chip.devices,
+        model_flops=per_device,
+        kernel_flops=hidden,
+        memory=memory,
+        costs=costs,
+        estimate=None if costs is None else estimate(_work(costs, per_device), chip),
+        shortage=shortage,
+        compile_seconds=seconds,
+        versions={"jax": jax.__version__, "libtpu": compiler_version() or "none"},
+    )
 
 
 def at_depth(run: RunConfig, layers: int) -> RunConfig:
@@ -156,9 +170,12 @@ def _compiled(mode: Mode, run: RunConfig, mesh: Mesh, rows: int, slices: Sequenc
     compiled = compile_program(mode, run, mesh, rows)
     stats: Any = compiled.memory_analysis()
     memory = Memory(
-        stats.argument_size_in_bytes, stats.temp_size_in_bytes, stats.output_size_in_bytes, stats.alias_size_in_bytes,
+        stats.argument_size_in_bytes,
+        stats.temp_size_in_bytes,
+        stats.output_size_in_bytes,
+        stats.alias_size_in_bytes,
         stats.peak_memory_in_bytes,
-    )  # fmt: skip
+    )
     return memory, costs_of(compiled.as_text() or "", slices)
 
 

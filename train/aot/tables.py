@@ -80,12 +80,15 @@ def _concepts(entries: Sequence[Entry]) -> str:
         if with_them is None or not (with_them["fits"] and without["fits"]):
             continue
         own = with_them["model_flops"]
-        rows.append([
-            entry["like"], f"{(own['known'] + own['discovered']) / own['total']:.1%}",
-            f"{with_them['costs']['flops'] / without['costs']['flops'] - 1:.1%}",
-            f"{with_them['costs']['memory'] / without['costs']['memory'] - 1:.1%}",
-            f"{(with_them['memory']['peak'] - without['memory']['peak']) / GIB:.2f} GiB",
-        ])  # fmt: skip
+        rows.append(
+            [
+                entry["like"],
+                f"{(own['known'] + own['discovered']) / own['total']:.1%}",
+                f"{with_them['costs']['flops'] / without['costs']['flops'] - 1:.1%}",
+                f"{with_them['costs']['memory'] / without['costs']['memory'] - 1:.1%}",
+                f"{(with_them['memory']['peak'] - without['memory']['peak']) / GIB:.2f} GiB",
+            ]
+        )
     heads = ["program", "share of the model's own FLOPs", "more FLOPs, as compiled", "more traffic", "more peak memory"]
     return _table(heads, rows)
 

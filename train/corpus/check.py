@@ -12,8 +12,8 @@ from steerling_jax.errors import UserError
 from steerling_jax.train.corpus.examples import hashed_words, learn
 from steerling_jax.train.corpus.inputs import source_files
 from steerling_jax.train.corpus.label_table import check_table, read_table_settings, table_concepts
-from steerling_jax.train.corpus.ontology import BUNDLED, Concept, check_examples, is_bundled, read_concepts
-from steerling_jax.train.corpus.sources import Source, read_sources, toml_files, toml_tables
+from steerling_jax.train.corpus.ontology import BUNDLED, ConceptDefinition, check_examples, is_bundled, read_concepts
+from steerling_jax.train.corpus.sources import TextSource, read_sources, toml_files, toml_tables
 
 
 def check_files(paths: Sequence[str | Path]) -> list[dict[str, str]]:
@@ -36,7 +36,7 @@ def check_files(paths: Sequence[str | Path]) -> list[dict[str, str]]:
             rows.append(_row(file, "source", source.name, f"{len(found)} files, {size:,.1f} MB, {source.license}"))
         for table in read_table_settings(file) if toml_tables(file, "labels") else []:
             check_table(table)
-            found = source_files(Source(table.files))
+            found = source_files(TextSource(table.files))
             rows.append(_row(file, "labels", table.name, f"{len(found)} files, {len(table_concepts(table))} concepts"))
         if len(rows) == before:
             raise UserError(f"{file} has no [[concept]], [[source]] or [[labels]]: add what it is to describe.")
@@ -47,7 +47,7 @@ def _row(file: Path, kind: str, name: str, found: str) -> dict[str, str]:
     return {"file": str(file), "kind": kind, "name": name, "found": found}
 
 
-def _how(concept: Concept) -> str:
+def _how(concept: ConceptDefinition) -> str:
     if concept.has_rules:
         rules = [f"{len(concept.modules)} modules"] * bool(concept.modules)
         rules += [f"{len(concept.words)} words"] * bool(concept.words) + ["a pattern"] * bool(concept.pattern)
@@ -59,7 +59,7 @@ def _how(concept: Concept) -> str:
     return f"learned from {len(concept.examples)} examples; each left out in turn, {right} of {tried} are told right"
 
 
-def _left_out(concept: Concept) -> tuple[int, int]:
+def _left_out(concept: ConceptDefinition) -> tuple[int, int]:
     """How many of the examples and counterexamples are told right by what is learned from the others."""
     texts = [*concept.examples, *concept.counterexamples]
     kinds = np.array([True] * len(concept.examples) + [False] * len(concept.counterexamples))

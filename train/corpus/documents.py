@@ -30,10 +30,35 @@ _TABLE = "decoding_table = ("  # the character sets in `encodings`, tables too
 
 # Modules written in C that are safe to import: no side effects, on every platform.
 _C_MODULES = (
-    "_codecs", "_collections", "_csv", "_datetime", "_functools", "_io", "_json", "_operator", "_random", "_struct",
-    "_thread", "_weakref", "array", "atexit", "binascii", "builtins", "cmath", "errno", "faulthandler", "gc",
-    "itertools", "marshal", "math", "select", "sys", "time", "unicodedata", "zlib",
-)  # fmt: skip
+    "_codecs",
+    "_collections",
+    "_csv",
+    "_datetime",
+    "_functools",
+    "_io",
+    "_json",
+    "_operator",
+    "_random",
+    "_struct",
+    "_thread",
+    "_weakref",
+    "array",
+    "atexit",
+    "binascii",
+    "builtins",
+    "cmath",
+    "errno",
+    "faulthandler",
+    "gc",
+    "itertools",
+    "marshal",
+    "math",
+    "select",
+    "sys",
+    "time",
+    "unicodedata",
+    "zlib",
+)
 _MIN_CHARACTERS = 24  # shorter texts say nothing
 _Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from steerling_jax.train.corpus.annotators import TextChunk
 from steerling_jax.train.corpus.documents import Document
-from steerling_jax.train.corpus.ontology import Concept
+from steerling_jax.train.corpus.ontology import ConceptDefinition
 
 _WORD = re.compile(r"\w+")
 _BINS = 1 << 12
@@ -67,9 +67,14 @@ class Examples:
     name = "examples"
 
     def __init__(
-        self, ids: np.ndarray, weights: np.ndarray, bias: np.ndarray, thresholds: np.ndarray, centre: np.ndarray,
+        self,
+        ids: np.ndarray,
+        weights: np.ndarray,
+        bias: np.ndarray,
+        thresholds: np.ndarray,
+        centre: np.ndarray,
         embed: Embed,
-    ):  # fmt: skip
+    ):
         self._arrays = {"ids": ids, "weights": weights, "bias": bias, "thresholds": thresholds, "centre": centre}
         self._embed = embed
 
@@ -98,7 +103,7 @@ class Examples:
             return cls(**arrays, embed=embed)
 
 
-def learn(concepts: Sequence[Concept], background: Sequence[str], embed: Embed) -> Examples:
+def learn(concepts: Sequence[ConceptDefinition], background: Sequence[str], embed: Embed) -> Examples:
     """Learns the concepts, all of which have examples and no rules. background: texts of chunks of the corpus."""
     from steerling_jax.evaluation.logistic import fit_logistic
 

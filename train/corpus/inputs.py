@@ -16,12 +16,12 @@ from typing import Any
 from steerling_jax.errors import UserError
 from steerling_jax.train.corpus.parts import FORMATS, InputFile, Part
 from steerling_jax.train.corpus.reading import parquet_file
-from steerling_jax.train.corpus.sources import Source
+from steerling_jax.train.corpus.sources import TextSource
 
 _LEAST_PART, _MOST_PART, _PARTS = 4 << 20, 64 << 20, 4096
 
 
-def plan_parts(sources: Sequence[Source], part_bytes: int = 0) -> list[Part]:
+def plan_parts(sources: Sequence[TextSource], part_bytes: int = 0) -> list[Part]:
     """The parts of all sources, in order of source and name. part_bytes: about so large; 0: by the size of it all."""
     files = [source_files(source) for source in sources]
     total = sum(file.size for found in files for file in found)
@@ -42,7 +42,7 @@ def plan_parts(sources: Sequence[Source], part_bytes: int = 0) -> list[Part]:
     return parts
 
 
-def source_files(source: Source) -> list[InputFile]:
+def source_files(source: TextSource) -> list[InputFile]:
     """The files of a source that can be read, in order of name. Raises `UserError` where there are none."""
     found: dict[str, InputFile] = {}
     for name in source.files:

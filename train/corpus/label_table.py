@@ -26,7 +26,7 @@ from steerling_jax.train.corpus.documents import Document
 from steerling_jax.train.corpus.inputs import source_files
 from steerling_jax.train.corpus.parts import InputFile
 from steerling_jax.train.corpus.reading import column_names, read_rows
-from steerling_jax.train.corpus.sources import Source, absolute, toml_tables
+from steerling_jax.train.corpus.sources import TextSource, absolute, toml_tables
 
 _KEY = "S16"
 _ARRAYS = ("keys", "rows", "lengths", "labels", "label_rows")
@@ -91,10 +91,11 @@ def read_table_settings(path: str | Path) -> list[TableSettings]:
         files = [absolute(name, path.parent) for name in table["files"]]
         found.append(
             TableSettings.from_json(
-                {"labels": TableSettings.labels} | table
+                {"labels": TableSettings.labels}
+                | table
                 | {"files": files, "concepts": absolute(table["concepts"], path.parent), "named": sorted(table)}
             )
-        )  # fmt: skip
+        )
     if not found:
         raise UserError(f"{path} describes no table of labels: add a [[labels]] table with name, files and concepts.")
     return found
@@ -107,7 +108,7 @@ def check_table(table: TableSettings) -> None:
     concepts = [table.concept_id, table.concept_name]
     concepts += [getattr(table, key) for key in ("concept_description", "concept_group") if key in table.named]
     for files, needed, one_of in ((table.files, rows, table.labels), ((table.concepts,), concepts, concepts)):
-        found = source_files(Source(files))
+        found = source_files(TextSource(files))
         lines = [file for file in found if file.format != "parquet"]  # one may lack a field that another has
         groups = [[file] for file in found if file.format == "parquet"] + [lines] * bool(lines)
         with ThreadPoolExecutor(16) as pool:
@@ -133,9 +134,9 @@ def _check_columns(files: Sequence[InputFile], name: str, needed: Sequence[str],
 def table_concepts(table: TableSettings) -> list[dict[str, Any]]:
     """The table's concepts: id (its own), name, group, description."""
     found = []
-    for where, row in _rows((table.concepts,), [
-        table.concept_id, table.concept_name, table.concept_description, table.concept_group
-    ]):  # fmt: skip
+    for where, row in _rows(
+        (table.concepts,), [table.concept_id, table.concept_name, table.concept_description, table.concept_group]
+    ):
         id, name = row.get(table.concept_id), row.get(table.concept_name)
         if type(id) is not int or not isinstance(name, str) or not name.strip():
             raise UserError(f"{where} is no concept: {table.concept_id} is {id!r}, {table.concept_name} {name!r}.")
@@ -233,5 +234,5 @@ def _key(text: str, by: str) -> bytes:
 
 def _rows(files: Sequence[str], columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """(where, fields) of each row of Parquet or JSON lines files."""
-    for file in source_files(Source(tuple(files))):
+    for file in source_files(TextSource(tuple(files))):
         yield from read_rows(file, columns)

@@ -8,7 +8,7 @@ from itertools import islice
 
 import numpy as np
 
-from steerling_jax.io.corpus.pieces import KeptPiece, MadePiece, token_dtype
+from steerling_jax.io.corpus.pieces import MadePiece, StoredPiece, token_dtype
 from steerling_jax.io.corpus.store import SPLITS
 from steerling_jax.io.tokenizers.vocabulary import train_sentencepiece
 from steerling_jax.train.corpus import examples, label_table
@@ -17,7 +17,7 @@ from steerling_jax.train.corpus.chunking import chunks
 from steerling_jax.train.corpus.documents import Document
 from steerling_jax.train.corpus.split import near_duplicates, side
 from steerling_jax.train.corpus.survey import documents
-from steerling_jax.train.prepare.job import TOKENIZER, Job
+from steerling_jax.train.prepare.job import TOKENIZER, Preparation
 
 _VOCABULARY_CHARACTERS = 50_000_000  # as much text as the vocabulary is made from
 _VOCABULARY_PARTS = 256  # it is taken from so many parts, evenly spread
@@ -25,16 +25,16 @@ _CLUSTERED_CHARACTERS = 64_000_000  # near-duplicates are looked for in corpora 
 _BACKGROUND_CHUNKS, _BACKGROUND_PARTS = 2048, 64
 
 
-def is_clustered(job: Job) -> bool:
+def is_clustered(job: Preparation) -> bool:
     """Whether near-duplicates are looked for: where all text can be held in memory at once."""
     return job.survey["characters"] <= _CLUSTERED_CHARACTERS
 
 
-def unclustered(job: Job) -> list[str]:
+def unclustered(job: Preparation) -> list[str]:
     return job.missing(["clusters.json"])
 
 
-def cluster(job: Job, name: str) -> None:
+def cluster(job: Preparation, name: str) -> None:
     """Near-duplicates, and documents of one named cluster, get the smallest of their hashes and names as their mark."""
     found: dict[str, str] = {}
     if is_clustered(job):
@@ -52,16 +52,16 @@ def cluster(job: Job, name: str) -> None:
     job.work.write_json(name, found)
 
 
-def _side(job: Job, document: Document) -> str:
+def _side(job: Preparation, document: Document) -> str:
     mark = job.clusters.get(document.sha256, document.cluster or document.sha256)
     return side(mark, job.settings.heldout_share)
 
 
-def without_vocabulary(job: Job) -> list[str]:
+def without_vocabulary(job: Preparation) -> list[str]:
     return job.missing([TOKENIZER]) if job.vocabulary is None else []
 
 
-def make_vocabulary(job: Job, name: str) -> None:
+def make_vocabulary(job: Preparation, name: str) -> None:
     parts = range(len(job.parts))
     each = _VOCABULARY_CHARACTERS
     if job.survey["characters"] > _VOCABULARY_CHARACTERS:  # not all can be taken: as much of each of some
@@ -81,12 +81,12 @@ def make_vocabulary(job: Job, name: str) -> None:
     job.work.write(name, train_sentencepiece(texts(), job.settings.vocab_size))
 
 
-def unready(job: Job) -> list[str]:
+def unready(job: Preparation) -> list[str]:
     tables = [f"annotators/{number:02}/label_rows" for number in range(len(job.tables))]
     return job.missing([*tables, *(["annotators/examples.npz"] if job.learned else [])])
 
 
-def make_annotator(job: Job, name: str) -> None:
+def make_annotator(job: Preparation, name: str) -> None:
     if name != "annotators/examples.npz":
         number = int(name.split("/")[1])
         label_table.build_table(job.tables[number], job.table_ids[number], job.table_place(number))
@@ -102,11 +102,11 @@ def make_annotator(job: Job, name: str) -> None:
 # Tokens, chunks, labels --------------------------------------------------------------------------------------------
 
 
-def unlabelled(job: Job) -> list[int]:
+def unlabelled(job: Preparation) -> list[int]:
     return job.parts_without("parts")
 
 
-def label_part(job: Job, part: int) -> None:
+def label_part(job: Preparation, part: int) -> None:
     """Makes the part's two pieces, one of each split."""
     taken = list(documents(job, part))
     by_split: dict[str, list[Document]] = {split: [] for split in SPLITS}
@@ -127,7 +127,7 @@ def label_part(job: Job, part: int) -> None:
     job.work.write_json(f"parts/{part:06}.json", about)
 
 
-def _cut(job: Job, part: int, document: Document) -> Iterator[tuple[str, list[int]]]:
+def _cut(job: Preparation, part: int, document: Document) -> Iterator[tuple[str, list[int]]]:
     """(text, token ids) of each chunk of one of the part's documents."""
     source = job.sources[job.parts[part].source]
     code = source.kind == "code" or document.source == "code"
@@ -142,8 +142,8 @@ def _text_chunks(texts: Sequence[str]) -> list[TextChunk]:
     return found
 
 
-def kept_piece(job: Job, part: int, split: str) -> KeptPiece:
-    return KeptPiece(job.work, f"parts/{part:06}-{split}", token_dtype(job.tokenizer.vocab_size))
+def kept_piece(job: Preparation, part: int, split: str) -> StoredPiece:
+    return StoredPiece(job.work, f"parts/{part:06}-{split}", token_dtype(job.tokenizer.vocab_size))
 
 
 def _spread(count: int, most: int) -> list[int]:

@@ -31,7 +31,7 @@ LEAST_EXAMPLES = 4
 
 
 @dataclass(frozen=True)
-class Concept:
+class ConceptDefinition:
     """A known concept and how to find it.
 
     modules, words, pattern: the rules; `sources` limits words and pattern to documents of these sources.
@@ -65,7 +65,7 @@ class Concept:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     @classmethod
-    def from_json(cls, saved: Mapping[str, Any]) -> Concept:
+    def from_json(cls, saved: Mapping[str, Any]) -> ConceptDefinition:
         values: dict[str, Any] = {k: tuple(value) if isinstance(value, list) else value for k, value in saved.items()}
         return cls(**values)
 
@@ -74,12 +74,12 @@ class Concept:
         return {"id": self.id, "name": self.name, "group": self.group, "description": self.description}
 
 
-class Rules:
+class MatchRules:
     """The rules of concepts, made ready; an annotator."""
 
     name = "rules"
 
-    def __init__(self, concepts: Sequence[Concept]):
+    def __init__(self, concepts: Sequence[ConceptDefinition]):
         self.concepts = tuple(concepts)
         self._by_module: dict[str, list[int]] = {}
         self._by_word: dict[str, list[int]] = {}
@@ -115,16 +115,16 @@ class Rules:
         return {id for id in ids if _applies(self._by_id[id], source)}
 
 
-def _applies(concept: Concept, source: str) -> bool:
+def _applies(concept: ConceptDefinition, source: str) -> bool:
     return not concept.sources or source in concept.sources
 
 
-def read_concepts(paths: Sequence[str | Path] = (BUNDLED,)) -> list[Concept]:
+def read_concepts(paths: Sequence[str | Path] = (BUNDLED,)) -> list[ConceptDefinition]:
     """The concepts of files and of folders of files, numbered in this order; `bundled` names the bundled ones.
 
     Raises `UserError` that names file, concept and field.
     """
-    found: dict[str, tuple[Concept, Path]] = {}
+    found: dict[str, tuple[ConceptDefinition, Path]] = {}
     for path in paths:
         before = len(found)
         for file in [_BUNDLED_FILE] if str(path) == BUNDLED else toml_files([path]):
@@ -146,9 +146,9 @@ def is_bundled(path: Path) -> bool:
     return path.absolute() == _BUNDLED_FILE
 
 
-def _concept(id: int, number: int, table: dict[str, Any], path: Path) -> Concept:
+def _concept(id: int, number: int, table: dict[str, Any], path: Path) -> ConceptDefinition:
     where = f"{path}: concept {table.get('name') or number!r}"
-    known = [field.name for field in fields(Concept) if field.name != "id"]
+    known = [field.name for field in fields(ConceptDefinition) if field.name != "id"]
     for key, value in table.items():
         if key not in known:
             raise UserError(f"{where}: {key} is not a field of a concept; the fields are {', '.join(known)}.")
@@ -167,7 +167,7 @@ def _concept(id: int, number: int, table: dict[str, Any], path: Path) -> Concept
     for word in table.get("words", ()):
         if not re.fullmatch(r"[a-z0-9]+( [a-z0-9]+)?", word):
             raise UserError(f"{where}: words holds {word!r}; give one or two words of small letters and digits a-z.")
-    concept = Concept.from_json({"id": id} | table)
+    concept = ConceptDefinition.from_json({"id": id} | table)
     if not concept.has_rules and len(concept.examples) < LEAST_EXAMPLES:
         raise UserError(
             f"{where} has no rule and {len(concept.examples)} examples: give modules, words or a pattern, or at least "
@@ -176,9 +176,9 @@ def _concept(id: int, number: int, table: dict[str, Any], path: Path) -> Concept
     return concept
 
 
-def check_examples(concepts: Sequence[Concept]) -> None:
+def check_examples(concepts: Sequence[ConceptDefinition]) -> None:
     """Raises `UserError` for a concept whose rules miss one of its own examples, or take a counterexample."""
-    rules = Rules(concepts)
+    rules = MatchRules(concepts)
     for concept in concepts:
         if not concept.has_rules:
             continue

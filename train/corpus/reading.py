@@ -13,7 +13,7 @@ from typing import IO, Any
 from steerling_jax.errors import UserError, first_line
 from steerling_jax.train.corpus.documents import Document
 from steerling_jax.train.corpus.parts import InputFile, Part
-from steerling_jax.train.corpus.sources import Source
+from steerling_jax.train.corpus.sources import TextSource
 
 _ROWS = 1024  # of a Parquet file, read at a time
 
@@ -25,7 +25,7 @@ class LineCount:
     lines: int = 0
 
 
-def read_part(part: Part, source: Source, first: int = 1, count: LineCount | None = None) -> Iterator[Document]:
+def read_part(part: Part, source: TextSource, first: int = 1, count: LineCount | None = None) -> Iterator[Document]:
     """The part's documents, those without text left out. first: number of its first line in a JSON lines file, 0
     where it is not known yet: then lines are counted, and documents named, from where the part begins. `count` counts
     the lines.
@@ -130,7 +130,7 @@ def _json_rows(part: Part, first: int, count: LineCount | None = None) -> Iterat
                 raise UserError(f"{where} is not JSON: {error}.") from error
 
 
-def _table_rows(part: Part, source: Source) -> Iterator[tuple[str, str, Any]]:
+def _table_rows(part: Part, source: TextSource) -> Iterator[tuple[str, str, Any]]:
     file = part.files[0]
     with parquet_file(file) as table:
         columns = [source.text_field, source.name_field, source.id_field, "source", "labels", "cluster", "module"]
@@ -154,7 +154,7 @@ def _batches(
             yield f"{file.address}, row {number}", f"{file.label}:{number}", fields
 
 
-def _document(where: str, name: str, fields: Any, source: Source) -> Document:
+def _document(where: str, name: str, fields: Any, source: TextSource) -> Document:
     if not isinstance(fields, Mapping) or not isinstance(fields.get(source.text_field), str):
         raise UserError(
             f'{where} has no {source.text_field}: it is to be an object such as {{"{source.text_field}": "..."}}.'

@@ -17,7 +17,7 @@ _NAME = re.compile(r"[\w.-]+")
 
 
 @dataclass(frozen=True)
-class Source:
+class TextSource:
     """Files and how to read them.
 
     name: what its documents' source is called; empty: what each document says itself, else "text".
@@ -43,14 +43,14 @@ class Source:
         return asdict(self) | {"files": list(self.files)}
 
     @classmethod
-    def from_json(cls, saved: Mapping[str, Any]) -> Source:
+    def from_json(cls, saved: Mapping[str, Any]) -> TextSource:
         values: dict[str, Any] = dict(saved) | {"files": tuple(saved["files"])}
         return cls(**values)
 
 
-def read_sources(*paths: str | Path) -> list[Source]:
+def read_sources(*paths: str | Path) -> list[TextSource]:
     """The `[[source]]` tables of TOML files. Raises `UserError` that names file, source and field."""
-    found: dict[str, tuple[Source, Path]] = {}
+    found: dict[str, tuple[TextSource, Path]] = {}
     for path in map(Path, paths):
         tables = toml_tables(path, "source")
         if not tables:
@@ -65,17 +65,17 @@ def read_sources(*paths: str | Path) -> list[Source]:
     return [source for source, _ in found.values()]
 
 
-def _source(table: dict[str, Any], number: int, path: Path) -> Source:
+def _source(table: dict[str, Any], number: int, path: Path) -> TextSource:
     where = f"{path}: source {table.get('name') or number!r}"
     values: dict[str, Any] = dict(table)
     if isinstance(values.get("files"), str):
         values["files"] = [values["files"]]
-    for field in fields(Source):
+    for field in fields(TextSource):
         value = values.get(field.name)
         wanted = {"files": list, "chunk_tokens": int}.get(field.name, str)
         if value is not None and type(value) is not wanted:
             raise UserError(f"{where}: {field.name} is {value!r}; give a {_WORDS[wanted]}.")
-    if unknown := sorted(values.keys() - {field.name for field in fields(Source)}):
+    if unknown := sorted(values.keys() - {field.name for field in fields(TextSource)}):
         raise UserError(f"{where}: {unknown[0]} is not a field of a source; the fields are {_field_names()}.")
     if missing := [name for name in ("name", "files", "license", "description") if not values.get(name)]:
         raise UserError(f"{where} has no {missing[0]}: add one.")
@@ -87,14 +87,14 @@ def _source(table: dict[str, Any], number: int, path: Path) -> Source:
         raise UserError(f"{where}: chunk_tokens is {values['chunk_tokens']}; give a number of tokens.")
     if not all(isinstance(name, str) and name for name in values["files"]):
         raise UserError(f"{where}: files holds something that is no text; give paths or addresses.")
-    return Source.from_json(values | {"files": [absolute(name, path.parent) for name in values["files"]]})
+    return TextSource.from_json(values | {"files": [absolute(name, path.parent) for name in values["files"]]})
 
 
 _WORDS = {list: "list of texts", int: "whole number", str: "text"}
 
 
 def _field_names() -> str:
-    return ", ".join(field.name for field in fields(Source))
+    return ", ".join(field.name for field in fields(TextSource))
 
 
 def absolute(name: str, folder: Path) -> str:

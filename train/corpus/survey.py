@@ -13,17 +13,17 @@ from steerling_jax.train.corpus.annotators import OwnLabels
 from steerling_jax.train.corpus.documents import Document
 from steerling_jax.train.corpus.reading import LineCount, read_part
 from steerling_jax.train.corpus.split import keep
-from steerling_jax.train.prepare.job import Job
+from steerling_jax.train.prepare.job import Preparation
 
 _FILES_AT_ONCE = 64
 _RANGE_DOCUMENTS = 1 << 24  # hashes that one task compares, about
 
 
-def unread(job: Job) -> list[int]:
+def unread(job: Preparation) -> list[int]:
     return job.parts_without("survey")
 
 
-def survey_part(job: Job, part: int) -> None:
+def survey_part(job: Preparation, part: int) -> None:
     """Counts and hashes a part's documents. Reads all of it, so that what is wrong in it is told before heavy work."""
     source = job.sources[job.parts[part].source]
     own, lines = OwnLabels([concept.name for concept in job.concepts]), LineCount()
@@ -40,11 +40,11 @@ def survey_part(job: Job, part: int) -> None:
     job.work.write_json(f"survey/{part:06}.json", about)
 
 
-def uncounted(job: Job) -> list[str]:
+def uncounted(job: Preparation) -> list[str]:
     return job.missing(["survey.json"])
 
 
-def count_all(job: Job, name: str) -> None:
+def count_all(job: Preparation, name: str) -> None:
     """Puts the parts' counts together, for later tasks to read in one go."""
     names = [f"survey/{number:06}.json" for number in range(len(job.parts))]
     surveys = [json.loads(content) for content in job.work.read_many(names)]
@@ -64,17 +64,17 @@ def count_all(job: Job, name: str) -> None:
 # Duplicates --------------------------------------------------------------------------------------------------------
 
 
-def uncompared(job: Job) -> list[tuple[int, int]]:
+def uncompared(job: Preparation) -> list[tuple[int, int]]:
     ranges = _ranges(job)
     done = job.work.names("duplicates/")
     return [(number, ranges) for number in range(ranges) if f"duplicates/{number:04}" not in done]
 
 
-def _ranges(job: Job) -> int:
+def _ranges(job: Preparation) -> int:
     return 1 + job.survey["documents"] // _RANGE_DOCUMENTS
 
 
-def compare(job: Job, task: tuple[int, int]) -> None:
+def compare(job: Preparation, task: tuple[int, int]) -> None:
     """Of all documents whose hash falls into a range, finds those whose text stands before, by part."""
     number, ranges = task
     hashes, owners, places = [], [], []
@@ -92,14 +92,14 @@ def compare(job: Job, task: tuple[int, int]) -> None:
     job.work.write(f"duplicates/{number:04}", bounds.tobytes() + np.concatenate(places)[again].tobytes())
 
 
-def _hashes(job: Job) -> Iterator[bytes]:
+def _hashes(job: Preparation) -> Iterator[bytes]:
     """Each part's hashes; some files are read at once."""
     for first in range(0, len(job.parts), _FILES_AT_ONCE):
         parts = range(first, min(first + _FILES_AT_ONCE, len(job.parts)))
         yield from job.work.read_many([f"survey/{part:06}.hashes" for part in parts])
 
 
-def _duplicates(job: Job, part: int) -> set[int]:
+def _duplicates(job: Preparation, part: int) -> set[int]:
     """Numbers of the part's documents whose text stands somewhere before."""
     found: set[int] = set()
     head = 8 * (len(job.parts) + 1)
@@ -112,7 +112,7 @@ def _duplicates(job: Job, part: int) -> set[int]:
     return found
 
 
-def documents(job: Job, part: int) -> Iterator[Document]:
+def documents(job: Preparation, part: int) -> Iterator[Document]:
     """The documents of a part that the corpus takes, in their order."""
     twice = _duplicates(job, part)
     source = job.sources[job.parts[part].source]

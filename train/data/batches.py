@@ -23,7 +23,7 @@ from steerling_jax.train.data.pipeline import (
     training_examples,
 )
 from steerling_jax.train.data.steering_examples import lift_table, with_concepts
-from steerling_jax.train.run.processes import Share
+from steerling_jax.train.run.processes import ProcessShare
 from steerling_jax.train.run.run_config import RunConfig
 
 
@@ -48,7 +48,7 @@ class Batches:
         self._run, self._store = run, store
         self.answers = None if run.data.messages is None else read_answers(run, store, run.data.messages)
 
-    def placed(self, share: Share, first: int) -> Iterator[Batch]:
+    def placed(self, share: ProcessShare, first: int) -> Iterator[Batch]:
         """From number `first` on, on the mesh; this process reads its own rows."""
         batches: Iterator[Example] = iter(self._from(first, share.rows))
         objective = self._run.objective
@@ -69,13 +69,16 @@ class Batches:
     def _from(self, first: int, rows: Sequence[int] | None) -> grain.IterDataset:
         data, seed = self._run.data, self._run.seed
         if self.answers is not None:
-            return shuffled_batches(
-                self.answers, batch_size=data.batch_size, seed=seed, rows=rows, first_batch=first
-            )  # fmt: skip
+            return shuffled_batches(self.answers, batch_size=data.batch_size, seed=seed, rows=rows, first_batch=first)
         return training_examples(
-            self._store, seq_len=data.seq_len, batch_size=data.batch_size, seed=seed, max_chunks=data.max_chunks,
-            rows=rows, first_batch=first,
-        )  # fmt: skip
+            self._store,
+            seq_len=data.seq_len,
+            batch_size=data.batch_size,
+            seed=seed,
+            max_chunks=data.max_chunks,
+            rows=rows,
+            first_batch=first,
+        )
 
 
 def read_answers(run: RunConfig, store: CorpusStore, path: str) -> Conversations:

@@ -33,9 +33,14 @@ def lift_table(store: CorpusStore, objective: SteeringObjective) -> np.ndarray:
         row, place = np.nonzero((labels >= ids[0]) & (labels <= ids[-1]))
         positive[row, labels[row, place] - start] = True
         found = lifted_tokens(
-            bags, positive, store.vocab_size, support=objective.support, least=objective.least_lift,
-            most=objective.most_lifted, without=store.special.names(),
-        )  # fmt: skip
+            bags,
+            positive,
+            store.vocab_size,
+            support=objective.support,
+            least=objective.least_lift,
+            most=objective.most_lifted,
+            without=store.special.names(),
+        )
         for concept, lifted in zip(ids, found):
             table[concept, : len(lifted.tokens)] = lifted.tokens
     if (table < 0).all():

@@ -21,7 +21,7 @@ from steerling_jax.io.corpus.heldout import read_heldout
 from steerling_jax.io.corpus.store import CorpusStore
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.steerling.config import ModelConfig
-from steerling_jax.progress import Tell, silent
+from steerling_jax.progress import Progress, no_progress
 from steerling_jax.tokenizer import Tokenizer
 from steerling_jax.train.evaluation.ngrams import count_ngrams
 from steerling_jax.train.run.run_config import RunConfig
@@ -46,10 +46,19 @@ def evaluator(run: RunConfig, store: CorpusStore) -> Callable[[Any], Mapping[str
 
 
 def evaluate_full(
-    params: Any, config: ModelConfig, compute: Compute, store: CorpusStore, *, seq_len: int | None = None,
-    draws: int = 2, levels: tuple[float, ...] = (LEVEL,), baselines: bool = True, most_tokens: int | None = None,
-    tokenizer: Tokenizer | None = None, progress: Tell = silent,
-) -> dict[str, Any]:  # fmt: skip
+    params: Any,
+    config: ModelConfig,
+    compute: Compute,
+    store: CorpusStore,
+    *,
+    seq_len: int | None = None,
+    draws: int = 2,
+    levels: tuple[float, ...] = (LEVEL,),
+    baselines: bool = True,
+    most_tokens: int | None = None,
+    tokenizer: Tokenizer | None = None,
+    progress: Progress = no_progress,
+) -> dict[str, Any]:
     """Every held-out token (or about `most_tokens`), `draws` masks each, in sequences of `seq_len` (default: the
     context); concept detection at each level of noise; n-grams and bag-of-words probes as `baselines`. Values are
     JSON's."""
@@ -68,9 +77,15 @@ def evaluate_full(
 
 
 def detection_report(
-    params: Any, held: HeldOut, store: CorpusStore, config: ModelConfig, compute: Compute, level: float, probes: bool,
-    progress: Tell,
-) -> dict[str, Any]:  # fmt: skip
+    params: Any,
+    held: HeldOut,
+    store: CorpusStore,
+    config: ModelConfig,
+    compute: Compute,
+    level: float,
+    probes: bool,
+    progress: Progress,
+) -> dict[str, Any]:
     """Macro AUC over concepts with at least 20 positives: the model, random scores and, trained on the training split's
     labels, probes that see a chunk's whole text or only what this noise leaves (they see nothing of other chunks)."""
     found = detect(params, held, store, config, compute, level, progress=progress)
@@ -96,7 +111,7 @@ def detection_report(
     return report
 
 
-def ngram_baselines(store: CorpusStore, held: HeldOut, progress: Tell = silent) -> dict[str, Any]:
+def ngram_baselines(store: CorpusStore, held: HeldOut, progress: Progress = no_progress) -> dict[str, Any]:
     """Nats a token and bits a byte of token trigrams and 5-grams, on the same tokens; context is not cut by sequences
     where they follow each other."""
     held_tokens = held.tokens[held.valid]

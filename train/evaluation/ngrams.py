@@ -98,8 +98,10 @@ def count_ngrams(tokens: np.ndarray, order: int, vocab_size: int) -> Counts:
         places = len(tokens) - n + 1
         keys, first, inverse, count = np.unique(
             _keys(numbers[:places], tokens[n - 1 :], vocab_size),
-            return_index=True, return_inverse=True, return_counts=True,
-        )  # fmt: skip
+            return_index=True,
+            return_inverse=True,
+            return_counts=True,
+        )
         if n > 1:
             counts.tails.append(np.bincount(numbers[first + 1], minlength=len(counts.keys[-1])))
         counts.keys.append(keys)

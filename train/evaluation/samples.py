@@ -40,9 +40,13 @@ class Sample:
 
 
 def samples(
-    bundle: Bundle, store: CorpusStore, count: int = 20, *, max_new_tokens: int | None = None,
+    bundle: Bundle,
+    store: CorpusStore,
+    count: int = 20,
+    *,
+    max_new_tokens: int | None = None,
     settings: GenerationConfig | None = None,
-) -> Iterator[Sample]:  # fmt: skip
+) -> Iterator[Sample]:
     """Writes `count` samples, one at a time. Documents too short for a prompt and as much again are passed over."""
     store.check_tokenizer(bundle.tokenizer.sha256)
     block = bundle.config.diff_block_size

@@ -29,9 +29,9 @@ from steerling_jax.tokenizer import SpecialIds, Tokenizer
 from steerling_jax.train.corpus.annotators import Annotator, OwnLabels
 from steerling_jax.train.corpus.examples import Examples, hashed_words, model_embeddings
 from steerling_jax.train.corpus.label_table import LabelTable, TableSettings
-from steerling_jax.train.corpus.ontology import Concept, Rules
+from steerling_jax.train.corpus.ontology import ConceptDefinition, MatchRules
 from steerling_jax.train.corpus.parts import Part
-from steerling_jax.train.corpus.sources import Source
+from steerling_jax.train.corpus.sources import TextSource
 from steerling_jax.train.prepare.permutation import Permutation
 
 JOB = "job.json"
@@ -40,7 +40,7 @@ TIKTOKEN = "vocabulary.tiktoken"
 
 
 @dataclass(frozen=True)
-class Settings:
+class PrepareSettings:
     """What decides the store, beside documents, concepts and vocabulary. sources: share of a source's documents to
     keep, all where it is not named. part_bytes: about so much is read at a time; 0: by the size of it all.
     embeddings: the model that concepts are learned over; empty: hashed words."""
@@ -57,22 +57,22 @@ class Settings:
         return asdict(self) | {"shares": dict(self.shares)}
 
     @classmethod
-    def from_json(cls, saved: dict[str, Any]) -> Settings:
+    def from_json(cls, saved: dict[str, Any]) -> PrepareSettings:
         values: dict[str, Any] = saved | {"shares": tuple(saved["shares"].items())}
         return cls(**values)
 
 
-class Job:
+class Preparation:
     """A preparation opened in its working folder. Nothing in it changes while it runs, so what is read is kept."""
 
     def __init__(self, work: Place):
         self.work = work
         (content,) = work.read_many([JOB])
         saved = json.loads(content)
-        self.settings = Settings.from_json(saved["settings"])
+        self.settings = PrepareSettings.from_json(saved["settings"])
         self.store = Place(saved["store"])
-        self.sources = [Source.from_json(source) for source in saved["sources"]]
-        self.concepts = [Concept.from_json(concept) for concept in saved["concepts"]]
+        self.sources = [TextSource.from_json(source) for source in saved["sources"]]
+        self.concepts = [ConceptDefinition.from_json(concept) for concept in saved["concepts"]]
         self.tables = [TableSettings.from_json(table) for table in saved["tables"]]
         self.table_ids: list[dict[int, int]] = [
             {int(key): value for key, value in ids.items()} for ids in saved["table_ids"]
@@ -134,14 +134,14 @@ class Job:
         """Who labels, in order; the origin of a label is a place in this list."""
         found: list[Annotator] = [OwnLabels([c.name for c in self.concepts])]
         found += [LabelTable(table, self.table_place(number)) for number, table in enumerate(self.tables)]
-        found.append(Rules(self.concepts))
+        found.append(MatchRules(self.concepts))
         if self.learned:
             (content,) = self.work.read_many(["annotators/examples.npz"])
             found.append(Examples.from_bytes(content, self.embed))
         return found
 
     @property
-    def learned(self) -> list[Concept]:
+    def learned(self) -> list[ConceptDefinition]:
         """The concepts that are learned from examples."""
         return [c for c in self.concepts if c.is_learned]
 
@@ -163,14 +163,23 @@ class Job:
 
 
 @cache
-def open_job(work: Place) -> Job:
+def open_job(work: Place) -> Preparation:
     """The job in a working folder, opened once a process."""
-    return Job(work)
+    return Preparation(work)
 
 
-def start_job(work: Place, store: Place, *, settings: Settings, sources: Sequence[Source], parts: Sequence[Part],
-              concepts: Sequence[Concept], tables: Sequence[TableSettings], table_ids: Sequence[dict[int, int]],
-              vocabulary: tuple[dict[str, Any], bytes] | None) -> Job:  # fmt: skip
+def start_job(
+    work: Place,
+    store: Place,
+    *,
+    settings: PrepareSettings,
+    sources: Sequence[TextSource],
+    parts: Sequence[Part],
+    concepts: Sequence[ConceptDefinition],
+    tables: Sequence[TableSettings],
+    table_ids: Sequence[dict[int, int]],
+    vocabulary: tuple[dict[str, Any], bytes] | None,
+) -> Preparation:
     """Writes the job, or finds it there already and goes on with it. Raises `UserError` where it is another."""
     job = {
         "settings": settings.to_json(),

@@ -18,15 +18,15 @@ from steerling_jax.io.disk import told
 from steerling_jax.io.places import Place
 from steerling_jax.io.tokenizers.cl100k import TiktokenTokenizer
 from steerling_jax.io.tokenizers.sentencepiece import SentencePieceTokenizer
-from steerling_jax.progress import Tell, silent
+from steerling_jax.progress import Progress, no_progress
 from steerling_jax.tokenizer import Tokenizer
 from steerling_jax.train.corpus.documents import Document
 from steerling_jax.train.corpus.inputs import plan_parts
 from steerling_jax.train.corpus.label_table import TableSettings, check_table, table_concepts
-from steerling_jax.train.corpus.ontology import Concept, read_concepts
-from steerling_jax.train.corpus.sources import Source
+from steerling_jax.train.corpus.ontology import ConceptDefinition, read_concepts
+from steerling_jax.train.corpus.sources import TextSource
 from steerling_jax.train.data.model_tokenizer import model_tokenizer
-from steerling_jax.train.prepare.job import JOB, TIKTOKEN, TOKENIZER, Settings, start_job
+from steerling_jax.train.prepare.job import JOB, TIKTOKEN, TOKENIZER, PrepareSettings, start_job
 from steerling_jax.train.prepare.runners import WorkerKilled, run_here, run_on_beam
 
 _BEFORE_JOB = re.compile(rf"documents-\w+\.jsonl|documents\.new|{re.escape(TOKENIZER)}|{re.escape(TIKTOKEN)}")
@@ -36,13 +36,13 @@ def prepare(
     out: str | Path,
     *,
     documents: Iterable[Document] | None = None,
-    inputs: Sequence[Source] = (),
+    inputs: Sequence[TextSource] = (),
     vocab_size: int = 4096,
     chunk_tokens: int = 64,
     seed: int = 0,
     tokenizer: Tokenizer | None = None,
     sources: Mapping[str, float] | None = None,
-    concepts: Sequence[Concept] | None = None,
+    concepts: Sequence[ConceptDefinition] | None = None,
     tables: Sequence[TableSettings] = (),
     embeddings: str = "",
     heldout_share: float = 0.04,
@@ -50,7 +50,7 @@ def prepare(
     workers: int = 1,
     runner: str | None = None,
     runner_options: Sequence[str] = (),
-    progress: Tell = silent,
+    progress: Progress = no_progress,
 ) -> CorpusStore:
     """Makes the store at `out`, all or nothing, of `documents` or of the files of `inputs`, and opens it.
 
@@ -70,7 +70,7 @@ def prepare(
         raise UserError(f"{out} is there already: choose another --out, or remove it.")
     if target.is_remote and documents is not None:
         raise UserError(f"{out} is in a bucket, where documents must come from files: name some with --input.")
-    settings = Settings(
+    settings = PrepareSettings(
         vocab_size, chunk_tokens, seed, heldout_share, tuple(sorted((sources or {}).items())), part_bytes, embeddings
     )
     concepts = list(read_concepts() if concepts is None else concepts)
@@ -85,10 +85,16 @@ def prepare(
     found = list(inputs) if documents is None else [_spool(documents, Path(work.address))]
     try:
         start_job(
-            work, target if target.is_remote else work / "store", settings=settings, sources=found,
-            parts=plan_parts(found, part_bytes), concepts=concepts, tables=tables, table_ids=table_ids,
+            work,
+            target if target.is_remote else work / "store",
+            settings=settings,
+            sources=found,
+            parts=plan_parts(found, part_bytes),
+            concepts=concepts,
+            tables=tables,
+            table_ids=table_ids,
             vocabulary=None if tokenizer is None else _vocabulary(tokenizer),
-        )  # fmt: skip
+        )
         if runner is None:
             run_here(work, workers, progress)
         else:
@@ -117,7 +123,7 @@ def _check_unused(target: Place, work: Place) -> None:
         )
 
 
-def _spool(documents: Iterable[Document], work: Path) -> Source:
+def _spool(documents: Iterable[Document], work: Path) -> TextSource:
     """Documents that are not in files, as a file of JSON lines, named by its content: the same ones again leave it as
     it is, and others do not replace it."""
     new, digest = work / "documents.new", hashlib.sha256()
@@ -133,7 +139,7 @@ def _spool(documents: Iterable[Document], work: Path) -> Source:
             new.unlink()
         else:
             new.replace(kept)
-    return Source((str(kept.absolute()),))
+    return TextSource((str(kept.absolute()),))
 
 
 def _forget_spools(work: Place) -> None:
@@ -144,14 +150,14 @@ def _forget_spools(work: Place) -> None:
             path.unlink()
 
 
-def _join(concepts: list[Concept], table: TableSettings) -> dict[int, int]:
+def _join(concepts: list[ConceptDefinition], table: TableSettings) -> dict[int, int]:
     """Adds to `concepts` those of the table whose names are new. Gives the corpus's id for each of the table's."""
     by_name = {comparable(concept.name): concept.id for concept in concepts}
     ids = {}
     for one in table_concepts(table):
         if comparable(one["name"]) not in by_name:
             by_name[comparable(one["name"])] = len(concepts)
-            concepts.append(Concept(len(concepts), one["name"], one["group"], one["description"]))
+            concepts.append(ConceptDefinition(len(concepts), one["name"], one["group"], one["description"]))
         ids[one["id"]] = by_name[comparable(one["name"])]
     return ids
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from steerling_jax.errors import UserError, first_line
 from steerling_jax.io.places import Place
-from steerling_jax.progress import Tell
+from steerling_jax.progress import Progress
 from steerling_jax.train.prepare.job import open_job
 from steerling_jax.train.prepare.stages import STAGES
 
@@ -34,7 +34,7 @@ class WorkerKilled(UserError):
     """A process of ours was ended from outside; what all had done is there."""
 
 
-def run_here(work: Place, workers: int, tell: Tell) -> None:
+def run_here(work: Place, workers: int, tell: Progress) -> None:
     """In this process (one worker), or in so many others."""
     if workers == 1:
         for number in range(len(STAGES)):
@@ -69,7 +69,7 @@ def _in_pool(pool: ProcessPoolExecutor, stage: int, work: Place, tasks: Sequence
             future.cancel()
 
 
-def _follow(done: Iterable[None], stage: str, total: int, tell: Tell) -> None:
+def _follow(done: Iterable[None], stage: str, total: int, tell: Progress) -> None:
     tell(stage, 0, total)
     for count, _ in enumerate(done, 1):
         tell(stage, count, total)

@@ -12,7 +12,7 @@ from typing import Any
 
 from steerling_jax.train.corpus import labelling, survey
 from steerling_jax.train.prepare import assembly
-from steerling_jax.train.prepare.job import Job
+from steerling_jax.train.prepare.job import Preparation
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class Stage:
     """tasks: what is still to do. run: does one task of it."""
 
     name: str
-    tasks: Callable[[Job], list[Any]]
-    run: Callable[[Job, Any], None]
+    tasks: Callable[[Preparation], list[Any]]
+    run: Callable[[Preparation, Any], None]
 
 
 STAGES = (

@@ -107,6 +107,10 @@ def step_flops(run: RunConfig) -> Flops:
     if data.messages is not None:  # one block of each sequence
         share *= model.diff_block_size / data.seq_len
     return training_flops(
-        model, batch_size=data.batch_size, seq_len=data.seq_len, clean_context=noise.clean_context,
-        masked_share=share, frozen=run.lora is not None,
-    )  # fmt: skip
+        model,
+        batch_size=data.batch_size,
+        seq_len=data.seq_len,
+        clean_context=noise.clean_context,
+        masked_share=share,
+        frozen=run.lora is not None,
+    )

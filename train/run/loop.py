@@ -34,10 +34,10 @@ from steerling_jax.train.run.events import (
     Stopped,
 )
 from steerling_jax.train.run.metrics import MetricsLog
-from steerling_jax.train.run.processes import Agreement, Share, Timer, is_first
+from steerling_jax.train.run.processes import ProcessAgreement, ProcessShare, Timer, is_first
 from steerling_jax.train.run.profiler import Profiler
 from steerling_jax.train.run.run_config import RunConfig
-from steerling_jax.train.run.start import Beginning, OtherWeights, begin
+from steerling_jax.train.run.start import InitialWeights, StartingPoint, begin
 from steerling_jax.train.run.step import compile_step, model_params
 from steerling_jax.train.run.watch import Watch
 
@@ -48,9 +48,9 @@ def train(
     run: RunConfig,
     store: CorpusStore,
     folder: Path,
-    share: Share,
+    share: ProcessShare,
     *,
-    other: OtherWeights | None = None,
+    other: InitialWeights | None = None,
     evaluate: Evaluate | None = None,
     stop: Callable[[], bool] = lambda: False,
     tensorboard: bool = False,
@@ -87,7 +87,7 @@ def train(
         profiler = stack.enter_context(closing(Profiler(profile, folder)))
         watch = Watch(batches, folder, skipped=int(jax.device_get(begun.state.skipped)))
         loop = _Loop(run, checkpoints, log, clock, evaluate, watch, profiler, placed, begun)
-        yield from loop.events(Agreement(share.mesh), stop)
+        yield from loop.events(ProcessAgreement(share.mesh), stop)
 
 
 class _Loop:
@@ -103,7 +103,7 @@ class _Loop:
         watch: Watch,
         profiler: Profiler,
         batches: Iterator[Batch],
-        begun: Beginning,
+        begun: StartingPoint,
     ):
         self.run, self.checkpoints, self.log, self.clock, self.evaluate = run, checkpoints, log, clock, evaluate
         self.watch, self.profiler, self.batches = watch, profiler, batches
@@ -111,7 +111,7 @@ class _Loop:
         self.speed, self.timer = Speed(run, clock), Timer(run.checkpoint_minutes)
         self._late: tuple[int, Metrics] | None = None  # of the last step, not fetched yet
 
-    def events(self, agreement: Agreement, stop: Callable[[], bool]) -> Iterator[Event]:
+    def events(self, agreement: ProcessAgreement, stop: Callable[[], bool]) -> Iterator[Event]:
         """Everything up to `Done` or `Stopped`."""
         compiled = None
         while self.step < self.run.steps:

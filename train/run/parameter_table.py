@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Row:
+class ParameterRow:
     """One parameter. split: the mesh axes along its own, `·,fsdp` say, a dot for none. device_bytes: what a device
     holds of it, without the optimizer's moments."""
 
@@ -36,7 +36,7 @@ class Row:
         return math.prod(self.shape)
 
 
-def parameter_rows(run: RunConfig, mesh: Mesh) -> list[Row]:
+def parameter_rows(run: RunConfig, mesh: Mesh) -> list[ParameterRow]:
     """All parameters of a run on this mesh, without making them."""
     params = jax.eval_shape(partial(init_state, run)).params
     places, decays = shardings(run, mesh).params, decay_mask(params)
@@ -47,7 +47,7 @@ def parameter_rows(run: RunConfig, mesh: Mesh) -> list[Row]:
         local = place.shard_shape(leaf.shape)
         name = jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/weight")
         size = math.prod(local) * leaf.dtype.itemsize
-        rows.append(Row(name, leaf.shape, leaf.dtype.name, _split(place.spec, leaf.shape, local), size, decay))
+        rows.append(ParameterRow(name, leaf.shape, leaf.dtype.name, _split(place.spec, leaf.shape, local), size, decay))
     return rows
 
 
@@ -60,7 +60,7 @@ def _split(spec: Sequence[Any], whole: tuple[int, ...], local: tuple[int, ...]) 
     return ",".join(axes).rstrip("·,")
 
 
-def parameter_table(rows: Sequence[Row]) -> Table:
+def parameter_table(rows: Sequence[ParameterRow]) -> Table:
     """For a person."""
     from rich.table import Table
 

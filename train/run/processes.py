@@ -55,7 +55,7 @@ def by_the_first(work: Callable[[], None]) -> None:
         raise refusal or UserError("The first process does not go on: see what it says.")
 
 
-class Share:
+class ProcessShare:
     """A batch's rows that belong to this process, by the mesh."""
 
     def __init__(self, mesh: Mesh, batch_size: int, accumulate: int = 1):
@@ -78,7 +78,7 @@ class Share:
         }
 
 
-class Agreement:
+class ProcessAgreement:
     """Questions with yes and no, that all processes must answer alike, since what follows are collectives.
 
     Alone, the answers are those just given. Together, they are whether anyone said yes one call ago: nobody waits.

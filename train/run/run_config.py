@@ -30,10 +30,21 @@ from steerling_jax.tokenizer import SpecialIds
 
 # What a resumed run may change, since no number of the training depends on it but for the order of sums. A corpus may
 # move; its content is compared apart.
-FREE_FIELDS = frozenset({
-    "log_every", "eval_every", "checkpoint_every", "checkpoint_minutes", "keep", "keep_every", "data.corpus",
-    "data.messages", "mesh.data", "mesh.fsdp", "mesh.tensor",
-})  # fmt: skip
+FREE_FIELDS = frozenset(
+    {
+        "log_every",
+        "eval_every",
+        "checkpoint_every",
+        "checkpoint_minutes",
+        "keep",
+        "keep_every",
+        "data.corpus",
+        "data.messages",
+        "mesh.data",
+        "mesh.fsdp",
+        "mesh.tensor",
+    }
+)
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ from steerling_jax.train.run.turn_tokens import add_turn_tokens
 
 
 @dataclass(frozen=True)
-class OtherWeights:
+class InitialWeights:
     """Parameters for step 0: of the model or training run in `folder`, whose own config is `config`."""
 
     folder: Path
@@ -69,7 +69,7 @@ class OtherWeights:
         return jax.jit(grow, out_shardings=param_shardings(model, mesh))(params)
 
 
-def find_weights(run: RunConfig) -> OtherWeights | None:
+def find_weights(run: RunConfig) -> InitialWeights | None:
     """What `run.start_from` names, its parameters checked against the run's model; None where it names nothing.
 
     Raises `UserError` where nothing is there, or the first parameter that is missing or of another shape is named.
@@ -87,7 +87,7 @@ def find_weights(run: RunConfig) -> OtherWeights | None:
                 f"start_from {folder} {_has(name, theirs)}, but the model of config {run.name!r} {_has(name, ours)}; "
                 "make the config's model the same size."
             )
-    return OtherWeights(folder, config)
+    return InitialWeights(folder, config)
 
 
 def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -100,7 +100,7 @@ def _has(name: str, shapes: Mapping[str, tuple[int, ...]]) -> str:
 
 
 @dataclass(frozen=True)
-class Beginning:
+class StartingPoint:
     """The state to go on from, after `step`; `base` are the weights under adapters (`RunConfig.lora`), None without.
 
     order says in sentences what came from where, the first thing first; unreadable are newer checkpoints that were
@@ -116,8 +116,12 @@ class Beginning:
 
 
 def begin(
-    run: RunConfig, mesh: jax.sharding.Mesh, checkpoints: TrainingCheckpoints, folder: Path, other: OtherWeights | None
-) -> Beginning:
+    run: RunConfig,
+    mesh: jax.sharding.Mesh,
+    checkpoints: TrainingCheckpoints,
+    folder: Path,
+    other: InitialWeights | None,
+) -> StartingPoint:
     """Restores what there is. Raises `UserError` when there are checkpoints but none can be read, or when the other
     weights are not those with which the run in `folder` began."""
     places = shardings(run, mesh)
@@ -134,16 +138,16 @@ def begin(
         told = "" if found.verified else " (cut off before its digests were written: taken as it is)"
         order.append(f"state and clock, step {found.step}: {checkpoints.folder / str(found.step)}{told}")
         order += _rest(run, found.step)
-        return Beginning(found.state, base, found.step, tuple(order), found.unreadable, found.clock)
+        return StartingPoint(found.state, base, found.step, tuple(order), found.unreadable, found.clock)
     if given is None or base is not None:
         state = jax.jit(partial(init_state, run), out_shardings=places)()
         order.append(f"{'parameters' if base is None else 'adapters'}: drawn, seed {run.seed}")
     else:
         state = jax.jit(partial(_init_with, run), donate_argnums=0, out_shardings=places)(given)
-    return Beginning(state, base, 0, (*order, "optimizer: fresh", *_rest(run, 0)))
+    return StartingPoint(state, base, 0, (*order, "optimizer: fresh", *_rest(run, 0)))
 
 
-def _remember(folder: Path, other: OtherWeights, name: str) -> None:
+def _remember(folder: Path, other: InitialWeights, name: str) -> None:
     identity = {"folder": str(other.folder), "fingerprint": name}
     check_start(folder, identity)
     if is_first():

@@ -11,7 +11,7 @@ import numpy as np
 
 from steerling_jax.attribution.faithfulness.concepts.effects import BLOCKS, PROMPT_TOKENS, TOP, effects
 from steerling_jax.attribution.faithfulness.figures import entry, estimate, ratio
-from steerling_jax.attribution.faithfulness.kept import NOTHING_KEPT, Kept
+from steerling_jax.attribution.faithfulness.kept import NOTHING_KEPT, PartialResults
 from steerling_jax.bundle import Bundle, check_weights
 from steerling_jax.concepts.heads import head_spec
 from steerling_jax.concepts.lift import lifted_tokens
@@ -20,12 +20,12 @@ from steerling_jax.corpus.labelled_chunks import chunk_bags, chunk_positives
 from steerling_jax.errors import UserError
 from steerling_jax.evaluation.bound import SHARES, VARIANTS
 from steerling_jax.evaluation.detection import auc
-from steerling_jax.evaluation.heldout_figures import POSITIVES, Detected, batch_sums, detect, probe_scores
+from steerling_jax.evaluation.heldout_figures import POSITIVES, Detections, batch_sums, detect, probe_scores
 from steerling_jax.evaluation.intervals import bootstrap
 from steerling_jax.explain.promoted_tokens import promoted_tokens
 from steerling_jax.io.corpus.heldout import read_heldout
 from steerling_jax.io.corpus.store import CorpusStore
-from steerling_jax.progress import Tell, silent
+from steerling_jax.progress import Progress, no_progress
 
 PROMOTED = 50  # tokens compared with the lifted ones
 TRAIN_CHUNKS = 20_000  # that lift is counted in
@@ -33,10 +33,19 @@ _DRAWS = 50  # of the bootstrap of areas, each of which sorts all chunks for eve
 
 
 def measure(
-    bundle: Bundle, store: CorpusStore, *, tell: Tell = silent, kept: Kept = NOTHING_KEPT, seed: int = 0,
-    prompts: int = 16, level: float = 0.5, seq_len: int = 256, most_tokens: int | None = None,
-    prompt_tokens: int = PROMPT_TOKENS, blocks: int = BLOCKS,
-) -> dict[str, Any]:  # fmt: skip
+    bundle: Bundle,
+    store: CorpusStore,
+    *,
+    tell: Progress = no_progress,
+    kept: PartialResults = NOTHING_KEPT,
+    seed: int = 0,
+    prompts: int = 16,
+    level: float = 0.5,
+    seq_len: int = 256,
+    most_tokens: int | None = None,
+    prompt_tokens: int = PROMPT_TOKENS,
+    blocks: int = BLOCKS,
+) -> dict[str, Any]:
     """Figures of the concepts. level: share of tokens masked for detection. most_tokens: of the held-out split, None
     for all. prompt_tokens, blocks: of the continuations in which effects are observed. Raises `UserError` for a bare
     backbone and a corpus of another tokenizer."""
@@ -73,14 +82,14 @@ def measure(
 
 
 def _detection(
-    bundle: Bundle, held: HeldOut, store: CorpusStore, level: float, key: jax.Array, tell: Tell
+    bundle: Bundle, held: HeldOut, store: CorpusStore, level: float, key: jax.Array, tell: Progress
 ) -> dict[str, Any]:
     """How many chunks there were, and the figures."""
     found = detect(bundle.params, held, store, bundle.config, bundle.compute, level, progress=tell)
     return {"chunks": len(found.chunk), "figures": _areas(found, store, level, key, tell)}
 
 
-def _areas(found: Detected, store: CorpusStore, level: float, key: jax.Array, tell: Tell) -> list[dict[str, Any]]:
+def _areas(found: Detections, store: CorpusStore, level: float, key: jax.Array, tell: Progress) -> list[dict[str, Any]]:
     counts = found.positive.sum(axis=0)
     chosen = np.flatnonzero((counts >= POSITIVES) & (counts < len(found.positive)))
     if not chosen.size:
@@ -104,7 +113,7 @@ def _areas(found: Detected, store: CorpusStore, level: float, key: jax.Array, te
     return rows
 
 
-def _worth(bundle: Bundle, held: HeldOut, seed: int, key: jax.Array, tell: Tell) -> list[dict[str, Any]]:
+def _worth(bundle: Bundle, held: HeldOut, seed: int, key: jax.Array, tell: Progress) -> list[dict[str, Any]]:
     """Loss without each part and net shares of the logits, sequence by sequence."""
     sums = list(batch_sums(bundle.params, held, bundle.config, bundle.compute, size=1, seed=seed, progress=tell))
     column = {name: np.array([s[name] for s in sums]) for name in sums[0]}
@@ -129,9 +138,14 @@ def _overlap(bundle: Bundle, store: CorpusStore, key: jax.Array) -> list[dict[st
         return []
     special = store.special.names()
     lifted = lifted_tokens(
-        chunk_bags(store, first, last), positive[:, chosen], store.vocab_size, support=5, least=2.0, most=PROMOTED,
+        chunk_bags(store, first, last),
+        positive[:, chosen],
+        store.vocab_size,
+        support=5,
+        least=2.0,
+        most=PROMOTED,
         without=special,
-    )  # fmt: skip
+    )
     promoted, _ = promoted_tokens(
         bundle.params, chosen.tolist(), PROMOTED, head="known", config=bundle.config, compute=bundle.compute
     )

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from steerling_jax.attribution.faithfulness.figures import entry
-from steerling_jax.attribution.faithfulness.kept import Kept
+from steerling_jax.attribution.faithfulness.kept import PartialResults
 from steerling_jax.attribution.faithfulness.texts import continued, heldout_openings
 from steerling_jax.bundle import Bundle
 from steerling_jax.concepts.catalogue import HEADS
@@ -18,12 +18,12 @@ from steerling_jax.concepts.heads import concept_embeddings
 from steerling_jax.decoding.generation import Generation
 from steerling_jax.decoding.generation_config import GenerationConfig
 from steerling_jax.evaluation.intervals import bootstrap
-from steerling_jax.explain.concept_gradients import Source, Target, concept_gradients
+from steerling_jax.explain.concept_gradients import SourceConcept, TargetConcept, concept_gradients
 from steerling_jax.explain.contributions import concept_contributions
 from steerling_jax.explain.effects import (
     REMOVALS,
-    Agreement,
     ConceptEffects,
+    EffectAgreement,
     agreement,
     concept_effects,
     shuffled_concepts,
@@ -31,7 +31,7 @@ from steerling_jax.explain.effects import (
 from steerling_jax.explain.ranking import chunk_spans, rank_chunk
 from steerling_jax.inference import forward
 from steerling_jax.io.corpus.store import CorpusStore
-from steerling_jax.progress import Tell
+from steerling_jax.progress import Progress
 
 PROMPT_TOKENS, BLOCKS = 16, 4
 TOP = 3  # concepts of each head whose effect is measured in a chunk
@@ -40,9 +40,16 @@ _DRAWS = 200
 
 
 def effects(
-    bundle: Bundle, store: CorpusStore, prompts: int, prompt_tokens: int, blocks: int, seed: int, key: jax.Array,
-    tell: Tell, kept: Kept,
-) -> list[dict[str, Any]]:  # fmt: skip
+    bundle: Bundle,
+    store: CorpusStore,
+    prompts: int,
+    prompt_tokens: int,
+    blocks: int,
+    seed: int,
+    key: jax.Array,
+    tell: Progress,
+    kept: PartialResults,
+) -> list[dict[str, Any]]:
     """Shares against observed effects, and gradients against real injections, over `prompts` continuations."""
     openings = heldout_openings(store, prompts, prompt_tokens, seed)
     config = GenerationConfig(max_new_tokens=blocks * bundle.config.diff_block_size, seed=seed)
@@ -127,7 +134,7 @@ def _agreed(
 ) -> list[dict[str, Any]]:
     """Correlation, share of equal signs and slope over all pairs; prompts are drawn again."""
 
-    def of(rows: np.ndarray) -> Agreement:
+    def of(rows: np.ndarray) -> EffectAgreement:
         return agreement(np.concatenate([predicted[i] for i in rows]), np.concatenate([observed[i] for i in rows]))
 
     if max(float(np.abs(o).max(initial=0.0)) for o in observed) < 1e-4:  # rounding has no correlation
@@ -150,7 +157,11 @@ def _responses(
     masked, position, layer = canvas == trace.mask_id, commit.positions[0], config.n_layers // 2
     sources = draw.choice(bundle.concepts.known, min(2, bundle.concepts.known), replace=False).tolist()
     found = concept_gradients(
-        bundle, canvas, [Target(i, position) for i in concepts], [Source(i) for i in sources], batch_size=TOP
+        bundle,
+        canvas,
+        [TargetConcept(i, position) for i in concepts],
+        [SourceConcept(i) for i in sources],
+        batch_size=TOP,
     )
     vectors = np.asarray(
         concept_embeddings(
@@ -162,9 +173,13 @@ def _responses(
         changes = np.zeros((len(concepts), len(sources)))
         for m, vector in enumerate(vectors):
             out = forward(
-                bundle, canvas, dense=True, injection=vector[None] * masked[:, None], inject_layer=layer,
+                bundle,
+                canvas,
+                dense=True,
+                injection=vector[None] * masked[:, None],
+                inject_layer=layer,
                 inject_alpha=strength,
-            )  # fmt: skip
+            )
             assert out.decomposition.known_logits is not None
             now = np.asarray(out.decomposition.known_logits[0, position])[list(concepts)]
             changes[:, m] = now - found.logits

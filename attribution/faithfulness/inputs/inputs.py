@@ -22,7 +22,7 @@ from steerling_jax.attribution.faithfulness.inputs.orders import (
 )
 from steerling_jax.attribution.faithfulness.inputs.perturbed import RANDOM, SOFT_DRAWS, later_blocks, soft, visible
 from steerling_jax.attribution.faithfulness.inputs.randomised import randomised_weights
-from steerling_jax.attribution.faithfulness.kept import NOTHING_KEPT, Kept
+from steerling_jax.attribution.faithfulness.kept import NOTHING_KEPT, PartialResults
 from steerling_jax.attribution.faithfulness.texts import continued, heldout_openings
 from steerling_jax.bundle import Bundle, check_weights
 from steerling_jax.decoding.generation import Generation
@@ -34,7 +34,7 @@ from steerling_jax.explain.inputs.record import InputAttribution, Method
 from steerling_jax.explain.inputs.snapshots import values_with_kept
 from steerling_jax.explain.inputs.targets import TokenLogit, TokenLogProbability
 from steerling_jax.io.corpus.store import CorpusStore
-from steerling_jax.progress import Tell, silent
+from steerling_jax.progress import Progress, no_progress
 
 IG = "integrated gradients"
 OF_LOGIT = "integrated gradients of the logit (published target)"
@@ -51,10 +51,19 @@ _ROWS = 64
 
 
 def measure(
-    bundle: Bundle, store: CorpusStore, *, tell: Tell = silent, kept: Kept = NOTHING_KEPT, seed: int = 0,
-    prompts: int = 24, targets: int = 3, features: int = 8, randomised: int = 8, prompt_tokens: int = PROMPT_TOKENS,
+    bundle: Bundle,
+    store: CorpusStore,
+    *,
+    tell: Progress = no_progress,
+    kept: PartialResults = NOTHING_KEPT,
+    seed: int = 0,
+    prompts: int = 24,
+    targets: int = 3,
+    features: int = 8,
+    randomised: int = 8,
+    prompt_tokens: int = PROMPT_TOKENS,
     blocks: int = BLOCKS,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Figures of input attribution on continuations of held-out documents; intervals are over prompts.
 
     targets: tokens explained of each prompt. features: the visible tokens are taken in so many runs, 2^features passes
@@ -74,8 +83,11 @@ def measure(
     rows: list[dict[str, list[float]]] = []
     for number, one in enumerate(made):
         draw = np.random.default_rng([seed, number])
-        rows.append(kept.get(f"prompt-{number:03d}", lambda one=one, draw=draw: _explained(
-            bundle, one, targets, features, draw)))  # fmt: skip
+        rows.append(
+            kept.get(
+                f"prompt-{number:03d}", lambda one=one, draw=draw: _explained(bundle, one, targets, features, draw)
+            )
+        )
         tell("inputs: orders and soft masks", number + 1, len(made))
     figures = _averages(rows, key)
     figures += randomised_weights(bundle, made[:randomised], targets, key, tell, kept)

@@ -38,9 +38,14 @@ def visible(trace: Trace, order: int, position: int, block: int) -> np.ndarray:
 
 
 def soft(
-    bundle: Bundle, trace: Trace, order: int, position: int, seen: np.ndarray, scores: dict[str, np.ndarray],
+    bundle: Bundle,
+    trace: Trace,
+    order: int,
+    position: int,
+    seen: np.ndarray,
+    scores: dict[str, np.ndarray],
     draw: np.random.Generator,
-) -> dict[str, float]:  # fmt: skip
+) -> dict[str, float]:
     """π-soft normalised sufficiency and comprehensiveness by method; the same draws for all of them."""
     canvas = snapshot(trace, order)
     uniform = draw.random((SOFT_DRAWS, len(seen)))

@@ -12,20 +12,20 @@ import numpy as np
 
 from steerling_jax.attribution.faithfulness.figures import estimate
 from steerling_jax.attribution.faithfulness.inputs.perturbed import ranks, visible
-from steerling_jax.attribution.faithfulness.kept import Kept
+from steerling_jax.attribution.faithfulness.kept import PartialResults
 from steerling_jax.bundle import Bundle
 from steerling_jax.decoding.generation import Generation
 from steerling_jax.decoding.trace import Trace
 from steerling_jax.explain.inputs.integrated_gradients import attribute_inputs
 from steerling_jax.explain.inputs.targets import TokenLogProbability
 from steerling_jax.models.steerling.backbone import Params
-from steerling_jax.progress import Tell
+from steerling_jax.progress import Progress
 
 CASCADE = ("last layer", "upper half of the layers", "all layers", "all layers and embeddings")
 
 
 def randomised_weights(
-    bundle: Bundle, made: Sequence[Generation], targets: int, key: jax.Array, tell: Tell, kept: Kept
+    bundle: Bundle, made: Sequence[Generation], targets: int, key: jax.Array, tell: Progress, kept: PartialResults
 ) -> list[dict[str, Any]]:
     """Rank correlations of integrated gradients with those of weights that have forgotten, layer after layer."""
     L = bundle.config.n_layers

@@ -29,9 +29,12 @@ def write_world(world: World, folder: Path) -> CorpusStore:
                 for number, chunk in enumerate(chunks):
                     text = " ".join(chunk.words)
                     writer.add(
-                        name=f"{book}, {number}", source=book, sha256=hashlib.sha256(text.encode()).hexdigest(),
-                        split=split, chunks=[(tokenizer.encode(text), [chunk.topic])],
-                    )  # fmt: skip
+                        name=f"{book}, {number}",
+                        source=book,
+                        sha256=hashlib.sha256(text.encode()).hexdigest(),
+                        split=split,
+                        chunks=[(tokenizer.encode(text), [chunk.topic])],
+                    )
     return CorpusStore(folder)
 
 

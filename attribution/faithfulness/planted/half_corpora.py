@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from steerling_jax.attribution.faithfulness.planted.fit import Documents, draw_batches, fit
-from steerling_jax.attribution.faithfulness.planted.model import BATCH, Asked, answers
+from steerling_jax.attribution.faithfulness.planted.model import BATCH, FactPrompt, answers
 from steerling_jax.errors import UserError
 from steerling_jax.io.atomic import write_json
 from steerling_jax.objectives.training_step import Recipe
-from steerling_jax.progress import Tell
+from steerling_jax.progress import Progress
 
 
 def halves(sources: int, count: int, seed: int) -> np.ndarray:
@@ -28,7 +28,14 @@ def halves(sources: int, count: int, seed: int) -> np.ndarray:
 
 
 def retrain(
-    recipe: Recipe, documents: Documents, asked: Asked, kept: np.ndarray, folder: Path, *, seed: int, tell: Tell
+    recipe: Recipe,
+    documents: Documents,
+    asked: FactPrompt,
+    kept: np.ndarray,
+    folder: Path,
+    *,
+    seed: int,
+    tell: Progress,
 ) -> np.ndarray:
     """The answers of models trained on each half with one seed, (halves, 2, Q); see `planted_model.answers`.
 
@@ -46,7 +53,9 @@ def retrain(
     return np.array(found)
 
 
-def train_and_ask(recipe: Recipe, documents: Documents, members: np.ndarray, asked: Asked, seed: int) -> np.ndarray:
+def train_and_ask(
+    recipe: Recipe, documents: Documents, members: np.ndarray, asked: FactPrompt, seed: int
+) -> np.ndarray:
     """The answers (2, Q) of a model trained on the documents numbered in `members`."""
     batches = draw_batches(documents, members, batch=BATCH, steps=recipe.steps, seed=seed)
     *_, (_, params, _) = fit(recipe, batches, seed)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from steerling_jax.attribution.faithfulness.planted.fit import STRETCHES, Documents, Params, draw_batches, fit
-from steerling_jax.attribution.faithfulness.planted.world import Query
+from steerling_jax.attribution.faithfulness.planted.world import FactQuery
 from steerling_jax.io.corpus.store import CorpusStore
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.steerling.config import ConceptConfig, ModelConfig
@@ -41,27 +41,51 @@ def recipe(store: CorpusStore, steps: int = STEPS) -> Recipe:
     step's time here and taught nothing faster.
     """
     concept = ConceptConfig(
-        n_concepts=len(store.concepts), n_unknown_concepts=128, concept_dim=_WIDTH, topk_known=None,
-        topk_known_features=None, factorize_rank=_WIDTH, unknown_topk=32, apply_topk_to_unknown=False, block_size=128,
+        n_concepts=len(store.concepts),
+        n_unknown_concepts=128,
+        concept_dim=_WIDTH,
+        topk_known=None,
+        topk_known_features=None,
+        factorize_rank=_WIDTH,
+        unknown_topk=32,
+        apply_topk_to_unknown=False,
+        block_size=128,
         inject_layer=1,
-    )  # fmt: skip
+    )
     special = {f"{name.removesuffix('_id')}_token_id": value for name, value in asdict(store.special).items()}
     del special["eot_token_id"]
     model = ModelConfig(
-        n_layers=2, n_head=2, n_kv_heads=2, n_embd=_WIDTH, block_size=256, diff_block_size=8, rope_base=10_000.0,
-        use_qk_norm=False, clip_qkv=None, mlp_type="standard", activation="relu", intermediate_size=2 * _WIDTH,
-        vocab_size=store.vocab_size, concept=concept, **special,
-    )  # fmt: skip
+        n_layers=2,
+        n_head=2,
+        n_kv_heads=2,
+        n_embd=_WIDTH,
+        block_size=256,
+        diff_block_size=8,
+        rope_base=10_000.0,
+        use_qk_norm=False,
+        clip_qkv=None,
+        mlp_type="standard",
+        activation="relu",
+        intermediate_size=2 * _WIDTH,
+        vocab_size=store.vocab_size,
+        concept=concept,
+        **special,
+    )
     objective = ObjectiveConfig(
         noise=NoiseConfig(distribution="gaussian", centre=(0.4, 0.4), sigma=0.15, floor=0.1),
-        concept_weight=0.1, residual_weight=10.0, independence_weight=0.1, epsilon_dropout=(0.1, 0.8),
-        known_forcing=(0.5, 0.0), unknown_forcing=(0.0, 0.0), rows=0.75,
-    )  # fmt: skip
+        concept_weight=0.1,
+        residual_weight=10.0,
+        independence_weight=0.1,
+        epsilon_dropout=(0.1, 0.8),
+        known_forcing=(0.5, 0.0),
+        unknown_forcing=(0.0, 0.0),
+        rows=0.75,
+    )
     optimizer = OptimizerConfig(peak_rate=0.012, warmup_steps=20, b2=0.99)
     return Recipe(model, steps, Compute(), objective, optimizer)
 
 
-class Trained(NamedTuple):
+class TrainedModel(NamedTuple):
     """A model of the whole corpus: its seed, its last parameters, and those along the way."""
 
     seed: int
@@ -72,14 +96,14 @@ class Trained(NamedTuple):
 KEPT = (2, STRETCHES - 1)  # parts of a run whose last parameters are kept
 
 
-def train(recipe: Recipe, documents: Documents, seed: int) -> Trained:
+def train(recipe: Recipe, documents: Documents, seed: int) -> TrainedModel:
     """Trains on all documents."""
     batches = draw_batches(documents, np.arange(len(documents)), batch=BATCH, steps=recipe.steps, seed=seed)
     along = [params for _, params, _ in fit(recipe, batches, seed)]
-    return Trained(seed, along[-1], tuple(along[i] for i in KEPT))
+    return TrainedModel(seed, along[-1], tuple(along[i] for i in KEPT))
 
 
-class Asked(NamedTuple):
+class FactPrompt(NamedTuple):
     """Queries as token ids: words (Q, T) with masks from the asked word on, place (Q,) and target (Q,) of that word."""
 
     tokens: np.ndarray
@@ -87,7 +111,7 @@ class Asked(NamedTuple):
     target: np.ndarray
 
 
-def ask(queries: Sequence[Query], tokenizer: Tokenizer, length: int) -> Asked:
+def ask(queries: Sequence[FactQuery], tokenizer: Tokenizer, length: int) -> FactPrompt:
     """The first asked word of each query, given the words before it."""
     special = tokenizer.special
     tokens = np.full((len(queries), length), special.mask_id, np.int32)
@@ -96,10 +120,10 @@ def ask(queries: Sequence[Query], tokenizer: Tokenizer, length: int) -> Asked:
         ids = [special.bos_id, *tokenizer.encode(" ".join(query.words))]
         place[row], target[row] = query.start + 1, ids[query.start + 1]
         tokens[row, : place[row]] = ids[: place[row]]
-    return Asked(tokens, place, target)
+    return FactPrompt(tokens, place, target)
 
 
-def answers(params: Params, asked: Asked, *, config: ModelConfig, compute: Compute) -> np.ndarray:
+def answers(params: Params, asked: FactPrompt, *, config: ModelConfig, compute: Compute) -> np.ndarray:
     """log p of each query's target, (2, Q) float32: after its prompt, and as the mean over noisy prompts."""
     draws = np.random.default_rng(0).random((_DRAWS, *asked.tokens.shape)) < _HIDDEN
     draws[:, :, 0] = False  # the beginning of a document is no word

@@ -10,14 +10,14 @@ from typing import Any
 
 from steerling_jax.attribution.faithfulness.planted.corpus import write_world
 from steerling_jax.attribution.faithfulness.planted.fit import STRETCHES, Documents
-from steerling_jax.attribution.faithfulness.planted.model import KEPT, Asked, Trained, ask, recipe, train
+from steerling_jax.attribution.faithfulness.planted.model import KEPT, FactPrompt, TrainedModel, ask, recipe, train
 from steerling_jax.attribution.faithfulness.planted.world import World, WorldSize, make_world
 from steerling_jax.errors import UserError
 from steerling_jax.io.atomic import write_json
 from steerling_jax.io.checkpoints.parameters import load_checkpoint_params, save_params_checkpoint
 from steerling_jax.io.corpus.store import CorpusStore
 from steerling_jax.objectives.training_step import Recipe
-from steerling_jax.progress import Tell
+from steerling_jax.progress import Progress
 
 MODEL_SEEDS = (100, 101)  # of the models of the whole corpus: none is a retrained one
 
@@ -31,10 +31,10 @@ class Planted:
     store: CorpusStore
     documents: Documents
     recipe: Recipe
-    models: Sequence[Trained] = ()
+    models: Sequence[TrainedModel] = ()
 
     @property
-    def asked(self) -> Asked:
+    def asked(self) -> FactPrompt:
         from steerling_jax.io.corpus.heldout import store_tokenizer
 
         return ask(self.world.queries, store_tokenizer(self.store), self.documents.examples["tokens"].shape[1])
@@ -43,7 +43,7 @@ class Planted:
         """Where the parameters of a model after a stretch of its training are."""
         return self.folder / f"model-{seed}-step-{self.recipe.steps // STRETCHES * (stretch + 1)}"
 
-    def with_models(self, tell: Tell) -> Planted:
+    def with_models(self, tell: Progress) -> Planted:
         """The same with its models, read where they are there, else trained and written."""
         models = []
         for number, seed in enumerate(MODEL_SEEDS):
@@ -52,14 +52,14 @@ class Planted:
         tell("training", len(MODEL_SEEDS), len(MODEL_SEEDS))
         return replace(self, models=tuple(models))
 
-    def _read(self, seed: int) -> Trained | None:
+    def _read(self, seed: int) -> TrainedModel | None:
         folders = [self.model_folder(seed, stretch) for stretch in KEPT]
         if not all(folder.is_dir() for folder in folders):
             return None
         params = [load_checkpoint_params(folder)[1] for folder in folders]
-        return Trained(seed, params[-1], tuple(params))
+        return TrainedModel(seed, params[-1], tuple(params))
 
-    def _train(self, seed: int) -> Trained:
+    def _train(self, seed: int) -> TrainedModel:
         trained = train(self.recipe, self.documents, seed)
         for stretch, params in zip(KEPT, trained.checkpoints):
             files = [self.store.folder / "tokenizer.model", self.folder / "concepts.json"]

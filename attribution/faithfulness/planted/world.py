@@ -80,7 +80,7 @@ class PlantedChunk:
 
 
 @dataclass(frozen=True)
-class Query:
+class FactQuery:
     """A text whose words [start, end) are asked for, after and before the others; evidence: chunks that tell it.
 
     paraphrase: told in other styles only. verbatim: the words of a chunk that tells the fact. duplicated: a passage
@@ -106,7 +106,7 @@ class World:
     lifted: tuple[Words, ...]
     books: tuple[tuple[PlantedChunk, ...], ...]
     heldout: tuple[PlantedChunk, ...]
-    queries: tuple[Query, ...]
+    queries: tuple[FactQuery, ...]
     names: tuple[str, ...]
 
     @property
@@ -240,7 +240,7 @@ class _Maker:
 
     def _queries(
         self, chunks: list[PlantedChunk], asked_in: Mapping[Fact, Style], others: list[Fact]
-    ) -> Iterator[Query]:
+    ) -> Iterator[FactQuery]:
         telling, copies = defaultdict(list), defaultdict(list)
         for number, chunk in enumerate(chunks):
             if chunk.fact is not None:
@@ -256,9 +256,9 @@ class _Maker:
         for passage, numbers in sorted(copies.items()):
             words = self.originals[passage].words
             kind = "duplicated" if passage < self.size.passages else "edited"
-            yield Query(kind, words, 0, len(words), tuple(numbers))
+            yield FactQuery(kind, words, 0, len(words), tuple(numbers))
 
 
-def _ask(kind: Kind, words: Sequence[str], fact: Fact, evidence: Sequence[int]) -> Query:
+def _ask(kind: Kind, words: Sequence[str], fact: Fact, evidence: Sequence[int]) -> FactQuery:
     place = list(words).index(fact.object)
-    return Query(kind, tuple(words), place, place + 1, tuple(evidence))
+    return FactQuery(kind, tuple(words), place, place + 1, tuple(evidence))

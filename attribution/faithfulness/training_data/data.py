@@ -11,9 +11,9 @@ import numpy as np
 
 from steerling_jax.attribution.faithfulness.figures import entry, estimate
 from steerling_jax.attribution.faithfulness.planted.half_corpora import halves, retrain
-from steerling_jax.attribution.faithfulness.planted.model import Asked, answers
+from steerling_jax.attribution.faithfulness.planted.model import FactPrompt, answers
 from steerling_jax.attribution.faithfulness.planted.run import Planted
-from steerling_jax.attribution.faithfulness.planted.world import Query
+from steerling_jax.attribution.faithfulness.planted.world import FactQuery
 from steerling_jax.attribution.faithfulness.training_data.evidence_scores import (
     Texts,
     check_bm25,
@@ -31,7 +31,7 @@ from steerling_jax.attribution.index.passages import Passage
 from steerling_jax.evaluation.intervals import bootstrap
 from steerling_jax.io.atomic import atomic_path
 from steerling_jax.io.corpus.heldout import store_tokenizer
-from steerling_jax.progress import Tell
+from steerling_jax.progress import Progress
 
 SEEDS = (0, 1)  # of the retrainings
 NEAREST = 10  # chunks of the tail patch, and of recall
@@ -39,7 +39,7 @@ _TOLD = ("paraphrase", "verbatim")  # kinds whose answer a corpus teaches
 
 
 def measure(
-    planted: Planted, *, tell: Tell, seed: int = 0, subsets: int = 48, twice: int | None = None
+    planted: Planted, *, tell: Progress, seed: int = 0, subsets: int = 48, twice: int | None = None
 ) -> dict[str, Any]:
     """Figures of every score on the planted world; intervals are over queries. Retrainings and scores are kept in
     `planted.folder` and not made twice. twice: halves that are trained with a second seed, None for all."""
@@ -79,7 +79,7 @@ def measure(
     }  # fmt: skip
 
 
-def _model_scores(planted: Planted, texts: Texts, tell: Tell) -> dict[str, np.ndarray]:
+def _model_scores(planted: Planted, texts: Texts, tell: Progress) -> dict[str, np.ndarray]:
     """`model_scores`, kept in a file."""
     path = planted.folder / "scores.npz"
     if not path.exists():
@@ -102,7 +102,7 @@ def texts_of(planted: Planted) -> Texts:
     return Texts(queries, chunks, asked, [Passage(np.array([bos, *tokens]), 1, len(tokens) + 1) for tokens in chunks])
 
 
-def known_facts(planted: Planted, asked: Asked, kinds: np.ndarray, key: jax.Array) -> list[dict[str, Any]]:
+def known_facts(planted: Planted, asked: FactPrompt, kinds: np.ndarray, key: jax.Array) -> list[dict[str, Any]]:
     """Does the model know what it was told, and only that?"""
     config, compute = planted.recipe.model, planted.recipe.compute
     found = np.mean([answers(m.params, asked, config=config, compute=compute)[0] for m in planted.models], axis=0)
@@ -148,12 +148,17 @@ def datamodelling(
 
 
 def patched(
-    planted: Planted, scores: dict[str, np.ndarray], asked: Asked, kinds: np.ndarray, key: jax.Array, tell: Tell
+    planted: Planted,
+    scores: dict[str, np.ndarray],
+    asked: FactPrompt,
+    kinds: np.ndarray,
+    key: jax.Array,
+    tell: Progress,
 ) -> list[dict[str, Any]]:
     """Tail patches of the first model by each score's best chunks."""
     tokens, figures = planted.documents.examples["tokens"], []
     rows = np.flatnonzero(np.isin(kinds, _TOLD))
-    some = Asked(*(values[rows] for values in asked))
+    some = FactPrompt(*(values[rows] for values in asked))
     for number, (name, values) in enumerate(scores.items()):
         tell("tail patch", number, len(scores))
         best = np.argsort(-values[rows], axis=1, kind="stable")[:, :NEAREST]
@@ -164,7 +169,7 @@ def patched(
     return figures
 
 
-def retrieved(scores: dict[str, np.ndarray], queries: Sequence[Query], key: jax.Array) -> list[dict[str, Any]]:
+def retrieved(scores: dict[str, np.ndarray], queries: Sequence[FactQuery], key: jax.Array) -> list[dict[str, Any]]:
     """Reciprocal rank and recall@10 of the planted evidence."""
     figures = []
     for kind in ("paraphrase", "verbatim", "duplicated", "edited"):

@@ -10,14 +10,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from steerling_jax.attribution.faithfulness.planted.model import Trained
+from steerling_jax.attribution.faithfulness.planted.model import TrainedModel
 from steerling_jax.attribution.index.influence import Projection, gradient_features, influence
 from steerling_jax.attribution.index.passages import Masking, Passage
 from steerling_jax.attribution.index.signatures import concept_count, describe, row_scores, signature_scores
 from steerling_jax.attribution.index.suffixes import verbatim_scores
 from steerling_jax.errors import UserError
 from steerling_jax.objectives.training_step import Recipe
-from steerling_jax.progress import Tell
+from steerling_jax.progress import Progress
 
 LONGEST = 3  # words of an n-gram
 # Of chunks, and of queries: these ask for one word, which needs its prompt.
@@ -88,7 +88,7 @@ def lexical_scores(texts: Texts, seed: int) -> dict[str, np.ndarray]:
     }
 
 
-def model_scores(models: Sequence[Trained], texts: Texts, recipe: Recipe, tell: Tell) -> dict[str, np.ndarray]:
+def model_scores(models: Sequence[TrainedModel], texts: Texts, recipe: Recipe, tell: Progress) -> dict[str, np.ndarray]:
     """The scores that read the texts with the model, averaged over models: signatures and hidden rows of each one's
     last parameters, influence of its checkpoints too."""
     config, compute = recipe.model, recipe.compute
@@ -104,11 +104,16 @@ def model_scores(models: Sequence[Trained], texts: Texts, recipe: Recipe, tell: 
         for params in model.checkpoints:
             asked, told = (
                 gradient_features(
-                    params, some, config=config, compute=compute, masking=replace(masking, seed=draws),
-                    projection=Projection(None), batch_size=16,
+                    params,
+                    some,
+                    config=config,
+                    compute=compute,
+                    masking=replace(masking, seed=draws),
+                    projection=Projection(None),
+                    batch_size=16,
                 )
                 for some, masking in ((texts.query_passages, QUERY_MASKING), (texts.chunk_passages, MASKING))
-            )  # fmt: skip
+            )
             draws += 1  # other masks for each checkpoint, so that their mean is of more of them
             scores = influence(asked, told, "dot")
             found.setdefault("influence, one step", []).append(scores / np.abs(scores).mean())

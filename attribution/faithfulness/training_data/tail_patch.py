@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from steerling_jax.attribution.faithfulness.planted.fit import Params
-from steerling_jax.attribution.faithfulness.planted.model import Asked, log_probabilities
+from steerling_jax.attribution.faithfulness.planted.model import FactPrompt, log_probabilities
 from steerling_jax.models.steerling.denoise import denoise
 from steerling_jax.objectives.pretraining import cross_entropy
 from steerling_jax.objectives.training_step import Recipe
@@ -22,7 +22,7 @@ _DRAWS = 8
 _MASKED = 0.4  # as in training
 
 
-def tail_patch(params: Params, tokens: np.ndarray, asked: Asked, chosen: np.ndarray, recipe: Recipe) -> np.ndarray:
+def tail_patch(params: Params, tokens: np.ndarray, asked: FactPrompt, chosen: np.ndarray, recipe: Recipe) -> np.ndarray:
     """The change of each query's log p, (Q,) float64, by a step of gradient descent on its documents `chosen` (Q, k),
     out of tokens (N, T).
 

@@ -55,9 +55,14 @@ def embedding_similarity(passes: SnapshotPasses, number: int) -> np.ndarray:
     canvas = passes.snapshots[case.step]
     target = jax.tree.map(lambda leaf: np.asarray([leaf], np.int32), case.target)
     along = _along(
-        bundle.params, canvas, np.int32(passes.trace.mask_id), np.asarray([case.token], np.int32), target,
-        config=bundle.config, compute=bundle.compute,
-    )  # fmt: skip
+        bundle.params,
+        canvas,
+        np.int32(passes.trace.mask_id),
+        np.asarray([case.token], np.int32),
+        target,
+        config=bundle.config,
+        compute=bundle.compute,
+    )
     found = np.zeros(len(canvas), np.float32)
     where = visible(passes, number)
     found[where] = np.asarray(along)[where]
@@ -73,9 +78,15 @@ def visible(passes: SnapshotPasses, number: int) -> np.ndarray:
 
 @partial(jax.jit, static_argnames=("config", "compute"))
 def _along(
-    params: Params, canvas: jax.Array, mask_id: jax.Array, token: jax.Array, target: Any, *, config: ModelConfig,
+    params: Params,
+    canvas: jax.Array,
+    mask_id: jax.Array,
+    token: jax.Array,
+    target: Any,
+    *,
+    config: ModelConfig,
     compute: Compute,
-) -> jax.Array:  # fmt: skip
+) -> jax.Array:
     """(T,) float32, for one target: leaves and token (1,)."""
     rows = jnp.zeros((1, config.n_embd))
     direction = jax.grad(lambda rows: target.value(params, rows, token, config, compute).sum())(rows)[0]

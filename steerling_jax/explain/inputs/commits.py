@@ -6,16 +6,14 @@ The choice is checked before anything is computed.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from steerling_jax.bundle import Bundle
 from steerling_jax.decoding.trace import Commit, Trace
 from steerling_jax.errors import require
-from steerling_jax.explain.inputs.targets import Target
-
-if TYPE_CHECKING:
-    from steerling_jax.bundle import Bundle
+from steerling_jax.explain.inputs.targets import AttributionTarget
 
 
 class Case(NamedTuple):
@@ -26,13 +24,17 @@ class Case(NamedTuple):
     position: int
     token: int
     logit: float
-    target: Target
+    target: AttributionTarget
 
 
 def choose_cases(
-    bundle: Bundle, trace: Trace, target: Target | Sequence[Target], span: tuple[int, int] | None,
-    positions: Sequence[int] | None, sample: int | None,
-) -> list[Case]:  # fmt: skip
+    bundle: Bundle,
+    trace: Trace,
+    target: AttributionTarget | Sequence[AttributionTarget],
+    span: tuple[int, int] | None,
+    positions: Sequence[int] | None,
+    sample: int | None,
+) -> list[Case]:
     """The commits to explain, see `attribute_inputs`. Raises `UserError` for a bad choice or a trace of another
     model."""
     trace.check(bundle.config)

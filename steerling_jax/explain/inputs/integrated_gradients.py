@@ -10,20 +10,18 @@ Legend: n explained targets, T canvas positions.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
+from steerling_jax.bundle import Bundle
 from steerling_jax.decoding.trace import Trace
 from steerling_jax.errors import UserError, require
 from steerling_jax.explain.inputs import baselines as input_baselines
 from steerling_jax.explain.inputs.record import DEFAULT_TOLERANCE, InputAttribution, Method, Tolerance
 from steerling_jax.explain.inputs.snapshots import Case, SnapshotPasses, choose_cases
-from steerling_jax.explain.inputs.targets import TOKEN_LOGIT, Target
-from steerling_jax.progress import Tell
-
-if TYPE_CHECKING:
-    from steerling_jax.bundle import Bundle
+from steerling_jax.explain.inputs.targets import TOKEN_LOGIT, AttributionTarget
+from steerling_jax.progress import Progress
 
 Rule = Literal["gauss-legendre", "right-riemann"]
 
@@ -32,12 +30,20 @@ _METHODS = ("integrated-gradients", "gradient-x-input", "leave-one-out", "embedd
 
 
 def attribute_inputs(
-    bundle: Bundle, trace: Trace, *, method: Method = "integrated-gradients",
-    target: Target | Sequence[Target] = TOKEN_LOGIT, span: tuple[int, int] | None = None,
-    positions: Sequence[int] | None = None, sample: int | None = None, nodes: int | None = None,
-    rule: Rule = "gauss-legendre", tolerance: Tolerance = DEFAULT_TOLERANCE, batch_size: int = 8,
-    tell: Tell | None = None,
-) -> InputAttribution:  # fmt: skip
+    bundle: Bundle,
+    trace: Trace,
+    *,
+    method: Method = "integrated-gradients",
+    target: AttributionTarget | Sequence[AttributionTarget] = TOKEN_LOGIT,
+    span: tuple[int, int] | None = None,
+    positions: Sequence[int] | None = None,
+    sample: int | None = None,
+    nodes: int | None = None,
+    rule: Rule = "gauss-legendre",
+    tolerance: Tolerance = DEFAULT_TOLERANCE,
+    batch_size: int = 8,
+    tell: Progress | None = None,
+) -> InputAttribution:
     """What each token of the snapshot added to each committed token's logit, or to another target.
 
     method: "integrated-gradients", or what it is compared with (`input_baselines`).
@@ -69,10 +75,18 @@ def attribute_inputs(
         found, used = _without_gradients(passes, method, path, tell), np.zeros(n, np.int32)
     error = found.sum(axis=1) - (path - baseline)
     return InputAttribution(
-        trace, found, *_columns(cases), path_logits=path, baseline_logits=baseline, completeness_error=error,
-        nodes=used, converged=tolerance.allows(error, path - baseline), method=method,
-        targets=tuple(case.target for case in cases), tolerance=tolerance,
-    )  # fmt: skip
+        trace,
+        found,
+        *_columns(cases),
+        path_logits=path,
+        baseline_logits=baseline,
+        completeness_error=error,
+        nodes=used,
+        converged=tolerance.allows(error, path - baseline),
+        method=method,
+        targets=tuple(case.target for case in cases),
+        tolerance=tolerance,
+    )
 
 
 def quadrature(nodes: int, rule: Rule) -> tuple[np.ndarray, np.ndarray]:
@@ -97,9 +111,13 @@ def _ladder(nodes: int | None, tolerance: Tolerance) -> list[int]:
 
 
 def _integrate(
-    passes: SnapshotPasses, difference: np.ndarray, ladder: list[int], rule: Rule, tolerance: Tolerance,
-    tell: Tell | None,
-) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    passes: SnapshotPasses,
+    difference: np.ndarray,
+    ladder: list[int],
+    rule: Rule,
+    tolerance: Tolerance,
+    tell: Progress | None,
+) -> tuple[np.ndarray, np.ndarray]:
     """Attributions (n, T) and the gradient passes taken for each (n,): more nodes for those still outside."""
     n = len(difference)
     found, used, todo = np.zeros((n, len(passes.trace.tokens)), np.float32), np.zeros(n, np.int32), np.arange(n)
@@ -119,7 +137,7 @@ def _integrate(
     return found, used
 
 
-def _without_gradients(passes: SnapshotPasses, method: Method, path: np.ndarray, tell: Tell | None) -> np.ndarray:
+def _without_gradients(passes: SnapshotPasses, method: Method, path: np.ndarray, tell: Progress | None) -> np.ndarray:
     """Attributions (n, T) of a method that takes one target after the other."""
     found = np.zeros((len(path), len(passes.trace.tokens)), np.float32)
     for number, value in enumerate(path):

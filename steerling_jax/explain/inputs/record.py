@@ -14,7 +14,7 @@ import numpy as np
 
 from steerling_jax.decoding.trace import Trace
 from steerling_jax.errors import UserError
-from steerling_jax.explain.inputs.targets import Target
+from steerling_jax.explain.inputs.targets import AttributionTarget
 
 Method = Literal["integrated-gradients", "gradient-x-input", "leave-one-out", "embedding-similarity", "recency"]
 Scope = Literal["prompt", "generated", "all"]
@@ -97,7 +97,7 @@ class InputAttribution:
     nodes: np.ndarray
     converged: np.ndarray
     method: Method
-    targets: tuple[Target, ...]
+    targets: tuple[AttributionTarget, ...]
     tolerance: Tolerance
 
     @property
@@ -141,9 +141,15 @@ class InputAttribution:
             float(values[inside].sum()) for values in (self.path_logits, self.baseline_logits, self.completeness_error)
         )
         return SpanAttribution(
-            start, end, self.attributions[inside].sum(axis=0), path, baseline, error, int(inside.sum()),
+            start,
+            end,
+            self.attributions[inside].sum(axis=0),
+            path,
+            baseline,
+            error,
+            int(inside.sum()),
             bool(self.converged[inside].all()),
-        )  # fmt: skip
+        )
 
     def _inside(self, start: int | None, end: int | None) -> np.ndarray:
         low, high = 0 if start is None else start, len(self.trace.tokens) if end is None else end

@@ -15,25 +15,23 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from steerling_jax.bundle import Bundle
 from steerling_jax.decoding.trace import Trace
 from steerling_jax.decoding.window import injected_on
 from steerling_jax.errors import require
 from steerling_jax.explain.inputs.commits import Case, choose_cases
-from steerling_jax.explain.inputs.targets import TOKEN_LOGIT, Target
+from steerling_jax.explain.inputs.targets import TOKEN_LOGIT, AttributionTarget
 from steerling_jax.models.batching import padded_length
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.steerling.backbone import Params, embed_tokens, run_backbone, unstack_layers
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.decompose import RowClamps, logit_features
-
-if TYPE_CHECKING:
-    from steerling_jax.bundle import Bundle
 
 _PASSES = 64  # most passes of one call of a program
 _SHORTEST = 128  # a canvas is cut no shorter: another program would take longer to compile than it saves
@@ -107,9 +105,13 @@ class SnapshotPasses:
             np.asarray([case.position for case in cases], np.int32),
             np.asarray([case.token for case in cases], np.int32),
             jax.tree.map(lambda *leaves: np.asarray(leaves, np.int32), *(case.target for case in cases)),
-            np.int32(self.trace.mask_id), np.int32(self.trace.prompt_length), at_masks, at_prompt,
-            np.float32(self.trace.guidance), self.trace.clamps if cases[0].target.guided else None,
-        )  # fmt: skip
+            np.int32(self.trace.mask_id),
+            np.int32(self.trace.prompt_length),
+            at_masks,
+            at_prompt,
+            np.float32(self.trace.guidance),
+            self.trace.clamps if cases[0].target.guided else None,
+        )
 
     def _packed(self, *items: np.ndarray) -> Iterator[tuple[np.int32, list[np.ndarray]]]:
         """Items (I, …), a call's worth at a time, as (M, B, …) of which the first `count` passes matter."""
@@ -122,10 +124,16 @@ class SnapshotPasses:
 
 
 def values_with_kept(
-    bundle: Bundle, trace: Trace, keep: np.ndarray, *, target: Target | Sequence[Target] = TOKEN_LOGIT,
-    span: tuple[int, int] | None = None, positions: Sequence[int] | None = None, sample: int | None = None,
+    bundle: Bundle,
+    trace: Trace,
+    keep: np.ndarray,
+    *,
+    target: AttributionTarget | Sequence[AttributionTarget] = TOKEN_LOGIT,
+    span: tuple[int, int] | None = None,
+    positions: Sequence[int] | None = None,
+    sample: int | None = None,
     batch_size: int = 8,
-) -> np.ndarray:  # fmt: skip
+) -> np.ndarray:
     """The targets of the n chosen commits with part of their snapshots taken away, (n, R) float32.
 
     keep (n, R, T): R patterns for each commit, of each position's share of the way from the mask embedding (0) to its
@@ -214,9 +222,18 @@ def _lines(
 
 @partial(jax.jit, static_argnames=("config", "compute", "guided", "kind"))
 def summed_gradients(
-    params: Params, cases: CaseTable, which: jax.Array, points: jax.Array, weights: jax.Array, count: jax.Array,
-    *, config: ModelConfig, compute: Compute, guided: bool, kind: type,
-) -> jax.Array:  # fmt: skip
+    params: Params,
+    cases: CaseTable,
+    which: jax.Array,
+    points: jax.Array,
+    weights: jax.Array,
+    count: jax.Array,
+    *,
+    config: ModelConfig,
+    compute: Compute,
+    guided: bool,
+    kind: type,
+) -> jax.Array:
     """(N, S) float32: `count` passes over rows which, points, weights (M, B). One pass is in memory at a time, and one
     program serves any number of points.
 
@@ -234,9 +251,17 @@ def summed_gradients(
 
 @partial(jax.jit, static_argnames=("config", "compute", "guided", "kind"))
 def _values(
-    params: Params, cases: CaseTable, which: jax.Array, keep: jax.Array, count: jax.Array, *, config: ModelConfig,
-    compute: Compute, guided: bool, kind: type,
-) -> jax.Array:  # fmt: skip
+    params: Params,
+    cases: CaseTable,
+    which: jax.Array,
+    keep: jax.Array,
+    count: jax.Array,
+    *,
+    config: ModelConfig,
+    compute: Compute,
+    guided: bool,
+    kind: type,
+) -> jax.Array:
     """(M, B) float32: the targets of `count` passes over rows which (M, B) with keep (M, B, S)."""
 
     def put(i: jax.Array, found: jax.Array) -> jax.Array:

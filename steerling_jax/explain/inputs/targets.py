@@ -25,7 +25,7 @@ from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.head_view import HeadSpec, known_spec, unknown_spec
 
 
-class Target(Protocol):
+class AttributionTarget(Protocol):
     """guided: whether guided text's is read from both branches, as its logits are, or from the conditional one."""
 
     guided: ClassVar[bool]

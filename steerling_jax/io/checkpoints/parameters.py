@@ -66,9 +66,14 @@ def read_run_info(folder: str | Path) -> RunInfo:
 
 
 def save_params_checkpoint(
-    folder: str | Path, config: ModelConfig, params: Params, *, layout: Layout = "package",
-    carried: Mapping[str, Any] | None = None, files: Iterable[str | Path] = (),
-) -> None:  # fmt: skip
+    folder: str | Path,
+    config: ModelConfig,
+    params: Params,
+    *,
+    layout: Layout = "package",
+    carried: Mapping[str, Any] | None = None,
+    files: Iterable[str | Path] = (),
+) -> None:
     """Writes a checkpoint of `params`, whole or not at all, replacing one that is there; `files` are copied along.
 
     `layout` and `carried` are the published folder's, for the way back. Raises `UserError` when the disk is full.

@@ -49,7 +49,7 @@ class PieceDocument(NamedTuple):
     end: int
 
 
-class Piece(Protocol):
+class CorpusPiece(Protocol):
     """What the writer of a store asks of a piece."""
 
     def tokens(self, start: int, end: int) -> np.ndarray: ...
@@ -118,14 +118,14 @@ class MadePiece:
 
 
 @dataclass(frozen=True)
-class KeptPiece:
+class StoredPiece:
     """A piece in files whose names begin with `name`."""
 
     place: Place
     name: str
     dtype: str
 
-    def keep(self, piece: Piece, size: PieceSize) -> None:
+    def keep(self, piece: CorpusPiece, size: PieceSize) -> None:
         table = io.BytesIO()
         np.savez(table, **piece.chunk_table()._asdict())
         self.place.write(f"{self.name}.tokens", piece.tokens(0, size.tokens).tobytes())

@@ -18,7 +18,7 @@ import tensorstore as ts
 
 from steerling_jax.corpus.reader import DocumentRecord
 from steerling_jax.io.atomic import atomic_path
-from steerling_jax.io.corpus.pieces import MadePiece, Piece, PieceSize, token_dtype
+from steerling_jax.io.corpus.pieces import CorpusPiece, MadePiece, PieceSize, token_dtype
 from steerling_jax.io.corpus.store import (
     ARRAYS,
     DOCUMENTS_A_FILE,
@@ -84,7 +84,7 @@ class StoreLayout:
             }
             ts.open(array_spec(place, name) | {"metadata": metadata}, create=True, open=True).result()
 
-    def write(self, place: Place, shard: Shard, pieces: Sequence[Piece]) -> None:
+    def write(self, place: Place, shard: Shard, pieces: Sequence[CorpusPiece]) -> None:
         """Writes one shard; of the pieces, in the store's order, only those with rows in it are read."""
         start = shard.number * _shard_rows(shard.array)
         end = min(start + _shard_rows(shard.array), self.rows(shard.array))
@@ -130,7 +130,7 @@ class StoreLayout:
             if high > low:
                 yield number, low - int(first[number]), high - int(first[number])
 
-    def _rows(self, array: str, start: int, end: int, pieces: Sequence[Piece]) -> np.ndarray:
+    def _rows(self, array: str, start: int, end: int, pieces: Sequence[CorpusPiece]) -> np.ndarray:
         found = []
         for number, low, high in self._parts(_unit(array), start, end):
             if array == "tokens":
@@ -141,7 +141,7 @@ class StoreLayout:
             found.append(rows if base is None else rows + self._first[base][number])
         return np.concatenate(found)
 
-    def _strides(self, start: int, end: int, pieces: Sequence[Piece]) -> np.ndarray:
+    def _strides(self, start: int, end: int, pieces: Sequence[CorpusPiece]) -> np.ndarray:
         """Entry i is the first chunk that ends after token i · 1024."""
         at = np.arange(start, end) * STRIDE
         owner = np.searchsorted(self._last_ends, at, side="right")
@@ -152,7 +152,7 @@ class StoreLayout:
             found[mine] = self._first["chunks"][number] + np.searchsorted(ends, at[mine], side="right")
         return found
 
-    def _records(self, start: int, end: int, pieces: Sequence[Piece]) -> Iterator[DocumentRecord]:
+    def _records(self, start: int, end: int, pieces: Sequence[CorpusPiece]) -> Iterator[DocumentRecord]:
         for number, low, high in self._parts("documents", start, end):
             base, documents = int(self._first["tokens"][number]), pieces[number].documents()
             for i in range(low, high):

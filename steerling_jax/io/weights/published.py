@@ -24,8 +24,8 @@ from steerling_jax.io.weights.published_layout import (
     INDEX,
     SINGLE,
     ParamPath,
-    Piece,
     PublishedTensor,
+    TensorPiece,
     expected_tensors,
     find_tensors,
     match_tensors,
@@ -96,9 +96,14 @@ def _place(sources: Sequence[StoredTensor], stacked: bool, dtype: np.dtype, shar
 
 
 def _block(
-    sources: Sequence[StoredTensor], stacked: bool, bounds: tuple[slice, ...], dtype: np.dtype,
-    device: Any, *, staged: bool,
-) -> jax.Array:  # fmt: skip
+    sources: Sequence[StoredTensor],
+    stacked: bool,
+    bounds: tuple[slice, ...],
+    dtype: np.dtype,
+    device: Any,
+    *,
+    staged: bool,
+) -> jax.Array:
     """One device's part of a parameter. `staged`: the device has memory of its own; layers pass through one by one."""
     layers, rest = (sources[bounds[0]], bounds[1:]) if stacked else (sources, bounds)
     shape = tuple(part.stop - part.start for part in bounds)
@@ -148,10 +153,16 @@ def copy_files(files: Iterable[str | Path], folder: Path) -> None:
 
 
 def write_published(
-    folder: str | Path, config: ModelConfig, params: Params, *, layout: Layout = "package",
-    carried: Mapping[str, Any] | None = None, dtype: str | None = None, max_shard_bytes: int = 5 * 10**9,
+    folder: str | Path,
+    config: ModelConfig,
+    params: Params,
+    *,
+    layout: Layout = "package",
+    carried: Mapping[str, Any] | None = None,
+    dtype: str | None = None,
+    max_shard_bytes: int = 5 * 10**9,
     files: Iterable[str | Path] = (),
-) -> None:  # fmt: skip
+) -> None:
     """Writes a published folder, whole or not at all, replacing one that is there. `files` are copied along.
 
     `dtype` None keeps each parameter's own, so that what was read comes back byte for byte. Raises `UserError` when the
@@ -194,7 +205,7 @@ def _outgoing(expected: PublishedTensor, params: Params, dtype: str | None) -> T
     return TensorToWrite(expected.name, target, expected.shape, make)
 
 
-def _leaf_of(piece: Piece, stacked: bool, params: Params) -> Any:
+def _leaf_of(piece: TensorPiece, stacked: bool, params: Params) -> Any:
     leaf: Any = params
     for key in piece.path:
         leaf = leaf.get(key) if isinstance(leaf, Mapping) else None

@@ -23,14 +23,29 @@ ParamPath = tuple[str, ...]
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 # What else belongs to a model: its vocabulary, the names of its concepts, its card, the Hub's code for it.
 COMPANIONS = (
-    "tokenizer*", "*.tiktoken", "*.vocab", "vocab.*", "special_tokens_map.json", "added_tokens.json", "chat_template*",
-    "generation_config.json", "concepts.json", "concepts.parquet", "manifest.json", "documents.json", "*.md",
-    "LICENSE*", "NOTICE*", "modeling_*.py", "configuration_*.py", "tokenization_*.py",
-)  # fmt: skip
+    "tokenizer*",
+    "*.tiktoken",
+    "*.vocab",
+    "vocab.*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+    "generation_config.json",
+    "concepts.json",
+    "concepts.parquet",
+    "manifest.json",
+    "documents.json",
+    "*.md",
+    "LICENSE*",
+    "NOTICE*",
+    "modeling_*.py",
+    "configuration_*.py",
+    "tokenization_*.py",
+)
 
 
 @dataclass(frozen=True)
-class Piece:
+class TensorPiece:
     """Consecutive rows of a published tensor: the parameter at `path`, or a layer of it, of this shape."""
 
     path: ParamPath
@@ -44,7 +59,7 @@ class PublishedTensor:
 
     name: str
     shape: tuple[int, ...]
-    pieces: tuple[Piece, ...]
+    pieces: tuple[TensorPiece, ...]
     layer: int | None = None
 
 
@@ -54,7 +69,7 @@ def expected_tensors(config: ModelConfig) -> Iterator[PublishedTensor]:
     D = config.n_embd
 
     def single(name: str, shape: tuple[int, ...], prefix: str = prefix) -> PublishedTensor:
-        return PublishedTensor(prefix + name, shape, (Piece(tuple(name.split(".")), shape),))
+        return PublishedTensor(prefix + name, shape, (TensorPiece(tuple(name.split(".")), shape),))
 
     yield single("tok_emb.weight", (config.vocab_size, D))
     if not config.weight_sharing:
@@ -87,13 +102,15 @@ def _layer_tensors(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]
         yield from _norm(config, name, D)
 
 
-def _pieces(config: ModelConfig, name: str, shape: tuple[int, ...]) -> tuple[Piece, ...]:
+def _pieces(config: ModelConfig, name: str, shape: tuple[int, ...]) -> tuple[TensorPiece, ...]:
     *module, projection, kind = name.split(".")
     if projection not in PIECES:
-        return (Piece(("blocks", *module, projection, kind), shape),)
+        return (TensorPiece(("blocks", *module, projection, kind), shape),)
     F, kv = config.mlp_width, config.kv_heads * config.head_dim
     rows: dict[str, tuple[int, ...]] = {"c_q": (config.n_embd,), "c_kv": (2, kv), "c_fc": (shape[0] // F, F)}
-    return tuple(Piece(("blocks", *module, piece, kind), (*rows[piece], *shape[1:])) for piece in PIECES[projection])
+    return tuple(
+        TensorPiece(("blocks", *module, piece, kind), (*rows[piece], *shape[1:])) for piece in PIECES[projection]
+    )
 
 
 def _norm(config: ModelConfig, name: str, size: int) -> Iterator[tuple[str, tuple[int, ...]]]:

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
+from steerling_jax.models.steerling.head_view import HeadView
 from steerling_jax.parallel.mesh import current_mesh, partition_spec
-
-if TYPE_CHECKING:
-    from steerling_jax.models.steerling.head_view import HeadView
 
 Part = Literal["query", "keys", "values"]
 

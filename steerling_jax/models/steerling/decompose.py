@@ -35,9 +35,13 @@ class RowClamps:
 
 
 def logit_features(
-    params: Params, hidden: jax.Array, config: ModelConfig, compute: Compute, clamps: RowClamps | None = None,
+    params: Params,
+    hidden: jax.Array,
+    config: ModelConfig,
+    compute: Compute,
+    clamps: RowClamps | None = None,
     offsets: jax.Array | None = None,
-) -> jax.Array:  # fmt: skip
+) -> jax.Array:
     """Hidden rows (N, D) to the rows (N, D) that the output projection reads, with `clamps` on rows at `offsets` (N,).
 
     Unclamped, with the epsilon correction on, they are the hidden rows themselves, up to rounding, and the heads are
@@ -62,9 +66,14 @@ def logit_features(
 
 
 def compose(
-    hidden: jax.Array, known: HeadOutput, unknown: HeadOutput | None, *, use_epsilon: bool, rule: EpsilonRule,
+    hidden: jax.Array,
+    known: HeadOutput,
+    unknown: HeadOutput | None,
+    *,
+    use_epsilon: bool,
+    rule: EpsilonRule,
     known_clamped: bool,
-) -> tuple[jax.Array, jax.Array, jax.Array | None]:  # fmt: skip
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """Puts the parts together, all (N, D): composed, the discovered part as it goes to the logits, epsilon or None.
 
     Published: epsilon fills what is missing unless a known concept is clamped. Frozen: epsilon (and, without a

@@ -74,9 +74,14 @@ def block_causal_pairs(length: int, block: int) -> int:
 
 
 def training_flops(
-    config: ModelConfig, *, batch_size: int, seq_len: int, clean_context: bool, masked_share: float,
+    config: ModelConfig,
+    *,
+    batch_size: int,
+    seq_len: int,
+    clean_context: bool,
+    masked_share: float,
     frozen: bool = False,
-) -> Flops:  # fmt: skip
+) -> Flops:
     """One step, forward and backward: `batch_size` sequences of `seq_len` tokens, of which `masked_share` are learned
     from (see `expected_masked_share`).
 

@@ -38,10 +38,16 @@ class HeadSpec:
 def known_spec(c: ConceptConfig) -> HeadSpec:
     features = c.topk_known if c.topk_known_features is None else c.topk_known_features
     return HeadSpec(
-        n_concepts=c.n_concepts, rows=c.padded(c.n_concepts), width=c.concept_dim, attention=c.use_attention_known,
-        rank=None, topk=c.topk_known, topk_features=None if c.topk_known is None else features,
-        topk_on_logits=c.topk_on_logits, block=c.block_size,
-    )  # fmt: skip
+        n_concepts=c.n_concepts,
+        rows=c.padded(c.n_concepts),
+        width=c.concept_dim,
+        attention=c.use_attention_known,
+        rank=None,
+        topk=c.topk_known,
+        topk_features=None if c.topk_known is None else features,
+        topk_on_logits=c.topk_on_logits,
+        block=c.block_size,
+    )
 
 
 def unknown_spec(c: ConceptConfig) -> HeadSpec | None:
@@ -50,10 +56,16 @@ def unknown_spec(c: ConceptConfig) -> HeadSpec | None:
         return None
     topk = c.unknown_topk if c.apply_topk_to_unknown else None
     return HeadSpec(
-        n_concepts=c.n_unknown_concepts, rows=c.padded(c.n_unknown_concepts), width=c.concept_dim,
-        attention=c.use_attention_unknown, rank=c.factorize_rank if c.factorize_unknown else None,
-        topk=topk, topk_features=topk, topk_on_logits=c.topk_on_logits, block=c.block_size,
-    )  # fmt: skip
+        n_concepts=c.n_unknown_concepts,
+        rows=c.padded(c.n_unknown_concepts),
+        width=c.concept_dim,
+        attention=c.use_attention_unknown,
+        rank=c.factorize_rank if c.factorize_unknown else None,
+        topk=topk,
+        topk_features=topk,
+        topk_on_logits=c.topk_on_logits,
+        block=c.block_size,
+    )
 
 
 class HeadView(NamedTuple):

@@ -77,9 +77,15 @@ def run_head(
 
 
 def _clamped(
-    view: HeadView, spec: HeadSpec, compute: Compute, clamps: Clamps, rule: EpsilonRule, sparse: bool,
-    plain: jax.Array, kept: _Kept | None,
-) -> jax.Array:  # fmt: skip
+    view: HeadView,
+    spec: HeadSpec,
+    compute: Compute,
+    clamps: Clamps,
+    rule: EpsilonRule,
+    sparse: bool,
+    plain: jax.Array,
+    kept: _Kept | None,
+) -> jax.Array:
     ids = jnp.broadcast_to(clamps.ids[None, :], (view.query.shape[0], clamps.ids.shape[0]))
     now = jax.nn.sigmoid(bn.logits_of(view, ids, compute.operands))
     base = plain

@@ -144,25 +144,40 @@ def forward(
     if spec is not None:
         unknown = run(params["unknown_head"], jax.lax.stop_gradient(rows), spec, clamps=unknown_clamps)
     composed, part, eps = compose(
-        rows, known, unknown, use_epsilon=concept.use_epsilon_correction, rule=epsilon,
+        rows,
+        known,
+        unknown,
+        use_epsilon=concept.use_epsilon_correction,
+        rule=epsilon,
         known_clamped=known_clamps is not None,
-    )  # fmt: skip
+    )
 
     def shaped(a: jax.Array | None) -> jax.Array | None:
         return None if a is None else a.reshape(B, T, -1)
 
     logits = lm_logits(params, composed, compute).reshape(B, T, -1)
     fields: dict[str, jax.Array | None] = dict(
-        hidden=rows, known_features=known.features, known_predicted=known.features, known_logits=known.logits,
-        known_weights=known.weights, known_topk_indices=known.topk_indices, known_topk_logits=known.topk_logits,
-        unk=rows - known.features, unk_for_lm=part, composed=composed, epsilon=eps,
-    )  # fmt: skip
+        hidden=rows,
+        known_features=known.features,
+        known_predicted=known.features,
+        known_logits=known.logits,
+        known_weights=known.weights,
+        known_topk_indices=known.topk_indices,
+        known_topk_logits=known.topk_logits,
+        unk=rows - known.features,
+        unk_for_lm=part,
+        composed=composed,
+        epsilon=eps,
+    )
     if unknown is not None:
         fields |= dict(
-            unk_hat=unknown.features, unknown_logits=unknown.logits, unknown_weights=unknown.weights,
-            unknown_topk_indices=unknown.topk_indices, unknown_topk_logits=unknown.topk_logits,
+            unk_hat=unknown.features,
+            unknown_logits=unknown.logits,
+            unknown_weights=unknown.weights,
+            unknown_topk_indices=unknown.topk_indices,
+            unknown_topk_logits=unknown.topk_logits,
             epsilon_true=rows - (known.features + unknown.features),
-        )  # fmt: skip
+        )
     return ForwardResult(logits, Decomposition(**{name: shaped(value) for name, value in fields.items()}))  # type: ignore[arg-type]
 
 

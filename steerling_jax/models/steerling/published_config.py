@@ -20,15 +20,46 @@ PUBLISHED_EOT_ID = 100_283  # an instruct model in the package layout leaves it 
 
 # Keys that Hugging Face's own tools write into a flat configuration. They say nothing about the computation and are
 # carried along untouched.
-HUGGING_FACE_KEYS = frozenset({
-    "architectures", "auto_map", "torch_dtype", "dtype", "transformers_version", "_name_or_path",
-    "_attn_implementation", "return_dict", "output_hidden_states", "output_attentions", "torchscript",
-    "use_bfloat16", "tie_word_embeddings", "is_encoder_decoder", "is_decoder", "add_cross_attention",
-    "cross_attention_hidden_size", "id2label", "label2id", "problem_type", "chunk_size_feed_forward",
-    "use_cache", "tokenizer_class", "finetuning_task", "prefix", "sep_token_id", "decoder_start_token_id",
-    "pruned_heads", "tf_legacy_loss", "task_specific_params", "tie_encoder_decoder", "quantization_config",
-    "max_position_embeddings", "hidden_size", "num_hidden_layers", "num_attention_heads",
-})  # fmt: skip
+HUGGING_FACE_KEYS = frozenset(
+    {
+        "architectures",
+        "auto_map",
+        "torch_dtype",
+        "dtype",
+        "transformers_version",
+        "_name_or_path",
+        "_attn_implementation",
+        "return_dict",
+        "output_hidden_states",
+        "output_attentions",
+        "torchscript",
+        "use_bfloat16",
+        "tie_word_embeddings",
+        "is_encoder_decoder",
+        "is_decoder",
+        "add_cross_attention",
+        "cross_attention_hidden_size",
+        "id2label",
+        "label2id",
+        "problem_type",
+        "chunk_size_feed_forward",
+        "use_cache",
+        "tokenizer_class",
+        "finetuning_task",
+        "prefix",
+        "sep_token_id",
+        "decoder_start_token_id",
+        "pruned_heads",
+        "tf_legacy_loss",
+        "task_specific_params",
+        "tie_encoder_decoder",
+        "quantization_config",
+        "max_position_embeddings",
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+    }
+)
 
 _CONCEPT_FIELDS = {f.name for f in dataclasses.fields(ConceptConfig)}
 _MODEL_FIELDS = {f.name for f in dataclasses.fields(ModelConfig)} - {"concept"}

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from steerling_jax.attribution.faithfulness.kept import Kept
+from steerling_jax.attribution.faithfulness.kept import PartialResults
 from steerling_jax.attribution.faithfulness.report import Results, write_report
 from steerling_jax.errors import UserError
 
@@ -20,7 +20,7 @@ class Measure:
         self.made: list[int] = []
         self.stop = True
 
-    def __call__(self, kept: Kept) -> dict[str, Any]:
+    def __call__(self, kept: PartialResults) -> dict[str, Any]:
         found = []
         for number in range(3):
             if self.stop and number == 2:
@@ -54,10 +54,10 @@ def test_other_settings_begin_anew(tmp_path: Path) -> None:
 
 
 def test_a_damaged_result_is_named(tmp_path: Path) -> None:
-    Kept.open(tmp_path / "kept", {}).get("one", lambda: 1)
+    PartialResults.open(tmp_path / "kept", {}).get("one", lambda: 1)
     (tmp_path / "kept" / "one.json").write_text("{")
     with pytest.raises(UserError, match=r"one\.json cannot be read"):
-        Kept.open(tmp_path / "kept", {}).get("one", lambda: 1)
+        PartialResults.open(tmp_path / "kept", {}).get("one", lambda: 1)
 
 
 def test_the_page_keeps_parts_measured_before(tmp_path: Path) -> None:

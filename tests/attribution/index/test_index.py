@@ -61,9 +61,12 @@ def make_corpus(folder: Path, bundle: sj.Bundle, documents: Sequence[int]) -> Co
             draw = random.Random(number)
             chunks = [([draw.randrange(200) for _ in range(draw.randrange(12, 24))], []) for _ in range(3)]
             writer.add(
-                name=f"document {number}", source=f"source {number % 2}", sha256=f"{number}",
-                split="heldout" if number < 0 else "train", chunks=chunks,
-            )  # fmt: skip
+                name=f"document {number}",
+                source=f"source {number % 2}",
+                sha256=f"{number}",
+                split="heldout" if number < 0 else "train",
+                chunks=chunks,
+            )
     return CorpusStore(folder)
 
 
@@ -183,9 +186,13 @@ def test_kept_gradients_rank_as_computed_ones(bundle: sj.Bundle, corpus: CorpusS
 
 @pytest.mark.parametrize(
     ("start", "end", "scores", "sentence"),
-    [(5, 5, SCORES, "not inside"), (0, 99, SCORES, "not inside"), (0, 9, ["bm25"], "no scores"),
-     (9, 10, SCORES, "no written token")],
-)  # fmt: skip
+    [
+        (5, 5, SCORES, "not inside"),
+        (0, 99, SCORES, "not inside"),
+        (0, 9, ["bm25"], "no scores"),
+        (9, 10, SCORES, "no written token"),
+    ],
+)
 def test_bad_questions(bundle: sj.Bundle, index: Index, start: int, end: int, scores: list, sentence: str):
     tokens = np.append(np.arange(9), bundle.config.mask_token_id)
     with pytest.raises(UserError, match=sentence):

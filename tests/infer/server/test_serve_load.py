@@ -25,8 +25,8 @@ import pytest
 from steerling_jax.decoding.decoder import Request
 from steerling_jax.decoding.generation_config import GenerationConfig
 from steerling_jax.decoding.trace import Trace
-from steerling_jax.infer.server.engine import Delta, Engine, Job
-from steerling_jax.infer.text_stream import Writing
+from steerling_jax.infer.server.engine import Engine, EngineRequest, TextDelta
+from steerling_jax.infer.text_stream import TextWriter
 from steerling_jax.tokenizer import IdsOnlyTokenizer, SpecialIds
 from tests.decoding.test_generation import SMALL
 from tests.worlds.serving_world import PROMPT, Server, ask, events, serving, text
@@ -164,9 +164,9 @@ class OneStepDecoder:
         return [(self.tickets.pop(), Trace(canvas, canvas, (), SMALL.mask_token_id))]
 
 
-def one_job() -> Job:
+def one_job() -> EngineRequest:
     request = Request(np.zeros(1, np.int32), GenerationConfig(max_new_tokens=8), 0)
-    return Job(request, Writing(IdsOnlyTokenizer(SpecialIds.last_of(64), 64), SMALL, 1, 8, 8))
+    return EngineRequest(request, TextWriter(IdsOnlyTokenizer(SpecialIds.last_of(64), 64), SMALL, 1, 8, 8))
 
 
 def test_who_leaves_while_all_is_compiled_leaves_nothing():
@@ -192,7 +192,7 @@ def test_who_leaves_while_all_is_compiled_leaves_nothing():
         engine.close()
         return found
 
-    assert asyncio.run(leave()) == [Delta("", (), "length")]
+    assert asyncio.run(leave()) == [TextDelta("", (), "length")]
 
 
 def test_a_decoder_that_fails_starts_anew(caplog: pytest.LogCaptureFixture):
@@ -212,7 +212,7 @@ def test_a_decoder_that_fails_starts_anew(caplog: pytest.LogCaptureFixture):
         engine.close()
         return found
 
-    assert asyncio.run(ask_twice()) == [Delta("", (), "length")]
+    assert asyncio.run(ask_twice()) == [TextDelta("", (), "length")]
     assert "starts anew" in caplog.text
 
 

@@ -33,7 +33,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch):
 @pytest.fixture(scope="module")
 def service(text_model: Path) -> app.Service:
     decoder: Any = None  # no request gets that far
-    return app.Service(sj.load(text_model), Engine(decoder), app.Limits(None, 10_000, 8))
+    return app.Service(sj.load(text_model), Engine(decoder), app.RequestLimits(None, 10_000, 8))
 
 
 @asynccontextmanager
@@ -103,7 +103,7 @@ def test_a_body_that_is_slow_is_answered_408(service: app.Service):
         assert b"did not arrive" in answer
 
     talk(application(service), with_it)
-    assert service.open == 0
+    assert service.in_flight.count == 0
 
 
 def test_a_body_that_nobody_waits_for(service: app.Service):

@@ -181,9 +181,12 @@ def test_estimate() -> None:
     """Half a peak second of products, a quarter of memory, links and network as long."""
     chip = CHIPS["tpu7x"]
     work = Work(
-        flops=chip.flops / 2 / 2, memory=chip.hbm_rate / 2 / 4, sent=chip.link_rate / 2 / 2 + 5.0, sent_between=5.0,
+        flops=chip.flops / 2 / 2,
+        memory=chip.hbm_rate / 2 / 4,
+        sent=chip.link_rate / 2 / 2 + 5.0,
+        sent_between=5.0,
         model_flops=chip.flops / 2 / 4,
-    )  # fmt: skip
+    )
     found = estimate(work, chip)
     assert (found.compute, found.memory, found.links) == pytest.approx((0.5, 0.25, 1.0))
     assert found.network == pytest.approx(10.0 / chip.network_rate)

@@ -139,9 +139,10 @@ def test_collectives_in_loops_and_between_slices() -> None:
   ROOT %less = pred[] compare(%j, %n), direction=LT
 }"""
     lines = (
-        "%zero = s32[] constant(2)", "%t0 = (s32[], bf16[8,4]{1,0}) tuple(%zero, %p)",
+        "%zero = s32[] constant(2)",
+        "%t0 = (s32[], bf16[8,4]{1,0}) tuple(%zero, %p)",
         "ROOT %loop = (s32[], bf16[8,4]{1,0}) while(%t0), condition=%condition, body=%body",
-    )  # fmt: skip
+    )
     found = costs_of(entry(*lines, before=body), [0, 0, 1, 1])
     # From 2 to below 7 in steps of 2, as where rounds were unrolled.
     assert found.collectives == {"all-reduce": Traffic(3, 3 * 64, 3 * 64, 3 * 64)}
@@ -211,17 +212,20 @@ def test_groups_of_a_part_of_an_axis() -> None:
 def test_a_product_as_the_tpu_compiler_writes_it() -> None:
     """(3, 16, 8) by (3, 8, 5): the batch of 3 is a spatial dimension with holes, where 3 of 9 pairs meet."""
     lines = (
-        "%a = bf16[3,16,8]{2,1,0} parameter(1)", "%b = bf16[3,5,8]{2,1,0} parameter(2)",
+        "%a = bf16[3,16,8]{2,1,0} parameter(1)",
+        "%b = bf16[3,5,8]{2,1,0} parameter(2)",
         "ROOT %c = f32[3,16,5]{2,1,0} convolution(%a, %b), window={size=3 stride=2 lhs_dilate=3}, "
         "dim_labels=0bf_0oi->0bf",
-    )  # fmt: skip
+    )
     assert costs_of(entry(*lines)).flops == 2 * 3 * 16 * 8 * 5
 
 
 def test_kernels_with_and_without_an_estimate() -> None:
     known = 'custom_call_target="tpu_custom_call", backend_config={"cost_estimate":{"flops":"640"}}'
-    lines = (f"%k = bf16[8,4]{{1,0}} custom-call(%p), {known}",
-             'ROOT %u = bf16[8,4]{1,0} custom-call(%k), custom_call_target="tpu_custom_call"')  # fmt: skip
+    lines = (
+        f"%k = bf16[8,4]{{1,0}} custom-call(%p), {known}",
+        'ROOT %u = bf16[8,4]{1,0} custom-call(%k), custom_call_target="tpu_custom_call"',
+    )
     found = costs_of(entry(*lines))
     assert (found.flops, found.kernels, found.unknown_kernels) == (640, 2, 1)
 
@@ -254,10 +258,11 @@ def test_memory_counts_slices_not_what_they_are_cut_from_and_nothing_on_the_chip
   ROOT %n = bf16[8,4]{1,0} negate(%s)
 }"""
     lines = (
-        "%big = bf16[100,4]{1,0} parameter(1)", "%at = s32[] parameter(2)",
+        "%big = bf16[100,4]{1,0} parameter(1)",
+        "%at = s32[] parameter(2)",
         "%f = bf16[8,4]{1,0:T(8,128)S(1)} fusion(%big, %at), kind=kLoop, calls=%fused",
         "ROOT %out = bf16[8,4]{1,0} add(%f, %p)",
-    )  # fmt: skip
+    )
     # The slice and the index; then p in and the sum out. The fusion's result stays on the chip.
     assert costs_of(entry(*lines, before=fused)).memory == (64 + 4) + (64 + 64)
 

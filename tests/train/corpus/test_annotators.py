@@ -27,8 +27,8 @@ from steerling_jax.train.corpus.label_table import (
     check_table,
     read_table_settings,
 )
-from steerling_jax.train.corpus.ontology import Concept, read_concepts
-from steerling_jax.train.corpus.sources import Source
+from steerling_jax.train.corpus.ontology import ConceptDefinition, read_concepts
+from steerling_jax.train.corpus.sources import TextSource
 from steerling_jax.train.prepare.prepare import prepare
 
 
@@ -97,9 +97,13 @@ def test_a_table_in_the_published_columns(atlas: Path, tmp_path: Path):
     tokenizer = SentencePieceTokenizer(train_sentencepiece(["".join(t) for t in DOCUMENTS.values()] * 9, 300))
     concepts = read_concepts()
     made = prepare(
-        tmp_path / "store", inputs=[Source((str(atlas / "documents.jsonl"),), id_field="doc")], tokenizer=tokenizer,
-        tables=read_table_settings(atlas / "labels.toml"), heldout_share=0.0, chunk_tokens=10,
-    )  # fmt: skip
+        tmp_path / "store",
+        inputs=[TextSource((str(atlas / "documents.jsonl"),), id_field="doc")],
+        tokenizer=tokenizer,
+        tables=read_table_settings(atlas / "labels.toml"),
+        heldout_share=0.0,
+        chunk_tokens=10,
+    )
     names = [concept["name"] for concept in made.concepts]
     assert names[len(concepts) :] == ["Baking", "Sailing", "Calm"]  # Threads is known
     assert made.concepts[-1]["group"] == "tone"
@@ -175,7 +179,7 @@ def test_columns_that_are_named_must_be_there(
 ):
     described = (atlas / "labels.toml").read_text().replace('"chunks', f'"{atlas}/chunks')
     (tmp_path / "l.toml").write_text(described.replace('"concepts.', f'"{atlas}/concepts.') + given)
-    source = Source((str(atlas / "documents.jsonl"),), id_field="doc")
+    source = TextSource((str(atlas / "documents.jsonl"),), id_field="doc")
     with pytest.raises(UserError, match=message):
         prepare(tmp_path / "store", inputs=[source], vocab_size=300, tables=read_table_settings(tmp_path / "l.toml"))
     assert [path.name for path in tmp_path.iterdir()] == ["l.toml"]
@@ -202,8 +206,10 @@ SEA = ["The boat sails on the sea.", "Waves rock the boat.", "Sails fill with wi
 LAND = ["The train runs on rails.", "A field of wheat.", "The car is on the road.", "Houses line the road."]
 
 
-def concept(id: int, examples: Sequence[str], counterexamples: Sequence[str] = (), most: float = 0.1) -> Concept:
-    return Concept(
+def concept(
+    id: int, examples: Sequence[str], counterexamples: Sequence[str] = (), most: float = 0.1
+) -> ConceptDefinition:
+    return ConceptDefinition(
         id, f"c{id}", "topic", "d", examples=tuple(examples), counterexamples=tuple(counterexamples), most=most
     )
 

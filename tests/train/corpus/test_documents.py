@@ -22,7 +22,7 @@ from steerling_jax.train.corpus.chunking import chunks
 from steerling_jax.train.corpus.documents import Document, python_documents, reference_documents, unique
 from steerling_jax.train.corpus.inputs import plan_parts
 from steerling_jax.train.corpus.reading import read_part
-from steerling_jax.train.corpus.sources import Source
+from steerling_jax.train.corpus.sources import TextSource
 from steerling_jax.train.corpus.split import keep, near_duplicates, side
 from steerling_jax.train.prepare.prepare import prepare
 
@@ -164,7 +164,7 @@ def test_no_text_twice():
 
 
 def read(path: Path, part_bytes: int = 0, **settings) -> list[Document]:
-    source = Source((str(path),), **settings)
+    source = TextSource((str(path),), **settings)
     return [document for part in plan_parts([source], part_bytes) for document in read_part(part, source)]
 
 
@@ -208,7 +208,7 @@ def test_links_to_files_are_read(tmp_path: Path):
     (tmp_path / "snapshot" / "README.md").symlink_to("nowhere")
     for name in ("snapshot", "snapshot/*", "snapshot/a.txt"):
         assert [(d.name, d.text) for d in read(tmp_path / name)] == [("a.txt", "some text")]
-    (part,) = plan_parts([Source((str(tmp_path / "snapshot"),))])
+    (part,) = plan_parts([TextSource((str(tmp_path / "snapshot"),))])
     assert (part.files[0].size, part.files[0].stamp) == (9, str(blob.stat().st_mtime))
     (tmp_path / "snapshot" / "b.txt").symlink_to("nowhere")
     with pytest.raises(UserError, match=r"b\.txt is a link that leads nowhere"):

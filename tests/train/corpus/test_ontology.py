@@ -11,11 +11,11 @@ import pytest
 from steerling_jax.errors import UserError
 from steerling_jax.train.corpus.annotators import TextChunk
 from steerling_jax.train.corpus.documents import Document
-from steerling_jax.train.corpus.ontology import Rules, check_examples, read_concepts
+from steerling_jax.train.corpus.ontology import MatchRules, check_examples, read_concepts
 from steerling_jax.train.corpus.sources import read_sources
 
 CONCEPTS = read_concepts()
-RULES = Rules(CONCEPTS)
+RULES = MatchRules(CONCEPTS)
 NAMES = [concept.name for concept in CONCEPTS]
 
 
@@ -52,12 +52,16 @@ def test_concepts_are_named_described_and_have_rules():
         ("if_stmt ::= 'if' assignment_expression", "reference", "", {"Grammar rule"}),
         ("    try:\n        x = 1\n    except KeyError:\n", "code", "", {"Exception handling"}),
         ("    for i in x:\n        yield i\n", "code", "", {"For loop", "Generator"}),
-        ("class A(B):\n    @property\n    def x(self):\n", "code", "",
-         {"Class definition", "Decorator", "Property and class method", "Method definition"}),
+        (
+            "class A(B):\n    @property\n    def x(self):\n",
+            "code",
+            "",
+            {"Class definition", "Decorator", "Property and class method", "Method definition"},
+        ),
         ("    async with lock:\n", "code", "", {"Asynchronous code", "With statement"}),
         ("    x = [i for i in y]\n", "code", "", {"Comprehension"}),
     ],
-)  # fmt: skip
+)
 def test_finds(text: str, source: str, module: str, expected: set[str]):
     assert expected <= labels(text, source, module)
 

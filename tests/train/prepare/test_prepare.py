@@ -27,7 +27,7 @@ from steerling_jax.train.corpus import labelling, survey
 from steerling_jax.train.corpus.documents import Document
 from steerling_jax.train.corpus.inputs import plan_parts
 from steerling_jax.train.corpus.reading import read_part
-from steerling_jax.train.corpus.sources import Source, read_sources
+from steerling_jax.train.corpus.sources import TextSource, read_sources
 from steerling_jax.train.prepare.prepare import prepare
 
 WORDS = [
@@ -57,7 +57,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def store(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> CorpusStore:
     out = tmp_path_factory.mktemp("one") / "store"
-    return prepare(out, inputs=[Source((str(folder),))], vocab_size=300, part_bytes=PART, heldout_share=0.2)
+    return prepare(out, inputs=[TextSource((str(folder),))], vocab_size=300, part_bytes=PART, heldout_share=0.2)
 
 
 def same(first: Path, second: Path) -> bool:
@@ -112,9 +112,13 @@ def test_killed_and_begun_again(store: CorpusStore, folder: Path, tmp_path: Path
         assert not out.exists()
     again: list[tuple[str, int, int]] = []
     prepare(
-        out, inputs=[Source((str(folder),))], vocab_size=300, part_bytes=PART, heldout_share=0.2,
+        out,
+        inputs=[TextSource((str(folder),))],
+        vocab_size=300,
+        part_bytes=PART,
+        heldout_share=0.2,
         progress=lambda *event: again.append(event),
-    )  # fmt: skip
+    )
     assert same(store.folder, out)
     first = {stage: total for stage, done, total in again if done == 0}
     assert first["reading"] == first["making the vocabulary"] == 0
@@ -134,7 +138,7 @@ def test_beam_makes_the_same_store(store: CorpusStore, folder: Path, tmp_path: P
     assert same(store.folder, tmp_path / "store")
     (tmp_path / "bad.jsonl").write_text("{")
     with pytest.raises(UserError, match=r"bad\.jsonl, line 1 is not JSON"):
-        prepare(tmp_path / "new", inputs=[Source((str(tmp_path / "bad.jsonl"),))], runner="FnApiRunner")
+        prepare(tmp_path / "new", inputs=[TextSource((str(tmp_path / "bad.jsonl"),))], runner="FnApiRunner")
 
 
 def test_another_preparation_is_not_taken_up(folder: Path, tmp_path: Path, tokenizer: SentencePieceTokenizer):
@@ -142,7 +146,7 @@ def test_another_preparation_is_not_taken_up(folder: Path, tmp_path: Path, token
         if (stage, done) == ("tokens and labels", 2):
             raise KeyboardInterrupt
 
-    settings: dict = {"inputs": [Source((str(folder),))], "tokenizer": tokenizer, "part_bytes": PART}
+    settings: dict = {"inputs": [TextSource((str(folder),))], "tokenizer": tokenizer, "part_bytes": PART}
     with pytest.raises(KeyboardInterrupt):
         prepare(tmp_path / "store", **settings, progress=stop)
     with pytest.raises(UserError, match=r"store\.work holds a preparation that was stopped, with other settings"):
@@ -162,13 +166,13 @@ def test_what_was_begun_is_kept_whatever_goes_wrong_afterwards(folder: Path, tmp
         if (stage, done) == ("reading", 2):
             raise KeyboardInterrupt
 
-    inputs = [Source((str(folder),))]
+    inputs = [TextSource((str(folder),))]
     with pytest.raises(KeyboardInterrupt):
         prepare(tmp_path / "store", inputs=inputs, tokenizer=tokenizer, part_bytes=PART, progress=stop)
     with pytest.raises(UserError, match="with other settings"):
         prepare(tmp_path / "store", inputs=inputs, tokenizer=tokenizer, part_bytes=PART, seed=5)
     with pytest.raises(UserError):
-        prepare(tmp_path / "store", inputs=[Source((str(tmp_path / "absent"),))], tokenizer=tokenizer)
+        prepare(tmp_path / "store", inputs=[TextSource((str(tmp_path / "absent"),))], tokenizer=tokenizer)
     assert (tmp_path / "store.work/survey/000000.json").is_file()
     prepare(tmp_path / "store", inputs=inputs, tokenizer=tokenizer, part_bytes=PART)
 
@@ -177,7 +181,7 @@ def test_a_packed_file_that_is_cut_off_is_told(tmp_path: Path):
     whole = gzip.compress(json.dumps({"text": "some words " * 100}).encode())
     (tmp_path / "a.jsonl.gz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match=r"Cannot read .*a\.jsonl\.gz: Compressed file ended"):
-        prepare(tmp_path / "store", inputs=[Source((str(tmp_path / "a.jsonl.gz"),))], vocab_size=300)
+        prepare(tmp_path / "store", inputs=[TextSource((str(tmp_path / "a.jsonl.gz"),))], vocab_size=300)
     assert not (tmp_path / "store.work").exists()
 
 
@@ -186,13 +190,13 @@ def test_shards_without_data_are_no_obstacle(tmp_path: Path, tokenizer: Sentence
     for i in range(20):
         (tmp_path / f"{i}.jsonl").write_text("\n")
     (tmp_path / "x.jsonl").write_text(json.dumps({"text": "one"}))
-    made = prepare(tmp_path / "store", inputs=[Source((str(tmp_path / "*.jsonl"),))], tokenizer=tokenizer)
+    made = prepare(tmp_path / "store", inputs=[TextSource((str(tmp_path / "*.jsonl"),))], tokenizer=tokenizer)
     assert texts(made) == ["one"]
 
 
 def test_hashes_are_compared_in_ranges(monkeypatch: pytest.MonkeyPatch, folder: Path, tmp_path: Path, tokenizer):
     monkeypatch.setattr(survey, "_RANGE_DOCUMENTS", 20)
-    made = prepare(tmp_path / "s", inputs=[Source((str(folder),))], tokenizer=tokenizer, part_bytes=PART)
+    made = prepare(tmp_path / "s", inputs=[TextSource((str(folder),))], tokenizer=tokenizer, part_bytes=PART)
     assert sorted(texts(made)) == sorted(TEXTS[:105])
 
 
@@ -205,7 +209,7 @@ def test_a_vocabulary_of_a_part_of_the_text(tmp_path: Path, folder: Path, monkey
 
     monkeypatch.setattr(labelling, "train_sentencepiece", train)
     monkeypatch.setattr(labelling, "_VOCABULARY_CHARACTERS", 4000)
-    prepare(tmp_path / "s", inputs=[Source((str(folder),))], vocab_size=300, part_bytes=PART)
+    prepare(tmp_path / "s", inputs=[TextSource((str(folder),))], vocab_size=300, part_bytes=PART)
     assert 2000 < sum(map(len, taken)) <= 4000
     assert len(taken) >= 5  # from all parts
 
@@ -238,7 +242,7 @@ def test_beyond_memory_a_hash_or_a_cluster_decides(tmp_path: Path, tokenizer, mo
 
 
 def read(files: str, part_bytes: int = 0, **settings) -> list[Document]:
-    source = Source((files,), **settings)
+    source = TextSource((files,), **settings)
     return [document for part in plan_parts([source], part_bytes) for document in read_part(part, source)]
 
 
@@ -248,7 +252,7 @@ def test_parquet(tmp_path: Path):
 
     table = pa.table({"body": TEXTS[:50], "key": list(range(50)), "other": [[1.0]] * 50})
     parquet.write_table(table, tmp_path / "x.parquet", row_group_size=8)
-    source = Source((str(tmp_path),), name="mine", text_field="body", id_field="key")
+    source = TextSource((str(tmp_path),), name="mine", text_field="body", id_field="key")
     parts = plan_parts([source], 4000)
     assert len(parts) > 3
     found = [document for part in parts for document in read_part(part, source)]
@@ -297,9 +301,12 @@ def test_bad_input_is_told_before_the_work(tmp_path: Path, content: str, message
     begun = []
     with pytest.raises(UserError, match=message):
         prepare(
-            tmp_path / "out", inputs=[Source((str(tmp_path / "*.jsonl"),))], tokenizer=tokenizer, part_bytes=200,
+            tmp_path / "out",
+            inputs=[TextSource((str(tmp_path / "*.jsonl"),))],
+            tokenizer=tokenizer,
+            part_bytes=200,
             progress=lambda stage, done, total: begun.append(stage),
-        )  # fmt: skip
+        )
     assert "splitting" not in begun
     assert [path.name for path in tmp_path.iterdir()] == ["x.jsonl"]
 
@@ -352,7 +359,7 @@ def test_a_described_source(tmp_path: Path, tokenizer: SentencePieceTokenizer):
 def test_settings_of_a_source_are_for_its_own_documents(tmp_path: Path, tokenizer: SentencePieceTokenizer):
     (tmp_path / "p.jsonl").write_text(json.dumps({"verse": TEXTS[0], "text": TEXTS[1], "source": "poems"}))
     (tmp_path / "source.toml").write_text(SOURCE.replace("poems/*", "p"))
-    plain = Source((str(tmp_path / "p.jsonl"),))
+    plain = TextSource((str(tmp_path / "p.jsonl"),))
     inputs = [*read_sources(tmp_path / "source.toml"), plain]
     made = prepare(tmp_path / "store", inputs=inputs, tokenizer=tokenizer, heldout_share=0.0)
     long = [0, 0]

@@ -17,7 +17,7 @@ from steerling_jax.io.places import Place
 from steerling_jax.io.tokenizers.sentencepiece import SentencePieceTokenizer
 from steerling_jax.io.tokenizers.vocabulary import train_sentencepiece
 from steerling_jax.train.corpus.documents import Document
-from steerling_jax.train.corpus.sources import Source
+from steerling_jax.train.corpus.sources import TextSource
 from steerling_jax.train.prepare.prepare import prepare
 
 TEXTS = [f"The thread number {i} waits for a lock. {'It waits on. ' * (i % 9)}" for i in range(60)]
@@ -64,7 +64,7 @@ def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def stopped(bucket: str, texts: Path, tokenizer: SentencePieceTokenizer) -> dict:
     """Arguments of a preparation that was stopped while it wrote its store."""
-    settings = {"inputs": [Source((str(texts),))], "tokenizer": tokenizer}
+    settings = {"inputs": [TextSource((str(texts),))], "tokenizer": tokenizer}
     with pytest.raises(KeyboardInterrupt):
         prepare(bucket, **settings, progress=stop_at("writing"))
     assert Place(bucket).names()
@@ -114,7 +114,7 @@ def test_a_folder_of_others_is_left_alone(tmp_path: Path, texts: Path, tokenizer
     (tmp_path / "store.work" / "deep" / "thesis.txt").write_text("years of work")
     before = files_of(tmp_path)
     given: list[dict[str, Any]] = [
-        {"inputs": [Source((str(texts),))]}, {"documents": [Document("d", "text", "x")]}
+        {"inputs": [TextSource((str(texts),))]}, {"documents": [Document("d", "text", "x")]}
     ]  # fmt: skip
     for settings in given:
         with pytest.raises(UserError, match=r"store\.work holds deep/thesis\.txt and no preparation"):
@@ -126,7 +126,7 @@ def test_what_was_written_before_the_job_is_no_obstacle(tmp_path: Path, texts: P
     (tmp_path / "store.work").mkdir()
     for name in ("documents.new", f"documents-{'0' * 16}.jsonl", "tokenizer.model"):
         (tmp_path / "store.work" / name).write_text("half")
-    prepare(tmp_path / "store", tokenizer=tokenizer, inputs=[Source((str(texts),))])
+    prepare(tmp_path / "store", tokenizer=tokenizer, inputs=[TextSource((str(texts),))])
     assert not (tmp_path / "store.work").exists()
 
 
@@ -182,11 +182,12 @@ def test_sources_of_several_files_have_names_of_their_own(tmp_path: Path, texts:
         ("DataflowRunner", ("project=p",), r"Beam refuses --runner DataflowRunner .*Missing GCS path option"),
         ("nowhere.Runner", (), r"--runner nowhere\.Runner cannot be loaded, No module named 'nowhere'"),
         (
-            "DataflowRunner", ("project=my-project", "region=r", "temp_location=gs://bbbb/t"),
+            "DataflowRunner",
+            ("project=my-project", "region=r", "temp_location=gs://bbbb/t"),
             r"--runner DataflowRunner cannot be loaded, .*pip install 'apache-beam\[gcp\]'",
         ),
     ],
-)  # fmt: skip
+)
 def test_runners_and_options_that_beam_does_not_take(
     tmp_path: Path, texts: Path, tokenizer, capsys: pytest.CaptureFixture, runner: str, options: tuple, message: str
 ):
@@ -196,7 +197,11 @@ def test_runners_and_options_that_beam_does_not_take(
         pytest.skip("it would ask Google")
     with pytest.raises(UserError, match=f"^{message}"):
         prepare(
-            tmp_path / "s", inputs=[Source((str(texts),))], tokenizer=tokenizer, runner=runner, runner_options=options
+            tmp_path / "s",
+            inputs=[TextSource((str(texts),))],
+            tokenizer=tokenizer,
+            runner=runner,
+            runner_options=options,
         )
     assert "usage" not in capsys.readouterr().err
     assert not (tmp_path / "s.work").exists()
