@@ -44,12 +44,13 @@ NOISE = NoiseConfig(clean_context=True, floor=0.2)
 WIDEST_RATE = 3e-3  # at width 256, the bundled model's; narrower models take more, by the square root
 RESULTS = "results.json"
 IMPORTS = """\
-from steerling_jax.config import Compute, ConceptConfig, ModelConfig
-from steerling_jax.noise import NoiseConfig
-from steerling_jax.objective import ObjectiveConfig
-from steerling_jax.optimizer import OptimizerConfig
-from steerling_jax.sharding import MeshShape
-from steerling_jax.train.run_config import DataConfig, RunConfig
+from steerling_jax.models.compute import Compute
+from steerling_jax.models.steerling.config import ConceptConfig, ModelConfig
+from steerling_jax.objectives.noise import NoiseConfig
+from steerling_jax.objectives.optimizer import OptimizerConfig
+from steerling_jax.objectives.pretraining import ObjectiveConfig
+from steerling_jax.parallel.sharding import MeshShape
+from steerling_jax.train.run.run_config import DataConfig, RunConfig
 """
 
 

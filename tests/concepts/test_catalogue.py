@@ -16,7 +16,7 @@ from pyarrow import parquet
 import steerling_jax as sj
 from steerling_jax.concepts.catalogue import Catalogue, Concept
 from steerling_jax.explain.promoted_tokens import promoted_pieces, promoted_tokens
-from steerling_jax.io.catalogue import make_catalogue, read_catalogue
+from steerling_jax.io.catalogue import make_catalogue, model_catalogue, read_catalogue
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.steerling.config import ConceptConfig, ModelConfig
 from steerling_jax.models.steerling.model import init_params
@@ -162,13 +162,17 @@ def test_bad_files_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         read_catalogue(tmp_path / "bad.parquet", SMALL)
 
 
-def test_a_bundle_reads_its_catalogue_when_asked(tmp_path: Path):
+def test_the_catalogue_of_a_model_folder(tmp_path: Path):
     bundle = sj.load()
-    bundle = dataclasses.replace(bundle, folder=tmp_path)
-    assert bundle.concepts.concepts == ()
-    bundle = dataclasses.replace(bundle)
-    parquet.write_table(pyarrow.Table.from_pylist(ENTRIES, _schema()), tmp_path / "concepts.parquet")
     assert bundle.concepts.resolve("regular expressions") == (0,)
+    assert model_catalogue(tmp_path, bundle.config).concepts == ()
+    parquet.write_table(pyarrow.Table.from_pylist(ENTRIES, _schema()), tmp_path / "concepts.parquet")
+    assert model_catalogue(tmp_path, bundle.config).resolve("regular expressions") == (0,)
+
+
+def test_a_bundle_without_a_catalogue_has_concepts_without_names():
+    bundle = dataclasses.replace(sj.load(), catalogue=None)
+    assert (bundle.concepts.concepts, bundle.concepts.known) == ((), bundle.config.concept.n_concepts)
     with pytest.raises(sj.UserError, match="bare backbone"):
         dataclasses.replace(bundle, config=dataclasses.replace(SMALL, interpretable=False, concept=None)).concepts  # noqa: B018
 

@@ -228,7 +228,7 @@ def test_parameters_may_be_donated(tmp_path: Path):
 SHARDED = """
 import jax, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
-from steerling_jax.io import weights
+from steerling_jax.io.weights import published as weights
 mesh = jax.make_mesh((2, 2), ("a", "b"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
 specs = {"c_fc": P(None, "b", "a"), "c_q": P(None, "a", "b"), "c_kv": P(None, None, "b")}
 specs |= {"c_proj": P("b", None, "a"), "tok_emb": P(("a", "b"))}
@@ -255,7 +255,7 @@ def test_shardings(tmp_path: Path):
 PEAK = """
 import jax, re
 from pathlib import Path
-from steerling_jax.io import weights
+from steerling_jax.io.weights import published as weights
 jax.device_put(0.0).block_until_ready()
 status = lambda key: 1024 * int(re.search(key + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 before = status("VmRSS")
@@ -287,7 +287,7 @@ def test_full_disk_while_writing(tmp_path: Path):
 import resource, jax, numpy as np
 from pathlib import Path
 from steerling_jax.errors import UserError
-from steerling_jax.io import weights
+from steerling_jax.io.weights import published as weights
 config, params, _ = weights.read_published({str(tmp_path / "m")!r})
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
 try:

@@ -122,7 +122,7 @@ bare = config
 def config():
     import dataclasses
     from steerling_jax.instruction_objective import InstructionObjective
-    from steerling_jax.train.run_config import instruct_ids
+    from steerling_jax.train.run.run_config import instruct_ids
     run = bare()
     return dataclasses.replace(
         run, steps=2, eval_every=2, model=dataclasses.replace(run.model, vocab_size=303, **instruct_ids(303)),
@@ -172,11 +172,12 @@ SHARDED = """
 import sys
 from functools import partial
 import jax, numpy as np
-from steerling_jax.lora import LoraConfig
-from steerling_jax.optimizer import OptimizerConfig
-from steerling_jax.sharding import MeshShape, batch_sharding, make_mesh, param_shardings
-from steerling_jax.training_step import Recipe, init_state, state_shardings, update
-from steerling_jax.model import init_params
+from steerling_jax.models.lora import LoraConfig
+from steerling_jax.objectives.optimizer import OptimizerConfig
+from steerling_jax.models.steerling.sharding import param_shardings
+from steerling_jax.parallel.sharding import MeshShape, batch_sharding, make_mesh
+from steerling_jax.objectives.training_step import Recipe, init_state, state_shardings, update
+from steerling_jax.models.steerling.model import init_params
 from tests.objectives.test_phases import CONFIG, KEY, STEERING, steering_batch
 
 mesh, batch = make_mesh(MeshShape(2, 2, 2)), steering_batch(8)
@@ -195,7 +196,9 @@ with jax.set_mesh(mesh):
     split, found = jax.jit(partial(update, recipe=recipe))(state, batch, KEY, base=base)
 for name in metrics:
     np.testing.assert_allclose(found[name], metrics[name], rtol=1e-4, err_msg=name)
-jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), plain.params, split.params)
+# An entry moves by at most about the rate, and Muon's iteration turns rounding into some thousandths of that.
+limit = 5e-3 * optimizer.peak_rate
+jax.tree.map(partial(np.testing.assert_allclose, rtol=0, atol=limit), plain.params, split.params)
 """
 
 

@@ -35,7 +35,7 @@ class World:
         write_published(root / "model", model, jax.jit(partial(init_params, model))(jax.random.key(1)))
 
     def config(self, mesh: str, more: str = "") -> Path:
-        text = CONFIG.replace("def config", "from steerling_jax.sharding import MeshShape\n\ndef config")
+        text = CONFIG.replace("def config", "from steerling_jax.parallel.sharding import MeshShape\n\ndef config")
         settings = f"mesh=MeshShape({mesh}), steps={SHORT}, start_from={str(self.root / 'model')!r}, {more}"
         text = text.replace(f"steps={STEPS},", settings)
         text = text.replace("batch_size=4", "batch_size=12")
@@ -142,8 +142,8 @@ GATHER = """
 import sys
 import jax, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
-from steerling_jax.sharding import MeshShape, make_mesh, to_first_host
-from steerling_jax.train.processes import is_first, join
+from steerling_jax.parallel.sharding import MeshShape, make_mesh, to_first_host
+from steerling_jax.train.run.processes import is_first, join
 join(sys.argv[1], 2, int(sys.argv[2]))
 mesh = make_mesh(MeshShape(fsdp=2))
 wanted = np.arange(6 * 4 * 2, dtype=np.float32).reshape(6, 4, 2)

@@ -16,9 +16,9 @@ from steerling_jax.tokenizer import IdsOnlyTokenizer, SpecialIds
 
 STEPS, EVERY = 60, 5
 CONFIG = f"""
-from steerling_jax.config import ConceptConfig, ModelConfig
-from steerling_jax.optimizer import OptimizerConfig
-from steerling_jax.train.run_config import DataConfig, RunConfig, special_ids
+from steerling_jax.models.steerling.config import ConceptConfig, ModelConfig
+from steerling_jax.objectives.optimizer import OptimizerConfig
+from steerling_jax.train.run.run_config import DataConfig, RunConfig, special_ids
 
 def config():
     concept = ConceptConfig(

@@ -52,7 +52,7 @@ def test_fewer_chunks_than_asked_for(k: int):
 
 SHARDED = """
 import numpy as np, jax
-from steerling_jax.retrieval import best_rows, place_rows
+from steerling_jax.attribution.index.retrieval import best_rows, place_rows
 assert len(jax.devices()) == 8
 rows = np.random.default_rng(0).standard_normal((9000, 16)).astype(np.float32)
 block = place_rows(rows)

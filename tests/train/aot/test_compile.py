@@ -224,12 +224,12 @@ def test_matrix_entries_are_commands_that_parse(report: Report) -> None:
 EVALUATION = """
 import dataclasses, sys
 import jax, jax.numpy as jnp
-from steerling_jax.config import Compute
+from steerling_jax.models.compute import Compute
 from steerling_jax.evaluation import likelihood_sums, presence_evidence
-from steerling_jax.sharding import MeshShape
+from steerling_jax.parallel.sharding import MeshShape
 from steerling_jax.train.aot.chips import topology_devices
 from steerling_jax.train.aot.programs import mesh_for
-from steerling_jax.train.run_config import load_config
+from steerling_jax.train.run.run_config import load_config
 from steerling_jax.train.step import abstract_state
 
 run = load_config(sys.argv[1])

@@ -142,7 +142,7 @@ def test_nothing_depends_on_this_run():
 
 
 def test_order_and_hashes_are_fixed(library: Path):
-    listing = "import sys; from steerling_jax.train.documents import python_documents as p\n"
+    listing = "import sys; from steerling_jax.train.corpus.documents import python_documents as p\n"
     listing += "print(*(d.sha256 for d in p(sys.argv[1])), sep='\\n')"
     done = subprocess.run([sys.executable, "-c", listing, str(library)], capture_output=True, text=True, check=True)
     assert done.stdout.split() == [d.sha256 for d in python_documents(library)]
