@@ -2,13 +2,21 @@
 
 
 class UserError(Exception):
-    """Bad input, told in one sentence: names the file, field or value and what to do about it."""
+    """Invalid input. The message is one sentence that names the file, field or value and says what to do.
+
+    field: the name of the invalid field or argument, for callers that report it separately; None where no single field
+    is at fault.
+    """
+
+    def __init__(self, message: str = "", field: str | None = None):
+        super().__init__(message)
+        self.field = field
 
 
-def require(condition: bool, sentence: str) -> None:
-    """Raises `UserError(sentence)` where `condition` does not hold."""
+def require(condition: bool, message: str, field: str | None = None) -> None:
+    """Raises `UserError(message, field)` unless `condition` holds."""
     if not condition:
-        raise UserError(sentence)
+        raise UserError(message, field)
 
 
 def require_share(name: str, value: float) -> None:

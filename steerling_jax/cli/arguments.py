@@ -1,15 +1,40 @@
-"""Arguments that several commands have."""
+"""Arguments and argument types that several commands share."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from typing import TypeVar
+
+Number = TypeVar("Number", int, float)
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """MODEL, for `sj.load`; None stands for the bundled one."""
+    """Adds the positional MODEL, which `sj.load` takes; None means the bundled model."""
     parser.add_argument(
         "model",
         nargs="?",
         metavar="MODEL",
         help="a folder, a checkpoint, the name of a bundled model or a Hub id (default: the bundled model)",
     )
+
+
+def number_in_range(kind: type[Number], minimum: Number, maximum: Number | None = None) -> Callable[[str], Number]:
+    """An argparse type for numbers: `add_argument("--rows", type=number_in_range(int, 1))`.
+
+    kind: `int` or `float`. Both bounds are inclusive; without `maximum`, any larger number is valid. NaN never is.
+    """
+    noun = "a whole number" if kind is int else "a number"
+    bounds = f"of at least {minimum}" if maximum is None else f"from {minimum} to {maximum}"
+
+    def parse(text: str) -> Number:
+        try:
+            number = kind(text)
+        except ValueError:
+            number = None
+        # Written so that NaN, for which every comparison is false, is rejected too.
+        if number is not None and minimum <= number and (maximum is None or number <= maximum):
+            return number
+        raise argparse.ArgumentTypeError(f"expected {noun} {bounds}, not {text!r}")
+
+    return parse

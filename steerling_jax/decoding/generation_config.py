@@ -5,27 +5,35 @@ Source: `GenerationConfig` of the `steerling` 0.2.0 package.
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
-
-from steerling_jax.errors import require
+from steerling_jax.errors import UserError, require
 from steerling_jax.models.steerling.config import ModelConfig
-from steerling_jax.steering.config import SteeringConfig as SteeringConfig
 
-_SEED_LIMIT = 2**32
 _DEFAULT_LENGTH = 128
-# Beyond these, float32 arithmetic on logits gives no numbers any more.
-_MOST, _COLDEST = 1e4, 1e-4
+# Logits times or over a number beyond these overflow float32, and the probabilities become NaN.
+_LARGEST, _COLDEST = 1e4, 1e-4
+# Field: type, smallest and largest value (None: no upper limit).
+_RANGES: dict[str, tuple[type, float, float | None]] = {
+    "max_new_tokens": (int, 1, None),
+    "steps": (int, 1, None),
+    "seed": (int, 0, 2**32 - 1),
+    "temperature": (float, 0, _LARGEST),
+    "cfg_scale": (float, 0, _LARGEST),
+    "top_p": (float, 0, 1),
+    "repetition_penalty": (float, 1, _LARGEST),
+}
 
 
 @dataclass(frozen=True)
 class GenerationConfig:
     """How to generate. While `use_entropy_sampling` is on, `temperature` is ignored.
 
-    steps: None for one token a step. seed: None for another text every time. stop_tokens are looked for between
-    blocks.
+    steps: None for one denoising step a token. seed: None for a new random seed each time. stop_tokens: token ids,
+    looked for between blocks. Raises `UserError`, with the field's name in `.field`, for an invalid value.
     """
 
     max_new_tokens: int = 1024
@@ -41,27 +49,14 @@ class GenerationConfig:
     def __post_init__(self) -> None:
         if self.stop_tokens is not None:
             object.__setattr__(self, "stop_tokens", tuple(self.stop_tokens))
-        for name in ("max_new_tokens", "steps", "seed"):
+        for name in _RANGES:
             value = getattr(self, name)
-            whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-            require(value is None or whole, f"{name} is {value!r}, but it must be a whole number.")
-        require(self.max_new_tokens >= 1, f"max_new_tokens is {self.max_new_tokens}, but it must be at least 1.")
-        require(self.steps is None or self.steps >= 1, f"steps is {self.steps}, but it must be at least 1.")
-        for name, low, high in (
-            ("temperature", 0.0, _MOST),
-            ("cfg_scale", 0.0, _MOST),
-            ("top_p", 0.0, 1.0),
-            ("repetition_penalty", 1.0, _MOST),
-        ):
-            value = getattr(self, name)
-            require(low <= value <= high, f"{name} is {value}, but it must be from {low:g} to {high:g}.")
+            if value is not None or name not in ("steps", "seed"):
+                object.__setattr__(self, name, _validated(name, value))
         require(
             not 0 < self.temperature < _COLDEST,
-            f"temperature is {self.temperature}, but it must be at least {_COLDEST:g}, or 0 for the likeliest token.",
-        )
-        require(
-            self.seed is None or 0 <= self.seed < _SEED_LIMIT,
-            f"seed is {self.seed}, but it must be from 0 to {_SEED_LIMIT - 1}.",
+            f"temperature is {self.temperature}, but it must be at least {_COLDEST:g}, or 0 for greedy decoding.",
+            "temperature",
         )
 
     def sampler_blocks(self, config: ModelConfig) -> int:
@@ -69,32 +64,58 @@ class GenerationConfig:
         size = config.diff_block_size
         blocks, rest = divmod(self.max_new_tokens, size)
         require(
-            rest == 0, f"max_new_tokens is {self.max_new_tokens}, but it must be a multiple of the block size, {size}."
+            rest == 0,
+            f"max_new_tokens is {self.max_new_tokens}, but it must be a multiple of the block size, {size}.",
+            "max_new_tokens",
         )
         require(
             self.steps is None or self.steps % blocks == 0,
             f"steps is {self.steps}, but it must be a multiple of the number of blocks, {blocks}.",
+            "steps",
         )
         return blocks
 
     @staticmethod
-    def default_length(config: ModelConfig, prompt: int) -> int:
-        """max_new_tokens where nobody said: the whole blocks that fit after `prompt` tokens, up to 128 tokens, at least
-        one."""
+    def default_length(config: ModelConfig, prompt_length: int) -> int:
+        """The default of max_new_tokens after a prompt of `prompt_length` tokens: as many whole blocks as fit in the
+        context, at most 128 tokens and at least one block."""
         size = config.diff_block_size
-        return max(min(_DEFAULT_LENGTH, config.block_size - prompt) // size, 1) * size
+        return max(min(_DEFAULT_LENGTH, config.block_size - prompt_length) // size, 1) * size
 
     def check(self, config: ModelConfig, prompt: Sequence[int]) -> None:
-        """Raises `UserError` where this model cannot continue this prompt (ids) with these settings."""
+        """Raises `UserError` where this model cannot continue this prompt (token ids) with these settings."""
         self.sampler_blocks(config)
         V = config.vocab_size
-        require(len(prompt) > 0, "The prompt is empty: give it at least one token.")
-        for i in prompt:
-            require(0 <= i < V, f"The prompt holds token id {i}, outside the vocabulary: use ids from 0 to {V - 1}.")
-        for i in self.stop_tokens or ():
-            require(0 <= i < V, f"stop_tokens holds {i}, outside the vocabulary: use ids from 0 to {V - 1}.")
+        require(len(prompt) > 0, "The prompt is empty: give it at least one token.", "prompt")
+        for name, ids in (("prompt", prompt), ("stop_tokens", self.stop_tokens or ())):
+            for i in ids:
+                require(
+                    0 <= i < V,
+                    f"{name} contains token id {i}, outside the vocabulary: use ids from 0 to {V - 1}.",
+                    name,
+                )
         require(
             len(prompt) + self.max_new_tokens <= config.block_size,
             f"The prompt's {len(prompt)} tokens and max_new_tokens, {self.max_new_tokens}, do not fit in the model's "
             f"context of {config.block_size}: shorten one of them.",
+            "prompt",
         )
+
+
+def _validated(name: str, value: Any) -> Any:
+    """A field's value within its range; real numbers become floats where the field is one."""
+    kind, low, high = _RANGES[name]
+    number = numbers.Integral if kind is int else numbers.Real  # NumPy's scalars are registered as these, too
+    if not isinstance(value, number) or isinstance(value, bool):
+        raise UserError(f"{name} is {value!r}, but it must be a {'whole ' if kind is int else ''}number.", name)
+    # Compared before the conversion, since an integer can be too large for a float; NaN fails the comparison.
+    if not (low <= value and (high is None or value <= high)):
+        bounds = f"at least {low}" if high is None else f"from {low} to {high:.10g}"
+        raise UserError(f"{name} is {_shortened(value)}, but it must be {bounds}.", name)
+    return float(value) if kind is float else value
+
+
+def _shortened(value: Any) -> str:
+    """A number for a message: JSON can hold one of thousands of digits."""
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
