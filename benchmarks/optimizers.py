@@ -30,7 +30,6 @@ from steerling_jax.objectives.pretraining import ObjectiveConfig
 from steerling_jax.objectives.training_step import init_state, update
 from steerling_jax.train.data.pipeline import training_examples
 from steerling_jax.train.run.run_config import RunConfig
-from steerling_jax.train.run.step import recipe_of
 
 HELD_OUT = 8_192  # tokens
 
@@ -50,7 +49,7 @@ def measure(run: RunConfig, step: Any, seed: int, store: CorpusStore, held: Held
     """Nats a token after the run, and the median seconds of a step."""
     data, key = run.data, jax.random.key(seed)
     batches = iter(training_examples(store, seq_len=data.seq_len, batch_size=data.batch_size, seed=seed))
-    state, times = jax.jit(partial(init_state, recipe_of(run)))(key), []
+    state, times = jax.jit(partial(init_state, run))(key), []
     for _ in range(run.steps):
         batch = next(batches)
         start = time.perf_counter()
@@ -76,7 +75,7 @@ def main() -> None:
         for kind in ("adamw", "muon"):
             optimizer = OptimizerConfig(kind=kind, peak_rate=rate, warmup_steps=args.steps // 10, b2=0.99)  # type: ignore[arg-type]
             one = dataclasses.replace(run, optimizer=optimizer)
-            step = jax.jit(partial(update, recipe=recipe_of(one)), donate_argnums=0)  # one program for all seeds
+            step = jax.jit(partial(update, recipe=one), donate_argnums=0)  # one program for all seeds
             for seed in range(args.seeds):
                 nats, seconds = measure(one, step, seed, store, held)
                 print(f"{kind:6} {rate:8.1e} {seed:4} {nats:12.3f} {1e3 * seconds:9.0f}", flush=True)

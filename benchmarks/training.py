@@ -30,7 +30,8 @@ from training_pair import Reference, check_agreement, export
 from steerling_jax.evaluation.intervals import bootstrap
 from steerling_jax.models.steerling.flops import Flops, training_flops
 from steerling_jax.objectives.noise import expected_masked_share
-from steerling_jax.train.run.run_config import RunConfig, load_config
+from steerling_jax.train.run.config_files import load_config
+from steerling_jax.train.run.run_config import RunConfig
 from steerling_jax.train.run.step import init_state, train_step
 
 Timer = Callable[[], float]  # seconds of one step

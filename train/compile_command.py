@@ -83,7 +83,7 @@ def report_for(args: argparse.Namespace, note: Any) -> Report:
     from steerling_jax.train.aot import chips
     from steerling_jax.train.aot.programs import MODES, mesh_for
     from steerling_jax.train.aot.report import make_report
-    from steerling_jax.train.run.run_config import load_config
+    from steerling_jax.train.run.config_files import load_config
 
     if args.mode not in MODES:
         raise UserError(f"--mode is {args.mode!r}, but it must be {', '.join(MODES[:-1])} or {MODES[-1]}.")

@@ -59,10 +59,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from steerling_jax.cli.console import note, print_json
     from steerling_jax.io.checkpoints.training_folder import alone_in
+    from steerling_jax.train.run.config_files import load_config
     from steerling_jax.train.run.metrics import check_tensorboard
     from steerling_jax.train.run.processes import by_the_first, is_first, join
     from steerling_jax.train.run.profiler import parse_steps
-    from steerling_jax.train.run.run_config import load_config
 
     given = (args.coordinator, args.process_count, args.process_index)
     if any(value is not None for value in given) and None in given:

@@ -29,10 +29,12 @@ Metrics = dict[str, Any]
 
 @dataclass(frozen=True)
 class Recipe:
-    """What an update depends on, beside the state, the batch and the key. steps: of the whole run.
+    """What an update depends on, besides the state, the batch and the key.
 
-    accumulate: parts that a batch is worked through in, one after the other, for less memory. lora: train adapters to
-    given parameters, and these not.
+    steps: the number of steps of the whole run, for schedules.
+    accumulate: the number of parts into which a batch is split. Their gradients are computed one after the other and
+    added, which needs less memory.
+    lora: train adapters on top of given parameters, which stay fixed.
     """
 
     model: ModelConfig

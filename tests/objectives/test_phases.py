@@ -393,17 +393,17 @@ def a_run(**fields: Any) -> RunConfig:
 def test_impossible_phases() -> None:
     with pytest.raises(UserError, match=r"accumulate is 3, but it must divide data\.batch_size"):
         a_run(accumulate=3)
-    with pytest.raises(UserError, match="lora trains adapters to given weights"):
+    with pytest.raises(UserError, match="lora trains adapters on top of existing parameters"):
         a_run(lora=LoraConfig())
     with pytest.raises(UserError, match="belong together"):
         a_run(objective=InstructionObjective())
     talk = DataConfig(50, 32, 4, messages="talk.jsonl")
-    with pytest.raises(UserError, match="needs a model with ids for turns"):
+    with pytest.raises(UserError, match="needs a model with turn tokens"):
         dataclasses.replace(a_run(), objective=InstructionObjective(), data=talk)
     model = dataclasses.replace(CONFIG, vocab_size=53, **instruct_ids(53))
     tuned = RunConfig(name="t", model=model, data=talk, steps=3, objective=InstructionObjective())
     assert tuned.to_json()["objective"]["kind"] == "instruction"
-    with pytest.raises(UserError, match="and the 3 ids of turns must equal"):
+    with pytest.raises(UserError, match="and the 3 turn tokens must equal"):
         dataclasses.replace(tuned, data=dataclasses.replace(talk, vocab_size=53))
 
 

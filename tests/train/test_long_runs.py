@@ -27,11 +27,12 @@ from steerling_jax.parallel.sharding import MeshShape, make_mesh
 from steerling_jax.train.data.pipeline import Sequences, training_examples
 from steerling_jax.train.run import loop
 from steerling_jax.train.run.clock import step_flops
+from steerling_jax.train.run.config_files import load_config
 from steerling_jax.train.run.events import Began, Done, Evaluated, Event, Profiled, Saved, Spike, Step, Stopped
 from steerling_jax.train.run.parameter_table import parameter_rows, parameter_table
 from steerling_jax.train.run.processes import ProcessShare
 from steerling_jax.train.run.profiler import parse_steps
-from steerling_jax.train.run.run_config import RunConfig, load_config
+from steerling_jax.train.run.run_config import RunConfig
 from steerling_jax.train.run.run_folder import open_folder
 from steerling_jax.train.run.show import show
 from steerling_jax.train.run.start import InitialWeights, find_weights

@@ -31,10 +31,11 @@ from steerling_jax.train.corpus.documents import Document
 from steerling_jax.train.data.batches import Batches, batch_shapes
 from steerling_jax.train.data.steering_examples import lift_table
 from steerling_jax.train.prepare.prepare import prepare
+from steerling_jax.train.run.config_files import load_config
 from steerling_jax.train.run.events import Done, Event
 from steerling_jax.train.run.loop import train
 from steerling_jax.train.run.processes import ProcessShare
-from steerling_jax.train.run.run_config import RunConfig, instruct_ids, load_config
+from steerling_jax.train.run.run_config import RunConfig, instruct_ids
 from steerling_jax.train.run.run_folder import check_corpus, open_folder
 from steerling_jax.train.run.start import find_weights
 from tests.worlds.training_world import BARE_CONFIG, CONFIG, make_corpus

@@ -19,7 +19,7 @@ from steerling_jax.errors import UserError
 from steerling_jax.io.weights.published import write_published
 from steerling_jax.models.steerling.model import init_params
 from steerling_jax.parallel.sharding import MeshShape
-from steerling_jax.train.run.run_config import load_config
+from steerling_jax.train.run.config_files import load_config
 from tests.worlds.training_world import CONFIG, STEPS, make_corpus
 
 SHORT = 12

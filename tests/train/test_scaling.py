@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from steerling_jax.io.corpus.store import CorpusStore
-from steerling_jax.train.run.run_config import load_config
+from steerling_jax.train.run.config_files import load_config
 from tests.worlds.paths import REPOSITORY
 from tests.worlds.training_world import make_corpus
 

@@ -1,4 +1,4 @@
-"""Training in real processes: killed, stopped, refused, out of space. The pieces are in test_training_parts.py."""
+"""Training in real processes: killed, stopped, refused, out of space."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from steerling_jax.errors import UserError
 from steerling_jax.io.checkpoints.training import TrainingCheckpoints
 from steerling_jax.io.corpus.store import CorpusStore
 from steerling_jax.models.steerling.backbone import Params
-from steerling_jax.objectives.training_step import Batch, Metrics
+from steerling_jax.objectives.training_step import Batch, Metrics, model_params
 from steerling_jax.train.data.batches import Batches
 from steerling_jax.train.run.clock import Clock, Speed
 from steerling_jax.train.run.events import (
@@ -38,7 +38,7 @@ from steerling_jax.train.run.processes import ProcessAgreement, ProcessShare, Ti
 from steerling_jax.train.run.profiler import Profiler
 from steerling_jax.train.run.run_config import RunConfig
 from steerling_jax.train.run.start import InitialWeights, StartingPoint, begin
-from steerling_jax.train.run.step import compile_step, model_params
+from steerling_jax.train.run.step import compile_step
 from steerling_jax.train.run.watch import Watch
 
 Evaluate = Callable[[Any], Mapping[str, Any]]

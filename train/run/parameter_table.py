@@ -12,8 +12,9 @@ import jax
 from jax.sharding import Mesh
 
 from steerling_jax.objectives.optimizer import decay_mask
+from steerling_jax.objectives.training_step import state_shardings
 from steerling_jax.train.run.run_config import RunConfig
-from steerling_jax.train.run.step import init_state, shardings
+from steerling_jax.train.run.step import init_state
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -39,7 +40,7 @@ class ParameterRow:
 def parameter_rows(run: RunConfig, mesh: Mesh) -> list[ParameterRow]:
     """All parameters of a run on this mesh, without making them."""
     params = jax.eval_shape(partial(init_state, run)).params
-    places, decays = shardings(run, mesh).params, decay_mask(params)
+    places, decays = state_shardings(run, mesh).params, decay_mask(params)
     rows = []
     for (path, leaf), place, decay in zip(
         jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(places), jax.tree.leaves(decays), strict=True

@@ -24,7 +24,8 @@ from steerling_jax.io.checkpoints.training_folder import read_run, write_run
 from steerling_jax.io.corpus.store import CorpusStore
 from steerling_jax.io.tokenizers.load import vocabulary_file
 from steerling_jax.io.weights.published_layout import read_json_list
-from steerling_jax.train.run.run_config import RunConfig, first_difference, special_ids
+from steerling_jax.train.run.config_difference import first_difference
+from steerling_jax.train.run.run_config import RunConfig, special_ids
 
 
 def corpus_identity(store: CorpusStore) -> dict[str, str]:

@@ -25,11 +25,12 @@ from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.fingerprint import fingerprint
 from steerling_jax.models.steerling.model import param_shapes
 from steerling_jax.models.steerling.sharding import param_shardings
-from steerling_jax.objectives.training_step import TrainState
+from steerling_jax.objectives.training_step import TrainState, state_shardings
+from steerling_jax.train.run.config_difference import flatten
 from steerling_jax.train.run.metrics import METRICS_FILE
 from steerling_jax.train.run.processes import is_first
-from steerling_jax.train.run.run_config import RunConfig, leaves
-from steerling_jax.train.run.step import abstract_state, init_state, shardings
+from steerling_jax.train.run.run_config import RunConfig
+from steerling_jax.train.run.step import abstract_state, init_state
 from steerling_jax.train.run.turn_tokens import add_turn_tokens
 
 
@@ -91,8 +92,8 @@ def find_weights(run: RunConfig) -> InitialWeights | None:
 
 
 def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    leaves = jax.tree_util.tree_leaves_with_path(param_shapes(config))
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf.shape for path, leaf in leaves}
+    shapes = jax.tree_util.tree_leaves_with_path(param_shapes(config))
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf.shape for path, leaf in shapes}
 
 
 def _has(name: str, shapes: Mapping[str, tuple[int, ...]]) -> str:
@@ -124,7 +125,7 @@ def begin(
 ) -> StartingPoint:
     """Restores what there is. Raises `UserError` when there are checkpoints but none can be read, or when the other
     weights are not those with which the run in `folder` began."""
-    places = shardings(run, mesh)
+    places = state_shardings(run, mesh)
     found = checkpoints.restore(abstract_state(run, mesh))
     order, given = [], None
     if other is not None and (found is None or run.lora is not None):
@@ -167,6 +168,6 @@ def _rest(run: RunConfig, step: int) -> list[str]:
 
 def _changed(theirs: ModelConfig, ours: ModelConfig) -> str:
     """Fields that leave the shapes alone but not the computation."""
-    old, new = (dict(leaves(dataclasses.asdict(config))) for config in (theirs, ours))
+    old, new = (dict(flatten(dataclasses.asdict(config))) for config in (theirs, ours))
     names = [name for name in new if old.get(name) != new[name]]
     return f" (changed here: {', '.join(names)})" if names else ""

@@ -27,7 +27,8 @@ from steerling_jax.train.aot.hlo_costs import Costs, Traffic
 from steerling_jax.train.aot.render import as_json, print_report, verdict
 from steerling_jax.train.aot.report import Memory, Report, along_line, make_report, read_shortage
 from steerling_jax.train.aot.tables import tables
-from steerling_jax.train.run.run_config import DataConfig, RunConfig, instruct_ids, load_config
+from steerling_jax.train.run.config_files import load_config
+from steerling_jax.train.run.run_config import DataConfig, RunConfig, instruct_ids
 from tests.worlds.training_world import CONFIG
 
 # As the compiler words it, one way and another.
@@ -229,7 +230,7 @@ from steerling_jax.evaluation import likelihood_sums, presence_evidence
 from steerling_jax.parallel.sharding import MeshShape
 from steerling_jax.train.aot.chips import topology_devices
 from steerling_jax.train.aot.programs import mesh_for
-from steerling_jax.train.run.run_config import load_config
+from steerling_jax.train.run.config_files import load_config
 from steerling_jax.train.step import abstract_state
 
 run = load_config(sys.argv[1])

@@ -18,7 +18,7 @@ from steerling_jax.train.aot.hlo import read_module, read_shapes
 from steerling_jax.train.aot.hlo_costs import Costs, Traffic, costs_of
 from steerling_jax.train.aot.hlo_groups import between_slices, groups
 from steerling_jax.train.aot.programs import kernel_flops, own_flops, tiled_pairs
-from steerling_jax.train.run.run_config import load_config
+from steerling_jax.train.run.config_files import load_config
 
 X, W = jax.ShapeDtypeStruct((16, 32), jnp.float32), jax.ShapeDtypeStruct((5, 32, 32), jnp.float32)
 PRODUCT = 2 * 16 * 32 * 32

@@ -1,0 +1,40 @@
+"""metrics.jsonl and the clock of a run that is continued."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from steerling_jax.train.run.clock import Clock
+from steerling_jax.train.run.metrics import MetricsLog
+
+
+def test_metrics_go_on_from_the_restored_step(tmp_path: Path) -> None:
+    with MetricsLog(tmp_path, 0) as log:
+        for step in range(1, 8):
+            log.write("step", step, {"loss": step / 2})
+        log.write("evaluation", 7, {"bound": 1.0})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "step", "st')  # killed while writing
+    with MetricsLog(tmp_path, 5) as log:
+        log.write("step", 6, {"loss": 9.0})
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert lines[-1] == {"kind": "step", "step": 6, "loss": 9.0}
+
+
+def test_the_clock_adds_up_over_restarts() -> None:
+    clock = Clock()
+    with clock.phase("step"):
+        pass
+    clock.add({"starts": 2, "seconds": {"step": 10.0, "save": 1.5}})
+    told = clock.to_json()
+    assert told["starts"] == 3
+    assert 10.0 <= told["seconds"]["step"] < 10.1
+    assert told["seconds"]["save"] == 1.5
+    assert told["seconds"]["other"] >= 0
+    again = Clock()
+    again.add(told)
+    assert sum(again.to_json()["seconds"].values()) == pytest.approx(11.5, abs=0.1)

@@ -1,0 +1,50 @@
+"""Finds and loads the config of a run: one of the installed configs by name, or a `.py` file."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import pkgutil
+from pathlib import Path
+from types import ModuleType
+
+from steerling_jax.errors import UserError
+from steerling_jax.train.run.run_config import RunConfig
+
+
+def load_config(name: str | Path) -> RunConfig:
+    """Calls `config()` of `steerling_jax.configs.NAME`, or of a .py file.
+
+    Raises `UserError` where there is no such config, or its `config()` does not return a `RunConfig`.
+    """
+    module = _load_file(Path(name)) if str(name).endswith(".py") else _load_named(str(name))
+    make = getattr(module, "config", None)
+    run = make() if callable(make) else None
+    if not isinstance(run, RunConfig):
+        raise UserError(f"{name} has no function config() that returns a RunConfig; see configs/tiny.py for one.")
+    return run
+
+
+def config_names() -> list[str]:
+    """Names of the installed configs, sorted."""
+    configs = importlib.import_module("steerling_jax.configs")  # by name: the configs import this package
+    return sorted(module.name for module in pkgutil.iter_modules(configs.__path__) if not module.name.startswith("_"))
+
+
+def _load_named(name: str) -> ModuleType:
+    known = config_names()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3) or known
+        raise UserError(f"There is no config {name!r}; did you mean {' or '.join(near)}, or a path to a .py file?")
+    return importlib.import_module(f"steerling_jax.configs.{name}")
+
+
+def _load_file(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path) if path.is_file() else None
+    if spec is None or spec.loader is None:
+        names = ", ".join(config_names())
+        raise UserError(f"There is no config file {path}; give a path to a .py file, or one of {names}.")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
