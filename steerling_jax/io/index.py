@@ -29,7 +29,7 @@ from steerling_jax.errors import UserError
 from steerling_jax.io.atomic import atomic_path, write_json
 from steerling_jax.io.corpus.store import CorpusStore, array_spec
 from steerling_jax.io.disk import told
-from steerling_jax.io.places import Place
+from steerling_jax.io.storage import StoragePath
 
 FORMAT_VERSION = 2  # 2: influence with more maskings, and so another threshold
 _INNER_BYTES = 1 << 20  # of an array's inner chunks; a unit's array is one shard
@@ -102,7 +102,7 @@ class Unit:
         """One of its arrays. Raises `UserError` where it is not what was written."""
         try:
             array = np.asarray(
-                ts.open(array_spec(Place(self.folder), name), open=True, read=True).result().read().result()
+                ts.open(array_spec(StoragePath(self.folder), name), open=True, read=True).result().read().result()
             )
         except (ValueError, OSError) as error:
             raise self._damaged(name) from error
@@ -142,7 +142,7 @@ def _write_array(path: Path, array: np.ndarray) -> None:
         "codecs": [{"name": "sharding_indexed", "configuration": {"chunk_shape": inner}}],
         "fill_value": 0,
     }
-    ts.open(array_spec(Place(path.parent), path.name) | {"metadata": metadata}, create=True).result().write(
+    ts.open(array_spec(StoragePath(path.parent), path.name) | {"metadata": metadata}, create=True).result().write(
         array
     ).result()
 

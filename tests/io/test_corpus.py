@@ -18,7 +18,7 @@ from steerling_jax.io.corpus import writer as writing
 from steerling_jax.io.corpus.pieces import NO_ORIGIN, PieceSize
 from steerling_jax.io.corpus.store import ARRAYS, MAX_LABELS, CorpusStore
 from steerling_jax.io.corpus.writer import corpus_writer
-from steerling_jax.io.places import Place
+from steerling_jax.io.storage import StoragePath
 from steerling_jax.io.tokenizers.load import load_tokenizer
 from steerling_jax.tokenizer import IdsOnlyTokenizer, SpecialIds
 from steerling_jax.train.corpus.annotators import TextChunk
@@ -113,7 +113,7 @@ def test_a_trillion_tokens(tmp_path: Path):
     """Made as far as it needs no data: numbers of over 2³¹ chunks have room, and every row one shard."""
     part = PieceSize(documents=100_000, chunks=1_000_000, tokens=100_000_000, last_end=99_999_999)
     layout = writing.StoreLayout({"train": [part] * 13_000, "heldout": [part] * 500}, 100_281)
-    layout.create(Place(tmp_path))
+    layout.create(StoragePath(tmp_path))
     dtypes = {name: json.loads((tmp_path / name / "zarr.json").read_text())["data_type"] for name in ARRAYS}
     assert (dtypes["tokens"], dtypes["stride_chunks"], dtypes["chunk_documents"]) == ("uint32", "int64", "int32")
     shards = layout.shards()

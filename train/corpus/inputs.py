@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from steerling_jax.errors import UserError
+from steerling_jax.io.storage import file_system
 from steerling_jax.train.corpus.parts import FORMATS, InputFile, Part
 from steerling_jax.train.corpus.reading import parquet_file
 from steerling_jax.train.corpus.sources import TextSource
@@ -58,12 +59,10 @@ def source_files(source: TextSource) -> list[InputFile]:
 
 
 def _expand(name: str) -> list[InputFile]:
-    import fsspec
-
     if "://" not in name:
         name = str(Path(name).absolute())
     try:
-        system, path = fsspec.core.url_to_fs(name)
+        system, path = file_system(name)
         if glob.has_magic(path):
             base = path[: path.rindex("/", 0, _first_magic(path)) + 1] if "/" in path else ""
             entries = system.glob(path, detail=True)

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from steerling_jax.errors import UserError
-from steerling_jax.io.places import Place
+from steerling_jax.io.storage import StoragePath
 from steerling_jax.train.corpus.annotators import TextChunk
 from steerling_jax.train.corpus.documents import Document
 from steerling_jax.train.corpus.inputs import source_files
@@ -145,7 +145,7 @@ def table_concepts(table: TableSettings) -> list[dict[str, Any]]:
     return found
 
 
-def build_table(table: TableSettings, ids: dict[int, int], place: Place) -> None:
+def build_table(table: TableSettings, ids: dict[int, int], place: StoragePath) -> None:
     """Keeps the table in `place` so that a document's rows are found by bisection. ids: the table's to the corpus's.
 
     Held in memory while it is built: about 100 bytes a row. Raises `UserError` for ids that the inventory lacks.
@@ -185,7 +185,7 @@ def build_table(table: TableSettings, ids: dict[int, int], place: Place) -> None
 class LabelTable:
     """A table that was built; an annotator."""
 
-    def __init__(self, table: TableSettings, place: Place):
+    def __init__(self, table: TableSettings, place: StoragePath):
         self.name, self._by = table.name, table.by
         dtypes = {"keys": _KEY, "labels": np.int32}
         content = dict(zip(_ARRAYS, place.read_many(list(_ARRAYS))))

@@ -1,4 +1,4 @@
-"""Documents of a part, in their order: from texts, JSON lines and Parquet, here or in a bucket, through fsspec."""
+"""Documents of a part, in their order: from texts, JSON lines and Parquet, on this machine or in a bucket."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 from steerling_jax.errors import UserError, first_line
+from steerling_jax.io.storage import open_binary
 from steerling_jax.train.corpus.documents import Document
 from steerling_jax.train.corpus.parts import InputFile, Part
 from steerling_jax.train.corpus.sources import TextSource
@@ -73,11 +74,9 @@ def column_names(file: InputFile) -> Iterator[str]:
 @contextlib.contextmanager
 def opened(file: InputFile) -> Iterator[IO[bytes]]:
     """The file's bytes, unpacked. Raises `UserError` where it cannot be read."""
-    import fsspec
-
     try:
-        with fsspec.open(file.address, "rb", compression="infer" if file.is_packed else None) as content:
-            yield content  # type: ignore[misc]
+        with open_binary(file.address, decompress=file.is_packed) as content:
+            yield content
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         reason = getattr(error, "strerror", None) or first_line(error)
         raise UserError(f"Cannot read {file.address}: {reason}.") from error

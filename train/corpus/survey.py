@@ -66,7 +66,7 @@ def count_all(job: Preparation, name: str) -> None:
 
 def uncompared(job: Preparation) -> list[tuple[int, int]]:
     ranges = _ranges(job)
-    done = job.work.names("duplicates/")
+    done = job.work.names("duplicates")
     return [(number, ranges) for number in range(ranges) if f"duplicates/{number:04}" not in done]
 
 

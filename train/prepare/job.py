@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from steerling_jax.errors import UserError
-from steerling_jax.io.places import Place
+from steerling_jax.io.storage import StoragePath
 from steerling_jax.io.tokenizers.sentencepiece import SentencePieceTokenizer
 from steerling_jax.tokenizer import SpecialIds, Tokenizer
 from steerling_jax.train.corpus.annotators import Annotator, OwnLabels
@@ -65,12 +65,12 @@ class PrepareSettings:
 class Preparation:
     """A preparation opened in its working folder. Nothing in it changes while it runs, so what is read is kept."""
 
-    def __init__(self, work: Place):
+    def __init__(self, work: StoragePath):
         self.work = work
         (content,) = work.read_many([JOB])
         saved = json.loads(content)
         self.settings = PrepareSettings.from_json(saved["settings"])
-        self.store = Place(saved["store"])
+        self.store = StoragePath(saved["store"])
         self.sources = [TextSource.from_json(source) for source in saved["sources"]]
         self.concepts = [ConceptDefinition.from_json(concept) for concept in saved["concepts"]]
         self.tables = [TableSettings.from_json(table) for table in saved["tables"]]
@@ -155,22 +155,22 @@ class Preparation:
 
     def parts_without(self, folder: str) -> list[int]:
         """The parts that have no file of their number in a folder of the working folder."""
-        done = self.work.names(f"{folder}/")
+        done = self.work.names(folder)
         return [number for number in range(len(self.parts)) if f"{folder}/{number:06}.json" not in done]
 
-    def table_place(self, number: int) -> Place:
+    def table_place(self, number: int) -> StoragePath:
         return self.work / f"annotators/{number:02}"
 
 
 @cache
-def open_job(work: Place) -> Preparation:
+def open_job(work: StoragePath) -> Preparation:
     """The job in a working folder, opened once a process."""
     return Preparation(work)
 
 
 def start_job(
-    work: Place,
-    store: Place,
+    work: StoragePath,
+    store: StoragePath,
     *,
     settings: PrepareSettings,
     sources: Sequence[TextSource],

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +14,7 @@ from steerling_jax.concepts.catalogue import comparable
 from steerling_jax.errors import UserError
 from steerling_jax.io.corpus.store import CorpusStore
 from steerling_jax.io.disk import told
-from steerling_jax.io.places import Place
+from steerling_jax.io.storage import StoragePath
 from steerling_jax.io.tokenizers.cl100k import TiktokenTokenizer
 from steerling_jax.io.tokenizers.sentencepiece import SentencePieceTokenizer
 from steerling_jax.progress import Progress, no_progress
@@ -65,7 +64,7 @@ def prepare(
     Raises `UserError` for files that cannot be read, unknown sources and concept names, a vocabulary that the text
     cannot fill, and an `OUT.work` of another preparation or of something else.
     """
-    target, work = Place(out), Place(f"{str(out).rstrip('/')}.work")
+    target, work = StoragePath(out), StoragePath(f"{str(out).rstrip('/')}.work")
     if target.has("manifest.json") if target.is_remote else Path(out).exists():
         raise UserError(f"{out} is there already: choose another --out, or remove it.")
     if target.is_remote and documents is not None:
@@ -101,16 +100,16 @@ def prepare(
             run_on_beam(work, runner, runner_options)
     except UserError as error:
         if not (goes_on or work.has("survey.json") or isinstance(error, WorkerKilled)):  # nothing that took long
-            _remove(work)
+            work.remove()
         _forget_spools(work)
         raise
     if not target.is_remote:
         Path(work.address, "store").rename(out)
-    _remove(work)
+    work.remove()
     return CorpusStore(out)
 
 
-def _check_unused(target: Place, work: Place) -> None:
+def _check_unused(target: StoragePath, work: StoragePath) -> None:
     """Raises `UserError` where a new preparation would be mixed with another, or would remove what is not its own."""
     if others := sorted(name for name in work.names() if not _BEFORE_JOB.fullmatch(name)):
         raise UserError(
@@ -142,7 +141,7 @@ def _spool(documents: Iterable[Document], work: Path) -> TextSource:
     return TextSource((str(kept.absolute()),))
 
 
-def _forget_spools(work: Place) -> None:
+def _forget_spools(work: StoragePath) -> None:
     """Removes documents that were written down for a preparation which was then refused: the job does not name them."""
     job = work.read(JOB) or b""
     for path in Path(work.address).glob("documents-*.jsonl") if job else ():
@@ -172,9 +171,3 @@ def _vocabulary(tokenizer: Tokenizer) -> tuple[dict[str, Any], bytes]:
     if isinstance(tokenizer, TiktokenTokenizer):
         return about | {"file": TIKTOKEN}, tokenizer.proto
     raise UserError("A corpus needs a tokenizer with a vocabulary: give a model that has one.")
-
-
-def _remove(work: Place) -> None:
-    work.remove()
-    if not work.is_remote:
-        shutil.rmtree(work.address, ignore_errors=True)

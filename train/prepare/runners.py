@@ -13,7 +13,7 @@ from itertools import islice
 from typing import Any
 
 from steerling_jax.errors import UserError, first_line
-from steerling_jax.io.places import Place
+from steerling_jax.io.storage import StoragePath
 from steerling_jax.progress import Progress
 from steerling_jax.train.prepare.job import open_job
 from steerling_jax.train.prepare.stages import STAGES
@@ -21,12 +21,12 @@ from steerling_jax.train.prepare.stages import STAGES
 _QUEUED = 4  # tasks a process that wait for it: the list of a large corpus is never all in flight
 
 
-def tasks_of(stage: int, work: Place) -> list[Any]:
+def tasks_of(stage: int, work: StoragePath) -> list[Any]:
     """What is still to do of a stage."""
     return STAGES[stage].tasks(open_job(work))
 
 
-def run_task(stage: int, work: Place, task: Any) -> None:
+def run_task(stage: int, work: StoragePath, task: Any) -> None:
     STAGES[stage].run(open_job(work), task)
 
 
@@ -34,7 +34,7 @@ class WorkerKilled(UserError):
     """A process of ours was ended from outside; what all had done is there."""
 
 
-def run_here(work: Place, workers: int, tell: Progress) -> None:
+def run_here(work: StoragePath, workers: int, tell: Progress) -> None:
     """In this process (one worker), or in so many others."""
     if workers == 1:
         for number in range(len(STAGES)):
@@ -54,7 +54,9 @@ def run_here(work: Place, workers: int, tell: Progress) -> None:
                 ) from error
 
 
-def _in_pool(pool: ProcessPoolExecutor, stage: int, work: Place, tasks: Sequence[Any], workers: int) -> Iterator[None]:
+def _in_pool(
+    pool: ProcessPoolExecutor, stage: int, work: StoragePath, tasks: Sequence[Any], workers: int
+) -> Iterator[None]:
     left = iter(tasks)
     waiting = {pool.submit(run_task, stage, work, task) for task in islice(left, workers * _QUEUED)}
     try:
@@ -75,7 +77,7 @@ def _follow(done: Iterable[None], stage: str, total: int, tell: Progress) -> Non
         tell(stage, count, total)
 
 
-def run_on_beam(work: Place, runner: str, options: Sequence[str]) -> None:
+def run_on_beam(work: StoragePath, runner: str, options: Sequence[str]) -> None:
     """As one Beam pipeline. Its collections hold tasks' names, never text or tokens; a count of what is done is all
     that a stage waits for."""
     pipeline = _pipeline(runner, options)

@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from steerling_jax.io.corpus.store import MAX_LABELS
-from steerling_jax.io.places import Place
+from steerling_jax.io.storage import StoragePath
 from steerling_jax.tokenizer import SpecialIds
 
 NO_ORIGIN = 255  # in `chunk_origins`, where there is no label
@@ -121,7 +121,7 @@ class MadePiece:
 class StoredPiece:
     """A piece in files whose names begin with `name`."""
 
-    place: Place
+    place: StoragePath
     name: str
     dtype: str
 

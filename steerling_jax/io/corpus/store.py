@@ -18,7 +18,7 @@ import tensorstore as ts
 
 from steerling_jax.corpus.reader import Chunk, DocumentRecord
 from steerling_jax.errors import UserError
-from steerling_jax.io.places import Place
+from steerling_jax.io.storage import StoragePath
 from steerling_jax.tokenizer import SpecialIds
 
 FORMAT_VERSION = 1
@@ -45,7 +45,7 @@ class CorpusStore:
     """A store opened for reading. Opening reads the manifest; tokens, chunks and documents are read when asked for."""
 
     def __init__(self, folder: str | Path):
-        self.folder, self.place = Path(folder), Place(folder)
+        self.folder, self.place = Path(folder), StoragePath(folder)
         self.manifest = _read_manifest(self.place)
         self.special = SpecialIds(**self.manifest["special_ids"])
         context = ts.Context({"cache_pool": {"total_bytes_limit": _CACHE_BYTES}})
@@ -157,7 +157,7 @@ class CorpusStore:
         return (first + int(inside[0]), first + int(inside[-1]) + 1) if inside.size else (first, first)
 
 
-def _read_manifest(place: Place) -> dict[str, Any]:
+def _read_manifest(place: StoragePath) -> dict[str, Any]:
     path = f"{place}/manifest.json"
     try:
         content = place.read("manifest.json")
@@ -175,9 +175,9 @@ def _read_manifest(place: Place) -> dict[str, Any]:
     return manifest
 
 
-def array_spec(place: Place, name: str) -> dict[str, Any]:
+def array_spec(place: StoragePath, name: str) -> dict[str, Any]:
     """TensorStore's description of an array of the store at `place`."""
-    return {"driver": "zarr3", "kvstore": (place / name).url}
+    return {"driver": "zarr3", "kvstore": (place / name).array_url}
 
 
 def documents_file(number: int) -> str:

@@ -28,7 +28,7 @@ from steerling_jax.io.corpus.store import (
     array_spec,
     documents_file,
 )
-from steerling_jax.io.places import Place
+from steerling_jax.io.storage import StoragePath
 from steerling_jax.tokenizer import Tokenizer
 
 _OF_CHUNKS = {"chunk_spans": 0, "chunk_documents": 1, "chunk_labels": 2, "chunk_origins": 3}  # place in a ChunkTable
@@ -72,7 +72,7 @@ class StoreLayout:
             for number in range(-(-self.rows(array) // _shard_rows(array)))
         ]
 
-    def create(self, place: Place) -> None:
+    def create(self, place: StoragePath) -> None:
         """Makes the empty arrays; again is no harm."""
         for name, (tail, _, shard, inner) in ARRAYS.items():
             metadata = {
@@ -84,7 +84,7 @@ class StoreLayout:
             }
             ts.open(array_spec(place, name) | {"metadata": metadata}, create=True, open=True).result()
 
-    def write(self, place: Place, shard: Shard, pieces: Sequence[CorpusPiece]) -> None:
+    def write(self, place: StoragePath, shard: Shard, pieces: Sequence[CorpusPiece]) -> None:
         """Writes one shard; of the pieces, in the store's order, only those with rows in it are read."""
         start = shard.number * _shard_rows(shard.array)
         end = min(start + _shard_rows(shard.array), self.rows(shard.array))
@@ -205,7 +205,7 @@ def corpus_writer(
     yield writer
     layout = StoreLayout({split: [piece.size] for split, piece in writer.pieces.items()}, tokenizer.vocab_size)
     with atomic_path(target, folder=True) as folder:
-        place = Place(folder)
+        place = StoragePath(folder)
         layout.create(place)
         for shard in layout.shards():
             layout.write(place, shard, list(writer.pieces.values()))

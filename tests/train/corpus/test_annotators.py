@@ -14,7 +14,7 @@ from steerling_jax.cli.main import main
 from steerling_jax.errors import UserError
 from steerling_jax.evaluation.logistic import fit_logistic
 from steerling_jax.io.corpus.store import MAX_LABELS, CorpusStore
-from steerling_jax.io.places import Place
+from steerling_jax.io.storage import StoragePath
 from steerling_jax.io.tokenizers.sentencepiece import SentencePieceTokenizer
 from steerling_jax.io.tokenizers.vocabulary import train_sentencepiece
 from steerling_jax.train.corpus.annotators import OwnLabels, TextChunk, annotate
@@ -138,13 +138,13 @@ def test_tables_by_hash_and_of_whole_documents(tmp_path: Path):
     rows = [{"hash": document.sha256, "ids": [5, 6]}, {"hash": Document("", "", "else").sha256, "ids": [6]}]
     (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
     table = TableSettings("t", (str(tmp_path / "t.jsonl"),), "", document="hash", by="sha256", labels=("ids",))
-    build_table(table, {5: 50, 6: 60}, Place(tmp_path / "kept"))
-    annotator = LabelTable(table, Place(tmp_path / "kept"))
+    build_table(table, {5: 50, 6: 60}, StoragePath(tmp_path / "kept"))
+    annotator = LabelTable(table, StoragePath(tmp_path / "kept"))
     chunks = [TextChunk("some ", 0), TextChunk("text", 5)]
     assert annotator.annotate(document, chunks) == [[50, 60], [50, 60]]
     assert annotator.annotate(Document("d", "text", "other text"), chunks) == [[], []]
     with pytest.raises(UserError, match=r"line 1 has the concept 5"):
-        build_table(table, {6: 60}, Place(tmp_path / "kept"))
+        build_table(table, {6: 60}, StoragePath(tmp_path / "kept"))
 
 
 @pytest.mark.parametrize(
