@@ -85,7 +85,7 @@ def explain(
     """
     trace, config = restore(record, bundle, where), bundle.config
     shares = concept_contributions(bundle, trace)
-    found = attribute_inputs(bundle, trace, tell=tell) if inputs else None
+    found = attribute_inputs(bundle, trace, progress=tell) if inputs else None
     spans = chunk_spans(trace, trace.prompt_length, config.endofchunk_token_id, config.eot_id)
     chunks = []
     for number, (start, end) in enumerate(spans):

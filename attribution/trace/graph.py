@@ -63,7 +63,7 @@ def make_graph(
         trace,
         target=[ConceptActivation(one.id, one.kind, "weight") for one in concepts],
         positions=[position] * len(concepts),
-        tell=tell,
+        progress=tell,
     )
     of_logit = explanation.inputs or attribute_inputs(bundle, trace, positions=[position])
     into_logit = of_logit.attributions[of_logit.target_positions == position][0]

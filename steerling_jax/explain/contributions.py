@@ -23,7 +23,7 @@ from steerling_jax.bundle import Bundle
 from steerling_jax.decoding.trace import Trace
 from steerling_jax.decoding.window import injected_on
 from steerling_jax.errors import UserError
-from steerling_jax.explain.inputs.snapshots import require_finite
+from steerling_jax.explain.finite import require_finite
 from steerling_jax.explain.logit_shares import LogitShares, guided, shares_of
 from steerling_jax.models.steerling.decompose import RowClamps
 from steerling_jax.models.steerling.model import compiled_hidden

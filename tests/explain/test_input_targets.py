@@ -12,7 +12,7 @@ import pytest
 
 import steerling_jax as sj
 from steerling_jax.decoding.trace import Trace
-from steerling_jax.explain.inputs.snapshots import values_with_kept
+from steerling_jax.explain.inputs.perturbation import perturbed_values
 from steerling_jax.explain.inputs.targets import (
     TOKEN_LOGIT,
     AttributionTarget,
@@ -170,7 +170,7 @@ def test_values_with_parts_taken_away(base):
     ours = sj.attribute_inputs(bundle, trace, nodes=1, sample=3)
     keep = np.zeros((3, 3, len(trace.tokens)), np.float32)
     keep[:, 1], keep[:, 2, 4:] = 1.0, 1.0
-    values = values_with_kept(bundle, trace, keep, sample=3)
+    values = perturbed_values(bundle, trace, keep, sample=3)
     np.testing.assert_allclose(values[:, 0], ours.baseline_logits, atol=1e-5)
     np.testing.assert_allclose(values[:, 1], ours.path_logits, atol=1e-5)
     for row, order in enumerate(ours.target_orders):
@@ -180,7 +180,7 @@ def test_values_with_parts_taken_away(base):
         logits = sj.forward(bundle, canvas).logits[0, commit.positions[0]]
         assert values[row, 2] == pytest.approx(float(logits[commit.token_ids[0]]), abs=1e-4)
     with pytest.raises(sj.UserError, match="keep has the shape"):
-        values_with_kept(bundle, trace, keep[:2], sample=3)
+        perturbed_values(bundle, trace, keep[:2], sample=3)
 
 
 def test_without_the_correction_lm_head_reads_the_hidden_row(golden):

@@ -30,8 +30,8 @@ from steerling_jax.decoding.generation_config import GenerationConfig
 from steerling_jax.decoding.trace import Trace
 from steerling_jax.errors import UserError
 from steerling_jax.explain.inputs.integrated_gradients import attribute_inputs
+from steerling_jax.explain.inputs.perturbation import perturbed_values
 from steerling_jax.explain.inputs.record import InputAttribution, Method
-from steerling_jax.explain.inputs.snapshots import values_with_kept
 from steerling_jax.explain.inputs.targets import TokenLogit, TokenLogProbability
 from steerling_jax.io.corpus.store import CorpusStore
 from steerling_jax.progress import Progress, no_progress
@@ -127,7 +127,7 @@ def _explained(
         keep = np.zeros((1, len(kept), len(trace.tokens)), np.float32)
         for feature, run in enumerate(runs):
             keep[0][:, run] = kept[:, feature : feature + 1]
-        values = values_with_kept(
+        values = perturbed_values(
             bundle, trace, keep, target=TokenLogProbability(), positions=[position], batch_size=_ROWS
         )[0].astype(np.float64)
         ends = limits(values)

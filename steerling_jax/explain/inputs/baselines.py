@@ -1,7 +1,7 @@
-"""What integrated gradients are compared with: leaving one token out, and controls that never look through attention.
+"""Methods that integrated gradients are compared with: leave-one-out, and two controls that run no layer.
 
-(Gradient × input, the difference to the mask embedding times the gradient at the snapshot, is integrated gradients with
-one right-Riemann node, and is found there.)
+Gradient × input, the gradient at the snapshot times the difference to the mask embedding, is integrated gradients with
+one right-Riemann node and is computed there.
 
 Legend: n explained targets, T canvas positions, B rows, D width.
 """
@@ -21,73 +21,77 @@ from steerling_jax.models.steerling.backbone import Params, embed_tokens
 from steerling_jax.models.steerling.config import ModelConfig
 
 
-def leave_one_out(passes: SnapshotPasses, number: int, whole: float) -> np.ndarray:
-    """(T,): the target's value `whole` minus its value with each visible token replaced by the mask, one at a time.
+def leave_one_out(passes: SnapshotPasses, number: int, value: float) -> np.ndarray:
+    """(T,): the target's `value` minus its value with each visible token replaced by the mask, one token at a time.
 
-    The model has learnt from canvases with masks anywhere, so this takes it nowhere strange. The injection of steered
-    text stays where the snapshot had it.
+    The model is trained on canvases with masks at any position, so the changed canvas is an ordinary input to it. The
+    injection of steered text stays at the positions where the snapshot had it.
     """
-    found = np.zeros(len(passes.trace.tokens), np.float32)
-    where = visible(passes, number)
-    if len(where):
-        keep = np.ones((1, len(where), len(found)), np.float32)
-        keep[0, np.arange(len(where)), where] = 0.0
-        found[where] = whole - passes.values(np.asarray([number]), keep)[0]
-    return found
+    attributions = np.zeros(len(passes.trace.tokens), np.float32)
+    positions = visible_positions(passes, number)
+    if len(positions):
+        keep = np.ones((1, len(positions), len(attributions)), np.float32)
+        keep[0, np.arange(len(positions)), positions] = 0.0
+        attributions[positions] = value - passes.values(np.asarray([number]), keep)[0]
+    return attributions
 
 
 def recency(passes: SnapshotPasses, number: int) -> np.ndarray:
-    """(T,): 1 / (1 + distance from the target's position) of each visible token: what a rule without a model gives."""
-    found = np.zeros(len(passes.trace.tokens), np.float32)
-    where = visible(passes, number)
-    found[where] = 1.0 / (1.0 + np.abs(where - passes.cases[number].position))
-    return found
+    """(T,): 1 / (1 + distance to the target's position) at each visible token: a control without the model."""
+    attributions = np.zeros(len(passes.trace.tokens), np.float32)
+    positions = visible_positions(passes, number)
+    attributions[positions] = 1.0 / (1.0 + np.abs(positions - passes.cases[number].position))
+    return attributions
 
 
 def embedding_similarity(passes: SnapshotPasses, number: int) -> np.ndarray:
-    """(T,): (embedding − mask embedding) · the direction that the target reads from a hidden row, of each visible
-    token.
+    """(T,): (embedding − mask embedding) · direction at each visible token, where the target reads along `direction`.
 
-    The direction is the target's gradient at a row of zeros: lm_head's row of the written token for its logit. No layer
-    runs, so the control knows which words are there and not what they do together.
+    The direction is the target's gradient at a hidden row of zeros; for the token's logit it is the token's row of
+    lm_head. No layer runs, so this control measures which tokens are present without what attention does with them.
     """
     case, bundle = passes.cases[number], passes.bundle
     canvas = passes.snapshots[case.step]
     target = jax.tree.map(lambda leaf: np.asarray([leaf], np.int32), case.target)
-    along = _along(
+    similarity = _similarity(
         bundle.params,
         canvas,
         np.int32(passes.trace.mask_id),
         np.asarray([case.token], np.int32),
         target,
+        kind=type(case.target),
         config=bundle.config,
         compute=bundle.compute,
     )
-    found = np.zeros(len(canvas), np.float32)
-    where = visible(passes, number)
-    found[where] = np.asarray(along)[where]
-    return found
+    attributions = np.zeros(len(canvas), np.float32)
+    positions = visible_positions(passes, number)
+    attributions[positions] = np.asarray(similarity)[positions]
+    return attributions
 
 
-def visible(passes: SnapshotPasses, number: int) -> np.ndarray:
-    """Positions of the tokens that a case's target sees: unmasked, in its attention block or an earlier one."""
+def visible_positions(passes: SnapshotPasses, number: int) -> np.ndarray:
+    """Positions of the unmasked tokens that a target can attend to: in its attention block or an earlier one."""
     case, trace, block = passes.cases[number], passes.trace, passes.bundle.config.diff_block_size
-    seen = passes.snapshots[case.step][: (case.position // block + 1) * block] != trace.mask_id
-    return np.flatnonzero(seen)
+    unmasked = passes.snapshots[case.step][: (case.position // block + 1) * block] != trace.mask_id
+    return np.flatnonzero(unmasked)
 
 
-@partial(jax.jit, static_argnames=("config", "compute"))
-def _along(
+@partial(jax.jit, static_argnames=("kind", "config", "compute"))
+def _similarity(
     params: Params,
     canvas: jax.Array,
     mask_id: jax.Array,
     token: jax.Array,
     target: Any,
     *,
+    kind: type,
     config: ModelConfig,
     compute: Compute,
 ) -> jax.Array:
-    """(T,) float32, for one target: leaves and token (1,)."""
+    """(T,) float32 for one target; the leaves of `target` and `token` have the shape (1,).
+
+    kind: the target's class, see `snapshots.summed_gradients`.
+    """
     rows = jnp.zeros((1, config.n_embd))
     direction = jax.grad(lambda rows: target.value(params, rows, token, config, compute).sum())(rows)[0]
     base = embed_tokens(params, mask_id[None], compute).astype(jnp.float32)

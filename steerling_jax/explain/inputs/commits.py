@@ -1,6 +1,6 @@
-"""Which committed tokens an attribution explains, and what of each.
+"""Selection of the committed tokens that an input attribution explains, and of the target for each.
 
-The choice is checked before anything is computed.
+The selection is validated before the model runs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ from steerling_jax.explain.inputs.targets import AttributionTarget
 
 
 class Case(NamedTuple):
-    """One thing to explain: a commit and what of it."""
+    """One committed token and the target that is explained for it.
+
+    order: index of the commit in the trace. step, position, token, logit: as the trace records them.
+    """
 
     order: int
     step: int
@@ -35,20 +38,22 @@ def choose_cases(
     positions: Sequence[int] | None,
     sample: int | None,
 ) -> list[Case]:
-    """The commits to explain, see `attribute_inputs`. Raises `UserError` for a bad choice or a trace of another
-    model."""
+    """The cases to explain, for the arguments of `attribute_inputs` with the same names.
+
+    Raises `UserError` for an invalid selection and for a trace of another model.
+    """
     trace.check(bundle.config)
-    commits = [(order, *target) for order, commit in enumerate(trace.commits) for target in _written(commit)]
-    require(bool(commits), "The generation is empty: it has no written token to explain.")
+    commits = [(order, *token) for order, commit in enumerate(trace.commits) for token in _tokens_of(commit)]
+    require(bool(commits), "The generation is empty: it has no committed token to explain.")
     if positions is not None:
         require(span is None, "Both span and positions are given; give one of them.")
-        require(len(positions) > 0, "positions is empty: name at least one, or leave it out.")
+        require(len(positions) > 0, "positions is empty; give at least one position, or omit it.")
         by_position = {commit[2]: commit for commit in commits}
         for position in positions:
-            require(position in by_position, f"No token was written at position {position}; choose another.")
+            require(position in by_position, f"No token was committed at position {position}; choose another.")
         commits = [by_position[position] for position in positions]
     if span is not None:
-        commits = _inside(trace, commits, *span)
+        commits = _in_span(trace, commits, *span)
     if sample is not None:
         require(sample >= 1, f"sample is {sample}, but it must be at least 1.")
         chosen = np.unique(np.linspace(0, len(commits) - 1, min(sample, len(commits))).round().astype(int))
@@ -56,26 +61,27 @@ def choose_cases(
     if isinstance(target, Sequence):
         require(
             positions is not None and sample is None and len(target) == len(commits),
-            "Several targets go with as many positions, one by one, and with no sample; give positions of that length.",
+            "A list of targets needs a list of positions of the same length and no sample; give a position per target.",
         )
     targets = list(target) if isinstance(target, Sequence) else [target] * len(commits)
-    for one in targets:
-        one.check(bundle.config)
-    return [Case(*commit, target=one) for commit, one in zip(commits, targets, strict=True)]
+    for each in targets:
+        each.check(bundle.config)
+    return [Case(*commit, target=each) for commit, each in zip(commits, targets, strict=True)]
 
 
-def _written(commit: Commit) -> Iterator[tuple[int, int, int, float]]:
-    """(step, position, token id, target logit) of one commit."""
+def _tokens_of(commit: Commit) -> Iterator[tuple[int, int, int, float]]:
+    """(step, position, token id, target logit) of each token of one commit."""
     rows = zip(commit.positions, commit.token_ids, commit.target_logits, strict=True)
     return ((commit.step, *row) for row in rows)
 
 
-def _inside(trace: Trace, commits: list, start: int, end: int) -> list:
+def _in_span(trace: Trace, commits: list, start: int, end: int) -> list:
+    """The commits at positions [start, end). Raises `UserError` for an empty or invalid span."""
     P, T = trace.prompt_length, len(trace.tokens)
     require(
         P <= start < end <= T,
-        f"The span [{start}, {end}) does not lie in the generated text, which is [{P}, {T}).",
+        f"The span [{start}, {end}) is not inside the generated text, which is [{P}, {T}).",
     )
     inside = [commit for commit in commits if start <= commit[2] < end]
-    require(bool(inside), f"No token was written in the span [{start}, {end}); choose another.")
+    require(bool(inside), f"No token was committed in the span [{start}, {end}); choose another.")
     return inside

@@ -1,10 +1,16 @@
-"""Which input tokens made each committed token: integrated gradients on the canvas that generation saw.
+"""Input attribution: how much each canvas token contributed to a committed token, by integrated gradients.
 
-For each target, the embeddings of its exact snapshot are reached from the mask embedding on a straight line, and the
-gradient of the target along the line is averaged. The sum of the attributions is then the difference of the target
-between the two ends; how far it is off, the completeness error, says how exact the average is.
+Integrated gradients (Sundararajan et al., 2017, https://arxiv.org/abs/1703.01365) of a target f at embeddings x with
+the baseline x₀ are, for position t,
 
-Legend: n explained targets, T canvas positions.
+    a_t = (x_t − x₀_t) · ∫₀¹ ∂f/∂x_t (x₀ + α (x − x₀)) dα.
+
+Here x are the embeddings of the exact canvas (the snapshot) on which the token was committed, and x₀ is the mask
+embedding at every position: a canvas without information, and one that the model is trained on. The sum of all a_t is
+f(x) − f(x₀) (completeness), so the difference between the two, the completeness error, measures how well the quadrature
+approximates the integral.
+
+Legend: n explained targets, T canvas positions, S positions of a cut canvas.
 """
 
 from __future__ import annotations
@@ -17,11 +23,12 @@ import numpy as np
 from steerling_jax.bundle import Bundle
 from steerling_jax.decoding.trace import Trace
 from steerling_jax.errors import UserError, require
-from steerling_jax.explain.inputs import baselines as input_baselines
+from steerling_jax.explain.inputs import baselines
+from steerling_jax.explain.inputs.commits import Case, choose_cases
 from steerling_jax.explain.inputs.record import DEFAULT_TOLERANCE, InputAttribution, Method, Tolerance
-from steerling_jax.explain.inputs.snapshots import Case, SnapshotPasses, choose_cases
+from steerling_jax.explain.inputs.snapshots import SnapshotPasses
 from steerling_jax.explain.inputs.targets import TOKEN_LOGIT, AttributionTarget
-from steerling_jax.progress import Progress
+from steerling_jax.progress import Progress, no_progress
 
 Rule = Literal["gauss-legendre", "right-riemann"]
 
@@ -42,41 +49,45 @@ def attribute_inputs(
     rule: Rule = "gauss-legendre",
     tolerance: Tolerance = DEFAULT_TOLERANCE,
     batch_size: int = 8,
-    tell: Progress | None = None,
+    progress: Progress | None = None,
 ) -> InputAttribution:
-    """What each token of the snapshot added to each committed token's logit, or to another target.
+    """Attributes each committed token's logit, or another target, to the tokens of its snapshot.
 
-    method: "integrated-gradients", or what it is compared with (`input_baselines`).
-    target: one for all commits, or as many as `positions`.
-    span, positions, sample: the commits at positions [start, end), or at these positions, repeats allowed; of these,
-    so many, evenly spaced in the order of commitment. Default all.
-    nodes: gradients along each line. None takes 8, and doubles that for the targets outside the `tolerance`, up to its
-    `most_nodes`; the record says which are still outside. A number is taken as it is.
-    rule: Gauss–Legendre nodes need far fewer passes than the published right-Riemann sum.
-    batch_size: rows of a pass, which sets the memory needed; the nodes do not. tell(stage, done, total) hears of
-    progress.
-    A steered text is explained with the same injection, a guided one by its guided logits. Raises `UserError` for bad
-    values, a trace of another model and weights that are not finite.
+    method: "integrated-gradients", or one of the methods it is compared with (`explain.inputs.baselines`).
+    target: one target for all commits, or a list with one target per entry of `positions`.
+    span, positions: explain the commits at positions [start, end), or at these positions (repeats allowed). sample: of
+    the selected commits, explain this many, evenly spaced in the order of commitment. Default: all commits.
+    nodes: gradients along each path. None starts with 8 and doubles the number for targets outside the `tolerance`, up
+    to its `most_nodes`; the result says which targets did not converge. A given number is used as it is.
+    rule: Gauss–Legendre nodes need far fewer passes than the right-Riemann sum of the published package.
+    batch_size: rows of one pass, which determines the memory needed; the number of nodes does not.
+    progress: called as (stage, done, total).
+
+    A steered text is explained with the same injection, a guided one by its guided logits. Raises `UserError` for
+    invalid arguments, a trace of another model and weights that are not finite.
     """
     if method not in _METHODS:
         raise UserError(f"method is {method!r}, but it must be one of {', '.join(map(repr, _METHODS))}.")
-    ladder = _ladder(nodes, tolerance)
-    quadrature(ladder[0], rule)
+    progress = progress or no_progress
+    node_counts = _node_counts(nodes, tolerance)
+    quadrature(node_counts[0], rule)  # validates nodes and rule before the model runs
     cases = choose_cases(bundle, trace, target, span, positions, sample)
     passes = SnapshotPasses(bundle, trace, cases, batch_size)
     n, T = len(cases), len(trace.tokens)
+    # Both ends of each path in one request: pattern 0 keeps nothing of the snapshot, pattern 1 all of it.
     keep = np.broadcast_to(np.asarray([0.0, 1.0], np.float32)[None, :, None], (n, 2, T))
     baseline, path = passes.values(np.arange(n), keep).T
     if method == "integrated-gradients":
-        found, used = _integrate(passes, path - baseline, ladder, rule, tolerance, tell)
+        attributions, used = _integrate(passes, path - baseline, node_counts, rule, tolerance, progress)
     elif method == "gradient-x-input":
-        found, used = _integrate(passes, path - baseline, [1], "right-riemann", tolerance, tell)
+        # One right-Riemann node is the gradient at the snapshot itself times (x − x₀).
+        attributions, used = _integrate(passes, path - baseline, [1], "right-riemann", tolerance, progress)
     else:
-        found, used = _without_gradients(passes, method, path, tell), np.zeros(n, np.int32)
-    error = found.sum(axis=1) - (path - baseline)
+        attributions, used = _without_gradients(passes, method, path, progress), np.zeros(n, np.int32)
+    error = attributions.sum(axis=1) - (path - baseline)
     return InputAttribution(
         trace,
-        found,
+        attributions,
         *_columns(cases),
         path_logits=path,
         baseline_logits=baseline,
@@ -90,70 +101,79 @@ def attribute_inputs(
 
 
 def quadrature(nodes: int, rule: Rule) -> tuple[np.ndarray, np.ndarray]:
-    """Points and weights (nodes,) float32 of a rule on [0, 1]."""
+    """Points and weights (nodes,) float32 of a quadrature rule on [0, 1].
+
+    Raises `UserError` for fewer than one node and for an unknown rule.
+    """
     require(nodes >= 1, f"nodes is {nodes}, but it must be at least 1.")
     if rule == "right-riemann":
         return np.arange(1, nodes + 1, dtype=np.float32) / nodes, np.full(nodes, 1 / nodes, np.float32)
     if rule != "gauss-legendre":
         raise UserError(f"rule is {rule!r}, but it must be 'gauss-legendre' or 'right-riemann'.")
+    # Exact for polynomials up to degree 2·nodes − 1, while the Riemann sum has an error of order 1/nodes: for the same
+    # completeness error it needs far fewer gradient passes. NumPy's rule is for [−1, 1], so it is moved to [0, 1].
     points, weights = np.polynomial.legendre.leggauss(nodes)
     return ((points + 1) / 2).astype(np.float32), (weights / 2).astype(np.float32)
 
 
-def _ladder(nodes: int | None, tolerance: Tolerance) -> list[int]:
-    """Numbers of nodes to try, one after the other."""
+def _node_counts(nodes: int | None, tolerance: Tolerance) -> list[int]:
+    """Numbers of nodes to try in turn: the given one, or 8, 16, … up to `most_nodes`."""
     if nodes is not None:
         return [nodes]
-    ladder = [min(_FIRST_NODES, tolerance.most_nodes)]
-    while ladder[-1] < tolerance.most_nodes:
-        ladder.append(min(2 * ladder[-1], tolerance.most_nodes))
-    return ladder
+    counts = [min(_FIRST_NODES, tolerance.most_nodes)]
+    while counts[-1] < tolerance.most_nodes:
+        counts.append(min(2 * counts[-1], tolerance.most_nodes))
+    return counts
 
 
 def _integrate(
     passes: SnapshotPasses,
     difference: np.ndarray,
-    ladder: list[int],
+    node_counts: list[int],
     rule: Rule,
     tolerance: Tolerance,
-    tell: Progress | None,
+    progress: Progress,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Attributions (n, T) and the gradient passes taken for each (n,): more nodes for those still outside."""
+    """Attributions (n, T) and the number of gradient passes of each target (n,) int32.
+
+    Targets outside the tolerance are repeated with the next number of nodes.
+    """
     n = len(difference)
-    found, used, todo = np.zeros((n, len(passes.trace.tokens)), np.float32), np.zeros(n, np.int32), np.arange(n)
-    for nodes in ladder:
-        done, of = 0, len(todo)
-        found[todo] = 0.0
-        for some, values in passes.gradients(todo, *quadrature(nodes, rule)):
-            found[some, : values.shape[1]] = values
-            done += len(some)
-            if tell is not None:
-                tell(f"{nodes} nodes", done, of)
-        used[todo] += nodes
-        error = found[todo].sum(axis=1) - difference[todo]
-        todo = todo[~tolerance.allows(error, difference[todo])]
-        if not len(todo):
+    attributions, used = np.zeros((n, len(passes.trace.tokens)), np.float32), np.zeros(n, np.int32)
+    remaining = np.arange(n)
+    for nodes in node_counts:
+        done, total = 0, len(remaining)
+        # Gauss–Legendre nodes are not nested: the points of n nodes are not among those of 2n. A repeated target
+        # therefore starts again at 0, and `used` counts the passes of every attempt.
+        attributions[remaining] = 0.0
+        for numbers, values in passes.gradients(remaining, *quadrature(nodes, rule)):
+            attributions[numbers, : values.shape[1]] = values  # positions behind the cut stay 0
+            done += len(numbers)
+            progress(f"{nodes} nodes", done, total)
+        used[remaining] += nodes
+        error = attributions[remaining].sum(axis=1) - difference[remaining]
+        remaining = remaining[~tolerance.allows(error, difference[remaining])]
+        if not len(remaining):
             break
-    return found, used
+    return attributions, used
 
 
-def _without_gradients(passes: SnapshotPasses, method: Method, path: np.ndarray, tell: Progress | None) -> np.ndarray:
-    """Attributions (n, T) of a method that takes one target after the other."""
-    found = np.zeros((len(path), len(passes.trace.tokens)), np.float32)
+def _without_gradients(passes: SnapshotPasses, method: Method, path: np.ndarray, progress: Progress) -> np.ndarray:
+    """Attributions (n, T) of a method that handles one target at a time."""
+    attributions = np.zeros((len(path), len(passes.trace.tokens)), np.float32)
     for number, value in enumerate(path):
         if method == "leave-one-out":
-            found[number] = input_baselines.leave_one_out(passes, number, float(value))
+            attributions[number] = baselines.leave_one_out(passes, number, float(value))
         elif method == "recency":
-            found[number] = input_baselines.recency(passes, number)
+            attributions[number] = baselines.recency(passes, number)
         else:
-            found[number] = input_baselines.embedding_similarity(passes, number)
-        if tell is not None:
-            tell(method, number + 1, len(path))
-    return found
+            attributions[number] = baselines.embedding_similarity(passes, number)
+        progress(method, number + 1, len(path))
+    return attributions
 
 
 def _columns(cases: list[Case]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Positions, token ids and orders (n,) int32, and recorded logits (n,) float32."""
-    orders, _, positions, tokens, logits, _ = zip(*cases, strict=True)
-    where, what, when = (np.asarray(values, np.int32) for values in (positions, tokens, orders))
-    return where, what, when, np.asarray(logits, np.float32)
+    orders, _, positions, token_ids, logits, _ = zip(*cases, strict=True)
+    integers = (np.asarray(values, np.int32) for values in (positions, token_ids, orders))
+    return *integers, np.asarray(logits, np.float32)

@@ -1,6 +1,6 @@
-"""The record of an input attribution: what each position of the canvas added to each target, and how exact that is.
+"""The result of an input attribution: each canvas position's attribution to each target, and its completeness error.
 
-Every method fills the same record, so that one function can compare them.
+Every method returns the same record, so that results of different methods can be compared directly.
 
 Legend: n explained targets, T canvas positions.
 """
@@ -22,9 +22,10 @@ Scope = Literal["prompt", "generated", "all"]
 
 @dataclass(frozen=True)
 class Tolerance:
-    """A target is explained exactly enough when |completeness error| ≤ max(relative · |path − baseline|, absolute).
+    """The largest accepted completeness error: max(relative · |path − baseline|, absolute).
 
-    absolute is in the target's own unit (a logit for `TokenLogit`). most_nodes: where the search for more ends.
+    absolute is in the target's own unit (a logit for `TokenLogit`). most_nodes: the largest number of nodes that is
+    tried. Raises `UserError` for negative or infinite values.
     """
 
     relative: float = 0.01
@@ -34,12 +35,14 @@ class Tolerance:
     def __post_init__(self):
         for name in ("relative", "absolute"):
             if not 0 <= getattr(self, name) < float("inf"):
-                raise UserError(f"The tolerance's {name} is {getattr(self, name)}, but it must be a number from 0 on.")
+                raise UserError(
+                    f"The tolerance's {name} is {getattr(self, name)}, but it must be a finite number >= 0."
+                )
         if self.most_nodes < 1:
             raise UserError(f"The tolerance's most_nodes is {self.most_nodes}, but it must be at least 1.")
 
     def allows(self, error: np.ndarray, difference: np.ndarray) -> np.ndarray:
-        """Whether completeness errors (n,) are small enough for these differences path − baseline (n,)."""
+        """Whether each completeness error (n,) is within the tolerance, for the differences path − baseline (n,)."""
         return np.abs(error) <= np.maximum(self.relative * np.abs(difference), self.absolute)
 
 
@@ -47,7 +50,7 @@ DEFAULT_TOLERANCE = Tolerance()
 
 
 class InputScore(NamedTuple):
-    """One input position's share, over all explained tokens."""
+    """An input position's share of the attribution mass, averaged over the explained tokens."""
 
     input_position: int
     input_token_id: int
@@ -55,10 +58,10 @@ class InputScore(NamedTuple):
 
 
 class SpanAttribution(NamedTuple):
-    """The sum over the targets at positions [start, end), each explained in its own snapshot: a chunk as one target.
+    """The sum over the targets at positions [start, end), each explained in its own snapshot.
 
-    attributions (T,) float32; path, baseline, completeness_error: sums; tokens: how many targets; converged: all of
-    them.
+    attributions (T,) float32; path, baseline, completeness_error: sums over the targets; tokens: number of targets;
+    converged: whether every target converged.
     """
 
     start: int
@@ -73,16 +76,16 @@ class SpanAttribution(NamedTuple):
 
 @dataclass(frozen=True)
 class InputAttribution:
-    """What each position of the canvas added to each target. NumPy arrays.
+    """Attributions of each canvas position to each target, as NumPy arrays.
 
     attributions (n, T) float32.
-    target_positions, target_token_ids, target_orders (n,) int32: which commits; orders count the commits from 0.
-    target_logits (n,): as recorded.
-    path_logits, baseline_logits (n,): the target's value on the snapshot and on masks alone (logits by default).
-    completeness_error (n,): sum of the attributions − (path − baseline). The exact integral would make it 0; for the
-    other methods it says how far they are from adding up.
-    nodes (n,) int32: gradient passes taken for each. converged (n,) bool: whether the error is within `tolerance`.
-    targets: n of them.
+    target_positions, target_token_ids, target_orders (n,) int32: the explained commits; orders count commits from 0.
+    target_logits (n,) float32: the committed tokens' logits as the trace records them.
+    path_logits, baseline_logits (n,): the target's value on the snapshot and on a canvas of masks (logits by default).
+    completeness_error (n,): sum of the attributions − (path − baseline). The exact integral makes it 0; for the other
+    methods it measures how far the attributions are from summing to the difference.
+    nodes (n,) int32: gradient passes per target. converged (n,) bool: whether the error is within `tolerance`.
+    targets: the n targets.
     """
 
     trace: Trace
@@ -102,7 +105,7 @@ class InputAttribution:
 
     @property
     def unconverged(self) -> str | None:
-        """One sentence about the targets outside the tolerance; None where there are none."""
+        """A sentence about the targets outside the tolerance, or None if all converged."""
         outside = ~self.converged
         if not outside.any():
             return None
@@ -115,28 +118,28 @@ class InputAttribution:
     def aggregate(
         self, scope: Scope = "prompt", *, signed: bool = True, start: int | None = None, end: int | None = None
     ) -> list[InputScore]:
-        """Ranks the input positions of `scope` over all targets, or those at positions [start, end).
+        """Input positions of `scope`, ranked over all targets or over those at positions [start, end).
 
-        Each target's row is divided by its absolute mass within the scope, so that all have one vote, and the rows are
-        averaged: signed (ranked by net effect) or in absolute value. "all" is prompt and committed positions.
+        Each target's attributions are divided by their absolute sum within the scope, so that every target has the same
+        weight, and averaged over targets: signed, or in absolute value. "all" is prompt and committed positions.
         """
         committed = {position: token for _, position, token, _ in self.trace.flat()}
         prompt = dict(enumerate(self.trace.prompt.tolist()))
         tokens = {"prompt": prompt, "generated": committed, "all": prompt | committed}[scope]
-        where = np.asarray(sorted(tokens), int)
-        rows = self.attributions[self._inside(start, end)][:, where]
+        positions = np.asarray(sorted(tokens), int)
+        rows = self.attributions[self._in_span(start, end)][:, positions]
         if not rows.size:
             return []
-        votes = rows / np.maximum(np.abs(rows).sum(axis=1, keepdims=True), 1e-8)
-        scores = (votes if signed else np.abs(votes)).mean(axis=0)
+        shares = rows / np.maximum(np.abs(rows).sum(axis=1, keepdims=True), 1e-8)
+        scores = (shares if signed else np.abs(shares)).mean(axis=0)
         ranked = np.argsort(-scores, kind="stable")
-        return [InputScore(int(where[i]), tokens[int(where[i])], float(scores[i])) for i in ranked]
+        return [InputScore(int(positions[i]), tokens[int(positions[i])], float(scores[i])) for i in ranked]
 
     def of_span(self, start: int, end: int) -> SpanAttribution:
-        """The span as one target. Raises `UserError` where none of its tokens was explained."""
-        inside = self._inside(start, end)
+        """The span as one target. Raises `UserError` if none of its tokens was explained."""
+        inside = self._in_span(start, end)
         if not inside.any():
-            raise UserError(f"No explained token lies in [{start}, {end}); give a span that holds one.")
+            raise UserError(f"No token in [{start}, {end}) was explained; give a span with an explained token.")
         path, baseline, error = (
             float(values[inside].sum()) for values in (self.path_logits, self.baseline_logits, self.completeness_error)
         )
@@ -151,6 +154,7 @@ class InputAttribution:
             bool(self.converged[inside].all()),
         )
 
-    def _inside(self, start: int | None, end: int | None) -> np.ndarray:
+    def _in_span(self, start: int | None, end: int | None) -> np.ndarray:
+        """(n,) bool: which targets are at positions [start, end)."""
         low, high = 0 if start is None else start, len(self.trace.tokens) if end is None else end
         return (self.target_positions >= low) & (self.target_positions < high)

@@ -1,13 +1,13 @@
-"""Passes over the snapshots in which tokens were committed: targets and their gradients, between masks and snapshot.
+"""Passes over snapshots: values and gradients of targets on the path from mask embeddings to a snapshot's embeddings.
 
-A snapshot is taken apart on the straight line from mask embeddings (0) to its own embeddings (1), at every position or
-at some. Positions still masked do not move. Later attention blocks cannot be seen, so the canvas is cut after the
-target's. A target is read from the hidden row, so the concept heads do not run (of a head, one row for a concept); with
-the epsilon correction off, lm_head reads the same row, as in the published package, and not the composed one. Text that
-was written with concepts clamped is read through the heads, with the clamps.
+A snapshot is the canvas on which a token was committed. At each position an input is interpolated between the mask
+embedding (0) and the embedding of the snapshot's token (1); positions that are still masked do not change. A target is
+computed from the hidden row after the final norm. The concept heads therefore do not run, except for a target that is a
+concept. In a model without the epsilon correction, lm_head is applied to the hidden row and not to the composed one, as
+in the published package. Text generated with clamped concepts goes through the heads, with the clamps.
 
-Legend: n explained targets, T canvas positions, S cut length, N cases of a call, M passes of a call, B rows of a pass,
-R patterns, L layers, D width.
+Legend: n explained targets, T canvas positions, S positions of a cut canvas, N cases of a call, M passes of a call, B
+rows of a pass, R patterns, L layers, D width.
 """
 
 from __future__ import annotations
@@ -25,60 +25,73 @@ from steerling_jax.bundle import Bundle
 from steerling_jax.decoding.trace import Trace
 from steerling_jax.decoding.window import injected_on
 from steerling_jax.errors import require
-from steerling_jax.explain.inputs.commits import Case, choose_cases
-from steerling_jax.explain.inputs.targets import TOKEN_LOGIT, AttributionTarget
+from steerling_jax.explain.finite import require_finite
+from steerling_jax.explain.inputs.commits import Case
 from steerling_jax.models.batching import padded_length
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.steerling.backbone import Params, embed_tokens, run_backbone, unstack_layers
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.decompose import RowClamps, logit_features
 
-_PASSES = 64  # most passes of one call of a program
-_SHORTEST = 128  # a canvas is cut no shorter: another program would take longer to compile than it saves
-_CASES = 4  # cases of a call for each row of a pass
+_PASSES = 64  # the largest number of passes in one call of a program
+_SHORTEST = 128  # canvases are not cut below this: compiling another program takes longer than the cut saves
+_CASES = 4  # cases of a call per row of a pass
 
 
 class SnapshotPasses:
-    """Runs cases through the model, `batch_size` rows a pass. Cases share a call where they share cut length, type of
-    target and injection; the rows of its passes are filled with whatever is left to do for any of them."""
+    """Runs cases through the model, `batch_size` rows per pass.
+
+    A case alone seldom fills a pass: it may need one value, or 8 gradients with a batch of 32. Cases with the same cut
+    length, class of target and injection therefore share one call of a compiled program, and each row of a pass is one
+    (case, point) pair of any of them.
+    """
 
     def __init__(self, bundle: Bundle, trace: Trace, cases: Sequence[Case], batch_size: int):
         require(batch_size >= 1, f"batch_size is {batch_size}, but it must be at least 1.")
         self.bundle, self.trace, self.cases, self.rows = bundle, trace, cases, batch_size
-        # Unstacked is a seventh faster on a CPU than slicing weights in each pass, but keeps what every layer computed.
+        # A tuple of layers is a seventh faster on a CPU than slicing stacked weights in every pass, but the unrolled
+        # loop keeps all layers' activations for the backward pass. Under rematerialisation layers stay stacked.
         self.params = bundle.params if bundle.compute.remat else unstack_layers(bundle.params)
         steps = sorted({case.step for case in cases})
         self.snapshots = {step: trace.snapshot(step) for step in steps}
         self.tables = {step: trace.injected(step, bundle.config.n_layers, bundle.config.n_embd) for step in steps}
-        regimes: list[tuple[np.ndarray, np.ndarray]] = []
-        self.regime = {step: _number_of(self.tables[step], regimes) for step in steps}
+        # Injection is one argument of a call, so only cases with equal tables can share it. Tables of most traces are
+        # equal at every step; a steering rule that changes in time gives several groups.
+        distinct: list[tuple[np.ndarray, np.ndarray]] = []
+        self.injection_group = {step: _index_of(self.tables[step], distinct) for step in steps}
 
     def gradients(self, numbers: np.ndarray, points: np.ndarray, weights: np.ndarray) -> Iterator[tuple[Any, Any]]:
-        """Σ weight · (snapshot − mask embedding) · gradient at each of the `points` on the line, summed over the width:
-        yields (some of the `numbers`, their (…, S) float32); positions from S on have none."""
-        for some, table, static in self._calls(numbers):
-            which = np.repeat(np.arange(len(some)), len(points))
-            at, share = (np.tile(values, len(some)) for values in (points, weights))
+        """Sums over the quadrature points of weight · (snapshot − mask embedding) · gradient, summed over the width.
+
+        Yields (part of `numbers`, their attributions (…, S) float32). Positions from S on cannot be attended to and
+        have the attribution 0.
+        """
+        for group, table, static in self._calls(numbers):
+            case_rows = np.repeat(np.arange(len(group)), len(points))
+            row_points, row_weights = (np.tile(values, len(group)) for values in (points, weights))
             total = 0.0
-            for count, (rows, alphas, shares) in self._packed(which, at, share):
-                total += np.asarray(summed_gradients(self.params, table, rows, alphas, shares, count, **static))
-            yield some, np.asarray(total)[: len(some)]
+            for count, arrays in self._packed(case_rows, row_points, row_weights):
+                total += np.asarray(summed_gradients(self.params, table, *arrays, count, **static))
+            yield group, np.asarray(total)[: len(group)]
 
     def values(self, numbers: np.ndarray, keep: np.ndarray) -> np.ndarray:
-        """The targets with `keep` (n, R, T) of each position's way from mask to snapshot, (n, R) float32, n numbers."""
-        found = np.zeros(keep.shape[:2], np.float32)
-        place = {number: i for i, number in enumerate(numbers)}
-        for some, table, static in self._calls(numbers):
-            at = [place[number] for number in some]
+        """Values (n, R) float32 of the targets of n cases `numbers`, on R partial snapshots each.
+
+        keep (n, R, T): the interpolation of each position, from 0 (mask embedding) to 1 (snapshot).
+        """
+        result = np.zeros(keep.shape[:2], np.float32)
+        index = {number: i for i, number in enumerate(numbers)}
+        for group, table, static in self._calls(numbers):
+            at = [index[number] for number in group]
             S, R = table.canvases.shape[1], keep.shape[1]
-            which = np.repeat(np.arange(len(some)), R)
+            case_rows = np.repeat(np.arange(len(group)), R)
             values = [
-                np.asarray(_values(self.params, table, rows, kept, count, **static)).reshape(-1)
-                for count, (rows, kept) in self._packed(which, keep[at, :, :S].reshape(-1, S))
+                np.asarray(_values(self.params, table, *arrays, count, **static)).reshape(-1)
+                for count, arrays in self._packed(case_rows, keep[at, :, :S].reshape(-1, S))
             ]
-            found[at] = np.concatenate(values)[: len(which)].reshape(-1, R)
-        require_finite(found)
-        return found
+            result[at] = np.concatenate(values)[: len(case_rows)].reshape(-1, R)
+        require_finite(result)
+        return result
 
     def _calls(self, numbers: np.ndarray) -> Iterator[tuple[np.ndarray, CaseTable, dict[str, Any]]]:
         """Numbers of cases that share a call, with their table and the program's static arguments."""
@@ -86,18 +99,24 @@ class SnapshotPasses:
         T, config = len(self.trace.tokens), self.bundle.config
         for number in numbers:
             case = self.cases[number]
+            # Attention is causal over diffusion blocks: what follows the target's block cannot affect the target. The
+            # canvas is cut there, which saves most of the work for early positions. Lengths are rounded up to whole
+            # blocks of a few sizes, so that a trace needs few compiled programs.
             length = min(padded_length(max(case.position + 1, _SHORTEST), config), T)
-            groups[length, self.regime[case.step], type(case.target), jax.tree.structure(case.target)].append(number)
+            structure = jax.tree.structure(case.target)
+            groups[length, self.injection_group[case.step], type(case.target), structure].append(number)
         N = _CASES * self.rows
-        for (length, *_), group in groups.items():
-            for first in range(0, len(group), N):
-                some = group[first : first + N]
-                target = self.cases[some[0]].target
+        for (length, *_), members in groups.items():
+            for first in range(0, len(members), N):
+                group = members[first : first + N]
+                target = self.cases[group[0]].target
                 guided = self.trace.guidance > 0 and target.guided
                 static = {"config": config, "compute": self.bundle.compute, "guided": guided, "kind": type(target)}
-                yield np.asarray(some), self._table(some + some[:1] * (N - len(some)), length), static
+                # The table always has N cases (the first one repeated), so its shape does not start a compilation.
+                yield np.asarray(group), self._table(group + group[:1] * (N - len(group)), length), static
 
     def _table(self, numbers: list[int], length: int) -> CaseTable:
+        """The arguments of a call for these cases; all of them have the injection of the first one."""
         cases = [self.cases[number] for number in numbers]
         at_masks, at_prompt = (side[None] for side in self.tables[cases[0].step])
         return CaseTable(
@@ -114,7 +133,11 @@ class SnapshotPasses:
         )
 
     def _packed(self, *items: np.ndarray) -> Iterator[tuple[np.int32, list[np.ndarray]]]:
-        """Items (I, …), a call's worth at a time, as (M, B, …) of which the first `count` passes matter."""
+        """Arrays (I, …) with a row per (case, point) pair, one call at a time, as (M, B, …) with the number of passes.
+
+        Every call has M · B rows, filled up with zeros; the program runs only the first `count` passes. Padding rows in
+        the last of them refer to case 0 with weight 0 (gradients) or are dropped (values).
+        """
         size = _PASSES * self.rows
         for first in range(0, len(items[0]), size):
             part = [item[first : first + size] for item in items]
@@ -123,53 +146,21 @@ class SnapshotPasses:
             yield np.int32(-(-len(part[0]) // self.rows)), shaped
 
 
-def values_with_kept(
-    bundle: Bundle,
-    trace: Trace,
-    keep: np.ndarray,
-    *,
-    target: AttributionTarget | Sequence[AttributionTarget] = TOKEN_LOGIT,
-    span: tuple[int, int] | None = None,
-    positions: Sequence[int] | None = None,
-    sample: int | None = None,
-    batch_size: int = 8,
-) -> np.ndarray:
-    """The targets of the n chosen commits with part of their snapshots taken away, (n, R) float32.
-
-    keep (n, R, T): R patterns for each commit, of each position's share of the way from the mask embedding (0) to its
-    own (1). What is injected stays where the snapshot had it. The rest as in `attribute_inputs`.
-    """
-    cases = choose_cases(bundle, trace, target, span, positions, sample)
-    keep = np.asarray(keep, np.float32)
-    wanted = (len(cases), len(trace.tokens))
-    require(
-        keep.ndim == 3 and (keep.shape[0], keep.shape[2]) == wanted,
-        f"keep has the shape {keep.shape}; give ({wanted[0]}, patterns, {wanted[1]}).",
-    )
-    return SnapshotPasses(bundle, trace, cases, batch_size).values(np.arange(len(cases)), keep)
-
-
-def require_finite(values: np.ndarray) -> None:
-    """Raises `UserError` where the model's numbers are NaN or infinite."""
-    require(
-        bool(np.isfinite(values).all()),
-        "The model's output at an explained token is not a finite number: its weights hold NaN or infinity, so load "
-        "weights that do not.",
-    )
-
-
-def _number_of(tables: tuple[np.ndarray, np.ndarray], known: list[tuple[np.ndarray, np.ndarray]]) -> int:
-    """The number of equal tables in `known`, to which new ones are added."""
-    for number, (at_masks, at_prompt) in enumerate(known):
+def _index_of(tables: tuple[np.ndarray, np.ndarray], distinct: list[tuple[np.ndarray, np.ndarray]]) -> int:
+    """The index of equal tables in `distinct`, to which new tables are appended."""
+    for index, (at_masks, at_prompt) in enumerate(distinct):
         if np.array_equal(at_masks, tables[0]) and np.array_equal(at_prompt, tables[1]):
-            return number
-    known.append(tables)
-    return len(known) - 1
+            return index
+    distinct.append(tables)
+    return len(distinct) - 1
 
 
 class CaseTable(NamedTuple):
-    """canvases (N, S), positions and tokens (N,), target with leaves (N,); for all of them mask id, prompt length,
-    injection (1, L, D), guidance, and the concepts that were clamped, where the target is made of logits."""
+    """The N cases of one call.
+
+    canvases (N, S), positions and tokens (N,) int32; target: a target with leaves (N,). Shared by all cases: mask id,
+    prompt length, injection tables (1, L, D), guidance strength, and the clamped concepts if the target reads logits.
+    """
 
     canvases: Any
     positions: Any
@@ -183,41 +174,46 @@ class CaseTable(NamedTuple):
     clamps: RowClamps | None
 
 
-class _Line(NamedTuple):
-    """B cases on their lines: embeddings of masks and the way to the snapshot (B, S, D), and the target's value at
-    embeddings (B, S, D), (B,)."""
+class _Paths(NamedTuple):
+    """The paths of B cases: base + α · difference.
+
+    base, difference (B, S, D) float32: mask embeddings, and the snapshot's embeddings minus these. value: a function
+    from embeddings (B, S, D) to the targets' values (B,).
+    """
 
     base: jax.Array
-    way: jax.Array
+    difference: jax.Array
     value: Any
 
 
-def _lines(
+def _paths(
     params: Params, cases: CaseTable, which: jax.Array, config: ModelConfig, compute: Compute, guided: bool
-) -> _Line:
-    """The cases numbered `which` (B,)."""
+) -> _Paths:
+    """The paths of the cases with the indices `which` (B,)."""
     canvases, positions, tokens, target = jax.tree.map(lambda leaf: leaf[which], cases[:4])
     full = embed_tokens(params, canvases, compute).astype(jnp.float32)
     base = embed_tokens(params, jnp.full_like(canvases, cases.mask_id), compute).astype(jnp.float32)
     in_prompt = jnp.broadcast_to(jnp.arange(full.shape[1])[None, :] < cases.prompt, canvases.shape)
 
-    def row(x: jax.Array, canvases: jax.Array) -> jax.Array:
+    def hidden_rows(x: jax.Array, canvases: jax.Array) -> jax.Array:
         injected = injected_on(canvases, cases.prompt, cases.mask_id, cases.at_masks, cases.at_prompt)
         hidden, _ = run_backbone(params, x.astype(compute.dtype), config=config, compute=compute, injection=injected)
-        read = hidden[jnp.arange(len(which)), positions]
+        rows = hidden[jnp.arange(len(which)), positions]
         if cases.clamps is not None:
-            read = logit_features(params, read, config, compute, cases.clamps, positions - cases.prompt)
-        return read.astype(jnp.float32)
+            rows = logit_features(params, rows, config, compute, cases.clamps, positions - cases.prompt)
+        return rows.astype(jnp.float32)
 
     def value(x: jax.Array) -> jax.Array:
-        read = row(x, canvases)
-        if guided:  # logits are linear in the row, so guiding rows guides them
+        rows = hidden_rows(x, canvases)
+        if guided:
+            # Logits are linear in the row, so combining the rows of the two branches combines their logits. In the
+            # unconditional branch the prompt is masked whatever x has there, so it adds no gradient at the prompt.
             unprompted = jnp.where(in_prompt, cases.mask_id, canvases)
-            unconditional = row(jnp.where(in_prompt[:, :, None], base, x), unprompted)
-            read = unconditional + (cases.guidance + 1) * (read - unconditional)
-        return target.value(params, read, tokens, config, compute)
+            unconditional = hidden_rows(jnp.where(in_prompt[:, :, None], base, x), unprompted)
+            rows = unconditional + (cases.guidance + 1) * (rows - unconditional)
+        return target.value(params, rows, tokens, config, compute)
 
-    return _Line(base, full - base, value)
+    return _Paths(base, full - base, value)
 
 
 @partial(jax.jit, static_argnames=("config", "compute", "guided", "kind"))
@@ -234,17 +230,19 @@ def summed_gradients(
     guided: bool,
     kind: type,
 ) -> jax.Array:
-    """(N, S) float32: `count` passes over rows which, points, weights (M, B). One pass is in memory at a time, and one
-    program serves any number of points.
+    """Weighted sums of gradients (N, S) float32 over the rows `which`, `points`, `weights` (M, B) of `count` passes.
 
-    kind: the target's class, which chooses the program. By itself the tree does not: to JAX (0.10, 0.12) trees of two
-    dataclasses with like fields are equal.
+    `count` is a traced value and the loop holds one pass in memory, so one program serves any number of quadrature
+    points with the same memory.
+    kind: the target's class, a static argument so that each class has its own program. The pytree is not enough: JAX
+    (0.10, 0.12) compares the structures of two dataclasses with the same fields as equal.
     """
 
     def add(i: jax.Array, total: jax.Array) -> jax.Array:
-        line = _lines(params, cases, which[i], config, compute, guided)
-        gradient = jax.grad(lambda x: line.value(x).sum())(line.base + points[i][:, None, None] * line.way)
-        return total.at[which[i]].add(weights[i][:, None] * jnp.sum(line.way * gradient, axis=-1))
+        path = _paths(params, cases, which[i], config, compute, guided)
+        # A row of the batch depends on its own case only, so the gradient of the sum is each row's own gradient.
+        gradient = jax.grad(lambda x: path.value(x).sum())(path.base + points[i][:, None, None] * path.difference)
+        return total.at[which[i]].add(weights[i][:, None] * jnp.sum(path.difference * gradient, axis=-1))
 
     return jax.lax.fori_loop(0, count, add, jnp.zeros(cases.canvases.shape, jnp.float32))
 
@@ -262,10 +260,10 @@ def _values(
     guided: bool,
     kind: type,
 ) -> jax.Array:
-    """(M, B) float32: the targets of `count` passes over rows which (M, B) with keep (M, B, S)."""
+    """The targets' values (M, B) float32 of `count` passes over rows `which` (M, B) with `keep` (M, B, S)."""
 
-    def put(i: jax.Array, found: jax.Array) -> jax.Array:
-        line = _lines(params, cases, which[i], config, compute, guided)
-        return found.at[i].set(line.value(line.base + keep[i][:, :, None] * line.way))
+    def evaluate(i: jax.Array, values: jax.Array) -> jax.Array:
+        path = _paths(params, cases, which[i], config, compute, guided)
+        return values.at[i].set(path.value(path.base + keep[i][:, :, None] * path.difference))
 
-    return jax.lax.fori_loop(0, count, put, jnp.zeros(which.shape, jnp.float32))
+    return jax.lax.fori_loop(0, count, evaluate, jnp.zeros(which.shape, jnp.float32))

@@ -1,7 +1,7 @@
-"""What an input attribution may explain: a number read from one hidden row, of the position where a token was written.
+"""Targets of an input attribution: scalars computed from the hidden row at which a token was committed.
 
-Targets are frozen pytrees whose leaves are ids, so one compiled program serves every id, and targets of one type are
-explained together, each with its own.
+A target is a frozen pytree whose leaves are token or concept ids. Ids are therefore traced values: one compiled program
+serves every id, and targets of one class are explained in one batch, each row with its own id.
 
 Legend: B rows, D width, V vocabulary, C concepts.
 """
@@ -26,25 +26,32 @@ from steerling_jax.models.steerling.head_view import HeadSpec, known_spec, unkno
 
 
 class AttributionTarget(Protocol):
-    """guided: whether guided text's is read from both branches, as its logits are, or from the conditional one."""
+    """A scalar function of one hidden row.
+
+    guided: whether, in text generated with guidance, the target reads the combination of both branches, as the logits
+    do (True), or the conditional branch alone (False).
+    """
 
     guided: ClassVar[bool]
 
     def check(self, config: ModelConfig) -> None:
-        """Raises `UserError` where the model has no such thing."""
+        """Raises `UserError` if the model lacks the target's token or concept."""
         ...
 
     def value(
         self, params: Params, rows: jax.Array, tokens: jax.Array, config: ModelConfig, compute: Compute
     ) -> jax.Array:
-        """Hidden rows (B, D) float32 after the final norm and the tokens (B,) written there, to the targets (B,)
-        float32. The fields hold one number a row."""
+        """The target's values (B,) float32.
+
+        rows (B, D) float32: hidden rows after the final norm. tokens (B,): the tokens committed there. The target's
+        own fields hold one id per row, (B,).
+        """
         ...
 
 
 @struct.dataclass
 class TokenLogit:
-    """The raw logit of the token that was written."""
+    """The logit of the committed token, as the model computes it."""
 
     guided: ClassVar[bool] = True
 
@@ -60,8 +67,10 @@ TOKEN_LOGIT = TokenLogit()
 
 @struct.dataclass
 class TokenLogProbability:
-    """The log-probability of the token that was written, in nats, over the whole vocabulary: before suppression,
-    repetition penalty and temperature."""
+    """The log-probability of the committed token in nats.
+
+    The softmax runs over the whole vocabulary, before suppression of tokens, repetition penalty and temperature.
+    """
 
     guided: ClassVar[bool] = True
 
@@ -75,14 +84,14 @@ class TokenLogProbability:
 
 @struct.dataclass
 class TokenContrast:
-    """How much larger the written token's logit is than that of the token `other`."""
+    """The committed token's logit minus the logit of the token with the id `other`."""
 
     other: int
     guided: ClassVar[bool] = True
 
     def check(self, config: ModelConfig) -> None:
         if not _is_id(self.other, config.vocab_size):
-            raise UserError(f"The other token is {self.other!r}, but ids are 0 to {config.vocab_size - 1}.")
+            raise UserError(f"The other token is {self.other!r}, but token ids are 0 to {config.vocab_size - 1}.")
 
     def value(self, params, rows, tokens, config, compute):
         return _logit(params, rows, tokens) - _logit(params, rows, jnp.asarray(self.other))
@@ -90,10 +99,10 @@ class TokenContrast:
 
 @struct.dataclass
 class ConceptActivation:
-    """A concept at the position where the token was written, whether the head keeps it there or not.
+    """A concept's logit or activation at the committed position, also where it is not among the head's top k.
 
-    form: "logit", the head's score (clipped at ±15 as in the model), or "weight", its sigmoid. The logit is the
-    default: where a concept is surely on or off the sigmoid is flat, and a flat target has nothing to explain.
+    form: "logit", the head's score (clipped to ±15 as in the model), or "weight", its sigmoid. The logit is the
+    default, because the sigmoid of a large positive or negative logit has a gradient of nearly 0.
     """
 
     concept: int
