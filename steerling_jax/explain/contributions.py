@@ -1,14 +1,15 @@
-"""How much each concept added to the logit of each committed token.
+"""Concept contributions: how much each concept added to the logit of each committed token.
 
-A logit is `composed · lm_head[token]`, and `composed` is a sum of concept vectors and a rest, so the logit splits
-exactly into one number a concept and one for the rest. The rest is computed here from the vectors, and `error` says how
-far the sum of all parts is from the logit that generation recorded. (The published package calls whatever is missing
-epsilon, so that its own check passes by construction; that number is `remainder`.)
+A token's logit is `composed · lm_head[token]`, and `composed` is the sum of the concepts' vectors and a rest. The logit
+is therefore exactly the sum of one term per concept, `weight · (E_c · lm_head[token])`, and one for the rest. The rest
+is computed from the vectors, and `error` is the distance between the sum of all terms and the logit that generation
+recorded. The published package defines its epsilon as whatever is missing from the sum, so its own check always passes;
+that number is `remainder` here.
 
-Guided text is written with the logit (1 + s) · conditional − s · unconditional, which is linear in the two branches'
-`composed`, so shares of both are taken and combined in the same way.
+Guided text has the logits (1 + s) · conditional − s · unconditional. This is linear in the two branches' `composed`, so
+the contributions of both branches are combined with the same weights.
 
-Legend: n committed tokens, s strength of guidance, K listed concepts, D width.
+Legend: n committed tokens, s guidance strength, K listed concepts, D width, L layers.
 """
 
 from __future__ import annotations
@@ -28,25 +29,27 @@ from steerling_jax.explain.logit_shares import LogitShares, guided, shares_of
 from steerling_jax.models.steerling.decompose import RowClamps
 from steerling_jax.models.steerling.model import compiled_hidden
 
-_ROWS = 64  # tokens explained at once, so that one compiled program of bounded memory serves every trace
-_SNAPSHOTS = 8  # canvases recomputed at once, for traces without hidden rows
+_ROWS = 64  # tokens per call: one compiled program of bounded memory serves traces of any length
+_SNAPSHOTS = 8  # canvases per call when hidden rows are recomputed
 
 
 @dataclass(frozen=True)
 class Contributions:
-    """Concept shares of each committed token's logit, in the order of the trace's commits. NumPy arrays.
+    """Concept contributions to each committed token's logit, as NumPy arrays in the order of the trace's commits.
 
-    steps, positions, token_ids (n,) int32 and target_logits (n,) float32: what was committed, when and where.
-    *_ids (n, K) int32, *_weights (n, K): the listed concepts, best first, and their activations.
-    *_contributions (n, K): weight · (E_c · lm_head[token]). K is 0 for discovered ones without such a head.
-    Of guided text, K is twice as large: the concepts listed in the conditional branch, then those listed only in the
-    other; a slot that is not needed has the id −1, weight and contribution 0. Weights are then effective ones, (1 + s)
-    · conditional − s · unconditional, where a branch that does not list a concept counts it to the rest.
-    epsilon (n,): (composed − Σ listed concept vectors) · lm_head[token], from the vectors.
+    steps, positions, token_ids (n,) int32, target_logits (n,) float32: the commits as the trace records them.
+    *_ids (n, K) int32, *_weights (n, K): the listed concepts, largest activation first, and their activations.
+    *_contributions (n, K): weight · (E_c · lm_head[token]). K is 0 for discovered concepts in a model without them.
+    epsilon (n,): (composed − Σ listed concept vectors) · lm_head[token], computed from the vectors.
     remainder (n,): target logit − Σ listed contributions, the published epsilon.
-    error (n,): |Σ listed + epsilon − target logit|.
+    error (n,): |Σ listed contributions + epsilon − target logit|.
     net_known, net_discovered, net_epsilon (n,): |k̂·w|, |û·w|, |ε·w| with the whole feature vectors, where
-    ε = composed − k̂ − û. Unlike in the sums of absolute shares, concepts that cancel do not count.
+    ε = composed − k̂ − û. Concepts that cancel each other count in the absolute sums but not here.
+
+    For guided text K is twice as large: first the concepts listed in the conditional branch, then those listed only in
+    the unconditional one. Unused slots have the id −1, weight 0 and contribution 0. Weights are then the effective
+    ones, (1 + s) · conditional − s · unconditional; where a branch does not list a concept, the concept's part of that
+    branch belongs to epsilon.
     """
 
     steps: np.ndarray
@@ -73,26 +76,27 @@ class Contributions:
 
     @property
     def absolute_known(self) -> np.ndarray:
-        """(n,) sum of the absolute shares of the listed known concepts."""
+        """(n,): sum of the absolute contributions of the listed known concepts."""
         return np.abs(self.known_contributions).sum(axis=1)
 
     @property
     def absolute_discovered(self) -> np.ndarray:
-        """(n,) the same, of the discovered concepts."""
+        """(n,): sum of the absolute contributions of the listed discovered concepts."""
         return np.abs(self.discovered_contributions).sum(axis=1)
 
     def label(self, kind: str, concept_id: int) -> str:
-        """A concept's printed name; discovered ids are counted on from the known ones (published)."""
+        """A concept's printed name. As published, the numbers of discovered concepts continue those of known ones."""
         if kind == "discovered":
             return f"Discovered: #{concept_id + self.n_concepts}"
         return f"Known: {self.concept_names[concept_id]}" if self.concept_names else f"Known: #{concept_id}"
 
 
 def concept_contributions(bundle: Bundle, trace: Trace) -> Contributions:
-    """Explains every committed token of `trace` from the hidden row of the very pass that committed it.
+    """Splits the logit of every committed token of `trace` into contributions of concepts.
 
-    Rows that the trace does not hold are recomputed from its snapshots. Raises `UserError` for a model without
-    concepts, a trace of another model, and weights that are not finite.
+    Uses the hidden row of the pass that committed the token: recorded in the trace, or else recomputed from the
+    snapshot. Raises `UserError` for a model without concepts, a trace of another model, and weights that are not
+    finite.
     """
     config = bundle.config
     trace.check(config)
@@ -104,6 +108,7 @@ def concept_contributions(bundle: Bundle, trace: Trace) -> Contributions:
     offsets, clamps = positions - np.int32(trace.prompt_length), trace.clamps
     shares = _in_batches(bundle, hidden_rows(bundle, trace), tokens, offsets, clamps)
     if trace.guidance > 0:
+        # The combination is linear, so it has to happen while net shares are still signed; |·| comes afterwards.
         other = _in_batches(bundle, hidden_rows(bundle, trace, unconditional=True), tokens, offsets, clamps)
         shares = guided(shares, other, trace.guidance)
     nets = {name: np.abs(getattr(shares, name)) for name in ("net_known", "net_discovered", "net_epsilon")}
@@ -125,9 +130,9 @@ def concept_contributions(bundle: Bundle, trace: Trace) -> Contributions:
 def _in_batches(
     bundle: Bundle, hidden: np.ndarray, tokens: np.ndarray, offsets: np.ndarray, clamps: RowClamps | None
 ) -> LogitShares:
-    """hidden (n, D), tokens and offsets (n,) in batches of a fixed size, the last one filled up with zeros."""
+    """Logit shares of n tokens from hidden (n, D), tokens and offsets (n,), in batches of `_ROWS` padded with zeros."""
     n = len(tokens)
-    pad = max(-n % _ROWS, _ROWS * (n == 0))  # a trace without commits still says its K
+    pad = max(-n % _ROWS, _ROWS * (n == 0))  # at least one batch, whose shapes give K for a trace without commits
     hidden, tokens = (
         np.pad(hidden.reshape(n, -1) if n else np.zeros((0, bundle.config.n_embd), np.float32), ((0, pad), (0, 0))),
         np.pad(tokens, (0, pad)),
@@ -143,15 +148,17 @@ def _in_batches(
 
 
 def hidden_rows(bundle: Bundle, trace: Trace, *, unconditional: bool = False) -> np.ndarray:
-    """Hidden rows (n, D) float32 of the committed positions: as recorded, else from the snapshot of each step, steered
-    as it was. unconditional: those of guidance's branch without the prompt, which are never recorded."""
+    """Hidden rows (n, D) float32 of the committed positions, recorded or recomputed from the snapshots with steering.
+
+    unconditional: the rows of guidance's branch without the prompt, which traces never record.
+    """
     if trace.hidden is not None and not unconditional:
         return np.asarray(trace.hidden, np.float32)
     config, commits = bundle.config, list(trace.commits)
     rows: list[np.ndarray] = []
     for first in range(0, len(commits), _SNAPSHOTS):
         batch = commits[first : first + _SNAPSHOTS]
-        steps = [c.step for c in batch] + [0] * (_SNAPSHOTS - len(batch))
+        steps = [c.step for c in batch] + [0] * (_SNAPSHOTS - len(batch))  # padding keeps one compiled shape
         canvases = np.stack([trace.snapshot(step) for step in steps])
         if unconditional:
             canvases[:, : trace.prompt_length] = trace.mask_id

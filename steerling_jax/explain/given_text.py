@@ -1,8 +1,10 @@
-"""A trace of a text that was there already, so that it can be explained like one that was generated.
+"""The trace of a given text, so that text from any source can be explained like generated text.
 
-A diffusion model writes in any order, so a given text has no one state in which a token was chosen. The state taken
-here is the one of a writer from left to right, one token a step: all that stands before a token is written, the token
-and all that follows are masks. The canvas ends where the text ends.
+A diffusion model commits tokens in any order, so there is no single state in which a token of a given text was chosen.
+The state used here is that of left-to-right decoding with one token per step: all tokens before a position are
+committed, and the position itself and all later ones are masked. The canvas ends where the text ends.
+
+Legend: n tokens, D width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -24,13 +26,14 @@ from steerling_jax.models.steerling.backbone import Params
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.decompose import lm_logits, logit_features
 
-_ROWS = 64  # positions whose logits (_ROWS, V) are held at once
+_ROWS = 64  # positions per call, which has logits (_ROWS, V) in memory
 
 
 def given_trace(bundle: Bundle, prompt: str | Sequence[int], continuation: str | Sequence[int]) -> Trace:
-    """The trace of `continuation` after `prompt`, as if written from left to right, with its hidden rows.
+    """The trace of `continuation` after `prompt` as if decoded from left to right, with hidden rows and logits.
 
-    Raises `UserError` for an empty text, and for one that is longer than the model's context.
+    Raises `UserError` for an empty text, a text longer than the model's context, and a continuation that contains the
+    mask token.
     """
     config = bundle.config
     before = encode(bundle, prompt, "The prompt")
@@ -39,7 +42,7 @@ def given_trace(bundle: Bundle, prompt: str | Sequence[int], continuation: str |
     require(config.block_size >= T, f"The text has {T} tokens, more than the model's context of {config.block_size}.")
     require(
         config.mask_token_id not in after,
-        f"The continuation holds the mask, id {config.mask_token_id}, which is no token of a text; leave it out.",
+        f"The continuation contains the mask token, id {config.mask_token_id}; remove it.",
     )
     tokens = np.concatenate([before, after])
     commits = [Commit(step, (P + step,), (int(token),), (0.0,)) for step, token in enumerate(after)]
@@ -48,21 +51,21 @@ def given_trace(bundle: Bundle, prompt: str | Sequence[int], continuation: str |
     logits = np.concatenate(
         [_logits(bundle, hidden[i : i + _ROWS], after[i : i + _ROWS]) for i in range(0, len(after), _ROWS)]
     )
-    logged = (commit._replace(target_logits=(float(logit),)) for commit, logit in zip(commits, logits, strict=True))
-    return dataclasses.replace(trace, commits=tuple(logged), hidden=hidden)
+    complete = (commit._replace(target_logits=(float(logit),)) for commit, logit in zip(commits, logits, strict=True))
+    return dataclasses.replace(trace, commits=tuple(complete), hidden=hidden)
 
 
 def _logits(bundle: Bundle, hidden: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    """hidden (n, D) and tokens (n,) to the tokens' logits (n,) float32, n at most _ROWS."""
+    """Logits (n,) float32 of tokens (n,) for hidden rows (n, D), with n at most `_ROWS`."""
     pad = _ROWS - len(tokens)
-    found = _token_logits(
+    logits = _token_logits(
         bundle.params,
         np.pad(hidden, ((0, pad), (0, 0))),
         np.pad(tokens, (0, pad)),
         config=bundle.config,
         compute=bundle.compute,
     )
-    return np.asarray(found)[: len(tokens)]
+    return np.asarray(logits)[: len(tokens)]
 
 
 @partial(jax.jit, static_argnames=("config", "compute"))

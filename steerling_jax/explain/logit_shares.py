@@ -1,6 +1,6 @@
-"""A committed token's logit, split into the shares of concepts: on the device, and of both branches of guided text.
+"""The split of committed tokens' logits into concept shares on the device, and its combination over guided branches.
 
-Legend: n or N committed tokens, s strength of guidance, K listed concepts, D width.
+Legend: n or N committed tokens, s guidance strength, K listed concepts, D width.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ from steerling_jax.models.steerling.decompose import RowClamps, compose
 from steerling_jax.models.steerling.head_view import HeadSpec, known_spec, unknown_spec, view_head
 from steerling_jax.models.steerling.heads import Clamps, HeadOutput, run_head
 
-_EXACT = Compute()  # shares are summed in float32, whatever the model computes in
+_EXACT = Compute()  # shares are summed in float32, whatever the model's compute dtype
 
 
 class LogitShares(NamedTuple):
-    """The fields of `Contributions` that come from the hidden rows, net ones still signed; of JAX inside a program, of
-    NumPy once fetched."""
+    """The fields of `Contributions` that are computed from hidden rows; the net ones are signed.
+
+    JAX arrays inside a compiled program, NumPy arrays on the host.
+    """
 
     known_ids: Any
     known_weights: Any
@@ -120,7 +122,7 @@ def _listed(
 
 
 def guided(conditional: LogitShares, unconditional: LogitShares, guidance: float) -> LogitShares:
-    """(1 + guidance) · conditional − guidance · unconditional, of every share."""
+    """Every share as (1 + guidance) · conditional − guidance · unconditional."""
     s = np.float32(guidance)
     known, discovered = (
         _united(conditional[first : first + 3], unconditional[first : first + 3], s) for first in (0, 3)
@@ -130,7 +132,11 @@ def guided(conditional: LogitShares, unconditional: LogitShares, guidance: float
 
 
 def _united(conditional: Any, unconditional: Any, s: np.float32) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Ids, weights and contributions (n, 2K) of both branches' (n, K): what both list is summed in the first's slot."""
+    """Ids, weights and contributions (n, 2K) of both branches' (n, K) combined.
+
+    A concept that both branches list is summed in its conditional slot; the second K slots are for those that only the
+    unconditional branch lists.
+    """
     (ids, *mine), (other_ids, *others) = conditional, unconditional
     same = other_ids[:, :, None] == ids[:, None, :]
     alone = ~same.any(axis=2)

@@ -1,4 +1,9 @@
-"""Which concepts carried a chunk of the text, ranked as the published package does, and where chunks begin and end."""
+"""Ranking of the concepts that contributed most to a chunk of text, and the boundaries of chunks.
+
+The ranking is that of the published package.
+
+Legend: n committed tokens, K listed concepts.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +19,10 @@ from steerling_jax.explain.contributions import Contributions
 
 
 class ConceptShare(NamedTuple):
-    """One concept's signed share of a chunk. type: "known" or "discovered"; concept_id counts within its type."""
+    """A concept's signed share of a chunk.
+
+    type: "known" or "discovered". concept_id: the id within that type. contribution: a fraction of the absolute mass.
+    """
 
     label: str
     type: str
@@ -27,10 +35,11 @@ class ConceptShare(NamedTuple):
 
 @dataclass(frozen=True)
 class ChunkRanking:
-    """Concepts of the half-open chunk [start, end), largest absolute share first; iterating gives the entries.
+    """The concepts of the half-open chunk [start, end), largest absolute share first. Iterating yields the entries.
 
-    epsilon_percent: signed mean share of the published remainder, in percent. absolute_shares, net_shares: known,
-    discovered and epsilon as fractions of the absolute and of the net mass, means over the chunk's committed tokens.
+    epsilon_percent: signed mean share of the published remainder, in percent.
+    absolute_shares, net_shares: known concepts, discovered concepts and epsilon as fractions of the absolute and of the
+    net mass, each a mean over the chunk's committed tokens.
     """
 
     start: int
@@ -48,11 +57,12 @@ class ChunkRanking:
 
 
 def rank_chunk(contributions: Contributions, start: int, end: int) -> ChunkRanking:
-    """Ranks the concepts of positions [start, end) as the published package does.
+    """Ranks the concepts of the positions [start, end) by their share, as the published package does.
 
     Each token's contributions are divided by its absolute mass (known + discovered + |remainder|), so that all tokens
-    have one vote; they are summed by concept and divided by the chunk's full length, committed or not. Empty slots are
-    left out (the published package lists one, with 0, for a model without discovered concepts).
+    have the same weight. They are summed by concept and divided by the chunk's full length, which includes positions
+    that were not committed. Empty slots are omitted; the published package lists one with 0 for a model without
+    discovered concepts. Raises `UserError` for an empty chunk.
     """
     if end <= start:
         raise UserError(f"The chunk [{start}, {end}) is empty; give a start below its end.")
@@ -76,13 +86,13 @@ def rank_chunk(contributions: Contributions, start: int, end: int) -> ChunkRanki
 
 
 def _sum_by_concept(ids: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Each id once, with the sum of its values; slots with the id −1 are empty."""
+    """Unique ids and the sum of each id's values; slots with the id −1 are empty and are omitted."""
     unique, inverse = np.unique(ids[ids >= 0], return_inverse=True)
     return unique, np.bincount(inverse, weights=values[ids >= 0], minlength=len(unique))
 
 
 def _mean_shares(parts: Sequence[np.ndarray]) -> tuple[float, float, float]:
-    """Three masses (n,) each, as mean fractions of their sum; zeros for no tokens."""
+    """Means over tokens of three masses (n,) as fractions of their sum; zeros for n = 0."""
     total = np.maximum(sum(parts), 1e-8)
     known, discovered, epsilon = (float((part / total).mean()) if len(part) else 0.0 for part in parts)
     return known, discovered, epsilon
@@ -91,10 +101,10 @@ def _mean_shares(parts: Sequence[np.ndarray]) -> tuple[float, float, float]:
 def chunk_spans(
     tokens: Trace | Sequence[int] | np.ndarray, prompt_length: int, endofchunk_id: int, eot_id: int | None = None
 ) -> list[tuple[int, int]]:
-    """Half-open chunk spans [start, end) of a finished canvas, absolute positions.
+    """Half-open spans [start, end) of the chunks of a finished canvas, in canvas positions.
 
-    Chunks start after the prompt, leave their closing `endofchunk_id` out and end at the first end-of-turn token; an
-    unfinished tail counts as one. Two boundaries in a row make no chunk.
+    The first chunk starts after the prompt, and the last one ends at the first end-of-turn token `eot_id` or at the end
+    of the canvas. The closing `endofchunk_id` does not belong to a chunk, and empty chunks are omitted.
     """
     ids = np.asarray(tokens.tokens if isinstance(tokens, Trace) else tokens)
     turns = np.flatnonzero(ids[prompt_length:] == eot_id) if eot_id is not None else np.zeros(0, int)
