@@ -12,7 +12,7 @@ from steerling_jax.errors import UserError, require
 if TYPE_CHECKING:
     from steerling_jax.attribution.faithfulness.kept import PartialResults
     from steerling_jax.attribution.faithfulness.planted.run import Planted
-    from steerling_jax.attribution.index.opened import Index
+    from steerling_jax.attribution.index.reader import Index
     from steerling_jax.bundle import Bundle
     from steerling_jax.io.corpus.store import CorpusStore
     from steerling_jax.progress import Progress
@@ -199,7 +199,7 @@ def _index(args: argparse.Namespace, store: CorpusStore, bundle: Bundle) -> Inde
     """Raises `UserError` where it holds the held-out documents, whose own evidence is a control."""
     if args.index is None:
         return None
-    from steerling_jax.attribution.index.opened import open_index
+    from steerling_jax.attribution.index.reader import open_index
 
     index = open_index(args.index, store, bundle)
     require(

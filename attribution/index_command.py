@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
     note("Loading JAX and the model …")
     import steerling_jax as sj
     from steerling_jax.attribution.index.build import build_index
-    from steerling_jax.attribution.index.plan import IndexSettings
+    from steerling_jax.attribution.index.settings import IndexSettings
 
     settings = IndexSettings(
         context=args.context,
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> None:
             settings,
             process_index=args.process_index,
             process_count=args.process_count,
-            tell=tell,
+            progress=tell,
         )
     if args.json:
         print_json(report)

@@ -43,8 +43,8 @@ def run(args: argparse.Namespace) -> None:
     corpus = CorpusStore(args.corpus)
     note("Loading JAX and the model …")
     import steerling_jax as sj
-    from steerling_jax.attribution.index.opened import open_index
-    from steerling_jax.attribution.index.query import find_evidence
+    from steerling_jax.attribution.index.reader import open_index
+    from steerling_jax.attribution.index.search import find_evidence
 
     bundle = sj.load(args.model)
     before, text = bundle.tokenizer.encode(args.before), bundle.tokenizer.encode(args.text)

@@ -173,8 +173,8 @@ def _given(args: argparse.Namespace, bundle: Bundle) -> TraceRecord:
 
 
 def _finder(args: argparse.Namespace, bundle: Bundle) -> Find:
-    from steerling_jax.attribution.index.opened import open_index
-    from steerling_jax.attribution.index.query import find_evidence
+    from steerling_jax.attribution.index.reader import open_index
+    from steerling_jax.attribution.index.search import find_evidence
     from steerling_jax.io.corpus.store import CorpusStore
 
     index = open_index(args.index, CorpusStore(args.corpus), bundle)

@@ -21,13 +21,12 @@ import jax
 import numpy as np
 
 import steerling_jax as sj
+from steerling_jax.attribution.index.build_unit import build_unit, passage_of, unit_gradients
 from steerling_jax.attribution.index.influence import influence
-from steerling_jax.attribution.index.plan import QUERY_MASKING, IndexSettings
-from steerling_jax.attribution.index.retrieval import best_rows, best_signatures, place, place_rows
+from steerling_jax.attribution.index.retrieval import best_rows, best_signatures, shard_block, shard_rows
+from steerling_jax.attribution.index.settings import QUERY_MASKING, IndexSettings
 from steerling_jax.attribution.index.signatures import ENTRIES
 from steerling_jax.attribution.index.suffixes import longest_matches, suffix_array
-from steerling_jax.attribution.index.unit import gradients as unit_gradients
-from steerling_jax.attribution.index.unit import make_unit, passage_of
 from steerling_jax.io.corpus.store import CorpusStore
 
 WIDTH, UNIT, ROUNDS, QUERY = 512, 46_000, 7, 64
@@ -50,7 +49,7 @@ def building(corpus: CorpusStore, bundle: sj.Bundle, chunks: int) -> dict[str, A
     documents, settings = range(int(spans[-1])), IndexSettings()
 
     def make() -> dict[str, np.ndarray]:
-        return make_unit(corpus, documents, bundle, settings, lambda stage, done, total: None)
+        return build_unit(corpus, documents, bundle, settings, lambda stage, done, total: None)
 
     make()
     start = time.perf_counter()
@@ -64,13 +63,13 @@ def building(corpus: CorpusStore, bundle: sj.Bundle, chunks: int) -> dict[str, A
 def questions(size: int, text: np.ndarray, suffixes: np.ndarray, n_concepts: int) -> dict[str, float]:
     """Milliseconds of one question to `size` chunks, by score; text and suffixes are of one unit."""
     draw, units = np.random.default_rng(0), -(-size // UNIT)
-    rows = [place_rows(draw.standard_normal((UNIT, WIDTH), np.float32)) for _ in range(units)]
+    rows = [shard_rows(draw.standard_normal((UNIT, WIDTH), np.float32)) for _ in range(units)]
     query = draw.standard_normal(WIDTH).astype(np.float32)
     found = {"representation_ms": median_ms(partial(best_rows, rows, query, 20))}
     rows.clear()
     narrow = np.uint16 if n_concepts < 1 << 16 else np.uint32
     signatures = [
-        place([draw.integers(0, n_concepts, (UNIT, ENTRIES)).astype(narrow),
+        shard_block([draw.integers(0, n_concepts, (UNIT, ENTRIES)).astype(narrow),
                draw.integers(0, 256, (UNIT, ENTRIES)).astype(np.uint8)])
         for _ in range(units)
     ]  # fmt: skip

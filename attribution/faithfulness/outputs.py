@@ -17,8 +17,8 @@ import numpy as np
 from steerling_jax.attribution.faithfulness.figures import entry, estimate
 from steerling_jax.attribution.faithfulness.kept import NOTHING_KEPT, PartialResults
 from steerling_jax.attribution.faithfulness.texts import continued, heldout_openings, shuffled_openings
-from steerling_jax.attribution.index.opened import Index
-from steerling_jax.attribution.index.query import best_values
+from steerling_jax.attribution.index.reader import Index
+from steerling_jax.attribution.index.search import best_values
 from steerling_jax.bundle import Bundle, check_weights
 from steerling_jax.concepts.heads import head_spec
 from steerling_jax.decoding.generation import Generation, text_ids

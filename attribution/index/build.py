@@ -1,21 +1,22 @@
-"""Building an index: units that are not there yet, one after another, then thresholds. Stopped at any moment, it goes
-on where it was; several processes share the units out by their number."""
+"""Building an index: the missing units one after another, then the thresholds.
+
+A build that was stopped continues with the next missing unit, since a unit's folder appears only when it is complete.
+Several processes divide the units by their number, without any communication but the index folder.
+"""
 
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from steerling_jax.attribution.index.coverage import coverage
-from steerling_jax.attribution.index.plan import (
-    IndexSettings,
-    description,
-    indexed_documents,
-    is_done,
-    make_plan,
-    unit_folder,
-)
+from steerling_jax.attribution.index.build_unit import build_unit
+from steerling_jax.attribution.index.reader import Index
+from steerling_jax.attribution.index.settings import IndexSettings, index_description
+from steerling_jax.attribution.index.thresholds import compute_thresholds
+from steerling_jax.attribution.index.training_coverage import training_coverage
+from steerling_jax.attribution.index.unit_plan import indexed_documents, is_done, make_plan, unit_folder
 from steerling_jax.bundle import Bundle
 from steerling_jax.errors import UserError
 from steerling_jax.io.atomic import write_json
@@ -32,75 +33,85 @@ def build_index(
     *,
     process_index: int = 0,
     process_count: int = 1,
-    tell: Progress = no_progress,
+    progress: Progress = no_progress,
 ) -> dict[str, Any]:
-    """Builds process `process_index`'s share of the units, and finishes the index once all are there.
+    """Builds this process's share of the units, and finishes the index if all units exist.
 
-    Returns a report: units made now and in all, chunks, bytes by array, coverage, whether the index is finished.
-    Raises `UserError` for another tokenizer, checkpoint or settings, and for a model that gives NaN.
+    Returns a report: units built now and in all, chunks, bytes by array, coverage, thresholds, and whether the index is
+    finished. Raises `UserError` if the folder holds an index of another tokenizer, checkpoint or settings, and if the
+    model gives NaN.
     """
     settings = settings or IndexSettings()
     if not 0 <= process_index < process_count:
         raise UserError(f"process {process_index} of {process_count}: the index must be from 0 to below the count.")
     corpus.check_tokenizer(bundle.tokenizer.sha256)
-    covered = coverage(bundle, corpus, settings.splits)
-    index = start_index(Path(folder), description(corpus, bundle, settings))
-    plan = make_plan(index, corpus, settings)
-    numbers = indexed_documents(corpus, settings.splits)
-    made = 0
-    mine = sorted(plan)[process_index::process_count]
-    for done, name in enumerate(mine):
-        tell("units", done, len(mine))
-        if not is_done(index, name):
-            _make(index, name, plan[name], numbers, corpus, bundle, settings, tell)
-            made += 1
-    tell("units", len(mine), len(mine))
-    finished = all(is_done(index, name) for name in plan)
+    coverage = training_coverage(bundle, corpus, settings.splits)
+    index = start_index(Path(folder), index_description(corpus, bundle, settings))
+    build = _Build(index, corpus, bundle, settings, progress)
+    built = build.build_units(process_index, process_count)
+    finished = all(is_done(index, name) for name in build.plan)
     if finished:
-        _finish(index, corpus, bundle, plan, numbers, settings, tell)
-    return report(index, plan, made, finished, covered)
+        build.finish()
+    return _report(index, build.plan, built, finished, coverage)
 
 
-def _make(index, name, documents, numbers, corpus, bundle, settings, tell: Progress) -> None:
-    from steerling_jax.attribution.index.unit import make_unit
+@dataclass
+class _Build:
+    index: IndexFolder
+    corpus: CorpusStore
+    bundle: Bundle
+    settings: IndexSettings
+    progress: Progress
 
-    arrays = make_unit(corpus, [numbers[key] for key in documents], bundle, settings, tell)
-    try:
-        write_unit(unit_folder(index, name), documents, arrays)
-    except UserError:
-        if not is_done(index, name):  # another process may have made the same unit
-            raise
+    def __post_init__(self) -> None:
+        self.plan = make_plan(self.index, self.corpus, self.settings)
+        self.numbers = indexed_documents(self.corpus, self.settings.splits)
+
+    def build_units(self, process_index: int, process_count: int) -> int:
+        """Builds the missing ones of every `process_count`-th unit; returns how many were built."""
+        built = 0
+        names = sorted(self.plan)[process_index::process_count]
+        for done, name in enumerate(names):
+            self.progress("units", done, len(names))
+            if not is_done(self.index, name):
+                self._build_unit(name)
+                built += 1
+        self.progress("units", len(names), len(names))
+        return built
+
+    def _build_unit(self, name: str) -> None:
+        keys = self.plan[name]
+        numbers = [self.numbers[key] for key in keys]
+        arrays = build_unit(self.corpus, numbers, self.bundle, self.settings, self.progress)
+        try:
+            write_unit(unit_folder(self.index, name), keys, arrays)
+        except UserError:
+            # Another process with the same share may have built the unit meanwhile; both are equal.
+            if not is_done(self.index, name):
+                raise
+
+    def finish(self) -> None:
+        """Writes `current.json` with units and thresholds, then removes units of earlier states of the corpus.
+
+        Does nothing if `current.json` is of this state. Units are removed last: an interruption leaves either the
+        earlier finished index or the new one.
+        """
+        digest = corpus_digest(list(self.numbers))
+        path = self.index.folder / "current.json"
+        if path.is_file() and self.index.current()["corpus"] == digest:
+            return
+        state = {"corpus": digest, "units": sorted(self.plan), "thresholds": {}}
+        index = Index(self.index, state, self.corpus, self.bundle)
+        write_json(path, state | {"thresholds": compute_thresholds(index, self.progress)})
+        for folder in (self.index.folder / "units").iterdir():
+            if folder.name not in self.plan:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
-def _finish(
-    index: IndexFolder,
-    corpus: CorpusStore,
-    bundle: Bundle,
-    plan: dict[str, list[str]],
-    numbers: dict[str, int],
-    settings: IndexSettings,
-    tell: Progress,
-) -> None:
-    """Thresholds and the list of units, unless this state of the corpus has them; then removes what is not of it."""
-    from steerling_jax.attribution.index.null import thresholds
-    from steerling_jax.attribution.index.opened import Index
-
-    digest = corpus_digest(list(numbers))
-    path = index.folder / "current.json"
-    if path.is_file() and index.current()["corpus"] == digest:
-        return
-    state = {"corpus": digest, "units": sorted(plan), "thresholds": {}}
-    opened = Index(index, state, corpus, bundle)
-    write_json(path, state | {"thresholds": thresholds(opened, tell)})
-    for folder in (index.folder / "units").iterdir():
-        if folder.name not in plan:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def report(
-    index: IndexFolder, plan: dict[str, list[str]], made: int, finished: bool, covered: dict[str, Any] | None
+def _report(
+    index: IndexFolder, plan: dict[str, list[str]], built: int, finished: bool, coverage: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """What there is, for people and for --json."""
+    """Counts and sizes of the units that exist, as `steerling index --json` prints them."""
     units = [index.unit(name).about for name in plan if is_done(index, name)]
     chunks = sum(unit["chunks"] for unit in units)
     sizes: dict[str, int] = {}
@@ -112,10 +123,10 @@ def report(
         "finished": finished,
         "units": len(plan),
         "units_done": len(units),
-        "units_made_now": made,
+        "units_made_now": built,
         "documents": sum(len(unit["documents"]) for unit in units),
         "chunks": chunks,
         "bytes_a_chunk": {array: size / max(chunks, 1) for array, size in sizes.items()},
-        "coverage": covered,
+        "coverage": coverage,
         "thresholds": index.current()["thresholds"] if finished else {},
     }

@@ -1,4 +1,4 @@
-"""What a search of the training data finds for a piece of text: the record that the index makes and reports show."""
+"""Evidence: the result of a search of the training data for one span of text."""
 
 from __future__ import annotations
 
@@ -12,12 +12,19 @@ SCORES: tuple[Score, ...] = get_args(Score)
 
 @dataclass(frozen=True)
 class Hit:
-    """One place in the corpus.
+    """One place in the corpus that a score found.
 
-    value: the score's own number: matched tokens (verbatim), cosine of signatures, of hidden rows (representation), of
-    gradients (influence). chunk, document: their numbers in the store; start, end: token span in the store;
-    offset: of its first token from the document's start. text: the span's. query: the tokens [start, end) of the
-    explained text that it matches. occurrences: of a verbatim span, how many places of the corpus it occurs at.
+    Attributes:
+        score: The score that found it.
+        value: The score's value: number of equal tokens (verbatim), or the cosine of signatures, of hidden rows
+            (representation), or of gradients (influence).
+        chunk, document: Numbers of the chunk and of the document in the corpus store.
+        name, source, sha256: The document's name, source and hash.
+        start, end: Token span in the corpus store.
+        offset: Position of `start` counted from the document's first token.
+        text: The span as text.
+        query: Span [start, end) of the searched text that it matches.
+        occurrences: Number of places in the corpus with the same tokens; None for scores other than verbatim.
     """
 
     score: Score
@@ -37,10 +44,12 @@ class Hit:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Hits of each score for tokens [start, end) of a text, best first.
+    """Hits for tokens [start, end) of a text, by score, best first.
 
-    thresholds: the value of each score that 1 of 100 texts of no sense of that length reaches, of 64 tokens where the
-    text has more; hits not above it are not listed, and a score that has none listed found nothing close.
+    Attributes:
+        thresholds: For each score the value that 1 in 100 random texts of the span's length reaches (of 64 tokens for
+            longer spans; see `thresholds.py`). Only hits above it are listed, so a score without hits found nothing
+            that is closer than chance.
     """
 
     start: int
@@ -49,15 +58,16 @@ class Evidence:
     thresholds: dict[Score, float]
 
     def of(self, score: Score) -> tuple[Hit, ...]:
+        """The hits of one score, best first."""
         return tuple(hit for hit in self.hits if hit.score == score)
 
     @property
     def nothing_close(self) -> tuple[Score, ...]:
-        """The scores that found nothing above their threshold."""
+        """The scores without a hit above their threshold."""
         return tuple(score for score in self.thresholds if not any(hit.score == score for hit in self.hits))
 
     def sources(self, score: Score) -> dict[str, float]:
-        """Each source's share of the sum of the positive values of a score's hits, largest first."""
+        """Share of each source in the sum of the positive values of a score's hits, largest first."""
         sums: dict[str, float] = defaultdict(float)
         for hit in self.of(score):
             sums[hit.source] += max(hit.value, 0.0)

@@ -1,7 +1,9 @@
-"""Spans of text under a fixed noise: what every score of the training-data index is computed from.
+"""Passages: spans of text with their context, masked by a noise that is a function of their tokens alone.
 
-A passage is a span and what stands before it. Its noise depends on its own tokens alone, so that a chunk of the corpus
-is masked alike whenever it is met, in whichever batch, and so is a copy of it in a generated text.
+Signatures, hidden rows and influence are all computed from passages. The noise is derived from a hash of the passage's
+own tokens, not from a random stream. So a chunk is masked in the same way in whichever batch, process or run it is met:
+an index that is built in parts equals one that is built at once, and a copy of a chunk in a generated text has the
+vector of the chunk.
 
 Legend: B passages, m draws, T padded positions, W positions of a window, R rows (masked positions that count),
 n tokens.
@@ -23,11 +25,11 @@ from steerling_jax.errors import require
 from steerling_jax.models.batching import padded_length
 from steerling_jax.models.steerling.config import ModelConfig
 
-_SHORTEST = 64  # tokens that a passage is padded to at least: fewer programs for hardly more work
+_MIN_PADDED = 64  # tokens; shorter shapes would need more compiled programs and save hardly any time
 
 
 class Passage(NamedTuple):
-    """The span [start, end) of tokens (n,), read after tokens [0, start); tokens from `end` on are cut away."""
+    """The span [start, end) of tokens (n,) with the context [0, start). Tokens from `end` on are ignored."""
 
     tokens: np.ndarray
     start: int
@@ -36,11 +38,10 @@ class Passage(NamedTuple):
 
 @dataclass(frozen=True)
 class Masking:
-    """The noise: in each of `draws` a share `level` of the positions is masked.
+    """The noise of a passage: in each of `draws` maskings a share `level` of the positions is masked.
 
-    The draws are turns of one draw, so that every position is masked level · draws times, rounded down or up. By
-    default each is masked exactly once, in one of two complementary draws. Raises `UserError` where some position might
-    never be.
+    Every position is masked level · draws times in all, rounded down or up. By default each position is masked exactly
+    once, in one of two complementary draws. Raises `UserError` if some position might never be masked.
     """
 
     level: float = 0.5
@@ -49,7 +50,8 @@ class Masking:
 
     def __post_init__(self) -> None:
         require(
-            0 < self.level <= 1 and math.isfinite(self.level), f"level is {self.level}: give a share above 0, up to 1."
+            0 < self.level <= 1 and math.isfinite(self.level),
+            f"level is {self.level}, but it must be above 0 and at most 1.",
         )
         require(
             self.level * self.draws >= 1 - 1e-9,
@@ -60,9 +62,15 @@ class Masking:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class PassageBatch:
-    """clean (B, T) int32, filled up with the mask id; noisy (B, m, W) int32: the diffusion blocks that hold the span,
-    from position first (B,) int32 on; rows (B, R) int32, the span's masked positions as draw · W + place in the window;
-    weight (B, R) float32: 1 over how often its position is masked, 0 for a filler."""
+    """Passages as arrays of one shape.
+
+    Attributes:
+        clean: (B, T) int32, padded with the mask id.
+        noisy: (B, m, W) int32, masked copies of the window: the diffusion blocks that contain the span.
+        first: (B,) int32, the window's first position.
+        rows: (B, R) int32, the span's masked positions as draw · W + position in the window.
+        weight: (B, R) float32, 1 / (number of draws in which that position is masked); 0 for padding.
+    """
 
     clean: jax.Array
     noisy: jax.Array
@@ -72,75 +80,82 @@ class PassageBatch:
 
 
 def draw_masks(tokens: np.ndarray, masking: Masking) -> np.ndarray:
-    """Which of tokens (n,) are masked in each draw, (m, n) bool: a function of the tokens and the masking alone."""
+    """Which of tokens (n,) are masked in each draw, (m, n) bool; a function of the tokens and the masking alone."""
     content = np.asarray(tokens, np.int32).tobytes() + masking.seed.to_bytes(8, "little", signed=True)
     raw = np.frombuffer(hashlib.shake_128(content).digest(4 * len(tokens)), np.uint32)
-    turned = raw / 2.0**32 + np.arange(masking.draws)[:, None] / masking.draws
-    return turned % 1.0 < masking.level
+    # Stratified: one uniform number per position, shifted by k / draws (mod 1) in draw k. The shifted values are
+    # equally spaced on the circle, so a share `level` of them is below `level`, up to rounding. Independent draws would
+    # leave some positions unmasked, and their tokens would not count.
+    shifted = raw / 2.0**32 + np.arange(masking.draws)[:, None] / masking.draws
+    return shifted % 1.0 < masking.level
 
 
-def longest_passage(config: ModelConfig) -> int:
-    """The most tokens that a passage may have: the model's context in whole diffusion blocks."""
+def max_passage_length(config: ModelConfig) -> int:
+    """The largest number of tokens of a passage: the model's context in whole diffusion blocks."""
     return config.block_size // config.diff_block_size * config.diff_block_size
 
 
-def fitted(passage: Passage, most: int) -> Passage:
-    """The passage in at most `most` tokens: context is left out first, from the left, and then the end of the span."""
+def truncate_passage(passage: Passage, limit: int) -> Passage:
+    """The passage with at most `limit` tokens. Context is removed first, from the left, then the end of the span."""
     tokens, start, end = passage
-    first = max(0, min(start, end - most))
-    end = min(end, first + most)
+    first = max(0, min(start, end - limit))
+    end = min(end, first + limit)
     return Passage(np.asarray(tokens[first:end], np.int32), start - first, end - first)
 
 
 def stack_passages(
-    passages: Sequence[Passage], rows: int, padded: int, window: int, masking: Masking, config: ModelConfig
+    passages: Sequence[Passage], batch_size: int, padded: int, window: int, masking: Masking, config: ModelConfig
 ) -> PassageBatch:
-    """At most `rows` fitted passages, whose spans' blocks fit in `window` positions; rows to spare have weight 0.
-
-    A block's other tokens can be seen from the span, so context and span are both noisy, each by its own content.
-    """
-    mask_id, shape = config.mask_token_id, (rows, masking.draws, window)
-    clean, first = np.full((rows, padded), mask_id, np.int32), np.zeros(rows, np.int32)
-    masked, inside = np.ones(shape, bool), np.zeros((rows, 1, window), bool)
+    """Stacks at most `batch_size` truncated passages whose spans' blocks fit in `window` positions; spare rows of the
+    batch have weight 0."""
+    mask_id, shape = config.mask_token_id, (batch_size, masking.draws, window)
+    clean, first = np.full((batch_size, padded), mask_id, np.int32), np.zeros(batch_size, np.int32)
+    masked, in_span = np.ones(shape, bool), np.zeros((batch_size, 1, window), bool)
     for row, (tokens, start, end) in enumerate(passages):
         clean[row, :end] = tokens[:end]
-        at = first[row] = min(start // config.diff_block_size * config.diff_block_size, padded - window)
+        offset = first[row] = min(start // config.diff_block_size * config.diff_block_size, padded - window)
+        # The first block may begin with context, which the span attends to. Context and span are masked separately, so
+        # that the span's masks do not depend on what precedes it.
         draws = [draw_masks(tokens[a:b], masking) for a, b in ((0, start), (start, end))]
-        masked[row, :, : end - at] = np.concatenate(draws, axis=1)[:, at:]
-        inside[row, :, start - at : end - at] = True
-    times = masked.sum(axis=1, keepdims=True)
-    most = math.ceil(masking.level * masking.draws - 1e-9)  # a position is masked at most so often
-    index, weight = np.zeros((rows, most * window), np.int32), np.zeros((rows, most * window), np.float32)
-    for row, counted in enumerate(masked & inside):
-        found = np.flatnonzero(counted)
-        index[row, : len(found)] = found
-        weight[row, : len(found)] = 1 / times[row, 0, found % window]
-    shown = np.take_along_axis(clean, first[:, None] + np.arange(window)[None, :], axis=1)
-    noisy = np.where(masked, np.int32(mask_id), shown[:, None, :])
-    return PassageBatch(*(jnp.asarray(array) for array in (clean, noisy, first, index, weight)))
+        masked[row, :, : end - offset] = np.concatenate(draws, axis=1)[:, offset:]
+        in_span[row, :, start - offset : end - offset] = True
+    times_masked = masked.sum(axis=1, keepdims=True)
+    most = math.ceil(masking.level * masking.draws - 1e-9)  # upper bound of `times_masked`
+    shape = (batch_size, most * window)
+    rows, weight = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
+    for row, counted in enumerate(masked & in_span):
+        places = np.flatnonzero(counted)
+        rows[row, : len(places)] = places
+        # A token that is masked twice gets half the weight each time: every token counts once in a loss or a mean.
+        weight[row, : len(places)] = 1 / times_masked[row, 0, places % window]
+    visible = np.take_along_axis(clean, first[:, None] + np.arange(window)[None, :], axis=1)
+    noisy = np.where(masked, np.int32(mask_id), visible[:, None, :])
+    return PassageBatch(*(jnp.asarray(array) for array in (clean, noisy, first, rows, weight)))
 
 
 def passage_batches(
     passages: Sequence[Passage], config: ModelConfig, masking: Masking, batch_size: int
 ) -> Iterator[tuple[list[int], PassageBatch]]:
-    """(numbers of the passages, their batch), grouped by padded length and window, shortest first. Batches are filled
-    up, so that there is one program for each size; a single passage stands alone. Raises `UserError` for an empty
-    span."""
-    most, groups = longest_passage(config), dict[tuple[int, int], list[tuple[int, Passage]]]()
+    """Yields (numbers of the passages, their batch), grouped by padded length and window, shortest first.
+
+    The last batch of a group is padded to `batch_size`, so that one program per shape is compiled; a single passage is
+    a batch of one. Raises `UserError` for an empty span.
+    """
+    limit, groups = max_passage_length(config), dict[tuple[int, int], list[tuple[int, Passage]]]()
     batch_size = batch_size if len(passages) > 1 else 1
     for number, passage in enumerate(passages):
         tokens, start, end = passage
-        require(0 <= start < end <= len(tokens), f"The span {start} to {end} of {len(tokens)} tokens is no span.")
-        fit = fitted(passage, most)
-        before = fit.start // config.diff_block_size * config.diff_block_size
+        require(0 <= start < end <= len(tokens), f"{start} to {end} is not a span of a text of {len(tokens)} tokens.")
+        short = truncate_passage(passage, limit)
+        before = short.start // config.diff_block_size * config.diff_block_size
         padded, window = (
-            min(padded_length(max(size, _SHORTEST), config), most) for size in (fit.end, fit.end - before)
+            min(padded_length(max(size, _MIN_PADDED), config), limit) for size in (short.end, short.end - before)
         )
-        groups.setdefault((padded, window), []).append((number, fit))
+        groups.setdefault((padded, window), []).append((number, short))
     for (padded, window), members in sorted(groups.items()):
         for first in range(0, len(members), batch_size):
-            some = members[first : first + batch_size]
+            batch = members[first : first + batch_size]
             yield (
-                [number for number, _ in some],
-                stack_passages([fit for _, fit in some], batch_size, padded, window, masking, config),
+                [number for number, _ in batch],
+                stack_passages([short for _, short in batch], batch_size, padded, window, masking, config),
             )

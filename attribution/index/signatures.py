@@ -1,9 +1,10 @@
-"""Concept signatures and pooled hidden rows: what the model makes of a span where it has to guess it.
+"""Concept signatures and pooled hidden rows: two vectors that describe a span of text.
 
-The concept heads were trained on masked positions only, so both are pooled over those, at a fixed noise (`Masking`).
-A signature holds the activations, sigmoid of the kept logits, of known and of discovered concepts. Each head's part is
-given the length √½: discovered activations are many and large, and would drown the known ones. What remains of the
-whole after the largest `ENTRIES` have been kept is given length 1, so that the inner product is a cosine.
+The concept heads are trained on masked positions only, so both vectors are means over the span's masked positions, at a
+fixed noise (`Masking`). A signature holds concept activations, the sigmoids of the top-k logits of the known and of the
+discovered head. Each head's part is scaled to the same length: discovered activations are many and large, and the known
+ones would hardly count otherwise. The `ENTRIES` largest of both heads are then scaled to length 1, so that the inner
+product of two signatures is a cosine.
 
 Legend: B passages, R rows (masked positions), D width, C concepts (known, then discovered), K entries, N chunks.
 """
@@ -18,7 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from steerling_jax.attribution.index.influence import normalised, span_hidden
+from steerling_jax.attribution.index.influence import normalise_rows
+from steerling_jax.attribution.index.passage_states import span_hidden
 from steerling_jax.attribution.index.passages import Masking, Passage, PassageBatch, passage_batches
 from steerling_jax.errors import UserError
 from steerling_jax.models.compute import Compute
@@ -28,12 +30,19 @@ from steerling_jax.models.steerling.head_view import known_spec, unknown_spec
 from steerling_jax.models.steerling.heads import run_head
 from steerling_jax.progress import Progress, no_progress
 
-ENTRIES = 64  # of a signature: 3 bytes each in the index, or 5 where ids need more than 16 bits; at most 320 a chunk
+ENTRIES = 64  # per signature. In the index an entry takes 3 bytes (5 where ids need 32 bits), so at most 320 per chunk.
 
 
 class Signatures(NamedTuple):
-    """ids (N, K) int32 of concepts, discovered ones after the known, −1 where unused; values (N, K) float32 ≥ 0,
-    largest first; rows (N, D) float32, mean hidden rows of length 1. K is 0 for a bare backbone."""
+    """Signatures and hidden rows of N passages.
+
+    Attributes:
+        ids: (N, K) int32, concept ids, discovered concepts after the known ones; −1 for unused entries.
+        values: (N, K) float32, not negative, largest first, of length 1.
+        rows: (N, D) float32, mean hidden states of length 1.
+
+    K is 0 for a bare backbone.
+    """
 
     ids: np.ndarray
     values: np.ndarray
@@ -41,14 +50,14 @@ class Signatures(NamedTuple):
 
 
 def concept_count(config: ModelConfig) -> int:
-    """Ids that a signature may hold, C."""
+    """Number C of concepts of both heads; a signature's ids are below it."""
     if config.concept is None:
         return 0
     unknown = unknown_spec(config.concept)
     return config.concept.n_concepts + (unknown.n_concepts if unknown else 0)
 
 
-def describe(
+def compute_signatures(
     params: Params,
     passages: Sequence[Passage],
     *,
@@ -56,28 +65,28 @@ def describe(
     compute: Compute,
     masking: Masking,
     batch_size: int = 32,
-    tell: Progress = no_progress,
+    progress: Progress = no_progress,
 ) -> Signatures:
-    """Signature and hidden row of each passage's span. Raises `UserError` where the model gives NaN or infinity."""
+    """Signature and hidden row of each passage's span. Raises `UserError` if the model gives NaN or infinity."""
     K, N, done = min(ENTRIES, concept_count(config)), len(passages), 0
-    found = Signatures(
+    result = Signatures(
         np.full((N, K), -1, np.int32), np.zeros((N, K), np.float32), np.zeros((N, config.n_embd), np.float32)
     )
     for numbers, batch in passage_batches(passages, config, masking, batch_size):
-        for whole, part in zip(found, _describe(params, batch, config=config, compute=compute), strict=True):
+        for whole, part in zip(result, _pooled(params, batch, config=config, compute=compute), strict=True):
             whole[numbers] = np.asarray(part)[: len(numbers)]
         done += len(numbers)
-        tell("signatures", done, N)
-    if not (np.isfinite(found.rows).all() and np.isfinite(found.values).all()):
-        raise UserError("The model gives hidden states that are not finite: are there NaNs in its weights?")
-    return found._replace(ids=np.where(found.values > 0, found.ids, -1), rows=normalised(found.rows))
+        progress("signatures", done, N)
+    if not (np.isfinite(result.rows).all() and np.isfinite(result.values).all()):
+        raise UserError("The model's hidden states are not finite: check its weights for NaN and infinity.")
+    return result._replace(ids=np.where(result.values > 0, result.ids, -1), rows=normalise_rows(result.rows))
 
 
 @partial(jax.jit, static_argnames=("config", "compute"))
-def _describe(
+def _pooled(
     params: Params, batch: PassageBatch, *, config: ModelConfig, compute: Compute
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """ids and values (B, K), rows (B, D), not yet of length 1."""
+    """ids and values (B, K), and mean hidden states (B, D), which are not yet of length 1."""
     hidden = span_hidden(params, batch, config, compute)
     weight = batch.weight / jnp.maximum(jnp.sum(batch.weight, axis=1, keepdims=True), 1e-9)
     rows = jnp.einsum("br,brd->bd", weight, hidden.astype(jnp.float32))
@@ -93,7 +102,7 @@ def _describe(
 def _activations(
     params: Params, hidden: jax.Array, weight: jax.Array, config: ModelConfig, compute: Compute
 ) -> jax.Array:
-    """Mean activations (B, C) over the rows (B, R, D), weighted; each head's part of length 1, or 0."""
+    """Weighted mean activations (B, C) over the rows (B, R, D); each head's part has length 1, or 0 if it is empty."""
     concept = config.concept
     assert concept is not None
     B, R, D = hidden.shape
@@ -109,18 +118,22 @@ def _activations(
     return jnp.concatenate(parts, axis=1)
 
 
-def packed(values: np.ndarray) -> np.ndarray:
-    """Values in [0, 1] in 8 bits, uint8, finer where they are small: (code / 255)² is the value kept."""
+def quantise(values: np.ndarray) -> np.ndarray:
+    """Values in [0, 1] as 8-bit codes, uint8; a code stands for (code / 255)².
+
+    The square root gives small values a finer step. Most of a signature's entries are small, and a linear code would
+    round many of them to 0.
+    """
     return np.rint(255 * np.sqrt(np.clip(values, 0, 1))).astype(np.uint8)
 
 
-def unpacked(codes: np.ndarray) -> np.ndarray:
-    """The values that `packed` kept, float32."""
+def dequantise(codes: np.ndarray) -> np.ndarray:
+    """The values that codes stand for, float32."""
     return np.square(codes.astype(np.float32) / 255)
 
 
 def concept_weights(ids: np.ndarray, values: np.ndarray, n_concepts: int) -> np.ndarray:
-    """Signatures (N, K) as dense vectors (N, C + 1) float32; the last entry, of unused ids, is 0."""
+    """Signatures (N, K) as dense vectors (N, C + 1) float32; the last entry, which unused ids refer to, is 0."""
     dense = np.zeros((len(ids), n_concepts + 1), np.float32)
     np.put_along_axis(dense, np.where(ids >= 0, ids, n_concepts), np.where(ids >= 0, values, 0), axis=1)
     return dense

@@ -13,7 +13,7 @@ import pytest
 
 import steerling_jax as sj
 from steerling_jax.attribution.index.build import build_index
-from steerling_jax.attribution.index.plan import IndexSettings
+from steerling_jax.attribution.index.settings import IndexSettings
 from steerling_jax.cli.main import main
 from steerling_jax.io.corpus.store import CorpusStore
 from steerling_jax.io.corpus.writer import corpus_writer

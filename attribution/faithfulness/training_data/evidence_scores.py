@@ -11,9 +11,11 @@ from typing import NamedTuple
 import numpy as np
 
 from steerling_jax.attribution.faithfulness.planted.model import TrainedModel
-from steerling_jax.attribution.index.influence import Projection, gradient_features, influence
+from steerling_jax.attribution.index.gradients import gradient_features
+from steerling_jax.attribution.index.influence import influence
 from steerling_jax.attribution.index.passages import Masking, Passage
-from steerling_jax.attribution.index.signatures import concept_count, describe, row_scores, signature_scores
+from steerling_jax.attribution.index.projection import Projection
+from steerling_jax.attribution.index.signatures import compute_signatures, concept_count, row_scores, signature_scores
 from steerling_jax.attribution.index.suffixes import verbatim_scores
 from steerling_jax.errors import UserError
 from steerling_jax.objectives.training_step import Recipe
@@ -97,7 +99,7 @@ def model_scores(models: Sequence[TrainedModel], texts: Texts, recipe: Recipe, t
     draws = 0
     for number, model in enumerate(models):
         tell("scores", number, len(models))
-        described = describe(model.params, passages, config=config, compute=compute, masking=MASKING)
+        described = compute_signatures(model.params, passages, config=config, compute=compute, masking=MASKING)
         query, chunks = (type(described)(*(a[rows] for a in described)) for rows in (slice(0, Q), slice(Q, None)))
         found.setdefault("signature", []).append(signature_scores(query, chunks, concept_count(config)))
         found.setdefault("representation", []).append(row_scores(query.rows, chunks.rows))

@@ -14,7 +14,7 @@ from steerling_jax.attribution.faithfulness import outputs
 from steerling_jax.attribution.faithfulness.concepts import concepts, effects
 from steerling_jax.attribution.faithfulness.figures import table
 from steerling_jax.attribution.faithfulness.inputs import inputs, randomised
-from steerling_jax.attribution.index.opened import Index
+from steerling_jax.attribution.index.reader import Index
 from steerling_jax.bundle import Bundle
 from steerling_jax.cli.console import plain
 from steerling_jax.errors import UserError

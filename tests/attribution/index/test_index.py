@@ -1,4 +1,4 @@
-"""The training-data index: built whole, in parts, after a kill, by two processes, and asked; and what it refuses."""
+"""The training-data index: builds (at once, in parts, after a kill, by two processes), searches, rejected input."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ import pytest
 
 import steerling_jax as sj
 from steerling_jax.attribution import faithfulness_command
-from steerling_jax.attribution.index import opened
+from steerling_jax.attribution.index import reader
 from steerling_jax.attribution.index.build import build_index
-from steerling_jax.attribution.index.opened import Index, open_index
 from steerling_jax.attribution.index.passages import Masking
-from steerling_jax.attribution.index.plan import IndexSettings
-from steerling_jax.attribution.index.query import best_values, find_evidence
+from steerling_jax.attribution.index.reader import Index, open_index
+from steerling_jax.attribution.index.search import best_values, find_evidence
+from steerling_jax.attribution.index.settings import IndexSettings
 from steerling_jax.cli.main import main
 from steerling_jax.errors import UserError
 from steerling_jax.io.corpus.store import CorpusStore
@@ -42,10 +42,9 @@ SCORES = ("verbatim", "signature", "representation", "influence")
 
 @pytest.fixture(scope="module", autouse=True)
 def few_gradients() -> Iterator[None]:
-    """Gradients are most of a small index's time: fewer maskings of a query, fewer candidates for the threshold."""
+    """Gradients take most of a small index's time: fewer maskings of a query."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(opened, "QUERY_MASKING", Masking(0.5, 2))
-        patch.setattr(opened, "NEAREST", 1)
+        patch.setattr(reader, "QUERY_MASKING", Masking(0.5, 2))
         yield
 
 
@@ -55,7 +54,7 @@ def bundle() -> sj.Bundle:
 
 
 def make_corpus(folder: Path, bundle: sj.Bundle, documents: Sequence[int]) -> CorpusStore:
-    """A store with these documents of noise, three chunks each, and a held-out one."""
+    """A store with these documents of random tokens, three chunks each, and a held-out document."""
     with corpus_writer(folder, bundle.tokenizer, concepts=[], source={}) as writer:
         for number in [*documents, -1]:
             draw = random.Random(number)
@@ -92,7 +91,7 @@ def index(bundle: sj.Bundle, corpus: CorpusStore, built: Path) -> Index:
 
 
 def contents(folder: Path) -> dict:
-    """All that an index says: every unit's array by name, and the finished state."""
+    """The contents of an index: every array of every unit by name, and the finished state."""
     index = IndexFolder(folder)
     units = {
         name: {a: index.unit(name).read(a) for a in index.unit(name).about["bytes"]} for name in index.unit_names()
@@ -109,7 +108,7 @@ def assert_same(first: dict, second: dict) -> None:
             assert np.array_equal(values, second["units"][name][array]), (name, array)
 
 
-# Asking ------------------------------------------------------------------------------------------------------------
+# Searching ------------------------------------------------------------------------------------------------------------
 
 
 def chunk_tokens(corpus: CorpusStore, number: int) -> np.ndarray:
@@ -140,26 +139,24 @@ def test_a_copied_chunk_is_found_by_every_score(bundle: sj.Bundle, corpus: Corpu
         assert value == pytest.approx(evidence.of(score)[0].value, abs=1e-5)
 
 
-def test_verbatim_spans_run_over_chunk_ends_and_not_over_documents(
-    bundle: sj.Bundle, corpus: CorpusStore, index: Index
-):
+def test_verbatim_spans_cross_chunk_ends_and_not_document_ends(bundle: sj.Bundle, corpus: CorpusStore, index: Index):
     first, second, third = (chunk_tokens(corpus, n) for n in (1, 2, 3))  # 0, 1, 2 are one document, 3 another
     text = np.concatenate([first[-8:], second, third])
     evidence = find_evidence(bundle, index, text, 0, len(text), ["verbatim"])
     values = {hit.query: hit for hit in evidence.hits}
     across = values[0, 8 + len(second)]
     assert (across.start, across.end) == (corpus.chunk(1).end - 8, corpus.chunk(2).end)
-    assert across.value == 8 + len(second)  # the boundary between them is no token of the text
+    assert across.value == 8 + len(second)  # the boundary between them does not count as a token
     assert values[8 + len(second), len(text)].chunk == 3
     assert across.occurrences == 1
-    # A boundary at another place of the text changes nothing, and tokens that are no text are left out.
+    # Boundaries elsewhere in the query make no difference, and masks are ignored.
     special = corpus.special
     with_ends = np.concatenate([first[-8:], [special.mask_id], second[:3], [special.endofchunk_id], second[3:]])
     again = find_evidence(bundle, index, with_ends, 0, len(with_ends), ["verbatim"]).hits[0]
     assert (again.start, again.end, again.query) == (across.start, across.end, (0, len(with_ends)))
 
 
-def test_nonsense_has_nothing_close(bundle: sj.Bundle, index: Index):
+def test_random_text_has_nothing_close(bundle: sj.Bundle, index: Index):
     draw = np.random.default_rng(5)
     close = dict.fromkeys(SCORES, 0)
     for _ in range(6):
@@ -171,13 +168,13 @@ def test_nonsense_has_nothing_close(bundle: sj.Bundle, index: Index):
     assert max(close.values()) <= 2, close
 
 
-def test_kept_gradients_rank_as_computed_ones(bundle: sj.Bundle, corpus: CorpusStore, tmp_path: Path):
+def test_stored_gradients_rank_as_computed_ones(bundle: sj.Bundle, corpus: CorpusStore, tmp_path: Path):
     small = make_corpus(tmp_path / "corpus", bundle, range(4))
     folder = tmp_path / "index"
     build_index(small, bundle, folder, replace(SETTINGS, gradient_side=64))
-    kept = open_index(folder, small, bundle)
+    stored = open_index(folder, small, bundle)
     text = small.tokens(0, 40).astype(np.int32)
-    found = find_evidence(bundle, kept, text, 1, 20, ["influence"]).hits
+    found = find_evidence(bundle, stored, text, 1, 20, ["influence"]).hits
     build_index(small, bundle, tmp_path / "other", SETTINGS)
     computed = find_evidence(bundle, open_index(tmp_path / "other", small, bundle), text, 1, 20, ["influence"]).hits
     assert [hit.chunk for hit in found[:2]] == [hit.chunk for hit in computed[:2]]
@@ -189,11 +186,11 @@ def test_kept_gradients_rank_as_computed_ones(bundle: sj.Bundle, corpus: CorpusS
     [
         (5, 5, SCORES, "not inside"),
         (0, 99, SCORES, "not inside"),
-        (0, 9, ["bm25"], "no scores"),
-        (9, 10, SCORES, "no written token"),
+        (0, 9, ["bm25"], "unknown scores"),
+        (9, 10, SCORES, "no token other than masks"),
     ],
 )
-def test_bad_questions(bundle: sj.Bundle, index: Index, start: int, end: int, scores: list, sentence: str):
+def test_invalid_queries(bundle: sj.Bundle, index: Index, start: int, end: int, scores: list, sentence: str):
     tokens = np.append(np.arange(9), bundle.config.mask_token_id)
     with pytest.raises(UserError, match=sentence):
         find_evidence(bundle, index, tokens, start, end, scores)
@@ -206,8 +203,8 @@ def command(*words: object) -> list[str]:
     return [str(word) for word in words]
 
 
-def test_goes_on_after_a_kill(corpus: CorpusStore, built: Path, tmp_path: Path):
-    """SIGKILL in the middle of a unit; what is left behind harms nobody, and the end is the same to the byte."""
+def test_a_build_continues_after_a_kill(corpus: CorpusStore, built: Path, tmp_path: Path):
+    """After SIGKILL in the middle of a unit and a leftover folder, the finished index has the same bytes."""
     folder = tmp_path / "index"
     line = command(sys.executable, "-m", "steerling_jax.cli.main", "index", corpus.folder, folder, "--model", MODEL)
     process = subprocess.Popen(line + OPTIONS, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -223,7 +220,7 @@ def test_goes_on_after_a_kill(corpus: CorpusStore, built: Path, tmp_path: Path):
     assert not list(folder.glob("units/.*"))
 
 
-def test_two_processes_make_what_one_makes(
+def test_two_processes_build_the_index_of_one(
     corpus: CorpusStore, built: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     folder, reports = tmp_path / "index", []
@@ -236,8 +233,8 @@ def test_two_processes_make_what_one_makes(
     assert_same(contents(folder), contents(built))
 
 
-def test_a_grown_and_shuffled_corpus_takes_only_what_is_new(bundle: sj.Bundle, built: Path, tmp_path: Path):
-    """Evidence is what an index from scratch gives, though the units are others."""
+def test_only_new_documents_of_a_grown_and_shuffled_corpus_are_indexed(bundle: sj.Bundle, built: Path, tmp_path: Path):
+    """The evidence equals that of an index from scratch, which has other units."""
     order = list(range(30))
     random.Random(0).shuffle(order)
     grown = make_corpus(tmp_path / "grown", bundle, order)
@@ -262,23 +259,23 @@ def test_a_grown_and_shuffled_corpus_takes_only_what_is_new(bundle: sj.Bundle, b
     assert open_index(folder, shrunk, bundle).units
 
 
-def test_coverage_names_what_is_absent(bundle: sj.Bundle, tmp_path: Path):
+def test_coverage_lists_absent_documents(bundle: sj.Bundle, tmp_path: Path):
     model = tmp_path / "model"
     shutil.copytree(MODEL, model)
     listed = [("0", "document 0", "train"), ("9", "document 9", "train"), ("-1", "document -1", "heldout")]
     entries = [{"sha256": sha256, "name": name, "split": split} for sha256, name, split in listed]
     (model / "documents.json").write_text(json.dumps({"documents": entries}))
     corpus = make_corpus(tmp_path / "corpus", bundle, range(3))
-    report = build_index(corpus, sj.load(model), tmp_path / "index", SETTINGS, process_count=2)  # not to be finished
+    report = build_index(corpus, sj.load(model), tmp_path / "index", SETTINGS, process_count=2)  # half of the units
     assert report["coverage"] == {
         "trained_on": 2, "indexed": 1, "absent": 1, "absent_names": ["document 9"], "not_trained_on": 2,
     }  # fmt: skip
 
 
-# Refusals ----------------------------------------------------------------------------------------------------------
+# Rejected input ------------------------------------------------------------------------------------------------------
 
 
-def test_another_checkpoint_is_refused(bundle: sj.Bundle, corpus: CorpusStore, built: Path):
+def test_another_checkpoint_is_rejected(bundle: sj.Bundle, corpus: CorpusStore, built: Path):
     params = jax.tree.map(lambda leaf: leaf * 1.01, bundle.params)
     other = replace(bundle, params=params)
     with pytest.raises(UserError, match="another checkpoint"):
@@ -287,7 +284,7 @@ def test_another_checkpoint_is_refused(bundle: sj.Bundle, corpus: CorpusStore, b
         build_index(corpus, other, built, SETTINGS)
 
 
-def test_another_corpus_and_other_settings_are_refused(
+def test_another_corpus_and_other_settings_are_rejected(
     bundle: sj.Bundle, corpus: CorpusStore, built: Path, tmp_path: Path
 ):
     other = make_corpus(tmp_path / "other", bundle, range(5))
@@ -299,7 +296,7 @@ def test_another_corpus_and_other_settings_are_refused(
         build_index(corpus, bundle, built, SETTINGS, process_index=2, process_count=2)
 
 
-def test_an_unfinished_index_is_refused(bundle: sj.Bundle, corpus: CorpusStore, tmp_path: Path):
+def test_an_unfinished_index_is_rejected(bundle: sj.Bundle, corpus: CorpusStore, tmp_path: Path):
     with pytest.raises(UserError, match="missing"):
         open_index(tmp_path, corpus, bundle)
     build_index(corpus, bundle, tmp_path, SETTINGS, process_index=0, process_count=4)
@@ -307,7 +304,7 @@ def test_an_unfinished_index_is_refused(bundle: sj.Bundle, corpus: CorpusStore, 
         open_index(tmp_path, corpus, bundle)
 
 
-def test_an_index_of_an_old_format_is_to_be_removed(bundle: sj.Bundle, corpus: CorpusStore, tmp_path: Path):
+def test_an_index_of_an_old_format_is_rejected(bundle: sj.Bundle, corpus: CorpusStore, tmp_path: Path):
     (tmp_path / "index.json").write_text(json.dumps({"format_version": 1}))
     with pytest.raises(UserError, match=r"has format 1, .*: remove it and make it again"):
         build_index(corpus, bundle, tmp_path, SETTINGS)
@@ -317,21 +314,21 @@ def test_an_index_of_an_old_format_is_to_be_removed(bundle: sj.Bundle, corpus: C
 
 
 def test_a_short_split_is_indexed(bundle: sj.Bundle, corpus: CorpusStore, tmp_path: Path):
-    """At the store's end, and shorter than a text of no sense."""
+    """At the end of the store, and shorter than a random text of the thresholds."""
     start, end = corpus.split("heldout")
     assert end - start < 96
     report = build_index(corpus, bundle, tmp_path, replace(SETTINGS, splits=("heldout",)))
     assert report["finished"]
 
 
-def test_figures_take_no_index_of_heldout_documents(bundle: sj.Bundle, corpus: CorpusStore, tmp_path: Path):
+def test_faithfulness_rejects_an_index_of_heldout_documents(bundle: sj.Bundle, corpus: CorpusStore, tmp_path: Path):
     build_index(corpus, bundle, tmp_path, replace(SETTINGS, splits=("heldout",)))
     with pytest.raises(UserError, match="holds held-out documents, which would find themselves"):
         faithfulness_command._index(Namespace(index=tmp_path), corpus, bundle)
 
 
 @pytest.mark.parametrize("damage", ["a unit", "an array", "a shard", "unit.json", "NaN"])
-def test_a_damaged_index_is_refused(bundle: sj.Bundle, corpus: CorpusStore, built: Path, tmp_path: Path, damage: str):
+def test_a_damaged_index_is_rejected(bundle: sj.Bundle, corpus: CorpusStore, built: Path, tmp_path: Path, damage: str):
     folder = tmp_path / "index"
     shutil.copytree(built, folder)
     unit = next(folder.glob("units/*"))
@@ -345,17 +342,17 @@ def test_a_damaged_index_is_refused(bundle: sj.Bundle, corpus: CorpusStore, buil
     elif damage == "unit.json":
         (unit / "unit.json").write_text("{")
     else:
-        _spoil_rows(unit)
+        _write_nan_rows(unit)
 
-    def ask() -> None:
-        opened = open_index(folder, corpus, bundle)
-        find_evidence(bundle, opened, np.arange(20), 0, 20, ["verbatim", "representation"])
+    def search() -> None:
+        index = open_index(folder, corpus, bundle)
+        find_evidence(bundle, index, np.arange(20), 0, 20, ["verbatim", "representation"])
 
     with pytest.raises(UserError, match=unit.name):
-        ask()
+        search()
 
 
-def _spoil_rows(unit: Path) -> None:
+def _write_nan_rows(unit: Path) -> None:
     import steerling_jax.io.index as storage
 
     rows = storage.Unit(unit).read("rows").copy()
@@ -367,7 +364,7 @@ def _spoil_rows(unit: Path) -> None:
     (unit / "unit.json").write_text(json.dumps(about))
 
 
-def test_a_model_of_nan_makes_no_index(bundle: sj.Bundle, corpus: CorpusStore, tmp_path: Path):
+def test_a_model_with_nan_is_rejected(bundle: sj.Bundle, corpus: CorpusStore, tmp_path: Path):
     params = {**bundle.params, "ln_f": {"weight": jnp.full_like(bundle.params["ln_f"]["weight"], jnp.nan)}}
     with pytest.raises(UserError, match="NaN"):
         build_index(corpus, replace(bundle, params=params), tmp_path / "index", SETTINGS)

@@ -11,23 +11,18 @@ import numpy as np
 import pytest
 
 import steerling_jax as sj
-from steerling_jax.attribution.index.influence import (
-    Projection,
-    feature_blocks,
-    fit_fisher,
-    gradient_features,
-    influence,
-    passage_losses,
-    span_hidden,
-)
-from steerling_jax.attribution.index.passages import Masking, Passage, draw_masks, fitted, passage_batches
+from steerling_jax.attribution.index.gradients import gradient_features, passage_losses
+from steerling_jax.attribution.index.influence import fit_fisher, influence
+from steerling_jax.attribution.index.passage_states import span_hidden
+from steerling_jax.attribution.index.passages import Masking, Passage, draw_masks, passage_batches, truncate_passage
+from steerling_jax.attribution.index.projection import FeatureBlock, Projection, feature_blocks
 from steerling_jax.attribution.index.signatures import (
+    compute_signatures,
     concept_count,
-    describe,
-    packed,
+    dequantise,
+    quantise,
     row_scores,
     signature_scores,
-    unpacked,
 )
 from steerling_jax.errors import UserError
 from steerling_jax.models.steerling.denoise import denoise
@@ -50,7 +45,7 @@ def arguments(bundle: sj.Bundle) -> dict:
     return {"config": bundle.config, "compute": bundle.compute}
 
 
-def test_masks_depend_on_the_content_alone():
+def test_masks_depend_on_the_tokens_alone():
     tokens = np.arange(40)
     first, second = draw_masks(tokens, Masking())
     assert (first ^ second).all()  # complementary: every position is masked once
@@ -61,20 +56,20 @@ def test_masks_depend_on_the_content_alone():
 
 
 @pytest.mark.parametrize(("level", "draws"), [(0.0, 2), (1.5, 1), (0.3, 2), (float("nan"), 2)])
-def test_noise_that_leaves_tokens_out_is_refused(level: float, draws: int):
+def test_masking_that_could_leave_tokens_unmasked_is_rejected(level: float, draws: int):
     with pytest.raises(UserError):
         Masking(level, draws)
 
 
-def test_a_passage_loses_context_before_its_own_tokens():
+def test_truncation_removes_context_before_the_span():
     tokens = np.arange(100)
-    assert fitted(Passage(tokens, 60, 90), 40)[1:] == (10, 40)
-    assert fitted(Passage(tokens, 60, 90), 40).tokens.tolist() == list(range(50, 90))
-    assert fitted(Passage(tokens, 60, 90), 20).tokens.tolist() == list(range(60, 80))
+    assert truncate_passage(Passage(tokens, 60, 90), 40)[1:] == (10, 40)
+    assert truncate_passage(Passage(tokens, 60, 90), 40).tokens.tolist() == list(range(50, 90))
+    assert truncate_passage(Passage(tokens, 60, 90), 20).tokens.tolist() == list(range(60, 80))
 
 
-def test_an_empty_span_is_refused(bundle: sj.Bundle):
-    with pytest.raises(UserError, match="no span"):
+def test_an_empty_span_is_rejected(bundle: sj.Bundle):
+    with pytest.raises(UserError, match="is not a span"):
         list(passage_batches([Passage(np.arange(5), 3, 3)], bundle.config, Masking(), 2))
 
 
@@ -87,8 +82,8 @@ def test_each_token_counts_once(bundle: sj.Bundle, passages: list[Passage]):
 
 
 @pytest.mark.parametrize("masking", [Masking(), Masking(0.5, 4), Masking(0.7, 3)])
-def test_a_window_of_noise_is_enough(bundle: sj.Bundle, masking: Masking):
-    """Rows are those of the whole text's noisy copy, one draw at a time, though other noisy blocks are not run."""
+def test_a_window_of_noise_gives_the_states_of_the_whole_noisy_copy(bundle: sj.Bundle, masking: Masking):
+    """Other noisy blocks are not run, yet the states equal those of the whole noisy copy, for each draw."""
     passage = Passage(np.random.default_rng(3).integers(0, 200, 120).astype(np.int32), 85, 110)
     ((_, batch),) = passage_batches([passage], bundle.config, masking, 1)
     assert batch.noisy.shape[2] < batch.clean.shape[1]
@@ -107,7 +102,7 @@ def test_a_window_of_noise_is_enough(bundle: sj.Bundle, masking: Masking):
 
 
 def test_whole_gradients_are_those_of_the_loss(bundle: sj.Bundle, passages: list[Passage]):
-    """A small step against the gradient of one passage changes another's loss by what influence says."""
+    """A small step against one passage's gradient changes another passage's loss as influence predicts."""
     whole = gradient_features(bundle.params, passages[:2], projection=Projection(None), **arguments(bundle))
     published = jax.eval_shape(fused, bundle.params)
     leaves = [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(published) if "_head" not in str(path[0])]
@@ -116,7 +111,7 @@ def test_whole_gradients_are_those_of_the_loss(bundle: sj.Bundle, passages: list
         lambda path, leaf: jnp.zeros(leaf.shape) if "_head" in str(path[0]) else next(parts).reshape(leaf.shape),
         published,
     )
-    (gradient,) = jax.linear_transpose(fused, bundle.params)(gradient)  # back to our shapes
+    (gradient,) = jax.linear_transpose(fused, bundle.params)(gradient)  # to the shapes of this implementation
     size = 1e-3 / np.linalg.norm(whole[0])
     losses = []
     for sign in (1, -1):
@@ -127,7 +122,7 @@ def test_whole_gradients_are_those_of_the_loss(bundle: sj.Bundle, passages: list
     np.testing.assert_allclose(change, expected, rtol=0.05, atol=0.02 * abs(expected[0]))
 
 
-def test_projections_keep_inner_products(bundle: sj.Bundle, passages: list[Passage]):
+def test_projections_preserve_inner_products(bundle: sj.Bundle, passages: list[Passage]):
     draws = [Passage(passages[0].tokens, 0, n) for n in (12, 16, 20)]
     whole = gradient_features(bundle.params, draws, projection=Projection(None), **arguments(bundle))
     exact = influence(whole, whole)
@@ -138,19 +133,19 @@ def test_projections_keep_inner_products(bundle: sj.Bundle, passages: list[Passa
         np.testing.assert_allclose(influence(small, small), exact, atol=0.12)
 
 
-def test_batches_change_nothing(bundle: sj.Bundle, passages: list[Passage]):
+def test_results_do_not_depend_on_the_batch(bundle: sj.Bundle, passages: list[Passage]):
     together = gradient_features(bundle.params, passages, batch_size=3, **arguments(bundle))
     alone = np.concatenate([gradient_features(bundle.params, [one], **arguments(bundle)) for one in passages])
     np.testing.assert_allclose(together, alone, rtol=1e-3, atol=1e-4 * np.abs(alone).max())
-    apart = describe(bundle.params, passages[:1], masking=Masking(), **arguments(bundle))
-    all_of_them = describe(bundle.params, passages, masking=Masking(), **arguments(bundle))
-    np.testing.assert_allclose(apart.rows[0], all_of_them.rows[0], atol=1e-5)
+    alone_rows = compute_signatures(bundle.params, passages[:1], masking=Masking(), **arguments(bundle))
+    batched = compute_signatures(bundle.params, passages, masking=Masking(), **arguments(bundle))
+    np.testing.assert_allclose(alone_rows.rows[0], batched.rows[0], atol=1e-5)
 
 
 def test_fisher_is_the_damped_inverse():
     draw = np.random.default_rng(0)
     features = draw.standard_normal((50, 6)).astype(np.float32)
-    blocks = [b._replace(end=e) for b, e in zip(feature_blocks_of((0, 2), (2, 6)), (2, 6))]
+    blocks = [FeatureBlock("first", 0, 2), FeatureBlock("second", 2, 6)]
     fisher = fit_fisher(features, blocks, damping=0.5)
     for start, end in ((0, 2), (2, 6)):
         part = features[:, start:end].astype(np.float64)
@@ -162,14 +157,8 @@ def test_fisher_is_the_damped_inverse():
     np.testing.assert_allclose(np.diag(same), 1, rtol=1e-5)
 
 
-def feature_blocks_of(*ends: tuple[int, int]):
-    from steerling_jax.attribution.index.influence import FeatureBlock
-
-    return [FeatureBlock(f"block {start}", start, end) for start, end in ends]
-
-
-def test_signatures_are_what_the_heads_give(bundle: sj.Bundle, passages: list[Passage]):
-    found = describe(bundle.params, passages, masking=Masking(), **arguments(bundle))
+def test_signatures_are_unit_vectors_of_concepts(bundle: sj.Bundle, passages: list[Passage]):
+    found = compute_signatures(bundle.params, passages, masking=Masking(), **arguments(bundle))
     assert found.ids.max() < concept_count(bundle.config)
     np.testing.assert_allclose(np.linalg.norm(found.values, axis=1), 1, rtol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(found.rows, axis=1), 1, rtol=1e-5)
@@ -177,21 +166,21 @@ def test_signatures_are_what_the_heads_give(bundle: sj.Bundle, passages: list[Pa
     np.testing.assert_allclose(np.diag(own), 1, rtol=1e-5)
     assert (own <= 1 + 1e-5).all()
     assert np.allclose(row_scores(found.rows, found.rows), found.rows @ found.rows.T)
-    # Eight bits keep a value to 1/255 of its root.
-    kept = unpacked(packed(found.values))
-    assert np.abs(np.sqrt(kept) - np.sqrt(found.values)).max() <= 0.5 / 255 + 1e-6
+    # Eight bits store the square root with a step of 1/255.
+    stored = dequantise(quantise(found.values))
+    assert np.abs(np.sqrt(stored) - np.sqrt(found.values)).max() <= 0.5 / 255 + 1e-6
 
 
-def test_a_bare_backbone_has_rows_and_no_signature(golden: Path):
+def test_a_bare_backbone_has_hidden_rows_and_no_signature(golden: Path):
     bundle = sj.load(golden / "backbone")
-    found = describe(bundle.params, [Passage(np.arange(12), 2, 12)], masking=Masking(), **arguments(bundle))
+    found = compute_signatures(bundle.params, [Passage(np.arange(12), 2, 12)], masking=Masking(), **arguments(bundle))
     assert found.ids.shape == (1, 0)
     assert np.isfinite(found.rows).all()
 
 
-def test_weights_that_are_no_numbers_are_told(bundle: sj.Bundle, passages: list[Passage]):
+def test_nan_weights_are_rejected(bundle: sj.Bundle, passages: list[Passage]):
     bad = {**bundle.params, "ln_f": {"weight": jnp.full_like(bundle.params["ln_f"]["weight"], jnp.nan)}}
     with pytest.raises(UserError, match="NaN"):
-        describe(bad, passages[:1], masking=Masking(), **arguments(replace(bundle, params=bad)))
+        compute_signatures(bad, passages[:1], masking=Masking(), **arguments(replace(bundle, params=bad)))
     with pytest.raises(UserError, match="NaN"):
         gradient_features(bad, passages[:1], **arguments(bundle))

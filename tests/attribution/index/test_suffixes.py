@@ -20,7 +20,7 @@ QUERIES = st.lists(st.integers(-2, 3), min_size=1, max_size=40)
 
 
 def places(text: list[int], piece: list[int]) -> list[int]:
-    """Where a piece occurs; one with an id that stands for nothing occurs nowhere."""
+    """Where a piece occurs; a piece with a negative id occurs nowhere."""
     if min(piece) < 0:
         return []
     return [i for i in range(len(text) - len(piece) + 1) if text[i : i + len(piece)] == piece]
@@ -35,15 +35,15 @@ def test_suffixes_are_in_order(text: list[int]):
 
 @settings(deadline=None, max_examples=200)
 @given(TEXTS, QUERIES)
-def test_matches_are_the_longest_and_found_everywhere(text: list[int], query: list[int]):
-    ids, asked = np.array(text), np.array(query)
+def test_matches_are_the_longest_and_all_occurrences_are_listed(text: list[int], query: list[int]):
+    ids, tokens = np.array(text), np.array(query)
     suffixes = suffix_array(ids)
-    lengths = longest_matches(ids, suffixes, asked)
+    lengths = longest_matches(ids, suffixes, tokens)
     for i, length in enumerate(lengths):
         longest = [n for n in range(1, len(query) - i + 1) if places(text, query[i : i + n])]
         assert length == max(longest, default=0)
     spans = maximal_spans(lengths, 1)
-    found = occurrences(ids, suffixes, asked, spans)
+    found = occurrences(ids, suffixes, tokens, spans)
     assert [where.tolist() for where in found] == [places(text, query[a:b]) for a, b in spans]
 
 
@@ -56,7 +56,7 @@ def test_long_repeats_are_sorted():
     assert found.tolist() == sorted(range(1400), key=lambda i: twice[i:].tolist())
 
 
-def test_maximal_spans_leave_out_what_is_inside_others():
+def test_maximal_spans_exclude_contained_spans():
     assert maximal_spans(np.array([3, 2, 1, 4, 3, 2, 1, 0]), 2) == [Span(0, 3), Span(3, 7)]
     assert maximal_spans(np.array([2, 3, 2, 1]), 1) == [Span(0, 2), Span(1, 4)]
     assert maximal_spans(np.zeros(3, np.int64), 0) == []
