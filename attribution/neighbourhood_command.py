@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> None:
             seed=args.seed,
             tell=tell,
         )
-        found = neighbourhoods(bundle, store, activity, len(asked), chunks=args.chunks, seed=args.seed, tell=tell)
+        found = neighbourhoods(bundle, store, activity, len(asked), chunks=args.chunks, seed=args.seed, progress=tell)
     if args.json:
         settings = {"level": args.level, "seq_len": args.seq_len, "strongest": args.strongest, "seed": args.seed}
         settings |= {"tokens": activity.tokens, "corpus": str(store.folder)}

@@ -1,14 +1,15 @@
-"""What a concept did for a committed token: its share of the logit, beside what happens when it is really removed.
+"""Effects of concepts on committed tokens: the contribution to the logit beside what removing the concept changes.
 
-Three removals, each in the very pass that committed the token:
-- "frozen": the concept's activation is set to 0 in the head, everything else in `composed` stays. The logit falls by
-  exactly the share; the log-probability falls by what the other tokens leave of it.
-- "published": the same clamp as the published package does it. For a known concept the epsilon correction goes too; for
-  a discovered one epsilon fills up what was taken, so that nothing changes while the correction is on.
+There are three removals, each applied to the pass that committed the token:
+- "frozen": the concept's activation is set to 0 in its head, and everything else in `composed` stays. The logit falls
+  by exactly the contribution; the log-probability also depends on how the logits of other tokens change.
+- "published": the same clamp with the published package's rule for epsilon. For a known concept the epsilon correction
+  is switched off. For a discovered one epsilon compensates what was removed, so nothing changes in a model with the
+  correction.
 - "pass": the concept's direction is projected out of the hidden states of all positions after every layer from
-  `first_layer` on, so that also what it did through other positions is gone.
+  `first_layer` on. This also removes what the concept does through other positions.
 
-Legend: n committed tokens, J concepts, p pairs of the two, D width, S canvas positions, padded.
+Legend: n committed tokens, J concepts, p pairs of the two, D width, S canvas positions with padding.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,17 +40,17 @@ from steerling_jax.models.steerling.heads import EpsilonRule
 
 REMOVALS = ("frozen", "published", "pass")
 _RULES: tuple[EpsilonRule, ...] = ("frozen", "published")
-_PAIRS = 64  # explained at once by the heads
-_PASSES = 16  # canvases run at once
+_PAIRS = 64  # pairs per call of the heads
+_PASSES = 16  # canvases per call of the whole model
 
 
 @dataclass(frozen=True)
 class ConceptEffects:
-    """Pairs of a committed token and a concept, token by token. NumPy arrays.
+    """Effects of p pairs of a committed token and a concept, ordered by token, as NumPy arrays.
 
-    orders (p,): which commit of the trace, counted from 0; positions, concept_ids (p,) int32.
-    direct (p,) float32: the concept's share of the token's logit, 0 where it was not listed.
-    logit, log_probability: by removal, how much each fell when the concept was removed, (p,) float32.
+    orders (p,) int32: the commit's index in the trace; positions, concept_ids (p,) int32.
+    direct (p,) float32: the concept's contribution to the token's logit, 0 where the concept is not listed.
+    logit, log_probability: for each removal, by how much the value fell when the concept was removed, (p,) float32.
     """
 
     head: Head
@@ -62,14 +62,15 @@ class ConceptEffects:
     log_probability: dict[str, np.ndarray]
 
     def summed(self, spans: Sequence[tuple[int, int]]) -> list[ConceptEffects]:
-        """One for each half-open span of positions, with one pair a concept: the sums over the span's tokens."""
+        """For each half-open span of positions, the sums over its tokens, with one pair per concept."""
         return [self._sum((self.positions >= start) & (self.positions < end)) for start, end in spans]
 
     def _sum(self, inside: np.ndarray) -> ConceptEffects:
-        ids, where = np.unique(self.concept_ids[inside], return_inverse=True)
+        """The sums by concept over the pairs `inside` (p,) bool, at the span's first position and order."""
+        ids, index = np.unique(self.concept_ids[inside], return_inverse=True)
 
         def total(values: np.ndarray) -> np.ndarray:
-            return np.bincount(where, values[inside], len(ids)).astype(np.float32)
+            return np.bincount(index, values[inside], len(ids)).astype(np.float32)
 
         first = np.full(len(ids), self.positions[inside].min(initial=2**31 - 1), np.int32)
         return ConceptEffects(
@@ -83,42 +84,6 @@ class ConceptEffects:
         )
 
 
-class EffectAgreement(NamedTuple):
-    """Of predicted with observed values: correlation, share of equal signs, and the slope of observed over predicted.
-    NaN where one of them does not vary."""
-
-    correlation: float
-    sign: float
-    slope: float
-    pairs: int
-
-
-def agreement(predicted: np.ndarray, observed: np.ndarray) -> EffectAgreement:
-    """For predicted and observed (p,), without pairs that are no numbers. Signs are compared where both are not 0."""
-    x, y = np.asarray(predicted, np.float64), np.asarray(observed, np.float64)
-    known = np.isfinite(x) & np.isfinite(y)
-    x, y = x[known], y[known]
-    told = (x != 0) & (y != 0)
-    sign = float(np.mean(np.sign(x[told]) == np.sign(y[told]))) if told.any() else float("nan")
-    if len(x) < 2 or x.std() == 0 or y.std() == 0:
-        return EffectAgreement(float("nan"), sign, float("nan"), len(x))
-    covariance = float(np.mean((x - x.mean()) * (y - y.mean())))
-    return EffectAgreement(covariance / float(x.std() * y.std()), sign, covariance / float(x.var()), len(x))
-
-
-def shuffled_concepts(effects: ConceptEffects, key: jax.Array) -> np.ndarray:
-    """Each token's direct shares (p,) handed on to other concepts of it, none to its own: a control that keeps how much
-    there is to explain at each token, and loses only which concept it was. NaN where a token has one concept alone."""
-    noise = np.asarray(jax.random.uniform(key, effects.orders.shape))
-    drawn = np.lexsort((noise, effects.orders))  # token by token, in random order; each share goes to the next
-    _, first, count = np.unique(effects.orders[drawn], return_index=True, return_counts=True)
-    first, count = np.repeat(first, count), np.repeat(count, count)
-    following = first + (np.arange(len(drawn)) - first + 1) % count
-    shuffled = np.empty_like(effects.direct)
-    shuffled[drawn[following]] = np.where(count > 1, effects.direct[drawn], np.nan)
-    return shuffled
-
-
 def concept_effects(
     bundle: Bundle,
     trace: Trace,
@@ -130,11 +95,11 @@ def concept_effects(
     end: int | None = None,
     first_layer: int | None = None,
 ) -> ConceptEffects:
-    """Effects of `concepts` on every token committed at positions [start, end).
+    """Effects of the concepts with the ids `concepts` on every token committed at positions [start, end).
 
-    shares: `concept_contributions` of the same trace. first_layer: 1-based, of the removal "pass"; default half the
-    layers, as in steering. A steered text keeps its injection. Raises `UserError` for ids that are not the head's, for
-    an empty choice, and for text that was written with clamps or guidance.
+    shares: `concept_contributions` of the same trace. first_layer: the first layer, counted from 1, of the removal
+    "pass"; by default half of the layers, as in steering. Injection of steered text stays. Raises `UserError` for ids
+    that the head does not have, an empty selection, and text generated with clamped concepts or guidance.
     """
     config = bundle.config
     check_concepts(config, head, concepts)
@@ -145,33 +110,35 @@ def concept_effects(
     tokens = np.flatnonzero(inside)
     require(
         trace.clamps is None,
-        "Effects of text that was written with clamped concepts cannot be measured: take one written without.",
+        "Effects cannot be measured in text generated with clamped concepts; give a trace without clamps.",
     )
     require(
         trace.guidance == 0,
-        "Effects of guided text cannot be measured, as its shares are of two branches: take one written without.",
+        "Effects cannot be measured in guided text, whose logits combine two passes; give a trace without guidance.",
     )
     if not len(tokens) or not len(concepts):
-        raise UserError(f"No token is committed in [{start}, {end}), or no concept was named: there is no effect.")
+        raise UserError(
+            f"No token is committed in [{start}, {end}), or no concept is given; no effect can be measured."
+        )
     orders = np.repeat(tokens, len(concepts)).astype(np.int32)
     ids = np.tile(np.asarray(concepts, np.int32), len(tokens))
-    found = _removed_in_head(bundle, hidden_rows(bundle, trace)[orders], shares.token_ids[orders], ids, head)
-    after = _removed_in_pass(bundle, trace, shares, orders, ids, head, layer)
-    edited = dict(zip(REMOVALS, (found[:, 1], found[:, 2], after), strict=True))
-    fell = {name: found[:, 0] - values for name, values in edited.items()}
+    in_head = _removed_in_head(bundle, hidden_rows(bundle, trace)[orders], shares.token_ids[orders], ids, head)
+    in_pass = _removed_in_pass(bundle, trace, shares, orders, ids, head, layer)
+    scores = dict(zip(REMOVALS, (in_head[:, 1], in_head[:, 2], in_pass), strict=True))
+    drop = {name: in_head[:, 0] - values for name, values in scores.items()}
     return ConceptEffects(
         head,
         orders,
         shares.positions[orders],
         ids,
         _direct(shares, orders, ids, head),
-        {name: values[:, 0] for name, values in fell.items()},
-        {name: values[:, 1] for name, values in fell.items()},
+        {name: values[:, 0] for name, values in drop.items()},
+        {name: values[:, 1] for name, values in drop.items()},
     )
 
 
 def _direct(shares: Contributions, orders: np.ndarray, ids: np.ndarray, head: Head) -> np.ndarray:
-    """Shares (p,) of the pairs; 0 for concepts that are not listed."""
+    """Contributions (p,) float32 of the pairs, 0 for concepts that are not listed."""
     listed, values = (
         (shares.known_ids, shares.known_contributions)
         if head == "known"
@@ -181,7 +148,7 @@ def _direct(shares: Contributions, orders: np.ndarray, ids: np.ndarray, head: He
 
 
 def _removed_in_head(bundle: Bundle, hidden: np.ndarray, tokens: np.ndarray, ids: np.ndarray, head: Head) -> np.ndarray:
-    """For hidden (p, D), tokens and ids (p,): (p, 3, 2), see `_at_head`."""
+    """The scores (p, 3, 2) of `_at_head` for hidden (p, D), tokens and ids (p,), in calls of a fixed size."""
     parts = []
     for first in range(0, len(ids), _PAIRS):
         rows = np.minimum(np.arange(first, first + _PAIRS), len(ids) - 1)
@@ -210,12 +177,12 @@ def _at_head(
     config: ModelConfig,
     compute: Compute,
 ) -> jax.Array:
-    """(P, 3, 2): logit and log-probability of the tokens as it is, removed "frozen" and removed "published"."""
+    """Logits and log-probabilities of the tokens, (P, 3, 2): unchanged, removed "frozen" and removed "published"."""
 
     def features(row: jax.Array, concept: jax.Array) -> jax.Array:
-        """(D,) and () to what goes to the output projection each time, (3, D)."""
+        """The inputs of lm_head (3, D) for a hidden row (D,) and a concept's id ()."""
         clamp = (concept[None], jnp.zeros(1))
-        always = jnp.int32(0), jnp.int32(1)
+        always = jnp.int32(0), jnp.int32(1)  # the clamp's span of offsets, with the row at offset 0
 
         def removed(rule: EpsilonRule) -> jax.Array:
             known, unknown = (clamp, None) if head == "known" else (None, clamp)
@@ -256,13 +223,13 @@ class Removed:
 def _removed_in_pass(
     bundle: Bundle, trace: Trace, shares: Contributions, orders: np.ndarray, ids: np.ndarray, head: Head, layer: int
 ) -> np.ndarray:
-    """(p, 2): logit and log-probability of the tokens with their pair's direction removed from the whole pass."""
+    """Logits and log-probabilities (p, 2) of the tokens with each pair's direction removed from the whole pass."""
     config, mask_id = bundle.config, trace.mask_id
     positions, tokens, steps = shares.positions[orders], shares.token_ids[orders], shares.steps[orders]
-    chosen = np.unique(steps).tolist()
-    pad = padded_length(len(trace.tokens), config) - len(trace.tokens)  # which no position sees
-    canvases = {step: np.pad(trace.snapshot(step), (0, pad), constant_values=mask_id) for step in chosen}
-    injected = {step: trace.injected(step, config.n_layers, config.n_embd) for step in chosen}
+    distinct_steps = np.unique(steps).tolist()
+    pad = padded_length(len(trace.tokens), config) - len(trace.tokens)  # hidden from attention
+    canvases = {step: np.pad(trace.snapshot(step), (0, pad), constant_values=mask_id) for step in distinct_steps}
+    injected = {step: trace.injected(step, config.n_layers, config.n_embd) for step in distinct_steps}
     parts = []
     for first in range(0, len(ids), _PASSES):
         rows = np.minimum(np.arange(first, first + _PASSES), len(ids) - 1)

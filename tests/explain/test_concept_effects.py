@@ -13,15 +13,9 @@ import steerling_jax as sj
 from steerling_jax.concepts.catalogue import Head
 from steerling_jax.concepts.heads import concept_embeddings
 from steerling_jax.errors import UserError
+from steerling_jax.explain.agreement import EffectAgreement, agreement, shuffled_concepts
 from steerling_jax.explain.concept_gradients import SourceConcept, TargetConcept, concept_gradients
-from steerling_jax.explain.effects import (
-    REMOVALS,
-    ConceptEffects,
-    EffectAgreement,
-    agreement,
-    concept_effects,
-    shuffled_concepts,
-)
+from steerling_jax.explain.effects import REMOVALS, ConceptEffects, concept_effects
 from steerling_jax.explain.given_text import given_trace
 from steerling_jax.models.attention import block_causal_mask
 from steerling_jax.models.steerling.backbone import embed_tokens, unstack_layers
@@ -266,5 +260,5 @@ def test_gradients_complain(told, targets, sources, sentence):
 
 def test_effects_of_guided_text_are_refused(told):
     bundle, trace, shares = told
-    with pytest.raises(UserError, match="Effects of guided text cannot be measured"):
+    with pytest.raises(UserError, match="Effects cannot be measured in guided text"):
         concept_effects(bundle, replace(trace, guidance=0.5), shares, [0])

@@ -18,7 +18,8 @@ from steerling_jax.errors import UserError
 from steerling_jax.explain import activity as activity_module
 from steerling_jax.explain.activity import Activity, Moments, concept_activity
 from steerling_jax.explain.concept_gradients import SourceConcept
-from steerling_jax.explain.neighbourhood import control_concepts, neighbourhoods, score_name
+from steerling_jax.explain.concept_names import score_name
+from steerling_jax.explain.neighbourhood import control_concepts, neighbourhoods
 from steerling_jax.io.corpus.store import CorpusStore
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.steerling.denoise import denoise
@@ -32,7 +33,7 @@ from tests.worlds.training_world import FakeTokenizer
 @pytest.fixture(scope="module")
 def activity(topic_bundle: Bundle, topic_store: CorpusStore) -> Activity:
     asked = [SourceConcept(KNOWS, "discovered"), SourceConcept(2)]
-    asked += control_concepts(asked, topic_bundle.config, least=8)
+    asked += control_concepts(asked, topic_bundle.config, minimum=8)
     return concept_activity(topic_bundle, topic_store, asked, strongest=20, seq_len=64)
 
 
@@ -132,10 +133,10 @@ def test_score_of_hand_made_names():
 
 def test_controls_are_other_concepts(topic_bundle: Bundle):
     asked = [SourceConcept(0, "discovered")]
-    found = control_concepts(asked, topic_bundle.config, least=4)
+    found = control_concepts(asked, topic_bundle.config, minimum=4)
     assert len(found) == 3
     assert asked[0] not in found
-    assert control_concepts([SourceConcept(i) for i in range(8)], topic_bundle.config, least=4) == []
+    assert control_concepts([SourceConcept(i) for i in range(8)], topic_bundle.config, minimum=4) == []
 
 
 def test_what_the_command_understands(topic_bundle: Bundle):

@@ -18,16 +18,10 @@ from steerling_jax.concepts.heads import concept_embeddings
 from steerling_jax.decoding.generation import Generation
 from steerling_jax.decoding.generation_config import GenerationConfig
 from steerling_jax.evaluation.intervals import bootstrap
+from steerling_jax.explain.agreement import EffectAgreement, agreement, shuffled_concepts
 from steerling_jax.explain.concept_gradients import SourceConcept, TargetConcept, concept_gradients
 from steerling_jax.explain.contributions import concept_contributions
-from steerling_jax.explain.effects import (
-    REMOVALS,
-    ConceptEffects,
-    EffectAgreement,
-    agreement,
-    concept_effects,
-    shuffled_concepts,
-)
+from steerling_jax.explain.effects import REMOVALS, ConceptEffects, concept_effects
 from steerling_jax.explain.ranking import chunk_spans, rank_chunk
 from steerling_jax.inference import forward
 from steerling_jax.io.corpus.store import CorpusStore
