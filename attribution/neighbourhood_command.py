@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> None:
             corpus_tokens=args.tokens,
             heldout_tokens=args.heldout_tokens,
             seed=args.seed,
-            tell=tell,
+            progress=tell,
         )
         found = neighbourhoods(bundle, store, activity, len(asked), chunks=args.chunks, seed=args.seed, progress=tell)
     if args.json:

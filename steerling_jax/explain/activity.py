@@ -1,10 +1,12 @@
-"""Where concepts act in a corpus: their activations at masked positions, streamed, for many concepts in one pass.
+"""Activations of concepts over a corpus: strongest chunks, means and correlations, streamed in one pass.
 
-An activation is what goes into the features: the sigmoid of the logit where the concept is kept, else 0. A chunk's is
-the mean over its masked positions, as each block is denoised after clean earlier ones.
+A concept's activation at a position is its weight in the features: the sigmoid of its logit where the concept is in the
+head's top k, else 0. Activations are read at masked positions only, with every diffusion block denoised after unmasked
+earlier blocks, which is the state in which generation reads the heads. A chunk's activation is the mean over its masked
+positions.
 
-Legend: B sequences, T positions, N = B·T, J concepts asked for, C known concepts, K kept ones, S chunks, n strongest
-chunks, h held-out chunks.
+Legend: B sequences, T positions, N = B·T, J requested concepts, C known concepts, K top-k concepts of a position, S
+chunks of a batch, n strongest chunks, h held-out chunks.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from steerling_jax.bundle import Bundle, check_weights
-from steerling_jax.concepts.catalogue import Head
+from steerling_jax.concepts.catalogue import HEADS, Head
 from steerling_jax.concepts.heads import check_concepts, view_concepts
 from steerling_jax.corpus.reader import Corpus
 from steerling_jax.corpus.stream import stream_tokens
@@ -38,9 +40,12 @@ _BATCH_TOKENS = 4096
 
 
 class Moments(NamedTuple):
-    """Sums over masked positions of chunks: how many were seen (), of a_j and a_j² (J,), of k_c and k_c² (C,), of
-    a_j·k_c (J, C); a the activations asked for, k those of the known concepts. Of JAX inside a program, of NumPy once
-    fetched."""
+    """Sums over masked positions, from which means and correlations follow.
+
+    seen (): number of positions. a, a_square (J,): sums of a_j and a_j², the requested activations. k, k_square (C,):
+    sums of k_c and k_c², the known concepts' activations. product (J, C): sums of a_j · k_c. JAX arrays inside a
+    compiled program, NumPy arrays on the host. Moments of parts of a corpus are added field by field.
+    """
 
     seen: Any
     a: Any
@@ -50,7 +55,10 @@ class Moments(NamedTuple):
     product: Any
 
     def correlation(self) -> np.ndarray:
-        """(J, C) between activations and known concepts' activations, 0 where one of them does not vary."""
+        """Pearson's correlation (J, C) of the activations with the known concepts', 0 where either does not vary.
+
+        The moments should be float64: E[a²] − E[a]² cancels most digits for concepts that are rarely active.
+        """
         n = np.maximum(self.seen, 1)
         mean_a, mean_k = self.a / n, self.k / n
         spread_a = np.sqrt(np.maximum(self.a_square / n - mean_a**2, 0))
@@ -62,12 +70,13 @@ class Moments(NamedTuple):
 
 @dataclass(frozen=True)
 class Activity:
-    """What a pass over the corpus found of J concepts.
+    """Activations of J concepts over a corpus.
 
-    strongest, strength (J, n): the training split's chunks of largest activation, best first (−1 where there are
-    fewer), and that activation. mean (J,): over masked positions. correlation (J, C): with the known concepts.
-    background: numbers of training chunks evenly spaced over what was read. heldout (h,): numbers of held-out chunks,
-    heldout_activation (h, J). tokens: how many were read, held-out ones included. level: share of masked tokens.
+    strongest, strength (J, n): chunk numbers of the training split with the largest activations, best first (−1 if
+    there are fewer than n), and these activations. mean (J,): over masked positions. correlation (J, C): with the known
+    concepts over masked positions. background: training chunk numbers, evenly spaced over the tokens that were read.
+    heldout (h,): held-out chunk numbers, with heldout_activation (h, J). tokens: number of tokens read, held-out ones
+    included. level: the share of masked tokens.
     """
 
     concepts: tuple[SourceConcept, ...]
@@ -94,108 +103,146 @@ def concept_activity(
     corpus_tokens: int | None = None,
     heldout_tokens: int = 200_000,
     seed: int = 0,
-    tell: Progress = no_progress,
+    progress: Progress = no_progress,
 ) -> Activity:
-    """Reads the training split, or its first `corpus_tokens`, and the first `heldout_tokens` of the held-out split.
+    """Activations of `concepts` over the training split and over the first `heldout_tokens` of the held-out split.
+
+    level: the share of masked tokens. strongest, background: numbers of chunks in the result. seq_len: tokens per
+    sequence, rounded up to whole diffusion blocks and limited by the context. corpus_tokens: read only the first so
+    many tokens of the training split. seed: of the masks. progress: called as (stage, done, total).
 
     Memory does not grow with the corpus. Raises `UserError` for a corpus of another tokenizer, concepts that the model
-    does not have, a level outside (0, 1], and weights that are no numbers.
+    does not have, a level outside (0, 1], and weights that are not finite.
     """
     store.check_tokenizer(bundle.tokenizer.sha256)
-    for one in concepts:
-        check_concepts(bundle.config, one.head, [one.concept_id])
+    for concept in concepts:
+        check_concepts(bundle.config, concept.head, [concept.concept_id])
     if not concepts:
-        raise UserError("Name at least one concept.")
+        raise UserError("No concepts are given; name at least one.")
     if not 0 < level <= 1:
-        raise UserError(f"level is {level:g}, but the share of masked tokens is above 0 and at most 1.")
+        raise UserError(f"level is {level:g}, but the share of masked tokens must be above 0 and at most 1.")
     check_weights(bundle.params, bundle.name)
     block = bundle.config.diff_block_size
     seq_len = min(-(-seq_len // block) * block, bundle.config.block_size // block * block)
     start, end = store.split("train")
     end = end if corpus_tokens is None else min(end, start + corpus_tokens)
     first, last = store.chunks_between(start, end)
+    reader = _ActivityReader(bundle, store, concepts, level, seq_len)
     best = np.full((len(concepts), strongest), -1, np.int64), np.full((len(concepts), strongest), -np.inf, np.float32)
     total: Moments | None = None
-    for numbers, means, moments in _passes(bundle, store, concepts, (start, end), level, seq_len, seed, tell, "corpus"):
-        best = _merged(*best, numbers, means)
+    for numbers, activations, moments in reader.read((start, end), seed, progress, "corpus"):
+        best = _merge_strongest(*best, numbers, activations)
         total = moments if total is None else Moments(*(a + b for a, b in zip(total, moments)))
     if total is None or not total.seen:
-        raise UserError(f"The training split of {store.folder} has no masked token to look at: make a larger corpus.")
-    held, values = [], []
-    span = store.split("heldout")
-    span = span[0], min(span[1], span[0] + heldout_tokens)
-    for numbers, means, _ in _passes(bundle, store, concepts, span, level, seq_len, seed + 1, tell, "held-out"):
-        held.append(numbers)
-        values.append(means)
+        raise UserError(f"The training split of {store.folder} has no masked token to read; make a larger corpus.")
+    heldout, heldout_activation = [np.zeros(0, np.int64)], [np.zeros((0, len(concepts)), np.float32)]
+    heldout_start, heldout_end = store.split("heldout")
+    heldout_end = min(heldout_end, heldout_start + heldout_tokens)
+    # Another seed: the held-out masks are independent of those with which names are made.
+    for numbers, activations, _ in reader.read((heldout_start, heldout_end), seed + 1, progress, "held-out"):
+        heldout.append(numbers)
+        heldout_activation.append(activations)
     return Activity(
         tuple(concepts),
         *best,
         total.a / total.seen,
         total.correlation(),
         np.unique(np.linspace(first, last - 1, min(background, last - first)).astype(np.int64)),
-        np.concatenate(held) if held else np.zeros(0, np.int64),
-        np.concatenate(values) if values else np.zeros((0, len(concepts)), np.float32),
-        end - start + span[1] - span[0],
+        np.concatenate(heldout),
+        np.concatenate(heldout_activation),
+        end - start + heldout_end - heldout_start,
         level,
     )
 
 
-def _passes(
-    bundle: Bundle,
-    store: Corpus,
-    concepts: Sequence[SourceConcept],
-    span: tuple[int, int],
-    level: float,
-    seq_len: int,
-    seed: int,
-    tell: Progress,
-    stage: str,
-) -> Iterator[tuple[np.ndarray, np.ndarray, Moments]]:
-    """Numbers (S,) of chunks that are done, their activations (S, J) in the order of `concepts`, and each batch's
-    moments. A chunk that a batch cuts comes with the batch that ends it."""
-    size = max(1, _BATCH_TOKENS // seq_len)
-    heads = {head: [i for i, one in enumerate(concepts) if one.head == head] for head in ("known", "discovered")}
-    ids = [jnp.asarray([concepts[i].concept_id for i in numbers], jnp.int32) for numbers in heads.values()]
-    order = np.argsort([i for numbers in heads.values() for i in numbers])
-    batches = -(-(span[1] - span[0]) // (seq_len * size))
-    cut, key = (-1, np.zeros(len(concepts)), 0.0), jax.random.key(seed)
-    for number, (tokens, chunk) in enumerate(stream_tokens(store, *span, seq_len, size)):
-        there = np.unique(chunk[chunk >= 0])
-        local = np.where(chunk >= 0, np.searchsorted(there, chunk), -1).astype(np.int32)
+class _PartialChunk(NamedTuple):
+    """A chunk of which more tokens may follow: its number (−1 for none), activation sums (J,) and masked positions."""
+
+    number: int
+    sums: np.ndarray
+    count: float
+
+
+@dataclass(frozen=True)
+class _ActivityReader:
+    """Reads spans of a corpus in batches and yields the activations of chunks."""
+
+    bundle: Bundle
+    store: Corpus
+    concepts: Sequence[SourceConcept]
+    level: float
+    seq_len: int
+
+    def read(
+        self, span: tuple[int, int], seed: int, progress: Progress, stage: str
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, Moments]]:
+        """For each batch of the tokens [start, end): chunk numbers (S,), activations (S, J) and the batch's moments.
+
+        A chunk that continues in the next batch is held back and comes, whole, with the batch that contains its end.
+        """
+        size = max(1, _BATCH_TOKENS // self.seq_len)
+        batches = -(-(span[1] - span[0]) // (self.seq_len * size))
+        partial_chunk, key = self._no_chunk(), jax.random.key(seed)
+        for index, (tokens, chunk) in enumerate(stream_tokens(self.store, *span, self.seq_len, size)):
+            # A key per batch: the masks depend on the seed and the batch alone, whatever was read before.
+            numbers, sums, counts, moments = self._batch(tokens, chunk, jax.random.fold_in(key, index))
+            if len(numbers) and partial_chunk.number == numbers[0]:
+                sums[0] += partial_chunk.sums
+                counts[0] += partial_chunk.count
+            elif partial_chunk.count:  # the held-back chunk ended exactly at the end of the last batch
+                numbers = np.append(partial_chunk.number, numbers)
+                sums = np.vstack([partial_chunk.sums, sums])
+                counts = np.append(partial_chunk.count, counts)
+            last = _PartialChunk(int(numbers[-1]), sums[-1], counts[-1]) if len(numbers) else self._no_chunk()
+            if index + 1 < batches:
+                partial_chunk, numbers, sums, counts = last, numbers[:-1], sums[:-1], counts[:-1]
+            masked = counts > 0  # a chunk without a masked position has no activation
+            yield numbers[masked], (sums[masked] / counts[masked, None]).astype(np.float32), moments
+            progress(stage, index + 1, batches)
+
+    def _batch(
+        self, tokens: np.ndarray, chunk: np.ndarray, key: jax.Array
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, Moments]:
+        """Chunk numbers (S,), activation sums (S, J), masked positions (S,) and moments of a batch, in float64.
+
+        The compiled program takes the concepts head by head; here they are put back in their order.
+        """
+        places = [[j for j, concept in enumerate(self.concepts) if concept.head == head] for head in HEADS]
+        ids = [jnp.asarray([self.concepts[j].concept_id for j in head], jnp.int32) for head in places]
+        order = np.argsort([j for head in places for j in head])
+        numbers = np.unique(chunk[chunk >= 0])
+        # Numbers within the batch: they are below the number of tokens, a static bound for the segment sums.
+        local = np.where(chunk >= 0, np.searchsorted(numbers, chunk), -1).astype(np.int32)
         sums, counts, moments = jax.device_get(
             _activity(
-                bundle.params,
+                self.bundle.params,
                 tokens,
                 local,
-                jax.random.fold_in(key, number),
-                np.float32(level),
+                key,
+                np.float32(self.level),
                 *ids,
-                config=bundle.config,
-                compute=bundle.compute,
+                config=self.bundle.config,
+                compute=self.bundle.compute,
             )
         )
         a, square, product = moments.a[order], moments.a_square[order], moments.product[order]
         moments = Moments(*(np.asarray(v, np.float64) for v in moments._replace(a=a, a_square=square, product=product)))
-        sums, counts = sums[: len(there), order].astype(np.float64), counts[: len(there)].astype(np.float64)
-        if len(there) and cut[0] == there[0]:
-            sums[0] += cut[1]
-            counts[0] += cut[2]
-        elif cut[2]:  # the chunk that the last batch cut had ended there
-            there, sums, counts = np.append(cut[0], there), np.vstack([cut[1], sums]), np.append(cut[2], counts)
-        cut = (int(there[-1]), sums[-1], counts[-1]) if len(there) else (-1, np.zeros(len(concepts)), 0.0)
-        if number + 1 < batches:
-            there, sums, counts = there[:-1], sums[:-1], counts[:-1]
-        done = counts > 0
-        yield there[done], (sums[done] / counts[done, None]).astype(np.float32), moments
-        tell(stage, number + 1, batches)
+        n = len(numbers)
+        return numbers, sums[:n, order].astype(np.float64), counts[:n].astype(np.float64), moments
+
+    def _no_chunk(self) -> _PartialChunk:
+        return _PartialChunk(-1, np.zeros(len(self.concepts)), 0.0)
 
 
-def _merged(
-    numbers: np.ndarray, values: np.ndarray, new: np.ndarray, new_values: np.ndarray
+def _merge_strongest(
+    numbers: np.ndarray, values: np.ndarray, new_numbers: np.ndarray, new_values: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The best n of (J, n) and of new chunks (S,) with values (S, J)."""
+    """The n largest of values (J, n) with chunk numbers (J, n), and of new chunks (S,) with values (S, J).
+
+    The sort is stable, so of equal values the one read first stays and the result does not depend on the batch size.
+    """
     J, n = numbers.shape
-    numbers = np.concatenate([numbers, np.broadcast_to(new, (J, len(new)))], axis=1)
+    numbers = np.concatenate([numbers, np.broadcast_to(new_numbers, (J, len(new_numbers)))], axis=1)
     values = np.concatenate([values, new_values.T], axis=1)
     order = np.argsort(-values, axis=1, kind="stable")[:, :n]
     return np.take_along_axis(numbers, order, axis=1), np.take_along_axis(values, order, axis=1)
@@ -214,52 +261,60 @@ def _activity(
     config: ModelConfig,
     compute: Compute,
 ) -> tuple[jax.Array, jax.Array, Moments]:
-    """tokens, local (B, T): sums (N, J) and counts (N,) by chunk number `local` (−1: none), and moments. J: the known
-    ids, then the discovered ones."""
+    """Activation sums (N, J) and masked positions (N,) of the chunks of a batch, and its moments.
+
+    tokens, local (B, T): token ids, and each token's chunk, numbered from 0 within the batch (−1 for none). J: the
+    concepts with the ids `known`, then those with the ids `discovered`.
+    """
     B, T = tokens.shape
     levels = jnp.full((B, -(-T // config.diff_block_size)), level)
     noisy, masked = mask_tokens(key, tokens, levels, config)
     hidden = denoise(params, tokens, noisy, config=config, compute=compute, clean_context=True).reshape(B * T, -1)
     counted = (masked & (local >= 0)).reshape(-1).astype(jnp.float32)
     heads: tuple[tuple[Head, jax.Array], ...] = (("known", known), ("discovered", discovered))
-    asked = [_kept(params, hidden, ids, head, config, compute) for head, ids in heads if len(ids)]
-    a = jnp.concatenate(asked, axis=1) * counted[:, None]
-    segment = jnp.where(counted > 0, local.reshape(-1), B * T)
+    requested = [_activations(params, hidden, ids, head, config, compute) for head, ids in heads if len(ids)]
+    a = jnp.concatenate(requested, axis=1) * counted[:, None]
+    segment = jnp.where(counted > 0, local.reshape(-1), B * T)  # out of range, which segment_sum drops
     sums = jax.ops.segment_sum(a, segment, B * T)
     return sums, jax.ops.segment_sum(counted, segment, B * T), _moments(params, hidden, a, counted, config, compute)
 
 
-def _kept(
+def _activations(
     params: Params, hidden: jax.Array, ids: jax.Array, head: Head, config: ModelConfig, compute: Compute
 ) -> jax.Array:
-    """Activations (N, J) of concepts ids (J,), 0 where a concept is not among those kept for the features."""
+    """Activations (N, J) of the concepts ids (J,), 0 where a concept is not in the head's top k."""
     view, spec = view_concepts(params, hidden, head, config, compute)
     logits = matmul_t(view.query, jnp.take(view.keys, ids, axis=0), compute.operands) * view.scale
     logits = jnp.clip(logits, -bn.LOGIT_LIMIT, bn.LOGIT_LIMIT)
     if spec.topk_features is None:
         return jax.nn.sigmoid(logits)
-    least = bn.top_concepts(view, spec.topk_features, spec.block, compute.operands)[0][:, -1:]
-    return jnp.where(logits >= least - 1e-5, jax.nn.sigmoid(logits), 0.0)  # a product's rounding depends on its shape
+    threshold = bn.top_concepts(view, spec.topk_features, spec.block, compute.operands)[0][:, -1:]
+    # The logits here and in top_concepts are products of different shapes, which round differently. Without a margin
+    # the k-th concept itself could fall below its own threshold.
+    return jnp.where(logits >= threshold - 1e-5, jax.nn.sigmoid(logits), 0.0)
 
 
 def _moments(
     params: Params, hidden: jax.Array, a: jax.Array, counted: jax.Array, config: ModelConfig, compute: Compute
 ) -> Moments:
+    """Moments of the activations a (N, J) with those of the known concepts, at positions with counted (N,) = 1."""
     view, spec = view_concepts(params, hidden, "known", config, compute)
     logits, index = bn.top_concepts(view, spec.topk_features or bn.REPORTED_WITHOUT_TOPK, spec.block, compute.operands)
     k = jax.nn.sigmoid(logits) * counted[:, None]
 
-    def add(product: jax.Array, one: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        weight, at = one
-        return product + jax.ops.segment_sum(a * weight[:, None], at, spec.n_concepts), None
+    # Known activations are sparse, K of C per position. A dense (N, C) table would be gigabytes for the published
+    # model, so products are added to their concepts' rows, for one of the K slots at a time.
+    def add_slot(product: jax.Array, slot: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        weights, concepts = slot
+        return product + jax.ops.segment_sum(a * weights[:, None], concepts, spec.n_concepts), None
 
-    product, _ = jax.lax.scan(add, jnp.zeros((spec.n_concepts, a.shape[1])), (k.T, index.T))
-    flat, at = k.reshape(-1), index.reshape(-1)
+    product, _ = jax.lax.scan(add_slot, jnp.zeros((spec.n_concepts, a.shape[1])), (k.T, index.T))
+    flat, concepts = k.reshape(-1), index.reshape(-1)
     return Moments(
         counted.sum(),
         a.sum(axis=0),
         jnp.square(a).sum(axis=0),
-        jax.ops.segment_sum(flat, at, spec.n_concepts),
-        jax.ops.segment_sum(flat**2, at, spec.n_concepts),
+        jax.ops.segment_sum(flat, concepts, spec.n_concepts),
+        jax.ops.segment_sum(flat**2, concepts, spec.n_concepts),
         product.T,
     )

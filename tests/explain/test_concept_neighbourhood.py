@@ -169,7 +169,10 @@ def test_command_prints_panels_tables_and_json(topic_bundle: Bundle, topic_store
         (["known:8"], "There is no known concept 8; the ids are 0 to 7."),
         ([], "Give the concepts to look at"),
         (["discovered:5", "--all", "known"], "Give the concepts to look at"),
-        (["discovered:5", "--level", "1.5"], "level is 1.5, but the share of masked tokens is above 0 and at most 1."),
+        (
+            ["discovered:5", "--level", "1.5"],
+            "level is 1.5, but the share of masked tokens must be above 0 and at most 1.",
+        ),
         (["discovered:5", "--tokens", "0"], "--tokens is 0, but it must be at least 1."),
     ],
 )
