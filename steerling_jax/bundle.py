@@ -14,8 +14,8 @@ import numpy as np
 
 from steerling_jax.concepts.catalogue import Catalogue
 from steerling_jax.errors import UserError
+from steerling_jax.models.backbone import Params
 from steerling_jax.models.compute import Compute
-from steerling_jax.models.steerling.backbone import Params
 from steerling_jax.models.steerling.config import ModelConfig, concept_counts
 from steerling_jax.models.steerling.published_config import PublishedExtras
 from steerling_jax.tokenizer import SpecialIds, Tokenizer

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -10,8 +10,8 @@ import numpy as np
 
 from steerling_jax.bundle import Bundle, check_token_ids
 from steerling_jax.errors import UserError
+from steerling_jax.models.edits import LayerEdit, from_layer, inject
 from steerling_jax.models.steerling import bottleneck as bn
-from steerling_jax.models.steerling.backbone import Injection
 from steerling_jax.models.steerling.config import ModelConfig, concept_counts
 from steerling_jax.models.steerling.heads import Clamps, EpsilonRule
 from steerling_jax.models.steerling.model import ForwardResult, compiled_forward
@@ -29,6 +29,7 @@ def forward(
     injection: Any = None,
     inject_layer: int | None = None,
     inject_alpha: float = 1.0,
+    edits: Sequence[LayerEdit] = (),
     large_head_threshold: int = bn.LARGE_CONCEPT_THRESHOLD,
 ) -> ForwardResult:
     """Logits (B, T, V) and the decomposition behind them, for token ids (T,) or (B, T), mask ids included.
@@ -39,6 +40,7 @@ def forward(
     exactly its delta).
     injection: (T, D) or (B, T, D), added `inject_alpha` times after every layer whose 1-based number is at least
     `inject_layer`, default half the layers.
+    edits: further changes to the outputs of layers (`models.edits.LayerEdit`), after the injection.
     large_head_threshold: concepts above which clamps follow the sparse rule.
     Raises `UserError` for bad values.
     """
@@ -57,7 +59,7 @@ def forward(
         known_clamps=_clamps("intervene_known", "known", intervene_known, known_count, where),
         unknown_clamps=_clamps("intervene_unknown", "discovered", intervene_unknown, unknown_count, where),
         epsilon=epsilon,
-        injection=_injection(injection, inject_layer, inject_alpha, tokens.shape, config),
+        edits=(*_injection(injection, inject_layer, inject_alpha, tokens.shape, config), *edits),
         large=int(large_head_threshold),
     )
 
@@ -95,17 +97,15 @@ def _clamps(
 
 def _injection(
     injection: Any, layer: int | None, alpha: float, shape: tuple[int, ...], config: ModelConfig
-) -> Injection | None:
+) -> tuple[LayerEdit, ...]:
+    """An injection (T, D) or (B, T, D) as a layer edit; none without one."""
     if injection is None:
-        return None
+        return ()
     direction = np.asarray(injection, np.float32)
     wanted = (*shape, config.n_embd)
     if direction.shape not in (wanted, wanted[1:]):
         raise UserError(f"injection has the shape {direction.shape}; give {wanted}: batch, positions, width.")
     if layer is None:
         layer = config.n_layers // 2  # as steering does; the config's own default, 16, is past the end of small models
-    return Injection(
-        jnp.asarray(np.broadcast_to(direction, wanted)),
-        jnp.full((shape[0],), alpha, jnp.float32),
-        jnp.asarray(layer, jnp.int32),
-    )
+    vector = np.float32(alpha) * np.broadcast_to(direction, wanted)
+    return (inject(jnp.asarray(vector), layers=from_layer(layer, config.n_layers)),)

@@ -25,8 +25,8 @@ from steerling_jax.attribution.index.projection import (
     projection_signs,
 )
 from steerling_jax.errors import UserError
+from steerling_jax.models.backbone import Params
 from steerling_jax.models.compute import Compute
-from steerling_jax.models.steerling.backbone import Params
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.decompose import logit_features
 from steerling_jax.objectives.pretraining import cross_entropy

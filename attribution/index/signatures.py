@@ -23,8 +23,8 @@ from steerling_jax.attribution.index.influence import normalise_rows
 from steerling_jax.attribution.index.passage_states import span_hidden
 from steerling_jax.attribution.index.passages import Masking, Passage, PassageBatch, passage_batches
 from steerling_jax.errors import UserError
+from steerling_jax.models.backbone import Params
 from steerling_jax.models.compute import Compute
-from steerling_jax.models.steerling.backbone import Params
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.head_view import known_spec, unknown_spec
 from steerling_jax.models.steerling.heads import run_head

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 
 from steerling_jax.concepts.catalogue import Head
 from steerling_jax.errors import UserError
+from steerling_jax.models.backbone import Params
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.steerling import bottleneck as bn
-from steerling_jax.models.steerling.backbone import Params
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.head_view import HeadSpec, HeadView, known_spec, unknown_spec, view_head
 

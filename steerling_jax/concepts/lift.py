@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from steerling_jax.corpus.bags import Bags
+from steerling_jax.models.backbone import Params
 from steerling_jax.models.compute import Compute
-from steerling_jax.models.steerling.backbone import Params
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.decompose import lm_logits, logit_features
 

@@ -27,9 +27,10 @@ from flax import struct
 from jax import lax
 
 from steerling_jax.decoding.step import Canvas, StepCommits, StepSettings, open_positions, take_step
-from steerling_jax.decoding.window import CachedPart, Injected, LayerCaches, run_window
+from steerling_jax.decoding.window import CachedPart, run_window, steering_edits
+from steerling_jax.models.backbone import Params
 from steerling_jax.models.compute import Compute
-from steerling_jax.models.steerling.backbone import Params
+from steerling_jax.models.steerling.backbone import KeyValueCache
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.decompose import RowClamps, lm_logits, logit_features
 
@@ -58,7 +59,7 @@ class BatchState:
 
     rules: StepSettings
     canvas: Canvas
-    slot: LayerCaches
+    slot: KeyValueCache
     hidden: jax.Array
     record: BlockRecord
     passes: jax.Array
@@ -72,7 +73,7 @@ def waiting(rows: BatchState) -> jax.Array:
 @partial(jax.jit, static_argnames=("config", "compute"), donate_argnames=("rows",))
 def decode_rows(
     params: Params,
-    cache: LayerCaches,
+    cache: KeyValueCache,
     rows: BatchState,
     limit: jax.Array,
     clamps: RowClamps | None = None,
@@ -105,7 +106,7 @@ def decode_rows(
     return lax.while_loop(going, one_pass, (jnp.int32(0), rows))[1]
 
 
-def _refresh(params, cache: LayerCaches, rows: BatchState, config: ModelConfig, compute: Compute) -> BatchState:
+def _refresh(params, cache: KeyValueCache, rows: BatchState, config: ModelConfig, compute: Compute) -> BatchState:
     """Hidden states and A's keys and values as of the windows' tokens: of A and B where A is stale in a row, else of B
     alone."""
     W, (B, N, K) = config.diff_block_size, rows.hidden.shape[:3]
@@ -118,17 +119,16 @@ def _refresh(params, cache: LayerCaches, rows: BatchState, config: ModelConfig, 
     def each(values: jax.Array) -> jax.Array:  # (B, …) to (X, …)
         return jnp.repeat(values, N * K, axis=0)
 
-    def window(begin: int, earlier: list[CachedPart]) -> tuple[jax.Array, LayerCaches]:
+    def window(begin: int, earlier: list[CachedPart]) -> tuple[jax.Array, KeyValueCache]:
         positions = rules.first[:, None] + jnp.arange(begin, 2 * W)[None, :]  # (B, T)
         ids = jnp.broadcast_to(rows.canvas.window[:, None, :, begin:], (B, N, K, 2 * W - begin))
         in_prompt = positions < rules.prompt[:, None]
         if N == 2:  # the unconditional branch does not see the prompt
             ids = ids.at[:, 1].set(jnp.where(in_prompt[:, None, :], config.mask_token_id, ids[:, 1]))
         ids = ids.reshape(B * N * K, -1)
-        masked = ids == config.mask_token_id
-        injected = Injected(masked, each(in_prompt) & ~masked, rules.at_masks, rules.at_prompt)
+        edits = steering_edits(ids, each(in_prompt), config.mask_token_id, rules.at_masks, rules.at_prompt)
         hidden, fresh = run_window(
-            params, ids, each(positions), each(rules.total), earlier, injected, config=config, compute=compute
+            params, ids, each(positions), each(rules.total), earlier, edits, config=config, compute=compute
         )
         return hidden.reshape(B, N, K, *hidden.shape[1:]), fresh
 

@@ -21,8 +21,9 @@ from steerling_jax.decoding.policies import Policies
 from steerling_jax.decoding.prefix_cache import PrefixCache
 from steerling_jax.decoding.request import BlockDone, Committed, Event, Request, RequestState
 from steerling_jax.errors import require
+from steerling_jax.models.backbone import Params
 from steerling_jax.models.compute import Compute
-from steerling_jax.models.steerling.backbone import Params, unstack_layers
+from steerling_jax.models.steerling.backbone import unstack_layers
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.steering.plan import Steering, prepare_steering
 

@@ -19,9 +19,9 @@ from steerling_jax.decoding import lane_programs as programs
 from steerling_jax.decoding.prefix_cache import PrefixCache, prefix_keys
 from steerling_jax.decoding.request import Event, RequestState
 from steerling_jax.decoding.step import StepSettings
-from steerling_jax.decoding.window import LayerCaches, empty_caches
+from steerling_jax.models.backbone import Params
 from steerling_jax.models.compute import Compute
-from steerling_jax.models.steerling.backbone import Params
+from steerling_jax.models.steerling.backbone import KeyValueCache, empty_cache
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.steering.plan import ClampPlan
 
@@ -58,7 +58,7 @@ class Lane:
     waiting: deque[RequestState] = field(default_factory=deque)
     seats: list[_Seat | None] = field(default_factory=list)
     capacity: int = 0
-    cache: LayerCaches = ()
+    cache: KeyValueCache = ()
     rows: bd.BatchState | None = None
 
     @property
@@ -124,7 +124,7 @@ class Lane:
                 compute=self.compute,
             )
             self.capacity = self._capacity(self.room)
-            self.cache = empty_caches(self.config, self.compute, shape, self.capacity)
+            self.cache = empty_cache(self.config, self.compute, shape, self.capacity)
         else:
             self.cache, self.rows = programs.rearrange(self.cache, self.rows, source, kept)
 
@@ -214,7 +214,7 @@ class Lane:
         masked = np.flatnonzero(tokens == self.config.mask_token_id)
         return int(masked[0] if len(masked) else len(tokens)) // W
 
-    def _from_prefixes(self, row: LayerCaches, cached: int, keys: list[bytes]) -> tuple[LayerCaches, int]:
+    def _from_prefixes(self, row: KeyValueCache, cached: int, keys: list[bytes]) -> tuple[KeyValueCache, int]:
         """Copies blocks that an earlier request computed, as far as they go."""
         W = self.config.diff_block_size
         for key in keys[cached // W :]:
@@ -223,7 +223,7 @@ class Lane:
             row, cached = programs.write_block(row, block, np.int32(cached)), cached + W
         return row, cached
 
-    def _extend(self, row, start: int, tokens: np.ndarray, job: RequestState, at_masks, at_prompt) -> LayerCaches:
+    def _extend(self, row, start: int, tokens: np.ndarray, job: RequestState, at_masks, at_prompt) -> KeyValueCache:
         W = self.config.diff_block_size
         while start < len(tokens):
             length = (_CHUNK if len(tokens) - start >= _CHUNK * W else 1) * W

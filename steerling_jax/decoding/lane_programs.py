@@ -13,16 +13,17 @@ import jax.numpy as jnp
 
 from steerling_jax.decoding import block_loop as bd
 from steerling_jax.decoding.step import Canvas, StepSettings
-from steerling_jax.decoding.window import CachedPart, Injected, LayerCaches, empty_caches, run_window
+from steerling_jax.decoding.window import CachedPart, run_window, steering_edits
+from steerling_jax.models.backbone import Params
 from steerling_jax.models.compute import Compute
-from steerling_jax.models.steerling.backbone import Params
+from steerling_jax.models.steerling.backbone import KeyValueCache, empty_cache, write_positions
 from steerling_jax.models.steerling.config import ModelConfig
 
 
 @partial(jax.jit, static_argnames=("config", "compute"), donate_argnames=("row",))
 def extend_row(
     params: Params,
-    row: LayerCaches,
+    row: KeyValueCache,
     tokens: jax.Array,
     start: jax.Array,
     prompt: jax.Array,
@@ -32,53 +33,50 @@ def extend_row(
     *,
     config: ModelConfig,
     compute: Compute,
-) -> LayerCaches:
+) -> KeyValueCache:
     """Runs whole attention blocks, `tokens` (T,) from position `start`; their keys and values go into one row's cache,
     each (G, S, d)."""
     earlier = jax.tree.map(lambda a: a[None], row)
     visible = (jnp.arange(row[0][0].shape[1]) < start)[None, :]
     positions = (start + jnp.arange(tokens.shape[0]))[None, :]
-    masked = (tokens == config.mask_token_id)[None, :]
-    injected = Injected(masked, (positions < prompt) & ~masked, at_masks[None], at_prompt[None])
+    edits = steering_edits(tokens[None], positions < prompt, config.mask_token_id, at_masks[None], at_prompt[None])
     _, fresh = run_window(
         params,
         tokens[None],
         positions,
         total[None],
         [CachedPart(earlier, visible)],
-        injected,
+        edits,
         config=config,
         compute=compute,
     )
-    return write_block(row, jax.tree.map(lambda a: a[0], fresh), start)
+    return write_positions(row, jax.tree.map(lambda a: a[0], fresh), start)
 
 
 @partial(jax.jit, donate_argnames=("row",))
-def write_block(row: LayerCaches, block: LayerCaches, start: jax.Array) -> LayerCaches:
+def write_block(row: KeyValueCache, block: KeyValueCache, start: jax.Array) -> KeyValueCache:
     """Blocks' keys and values, each (G, T, d), at position `start` of a row's, each (G, S, d)."""
-    return jax.tree.map(
-        lambda old, new: jax.lax.dynamic_update_slice(old, new.astype(old.dtype), (0, start, 0)), row, block
-    )
+    return write_positions(row, block, start)
 
 
 @partial(jax.jit, static_argnames=("length",))
-def read_block(row: LayerCaches, start: jax.Array, *, length: int) -> LayerCaches:
+def read_block(row: KeyValueCache, start: jax.Array, *, length: int) -> KeyValueCache:
     return jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, start, length, axis=1), row)
 
 
 @jax.jit
-def read_row(cache: LayerCaches, index: jax.Array, branch: jax.Array) -> LayerCaches:
+def read_row(cache: KeyValueCache, index: jax.Array, branch: jax.Array) -> KeyValueCache:
     """One row's caches, each (G, S, d)."""
     return jax.tree.map(lambda a: a[index, branch], cache)
 
 
 @partial(jax.jit, donate_argnames=("cache",))
-def write_row(cache: LayerCaches, row: LayerCaches, index: jax.Array, branch: jax.Array) -> LayerCaches:
+def write_row(cache: KeyValueCache, row: KeyValueCache, index: jax.Array, branch: jax.Array) -> KeyValueCache:
     return jax.tree.map(lambda a, new: a.at[index, branch].set(new), cache, row)
 
 
 @partial(jax.jit, donate_argnames=("cache",))
-def append_slot(cache: LayerCaches, slot: LayerCaches, index: jax.Array, start: jax.Array) -> LayerCaches:
+def append_slot(cache: KeyValueCache, slot: KeyValueCache, index: jax.Array, start: jax.Array) -> KeyValueCache:
     """A row's slot, of the true canvas, at position `start` of its caches."""
 
     def put(old: jax.Array, slot: jax.Array) -> jax.Array:
@@ -88,15 +86,15 @@ def append_slot(cache: LayerCaches, slot: LayerCaches, index: jax.Array, start: 
 
 
 @partial(jax.jit, static_argnames=("length",))
-def widen(cache: LayerCaches, *, length: int) -> LayerCaches:
+def widen(cache: KeyValueCache, *, length: int) -> KeyValueCache:
     """Room for more positions."""
     return jax.tree.map(lambda a: jnp.pad(a, ((0, 0),) * 3 + ((0, length - a.shape[3]), (0, 0))), cache)
 
 
 @jax.jit
 def rearrange(
-    cache: LayerCaches, rows: bd.BatchState, source: jax.Array, kept: jax.Array
-) -> tuple[LayerCaches, bd.BatchState]:
+    cache: KeyValueCache, rows: bd.BatchState, source: jax.Array, kept: jax.Array
+) -> tuple[KeyValueCache, bd.BatchState]:
     """A batch of another size: row b is the old row source[b]; those not `kept` are out of use."""
     cache, rows = jax.tree.map(lambda a: a[source], (cache, rows))
     active = rows.rules.active & kept
@@ -160,7 +158,7 @@ def blank_rows(
     return bd.BatchState(
         rules=rules,
         canvas=Canvas(windows, counts, numbers, numbers, flags, flags),
-        slot=empty_caches(config, compute, (size, branches, drafts), W),
+        slot=empty_cache(config, compute, (size, branches, drafts), W),
         hidden=jnp.zeros((size, branches, drafts, 2 * W, D), compute.dtype),
         record=bd.BlockRecord(row, row, row, jnp.zeros((size, W)), jnp.zeros((size, W, D), compute.dtype)),
         passes=jnp.zeros(size, jnp.int32),

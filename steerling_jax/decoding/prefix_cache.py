@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-from steerling_jax.decoding.window import LayerCaches
+from steerling_jax.models.steerling.backbone import KeyValueCache
 
 
 def prefix_keys(tokens: np.ndarray, block: int) -> Iterator[bytes]:
@@ -32,12 +32,12 @@ class PrefixCache:
 
     def __init__(self, limit: int):
         self.limit, self.size, self.hits, self.misses = limit, 0, 0, 0
-        self._blocks: OrderedDict[bytes, LayerCaches] = OrderedDict()
+        self._blocks: OrderedDict[bytes, KeyValueCache] = OrderedDict()
 
     def __contains__(self, key: bytes) -> bool:
         return key in self._blocks
 
-    def get(self, key: bytes) -> LayerCaches | None:
+    def get(self, key: bytes) -> KeyValueCache | None:
         found = self._blocks.get(key)
         if found is None:
             self.misses += 1
@@ -46,7 +46,7 @@ class PrefixCache:
         self._blocks.move_to_end(key)
         return found
 
-    def put(self, key: bytes, block: LayerCaches) -> None:
+    def put(self, key: bytes, block: KeyValueCache) -> None:
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(block))
         if key in self._blocks or size > self.limit:
             return

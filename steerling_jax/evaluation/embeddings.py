@@ -11,9 +11,10 @@ import numpy as np
 
 from steerling_jax.bundle import Bundle, encode
 from steerling_jax.errors import require
+from steerling_jax.models.backbone import Params
 from steerling_jax.models.batching import by_length, padding_mask, stack
 from steerling_jax.models.compute import Compute
-from steerling_jax.models.steerling.backbone import Params, embed_tokens, run_backbone
+from steerling_jax.models.steerling.backbone import embed_tokens, run_backbone
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.decompose import logit_features
 from steerling_jax.models.steerling.head_view import known_spec, unknown_spec
@@ -115,7 +116,8 @@ def _features(
 ) -> jax.Array:
     """tokens (B, T), of which `lengths` (B,) are real, to features (B, T, D). No logits are computed."""
     mask = padding_mask(lengths, tokens.shape[1], config.diff_block_size)
-    hidden, _ = run_backbone(params, embed_tokens(params, tokens, compute), config=config, compute=compute, mask=mask)
+    x = embed_tokens(params, tokens, compute)
+    hidden = run_backbone(params, x, config=config, compute=compute, attention=mask).hidden
     rows, concept = hidden.reshape(-1, hidden.shape[-1]), config.concept
     if kind == "composed":
         rows = logit_features(params, rows, config, compute)

@@ -18,9 +18,10 @@ import numpy as np
 
 from steerling_jax.bundle import Bundle, check_token_ids
 from steerling_jax.errors import require
+from steerling_jax.models.backbone import Params
 from steerling_jax.models.batching import by_length, padding_mask, stack
 from steerling_jax.models.compute import Compute
-from steerling_jax.models.steerling.backbone import Params, embed_tokens, run_backbone
+from steerling_jax.models.steerling.backbone import embed_tokens, run_backbone
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.decompose import lm_logits, logit_features
 
@@ -186,7 +187,8 @@ def _masked_losses(
         in_context = jnp.arange(T)[None, :] < starts[:, None]
         tokens = jnp.concatenate([tokens, jnp.where(in_context, config.mask_token_id, tokens)])
         mask = jnp.concatenate([mask, mask])
-    hidden, _ = run_backbone(params, embed_tokens(params, tokens, compute), config=config, compute=compute, mask=mask)
+    x = embed_tokens(params, tokens, compute)
+    hidden = run_backbone(params, x, config=config, compute=compute, attention=mask).hidden
     passes = hidden.reshape(-1, B * T, hidden.shape[-1])  # with the context, and without it where guided
     count = jnp.sum(chosen)
     index = jnp.nonzero(chosen.reshape(-1), size=-(-B * T // _ROWS) * _ROWS, fill_value=0)[0]

@@ -27,10 +27,10 @@ from steerling_jax.corpus.reader import Corpus
 from steerling_jax.corpus.stream import stream_tokens
 from steerling_jax.errors import UserError
 from steerling_jax.explain.concept_gradients import SourceConcept
+from steerling_jax.models.backbone import Params
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.layers import matmul_t
 from steerling_jax.models.steerling import bottleneck as bn
-from steerling_jax.models.steerling.backbone import Params
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.denoise import denoise
 from steerling_jax.objectives.noise import mask_tokens

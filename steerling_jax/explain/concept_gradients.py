@@ -17,17 +17,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 
 from steerling_jax.bundle import Bundle, check_token_ids
 from steerling_jax.concepts.catalogue import Head
 from steerling_jax.concepts.heads import check_concepts, concept_embeddings, view_concepts
-from steerling_jax.decoding.window import injected_on
+from steerling_jax.decoding.window import steering_of_canvases
 from steerling_jax.errors import UserError
+from steerling_jax.models.backbone import Params
 from steerling_jax.models.batching import padded_length
 from steerling_jax.models.compute import Compute
+from steerling_jax.models.edits import LayerEdit
 from steerling_jax.models.steerling import bottleneck as bn
-from steerling_jax.models.steerling.backbone import LayerEdit, Params, embed_tokens, run_backbone
+from steerling_jax.models.steerling.backbone import embed_tokens, run_backbone
 from steerling_jax.models.steerling.config import ModelConfig
 
 
@@ -102,7 +103,7 @@ def concept_gradients(
     visible = np.arange(length) < T
     none = np.zeros((config.n_layers, config.n_embd), np.float32)
     at_masks, at_prompt = (none, none) if injected is None else injected
-    steering = injected_on(padded[None], prompt_length, config.mask_token_id, at_masks[None], at_prompt[None])
+    steering = steering_of_canvases(padded[None], prompt_length, config.mask_token_id, at_masks[None], at_prompt[None])
     vectors = jnp.concatenate([_embedding(bundle, source) for source in sources])
     logits = np.zeros(len(targets), np.float32)
     gradients = np.zeros((len(targets), len(sources), config.n_layers, T), np.float32)
@@ -137,19 +138,6 @@ def _embedding(bundle: Bundle, source: SourceConcept) -> jax.Array:
     return concept_embeddings(bundle.params, ids, head=source.head, config=bundle.config, compute=bundle.compute)
 
 
-@struct.dataclass
-class Added:
-    """`rows` (L, B, T, D): row l is added after the layer with the number l + 1, after `first`."""
-
-    first: LayerEdit
-    rows: jax.Array
-
-    def apply(self, x: jax.Array, number: jax.Array | int) -> jax.Array:
-        """x (B, T, D) after the layer with this 1-based number."""
-        x = self.first.apply(x, number)
-        return x + self.rows[number - 1].astype(x.dtype)
-
-
 @partial(jax.jit, static_argnames=("head", "config", "compute"))
 def _responses(
     params: Params,
@@ -158,7 +146,7 @@ def _responses(
     ids: jax.Array,
     positions: jax.Array,
     vectors: jax.Array,
-    steering: LayerEdit,
+    steering: Sequence[LayerEdit],
     *,
     head: Head,
     config: ModelConfig,
@@ -175,7 +163,9 @@ def _responses(
     mask = (numbers[:, None] >= numbers[None, :]) & visible[None, :]
 
     def logits(rows: jax.Array) -> tuple[jax.Array, jax.Array]:
-        hidden, _ = run_backbone(params, x, config=config, compute=compute, mask=mask, injection=Added(steering, rows))
+        hidden = run_backbone(
+            params, x, config=config, compute=compute, attention=mask, edits=(*steering, LayerEdit(push=rows))
+        ).hidden
         view, _ = view_concepts(params, hidden[jnp.arange(B), positions], head, config, compute)
         found = bn.logits_of(view, ids[:, None], compute.operands)[:, 0]
         return found.sum(), found  # a row of the batch depends on its own canvas only

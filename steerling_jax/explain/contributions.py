@@ -22,7 +22,7 @@ import numpy as np
 
 from steerling_jax.bundle import Bundle
 from steerling_jax.decoding.trace import Trace
-from steerling_jax.decoding.window import injected_on
+from steerling_jax.decoding.window import steering_of_canvases
 from steerling_jax.errors import UserError
 from steerling_jax.explain.finite import require_finite
 from steerling_jax.explain.logit_shares import LogitShares, guided, shares_of
@@ -163,9 +163,11 @@ def hidden_rows(bundle: Bundle, trace: Trace, *, unconditional: bool = False) ->
         if unconditional:
             canvases[:, : trace.prompt_length] = trace.mask_id
         tables = [trace.injected(step, config.n_layers, config.n_embd) for step in steps]
-        injected = injected_on(canvases, trace.prompt_length, trace.mask_id, *map(np.stack, zip(*tables, strict=True)))
+        edits = steering_of_canvases(
+            canvases, trace.prompt_length, trace.mask_id, *map(np.stack, zip(*tables, strict=True))
+        )
         hidden = compiled_hidden(
-            bundle.params, jnp.asarray(canvases), config=config, compute=bundle.compute, injection=injected
+            bundle.params, jnp.asarray(canvases), config=config, compute=bundle.compute, edits=edits
         )
         rows += [np.asarray(hidden[i, np.asarray(c.positions)], np.float32) for i, c in enumerate(batch)]
     return np.concatenate(rows) if rows else np.zeros((0, config.n_embd), np.float32)

@@ -21,19 +21,20 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 
 from steerling_jax.bundle import Bundle
 from steerling_jax.concepts.catalogue import Head
 from steerling_jax.concepts.heads import check_concepts, concept_embeddings
 from steerling_jax.decoding.trace import Trace
-from steerling_jax.decoding.window import injected_on
+from steerling_jax.decoding.window import steering_of_canvases
 from steerling_jax.errors import UserError, require
 from steerling_jax.explain.contributions import Contributions, hidden_rows
 from steerling_jax.models.attention import block_causal_mask
+from steerling_jax.models.backbone import Params
 from steerling_jax.models.batching import padded_length
 from steerling_jax.models.compute import Compute
-from steerling_jax.models.steerling.backbone import LayerEdit, Params, embed_tokens, run_backbone
+from steerling_jax.models.edits import from_layer, project_out
+from steerling_jax.models.steerling.backbone import embed_tokens, run_backbone
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.decompose import RowClamps, lm_logits, logit_features
 from steerling_jax.models.steerling.heads import EpsilonRule
@@ -204,22 +205,6 @@ def _scores(params: Params, features: jax.Array, tokens: jax.Array, compute: Com
     return jnp.stack([picked, picked - jax.nn.logsumexp(logits, axis=1)], axis=1)
 
 
-@struct.dataclass
-class Removed:
-    """Directions (B, D) of length 1 taken out of x after every layer numbered at least `layer` (), after `first`."""
-
-    first: LayerEdit
-    direction: jax.Array
-    layer: jax.Array
-
-    def apply(self, x: jax.Array, number: jax.Array | int) -> jax.Array:
-        """x (B, T, D) after the layer with this 1-based number."""
-        x = self.first.apply(x, number)
-        along = jnp.einsum("btd,bd->bt", x.astype(jnp.float32), self.direction)
-        along = jnp.where(number >= self.layer, along, 0.0)
-        return x - (along[:, :, None] * self.direction[:, None, :]).astype(x.dtype)
-
-
 def _removed_in_pass(
     bundle: Bundle, trace: Trace, shares: Contributions, orders: np.ndarray, ids: np.ndarray, head: Head, layer: int
 ) -> np.ndarray:
@@ -276,10 +261,10 @@ def _in_pass(
     tables (B, L, D)."""
     direction = concept_embeddings(params, ids, head=head, config=config, compute=compute)
     direction = direction / jnp.maximum(jnp.linalg.norm(direction, axis=1, keepdims=True), 1e-12)
-    steering = injected_on(canvases, prompt, mask_id, tables[0], tables[1])
-    edit = Removed(steering, direction, layer)
+    steering = steering_of_canvases(canvases, prompt, mask_id, tables[0], tables[1])
+    edits = (*steering, project_out(direction, from_layer(layer, config.n_layers)))
     x, at = embed_tokens(params, canvases, compute), jnp.arange(canvases.shape[1])
     mask = block_causal_mask(at, at, config.diff_block_size) & (at < total)[None, :]
-    hidden, _ = run_backbone(params, x, config=config, compute=compute, mask=mask, injection=edit)
+    hidden = run_backbone(params, x, config=config, compute=compute, attention=mask, edits=edits).hidden
     rows = hidden[jnp.arange(len(positions)), positions]
     return _scores(params, logit_features(params, rows, config, compute), tokens, compute)

@@ -21,8 +21,8 @@ from steerling_jax.bundle import Bundle, encode
 from steerling_jax.decoding.trace import Commit, Trace
 from steerling_jax.errors import require
 from steerling_jax.explain.contributions import hidden_rows
+from steerling_jax.models.backbone import Params
 from steerling_jax.models.compute import Compute
-from steerling_jax.models.steerling.backbone import Params
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.decompose import lm_logits, logit_features
 

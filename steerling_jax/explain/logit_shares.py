@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from steerling_jax.models.backbone import Params
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.layers import matmul_t
 from steerling_jax.models.steerling import bottleneck as bn
-from steerling_jax.models.steerling.backbone import Params, lm_head_weight
+from steerling_jax.models.steerling.backbone import lm_head_weight
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.decompose import RowClamps, compose
 from steerling_jax.models.steerling.head_view import HeadSpec, known_spec, unknown_spec, view_head

@@ -22,8 +22,8 @@ from steerling_jax.explain.chunk_texts import ChunkTexts, StrongChunk
 from steerling_jax.explain.concept_gradients import SourceConcept
 from steerling_jax.explain.concept_names import NameScore, count_name_words, name_words, score_name
 from steerling_jax.explain.promoted_tokens import promoted_pieces
+from steerling_jax.models.backbone import Params
 from steerling_jax.models.compute import Compute
-from steerling_jax.models.steerling.backbone import Params
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.progress import Progress, no_progress
 

@@ -18,9 +18,10 @@ from jax import lax
 from steerling_jax.bundle import Bundle
 from steerling_jax.concepts.catalogue import Head
 from steerling_jax.concepts.heads import check_concepts, concept_embeddings
+from steerling_jax.models.backbone import Params
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.layers import matmul_t
-from steerling_jax.models.steerling.backbone import Params, lm_head_weight
+from steerling_jax.models.steerling.backbone import lm_head_weight
 from steerling_jax.models.steerling.config import ModelConfig
 
 _BATCH = 64  # concepts per call: (64, V) float32 is 26 MB for the published vocabulary

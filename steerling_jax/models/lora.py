@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from steerling_jax.errors import UserError
-from steerling_jax.models.steerling.backbone import Params
+from steerling_jax.models.backbone import Params
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.model import param_shapes
 from steerling_jax.models.steerling.sharding import param_shardings

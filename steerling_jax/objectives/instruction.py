@@ -20,8 +20,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from steerling_jax.errors import require, require_share
+from steerling_jax.models.backbone import Params
 from steerling_jax.models.compute import Compute
-from steerling_jax.models.steerling.backbone import Params, embed_tokens, run_backbone
+from steerling_jax.models.steerling.backbone import embed_tokens, run_backbone
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.head_view import known_spec, unknown_spec
 from steerling_jax.models.steerling.heads import run_head
@@ -81,7 +82,7 @@ class InstructionObjective:
     ) -> tuple[jax.Array, Metrics]:
         """The mean over the batch's masked tokens of answers."""
         embeds = embed_tokens(params, drawn.sequences["canvas"], compute)
-        hidden = run_backbone(params, embeds, config=config, compute=compute)[0]
+        hidden = run_backbone(params, embeds, config=config, compute=compute).hidden
         rows = block_rows(hidden, drawn, config.diff_block_size)
         features = rows.hidden
         if config.concept is not None and self.epsilon_dropout:

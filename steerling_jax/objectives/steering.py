@@ -23,9 +23,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from steerling_jax.errors import require, require_share
+from steerling_jax.models.backbone import Params
 from steerling_jax.models.compute import Compute
+from steerling_jax.models.edits import LayerEdit, from_layer, inject
 from steerling_jax.models.steerling import bottleneck as bn
-from steerling_jax.models.steerling.backbone import Injection, Params, lm_head_weight
+from steerling_jax.models.steerling.backbone import lm_head_weight
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.decompose import lm_logits
 from steerling_jax.models.steerling.denoise import denoise
@@ -106,7 +108,7 @@ class SteeringObjective:
             config=config,
             compute=compute,
             clean_context=self.noise.clean_context,
-            injection=self.injection(params, batch, config, compute),
+            edits=[self.injection(params, batch, config, compute)],
         )
         rows = gather_rows(hidden, batch, batch["levels"], batch["masked"], config.diff_block_size, self.rows)
         logits = lm_logits(params, rows.hidden, compute)
@@ -128,7 +130,7 @@ class SteeringObjective:
         loss = loss + self.respond_weight * metrics["respond"] + self.express_weight * metrics["express"]
         return loss, metrics
 
-    def injection(self, params: Params, batch: Batch, config: ModelConfig, compute: Compute) -> Injection:
+    def injection(self, params: Params, batch: Batch, config: ModelConfig, compute: Compute) -> LayerEdit:
         """What is added at the pushed positions; without gradient."""
         table, head = (lax.stop_gradient(w) for w in (_known_embeddings(params), lm_head_weight(params)))
         rows = look_up(table, jnp.maximum(batch["concept"], 0), "float32")
@@ -138,7 +140,7 @@ class SteeringObjective:
         direction = _of_chunk(push.astype(compute.dtype), batch["chunk_index"], 0.0)
         direction = jnp.where(batch["pushed"][..., None], direction, 0.0)
         layer = config.n_layers // 2 if self.inject_layer is None else self.inject_layer
-        return Injection(direction, jnp.ones(direction.shape[0]), jnp.int32(layer))
+        return inject(direction, layers=from_layer(layer, config.n_layers))
 
 
 def respond_nats(

@@ -13,9 +13,9 @@ from flax import struct
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from steerling_jax.models.backbone import Params
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.lora import LoraConfig, adapter_shardings, init_adapters, merge_adapters, with_adapters
-from steerling_jax.models.steerling.backbone import Params
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.model import init_params
 from steerling_jax.models.steerling.sharding import param_shardings

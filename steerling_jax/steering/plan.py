@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from steerling_jax.errors import UserError
+from steerling_jax.models.backbone import Params
 from steerling_jax.models.compute import Compute
-from steerling_jax.models.steerling.backbone import Params, lm_head_weight
+from steerling_jax.models.steerling.backbone import lm_head_weight
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.decompose import RowClamps
 from steerling_jax.models.steerling.heads import EpsilonRule

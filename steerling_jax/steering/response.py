@@ -13,9 +13,9 @@ import numpy as np
 
 from steerling_jax.bundle import Bundle, encode
 from steerling_jax.errors import UserError, require
+from steerling_jax.models.backbone import Params
 from steerling_jax.models.batching import padded_length
 from steerling_jax.models.compute import Compute
-from steerling_jax.models.steerling.backbone import Params
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.denoise import denoise
 from steerling_jax.models.steerling.head_view import known_spec

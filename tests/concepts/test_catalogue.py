@@ -172,7 +172,7 @@ def test_the_catalogue_of_a_model_folder(tmp_path: Path):
 
 def test_a_bundle_without_a_catalogue_has_concepts_without_names():
     bundle = dataclasses.replace(sj.load(), catalogue=None)
-    assert (bundle.concepts.concepts, bundle.concepts.known) == ((), bundle.config.concept.n_concepts)
+    assert (bundle.concepts.concepts, bundle.concepts.known) == ((), sj.load().concepts.known)
     with pytest.raises(sj.UserError, match="bare backbone"):
         dataclasses.replace(bundle, config=dataclasses.replace(SMALL, interpretable=False, concept=None)).concepts  # noqa: B018
 

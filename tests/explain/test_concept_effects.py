@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from steerling_jax.explain.agreement import EffectAgreement, agreement, shuffled
 from steerling_jax.explain.concept_gradients import SourceConcept, TargetConcept, concept_gradients
 from steerling_jax.explain.effects import REMOVALS, ConceptEffects, concept_effects
 from steerling_jax.explain.given_text import given_trace
-from steerling_jax.models.attention import block_causal_mask
+from steerling_jax.models.attention import attend_masked, block_causal_mask
 from steerling_jax.models.steerling.backbone import embed_tokens, unstack_layers
 from steerling_jax.models.steerling.layers import Block, Norm, rope_tables
 from tests.worlds.golden_traces import golden_trace
@@ -81,9 +82,9 @@ def hidden_without(bundle, canvas: np.ndarray, direction: np.ndarray, first_laye
     config, at = bundle.config, jnp.arange(len(canvas))
     unit = direction / np.linalg.norm(direction)
     x = embed_tokens(bundle.params, jnp.asarray(canvas[None]), bundle.compute)
-    mask = block_causal_mask(at, at, config.diff_block_size)
+    attention = partial(attend_masked, mask=block_causal_mask(at, at, config.diff_block_size))
     for number, layer in enumerate(unstack_layers(bundle.params)["blocks"], 1):
-        x, _ = Block(config, bundle.compute).apply({"params": layer}, x, rope_tables(config, at), mask, None)
+        x, _ = Block(config, bundle.compute).apply({"params": layer}, x, rope_tables(config, at), attention)
         if number >= first_layer:
             x = x - jnp.outer(x[0] @ unit, jnp.asarray(unit))[None]
     return Norm(config).apply({"params": bundle.params["ln_f"]}, x)[0]

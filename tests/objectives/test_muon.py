@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from steerling_jax.errors import UserError
-from steerling_jax.models.steerling.backbone import Params
+from steerling_jax.models.backbone import Params
 from steerling_jax.models.steerling.model import param_shapes
 from steerling_jax.objectives.optimizer import OptimizerConfig, like_parameters, make_optimizer, muon_labels
 from tests.objectives.test_objective import CONFIG

@@ -18,9 +18,9 @@ import pytest
 from steerling_jax.errors import UserError
 from steerling_jax.io.tokenizers.sentencepiece import SentencePieceTokenizer
 from steerling_jax.io.tokenizers.vocabulary import train_sentencepiece
+from steerling_jax.models.backbone import Params
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.lora import LoraConfig, init_adapters, merge_adapters, with_adapters
-from steerling_jax.models.steerling.backbone import Params
 from steerling_jax.models.steerling.model import forward, init_params
 from steerling_jax.objectives.instruction import InstructionObjective
 from steerling_jax.objectives.noise import NoiseConfig
@@ -195,13 +195,13 @@ def test_steering_training_injects_as_decoding_does(params: Params) -> None:
     objective = dataclasses.replace(STEERING, strength=(3.0, 3.0), pushed=1.0)
     drawn = objective.draw(steering_batch(), KEY, jnp.float32(0.0), CONFIG)
     made = objective.injection(params, drawn.sequences, CONFIG, Compute())
-    assert int(made.layer) == SteeringConfig().first_layer(CONFIG.n_layers)
-    np.testing.assert_array_equal(made.alpha, 1.0)
+    first = SteeringConfig().first_layer(CONFIG.n_layers)
+    np.testing.assert_array_equal(made.layers, np.arange(1, CONFIG.n_layers + 1) >= first)
     given = {name: np.asarray(value) for name, value in drawn.sequences.items()}
     for row, position in np.ndindex(given["tokens"].shape):
         chunk = given["chunk_index"][row, position]
         concept = -1 if chunk < 0 else given["concept"][row, chunk]
-        found = np.asarray(made.direction[row, position])
+        found = np.asarray(made.push)[0, row, position]
         masked = given["noisy"][row, position] == CONFIG.mask_token_id
         assert given["pushed"][row, position] == (masked and concept >= 0)
         if not given["pushed"][row, position]:
@@ -219,7 +219,7 @@ def test_respond_and_express_are_what_they_say(params: Params) -> None:
     given = {name: np.asarray(value) for name, value in drawn.sequences.items()}
     injection = objective.injection(params, drawn.sequences, CONFIG, Compute())
     run = jax.jit(partial(forward, config=CONFIG, dense=True))
-    out = run(params, drawn.sequences["noisy"], injection=injection)
+    out = run(params, drawn.sequences["noisy"], edits=[injection])
     log_p = np.asarray(jax.nn.log_softmax(out.logits), np.float64)
     assert out.decomposition.known_logits is not None
     k = np.asarray(jax.nn.sigmoid(out.decomposition.known_logits), np.float64)

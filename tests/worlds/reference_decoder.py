@@ -14,7 +14,7 @@ import numpy as np
 from steerling_jax.decoding.generation_config import GenerationConfig
 from steerling_jax.decoding.policies import Policies, StepView
 from steerling_jax.decoding.trace import Commit
-from steerling_jax.decoding.window import Injected
+from steerling_jax.decoding.window import steering_edits
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.heads import Clamps
@@ -44,8 +44,7 @@ def reference_decode(
     def logits_of(tokens: np.ndarray, written: int) -> np.ndarray:
         at = np.arange(len(tokens))
         tables = [jnp.asarray(table)[None] for table in plan.tables(written, config.n_layers)]
-        masked = jnp.asarray(tokens == mask)[None]
-        injection = Injected(masked, jnp.asarray(at < P)[None] & ~masked, *tables)
+        edits = steering_edits(tokens[None], (at < P)[None], mask, *tables)
         clamps: dict = {}
         if (clamped := plan.clamps) is not None:
             start, end = clamped.offsets or (0, len(tokens))
@@ -55,7 +54,7 @@ def reference_decode(
                     clamps[name] = Clamps(jnp.array(list(values)), jnp.array(list(values.values())), where)
             clamps["epsilon"] = clamped.epsilon
         out = compiled_forward(
-            params, jnp.asarray(tokens)[None], config=config, compute=Compute(), injection=injection, **clamps
+            params, jnp.asarray(tokens)[None], config=config, compute=Compute(), edits=edits, **clamps
         )
         return np.asarray(out.logits[0])
 

@@ -22,12 +22,12 @@ from steerling_jax.decoding import lane_programs
 from steerling_jax.decoding.generation_config import GenerationConfig
 from steerling_jax.decoding.policies import Policies
 from steerling_jax.decoding.step import StepSettings
-from steerling_jax.decoding.window import empty_caches
 from steerling_jax.errors import UserError, first_line, require
 from steerling_jax.explain.inputs import snapshots as snapshot_passes
 from steerling_jax.explain.inputs.targets import TOKEN_LOGIT
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.steerling import flops as model_flops
+from steerling_jax.models.steerling.backbone import empty_cache
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.flops import Flops
 from steerling_jax.models.steerling.model import param_shapes
@@ -146,7 +146,7 @@ def _compile_training(run: RunConfig, mesh: Mesh) -> jax.stages.Compiled:
 def _compile_decoding(config: ModelConfig, mesh: Mesh, rows: int) -> jax.stages.Compiled:
     """A cache of the whole context, greedy, without clamps."""
     over_rows = _over_rows(mesh, rows)
-    cache = jax.eval_shape(lambda: empty_caches(config, _INFERENCE, (rows, 1), config.block_size))
+    cache = jax.eval_shape(lambda: empty_cache(config, _INFERENCE, (rows, 1), config.block_size))
     blank = lane_programs.blank_rows.eval_shape(
         _rules(config), size=rows, branches=1, drafts=1, config=config, compute=_INFERENCE
     )

@@ -17,7 +17,7 @@ import jax
 from steerling_jax.errors import UserError
 from steerling_jax.io.checkpoints.training import TrainingCheckpoints
 from steerling_jax.io.corpus.store import CorpusStore
-from steerling_jax.models.steerling.backbone import Params
+from steerling_jax.models.backbone import Params
 from steerling_jax.objectives.training_step import Batch, Metrics, model_params
 from steerling_jax.train.data.batches import Batches
 from steerling_jax.train.run.clock import Clock, Speed

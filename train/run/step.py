@@ -7,7 +7,7 @@ from functools import partial
 import jax
 from jax.sharding import Mesh
 
-from steerling_jax.models.steerling.backbone import Params
+from steerling_jax.models.backbone import Params
 from steerling_jax.objectives import training_step
 from steerling_jax.objectives.training_step import Batch, Metrics, TrainState, state_shardings
 from steerling_jax.train.run.run_config import RunConfig

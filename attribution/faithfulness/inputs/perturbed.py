@@ -14,8 +14,8 @@ from steerling_jax.attribution.faithfulness.figures import estimate
 from steerling_jax.bundle import Bundle
 from steerling_jax.decoding.generation import Generation
 from steerling_jax.decoding.trace import Trace
+from steerling_jax.models.backbone import Params
 from steerling_jax.models.compute import Compute
-from steerling_jax.models.steerling.backbone import Params
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.decompose import lm_logits, logit_features
 from steerling_jax.models.steerling.model import compiled_hidden

@@ -18,7 +18,7 @@ from steerling_jax.decoding.generation import Generation
 from steerling_jax.decoding.trace import Trace
 from steerling_jax.explain.inputs.integrated_gradients import attribute_inputs
 from steerling_jax.explain.inputs.targets import TokenLogProbability
-from steerling_jax.models.steerling.backbone import Params
+from steerling_jax.models.backbone import Params
 from steerling_jax.progress import Progress
 
 CASCADE = ("last layer", "upper half of the layers", "all layers", "all layers and embeddings")

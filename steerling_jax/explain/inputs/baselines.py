@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from steerling_jax.explain.inputs.snapshots import SnapshotPasses
+from steerling_jax.models.backbone import Params
 from steerling_jax.models.compute import Compute
-from steerling_jax.models.steerling.backbone import Params, embed_tokens
+from steerling_jax.models.steerling.backbone import embed_tokens
 from steerling_jax.models.steerling.config import ModelConfig
 
 

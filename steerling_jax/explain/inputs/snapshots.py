@@ -23,13 +23,14 @@ import numpy as np
 
 from steerling_jax.bundle import Bundle
 from steerling_jax.decoding.trace import Trace
-from steerling_jax.decoding.window import injected_on
+from steerling_jax.decoding.window import steering_of_canvases
 from steerling_jax.errors import require
 from steerling_jax.explain.finite import require_finite
 from steerling_jax.explain.inputs.commits import Case
+from steerling_jax.models.backbone import Params
 from steerling_jax.models.batching import padded_length
 from steerling_jax.models.compute import Compute
-from steerling_jax.models.steerling.backbone import Params, embed_tokens, run_backbone, unstack_layers
+from steerling_jax.models.steerling.backbone import embed_tokens, run_backbone, unstack_layers
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.decompose import RowClamps, logit_features
 
@@ -196,8 +197,8 @@ def _paths(
     in_prompt = jnp.broadcast_to(jnp.arange(full.shape[1])[None, :] < cases.prompt, canvases.shape)
 
     def hidden_rows(x: jax.Array, canvases: jax.Array) -> jax.Array:
-        injected = injected_on(canvases, cases.prompt, cases.mask_id, cases.at_masks, cases.at_prompt)
-        hidden, _ = run_backbone(params, x.astype(compute.dtype), config=config, compute=compute, injection=injected)
+        edits = steering_of_canvases(canvases, cases.prompt, cases.mask_id, cases.at_masks, cases.at_prompt)
+        hidden = run_backbone(params, x.astype(compute.dtype), config=config, compute=compute, edits=edits).hidden
         rows = hidden[jnp.arange(len(which)), positions]
         if cases.clamps is not None:
             rows = logit_features(params, rows, config, compute, cases.clamps, positions - cases.prompt)

@@ -17,10 +17,11 @@ from flax import struct
 
 from steerling_jax.concepts.heads import view_concepts
 from steerling_jax.errors import UserError
+from steerling_jax.models.backbone import Params
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.layers import matmul_t
 from steerling_jax.models.steerling import bottleneck as bn
-from steerling_jax.models.steerling.backbone import Params, lm_head_weight
+from steerling_jax.models.steerling.backbone import lm_head_weight
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.head_view import HeadSpec, known_spec, unknown_spec
 

@@ -1,79 +1,79 @@
-"""Token embedding, the stack of layers, the final norm: tokens (or embeddings) to hidden states.
+"""Steerling's backbone: token embedding, the stack of layers, the final norm, and its `Backbone`.
 
 Layers run as one compiled scan over stacked weights, for training and for whole-canvas passes. Decoding unstacks the
 weights once (`unstack_layers`) and runs the same `Block` in a loop, which spares a slice of every weight each step.
+
+Legend: B rows, T positions of a pass, S cached positions, D width, L layers, G key/value heads, d head size.
 """
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any, Protocol, cast
+from collections.abc import Sequence
+from functools import lru_cache, partial
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax import struct
 
-from steerling_jax.models.attention import AttentionPattern, block_causal_mask
+from steerling_jax.models.attention import AttentionPattern, KeysValues, attend_masked, attend_parts, block_causal_mask
+from steerling_jax.models.backbone import Backbone, Cache, Params, PassResult
 from steerling_jax.models.compute import Compute
+from steerling_jax.models.edits import LayerEdit, apply_edits
+from steerling_jax.models.layers import matmul_t
 from steerling_jax.models.steerling.config import ModelConfig
-from steerling_jax.models.steerling.layers import Block, Cache, Norm, rope_tables
+from steerling_jax.models.steerling.layers import Block, Norm, rope_tables
 from steerling_jax.parallel.lookup import look_up
 from steerling_jax.parallel.mesh import constrain
 
-Params = dict[str, Any]
 POSITIONS = ("batch", None, None)  # logical axes of (B, T, D)
 
-
-class LayerEdit(Protocol):
-    """Something done to the hidden states between layers."""
-
-    def apply(self, x: jax.Array, number: jax.Array | int) -> jax.Array:
-        """x (B, T, D) after the layer with this 1-based number, to what the next layer reads."""
-        ...
-
-
-@struct.dataclass
-class Injection:
-    """Steering: `x += alpha * direction` after every layer whose 1-based number is at least `layer`.
-
-    direction (B, T, D), zero where nothing is injected; alpha (B,) float32; layer () int32.
-    """
-
-    direction: jax.Array
-    alpha: jax.Array
-    layer: jax.Array
-
-    def apply(self, x: jax.Array, number: jax.Array | int) -> jax.Array:
-        """x (B, T, D) after the layer with this 1-based number."""
-        alpha = jnp.where(number >= self.layer, self.alpha, 0.0)[:, None, None]
-        return (x + (alpha * self.direction.astype(jnp.float32)).astype(x.dtype)).astype(x.dtype)
+# Keys and values of earlier positions, one pair a layer, each (…, G, S, d): heads come before positions, so that
+# attention reads them as they lie.
+KeyValueCache = tuple[KeysValues, ...]
 
 
 class Layers(nn.Module):
-    """All layers as one scan; parameters carry a leading layer axis."""
+    """All layers and the final norm; the layers' parameters carry a leading layer axis and run as one scan."""
 
     config: ModelConfig
     compute: Compute
 
     @nn.compact
-    def __call__(self, x, rope, mask, cache: Cache | None, injection: LayerEdit | None, keep_cache: bool):
-        """Returns x (B, T, D) and, with `keep_cache`, the layers' fresh keys and values, each (L, B, T, G, d)."""
+    def __call__(
+        self,
+        x: jax.Array,
+        rope: Any,
+        attention: AttentionPattern,
+        cache: Any = None,
+        edits: Sequence[LayerEdit] = (),
+        capture: tuple[int, ...] = (),
+        keep_cache: bool = False,
+    ) -> tuple[jax.Array, Any, jax.Array | None]:
+        """x (B, T, D) to hidden states (B, T, D); with `keep_cache` the keys and values of all layers, each
+        (L, B, T, G, d); and the outputs of the layers in `capture`, (captured, B, T, D).
 
-        def layer(block: Block, x, per_layer):
-            number, cache = per_layer
-            x, fresh = block(x, rope, mask, cache)
-            if injection is not None:
-                x = injection.apply(x, number)
-            return constrain(x, POSITIONS), fresh if keep_cache else None
+        cache: a pytree whose leaves have a leading layer axis.
+        """
+        L = self.config.n_layers
+        # Layer to its place among the captured ones; the others' place is outside, and their outputs are dropped.
+        places = jnp.full(L, len(capture), jnp.int32).at[jnp.array(capture, jnp.int32)].set(jnp.arange(len(capture)))
 
-        if callable(mask):
-            mask = jax.tree_util.Partial(mask)  # remat takes arguments apart, and a plain function has no parts
+        def layer(block: Block, carry, per_layer):
+            (x, captured), (number, cached) = carry, per_layer
+            x, keys_values = block(x, rope, attention, cached)
+            x = constrain(apply_edits(x, number, edits), POSITIONS)
+            if captured is not None:
+                captured = captured.at[places[number]].set(x, mode="drop")
+            return (x, captured), keys_values if keep_cache else None
+
         block = nn.remat(Block) if self.compute.remat else Block
-        scan = nn.scan(layer, variable_axes={"params": 0}, split_rngs={"params": True}, length=self.config.n_layers)
-        return scan(
-            block(self.config, self.compute, name="blocks"), x, (jnp.arange(1, self.config.n_layers + 1), cache)
+        scan = nn.scan(layer, variable_axes={"params": 0}, split_rngs={"params": True}, length=L)
+        captured = jnp.zeros((len(capture), *x.shape), x.dtype) if capture else None
+        (x, captured), fresh = scan(
+            block(self.config, self.compute, name="blocks"), (x, captured), (jnp.arange(L), cache)
         )
+        return constrain(Norm(self.config, name="ln_f")(x), POSITIONS), fresh, captured
 
 
 def embed_tokens(params: Params, tokens: jax.Array, compute: Compute) -> jax.Array:
@@ -88,50 +88,60 @@ def run_backbone(
     config: ModelConfig,
     compute: Compute,
     positions: jax.Array | None = None,
-    mask: jax.Array | AttentionPattern | None = None,
-    cache: Cache | None = None,
-    injection: LayerEdit | None = None,
+    attention: jax.Array | AttentionPattern | None = None,
+    cache: Any = None,
+    edits: Sequence[LayerEdit] = (),
+    capture: tuple[int, ...] = (),
     keep_cache: bool = False,
-) -> tuple[jax.Array, Cache | None]:
+) -> PassResult:
     """Embeddings x (B, T, D) to hidden states (B, T, D) after the final norm.
 
-    positions: absolute, (T,) or (B, T); default 0…T−1. mask: (T, S + T) or (B, T, S + T), True where attention may
-    look; default block-causal over `positions` (T,). cache: keys and values of S earlier positions, each (L, B, S, G,
-    d) (a tuple of L pairs when layers are unstacked). Also returns the fresh keys and values when `keep_cache`.
+    positions: absolute, (T,) or (B, T); default 0…T−1. attention: a mask (T, S + T) or (B, T, S + T), True where a
+    query sees a key, or a pattern of its own; default block-causal over `positions` (T,). cache: what the pattern
+    reads, by layer: leaves with a leading layer axis, or a tuple of L entries where layers are unstacked; masks take
+    keys and values (B, S, G, d). edits: changes to the layers' outputs, in their order. capture: layers whose outputs
+    are returned. keep_cache: return the keys and values of these positions, each (B, T, G, d), in the form of `cache`.
     """
-    if mask is None and positions is None and compute.attention == "splash":
+    if attention is None and positions is None and compute.attention == "splash":
         from steerling_jax.models.splash_attention import attend_block_causal  # Pallas is slow to import
 
-        mask = partial(attend_block_causal, block=config.diff_block_size)
+        attention = partial(attend_block_causal, block=config.diff_block_size)
     if positions is None:
         positions = jnp.arange(x.shape[1])
-    if mask is None:
-        mask = block_causal_mask(positions, positions, config.diff_block_size)
+    if attention is None:
+        attention = block_causal_mask(positions, positions, config.diff_block_size)
+    if isinstance(attention, jax.Array):
+        attention = jax.tree_util.Partial(attend_masked, mask=attention)
+    elif not isinstance(attention, jax.tree_util.Partial):
+        attention = jax.tree_util.Partial(attention)  # remat takes arguments apart, and a plain function has no leaves
     rope = rope_tables(config, positions) if config.use_rope else None
-    blocks = params["blocks"]
-    if isinstance(blocks, dict):
-        layers = Layers(config, compute)
-        x, fresh = cast(Any, layers.apply({"params": {"blocks": blocks}}, x, rope, mask, cache, injection, keep_cache))
-    else:
-        x, fresh = _run_unstacked(blocks, x, rope, mask, cache, injection, config, compute)
-    x = cast(jax.Array, Norm(config).apply({"params": params["ln_f"]}, x))
-    return constrain(x, POSITIONS), fresh if keep_cache else None
+    run = _run_stacked if isinstance(params["blocks"], dict) else _run_unstacked
+    hidden, fresh, captured = run(params, x, rope, attention, cache, edits, capture, keep_cache, config, compute)
+    outputs = {} if captured is None else {layer: captured[place] for place, layer in enumerate(capture)}
+    return PassResult(hidden, fresh if keep_cache else None, outputs)
 
 
-def _run_unstacked(blocks, x, rope, mask, cache, injection, config, compute):
-    fresh = []
-    for i, layer_params in enumerate(blocks):
-        layer_cache = None if cache is None else cache[i]
-        x, kv = Block(config, compute).apply({"params": layer_params}, x, rope, mask, layer_cache)
-        if injection is not None:
-            x = injection.apply(x, i + 1)
-        x = constrain(x, POSITIONS)
-        fresh.append(kv)
-    return x, tuple(fresh)
+def _run_stacked(params, x, rope, attention, cache, edits, capture, keep_cache, config, compute):
+    variables = {"params": {name: params[name] for name in ("blocks", "ln_f")}}
+    module = Layers(config, compute)
+    return cast(Any, module.apply(variables, x, rope, attention, cache, tuple(edits), capture, keep_cache))
+
+
+def _run_unstacked(params, x, rope, attention, cache, edits, capture, keep_cache, config, compute):
+    fresh, outputs = [], {}
+    for number, layer_params in enumerate(params["blocks"]):
+        cached = None if cache is None else cache[number]
+        x, keys_values = Block(config, compute).apply({"params": layer_params}, x, rope, attention, cached)
+        x = constrain(apply_edits(x, number, edits), POSITIONS)
+        fresh.append(keys_values)
+        if number in capture:
+            outputs[number] = x
+    x = constrain(cast(jax.Array, Norm(config).apply({"params": params["ln_f"]}, x)), POSITIONS)
+    return x, tuple(fresh), [outputs[layer] for layer in capture] or None
 
 
 def unstack_layers(params: Params) -> Params:
-    """Stacked layer weights to a tuple of per-layer dicts, for decoding (a no-op where that is done)."""
+    """Stacked layer weights to a tuple of per-layer dicts, for decoding; unstacked ones stay as they are."""
     blocks = params["blocks"]
     if not isinstance(blocks, dict):
         return params
@@ -142,3 +152,73 @@ def unstack_layers(params: Params) -> Params:
 def lm_head_weight(params: Params) -> jax.Array:
     """The output projection (V, D): the token embedding when tied."""
     return params["lm_head"]["weight"] if "lm_head" in params else params["tok_emb"]["weight"]
+
+
+def empty_cache(config: ModelConfig, compute: Compute, leading: tuple[int, ...], length: int) -> KeyValueCache:
+    """Room for the keys and values of `length` positions, each (*leading, G, length, d)."""
+    shape = (*leading, config.kv_heads, length, config.head_dim)
+    return tuple((jnp.zeros(shape, compute.dtype), jnp.zeros(shape, compute.dtype)) for _ in range(config.n_layers))
+
+
+@lru_cache(maxsize=64)  # one object a configuration: compiled programs are found again by it
+def steerling_backbone(config: ModelConfig, compute: Compute) -> Backbone:
+    """The `Backbone` of a Steerling configuration.
+
+    With a cache, a pass takes whole diffusion blocks, since the keys and values of a block are final only with all of
+    its tokens. Logits are those of hidden states, without the concept heads (`decompose` has these).
+    """
+
+    def run(
+        params: Params,
+        x: jax.Array,
+        *,
+        start: jax.Array | int = 0,
+        cache: Cache | None = None,
+        edits: tuple[LayerEdit, ...] = (),
+        capture: tuple[int, ...] = (),
+    ) -> PassResult:
+        if cache is None:
+            return run_backbone(params, x, config=config, compute=compute, edits=edits, capture=capture)
+        (B, T, _), S = x.shape, cache[0][0].shape[2]
+        positions = start + jnp.arange(T)
+        own = jnp.broadcast_to(block_causal_mask(positions, positions, config.diff_block_size), (B, T, T))
+        attention = jax.tree_util.Partial(
+            attend_parts, own=own, visible=[jnp.broadcast_to(jnp.arange(S) < start, (B, S))]
+        )
+        result = run_backbone(
+            unstack_layers(params),
+            x,
+            config=config,
+            compute=compute,
+            positions=positions,
+            attention=attention,
+            cache=tuple((pair,) for pair in cache),
+            edits=edits,
+            capture=capture,
+            keep_cache=True,
+        )
+        return result._replace(cache=write_positions(cache, heads_first(result.cache), start))
+
+    return Backbone(
+        n_layers=config.n_layers,
+        width=config.n_embd,
+        vocab_size=config.vocab_size,
+        embed=lambda params, tokens: embed_tokens(params, tokens, compute),
+        run=run,
+        logits=lambda params, hidden: matmul_t(hidden, lm_head_weight(params), compute.operands),
+        empty_cache=lambda rows, positions: empty_cache(config, compute, (rows,), positions),
+    )
+
+
+def heads_first(fresh: KeyValueCache) -> KeyValueCache:
+    """Keys and values of a pass, each (B, T, G, d), to the cache's order of axes, (B, G, T, d)."""
+    return jax.tree.map(lambda new: jnp.swapaxes(new, 1, 2), fresh)
+
+
+def write_positions(cache: KeyValueCache, fresh: KeyValueCache, start: jax.Array | int) -> KeyValueCache:
+    """The cache, each (…, G, S, d), with keys and values (…, G, T, d) at the positions from `start` on."""
+
+    def write(old: jax.Array, new: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), start, axis=old.ndim - 2)
+
+    return jax.tree.map(write, cache, fresh)

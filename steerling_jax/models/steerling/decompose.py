@@ -6,12 +6,10 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from steerling_jax.models.backbone import Params
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.layers import matmul_t
-from steerling_jax.models.steerling.backbone import (
-    Params,
-    lm_head_weight,
-)
+from steerling_jax.models.steerling.backbone import lm_head_weight
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.head_view import known_spec, unknown_spec
 from steerling_jax.models.steerling.heads import Clamps, EpsilonRule, HeadOutput, run_head

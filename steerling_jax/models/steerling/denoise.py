@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 
+from steerling_jax.models.backbone import Params
 from steerling_jax.models.compute import Compute
-from steerling_jax.models.steerling.backbone import Injection, Params, embed_tokens, run_backbone
+from steerling_jax.models.edits import LayerEdit
+from steerling_jax.models.steerling.backbone import embed_tokens, run_backbone
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.two_copy_attention import attend_two_copies
 
@@ -22,33 +25,38 @@ def denoise(
     config: ModelConfig,
     compute: Compute,
     clean_context: bool,
-    injection: Injection | None = None,
+    edits: Sequence[LayerEdit] = (),
 ) -> jax.Array:
-    """Hidden states (B, T, D) of the noisy tokens (B, T), which `injection` steers.
+    """Hidden states (B, T, D) of the noisy tokens (B, T), with `edits` at their positions.
 
-    With `clean_context` a noisy block attends to itself and to the clean earlier blocks. Both copies go through the
-    layers
-    together: the clean one is what inference has in its cache.
+    With `clean_context` a noisy block attends to itself and to the clean earlier blocks, as in decoding, where earlier
+    blocks are finished. Both copies go through the layers in one pass of 2T positions, the clean one first; it is never
+    edited, since decoding computes the keys and values of finished blocks without injections at masks.
     """
     if not clean_context:
         embeds = embed_tokens(params, noisy, compute)
-        return run_backbone(params, embeds, config=config, compute=compute, injection=injection)[0]
-    if injection is not None:
-        unsteered = jnp.zeros_like(injection.direction)
-        injection = dataclasses.replace(injection, direction=jnp.concatenate([unsteered, injection.direction], axis=1))
-    T = noisy.shape[1]
-    both = jnp.concatenate([clean, noisy], axis=1)
-    positions = jnp.tile(jnp.arange(T), 2)
+        return run_backbone(params, embeds, config=config, compute=compute, edits=edits).hidden
+    B, T = noisy.shape
     attend = attend_two_copies
     if compute.attention == "splash":
         from steerling_jax.models.splash_attention import attend_two_copies as attend  # Pallas is slow to import
-    hidden, _ = run_backbone(
+    result = run_backbone(
         params,
-        embed_tokens(params, both, compute),
+        embed_tokens(params, jnp.concatenate([clean, noisy], axis=1), compute),
         config=config,
         compute=compute,
-        positions=positions,
-        mask=partial(attend, block=config.diff_block_size),
-        injection=injection,
+        positions=jnp.tile(jnp.arange(T), 2),
+        attention=partial(attend, block=config.diff_block_size),
+        edits=[_on_second_copy(edit, B, T) for edit in edits],
     )
-    return hidden[:, T:]
+    return result.hidden[:, T:]
+
+
+def _on_second_copy(edit: LayerEdit, rows: int, length: int) -> LayerEdit:
+    """An edit of T positions as one of 2T, which leaves the first T alone."""
+    where = jnp.ones((rows, length), bool) if edit.where is None else edit.where
+    where = jnp.concatenate([jnp.zeros_like(where), where], axis=1)
+    push = edit.push
+    if push is not None and push.shape[2] > 1:
+        push = jnp.concatenate([jnp.zeros_like(push), push], axis=2)
+    return dataclasses.replace(edit, push=push, where=where)

@@ -1,4 +1,4 @@
-"""The transformer's layers (Flax Linen). Weights are (out, in), as published.
+"""Steerling's transformer layers (Flax Linen). Weights are (out, in), as published.
 
 Legend: B batch, T positions, S cached positions, D width, H heads, G key/value heads, d head size, F inner width.
 """
@@ -13,12 +13,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-from steerling_jax.models.attention import AttentionPattern, attend
+from steerling_jax.models.attention import AttentionPattern, KeysValues
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.layers import Linear, last_axis
 from steerling_jax.models.steerling.config import ModelConfig
-
-Cache = tuple[jax.Array, jax.Array]  # keys and values, each (B, S, G, d)
 
 
 class Norm(nn.Module):
@@ -68,16 +66,16 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, rope: Any, mask: jax.Array | AttentionPattern | None, cache: Cache | None
-    ) -> tuple[jax.Array, Cache]:
-        """x (B, T, D); rope tables of these positions; mask (T, S + T) or (B, T, S + T), or a function (q, k, v) that
-        attends in a pattern of its own; cache of S earlier positions.
+        self, x: jax.Array, rope: Any, attention: AttentionPattern, cached: Any = None
+    ) -> tuple[jax.Array, KeysValues]:
+        """x (B, T, D) to the output (B, T, D), and the keys and values (B, T, G, d) of these T positions.
 
-        Returns the output (B, T, D) and the keys and values of these T positions.
+        rope: tables of these positions, or None. attention: which keys each query sees; it also reads `cached`, this
+        layer's entry of a cache, whose form is the pattern's own.
         """
         c, (B, T, D) = self.config, x.shape
         H, G, d = c.n_head, c.kv_heads, c.head_dim
-        # Published as one fused weight. Apart, each splits over devices by whole heads (sharding.py).
+        # One fused weight in published files. As two, each is sharded over devices by whole heads (sharding.py).
         q = Linear(D, self.compute, c.use_bias, name="c_q")(x)
         kv = Linear((2, G * d), self.compute, c.use_bias, name="c_kv")(x)
         if c.clip_qkv is not None:
@@ -88,14 +86,9 @@ class Attention(nn.Module):
             q, k = Norm(c, name="q_norm")(q), Norm(c, name="k_norm")(k)
         if c.use_rope:
             q, k = apply_rope(c, q, *rope), apply_rope(c, k, *rope)
-        fresh = (k, v)
-        if cache is not None:
-            k, v = (
-                jnp.concatenate([old.astype(new.dtype), new], axis=1) for old, new in zip(cache, fresh, strict=True)
-            )
-        y = attend(q, k, v, mask) if mask is None or isinstance(mask, jax.Array) else mask(q, k, v)
+        y = attention(q, k, v) if cached is None else attention(q, k, v, cached)
         y = y.reshape(B, T, D)
-        return Linear(D, self.compute, c.use_bias, c.n_layers, name="c_proj")(y), fresh
+        return Linear(D, self.compute, c.use_bias, c.n_layers, name="c_proj")(y), (k, v)
 
 
 class MLP(nn.Module):
@@ -125,16 +118,17 @@ class Block(nn.Module):
     compute: Compute
 
     @nn.compact
-    def __call__(self, x, rope, mask, cache: Cache | None = None) -> tuple[jax.Array, Cache]:
+    def __call__(self, x, rope, attention: AttentionPattern, cached: Any = None) -> tuple[jax.Array, KeysValues]:
+        """x (B, T, D) to the same shape, and the layer's keys and values of these positions; see `Attention`."""
         c = self.config
-        # A normed branch of gain 1 would drown the token's own embedding, whose scale at the start is 1/√D.
+        # The token embedding's scale is 1/√D at the start; a normalised branch with gain 1 would drown it.
         gain = 0.1 if c.norm_order == "post" else 1.0
         ln_1, ln_2 = Norm(c, gain, name="ln_1"), Norm(c, gain, name="ln_2")
         attn, mlp = Attention(c, self.compute, name="attn"), MLP(c, self.compute, name="mlp")
         if c.norm_order == "pre":
-            y, fresh = attn(ln_1(x), rope, mask, cache)
+            y, keys_values = attn(ln_1(x), rope, attention, cached)
             x = x + y
-            return x + mlp(ln_2(x)), fresh
-        y, fresh = attn(x, rope, mask, cache)
+            return x + mlp(ln_2(x)), keys_values
+        y, keys_values = attn(x, rope, attention, cached)
         x = x + ln_1(y)
-        return x + ln_2(mlp(x)), fresh
+        return x + ln_2(mlp(x)), keys_values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -10,23 +11,16 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
-from steerling_jax.models.attention import block_causal_mask
+from steerling_jax.models.backbone import Params
 from steerling_jax.models.compute import Compute
+from steerling_jax.models.edits import LayerEdit
 from steerling_jax.models.steerling import bottleneck as bn
-from steerling_jax.models.steerling import model
-from steerling_jax.models.steerling.backbone import (
-    Injection,
-    LayerEdit,
-    Layers,
-    Params,
-    embed_tokens,
-    run_backbone,
-)
+from steerling_jax.models.steerling.backbone import Layers, embed_tokens, run_backbone
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.decompose import compose, lm_logits
 from steerling_jax.models.steerling.head_view import ConceptHead, Table, known_spec, unknown_spec
 from steerling_jax.models.steerling.heads import Clamps, EpsilonRule, run_head
-from steerling_jax.models.steerling.layers import Norm, rope_tables
+from steerling_jax.models.steerling.layers import rope_tables
 
 
 @struct.dataclass
@@ -66,31 +60,34 @@ class ForwardResult(NamedTuple):
 _FLOAT32 = Compute()
 
 
+def _no_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    return q
+
+
 class Steerling(nn.Module):
-    """Declares every parameter under its published name; calling it gives hidden states (B, T, D) for tokens (B, T)."""
+    """Declares every parameter under its published name, by running the modules that `run_backbone` runs.
+
+    For initialisation only, where neither the tokens nor what each position sees matter: attention is left out.
+    """
 
     config: ModelConfig
     compute: Compute = Compute()
 
     @nn.compact
-    def __call__(self, tokens: jax.Array) -> jax.Array:
+    def __call__(self, tokens: jax.Array) -> None:
         c = self.config
         x = Table((c.vocab_size, c.n_embd), c.n_embd**-0.5, name="tok_emb")()[tokens]
         if not c.weight_sharing:
             Table((c.vocab_size, c.n_embd), c.n_embd**-0.5, name="lm_head")()
-        positions = jnp.arange(tokens.shape[1])
-        mask = block_causal_mask(positions, positions, c.diff_block_size)
-        rope = rope_tables(c, positions) if c.use_rope else None
+        rope = rope_tables(c, jnp.arange(tokens.shape[1])) if c.use_rope else None
         layers = Layers(c, self.compute)
         nn.share_scope(self, layers)  # so that the layers' path is blocks/…, not Layers_0/blocks/…
-        x, _ = layers(x, rope, mask, None, None, False)
-        hidden = Norm(c, name="ln_f")(x)
+        hidden, _, _ = layers(x, rope, _no_attention)
         if c.concept is not None:
             rows = hidden.reshape(-1, c.n_embd)
             ConceptHead(known_spec(c.concept), self.compute, name="known_head")(rows)
             if (spec := unknown_spec(c.concept)) is not None:
                 ConceptHead(spec, self.compute, name="unknown_head")(rows)
-        return hidden
 
 
 def init_params(config: ModelConfig, key: jax.Array) -> Params:
@@ -115,18 +112,19 @@ def forward(
     known_clamps: Clamps | None = None,
     unknown_clamps: Clamps | None = None,
     epsilon: EpsilonRule = "published",
-    injection: Injection | None = None,
+    edits: Sequence[LayerEdit] = (),
     large: int | None = None,
 ) -> ForwardResult:
     """tokens (B, T) int (or embeds (B, T, D)) to logits (B, T, V) and the decomposition.
 
-    Clamps' positions are (B·T,). `large`: concepts above which the sparse clamp rule holds (published: 50,000).
+    edits: changes to the layers' outputs, in their order. Clamps' positions are (B·T,). large: concepts above which the
+    sparse clamp rule holds (published: 50,000).
     Source: the published package's InterpretableCausalDiffusionLM.forward.
     """
     if embeds is None:
         assert tokens is not None, "tokens or embeds"
         embeds = embed_tokens(params, tokens, compute)
-    hidden, _ = run_backbone(params, embeds, config=config, compute=compute, injection=injection)
+    hidden = run_backbone(params, embeds, config=config, compute=compute, edits=edits).hidden
     if config.concept is None:
         return ForwardResult(lm_logits(params, hidden, compute), Decomposition(hidden=hidden))
     B, T, D = hidden.shape
@@ -182,13 +180,13 @@ def forward(
 
 
 # The model's forward, compiled; JAX keeps one program for each config, set of options and shape.
-compiled_forward = partial(jax.jit, static_argnames=("config", "compute", "dense", "epsilon", "large"))(model.forward)
+compiled_forward = partial(jax.jit, static_argnames=("config", "compute", "dense", "epsilon", "large"))(forward)
 
 
 @partial(jax.jit, static_argnames=("config", "compute"))
 def compiled_hidden(
-    params: Params, tokens: jax.Array, *, config: ModelConfig, compute: Compute, injection: LayerEdit | None = None
+    params: Params, tokens: jax.Array, *, config: ModelConfig, compute: Compute, edits: Sequence[LayerEdit] = ()
 ) -> jax.Array:
     """tokens (B, T) to hidden states (B, T, D), heads and output projection left out."""
     x = embed_tokens(params, tokens, compute)
-    return run_backbone(params, x, config=config, compute=compute, injection=injection)[0]
+    return run_backbone(params, x, config=config, compute=compute, edits=edits).hidden

@@ -1,0 +1,70 @@
+"""The interface that model families share: a backbone is a frozen object of functions of (params, arrays).
+
+Whatever reads, steers, decodes or trains a model goes through these functions, so that another family needs one
+implementation of them and nothing else.
+
+Legend: B rows, T positions, D width, V vocabulary, L layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import jax
+
+Params = dict[str, Any]
+
+# What earlier positions leave for later ones, as an explicit value: keys and values of attention layers, the state of
+# recurrent ones. A pytree of fixed shapes, so that a decoding loop can carry it through `lax.scan` or `while_loop`.
+Cache = Any
+
+
+class PassResult(NamedTuple):
+    """hidden (B, T, D): after the final norm. cache: for the positions that follow. captured: by layer, counted from 0,
+    its output (B, T, D) after edits, for the layers that were asked for."""
+
+    hidden: jax.Array
+    cache: Cache
+    captured: dict[int, jax.Array]
+
+
+class Run(Protocol):
+    """The layers of a model."""
+
+    def __call__(
+        self,
+        params: Params,
+        x: jax.Array,
+        *,
+        start: jax.Array | int = 0,
+        cache: Cache | None = None,
+        edits: tuple[Any, ...] = (),
+        capture: tuple[int, ...] = (),
+    ) -> PassResult:
+        """Embeddings x (B, T, D) of the positions from `start` () int32 on.
+
+        cache: what the positions before `start` left; None for none. The result's cache is it with these positions
+        added. edits: changes to layers' outputs (`models.edits.LayerEdit`), in their order. capture: layers, counted
+        from 0, whose outputs are returned.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A model family's functions, bound to one configuration.
+
+    embed: (params, tokens (B, T) int32) to (B, T, D). run: see `Run`. logits: (params, hidden (..., D)) to (..., V)
+    float32. empty_cache: (rows, positions) to the cache that `run` takes at position 0, with room for so many
+    positions.
+    """
+
+    n_layers: int
+    width: int
+    vocab_size: int
+    embed: Callable[[Params, jax.Array], jax.Array]
+    run: Run
+    logits: Callable[[Params, jax.Array], jax.Array]
+    empty_cache: Callable[[int, int], Cache]
