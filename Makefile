@@ -13,7 +13,7 @@ LIBTPU := $(abspath $(VENV))/tpu/libtpu/libtpu.so
 TPU_COMPILER = $$(test ! -f $(LIBTPU) || echo TPU_LIBRARY_PATH=$(LIBTPU))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint pytest format wheel parity compile-matrix clean
+.PHONY: help demo test lint pytest format docs wheel parity compile-matrix clean
 
 help:  ## Show this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 24
@@ -38,6 +38,9 @@ format: $(VENV)/.installed-dev  ## Let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(VENV)/.installed-docs  ## Build the documentation with its API reference into build/site; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 wheel: $(VENV)/.installed-dev  ## Build the wheel and the source archive into dist/
 	rm -rf build/lib build/bdist.* dist
 	$(BIN)/python -m build --outdir dist .
@@ -46,8 +49,8 @@ wheel: $(VENV)/.installed-dev  ## Build the wheel and the source archive into di
 parity: .venv-parity/.installed  ## Compare with the published package on random small models, in a virtual environment of its own
 	.venv-parity/bin/python -m pytest -o addopts= --import-mode=importlib tests/parity
 
-compile-matrix: $(VENV)/.installed-tpu  ## Compile the 8 B model for each TPU generation (over an hour), and write docs/compile.md's tables
-	env $(TPU_COMPILER) $(BIN)/python -m steerling_jax.train.aot.matrix docs
+compile-matrix: $(VENV)/.installed-tpu  ## Compile the 8 B model for each TPU generation (over an hour), and write the tables of docs/results/compile.md
+	env $(TPU_COMPILER) $(BIN)/python -m steerling_jax.train.aot.matrix docs/results
 
 clean:  ## Remove all that these commands made
 	rm -rf $(VENV) .venv-parity build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
@@ -66,6 +69,10 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
 	$(PIP) install --editable ".[dev]"
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-docs: pyproject.toml | $(VENV)/bin/python
+	$(PIP) install --editable ".[docs]"
 	@touch $@ $(VENV)/.installed
 
 # The TPU compiler (200 MB) stands beside the environment, not in it, or JAX would look for a TPU at every start. It is made

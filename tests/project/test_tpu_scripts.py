@@ -233,7 +233,7 @@ def test_an_exit_code_is_there_whole_or_not_at_all(pretended: dict[str, str], tm
 
 def test_the_setup_line_of_the_guide_may_run_again(pretended: dict[str, str], tmp_path: Path):
     """As after a reboot of one host of many. A folder is mounted where it is, and once."""
-    (line,) = re.findall(r"TPU_SETUP_LINE='(.*)'", (REPOSITORY / "docs/pods.md").read_text())
+    (line,) = re.findall(r"TPU_SETUP_LINE='(.*)'", (REPOSITORY / "docs/guide/pods.md").read_text())
     sudo = "case $1 in mkdir) mkdir $2 $PRETENDED/shared ;; mount) mkdir $PRETENDED/shared/mounted ;; esac"
     for name, text in (("sudo", sudo), ("mountpoint", "[ -d $PRETENDED/shared/mounted ]")):
         (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{text}\n")

@@ -142,7 +142,7 @@ def test_rules_must_agree_with_their_examples(tmp_path: Path):
 
 
 def test_the_concepts_in_the_documentation_are_right(tmp_path: Path):
-    for number, page in enumerate(("docs/corpus.md", "CONTRIBUTING.md")):
+    for number, page in enumerate(("docs/guide/corpus.md", "CONTRIBUTING.md")):
         text = textwrap.dedent((Path(__file__).parents[3] / page).read_text(encoding="utf-8"))
         blocks = [textwrap.dedent(b) for b in re.findall(r"^ *```toml\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL)]
         (mine,) = [block for block in blocks if "[[concept]]" in block]
