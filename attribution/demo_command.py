@@ -1,4 +1,4 @@
-"""`steerling demo`: a continuation, taken apart into the concepts behind it."""
+"""`steerling demo`: generates a continuation and explains it by concepts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from steerling_jax.cli.generation_options import write
 from steerling_jax.errors import require
 
 HELP = """\
-Write a continuation and show, chunk by chunk, the concepts that it came from.
+Generate a continuation and show, chunk by chunk, the concepts that it came from.
 
 examples:
   steerling demo
@@ -25,7 +25,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--model", metavar="MODEL", help="a folder, a checkpoint, a bundled model or a Hub id (default: bundled)")
     add("--max-new-tokens", type=int, default=128, metavar="N", help="a multiple of the block (default: %(default)s)")
     add("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
-    add("--concepts", type=int, default=5, metavar="N", help="of each kind, a chunk (default: %(default)s)")
+    add("--concepts", type=int, default=5, metavar="N", help="concepts of each kind per chunk (default: %(default)s)")
     add("--json", action="store_true", help="print the text and the report as JSON, see docs/trace.md")
 
 
@@ -37,20 +37,20 @@ def run(args: argparse.Namespace) -> None:
     import steerling_jax as sj
     from steerling_jax.attribution.trace.document import make_document
     from steerling_jax.attribution.trace.explanation import explain
-    from steerling_jax.attribution.trace.terminal import errors, render
+    from steerling_jax.attribution.trace.terminal import accuracy_note, render
     from steerling_jax.decoding.trace_record import record_of
     from steerling_jax.io.trace_file import model_origin
 
     bundle = sj.load(args.model)
     prompt = sj.Prompt(args.text, sj.GenerationConfig(max_new_tokens=args.max_new_tokens, seed=args.seed))
     record = record_of(bundle, model_origin(bundle), prompt, write(bundle, prompt, record_hidden=True))
-    found = explain(bundle, record, inputs=False)
+    explanation = explain(bundle, record, inputs=False)
     if args.json:
-        print_json(make_document(found, args.concepts))
+        print_json(make_document(explanation, args.concepts))
         return
     from rich.text import Text
 
     stdout().print(Text(record.prompt_text, style="dim"))
-    stdout().print(render(found, args.concepts))
-    note(errors(found))
-    note("`steerling trace` also shows the tokens and the training data that it came from.")
+    stdout().print(render(explanation, args.concepts))
+    note(accuracy_note(explanation))
+    note("`steerling trace` also shows the input tokens and the training data behind a text.")

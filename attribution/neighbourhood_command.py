@@ -1,4 +1,4 @@
-"""`steerling neighbourhood`: what a concept, named or discovered, is about."""
+"""`steerling neighbourhood`: describes a known or discovered concept by its tokens, texts and near concepts."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from steerling_jax.explain.neighbourhood import Neighbourhood
 
 HELP = """\
-Show what a concept is about: tokens, chunks of a corpus, near concepts, a name.
+Describe a concept: promoted tokens, chunks of a corpus, near concepts, an automatic name.
 
-The name is made of words that stand out in the chunks where the concept acts most, and scored on held-out chunks. All
-concepts asked for share one reading of the corpus.
+The name consists of words that are frequent in the chunks with the highest activations, and is scored on held-out
+chunks. The corpus is read once for all concepts of a command.
 
 examples:
   steerling neighbourhood discovered:123 --corpus ./corpus
@@ -27,21 +27,27 @@ examples:
   steerling neighbourhood --all discovered --corpus ./corpus --json > names.json
 """
 
-PANELS = 6  # concepts shown in full; more are shown as a table
+PANELS = 6  # up to so many concepts are shown in full, more as a table
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("concepts", nargs="*", metavar="CONCEPT", help="discovered:ID, or a known concept's name or #ID, or group:NAME")
-    add("--all", choices=("known", "discovered"), help="all concepts of a head")
+    add("--all", choices=("known", "discovered"), help="describe all concepts of a head")
     add("--model", metavar="MODEL", help="a folder, a checkpoint, a bundled model or a Hub id (default: bundled)")
     add("--corpus", type=Path, required=True, metavar="FOLDER", help="a corpus store, made with the model's tokenizer")
-    add("--tokens", type=int, metavar="N", help="of the training split that are read (default: all)")
-    add("--heldout-tokens", type=int, default=200_000, metavar="N", help="to score names on (default: %(default)s)")
-    add("--level", type=float, default=0.5, metavar="T", help="share of tokens masked (default: %(default)s)")
-    add("--seq-len", type=int, default=256, metavar="N", help="tokens of a sequence (default: %(default)s)")
-    add("--strongest", type=int, default=50, metavar="N", help="chunks a name is made from (default: %(default)s)")
-    add("--chunks", type=int, default=5, metavar="N", help="chunks shown (default: %(default)s)")
+    add("--tokens", type=int, metavar="N", help="tokens of the training split to read (default: all)")
+    add(
+        "--heldout-tokens",
+        type=int,
+        default=200_000,
+        metavar="N",
+        help="held-out tokens to score names on (default: %(default)s)",
+    )
+    add("--level", type=float, default=0.5, metavar="T", help="share of masked tokens (default: %(default)s)")
+    add("--seq-len", type=int, default=256, metavar="N", help="tokens per sequence (default: %(default)s)")
+    add("--strongest", type=int, default=50, metavar="N", help="chunks that a name is made from (default: %(default)s)")
+    add("--chunks", type=int, default=5, metavar="N", help="chunks to show (default: %(default)s)")
     add("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
     add("--json", action="store_true", help="print everything as JSON")
 
@@ -54,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
     if args.seed < 0:
         raise UserError(f"--seed is {args.seed}, but it must not be negative.")
     if bool(args.concepts) == (args.all is not None):
-        raise UserError("Give the concepts to look at, as in discovered:123, or --all known or --all discovered.")
+        raise UserError("Give either concepts, as in discovered:123, or --all known or --all discovered.")
     import steerling_jax as sj
     from steerling_jax.cli.console import print_json, stages, stdout
     from steerling_jax.explain.activity import concept_activity
@@ -62,61 +68,64 @@ def run(args: argparse.Namespace) -> None:
     from steerling_jax.io.corpus.store import CorpusStore
 
     bundle, store = sj.load(args.model), CorpusStore(args.corpus)
-    asked = find_concepts(bundle, args.concepts, args.all)
-    with stages() as tell:
+    concepts = find_concepts(bundle, args.concepts, args.all)
+    with stages() as progress:
         activity = concept_activity(
             bundle,
             store,
-            [*asked, *control_concepts(asked, bundle.config)],
+            [*concepts, *control_concepts(concepts, bundle.config)],
             level=args.level,
             strongest=args.strongest,
             seq_len=args.seq_len,
             corpus_tokens=args.tokens,
             heldout_tokens=args.heldout_tokens,
             seed=args.seed,
-            progress=tell,
+            progress=progress,
         )
-        found = neighbourhoods(bundle, store, activity, len(asked), chunks=args.chunks, seed=args.seed, progress=tell)
+        described = neighbourhoods(
+            bundle, store, activity, len(concepts), chunks=args.chunks, seed=args.seed, progress=progress
+        )
     if args.json:
         settings = {"level": args.level, "seq_len": args.seq_len, "strongest": args.strongest, "seed": args.seed}
         settings |= {"tokens": activity.tokens, "corpus": str(store.folder)}
-        entries = [{"name": one.name, "concept": one} for one in found]
+        entries = [{"name": one.name, "concept": one} for one in described]
         print_json({"model": bundle.name, "settings": settings, "concepts": entries})
-    elif len(found) > PANELS:
-        stdout().print(table(found))
+    elif len(described) > PANELS:
+        stdout().print(table(described))
     else:
-        for one in found:
+        for one in described:
             stdout().print(panel(one))
 
 
 def find_concepts(bundle: Bundle, texts: list[str], everything: str | None) -> list[SourceConcept]:
-    """What was asked for, each concept once: `discovered:ID`, `known:NAME`, or as `steerling concepts` names them."""
+    """The concepts that were requested, each once: `discovered:ID`, `known:NAME`, or as `steerling concepts` names
+    them."""
     from steerling_jax.concepts.catalogue import HEADS, Head
     from steerling_jax.concepts.heads import head_spec
     from steerling_jax.explain.concept_gradients import SourceConcept
 
-    found: list[SourceConcept] = []
+    selected: list[SourceConcept] = []
     for head in HEADS:
         if everything == head:
-            found += [SourceConcept(i, head) for i in range(head_spec(bundle.config, head).n_concepts)]
+            selected += [SourceConcept(i, head) for i in range(head_spec(bundle.config, head).n_concepts)]
     for text in texts:
         prefix, _, rest = text.partition(":")
         named: list[Head] = [head for head in HEADS if head == prefix.strip().casefold()]
         head = named[0] if named else HEADS[0]
         head_spec(bundle.config, head)
-        found += [SourceConcept(i, head) for i in bundle.concepts.resolve(rest if named else text, head)]
-    return list(dict.fromkeys(found))
+        selected += [SourceConcept(i, head) for i in bundle.concepts.resolve(rest if named else text, head)]
+    return list(dict.fromkeys(selected))
 
 
-def table(found: list[Neighbourhood]) -> RenderableType:
-    """A row a concept."""
+def table(concepts: list[Neighbourhood]) -> RenderableType:
+    """A table with a row per concept."""
     from rich.table import Table
     from rich.text import Text
 
     rows = Table(box=None, pad_edge=False)
     for title in ("concept", "name", "AUC", "others'", "mean", "near, by activity", "promotes"):
         rows.add_column(title, justify="right" if title in ("AUC", "others'", "mean") else "left")
-    for one in found:
+    for one in concepts:
         area, others = ("", "") if one.score is None else (f"{one.score.auc.mean:.2f}", _number(one.score.others))
         near = one.near_activity[0][0] if one.near_activity else ""
         promoted = " ".join(piece.strip() for piece in one.promoted[:6])
@@ -126,12 +135,12 @@ def table(found: list[Neighbourhood]) -> RenderableType:
 
 
 def panel(one: Neighbourhood) -> RenderableType:
-    """Everything about one concept."""
+    """The whole description of one concept."""
     from rich.console import Group
     from rich.panel import Panel
     from rich.text import Text
 
-    lines = [Text(sentence_of_name(one))]
+    lines = [Text(name_sentence(one))]
     lines.append(Text.assemble(("promotes  ", "dim"), " ".join(repr(piece)[1:-1] for piece in one.promoted)))
     for title, near in (("near, by embedding  ", one.near_embedding), ("near, by activity  ", one.near_activity)):
         lines.append(Text.assemble((title, "dim"), ", ".join(f"{name} {value:.2f}" for name, value in near)))
@@ -143,10 +152,10 @@ def panel(one: Neighbourhood) -> RenderableType:
     return Panel(Group(*lines), title=Text(title), title_align="left", border_style="dim")
 
 
-def sentence_of_name(one: Neighbourhood) -> str:
-    """The automatic name with what it is worth."""
+def name_sentence(one: Neighbourhood) -> str:
+    """The automatic name with its score on held-out chunks."""
     if not one.name:
-        return "name: none, no word stands out in its strongest chunks"
+        return "name: none, no word is more frequent in its strongest chunks"
     if one.score is None:
         return f"name: {one.name} (too rare in the held-out text to be scored)"
     s = one.score

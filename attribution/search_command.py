@@ -1,4 +1,4 @@
-"""`steerling search`: what an index holds that is close to a text."""
+"""`steerling search`: finds training data that is close to a text."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ examples:
 def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("index", type=Path, metavar="INDEX", help="a finished index")
-    add("text", metavar="TEXT", help="the text to look for")
+    add("text", metavar="TEXT", help="the text to search for")
     add("--corpus", type=Path, required=True, metavar="CORPUS", help="the corpus store that was indexed")
     add("--model", metavar="MODEL", help="the model that it was indexed with (default: the bundled one)")
-    add("--before", default="", metavar="TEXT", help="what stands before the text, read but not looked for")
+    add("--before", default="", metavar="TEXT", help="text before TEXT, which the model reads as context")
     add("--scores", nargs="+", choices=SCORES, default=SCORES, metavar="SCORE", help=f"default: {' '.join(SCORES)}")
-    add("--chunk-tokens", type=int, default=64, metavar="N", help="looked for at once (default: %(default)s)")
-    add("-k", type=int, default=5, metavar="N", help="hits a score (default: %(default)s)")
+    add("--chunk-tokens", type=int, default=64, metavar="N", help="tokens per query (default: %(default)s)")
+    add("-k", type=int, default=5, metavar="N", help="hits per score (default: %(default)s)")
     add("--json", action="store_true", help="print the evidence as JSON")
 
 
@@ -49,17 +49,17 @@ def run(args: argparse.Namespace) -> None:
     bundle = sj.load(args.model)
     before, text = bundle.tokenizer.encode(args.before), bundle.tokenizer.encode(args.text)
     if not text:
-        raise UserError("TEXT is empty; give some text.")
+        raise UserError("TEXT is empty; give a text.")
     index = open_index(args.index, corpus, bundle)
-    tokens, found = [*before, *text], []
+    tokens, results = [*before, *text], []
     for start in range(len(before), len(tokens), args.chunk_tokens):
         end = min(start + args.chunk_tokens, len(tokens))
         evidence = find_evidence(bundle, index, tokens, start, end, args.scores, args.k)
-        found.append((bundle.tokenizer.decode(tokens[start:end]), evidence))
+        results.append((bundle.tokenizer.decode(tokens[start:end]), evidence))
     if args.json:
-        print_json([_as_dict(text, evidence) for text, evidence in found])
+        print_json([_as_dict(text, evidence) for text, evidence in results])
         return
-    for text, evidence in found:
+    for text, evidence in results:
         _show(text, evidence)
 
 

@@ -1,4 +1,4 @@
-"""`steerling trace`: a text, written now or there already, and what is behind each chunk of it."""
+"""`steerling trace`: explains a text, generated now or given, by concepts, input tokens and training data."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from steerling_jax.cli.steering_options import add_steering_options, from_args
 from steerling_jax.errors import require
 
 if TYPE_CHECKING:
-    from steerling_jax.attribution.trace.explanation import Explanation, Find
+    from steerling_jax.attribution.trace.explanation import EvidenceSearch, Explanation
     from steerling_jax.bundle import Bundle
     from steerling_jax.decoding.trace_record import TraceRecord
 
@@ -38,28 +38,28 @@ examples:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_generation_options(parser)
-    add = parser.add_argument_group("what is explained, in place of a text written now").add_argument
-    add("--from", dest="source", metavar="FILE", help="a trace, of `generate --trace` or --trace; needs no TEXT")
-    add("--id", metavar="ID", help="of --from, where that is a file of batch results")
-    add("--continuation", metavar="TEXT", help="a text after TEXT, read from left to right; @FILE reads a file")
+    add = parser.add_argument_group("text to explain, instead of a generated one").add_argument
+    add("--from", dest="source", metavar="FILE", help="a trace that `generate --trace` or --trace wrote; without TEXT")
+    add("--id", metavar="ID", help="the line of --from to explain, if that is a file of batch results")
+    add("--continuation", metavar="TEXT", help="a given text after TEXT, read from left to right; @FILE reads a file")
     add = parser.add_argument_group("explanation").add_argument
-    add("--concepts", type=int, default=5, metavar="N", help="shown of each kind (default: %(default)s)")
-    add("--no-inputs", action="store_true", help="leave out the tokens that it came from, which take the longest")
-    add("--index", metavar="FOLDER", help="also look in the training data, by an index of `steerling index`")
-    add("--corpus", metavar="STORE", help="the corpus of that index")
+    add("--concepts", type=int, default=5, metavar="N", help="concepts of each kind to show (default: %(default)s)")
+    add("--no-inputs", action="store_true", help="skip attribution to input tokens, which takes the longest")
+    add("--index", metavar="FOLDER", help="also search the training data, in an index of `steerling index`")
+    add("--corpus", metavar="STORE", help="the corpus store of that index")
     add = parser.add_argument_group("files").add_argument
-    add("--trace", metavar="FILE", help="the trace itself, to be explained again without writing")
-    add("--html", metavar="FILE", help="a page to look through, which needs no network")
-    add("--json", metavar="FILE", help="all of it; - for standard output, in place of the report")
-    add("--parquet", metavar="FOLDER", help="tables, one row a fact")
-    add("--graph", metavar="FILE", help="one token's attribution graph, for Neuronpedia")
-    add("--token", type=int, metavar="POSITION", help="of the graph (default: the token that was written last)")
+    add("--trace", metavar="FILE", help="write the trace, to explain it again without generation")
+    add("--html", metavar="FILE", help="write an interactive page, which works offline")
+    add("--json", metavar="FILE", help="write the whole explanation; - prints it instead of the report")
+    add("--parquet", metavar="FOLDER", help="write tables, one row per fact")
+    add("--graph", metavar="FILE", help="write the attribution graph of one token, for Neuronpedia")
+    add("--token", type=int, metavar="POSITION", help="token of the graph (default: the last committed token)")
     add_steering_options(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     _check(args)
-    steering = from_args(args)  # mistakes in it are told before the model is loaded
+    steering = from_args(args)  # raises errors in the options before the model is loaded
     from steerling_jax.cli.console import note, stages, stdout
     from steerling_jax.io.trace_file import read_trace
 
@@ -67,65 +67,67 @@ def run(args: argparse.Namespace) -> None:
     note("Loading JAX and the model …")
     import steerling_jax as sj
     from steerling_jax.attribution.trace.explanation import explain
-    from steerling_jax.attribution.trace.graph import choose_token
-    from steerling_jax.attribution.trace.terminal import errors, render
+    from steerling_jax.attribution.trace.graph import graph_position
+    from steerling_jax.attribution.trace.terminal import accuracy_note, render
 
     bundle = sj.load(args.model)
-    find = None if args.index is None else _finder(args, bundle)
+    find_evidence = None if args.index is None else _evidence_search(args, bundle)
     if record is None:
-        record = _given(args, bundle) if args.continuation is not None else _written(args, bundle, steering)
-    choose_token(record.trace, args.token)
-    where = "The trace" if args.source is None else args.source
-    with stages() as tell:
-        found = explain(bundle, record, inputs=not args.no_inputs, find=find, tell=tell, where=where)
-        outputs = list(_outputs(args, bundle, found, tell))
+        record = _given(args, bundle) if args.continuation is not None else _generated(args, bundle, steering)
+    graph_position(record.trace, args.token)  # raises before the explanation, which takes long
+    source = "The trace" if args.source is None else args.source
+    with stages() as progress:
+        explanation = explain(
+            bundle, record, inputs=not args.no_inputs, find_evidence=find_evidence, progress=progress, source=source
+        )
+        outputs = list(_outputs(args, bundle, explanation, progress))
     _write_all(outputs)
     if args.json == "-":
         from steerling_jax.attribution.trace.document import make_document
         from steerling_jax.cli.console import print_json
 
-        print_json(make_document(found, args.concepts))
+        print_json(make_document(explanation, args.concepts))
         return
     from rich.text import Text
 
-    for label in found.trace.steering:
+    for label in explanation.trace.steering:
         note(label)
     stdout().print(Text(record.prompt_text, style="dim"))
-    stdout().print(render(found, args.concepts))
-    note(errors(found))
+    stdout().print(render(explanation, args.concepts))
+    note(accuracy_note(explanation))
 
 
 def _check(args: argparse.Namespace) -> None:
     check_generation_options(args)
     require(args.concepts >= 1, f"--concepts is {args.concepts}; give at least 1.")
-    require(args.id is None or args.source is not None, "--id picks a line of --from; give both.")
-    require(args.token is None or args.graph is not None, "--token chooses the token of --graph; give both.")
+    require(args.id is None or args.source is not None, "--id selects a line of --from; give both.")
+    require(args.token is None or args.graph is not None, "--token selects the token of --graph; give both.")
     require((args.index is None) == (args.corpus is None), "--index and --corpus go together; give both.")
-    given = _changed(args)
+    given = _given_options(args)
     if args.source is not None:
         extra = [*given, *(["--continuation"] if args.continuation is not None else [])]
-        require(not extra, f"--from explains a text as it was written; leave out {', '.join(extra)}.")
+        require(not extra, f"--from explains an existing trace; leave out {', '.join(extra)}.")
     elif args.continuation is not None:
         extra = [name for name in given if name not in ("TEXT", "--prompt-ids")]
-        require(not extra, f"--continuation is a text that is there already; leave out {', '.join(extra)}.")
+        require(not extra, f"--continuation explains a given text; leave out {', '.join(extra)}.")
     if args.source is None:
         given_prompt(args)
     _check_outputs(args)
 
 
 def _check_outputs(args: argparse.Namespace) -> None:
-    """Each has its own place, none is in the tables' folder, and none is what is explained."""
+    """Raises `UserError` if two outputs have one path, if one is inside the tables' folder, or if one is the input."""
     outputs = (args.trace, args.html, args.json, args.parquet, args.graph)
     names = [name for name in outputs if name not in (None, "-")]
     paths = [Path(name).resolve() for name in names]
     twice = sorted({name for name, path in zip(names, paths, strict=True) if paths.count(path) > 1})
-    require(not twice, f"Several outputs are to be written to {', '.join(twice)}; give each its own.")
+    require(not twice, f"Several outputs have the path {', '.join(twice)}; give each its own.")
     if args.source is not None:
-        own = [name for name, path in zip(names, paths, strict=True) if path == Path(args.source).resolve()]
-        require(not own, f"--from and an output are both {args.source}; write the output to another file.")
+        same = [name for name, path in zip(names, paths, strict=True) if path == Path(args.source).resolve()]
+        require(not same, f"--from and an output are both {args.source}; write the output to another file.")
     require(
         args.parquet is None or not any(Path(args.parquet).resolve() in path.parents for path in paths),
-        f"{args.parquet} is made anew, with the tables alone; write the other outputs elsewhere.",
+        f"{args.parquet} is replaced by a folder with only the tables; write the other outputs elsewhere.",
     )
     for name in (args.trace, args.html, args.json, args.graph):
         require(name is None or not Path(name).is_dir(), f"{name} is a folder; give the name of a file.")
@@ -136,8 +138,8 @@ def _check_outputs(args: argparse.Namespace) -> None:
         check_folder(Path(args.parquet))
 
 
-def _changed(args: argparse.Namespace) -> list[str]:
-    """The options of writing that were given, by name."""
+def _given_options(args: argparse.Namespace) -> list[str]:
+    """Names of the generation and steering options that differ from their defaults."""
     plain = argparse.ArgumentParser(add_help=False)
     add_generation_options(plain)
     add_steering_options(plain)
@@ -146,7 +148,7 @@ def _changed(args: argparse.Namespace) -> list[str]:
     return [str(names[name]) for name, default in defaults.items() if getattr(args, name) != default]
 
 
-def _written(args: argparse.Namespace, bundle: Bundle, steering: Any) -> TraceRecord:
+def _generated(args: argparse.Namespace, bundle: Bundle, steering: Any) -> TraceRecord:
     from steerling_jax.decoding.generation import Prompt
     from steerling_jax.decoding.trace_record import record_of
     from steerling_jax.io.trace_file import model_origin
@@ -172,7 +174,7 @@ def _given(args: argparse.Namespace, bundle: Bundle) -> TraceRecord:
     return TraceRecord(trace, model_origin(bundle), before, written)
 
 
-def _finder(args: argparse.Namespace, bundle: Bundle) -> Find:
+def _evidence_search(args: argparse.Namespace, bundle: Bundle) -> EvidenceSearch:
     from steerling_jax.attribution.index.reader import open_index
     from steerling_jax.attribution.index.search import find_evidence
     from steerling_jax.io.corpus.store import CorpusStore
@@ -181,22 +183,22 @@ def _finder(args: argparse.Namespace, bundle: Bundle) -> Find:
     return lambda tokens, start, end: find_evidence(bundle, index, tokens[:end], start, end)
 
 
-Output = tuple[Path, bool, Callable[[Path], Any]]  # where, whether a folder, what writes it
+Output = tuple[Path, bool, Callable[[Path], Any]]  # path, whether it is a folder, function that writes it
 
 
-def _outputs(args: argparse.Namespace, bundle: Bundle, found: Explanation, tell: Any) -> Iterator[Output]:
-    """All that is to be written, computed."""
+def _outputs(args: argparse.Namespace, bundle: Bundle, explanation: Explanation, progress: Any) -> Iterator[Output]:
+    """The outputs that were requested. They are computed before any is written, since computing one can fail."""
     from steerling_jax.attribution.trace.document import make_document
     from steerling_jax.io.trace_file import trace_text
 
     def of_text(name: str, text: str) -> Output:
-        # A text may hold a lone surrogate, which has no bytes but can be written as JSON's \udXXX.
+        # A text may contain a lone surrogate, which UTF-8 cannot encode; JSON can escape it as \udXXX.
         return Path(name), False, lambda path: path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
     if args.trace is not None:
-        yield of_text(args.trace, trace_text(found.record))
+        yield of_text(args.trace, trace_text(explanation.record))
     if args.json not in (None, "-") or args.html is not None:
-        document = make_document(found, args.concepts)
+        document = make_document(explanation, args.concepts)
         if args.json not in (None, "-"):
             yield of_text(args.json, _json(document))
         if args.html is not None:
@@ -206,12 +208,12 @@ def _outputs(args: argparse.Namespace, bundle: Bundle, found: Explanation, tell:
     if args.parquet is not None:
         from steerling_jax.attribution.trace.tables import make_tables, write_tables
 
-        tables = make_tables(found)
-        yield Path(args.parquet), True, lambda path: write_tables(path, tables, found)
+        tables = make_tables(explanation)
+        yield Path(args.parquet), True, lambda path: write_tables(path, tables, explanation)
     if args.graph is not None:
         from steerling_jax.attribution.trace.graph import make_graph
 
-        yield of_text(args.graph, _json(make_graph(bundle, found, args.token, tell)))
+        yield of_text(args.graph, _json(make_graph(bundle, explanation, args.token, progress)))
 
 
 def _json(value: Any) -> str:
@@ -221,7 +223,7 @@ def _json(value: Any) -> str:
 
 
 def _write_all(outputs: list[Output]) -> None:
-    """All of them or, where one cannot be written, none."""
+    """Writes all outputs, or none if one cannot be written: the files appear when all are complete."""
     from steerling_jax.io.atomic import atomic_path
 
     with contextlib.ExitStack() as stack:

@@ -1,1 +1,1 @@
-"""A trace explained, and the shapes in which it is shown: terminal, JSON, tables, a page, a graph."""
+"""Explanations of traces, and their output formats: terminal, JSON document, tables, HTML page, attribution graph."""

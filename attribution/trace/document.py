@@ -1,4 +1,4 @@
-"""An explanation as one JSON document, which docs/trace.md describes; the page shows the same document."""
+"""An explanation as one JSON document. docs/trace.md describes its fields; the HTML page shows the same document."""
 
 from __future__ import annotations
 
@@ -13,30 +13,32 @@ from steerling_jax.decoding.trace_record import to_plain
 from steerling_jax.explain.inputs.record import InputAttribution
 
 FORMAT, VERSION = "steerling-explanation", 1
-INPUTS = 32  # strongest positions listed for a token or a chunk; the rest is one number
+INPUTS = 32  # positions listed for a token or a chunk, by absolute attribution; the others are summed up as `rest`
 KINDS = ("known", "discovered", "epsilon")
 
 
 def make_document(explanation: Explanation, count: int) -> dict[str, Any]:
-    """The document, with `count` concepts of each kind for a token and for a chunk. Its numbers have six digits, but
-    for the trace's own."""
-    one, inputs = explanation, explanation.inputs
-    tokens = [_token(one, row, count) for row in range(len(one.shares))]
-    chunks = [_chunk(chunk, count) for chunk in one.chunks]
+    """The document, with `count` concepts of each kind per token and per chunk.
+
+    Attributions are rounded to six significant digits; the trace itself is exact.
+    """
+    inputs = explanation.inputs
+    tokens = [_token(explanation, row, count) for row in range(len(explanation.shares))]
+    chunks = [_chunk(chunk, count) for chunk in explanation.chunks]
     return {
         "format": FORMAT,
         "version": VERSION,
-        "trace": to_plain(one.record),
-        "pieces": list(one.pieces),
+        "trace": to_plain(explanation.record),
+        "pieces": list(explanation.pieces),
         "errors": {
-            "largest_share_error": _number(one.share_error),
-            "largest_completeness_error": None if inputs is None else _number(one.completeness_error),
+            "largest_share_error": _number(explanation.share_error),
+            "largest_completeness_error": None if inputs is None else _number(explanation.completeness_error),
             "targets": len(tokens),
             "unconverged": None if inputs is None else int((~inputs.converged).sum()),
             "tolerance": None if inputs is None else dataclasses.asdict(inputs.tolerance),
         },
         "input_method": None if inputs is None else inputs.method,
-        "concepts": _names(one, tokens, chunks),
+        "concepts": _names(explanation, tokens, chunks),
         "tokens": tokens,
         "chunks": chunks,
     }
@@ -45,7 +47,7 @@ def make_document(explanation: Explanation, count: int) -> dict[str, Any]:
 def _token(explanation: Explanation, row: int, count: int) -> dict[str, Any]:
     c = explanation.shares
     position = int(c.positions[row])
-    found: dict[str, Any] = {
+    token: dict[str, Any] = {
         "position": position,
         "step": int(c.steps[row]),
         "token_id": int(c.token_ids[row]),
@@ -56,17 +58,17 @@ def _token(explanation: Explanation, row: int, count: int) -> dict[str, Any]:
         ("discovered", c.discovered_ids[row], c.discovered_weights[row], c.discovered_contributions[row]),
     ):
         order = [i for i in np.argsort(-np.abs(values), kind="stable").tolist() if ids[i] >= 0]
-        found[kind] = [
+        token[kind] = [
             {"id": int(ids[i]), "activation": _number(weights[i]), "contribution": _number(values[i])}
             for i in order[:count]
         ]
-        found[f"other_{kind}"] = _number(values[order[count:]].sum())
-    found["epsilon"] = _number(c.epsilon[row])
-    found["share_error"] = _number(c.error[row])
-    found["net_shares"] = _fractions(c.net_known[row], c.net_discovered[row], c.net_epsilon[row])
-    found["absolute_shares"] = _fractions(c.absolute_known[row], c.absolute_discovered[row], abs(c.remainder[row]))
-    found["inputs"] = None if explanation.inputs is None else _inputs(explanation.inputs, row)
-    return found
+        token[f"other_{kind}"] = _number(values[order[count:]].sum())
+    token["epsilon"] = _number(c.epsilon[row])
+    token["share_error"] = _number(c.error[row])
+    token["net_shares"] = _fractions(c.net_known[row], c.net_discovered[row], c.net_epsilon[row])
+    token["absolute_shares"] = _fractions(c.absolute_known[row], c.absolute_discovered[row], abs(c.remainder[row]))
+    token["inputs"] = None if explanation.inputs is None else _inputs(explanation.inputs, row)
+    return token
 
 
 def _inputs(inputs: InputAttribution, row: int) -> dict[str, Any]:
@@ -80,13 +82,13 @@ def _inputs(inputs: InputAttribution, row: int) -> dict[str, Any]:
 
 
 def _strongest(values: np.ndarray) -> dict[str, Any]:
-    """values (T,): the positions with the largest absolute values and these, and the sum of the rest."""
+    """The positions with the largest absolute values of (T,), their values, and the sum of all others."""
     order = np.argsort(-np.abs(values), kind="stable")
-    kept = [i for i in order[:INPUTS].tolist() if values[i] != 0]
+    listed = [i for i in order[:INPUTS].tolist() if values[i] != 0]
     return {
-        "positions": kept,
-        "attributions": [_number(values[i]) for i in kept],
-        "rest": _number(values.sum() - values[kept].sum()),
+        "positions": listed,
+        "attributions": [_number(values[i]) for i in listed],
+        "rest": _number(values.sum() - values[listed].sum()),
     }
 
 
@@ -133,12 +135,12 @@ def _evidence(evidence: Evidence) -> dict[str, Any]:
 def _names(
     explanation: Explanation, tokens: list[dict[str, Any]], chunks: list[dict[str, Any]]
 ) -> dict[str, dict[str, str]]:
-    """The names of the concepts that the document mentions, by kind and id."""
-    found: dict[str, dict[str, str]] = {}
+    """Names of the concepts in the document, by kind and id."""
+    names: dict[str, dict[str, str]] = {}
     for kind in KINDS[:2]:
         ids = sorted({entry["id"] for row in (*tokens, *chunks) for entry in row[kind]})
-        found[kind] = {str(i): explanation.name(kind, i) for i in ids}
-    return found
+        names[kind] = {str(i): explanation.name(kind, i) for i in ids}
+    return names
 
 
 def _fractions(*masses: float) -> dict[str, float]:
@@ -147,5 +149,5 @@ def _fractions(*masses: float) -> dict[str, float]:
 
 
 def _number(value: Any) -> float:
-    """To six digits: the figures are float32 sums, and their seventh is noise."""
+    """Rounds to six significant digits: the values are float32 sums, whose seventh digit is rounding error."""
     return float(f"{float(value):.6g}")

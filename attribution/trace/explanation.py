@@ -1,4 +1,4 @@
-"""A trace taken apart: chunk by chunk the concepts, the inputs and the training data behind it."""
+"""An explanation of a trace: for each chunk its concepts, the input tokens and the training data behind it."""
 
 from __future__ import annotations
 
@@ -17,16 +17,19 @@ from steerling_jax.explain.contributions import Contributions, concept_contribut
 from steerling_jax.explain.inputs.integrated_gradients import attribute_inputs
 from steerling_jax.explain.inputs.record import InputAttribution, SpanAttribution
 from steerling_jax.explain.ranking import ChunkRanking, ConceptShare, chunk_spans, rank_chunk
-from steerling_jax.progress import Progress
+from steerling_jax.progress import Progress, no_progress
 
-# Finds training data for tokens [start, end) of a text, given as ids.
-Find = Callable[[np.ndarray, int, int], Evidence]
+# Finds training data for tokens [start, end) of a text of token ids (T,): (ids, start, end) -> Evidence.
+EvidenceSearch = Callable[[np.ndarray, int, int], Evidence]
 
 
 @dataclass(frozen=True)
 class ExplainedChunk:
-    """Canvas positions [start, end) and what is behind them. inputs: None where none were asked for, or nothing was
-    written there; evidence: None without an index."""
+    """Canvas positions [start, end) with their attribution.
+
+    inputs is None if input attribution was not requested or no token was committed there; evidence is None without an
+    index.
+    """
 
     start: int
     end: int
@@ -42,9 +45,15 @@ class ExplainedChunk:
 
 @dataclass(frozen=True)
 class Explanation:
-    """All that is known of a trace. shares and inputs have one row a committed token, in the trace's order; pieces:
-    each canvas position's token as text, as it was committed, also where an end of turn overwrote it. concepts: of the
-    model, for their names."""
+    """The attribution of every committed token and every chunk of a trace.
+
+    Attributes:
+        record, trace: The record that is explained, and its trace restored for the model.
+        chunks: The chunks, in order.
+        shares, inputs: Concept contributions and input attributions, one row per committed token in the trace's order.
+        pieces: The text of each canvas position's token as it was committed, also where an end of turn overwrote it.
+        concepts: The model's catalogue, for names.
+    """
 
     record: TraceRecord
     trace: Trace
@@ -60,12 +69,13 @@ class Explanation:
 
     @property
     def share_error(self) -> float:
-        """The largest distance, over tokens, between a logit and the sum of its parts."""
+        """The largest difference, over tokens, between a logit and the sum of its parts."""
         return float(self.shares.error.max(initial=0.0))
 
     @property
     def completeness_error(self) -> float | None:
-        """The largest distance, over tokens, between the inputs' sum and what they should add up to."""
+        """The largest difference, over tokens, between the sum of the inputs' attributions and the change of the logit
+        that they explain; None without input attribution."""
         return None if self.inputs is None else float(np.abs(self.inputs.completeness_error).max(initial=0.0))
 
 
@@ -74,24 +84,28 @@ def explain(
     record: TraceRecord,
     *,
     inputs: bool = True,
-    find: Find | None = None,
-    tell: Progress | None = None,
-    where: str = "The trace",
+    find_evidence: EvidenceSearch | None = None,
+    progress: Progress = no_progress,
+    source: str = "The trace",
 ) -> Explanation:
     """Explains every chunk of `record`; a text without chunk boundaries is one chunk.
 
-    inputs: also attribute to the tokens before, which takes the longest. find: also look for training data. where: what
-    errors call the record. Raises `UserError` for another model's trace and for a model without concepts.
+    Args:
+        inputs: Also attribute to input tokens, which takes the longest.
+        find_evidence: Also search the training data with this function.
+        source: The name of the record in error messages.
+
+    Raises `UserError` for a trace of another model and for a model without concepts.
     """
-    trace, config = restore(record, bundle, where), bundle.config
+    trace, config = restore(record, bundle, source), bundle.config
     shares = concept_contributions(bundle, trace)
-    found = attribute_inputs(bundle, trace, progress=tell) if inputs else None
+    attributions = attribute_inputs(bundle, trace, progress=progress) if inputs else None
     spans = chunk_spans(trace, trace.prompt_length, config.endofchunk_token_id, config.eot_id)
     chunks = []
     for number, (start, end) in enumerate(spans):
-        if tell is not None and find is not None:
-            tell("training data", number, len(spans))
-        written = bool(((shares.positions >= start) & (shares.positions < end)).any())
+        if find_evidence is not None:
+            progress("training data", number, len(spans))
+        committed = bool(((shares.positions >= start) & (shares.positions < end)).any())
         ids = text_ids(trace.tokens[start:end], config)
         chunks.append(
             ExplainedChunk(
@@ -99,11 +113,12 @@ def explain(
                 end,
                 bundle.tokenizer.decode(ids),
                 rank_chunk(shares, start, end),
-                found.of_span(start, end) if found is not None and written else None,
-                find(trace.tokens, start, end) if find is not None and ids else None,
+                attributions.of_span(start, end) if attributions is not None and committed else None,
+                find_evidence(trace.tokens, start, end) if find_evidence is not None and ids else None,
             )
         )
+    # An end of turn overwrites the tokens after it in `trace.tokens`; attribution is of the tokens as committed.
     canvas = trace.tokens.copy()
     canvas[shares.positions] = shares.token_ids
     pieces = tuple(map(bundle.tokenizer.piece, canvas.tolist()))
-    return Explanation(record, trace, tuple(chunks), shares, found, pieces, bundle.concepts)
+    return Explanation(record, trace, tuple(chunks), shares, attributions, pieces, bundle.concepts)

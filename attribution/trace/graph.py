@@ -1,8 +1,13 @@
-"""One token as an attribution graph in Neuronpedia's format: tokens → concepts → logit, epsilon as the error node.
+"""The attribution graph of one token in Neuronpedia's format: input tokens → concepts → logit.
 
-All links are in logits of the token. concept → logit is the concept's contribution, epsilon → logit the epsilon, and
-together they are the logit. token → concept is what the token added to the concept's activation, by integrated
-gradients, times what a unit of that activation adds to the logit; token → epsilon is the rest of what the token added.
+A graph has three levels: the visible input tokens, the concepts with epsilon as the error node, and the token's logit.
+All links are in logits of the token, so that they can be added up:
+
+- concept → logit is the concept's contribution, and epsilon → logit is epsilon. They sum to the logit.
+- input → concept is what the input added to the concept's activation, by integrated gradients, times the logits that
+  one unit of the activation contributes.
+- input → epsilon is what remains of the input's attribution to the logit. So the links that leave an input sum to that
+  attribution.
 
 Legend: K listed concepts, T canvas positions.
 """
@@ -22,9 +27,9 @@ from steerling_jax.errors import UserError
 from steerling_jax.explain.contributions import Contributions
 from steerling_jax.explain.inputs.integrated_gradients import attribute_inputs
 from steerling_jax.explain.inputs.targets import ConceptActivation, TokenLogProbability
-from steerling_jax.progress import Progress
+from steerling_jax.progress import Progress, no_progress
 
-_LINKS = 32  # strongest inputs linked to one node
+_LINKS = 32  # links from inputs to one node, the strongest ones
 
 
 class _Concept(NamedTuple):
@@ -34,71 +39,75 @@ class _Concept(NamedTuple):
     contribution: float
 
     @property
-    def unit(self) -> float:
-        """Logits for a unit of activation."""
+    def logits_per_activation(self) -> float:
+        """Logits that one unit of activation contributes."""
         return self.contribution / self.activation if self.activation else 0.0
 
 
-def choose_token(trace: Trace, position: int | None) -> int:
-    """The position, or that of the last commit. Raises `UserError` where nothing was written."""
-    written = [place for _, place, _, _ in trace.flat()]
-    if position is not None and position not in written:
-        raise UserError(f"No token was written at position {position}, so it has no graph; choose another.")
-    return written[-1] if position is None else position
+def graph_position(trace: Trace, position: int | None) -> int:
+    """The position, or that of the last commit if None. Raises `UserError` if no token was committed there."""
+    committed = [place for _, place, _, _ in trace.flat()]
+    if position is not None and position not in committed:
+        raise UserError(f"No token was committed at position {position}, so it has no graph; choose another position.")
+    return committed[-1] if position is None else position
 
 
 def make_graph(
-    bundle: Bundle, explanation: Explanation, position: int | None = None, tell: Progress | None = None
+    bundle: Bundle, explanation: Explanation, position: int | None = None, progress: Progress = no_progress
 ) -> dict[str, Any]:
-    """The graph of the token at a canvas position; None for the token that was written last, which saw all others.
+    """The graph of the token at a canvas position; None for the last committed token, which saw all others.
 
-    Raises `UserError` where nothing was written there.
+    Raises `UserError` if no token was committed there.
     """
     shares, trace = explanation.shares, explanation.trace
-    position = choose_token(trace, position)
+    position = graph_position(trace, position)
     row = int(np.flatnonzero(shares.positions == position)[0])
-    concepts = _listed(shares, row)
+    concepts = _listed_concepts(shares, row)
     of_concepts = attribute_inputs(
         bundle,
         trace,
         target=[ConceptActivation(one.id, one.kind, "weight") for one in concepts],
         positions=[position] * len(concepts),
-        progress=tell,
+        progress=progress,
     )
     of_logit = explanation.inputs or attribute_inputs(bundle, trace, positions=[position])
     into_logit = of_logit.attributions[of_logit.target_positions == position][0]
-    fixed = _fixed(trace, position)
-    units = np.asarray([0.0 if (one.kind, one.id) in fixed else one.unit for one in concepts], np.float32)
+    # A clamped concept has an activation but no inputs: the clamp replaces it whatever the inputs are.
+    clamped = _clamped_concepts(trace, position)
+    units = np.asarray(
+        [0.0 if (one.kind, one.id) in clamped else one.logits_per_activation for one in concepts], np.float32
+    )
     into_concepts = of_concepts.attributions * units[:, None]
+    # Epsilon depends on the inputs through the whole network. It gets the remainder, so that nothing is lost.
     into_epsilon = into_logit - into_concepts.sum(axis=0)
-    sure = attribute_inputs(bundle, trace, target=TokenLogProbability(), positions=[position], nodes=1)
-    drawing = _Drawing(bundle, explanation, row)
+    probability = attribute_inputs(bundle, trace, target=TokenLogProbability(), positions=[position], nodes=1)
+    graph = _GraphBuilder(bundle, explanation, row)
     for one, inputs in zip(concepts, into_concepts, strict=True):
-        drawing.source(drawing.concept(one), one.contribution, inputs)
-    drawing.source(drawing.error(), float(shares.epsilon[row]), into_epsilon)
-    drawing.logit(math.exp(float(sure.path_logits[0])))
+        graph.add_source(graph.add_concept(one), one.contribution, inputs)
+    graph.add_source(graph.add_epsilon(), float(shares.epsilon[row]), into_epsilon)
+    graph.add_logit(math.exp(float(probability.path_logits[0])))
     return {
         "metadata": _metadata(bundle, explanation, row, of_concepts.completeness_error * units),
-        "qParams": {"pinnedIds": [], "supernodes": [], "linkType": "both", "clickedId": drawing.target, "sg_pos": ""},
-        "nodes": list(drawing.nodes.values()),
-        "links": drawing.links,
+        "qParams": {"pinnedIds": [], "supernodes": [], "linkType": "both", "clickedId": graph.target, "sg_pos": ""},
+        "nodes": list(graph.nodes.values()),
+        "links": graph.links,
     }
 
 
-def _listed(shares: Contributions, row: int) -> list[_Concept]:
-    found: list[_Concept] = []
+def _listed_concepts(shares: Contributions, row: int) -> list[_Concept]:
+    listed: list[_Concept] = []
     kinds: tuple[tuple[Head, Any, Any, Any], ...] = (
         ("known", shares.known_ids, shares.known_weights, shares.known_contributions),
         ("discovered", shares.discovered_ids, shares.discovered_weights, shares.discovered_contributions),
     )
     for kind, ids, weights, values in kinds:
         rows = zip(ids[row].tolist(), weights[row].tolist(), values[row].tolist(), strict=True)
-        found += [_Concept(id, kind, weight, value) for id, weight, value in rows if id >= 0]
-    return found
+        listed += [_Concept(id, kind, weight, value) for id, weight, value in rows if id >= 0]
+    return listed
 
 
-def _fixed(trace: Trace, position: int) -> set[tuple[Head, int]]:
-    """Concepts that are clamped there: no input changes them."""
+def _clamped_concepts(trace: Trace, position: int) -> set[tuple[Head, int]]:
+    """The concepts that steering clamps at a position."""
     clamps = None if trace.plan is None else trace.plan.clamps
     if clamps is None:
         return set()
@@ -107,8 +116,13 @@ def _fixed(trace: Trace, position: int) -> set[tuple[Head, int]]:
     return {(kind, number) for kind, values in by_head.items() for number in values or {} if start <= offset < end}
 
 
-class _Drawing:
-    """Nodes and links under way. Concepts stand one layer after the model's last, the logit one further."""
+class _GraphBuilder:
+    """Collects nodes and links.
+
+    Neuronpedia lays nodes out by `layer` (vertical) and `ctx_idx` (horizontal). The concept bottleneck follows the
+    model's last layer, so concepts are in layer n_layers + 1 and the logit in n_layers + 2; inputs are in layer "E".
+    The "feature_type" names are those that the format has for these roles: a concept is drawn as a transcoder feature.
+    """
 
     def __init__(self, bundle: Bundle, explanation: Explanation, row: int):
         shares = explanation.shares
@@ -120,16 +134,16 @@ class _Drawing:
         self.nodes: dict[str, dict[str, Any]] = {}
         self.links: list[dict[str, Any]] = []
 
-    def concept(self, one: _Concept) -> str:
-        # As the published package counts: discovered concepts after the known ones.
+    def add_concept(self, one: _Concept) -> str:
+        # The published package numbers discovered concepts after the known ones.
         number = one.id + (self.explanation.concepts.known if one.kind == "discovered" else 0)
         name = f"{self.explanation.name(one.kind, one.id)} ({one.kind})"
-        return self._node(number, "cross layer transcoder", name, activation=one.activation)
+        return self._add_node(number, "cross layer transcoder", name, activation=one.activation)
 
-    def error(self) -> str:
-        return self._node(-1, "mlp reconstruction error", "epsilon: what no listed concept explains")
+    def add_epsilon(self) -> str:
+        return self._add_node(-1, "mlp reconstruction error", "epsilon: what no listed concept explains")
 
-    def logit(self, probability: float) -> None:
+    def add_logit(self, probability: float) -> None:
         piece = self.pieces[self.position]
         self.nodes[self.target] = {
             "node_id": self.target,
@@ -145,14 +159,14 @@ class _Drawing:
             "activation": None,
         }
 
-    def source(self, node: str, weight: float, inputs: np.ndarray) -> None:
-        """A node that adds `weight` to the logit, and what its inputs (T,) gave it."""
+    def add_source(self, node: str, weight: float, inputs: np.ndarray) -> None:
+        """Links a node to the logit with `weight`, and its strongest inputs, of attributions (T,), to the node."""
         self.links.append({"source": node, "target": self.target, "weight": weight})
         for place in np.argsort(-np.abs(inputs), kind="stable")[:_LINKS].tolist():
             if inputs[place] != 0:
-                self.links.append({"source": self._input(place), "target": node, "weight": float(inputs[place])})
+                self.links.append({"source": self._add_input(place), "target": node, "weight": float(inputs[place])})
 
-    def _input(self, place: int) -> str:
+    def _add_input(self, place: int) -> str:
         token = int(self.snapshot[place])
         name = f"E_{token}_{place}"
         self.nodes[name] = {
@@ -168,7 +182,7 @@ class _Drawing:
         }
         return name
 
-    def _node(self, feature: int, kind: str, name: str, activation: float | None = None) -> str:
+    def _add_node(self, feature: int, kind: str, name: str, activation: float | None = None) -> str:
         node = f"{self.layer}_{feature}_{self.position}"
         self.nodes[node] = {
             "node_id": node,
@@ -185,7 +199,7 @@ class _Drawing:
 
 
 def _metadata(bundle: Bundle, explanation: Explanation, row: int, errors: np.ndarray) -> dict[str, Any]:
-    """errors (K,): completeness errors of the links into concepts, in logits."""
+    """The graph's metadata; errors (K,) are the completeness errors of the links into concepts, in logits."""
     record, shares, trace = explanation.record, explanation.shares, explanation.trace
     step, position = int(shares.steps[row]), int(shares.positions[row])
     seed = "given" if record.seed is None else record.seed

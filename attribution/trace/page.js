@@ -1,5 +1,5 @@
 "use strict";
-// Shows the document in #data. All of it is put in as text, never as markup.
+// Renders the JSON document in #data. Texts are inserted with textContent only, so they are never parsed as HTML.
 const doc = JSON.parse(document.getElementById("data").textContent);
 const trace = doc.trace;
 const promptLength = trace.prompt.length;
@@ -7,7 +7,7 @@ const canvas = document.getElementById("canvas");
 const slider = document.getElementById("step");
 const byPosition = new Map(doc.tokens.map((token) => [token.position, token]));
 const steps = trace.commits.map((commit) => commit.step);
-let chosen = null;
+let selected = null; // position of the selected token
 
 function make(tag, options = {}, ...children) {
   const node = document.createElement(tag);
@@ -29,13 +29,13 @@ function isSpecial(piece) {
   return /^<.*>$/.test(piece);
 }
 
-// Tokens of the prompt can be focused, to hear what they added, and not chosen.
+// Tokens of the prompt can be focused, so that a screen reader reads what they added, but not selected.
 const chips = doc.pieces.map((piece, position) => {
   const chip = make("button", { type: "button", class: "chip", tabindex: "-1", text: piece.replaceAll("\\n", "↵") || "␣" });
   if (position < promptLength) chip.classList.add("prompt");
   if (isSpecial(piece)) chip.classList.add("special");
   if (byPosition.has(position)) chip.setAttribute("aria-pressed", "false");
-  chip.addEventListener("click", () => choose(chosen === position ? null : position));
+  chip.addEventListener("click", () => select(selected === position ? null : position));
   canvas.append(chip);
   if (piece.endsWith("\\n")) canvas.append(make("br"));
   return chip;
@@ -46,7 +46,7 @@ chips[first].tabIndex = 0;
 canvas.addEventListener("keydown", (event) => {
   const at = chips.indexOf(document.activeElement);
   const moves = { ArrowLeft: at - 1, ArrowRight: at + 1, Home: 0, End: chips.length - 1 };
-  if (event.key === "Escape") return choose(null);
+  if (event.key === "Escape") return select(null);
   if (at < 0 || !(event.key in moves)) return undefined;
   event.preventDefault();
   const next = chips[Math.max(0, Math.min(chips.length - 1, moves[event.key]))];
@@ -56,11 +56,11 @@ canvas.addEventListener("keydown", (event) => {
   return undefined;
 });
 
-// `count` of the commits are on the canvas.
+// Draws the canvas with the first `count` commits, as the slider is set.
 function paint() {
   const count = Number(slider.value);
   const limit = count < steps.length ? steps[count] : Infinity;
-  const token = chosen === null ? null : byPosition.get(chosen);
+  const token = selected === null ? null : byPosition.get(selected);
   const inputs = token?.inputs;
   const heat = new Map(inputs ? inputs.positions.map((position, i) => [position, inputs.attributions[i]]) : []);
   const most = Math.max(1e-12, ...[...heat.values()].map(Math.abs));
@@ -72,17 +72,17 @@ function paint() {
     chip.classList.toggle("later", Boolean(!masked && token && own && own !== token && own.step >= token.step));
     chip.style.background = value !== undefined && !masked
       ? `rgb(var(--${value > 0 ? "for" : "against"}) / ${(0.08 + 0.72 * Math.abs(value) / most).toFixed(3)})` : "";
-    if (own) chip.setAttribute("aria-pressed", String(position === chosen));
+    if (own) chip.setAttribute("aria-pressed", String(position === selected));
     const place = `position ${position}` + (own ? `, step ${own.step}` : position < promptLength ? ", prompt" : "");
     chip.title = place + (value === undefined ? "" : `, ${signed(value)} logits`);
     chip.setAttribute("aria-label", `${masked ? "mask" : doc.pieces[position]}, ${chip.title}`);
   });
   document.getElementById("step-text").textContent = count < steps.length
-    ? `before step ${limit} of ${steps[steps.length - 1]}` : "all written";
+    ? `before step ${limit} of ${steps[steps.length - 1]}` : "all tokens committed";
   document.getElementById("legend").textContent = !token ? ""
-    : inputs ? `Green tokens raised the logit of “${shown(chosen)}”, red ones lowered it; pale ones were not written yet. `
-      + `The deepest colour is ${most.toPrecision(3)} logits.`
-    : "Pale tokens were not written yet.";
+    : inputs ? `Green tokens raised the logit of “${shown(selected)}”, red tokens lowered it; pale tokens were committed later. `
+      + `The strongest colour is ${most.toPrecision(3)} logits.`
+    : "Pale tokens were committed later.";
 }
 
 slider.max = String(steps.length);
@@ -126,28 +126,28 @@ function inputTable(title, inputs) {
   const rows = inputs.positions.slice(0, 10).map((position, i) => {
     return [`${shown(position)} @${position}`, inputs.attributions[i], signed(inputs.attributions[i])];
   });
-  return table(title, rows, "Nothing was written yet: masks alone.");
+  return table(title, rows, "No token was visible: the canvas held only masks.");
 }
 
 const conceptRows = (kind, entries, value, text) =>
   entries.map((entry) => [nameOf(kind, entry.id), entry[value], text(entry[value])]);
 
-// ---- the chosen token
+// ---- the selected token
 
-function choose(position) {
-  chosen = position !== null && byPosition.has(position) ? position : null;
+function select(position) {
+  selected = position !== null && byPosition.has(position) ? position : null;
   paint();
   const body = document.getElementById("details-body");
   const title = document.getElementById("details-title");
-  if (chosen === null) {
+  if (selected === null) {
     title.textContent = "Token";
     body.replaceChildren(make("p", {
-      class: "hint", text: position === null ? "No token is chosen." : "This token was not written by the model; choose another.",
+      class: "hint", text: position === null ? "No token is selected." : "This token is part of the prompt; select another token.",
     }));
     return;
   }
-  const token = byPosition.get(chosen);
-  title.textContent = `“${shown(chosen)}” at position ${chosen}, written in step ${token.step}`;
+  const token = byPosition.get(selected);
+  title.textContent = `“${shown(selected)}” at position ${selected}, committed in step ${token.step}`;
   const columns = make("div", { class: "columns" });
   for (const kind of ["known", "discovered"]) {
     const rows = conceptRows(kind, token[kind], "contribution", signed);
@@ -155,10 +155,10 @@ function choose(position) {
     columns.append(table(`${kind} concepts, logits`, rows, `no ${kind} concepts`));
   }
   if (token.inputs) columns.append(inputTable("from tokens @position, logits", token.inputs));
-  const facts = [`Logit ${token.logit.toFixed(3)}, of which epsilon ${signed(token.epsilon, 3)}; the parts sum to it within `
+  const facts = [`Logit ${token.logit.toFixed(3)}, of which epsilon ${signed(token.epsilon, 3)}; its parts sum to it within `
     + `${token.share_error.toExponential(1)}.`];
   if (token.inputs) {
-    facts.push(`On masks alone the logit is ${token.inputs.baseline.toFixed(3)}; the tokens explain the rest within `
+    facts.push(`With only masks the logit is ${token.inputs.baseline.toFixed(3)}; the tokens account for the difference within `
       + `${Math.abs(token.inputs.completeness_error).toExponential(1)} (${token.inputs.nodes} nodes`
       + `${token.inputs.converged ? "" : ", not within the tolerance"}).`);
   }
@@ -167,18 +167,18 @@ function choose(position) {
 
 // ---- chunks
 
-function evidence(found) {
+function evidence(result) {
   const list = make("ul", { class: "evidence" });
-  for (const hit of found.hits) {
+  for (const hit of result.hits) {
     list.append(make("li", {}, make("strong", { text: hit.name }),
       ` — ${hit.score} ${Number(hit.value.toPrecision(3))}${hit.occurrences > 1 ? `, ${hit.occurrences} times` : ""}, `
         + `${hit.source}, from token ${hit.offset}`, make("q", { text: hit.text })));
   }
-  if (found.nothing_close.length) {
-    list.append(make("li", { class: "hint", text: `Nothing close by ${found.nothing_close.join(", ")}.` }));
+  if (result.nothing_close.length) {
+    list.append(make("li", { class: "hint", text: `Nothing close by ${result.nothing_close.join(", ")}.` }));
   }
   const box = make("div", {}, make("h3", { text: "training data" }));
-  for (const [score, sources] of Object.entries(found.sources)) {
+  for (const [score, sources] of Object.entries(result.sources)) {
     const parts = Object.entries(sources).map(([name, share]) => `${name} ${percent(share)}`);
     if (parts.length) box.append(make("p", { class: "key", text: `Sources by ${score}: ${parts.join(", ")}` }));
   }
@@ -200,15 +200,15 @@ doc.chunks.forEach((chunk, number) => {
   document.getElementById("chunks").append(article);
 });
 
-// ---- head and foot
+// ---- header and footer
 
 const about = document.getElementById("about");
-const settings = trace.generation === null ? "a text that was given, read from left to right"
+const settings = trace.generation === null ? "a given text, read from left to right"
   : Object.entries(trace.generation).filter(([name, value]) => value !== null && name !== "seed")
     .map(([name, value]) => `${name} ${value}`).join(", ");
 for (const [name, value] of [
   ["Model", `${trace.model.name} (${trace.model.fingerprint})`],
-  ["Training texts", trace.corpus ? `${trace.corpus.documents} documents (${trace.corpus.documents_sha256.slice(0, 16)})` : null],
+  ["Training data", trace.corpus ? `${trace.corpus.documents} documents (${trace.corpus.documents_sha256.slice(0, 16)})` : null],
   ["Settings", settings],
   ["Seed", trace.seed],
   ["Steering", trace.steering.join("; ") || null],
@@ -218,9 +218,9 @@ for (const [name, value] of [
 const errors = doc.errors;
 document.getElementById("errors").textContent = `A logit and the sum of its parts differ by at most `
   + `${errors.largest_share_error.toExponential(1)}. ` + (errors.largest_completeness_error === null
-    ? "Tokens were not asked for."
-    : `The tokens' sum differs from what it should be by at most ${errors.largest_completeness_error.toExponential(1)}; `
+    ? "Input attribution was not requested."
+    : `The sum of the input tokens differs from the change of the logit by at most ${errors.largest_completeness_error.toExponential(1)}; `
       + `${errors.unconverged} of ${errors.targets} tokens are outside the tolerance.`)
-  + " Shares: net, of the whole of known, discovered and epsilon; absolute, of the sums of their absolute parts."
-  + " A signed share is of the absolute mass, each token with one vote.";
+  + " Net shares compare known, discovered and epsilon as one number each; absolute shares compare the sums of the absolute values of their parts."
+  + " A signed share is a share of the absolute mass, in which each token has the same weight.";
 paint();

@@ -1,4 +1,4 @@
-"""An explanation as tidy tables, one row a fact, and these as Parquet files."""
+"""An explanation as tidy tables, one row per fact, written as Parquet files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Rows = list[dict[str, Any]]
 
 
 def check_parquet() -> None:
-    """Raises `UserError` where tables cannot be written."""
+    """Raises `UserError` if pyarrow, which writes the tables, is not installed."""
     try:
         import pyarrow  # noqa: F401
     except ImportError:
@@ -23,15 +23,16 @@ def check_parquet() -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """Raises `UserError` where the tables would replace something else: the folder is replaced as a whole."""
-    ours = {f"{name}.parquet" for name in _COLUMNS}
-    other = folder.is_dir() and any(path.name not in ours for path in folder.iterdir())
+    """Raises `UserError` if the folder contains other files than tables, because it is replaced as a whole."""
+    tables = {f"{name}.parquet" for name in _COLUMNS}
+    other = folder.is_dir() and any(path.name not in tables for path in folder.iterdir())
     if other or (folder.exists() and not folder.is_dir()):
-        raise UserError(f"{folder} holds something else than tables of `steerling trace`; give a folder of their own.")
+        raise UserError(f"{folder} contains other files than tables of `steerling trace`; give another folder.")
 
 
 def write_tables(folder: Path, tables: dict[str, Rows], explanation: Explanation) -> None:
-    """One `NAME.parquet` a table into an existing folder, with the model's fingerprint and the seed as metadata."""
+    """Writes each table as NAME.parquet into an existing folder, with the model's fingerprint and the seed as
+    metadata."""
     import pyarrow
     from pyarrow import parquet
 
@@ -74,7 +75,7 @@ _COLUMNS = {
 
 
 def make_tables(explanation: Explanation) -> dict[str, Rows]:
-    """Rows of each table; docs/trace.md describes the columns. What was not asked for is empty."""
+    """The rows of each table; docs/trace.md describes the columns. Attributions that were not requested are empty."""
     return {
         "tokens": _tokens(explanation),
         "concepts": _concepts(explanation),
@@ -97,7 +98,7 @@ def _tokens(explanation: Explanation) -> Rows:
         net = (shares.net_known[i], shares.net_discovered[i], shares.net_epsilon[i])
         rows[p] |= {"token_id": int(shares.token_ids[i]), "step": int(shares.steps[i]),
                     "logit": shares.target_logits[i], "epsilon": shares.epsilon[i], "share_error": shares.error[i],
-                    **_named("net", net)}  # fmt: skip
+                    **_by_kind("net", net)}  # fmt: skip
         if inputs is not None:
             rows[p] |= {
                 "path_logit": inputs.path_logits[i], "baseline_logit": inputs.baseline_logits[i],
@@ -139,7 +140,7 @@ def _chunks(explanation: Explanation) -> Rows:
     return [
         {
             "chunk": number, "start": chunk.start, "end": chunk.end, "text": chunk.text,
-            **_named("net", chunk.ranking.net_shares), **_named("absolute", chunk.ranking.absolute_shares),
+            **_by_kind("net", chunk.ranking.net_shares), **_by_kind("absolute", chunk.ranking.absolute_shares),
             "epsilon_percent": chunk.ranking.epsilon_percent,
         }
         for number, chunk in enumerate(explanation.chunks)
@@ -169,5 +170,5 @@ def _concept(explanation: Explanation, kind: str, number: int) -> dict[str, Any]
     return {"kind": kind, "concept_id": number, "name": explanation.name(kind, number)}
 
 
-def _named(what: str, values: Any) -> dict[str, float]:
-    return {f"{what}_{kind}": float(value) for kind, value in zip(KINDS, values, strict=True)}
+def _by_kind(prefix: str, values: Any) -> dict[str, float]:
+    return {f"{prefix}_{kind}": float(value) for kind, value in zip(KINDS, values, strict=True)}

@@ -1,4 +1,4 @@
-"""An explanation as a person reads it in a terminal."""
+"""An explanation as a report for the terminal."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from rich.text import Text
 from steerling_jax.attribution.trace.explanation import ExplainedChunk, Explanation
 from steerling_jax.explain.ranking import ConceptShare
 
-_INPUTS = 5  # tokens shown a chunk
-_TEXT = 64  # characters of a hit
+_INPUTS = 5  # input tokens shown per chunk, of the prompt and of the text each
+_TEXT = 64  # characters shown of a hit's text
 
 
 def render(explanation: Explanation, count: int) -> RenderableType:
-    """Panels, one a chunk, with `count` concepts of each kind."""
+    """A panel per chunk, with `count` concepts of each kind."""
     panels = []
     for number, chunk in enumerate(explanation.chunks, 1):
         parts = [Text(chunk.text.strip("\n"), style="bold"), Text(), _concepts(chunk, explanation, count), _bar(chunk)]
@@ -26,23 +26,24 @@ def render(explanation: Explanation, count: int) -> RenderableType:
             parts.append(_evidence(chunk))
         title = f"chunk {number} · positions {chunk.start} to {chunk.end - 1}"
         panels.append(Panel(Group(*parts), title=title, title_align="left", border_style="dim"))
-    return Group(*panels) if panels else Text("The text is empty: its turn ended at once.")
+    return Group(*panels) if panels else Text("The text is empty: the model ended its turn at once.")
 
 
-def errors(explanation: Explanation) -> str:
-    """How exact the figures are, in a sentence or two."""
-    told = (
-        "Shares are of the logits of what was written. Net: known, discovered and epsilon (what no concept explains), "
-        f"each as one number a token. A logit and the sum of its parts differ by at most {explanation.share_error:.1e}."
+def accuracy_note(explanation: Explanation) -> str:
+    """What the shares mean and how accurate the attributions are, in a few sentences."""
+    note = (
+        "Shares are of the logits of the committed tokens. Net: known, discovered and epsilon (the part that no "
+        "concept explains), each as one number per token. A logit and the sum of its parts differ by at most "
+        f"{explanation.share_error:.1e}."
     )
     if explanation.inputs is not None:
-        told += (
-            " Tokens: logits that they added, by integrated gradients; their sum differs from what it should be by at "
-            f"most {explanation.completeness_error:.1e} a token."
+        note += (
+            " Input tokens: logits that they added, by integrated gradients; their sum differs from the change of the "
+            f"logit by at most {explanation.completeness_error:.1e} per token."
         )
         if explanation.inputs.unconverged:
-            told += f" {explanation.inputs.unconverged}"
-    return told
+            note += f" {explanation.inputs.unconverged}"
+    return note
 
 
 def _concepts(chunk: ExplainedChunk, explanation: Explanation, count: int) -> RenderableType:
@@ -60,7 +61,7 @@ def _share(entry: ConceptShare, explanation: Explanation) -> Text:
 
 
 def _bar(chunk: ExplainedChunk, width: int = 18) -> Text:
-    """Net shares of the logits as one coloured bar with its figures."""
+    """Net shares of the logits as a coloured bar with percentages."""
     line = Text("\nlogits, net  ")
     parts = list(
         zip(("known", "discovered", "epsilon"), chunk.ranking.net_shares, ("green", "cyan", "red"), strict=True)
@@ -73,7 +74,7 @@ def _bar(chunk: ExplainedChunk, width: int = 18) -> Text:
 
 
 def _inputs(chunk: ExplainedChunk, explanation: Explanation) -> Text:
-    """What the prompt and the text before added to the chunk's logits, with their strongest tokens."""
+    """What the prompt and the text before the chunk added to its logits, with their strongest tokens."""
     assert chunk.inputs is not None
     values, prompt = chunk.inputs.attributions, explanation.trace.prompt_length
     lines = []

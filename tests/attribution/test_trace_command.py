@@ -1,4 +1,4 @@
-"""`steerling trace` and `generate --trace`: what is written, from what, and what is refused."""
+"""`steerling trace` and `generate --trace`: outputs, inputs, and rejected options."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ QUICK = ("--no-inputs", "--concepts", "2")
 
 def run(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]:
     code = main(args)
-    told = capsys.readouterr()
-    return code, told.out, told.err
+    output = capsys.readouterr()
+    return code, output.out, output.err
 
 
 @pytest.mark.slow
 def test_all_outputs_of_the_bundled_model(child_environment: dict[str, str], tmp_path: Path):
-    """As a process, from an empty folder to files, and again from the trace."""
+    """As a process: writes all files into an empty folder, then explains the trace again."""
     line = [sys.executable, "-m", "steerling_jax.cli.main", "trace"]
     options = ("--max-new-tokens", "8", "--seed", "1", "--amplify", "Networking=2")
     files = ("--trace", "t.json", "--html", "p.html", "--json", "d.json", "--parquet", "tables", "--graph", "g.json")
@@ -65,15 +65,15 @@ def test_all_outputs_of_the_bundled_model(child_environment: dict[str, str], tmp
         timeout=600,
     )
     assert again.returncode == 0, again.stderr
-    found = json.loads(again.stdout)
-    assert found["trace"] == document["trace"]
-    for ours, theirs in zip(found["tokens"], document["tokens"], strict=True):
+    repeated = json.loads(again.stdout)
+    assert repeated["trace"] == document["trace"]
+    for ours, theirs in zip(repeated["tokens"], document["tokens"], strict=True):
         assert ours["epsilon"] == pytest.approx(theirs["epsilon"], abs=1e-3)
         assert [one["id"] for one in ours["known"][:3]] == [one["id"] for one in theirs["known"][:3]]
         assert ours["inputs"]["value"] == pytest.approx(theirs["inputs"]["value"], abs=1e-3)
 
 
-def test_generate_writes_what_trace_reads(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+def test_trace_reads_the_trace_of_generate(capsys: pytest.CaptureFixture[str], tmp_path: Path):
     path = str(tmp_path / "t.json")
     code, text, _ = run(capsys, "generate", *WRITE, "--amplify", "4=5", "--trace", path)
     assert code == 0
@@ -99,8 +99,8 @@ def test_guided_text(capsys: pytest.CaptureFixture[str], tmp_path: Path):
     _, again, _ = run(capsys, "trace", "--model", GOLDEN, "--from", path, *QUICK, "--json", "-")
     direct, again = json.loads(direct), json.loads(again)
     assert direct["trace"]["generation"]["cfg_scale"] == 0.5
-    for found in (direct, again):
-        assert found["errors"]["largest_share_error"] < 1e-3
+    for document in (direct, again):
+        assert document["errors"]["largest_share_error"] < 1e-3
     for ours, theirs in zip(direct["tokens"], again["tokens"], strict=True):
         assert [one["id"] for one in ours["known"]] == [one["id"] for one in theirs["known"]]
 
@@ -127,14 +127,14 @@ def test_a_given_text(capsys: pytest.CaptureFixture[str], tmp_path: Path):
     given = ("trace", *IDS, "--continuation")
     code, out, _ = run(capsys, *given, f"@{tmp_path / 'after.txt'}", *QUICK, "--json", "-")
     assert code == 0
-    found = json.loads(out)["trace"]
-    assert (found["generation"], found["seed"], found["text"]) == (None, None, "5 6 7 8")
-    assert found["tokens"] == [1, 2, 3, 5, 6, 7, 8]
-    assert [commit["positions"] for commit in found["commits"]] == [[3], [4], [5], [6]]
+    trace = json.loads(out)["trace"]
+    assert (trace["generation"], trace["seed"], trace["text"]) == (None, None, "5 6 7 8")
+    assert trace["tokens"] == [1, 2, 3, 5, 6, 7, 8]
+    assert [commit["positions"] for commit in trace["commits"]] == [[3], [4], [5], [6]]
 
 
 def test_training_data(capsys: pytest.CaptureFixture[str], tmp_path: Path):
-    """A passage of the corpus is found where it stands."""
+    """A passage of the corpus is found at its place."""
     bundle, draw = sj.load(GOLDEN), random.Random(0)
     chunks = [[draw.randrange(200) for _ in range(20)] for _ in range(12)]
     with corpus_writer(tmp_path / "store", bundle.tokenizer, concepts=[], source={}) as writer:
@@ -161,25 +161,25 @@ def test_training_data(capsys: pytest.CaptureFixture[str], tmp_path: Path):
         ((), "Give a text to continue"),
         (("text", "--prompt-ids", "1"), "one of the two"),
         (("text", "--concepts", "0"), "--concepts is 0"),
-        (("text", "--id", "3"), "--id picks a line of --from"),
-        (("text", "--token", "3"), "--token chooses the token of --graph"),
+        (("text", "--id", "3"), "--id selects a line of --from"),
+        (("text", "--token", "3"), "--token selects the token of --graph"),
         (("text", "--index", "folder"), "--index and --corpus go together"),
         (("--from", "t.json", "--seed", "1"), "leave out --seed"),
         (("--from", "t.json", "text"), "leave out TEXT"),
         (("--from", "t.json", "--amplify", "4"), "leave out --amplify"),
         (("--from", "t.json", "--continuation", "x"), "leave out --continuation"),
         (("text", "--continuation", "x", "--greedy"), "leave out --greedy"),
-        (("text", "--html", "a", "--json", "a"), "Several outputs are to be written to a"),
+        (("text", "--html", "a", "--json", "a"), "Several outputs have the path a"),
         (("--from", "none.json"), "Cannot read the trace none.json"),
         (("text", "--continuation", "@none.txt"), "Cannot read the continuation none.txt"),
         ((*IDS, "--continuation", ""), "The continuation is empty"),
-        ((*WRITE, "--no-inputs", "--graph", "g.json", "--token", "1"), "No token was written at position 1"),
-        ((*WRITE, "--no-inputs", "--parquet", "full"), "full holds something else than tables"),
+        ((*WRITE, "--no-inputs", "--graph", "g.json", "--token", "1"), "No token was committed at position 1"),
+        ((*WRITE, "--no-inputs", "--parquet", "full"), "full contains other files than tables"),
         ((*WRITE, "--no-inputs", "--html", "p.html", "--json", "full"), "full is a folder"),
         ((*WRITE, "--no-inputs", "--html", "p.html", "--json", "full/mine.txt/d"), "Cannot write full"),
     ],
 )
-def test_mistakes_are_told_and_nothing_is_written(
+def test_invalid_options_are_rejected_and_nothing_is_written(
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -195,7 +195,7 @@ def test_mistakes_are_told_and_nothing_is_written(
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["full", "mine.txt"]
 
 
-def test_what_is_explained_is_not_replaced(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+def test_the_input_is_not_overwritten(capsys: pytest.CaptureFixture[str], tmp_path: Path):
     source, other = tmp_path / "out.jsonl", tmp_path / "link.jsonl"
     source.write_text("many lines")
     other.symlink_to(source)
@@ -206,7 +206,7 @@ def test_what_is_explained_is_not_replaced(capsys: pytest.CaptureFixture[str], t
     assert source.read_text() == "many lines"
 
 
-def test_another_models_trace_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+def test_a_trace_of_another_model_is_rejected(capsys: pytest.CaptureFixture[str], tmp_path: Path):
     path = str(tmp_path / "t.json")
     run(capsys, "generate", *WRITE, "--trace", path)
     code, _, err = run(capsys, "trace", "--from", path)
@@ -215,7 +215,7 @@ def test_another_models_trace_is_refused(capsys: pytest.CaptureFixture[str], tmp
     assert "give that model with --model" in err
 
 
-def test_tables_without_pyarrow_are_refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+def test_tables_without_pyarrow_are_rejected(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     code, _, err = run(capsys, "trace", *WRITE, "--parquet", "tables")
     assert code == 2

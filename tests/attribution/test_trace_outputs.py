@@ -1,4 +1,4 @@
-"""An explanation's shapes: document, tables, graph and page say what the attribution says."""
+"""Output formats of an explanation: document, tables, graph and page contain the attribution's values."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from steerling_jax.attribution.trace.explanation import Explanation, explain
 from steerling_jax.attribution.trace.graph import make_graph
 from steerling_jax.attribution.trace.page import make_page
 from steerling_jax.attribution.trace.tables import check_folder, make_tables, write_tables
-from steerling_jax.attribution.trace.terminal import errors, render
+from steerling_jax.attribution.trace.terminal import accuracy_note, render
 from steerling_jax.decoding.generation import Prompt, generate
 from steerling_jax.decoding.generation_config import GenerationConfig
 from steerling_jax.decoding.trace_record import TraceRecord, record_of
@@ -43,32 +43,32 @@ def bundle(text_model: Path) -> sj.Bundle:
 
 
 def evidence(tokens: np.ndarray, start: int, end: int) -> Evidence:
-    hit = Hit("verbatim", 4.0, 7, 2, NASTY, "docs", "0" * 64, 30, 34, 3, f"found {NASTY}", (start, start + 4))
+    hit = Hit("verbatim", 4.0, 7, 2, NASTY, "docs", "0" * 64, 30, 34, 3, f"hit {NASTY}", (start, start + 4))
     other = dataclasses.replace(hit, value=2.0, source="code")
     return Evidence(start, end, (hit, other), {"verbatim": 1.0, "signature": 0.5})
 
 
 @pytest.fixture(scope="module")
-def found(bundle: sj.Bundle) -> Explanation:
-    """Sampled, steered text after a prompt that means to break out of a page."""
+def explanation(bundle: sj.Bundle) -> Explanation:
+    """Sampled, steered text after a prompt that tries to escape from the page's data."""
     prompt = Prompt("return </script>", GenerationConfig(max_new_tokens=32, seed=3), SteeringConfig((1,), 3.0))
     written = generate(bundle, prompt.text_or_ids, prompt.config, prompt.steering)
     record = record_of(bundle, model_origin(bundle), prompt, written)
-    return explain(bundle, dataclasses.replace(record, prompt_text=NASTY), find=evidence)
+    return explain(bundle, dataclasses.replace(record, prompt_text=NASTY), find_evidence=evidence)
 
 
 @pytest.fixture(scope="module")
-def document(found: Explanation) -> dict[str, Any]:
-    return make_document(found, 3)
+def document(explanation: Explanation) -> dict[str, Any]:
+    return make_document(explanation, 3)
 
 
 @pytest.fixture(scope="module")
-def graph(bundle: sj.Bundle, found: Explanation) -> dict[str, Any]:
-    return make_graph(bundle, found)
+def graph(bundle: sj.Bundle, explanation: Explanation) -> dict[str, Any]:
+    return make_graph(bundle, explanation)
 
 
-def test_every_token_adds_up(document: dict[str, Any], found: Explanation):
-    assert found.inputs is not None
+def test_parts_of_every_token_sum_to_its_logit(document: dict[str, Any], explanation: Explanation):
+    assert explanation.inputs is not None
     assert len(document["tokens"]) == 32
     for row, token in enumerate(document["tokens"]):
         parts = [entry["contribution"] for kind in ("known", "discovered") for entry in token[kind]]
@@ -78,15 +78,15 @@ def test_every_token_adds_up(document: dict[str, Any], found: Explanation):
         inputs = token["inputs"]
         assert len(inputs["positions"]) == len(inputs["attributions"]) <= INPUTS
         total = sum(inputs["attributions"]) + inputs["rest"]
-        assert total == pytest.approx(found.inputs.attributions[row].sum(), abs=2e-3)
+        assert total == pytest.approx(explanation.inputs.attributions[row].sum(), abs=2e-3)
         assert total - (inputs["value"] - inputs["baseline"]) == pytest.approx(inputs["completeness_error"], abs=2e-3)
         for values in (token["net_shares"], token["absolute_shares"]):
             assert sum(values.values()) == pytest.approx(1, abs=1e-4)
     assert json.loads(json.dumps(document, allow_nan=False)) == document
 
 
-def test_chunks_have_names_and_evidence(document: dict[str, Any], found: Explanation):
-    for chunk, ours in zip(document["chunks"], found.chunks, strict=True):
+def test_chunks_have_names_and_evidence(document: dict[str, Any], explanation: Explanation):
+    for chunk, ours in zip(document["chunks"], explanation.chunks, strict=True):
         assert ours.inputs is not None
         assert [entry["id"] for entry in chunk["known"]] == [e.concept_id for e in ours.top("known", 3)]
         assert chunk["evidence"]["nothing_close"] == ["signature"]
@@ -99,28 +99,28 @@ def test_chunks_have_names_and_evidence(document: dict[str, Any], found: Explana
     assert document["trace"]["steering"] == ["inject 1 at 3.0"]
 
 
-def test_terminal_shows_it(found: Explanation):
+def test_terminal_report(explanation: Explanation):
     from rich.console import Console
 
     console = Console(width=140, record=True, file=io.StringIO())
-    console.print(render(found, 3))
+    console.print(render(explanation, 3))
     text = console.export_text()
-    assert text.count("chunk ") == len(found.chunks)
+    assert text.count("chunk ") == len(explanation.chunks)
     assert "nothing close" in text
     assert "known concepts" in text
     assert "prompt " in text
     assert "written " in text
-    assert "0 of" not in errors(found)
-    assert f"{found.share_error:.1e}" in errors(found)
+    assert "0 of" not in accuracy_note(explanation)
+    assert f"{explanation.share_error:.1e}" in accuracy_note(explanation)
 
 
-def test_tables_hold_every_fact(found: Explanation, tmp_path: Path):
-    write_tables(tmp_path, make_tables(found), found)
+def test_tables_contain_every_value(explanation: Explanation, tmp_path: Path):
+    write_tables(tmp_path, make_tables(explanation), explanation)
     tables = {path.stem: pq.read_table(path) for path in tmp_path.iterdir()}
     rows = {name: table.to_pylist() for name, table in tables.items()}
-    assert tables["tokens"].schema.metadata[b"fingerprint"].decode() == found.record.origin.fingerprint
+    assert tables["tokens"].schema.metadata[b"fingerprint"].decode() == explanation.record.origin.fingerprint
     tokens = {row["position"]: row for row in rows["tokens"]}
-    assert len(tokens) == len(found.trace.tokens)
+    assert len(tokens) == len(explanation.trace.tokens)
     assert tokens[0]["in_prompt"]
     assert tokens[0]["logit"] is None
     for position, row in tokens.items():
@@ -135,16 +135,16 @@ def test_tables_hold_every_fact(found: Explanation, tmp_path: Path):
     assert [row["rank"] for row in rows["evidence"] if row["chunk"] == 0] == [0, 1]
     check_folder(tmp_path)
     (tmp_path / "mine.txt").touch()
-    with pytest.raises(sj.UserError, match="holds something else than tables"):
+    with pytest.raises(sj.UserError, match="contains other files than tables"):
         check_folder(tmp_path)
 
 
-def test_graph_is_in_the_published_format(graph: dict[str, Any], found: Explanation):
+def test_graph_is_in_the_published_format(graph: dict[str, Any], explanation: Explanation):
     schema = json.loads((HERE / "data" / "neuronpedia" / "graph-schema.json").read_text())
     jsonschema.Draft7Validator.check_schema(schema)
     check = jsonschema.Draft7Validator(schema)
     check.validate(json.loads(json.dumps(graph, allow_nan=False)))
-    with pytest.raises(jsonschema.ValidationError):  # the schema does look at nodes and links
+    with pytest.raises(jsonschema.ValidationError):  # the schema checks nodes and links
         check.validate(graph | {"links": [{"source": "a", "target": "b"}]})
     nodes = [node["node_id"] for node in graph["nodes"]]
     assert len(set(nodes)) == len(nodes) == len({node["jsNodeId"] for node in graph["nodes"]})
@@ -153,48 +153,48 @@ def test_graph_is_in_the_published_format(graph: dict[str, Any], found: Explanat
     assert max(node["ctx_idx"] for node in graph["nodes"]) < len(graph["metadata"]["prompt_tokens"])
 
 
-def test_graph_adds_up(graph: dict[str, Any], found: Explanation):
-    """Into the logit: the logit. Out of an input: what it added to the logit."""
-    assert found.inputs is not None
-    row = len(found.shares) - 1
+def test_graph_adds_up(graph: dict[str, Any], explanation: Explanation):
+    """Links into the logit sum to the logit; links out of an input sum to its attribution."""
+    assert explanation.inputs is not None
+    row = len(explanation.shares) - 1
     kinds = {node["node_id"]: node["feature_type"] for node in graph["nodes"]}
     (logit,) = (name for name, kind in kinds.items() if kind == "logit")
     assert list(kinds.values()).count("mlp reconstruction error") == 1
     into = sum(link["weight"] for link in graph["links"] if link["target"] == logit)
-    assert into == pytest.approx(float(found.shares.target_logits[row]), abs=1e-4)
+    assert into == pytest.approx(float(explanation.shares.target_logits[row]), abs=1e-4)
     places = {node["node_id"]: node["ctx_idx"] for node in graph["nodes"] if node["feature_type"] == "embedding"}
-    out = np.zeros(len(found.trace.tokens))
+    out = np.zeros(len(explanation.trace.tokens))
     for link in graph["links"]:
         if link["source"] in places:
             out[places[link["source"]]] += link["weight"]
-    if len(places) <= 32:  # nothing was too weak to be drawn
-        np.testing.assert_allclose(out, found.inputs.attributions[row], rtol=0, atol=1e-4)
-    position = int(found.shares.positions[row])
+    if len(places) <= 32:  # all inputs are linked
+        np.testing.assert_allclose(out, explanation.inputs.attributions[row], rtol=0, atol=1e-4)
+    position = int(explanation.shares.positions[row])
     assert out[position] == 0
     shown = {node["node_id"]: node for node in graph["nodes"] if node["feature_type"] == "cross layer transcoder"}
-    listed = found.shares.known_ids.shape[1] + found.shares.discovered_ids.shape[1]
+    listed = explanation.shares.known_ids.shape[1] + explanation.shares.discovered_ids.shape[1]
     assert len(shown) == listed
     assert all(0 <= node["activation"] <= 1 for node in shown.values())
 
 
-def test_graph_probability_is_the_models(bundle: sj.Bundle, graph: dict[str, Any], found: Explanation):
-    """Of text that is not steered it can be had from `forward`; here the injection is part of the pass."""
+def test_graph_probability_is_the_models(bundle: sj.Bundle, graph: dict[str, Any], explanation: Explanation):
+    """It equals the probability of `forward` for a text without steering."""
     (logit,) = (node for node in graph["nodes"] if node["feature_type"] == "logit")
     trace = given_trace(bundle, "The quick", " brown fox")
     record = TraceRecord(trace, model_origin(bundle), "The quick", " brown fox")
     plain = make_graph(bundle, explain(bundle, record, inputs=False), trace.prompt_length)
     (first,) = (node for node in plain["nodes"] if node["feature_type"] == "logit")
     logits = np.asarray(forward(bundle, trace.snapshot(0)).logits[0, trace.prompt_length], np.float64)
-    wanted = np.exp(logits[trace.tokens[trace.prompt_length]] - np.logaddexp.reduce(logits))
-    assert first["token_prob"] == pytest.approx(wanted, rel=1e-4)
+    expected = np.exp(logits[trace.tokens[trace.prompt_length]] - np.logaddexp.reduce(logits))
+    assert first["token_prob"] == pytest.approx(expected, rel=1e-4)
     assert 0 < logit["token_prob"] <= 1
-    with pytest.raises(sj.UserError, match="No token was written at position 0"):
-        make_graph(bundle, found, 0)
+    with pytest.raises(sj.UserError, match="No token was committed at position 0"):
+        make_graph(bundle, explanation, 0)
 
 
-def test_nothing_leads_into_a_clamped_concept(bundle: sj.Bundle, found: Explanation):
-    """And what the inputs added to the logit goes through the others and epsilon."""
-    clamped = int(found.shares.known_ids[0, 0])
+def test_a_clamped_concept_has_no_inputs(bundle: sj.Bundle, explanation: Explanation):
+    """What the inputs added to the logit goes through the other concepts and epsilon."""
+    clamped = int(explanation.shares.known_ids[0, 0])
     steering = SteeringConfig((), intervene_known={clamped: 0.9})
     prompt = Prompt("return", GenerationConfig(max_new_tokens=16, seed=3), steering)
     written = generate(bundle, prompt.text_or_ids, prompt.config, prompt.steering)
@@ -210,8 +210,8 @@ def test_nothing_leads_into_a_clamped_concept(bundle: sj.Bundle, found: Explanat
     assert out == pytest.approx(float(one.inputs.attributions[-1].sum()), abs=1e-4)
 
 
-def test_a_token_overwritten_after_an_end_of_turn_is_shown_as_it_was_committed(bundle: sj.Bundle, found: Explanation):
-    flat = list(found.trace.flat())
+def test_a_token_overwritten_by_an_end_of_turn_is_shown_as_committed(bundle: sj.Bundle, explanation: Explanation):
+    flat = list(explanation.trace.flat())
     eot = next(
         token
         for i, (_, position, token, _) in enumerate(flat)
@@ -245,12 +245,12 @@ def test_given_text_is_read_from_left_to_right(bundle: sj.Bundle):
         given_trace(bundle, "a", "")
     with pytest.raises(sj.UserError, match="more than the model's context"):
         given_trace(bundle, "a", [5] * 128)
-    with pytest.raises(sj.UserError, match="holds the mask"):
+    with pytest.raises(sj.UserError, match="contains the mask"):
         given_trace(bundle, "a", [5, bundle.config.mask_token_id])
 
 
-class Reading(HTMLParser):
-    """Tags, and the text of scripts by their type."""
+class PageParser(HTMLParser):
+    """Collects tags, and the text of scripts by their type."""
 
     def __init__(self):
         super().__init__(convert_charrefs=True)
@@ -272,20 +272,20 @@ class Reading(HTMLParser):
             self.scripts[self._in] = self.scripts.get(self._in, "") + data
 
 
-def test_page_holds_the_document_and_nothing_can_leave_it(document: dict[str, Any]):
+def test_page_contains_the_document_and_no_text_escapes_from_it(document: dict[str, Any]):
     page = make_page(document)
-    reading = Reading()
-    reading.feed(page)
-    names = [tag for tag, _ in reading.tags]
+    parser = PageParser()
+    parser.feed(page)
+    names = [tag for tag, _ in parser.tags]
     assert names.count("script") == 2
     assert "img" not in names
-    assert json.loads(reading.scripts["application/json"]) == document
+    assert json.loads(parser.scripts["application/json"]) == document
     assert "\u2028" not in page
-    outside = [value for _, attrs in reading.tags for name, value in attrs.items() if name in ("src", "href")]
+    outside = [value for _, attrs in parser.tags for name, value in attrs.items() if name in ("src", "href")]
     assert outside == ["#details"]
     assert not re.search(r"https?://", page.replace("http://www.w3.org", ""))
-    assert "innerHTML" not in reading.scripts["code"]
-    policy = next(attrs for _, attrs in reading.tags if attrs.get("http-equiv") == "Content-Security-Policy")
+    assert "innerHTML" not in parser.scripts["code"]
+    policy = next(attrs for _, attrs in parser.tags if attrs.get("http-equiv") == "Content-Security-Policy")
     assert (policy["content"] or "").startswith("default-src 'none'")
 
 
@@ -293,22 +293,22 @@ NODE = shutil.which("node")
 
 
 @pytest.mark.skipif(NODE is None, reason="needs node")
-def test_page_works(document: dict[str, Any], tmp_path: Path):
-    """Its script, run over a stand-in of the few parts of a browser that it uses."""
-    reading = Reading()
-    reading.feed(make_page(document))
-    (tmp_path / "data.json").write_text(reading.scripts["application/json"])
-    (tmp_path / "page.js").write_text(reading.scripts["code"])
+def test_page_script(document: dict[str, Any], tmp_path: Path):
+    """The page's script runs on stubs of the browser functions that it uses."""
+    parser = PageParser()
+    parser.feed(make_page(document))
+    (tmp_path / "data.json").write_text(parser.scripts["application/json"])
+    (tmp_path / "page.js").write_text(parser.scripts["code"])
     done = subprocess.run(
         [str(NODE), str(HERE / "data" / "browser.js"), str(tmp_path)], capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
+    shown = json.loads(done.stdout)
     prompt, token = len(document["trace"]["prompt"]), document["tokens"][-1]
-    assert told["chips"] == len(document["pieces"])
-    assert told["masked_at_start"] == list(range(prompt, len(document["pieces"])))
-    assert told["masked_at_end"] == []
-    assert f"written in step {token['step']}" in told["title"]
-    assert told["coloured"] == sorted(token["inputs"]["positions"])
-    assert told["chunks"] == len(document["chunks"])
-    assert NASTY in told["text"]
+    assert shown["chips"] == len(document["pieces"])
+    assert shown["masked_at_start"] == list(range(prompt, len(document["pieces"])))
+    assert shown["masked_at_end"] == []
+    assert f"committed in step {token['step']}" in shown["title"]
+    assert shown["coloured"] == sorted(token["inputs"]["positions"])
+    assert shown["chunks"] == len(document["chunks"])
+    assert NASTY in shown["text"]

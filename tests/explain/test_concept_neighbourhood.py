@@ -167,8 +167,8 @@ def test_command_prints_panels_tables_and_json(topic_bundle: Bundle, topic_store
     [
         (["discovered:24"], "There is no discovered concept 24; the ids are 0 to 23."),
         (["known:8"], "There is no known concept 8; the ids are 0 to 7."),
-        ([], "Give the concepts to look at"),
-        (["discovered:5", "--all", "known"], "Give the concepts to look at"),
+        ([], "Give either concepts"),
+        (["discovered:5", "--all", "known"], "Give either concepts"),
         (
             ["discovered:5", "--level", "1.5"],
             "level is 1.5, but the share of masked tokens must be above 0 and at most 1.",
