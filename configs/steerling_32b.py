@@ -3,7 +3,7 @@
 Command   steerling train --config steerling_32b --distributed --out RUN --corpus CORPUS   (on every host of a pod)
           steerling compile --config steerling_32b --topology v5p:4x4x8                    (on any machine, no TPU)
 Hardware  from 128 v5p chips on; nothing of it has run on any of them
-Memory    docs/compile.md has what the TPU compiler says
+Memory    docs/results/compile.md has what the TPU compiler says
 
 The shape keeps what the 8 B one fixes and widens the rest. Heads stay 128 wide, the inner width stays four times the
 width, so that all sides are multiples of 512 and fill a matrix unit. Width 6,144 and 57 layers: wider and deeper by the

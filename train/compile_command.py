@@ -1,4 +1,4 @@
-"""`steerling compile`: a model's programs through the real TPU compiler, with no TPU present."""
+"""`steerling compile`: compiles the programs of a model with the TPU compiler, without a TPU."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 from steerling_jax.errors import UserError
 
 if TYPE_CHECKING:
+    from steerling_jax.parallel.sharding import MeshShape
     from steerling_jax.train.aot.report import Report
     from steerling_jax.train.run.run_config import RunConfig
 
 HELP = """\
-Compile a config for real TPUs with none present: memory, FLOPs, what is exchanged, does it fit.
+Compile a config for TPUs without having one: memory, FLOPs, collectives, and whether it fits.
 
 examples:
   steerling compile --config steerling_8b --topology v5e:16x16
@@ -23,36 +24,42 @@ examples:
   steerling compile --config tiny --topology v5e:2x2
 
 Needs the TPU compiler: pip install 'steerling-jax[tpu]'. The exit code is 1 where the program does not fit.
-docs/compile.md explains the figures and has those of the 8 B model.
+docs/results/compile.md explains the figures and lists those of the 8 B model.
 """
 
-DEPTHS = (2, 4)  # of a decoding loop, whose layers are compiled one by one
+DEPTHS = (2, 4)  # layers of the decoding loops that are compiled in place of a deeper one
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, metavar="NAME", help="a config's name, or a .py file with config()")
     parser.add_argument("--topology", required=True, metavar="CHIP:SIDES", help="v5e:16x16, v5p:4x4x8, tpu7x:4x4x4 …")
-    parser.add_argument("--slices", type=int, default=1, metavar="N", help="so many of these, joined by the network")
+    parser.add_argument(
+        "--slices",
+        type=int,
+        default=1,
+        metavar="N",
+        help="number of slices (default: 1)",
+    )
     parser.add_argument(
         "--mode",
         default="train",
         metavar="MODE",
-        help="train: a step (default); decode: a pass of the decoding loop; attribute: one of integrated gradients",
+        help="train: a step (default); decode: a pass of the decoding loop; attribute: a pass of integrated gradients",
     )
     parser.add_argument("--rows", type=int, default=8, metavar="N", help="rows of a pass (default: 8)")
     parser.add_argument("--batch-size", type=int, metavar="N", help="sequences of a step (default: the config's)")
     parser.add_argument(
         "--mesh",
         metavar="AXIS=N,…",
-        help="data=2,fsdp=-1,tensor=4; -1 is the rest (default: the config's; for decoding all chips along tensor)",
+        help="data=2,fsdp=-1,tensor=4; -1: all remaining devices (default: the config's; decoding: all along tensor)",
     )
     parser.add_argument(
         "--layers",
         type=int,
         metavar="N",
-        help="a model of so many layers (default: the config's; decoding compiles 2 and 4 and goes on in a line)",
+        help="number of layers (default: the config's; decoding compiles 2 and 4 and extrapolates to it)",
     )
-    parser.add_argument("--without-concepts", action="store_true", help="the same model as a bare backbone")
+    parser.add_argument("--without-concepts", action="store_true", help="the same model without its concept module")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
 
 
@@ -70,19 +77,20 @@ def run(args: argparse.Namespace) -> int:
 
 
 def for_compiling_only() -> None:
-    """Tells JAX and the TPU library, before either is loaded, that there is no TPU to look for; a second process may
-    compile too."""
+    """Sets the environment of JAX and the TPU library for a machine without TPUs; call it before either is loaded."""
+    # No query of Google Cloud's metadata server, which is not there; and several processes may load the library.
     os.environ.update(JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
-    # What it would ask the machine for, and complain of in five lines. Nothing that is compiled depends on it.
+    # The library looks these up on a TPU machine and prints warnings without them. They do not affect what is compiled.
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
 
 
 def report_for(args: argparse.Namespace, note: Any) -> Report:
-    """Checks what was asked for, then compiles."""
+    """Validates the options, then compiles. `note` prints a message for a person."""
     from steerling_jax.train.aot import chips
-    from steerling_jax.train.aot.programs import MODES, mesh_for
+    from steerling_jax.train.aot.program import MODES, Program
     from steerling_jax.train.aot.report import make_report
+    from steerling_jax.train.aot.target import Target, mesh_for
     from steerling_jax.train.run.config_files import load_config
 
     if args.mode not in MODES:
@@ -92,20 +100,22 @@ def report_for(args: argparse.Namespace, note: Any) -> Report:
         if value is not None and value < 1:
             raise UserError(f"--{option.replace('_', '-')} is {value}, but it must be at least 1.")
     chip = chips.chip_of(args.topology)
-    config = _changed(load_config(args.config), args)
+    config = _override(load_config(args.config), args)
     shape = _mesh_shape(args, config)
     shape.sizes(chips.device_count(args.topology, args.slices))
     chips.check_compiler()
     mesh = mesh_for(shape, chips.topology_devices(args.topology, args.slices))
-    # A loop over layers is compiled once however many there are; layers one by one are not.
-    depths = [config.model.n_layers]
-    if args.mode == "decode" and args.layers is None and depths[0] > DEPTHS[-1]:
-        depths = list(DEPTHS)
-    note(f"Compiling for {mesh.size} devices; this takes from seconds to some minutes.")
-    return make_report(args.mode, config, args.topology, chip, mesh, rows=args.rows, depths=depths)
+    # The other programs loop over layers, and the body is compiled once. The decoding loop has each layer by itself, so
+    # that its compile time grows with the depth.
+    deep = config.model.n_layers > DEPTHS[-1]
+    depths = DEPTHS if args.mode == "decode" and args.layers is None and deep else ()
+    note(f"Compiling for {mesh.size} devices; this takes from a few seconds to several minutes.")
+    program = Program(args.mode, config, args.rows)
+    return make_report(program, Target(args.topology, chip, mesh), depths)
 
 
-def _changed(config: RunConfig, args: argparse.Namespace) -> RunConfig:
+def _override(config: RunConfig, args: argparse.Namespace) -> RunConfig:
+    """The config with the options that override its fields."""
     model, data = config.model, config.data
     if args.layers is not None:
         model = dataclasses.replace(model, n_layers=args.layers)
@@ -116,7 +126,8 @@ def _changed(config: RunConfig, args: argparse.Namespace) -> RunConfig:
     return dataclasses.replace(config, model=model, data=data)
 
 
-def _mesh_shape(args: argparse.Namespace, config: RunConfig) -> Any:
+def _mesh_shape(args: argparse.Namespace, config: RunConfig) -> MeshShape:
+    """The sizes in --mesh; axes that it does not name have size 1."""
     from steerling_jax.parallel.sharding import MeshShape
 
     if args.mesh is None:

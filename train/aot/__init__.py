@@ -1,1 +1,1 @@
-"""Programs compiled for real TPUs with none present: what they need, what they move, what they would take."""
+"""Compiles programs for TPUs that need not be present: memory, FLOPs, communication and an estimate of the time."""

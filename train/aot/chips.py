@@ -1,7 +1,7 @@
-"""TPU generations: what their maker publishes of a chip, and the devices of a topology, present or not.
+"""TPU generations: published figures of a chip, and the devices of a topology, which need not be present.
 
 Source of the figures: the pages "TPU v5e", "TPU v5p", "TPU v6e" and "TPU7x" of Google Cloud's documentation (2026).
-They are the maker's, peaks that no program reaches.
+They are peaks, which no program reaches.
 """
 
 from __future__ import annotations
@@ -22,8 +22,14 @@ from steerling_jax.models.steerling.flops import PEAK_FLOPS
 
 @dataclass(frozen=True)
 class Chip:
-    """One chip, which is `devices` devices to JAX. hbm: bytes. hbm_rate: bytes a second. link_rate: bytes a second
-    between chips, both directions together. network_rate: bytes a second to other slices. axes: of the torus."""
+    """Figures of one chip.
+
+    hbm: bytes. hbm_rate: bytes a second.
+    link_rate: bytes a second to other chips of the slice, over all links and both directions together.
+    network_rate: bytes a second to other slices.
+    axes: of the torus that links the chips.
+    devices: JAX devices of a chip.
+    """
 
     name: str
     kind: str
@@ -36,7 +42,7 @@ class Chip:
 
     @property
     def flops(self) -> float:
-        """bfloat16 products a second."""
+        """bfloat16 FLOPs a second of matrix products."""
         return PEAK_FLOPS[self.kind] * self.devices
 
 
@@ -55,63 +61,63 @@ _TOPOLOGY = re.compile(r"([a-z0-9]+):(\d+(?:x\d+)*)")
 
 
 def chip_of(topology: str) -> Chip:
-    """The chip that `topology` (`v5p:4x4x8`) is made of. `UserError` where the name is not of that form."""
-    chip, _ = _parts(topology)
+    """The chip of a topology such as `v5p:4x4x8`. Raises `UserError` where the name has another form."""
+    chip, _ = _parse(topology)
     return chip
 
 
 def device_count(topology: str, slices: int = 1) -> int:
-    """Devices as JAX counts them."""
-    chip, sides = _parts(topology)
+    """The number of JAX devices of `slices` slices."""
+    chip, sides = _parse(topology)
     return slices * chip.devices * math.prod(sides)
 
 
 def topology_devices(topology: str, slices: int = 1) -> Sequence[Any]:
-    """The devices of `slices` slices, to compile for. `UserError` for a topology that there is not, or without the
-    TPU compiler."""
+    """The devices of `slices` slices, to compile for. Raises `UserError` where the TPU compiler is not installed or
+    does not support the topology."""
     from jax.experimental import topologies
 
-    _, sides = _parts(topology)
-    require(slices >= 1, f"--slices is {slices}, but it must be at least 1.")
+    _, sides = _parse(topology)
     options: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
     if all(side == 1 for side in sides):
         options["chips_per_host_bounds"] = (1, 1, 1)
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=topology, **options).devices
-    except Exception as error:  # the compiler library is found, loaded and asked in one call, which raises many kinds
+    except Exception as error:  # finding, loading and querying the library is one call, which raises many types
         raise UserError(
-            f"The TPU compiler does not know the topology {topology!r} ({first_line(error)}): choose other sides."
+            f"The TPU compiler does not support the topology {topology!r} ({first_line(error)}): choose other sides."
         ) from error
 
 
 def check_compiler() -> None:
-    """`UserError` where the TPU compiler is not installed."""
+    """Raises `UserError` where the TPU compiler is not installed."""
     require(
         compiler_version() is not None,
-        "Compiling for TPUs needs their compiler, which is not installed: pip install 'steerling-jax[tpu]', or name "
-        "its libtpu.so in TPU_LIBRARY_PATH.",
+        "Compiling for TPUs needs their compiler, which is not installed: pip install 'steerling-jax[tpu]', or set "
+        "TPU_LIBRARY_PATH to its libtpu.so.",
     )
 
 
 def compiler_version() -> str | None:
-    """The version of the TPU compiler that JAX will load, None where there is none."""
-    named = os.environ.get("TPU_LIBRARY_PATH")
-    places = [str(Path(named).parent.parent)] if named and Path(named).is_file() else sys.path
-    return next((found.version for found in distributions(name="libtpu", path=places)), None)
+    """The version of the TPU compiler that JAX would load; None where it is not installed."""
+    library = os.environ.get("TPU_LIBRARY_PATH")
+    path = [str(Path(library).parent.parent)] if library and Path(library).is_file() else sys.path
+    return next((distribution.version for distribution in distributions(name="libtpu", path=path)), None)
 
 
-def _parts(topology: str) -> tuple[Chip, list[int]]:
-    found = _TOPOLOGY.fullmatch(topology)
+def _parse(topology: str) -> tuple[Chip, list[int]]:
+    """(chip, sides). Raises `UserError` for another form."""
+    match = _TOPOLOGY.fullmatch(topology)
     known = ", ".join(CHIPS)
-    if not found or found.group(1) not in CHIPS:
+    if not match or match.group(1) not in CHIPS:
         raise UserError(
-            f"The topology {topology!r} is not known: give a generation ({known}) and the chips along each side, "
-            "v5e:16x16 or v5p:4x4x8 say."
+            f"The topology {topology!r} is not known: give a generation ({known}) and the number of chips along each "
+            "side, such as v5e:16x16 or v5p:4x4x8."
         )
-    chip, sides = CHIPS[found.group(1)], [int(side) for side in found.group(2).split("x")]
+    chip, sides = CHIPS[match.group(1)], [int(side) for side in match.group(2).split("x")]
     require(
         len(sides) == chip.axes and all(sides),
-        f"The topology {topology!r} has {len(sides)} sides, but {chip.name} chips are joined along {chip.axes}: "
-        f"{'v5e:4x4' if chip.axes == 2 else 'v5p:2x2x4'} is of that form.",
+        f"The topology {topology!r} has {len(sides)} sides, but {chip.name} chips are linked along {chip.axes} axes: "
+        f"give {chip.axes} sides of at least 1, such as {'v5e:4x4' if chip.axes == 2 else 'v5p:2x2x4'}.",
     )
     return chip, sides

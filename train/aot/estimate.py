@@ -1,8 +1,8 @@
-"""How long a program would take, on paper: its FLOPs, memory traffic and messages over the maker's peak rates. Pure.
+"""Estimates the time of a program: its FLOPs, memory traffic and communication over the published peak rates. Pure.
 
-Between two bounds. `overlapped`: products, memory and messages all at once and each at its peak, so the slowest alone
-counts. `in_turn`: one after the other. Nothing here was measured, and no program reaches a peak: a product of good
-shape gets 70 to 90 % of it, and what is no product (top-k, softmax, gathers) is not in the FLOPs.
+The estimate is two bounds. `overlapped`: all parts run at the same time, so the slowest one counts. `in_turn`: they run
+one after the other. Nothing here was measured, and no program reaches a peak: a matrix product of good shape reaches 70
+to 90 % of it, and operations that are not products (top-k, softmax, gathers) are not in the FLOPs.
 """
 
 from __future__ import annotations
@@ -14,8 +14,12 @@ from steerling_jax.train.aot.chips import Chip
 
 @dataclass(frozen=True)
 class Work:
-    """Of one run on one device. flops: products, as compiled. memory: bytes of HBM. sent: bytes to other chips, of
-    which `sent_between` to other slices. model_flops: what the mathematics needs."""
+    """Work of one run on one device.
+
+    flops: of products, as compiled. memory: bytes of HBM traffic.
+    sent: bytes to other chips, `sent_between` of them to other slices.
+    model_flops: what the mathematics needs.
+    """
 
     flops: float
     memory: float
@@ -26,7 +30,7 @@ class Work:
 
 @dataclass(frozen=True)
 class TimeEstimate:
-    """Seconds, and shares of the peak that `model_flops` would be (MFU)."""
+    """Seconds by part and in all; and the model FLOPs utilisation (MFU) at the two bounds, from 0 to 1."""
 
     compute: float
     memory: float
@@ -39,14 +43,17 @@ class TimeEstimate:
 
     @property
     def bound_by(self) -> str:
-        """What takes longest."""
+        """The part that takes longest."""
         parts = {name: getattr(self, name) for name in ("compute", "memory", "links", "network")}
         return max(parts, key=lambda name: parts[name])
 
 
 def estimate(work: Work, chip: Chip) -> TimeEstimate:
-    """A device sends over all its links at once, each in one direction: half of the published rate, and a share of the
-    chip's where a chip is two devices."""
+    """The time of `work` on one device of `chip`.
+
+    A device is assumed to send over all its links at the same time. That is half of the published rate, which counts
+    both directions; and where a chip is two devices, each has half of the chip's rates.
+    """
     peak = chip.flops / chip.devices
     compute = work.flops / peak
     memory = work.memory / (chip.hbm_rate / chip.devices)

@@ -1,4 +1,4 @@
-"""A report for a person and for a program."""
+"""Renders a report as a table or as JSON."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from steerling_jax.train.aot.report import Report
 
 
 def as_json(report: Report) -> dict[str, Any]:
-    """All of the report, sizes in bytes and times in seconds, with what follows from it."""
+    """All fields of the report and the properties derived from them. Sizes are in bytes, times in seconds."""
     from steerling_jax.cli.console import plain
 
     body: dict[str, Any] = plain(report)
@@ -22,6 +22,7 @@ def as_json(report: Report) -> dict[str, Any]:
 
 
 def print_report(report: Report) -> None:
+    """Prints a table and a sentence that says whether the program fits."""
     from rich.table import Table
 
     from steerling_jax.cli.console import stdout
@@ -44,44 +45,46 @@ def title(report: Report) -> str:
 
 
 def verdict(report: Report) -> str:
-    """One sentence: it fits, or by how much not."""
+    """Whether the program fits, and by how much, in one or two sentences."""
     if report.shortage is not None:
         short = report.shortage
         return (
-            f"It does not fit: {short.needed / GIB:.2f} GiB a device of {short.available / GIB:.2f}, "
-            f"{short.missing / GIB:.2f} GiB too much. A smaller --batch-size or --rows, or a --mesh with more fsdp or "
-            "tensor, needs less."
+            f"It does not fit: it needs {short.needed / GIB:.2f} GiB of {short.available / GIB:.2f} GiB a device, "
+            f"{short.missing / GIB:.2f} GiB too much. A smaller --batch-size or --rows needs less, as does a "
+            "--mesh with larger fsdp or tensor."
         )
     assert report.memory is not None
     left = report.hbm - report.memory.peak
-    return f"It fits, with {left / GIB:.2f} GiB of {report.hbm / GIB:.0f} a device to spare."
+    return f"It fits; {left / GIB:.2f} of {report.hbm / GIB:.0f} GiB a device are left."
 
 
 def _rows(report: Report) -> Iterator[tuple[str, str]]:
-    yield "parameters", f"{report.parameters / 1e9:.3f} G, {_gib(report.parameter_bytes)} of them on a device"
+    yield "parameters", f"{report.parameters / 1e9:.3f} G, {_gib(report.parameter_bytes)} on a device"
     if len(report.compiled_layers) > 1:
         depths = " and ".join(map(str, report.compiled_layers))
-        yield "layers", f"{report.layers}, on the line through {depths} layers, which were compiled"
+        yield "layers", f"{report.layers}, extrapolated from {depths} layers, which were compiled"
     if report.memory is not None:
         memory = report.memory
         yield "memory, peak", f"{_gib(memory.peak)} of {_gib(report.hbm)}"
-        yield "  arguments", f"{_gib(memory.arguments)}, {_gib(memory.reused)} of them taken over by results"
+        yield "  arguments", f"{_gib(memory.arguments)}, {_gib(memory.reused)} of them reused for results"
         yield "  temporaries", _gib(memory.temporaries)
     own = report.model_flops
-    yield "FLOPs, the model's own", f"{_tera(own.total)} (concept module {own.concepts / own.total:.1%})"
+    yield "FLOPs of the model", f"{_tera(own.total)} (concept module {own.concepts / own.total:.1%})"
     if report.costs is not None:
-        yield "FLOPs, as compiled", f"{_tera(report.costs.flops)}, {report.work_over_model:.2f} times as many"
+        yield "FLOPs, as compiled", f"{_tera(report.costs.flops)}, {report.work_over_model:.2f} times those"
         if report.kernel_flops:
-            yield "", f"{_tera(report.kernel_flops)} of them in attention kernels, worked out"
+            yield "", f"{_tera(report.kernel_flops)} of them in attention kernels, computed from the mask"
         yield "memory traffic", _gib(report.costs.memory)
         for kind, one in sorted(report.costs.collectives.items()):
-            between = f", {_mib(one.sent_between)} of it between slices" if one.sent_between else ""
-            yield kind, f"{one.count:g} of {_mib(one.bytes)} in all; a device sends {_mib(one.sent)}{between}"
+            between = f", {_mib(one.sent_between)} of them between slices" if one.sent_between else ""
+            yield kind, f"{one.count:g} calls, {_mib(one.bytes)} in all; a device sends {_mib(one.sent)}{between}"
     if report.estimate is not None:
         e = report.estimate
-        yield "seconds, on paper", f"{e.overlapped:.3g} (all at once, {e.bound_by} alone) to {e.in_turn:.3g} (in turn)"
+        bounds = f"{e.overlapped:.3g} (overlapped, bound by {e.bound_by}) to {e.in_turn:.3g} (one after the other)"
+        yield "estimated seconds", bounds
         yield "", f"products {e.compute:.3g}, memory {e.memory:.3g}, links {e.links:.3g}, network {e.network:.3g}"
-        yield "share of the peak", f"at most {e.share_overlapped:.0%}, in turn {e.share_in_turn:.0%}"
+        shares = f"{e.share_overlapped:.0%} (overlapped) to {e.share_in_turn:.0%} (one after the other)"
+        yield "share of the peak", shares
     yield "compiled in", f"{report.compile_seconds:.0f} s"
 
 

@@ -1,4 +1,4 @@
-"""What a compiled program needs and moves, in one record; and the same for depths that were not compiled."""
+"""What a compiled program needs and communicates, in one record; and the same for depths that were not compiled."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
 
 from steerling_jax.errors import UserError, first_line
 from steerling_jax.models.steerling.flops import Flops
-from steerling_jax.train.aot.chips import Chip, compiler_version
+from steerling_jax.train.aot.chips import compiler_version
+from steerling_jax.train.aot.compile_program import compile_program
 from steerling_jax.train.aot.estimate import TimeEstimate, Work, estimate
-from steerling_jax.train.aot.hlo_costs import Costs, costs_of
-from steerling_jax.train.aot.programs import Mode, bytes_per_device, compile_program, kernel_flops, own_flops
-from steerling_jax.train.run.run_config import RunConfig
+from steerling_jax.train.aot.hlo import Costs, program_costs
+from steerling_jax.train.aot.program import Mode, Program
+from steerling_jax.train.aot.program_flops import kernel_flops, own_flops
+from steerling_jax.train.aot.target import Target
 
 _SIZE = r"([\d.]+)([KMGT]?)"
-# What a program needs and what there is, in the two ways that the compiler words it.
-_USED = (
+# The compiler's two messages for a program that does not fit: bytes needed, bytes available.
+_OUT_OF_MEMORY = (
     re.compile(rf"Used {_SIZE} of {_SIZE} hbm"),
     re.compile(rf"memory required for [\w ]+ \({_SIZE}\) exceeds available HBM \({_SIZE}\)"),
 )
@@ -31,8 +32,12 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of HBM on one device. peak: the most at any time. arguments: weights, state, batch or cache, of which
-    `reused` are taken over by the results. temporaries: the rest, as the compiler lays them out."""
+    """Bytes of HBM on one device.
+
+    arguments: parameters, state, and batch or cache. `reused` of them are donated: results take their memory.
+    temporaries: the rest, as the compiler allocates it.
+    peak: the most at any time.
+    """
 
     arguments: float
     temporaries: float
@@ -43,8 +48,8 @@ class Memory:
 
 @dataclass(frozen=True)
 class Shortage:
-    """A program too big: bytes it needs on a device (at least: the compiler may stop counting), what there is, and how
-    much is missing."""
+    """Bytes of HBM that a program which does not fit needs on a device (at least: the compiler may stop counting), that
+    there are, and that are missing."""
 
     needed: float
     available: float
@@ -53,13 +58,14 @@ class Shortage:
 
 @dataclass(frozen=True)
 class Report:
-    """One program on one topology.
+    """One program on one target. All costs are those of one device and one step or pass.
 
-    layers: of the model; compiled_layers: the depths that were compiled, two where the rest follows along a straight
-    line. sequences: of a step, or rows of a pass. All costs are of one device and one step or pass; model_flops are
-    those of the mathematics, of one device too, and kernel_flops the part of costs.flops that is worked out, because
-    the compiler cannot see into kernels. memory, costs and estimate are None where the program does not fit, and then
-    shortage is not.
+    layers: of the model. compiled_layers: the depths that were compiled; where there are two, the figures are
+    extrapolated from them.
+    sequences: of a step, or rows of a pass.
+    model_flops: what the mathematics needs.
+    kernel_flops: the part of costs.flops that is computed from the mask, as the compiler does not see into kernels.
+    memory, costs, estimate: None where the program does not fit; shortage: None where it fits.
     """
 
     config: str
@@ -90,84 +96,65 @@ class Report:
 
     @property
     def work_over_model(self) -> float | None:
-        """FLOPs as compiled over those of the mathematics: what recomputation, padding and masked pairs cost."""
+        """FLOPs as compiled over those of the mathematics: above 1 by recomputation, padding and masked pairs."""
         return None if self.costs is None else self.costs.flops / self.model_flops.total
 
 
-def make_report(
-    mode: Mode, run: RunConfig, topology: str, chip: Chip, mesh: Mesh, *, rows: int, depths: Sequence[int]
-) -> Report:
-    """Compiles `run` at its own depth, or at two smaller `depths` and goes on from there along a straight line."""
-    begin = time.perf_counter()
-    slices = [getattr(device, "slice_index", 0) for device in mesh.devices.flat]
-    sequences = run.data.batch_size if mode == "train" else rows
-    parameters, held = bytes_per_device(mode, run, mesh)
-    flops = own_flops(mode, run, rows)
-    per_device = Flops(*(value / mesh.size for value in dataclasses.astuple(flops)))
-    memory = costs = None
-    try:
-        found = [_compiled(mode, at_depth(run, depth), mesh, rows, slices) for depth in depths]
-        memory, costs = found[0] if len(found) == 1 else along_line(found, depths, run.model.n_layers)
-        shortage = _shortage(memory, chip)
-    except jax.errors.JaxRuntimeError as error:
-        shortage = read_shortage(str(error))
-    hidden = kernel_flops(mode, run, per_device)
-    if shortage is not None:
-        memory = costs = None
-    elif costs is not None:
-        costs = dataclasses.replace(costs, flops=costs.flops + hidden)
-    seconds = time.perf_counter() - begin
+def make_report(program: Program, target: Target, depths: Sequence[int] = ()) -> Report:
+    """Compiles `program`; or, with two smaller `depths` (numbers of layers), compiles these and extrapolates.
+
+    Raises `UserError` where the compiler fails for another reason than lack of memory.
+    """
+    start = time.perf_counter()
+    depths = tuple(depths) or (program.run.model.n_layers,)
+    parameters, parameter_bytes = program.parameter_bytes(target.mesh)
+    per_device = Flops(*(value / target.mesh.size for value in dataclasses.astuple(own_flops(program))))
+    in_kernels = kernel_flops(program, per_device)
+    memory, costs, shortage = _compile_depths(program, target, depths)
+    if costs is not None:
+        costs = dataclasses.replace(costs, flops=costs.flops + in_kernels)
     return Report(
-        config=run.name,
-        mode=mode,
-        topology=topology,
-        slices=len(set(slices)),
-        devices=mesh.size,
-        mesh=dict(mesh.shape),
-        layers=run.model.n_layers,
-        compiled_layers=tuple(depths),
-        sequences=sequences,
-        seq_len=run.data.seq_len if mode != "decode" else run.model.block_size,
+        config=program.run.name,
+        mode=program.mode,
+        topology=target.topology,
+        slices=len(set(target.slices)),
+        devices=target.mesh.size,
+        mesh=dict(target.mesh.shape),
+        layers=program.run.model.n_layers,
+        compiled_layers=depths,
+        sequences=program.sequences,
+        seq_len=program.seq_len,
         parameters=parameters,
-        parameter_bytes=held,
-        hbm=chip.hbm / chip.devices,
+        parameter_bytes=parameter_bytes,
+        hbm=target.hbm,
         model_flops=per_device,
-        kernel_flops=hidden,
+        kernel_flops=in_kernels,
         memory=memory,
         costs=costs,
-        estimate=None if costs is None else estimate(_work(costs, per_device), chip),
+        estimate=None if costs is None else estimate(_work(costs, per_device), target.chip),
         shortage=shortage,
-        compile_seconds=seconds,
+        compile_seconds=time.perf_counter() - start,
         versions={"jax": jax.__version__, "libtpu": compiler_version() or "none"},
     )
 
 
-def at_depth(run: RunConfig, layers: int) -> RunConfig:
-    return dataclasses.replace(run, model=dataclasses.replace(run.model, n_layers=layers))
+def _compile_depths(
+    program: Program, target: Target, depths: Sequence[int]
+) -> tuple[Memory | None, Costs | None, Shortage | None]:
+    """(memory, costs, None) of the program at its own depth; (None, None, shortage) where it does not fit."""
+    try:
+        compiled = [_compile(program.with_layers(depth), target) for depth in depths]
+    except jax.errors.JaxRuntimeError as error:
+        return None, None, read_shortage(str(error))
+    memory, costs = compiled[0] if len(compiled) == 1 else extrapolate(compiled, depths, program.run.model.n_layers)
+    # The compiler cannot refuse a depth that it did not compile.
+    if memory.peak > target.hbm:
+        return None, None, Shortage(memory.peak, target.hbm, memory.peak - target.hbm)
+    return memory, costs, None
 
 
-def along_line(found: Sequence[tuple[Memory, Costs]], depths: Sequence[int], layers: int) -> tuple[Memory, Costs]:
-    """Memory and costs at `layers`, from those at two depths."""
-    (low_memory, low), (high_memory, high) = found
-    more = (layers - depths[1]) / (depths[1] - depths[0])
-    pairs = zip(dataclasses.astuple(low_memory), dataclasses.astuple(high_memory), strict=True)
-    memory = Memory(*(b + more * (b - a) for a, b in pairs))
-    costs = high.plus(more, high).plus(-more, low)
-    return memory, dataclasses.replace(costs, open_loops=high.open_loops)
-
-
-def read_shortage(text: str) -> Shortage:
-    """From the compiler's message. `UserError` with its first line where it complains of something else."""
-    found = next((match for pattern in _USED if (match := pattern.search(text))), None)
-    if "RESOURCE_EXHAUSTED" not in text or found is None:
-        raise UserError(f"The TPU compiler gave up: {first_line(text)}")
-    used, used_unit, limit, limit_unit = found.groups()
-    needed, available = float(used) * _UNITS[used_unit], float(limit) * _UNITS[limit_unit]
-    return Shortage(needed, available, needed - available)
-
-
-def _compiled(mode: Mode, run: RunConfig, mesh: Mesh, rows: int, slices: Sequence[int]) -> tuple[Memory, Costs]:
-    compiled = compile_program(mode, run, mesh, rows)
+def _compile(program: Program, target: Target) -> tuple[Memory, Costs]:
+    compiled = compile_program(program, target.mesh)
     stats: Any = compiled.memory_analysis()
     memory = Memory(
         stats.argument_size_in_bytes,
@@ -176,13 +163,27 @@ def _compiled(mode: Mode, run: RunConfig, mesh: Mesh, rows: int, slices: Sequenc
         stats.alias_size_in_bytes,
         stats.peak_memory_in_bytes,
     )
-    return memory, costs_of(compiled.as_text() or "", slices)
+    return memory, program_costs(compiled.as_text() or "", target.slices)
 
 
-def _shortage(memory: Memory, chip: Chip) -> Shortage | None:
-    """Of a depth that was not compiled, which the compiler could not refuse."""
-    hbm = chip.hbm / chip.devices
-    return Shortage(memory.peak, hbm, memory.peak - hbm) if memory.peak > hbm else None
+def extrapolate(compiled: Sequence[tuple[Memory, Costs]], depths: Sequence[int], layers: int) -> tuple[Memory, Costs]:
+    """Memory and costs at `layers`, linearly from those at two depths: each layer adds the same."""
+    (low_memory, low), (high_memory, high) = compiled
+    factor = (layers - depths[1]) / (depths[1] - depths[0])
+    pairs = zip(dataclasses.astuple(low_memory), dataclasses.astuple(high_memory), strict=True)
+    memory = Memory(*(b + factor * (b - a) for a, b in pairs))
+    costs = high.plus(factor, high).plus(-factor, low)
+    return memory, dataclasses.replace(costs, open_loops=high.open_loops)
+
+
+def read_shortage(text: str) -> Shortage:
+    """Reads the compiler's message. Raises `UserError` with its first line where it is about something else."""
+    match = next((match for pattern in _OUT_OF_MEMORY if (match := pattern.search(text))), None)
+    if "RESOURCE_EXHAUSTED" not in text or match is None:
+        raise UserError(f"The TPU compiler failed: {first_line(text)}")
+    used, used_unit, limit, limit_unit = match.groups()
+    needed, available = float(used) * _UNITS[used_unit], float(limit) * _UNITS[limit_unit]
+    return Shortage(needed, available, needed - available)
 
 
 def _work(costs: Costs, own: Flops) -> Work:

@@ -1,4 +1,4 @@
-"""The tables of docs/compile.md, from reports as JSON."""
+"""Renders the tables of docs/results/compile.md as Markdown, from reports as JSON."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import Any
 
 from steerling_jax.train.aot.chips import CHIPS, GIB
 
-Entry = Mapping[str, Any]  # of matrix.toml, with its `report`
-_LITTLE = 2**20  # bytes, not worth a word
+Entry = Mapping[str, Any]  # a program of matrix.toml, and its `report`
+_NEGLIGIBLE = 2**20  # bytes
 
 
 def tables(entries: Sequence[Entry]) -> str:
-    """All of them, as Markdown."""
+    """All tables and, below them, the versions and dates of the reports."""
     parts = [
         ("Memory of a device", _memory(entries)),
-        ("Work and messages of a device", _work(entries)),
-        ("Time, on paper", _time(entries)),
+        ("Work and communication of a device", _work(entries)),
+        ("Estimated time", _time(entries)),
         ("What the concept module costs", _concepts(entries)),
-        ("Chips, as their maker publishes them", _chips()),
+        ("Published figures of the chips", _chips()),
     ]
     shown = [f"### {title}\n\n{text}" for title, text in parts if text]
     return "\n\n".join([*shown, _provenance(entries)])
@@ -41,20 +41,20 @@ def _memory(entries: Sequence[Entry]) -> str:
 
 def _work(entries: Sequence[Entry]) -> str:
     def row(name: str, r: Mapping[str, Any]) -> list[str]:
-        collectives = {kind: one for kind, one in r["costs"]["collectives"].items() if one["sent"] > _LITTLE}
+        collectives = {kind: one for kind, one in r["costs"]["collectives"].items() if one["sent"] > _NEGLIGIBLE}
         sent = "; ".join(
             f"{kind} {one['sent'] / GIB:.3g} ({one['count']:,.0f})" for kind, one in sorted(collectives.items())
         )
         between = sum(one["sent_between"] for one in collectives.values())
         return [
             name, f"{r['model_flops']['total'] / 1e12:,.2f}", f"{r['costs']['flops'] / 1e12:,.2f}",
-            f"{r['work_over_model']:.2f}", f"{r['costs']['memory'] / GIB:,.1f}", sent or "little",
+            f"{r['work_over_model']:.2f}", f"{r['costs']['memory'] / GIB:,.1f}", sent or "negligible",
             f"{between / GIB:.3g}" if between else "",
         ]  # fmt: skip
 
     heads = [
-        "program", "the model's own TFLOPs", "as compiled", "ratio", "memory traffic, GiB",
-        "sent, GiB (calls)", "of it between slices",
+        "program", "TFLOPs of the model", "as compiled", "ratio", "memory traffic, GiB",
+        "sent, GiB (calls)", "of them between slices",
     ]  # fmt: skip
     return _table(heads, [row(entry["name"], entry["report"]) for entry in entries if entry["report"]["fits"]])
 
@@ -89,7 +89,7 @@ def _concepts(entries: Sequence[Entry]) -> str:
                 f"{(with_them['memory']['peak'] - without['memory']['peak']) / GIB:.2f} GiB",
             ]
         )
-    heads = ["program", "share of the model's own FLOPs", "more FLOPs, as compiled", "more traffic", "more peak memory"]
+    heads = ["program", "share of the model's FLOPs", "more FLOPs, as compiled", "more traffic", "more peak memory"]
     return _table(heads, rows)
 
 
@@ -114,7 +114,7 @@ def _provenance(entries: Sequence[Entry]) -> str:
     days = sorted({r["date"] for r in reports})
     seconds = sum(r["compile_seconds"] for r in reports)
     when = " to ".join(dict.fromkeys((days[0], days[-1]))) if days else ""
-    return f"{which}; {when}; {seconds / 60:.0f} minutes of compiling on two busy cores."
+    return f"{which}; {when}; {seconds / 60:.0f} minutes to compile on two busy cores."
 
 
 def _milliseconds(seconds: float) -> str:

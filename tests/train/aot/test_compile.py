@@ -23,10 +23,12 @@ from steerling_jax.parallel.sharding import MeshShape, make_mesh
 from steerling_jax.train.aot import chips, matrix
 from steerling_jax.train.aot.chips import CHIPS, chip_of, device_count
 from steerling_jax.train.aot.estimate import Work, estimate
-from steerling_jax.train.aot.hlo_costs import Costs, Traffic
+from steerling_jax.train.aot.hlo import Costs, Traffic
+from steerling_jax.train.aot.program import Program
 from steerling_jax.train.aot.render import as_json, print_report, verdict
-from steerling_jax.train.aot.report import Memory, Report, along_line, make_report, read_shortage
+from steerling_jax.train.aot.report import Memory, Report, extrapolate, make_report, read_shortage
 from steerling_jax.train.aot.tables import tables
+from steerling_jax.train.aot.target import Target
 from steerling_jax.train.run.config_files import load_config
 from steerling_jax.train.run.run_config import DataConfig, RunConfig, instruct_ids
 from tests.worlds.training_world import CONFIG
@@ -57,16 +59,19 @@ def run(config_file: Path) -> RunConfig:
 @pytest.fixture(scope="module")
 def report(run: RunConfig) -> Report:
     """Of a training step, compiled for one CPU."""
-    mesh = make_mesh(MeshShape(), jax.devices()[:1])
-    return make_report("train", run, "v5e:1x1", CHIPS["v5e"], mesh, rows=8, depths=[run.model.n_layers])
+    return make_report(Program("train", run), one_cpu())
+
+
+def one_cpu() -> Target:
+    return Target("v5e:1x1", CHIPS["v5e"], make_mesh(MeshShape(), jax.devices()[:1]))
 
 
 REFUSED = {
     "v9:4x4": "not known",
     "v5e": "not known",
-    "v5e:4x4x4": "joined along 2",
-    "v5p:4x4": "joined along 3",
-    "v5e:4x0": "joined along 2",
+    "v5e:4x4x4": "linked along 2 axes",
+    "v5p:4x4": "linked along 3 axes",
+    "v5e:4x0": "linked along 2 axes",
     "v5e:2x2 --mode fly": "must be train, decode or attribute",
     "v5e:2x2 --mesh tensor=3": "does not fit 4 devices",
     "v5e:2x2 --mesh width=3": "AXIS one of data",
@@ -110,7 +115,7 @@ def test_shortage_is_read_from_the_compilers_message() -> None:
 def test_a_program_that_does_not_fit_says_by_how_much(report: Report) -> None:
     short = dataclasses.replace(report, memory=None, costs=None, estimate=None, shortage=read_shortage(TOO_BIG))
     assert not short.fits
-    assert "20.00 GiB a device of 15.75, 4.25 GiB too much" in verdict(short)
+    assert "20.00 GiB of 15.75 GiB a device, 4.25 GiB too much" in verdict(short)
     assert as_json(short)["work_over_model"] is None
     print_report(short)
 
@@ -151,8 +156,7 @@ def test_steps_of_other_phases_compile(phase: str, run: RunConfig) -> None:
     if phase == "instruction":
         model = dataclasses.replace(model, vocab_size=67, **instruct_ids(67))
     changed = dataclasses.replace(run, model=model, **PHASES[phase])
-    mesh = make_mesh(MeshShape(), jax.devices()[:1])
-    found = make_report("train", changed, "v5e:1x1", CHIPS["v5e"], mesh, rows=8, depths=[1])
+    found = make_report(Program("train", changed), one_cpu())
     assert found.fits
     assert found.work_over_model is not None
     assert found.work_over_model > 0.9
@@ -160,22 +164,21 @@ def test_steps_of_other_phases_compile(phase: str, run: RunConfig) -> None:
 
 @pytest.mark.parametrize("mode", ["decode", "attribute"])
 def test_inference_programs_compile(mode: Any, run: RunConfig) -> None:
-    mesh = make_mesh(MeshShape(), jax.devices()[:1])
-    found = make_report(mode, run, "v5e:1x1", CHIPS["v5e"], mesh, rows=2, depths=[run.model.n_layers])
+    found = make_report(Program(mode, run, rows=2), one_cpu())
     assert found.costs is not None
     assert found.work_over_model is not None
     assert 0.9 < found.work_over_model < 3.0
     assert found.costs.open_loops >= 1  # of passes
 
 
-def test_depths_along_a_line() -> None:
+def test_costs_are_extrapolated_linearly_in_depth() -> None:
     def at(layers: int) -> tuple[Memory, Costs]:
         sums = {"all-reduce": Traffic(2 * layers, 10 * layers, 20 * layers, 0)}
         return Memory(100 + 3 * layers, 7, 5, 1, 110 + 3 * layers), Costs(
             50 + 4 * layers, 9 * layers, sums, open_loops=1
         )
 
-    assert along_line([at(2), at(4)], (2, 4), 32) == at(32)
+    assert extrapolate([at(2), at(4)], (2, 4), 32) == at(32)
 
 
 def test_estimate() -> None:
@@ -218,7 +221,7 @@ def test_matrix_entries_are_commands_that_parse(report: Report) -> None:
     assert written.startswith("before")
     assert written.endswith("after")
     assert "old" not in written
-    with pytest.raises(UserError, match="put them back"):
+    with pytest.raises(UserError, match="put them around the place of the tables"):
         matrix.with_tables("nothing", text, Path("compile.md"))
 
 
@@ -226,12 +229,12 @@ EVALUATION = """
 import dataclasses, sys
 import jax, jax.numpy as jnp
 from steerling_jax.models.compute import Compute
-from steerling_jax.evaluation import likelihood_sums, presence_evidence
+from steerling_jax.evaluation.bound import likelihood_sums, presence_evidence
 from steerling_jax.parallel.sharding import MeshShape
 from steerling_jax.train.aot.chips import topology_devices
-from steerling_jax.train.aot.programs import mesh_for
+from steerling_jax.train.aot.target import mesh_for
 from steerling_jax.train.run.config_files import load_config
-from steerling_jax.train.step import abstract_state
+from steerling_jax.train.run.step import abstract_state
 
 run = load_config(sys.argv[1])
 run = dataclasses.replace(run, model=dataclasses.replace(run.model, block_size=128))
