@@ -32,7 +32,7 @@ EVERY = 0.5  # seconds between two readings of memory
 
 def write_text(folder: Path, size: int, seed: int = 0) -> int:
     """JSON lines of `size` bytes in files of 100 MB; gives the number of documents."""
-    from steerling_jax.train.corpus.documents import reference_documents
+    from steerling_jax.train.corpus.python_documents import reference_documents
 
     counts = Counter(word for d in reference_documents() for word in re.findall(r"[\w.]+", d.text))
     words = np.array([word for word, _ in counts.most_common()])

@@ -126,15 +126,15 @@ def _store(corpus: Path | None, bundle: Bundle) -> Iterator[CorpusStore]:
         return
     if isinstance(bundle.tokenizer, IdsOnlyTokenizer):
         raise UserError(f"{bundle.name} has no tokenizer to read text with: give a corpus of its ids with --corpus.")
-    from steerling_jax.train.corpus.documents import python_documents
+    from steerling_jax.train.corpus.python_documents import python_documents
+    from steerling_jax.train.prepare.config import CorpusInputs
     from steerling_jax.train.prepare.prepare import prepare
 
     note("Reading this Python's documentation; --corpus takes a store instead.")
     with tempfile.TemporaryDirectory() as folder:
-        with stages() as tell:
-            store = prepare(
-                Path(folder) / "corpus", documents=python_documents(), tokenizer=bundle.tokenizer, progress=tell
-            )
+        inputs = CorpusInputs(documents=python_documents(), tokenizer=bundle.tokenizer)
+        with stages() as progress:
+            store = prepare(Path(folder) / "corpus", inputs, progress=progress)
         yield store
 
 

@@ -189,21 +189,22 @@ def _corpus(config: RunConfig, folder: Path, other: InitialWeights | None) -> Co
     if folder.exists():
         return CorpusStore(folder)
     from steerling_jax.cli.console import stages
-    from steerling_jax.train.corpus.documents import python_documents
-    from steerling_jax.train.data.model_tokenizer import model_tokenizer
+    from steerling_jax.train.corpus.python_documents import python_documents
+    from steerling_jax.train.prepare.config import CorpusInputs, PrepareConfig
+    from steerling_jax.train.prepare.model_tokenizer import model_tokenizer
     from steerling_jax.train.prepare.prepare import prepare
 
-    with stages() as tell:
-        return prepare(
-            folder,
-            documents=python_documents(),
-            vocab_size=config.data.vocab_size,
-            chunk_tokens=config.data.chunk_tokens,
-            seed=config.seed,
-            sources=config.data.sources,
-            tokenizer=None if other is None else model_tokenizer(other.folder),
-            progress=tell,
-        )
+    inputs = CorpusInputs(
+        documents=python_documents(), tokenizer=None if other is None else model_tokenizer(other.folder)
+    )
+    settings = PrepareConfig(
+        vocab_size=config.data.vocab_size,
+        chunk_tokens=config.data.chunk_tokens,
+        seed=config.seed,
+        shares=config.data.sources or {},
+    )
+    with stages() as progress:
+        return prepare(folder, inputs, settings, progress=progress)
 
 
 def _place(given: str | None, out: Path) -> Path:

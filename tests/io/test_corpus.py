@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +23,15 @@ from steerling_jax.io.storage import StoragePath
 from steerling_jax.io.tokenizers.load import load_tokenizer
 from steerling_jax.tokenizer import IdsOnlyTokenizer, SpecialIds
 from steerling_jax.train.corpus.annotators import TextChunk
-from steerling_jax.train.corpus.documents import Document, reference_documents, unique
-from steerling_jax.train.corpus.ontology import MatchRules, read_concepts
+from steerling_jax.train.corpus.documents import Document, unique
+from steerling_jax.train.corpus.ontology import read_concepts
+from steerling_jax.train.corpus.python_documents import reference_documents
+from steerling_jax.train.corpus.rules import RuleLabels
+from steerling_jax.train.prepare.config import CorpusInputs, PrepareConfig
 from steerling_jax.train.prepare.prepare import prepare
 
 IDS = IdsOnlyTokenizer(SpecialIds.last_of(100), 100)
+CONFIG = PrepareConfig(vocab_size=600, heldout_share=0.2)
 CONCEPTS = [{"id": 0, "name": "A", "group": "topic", "description": "About a."}]
 
 
@@ -51,7 +56,7 @@ def documents() -> list[Document]:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory, documents: list[Document]) -> CorpusStore:
-    return prepare(tmp_path_factory.mktemp("corpus") / "store", documents=documents, vocab_size=600, heldout_share=0.2)
+    return prepare(tmp_path_factory.mktemp("corpus") / "store", CorpusInputs(documents=documents), CONFIG)
 
 
 def test_layout(tmp_path: Path):
@@ -145,7 +150,7 @@ def test_prepared_documents_come_back(store: CorpusStore, documents: list[Docume
 def test_prepared_chunks_point_at_their_text(store: CorpusStore, documents: list[Document]):
     tokenizer = load_tokenizer(store.folder, store.special, store.vocab_size)
     originals = {d.sha256: d for d in documents}
-    rules = MatchRules(read_concepts())
+    rules = RuleLabels(read_concepts())
     for number in range(0, store.chunk_count, 97):
         chunk = store.chunk(number)
         record = store.documents[chunk.document]
@@ -168,8 +173,9 @@ def test_splits_are_token_ranges(store: CorpusStore):
 
 
 def test_prepare_is_deterministic(store: CorpusStore, tmp_path: Path, documents: list[Document]):
-    again = prepare(tmp_path / "again", documents=documents, vocab_size=600, heldout_share=0.2)
-    other = prepare(tmp_path / "other", documents=documents, vocab_size=600, heldout_share=0.2, seed=1)
+    inputs = CorpusInputs(documents=documents)
+    again = prepare(tmp_path / "again", inputs, CONFIG)
+    other = prepare(tmp_path / "other", inputs, replace(CONFIG, seed=1))
     end = store.split("heldout")[1]
     np.testing.assert_array_equal(again.tokens(0, end), store.tokens(0, end))
     assert again.manifest == store.manifest
@@ -181,7 +187,8 @@ def test_prepare_with_the_users_tokenizer_and_progress(store: CorpusStore, tmp_p
     tokenizer = load_tokenizer(store.folder, store.special, store.vocab_size)
     events: list[tuple[str, int, int]] = []
     subset = documents[:8]
-    made = prepare(tmp_path / "s", documents=subset, tokenizer=tokenizer, progress=lambda *event: events.append(event))
+    inputs = CorpusInputs(documents=subset, tokenizer=tokenizer)
+    made = prepare(tmp_path / "s", inputs, progress=lambda *event: events.append(event))
     made.check_tokenizer(tokenizer.sha256)
     assert (made.folder / "tokenizer.model").read_bytes() == (store.folder / "tokenizer.model").read_bytes()
     assert ("tokens and labels", 1, 1) in events
@@ -191,19 +198,20 @@ def test_prepare_with_the_users_tokenizer_and_progress(store: CorpusStore, tmp_p
 
 def test_prepare_samples_sources(tmp_path: Path, documents: list[Document], store: CorpusStore):
     tokenizer = load_tokenizer(store.folder, store.special, store.vocab_size)
-    made = prepare(tmp_path / "s", documents=documents, tokenizer=tokenizer, sources={"reference": 0.3})
+    inputs = CorpusInputs(documents=documents, tokenizer=tokenizer)
+    made = prepare(tmp_path / "s", inputs, PrepareConfig(shares={"reference": 0.3}))
     assert 5 < len(made.documents) < 40
     with pytest.raises(UserError, match="'poems'"):
-        prepare(tmp_path / "t", documents=documents, tokenizer=tokenizer, sources={"poems": 0.3})
+        prepare(tmp_path / "t", inputs, PrepareConfig(shares={"poems": 0.3}))
     with pytest.raises(UserError, match="No documents are left"):
-        prepare(tmp_path / "t", documents=documents, tokenizer=tokenizer, sources={"reference": 0.0})
+        prepare(tmp_path / "t", inputs, PrepareConfig(shares={"reference": 0.0}))
     assert not (tmp_path / "t").exists()
 
 
 def test_nothing_half_written(tmp_path: Path, documents: list[Document]):
     labelled = [*documents[:3], Document("mine", "text", "Some text of my own to be read.", labels=("Knitting",))]
     with pytest.raises(UserError, match="mine is labelled with the unknown concept 'Knitting'"):
-        prepare(tmp_path / "store", documents=labelled, vocab_size=500, heldout_share=0.0)
+        prepare(tmp_path / "store", CorpusInputs(documents=labelled), PrepareConfig(vocab_size=500))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -313,13 +313,13 @@ def test_what_does_not_fit_is_left_out(tokenizer: SentencePieceTokenizer, tmp_pa
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "line 2 is no JSON"),
+        ("{", "line 2 is not JSON"),
         ('{"text": "hello"}', "line 2 has no list of messages"),
         ('{"messages": []}', "line 2 has no list of messages"),
         ({"messages": [{"role": "user"}]}, "line 2, message 1 has no text"),
         ({"messages": [{"role": "bot", "content": "hi"}]}, "line 2, message 1 has role 'bot'"),
         ({"messages": [{"role": "user", "content": "hi"}]}, "line 2 has no turn of the assistant"),
-        ({"messages": [{"role": "assistant", "content": "hi"}]}, "nothing to answer before it"),
+        ({"messages": [{"role": "assistant", "content": "hi"}]}, "no message before it to answer"),
         ({"messages": [*TALK["messages"], TALK["messages"][0]]}, "message 6 has role 'system'"),
     ],
 )

@@ -30,6 +30,7 @@ from steerling_jax.parallel.sharding import MeshShape, make_mesh
 from steerling_jax.train.corpus.documents import Document
 from steerling_jax.train.data.batches import Batches, batch_shapes
 from steerling_jax.train.data.steering_examples import lift_table
+from steerling_jax.train.prepare.config import CorpusInputs, PrepareConfig
 from steerling_jax.train.prepare.prepare import prepare
 from steerling_jax.train.run.config_files import load_config
 from steerling_jax.train.run.events import Done, Event
@@ -105,7 +106,7 @@ def test_a_model_of_texts_gains_the_ids_of_turns(world: World, tmp_path: Path) -
     assert table.shape == (67, 32)
     with pytest.raises(UserError, match="Cannot read the conversations"):
         open_folder(run, world.store, tmp_path / "out")
-    with pytest.raises(UserError, match="has no tokenizer, so"):
+    with pytest.raises(UserError, match="has no tokenizer to encode"):
         Batches(run, world.store)
 
 
@@ -113,7 +114,8 @@ def test_conversations_through_the_command(tmp_path: Path, capfd: pytest.Capture
     """What is wrong is told before a folder is there, so that the mended file can be trained on in its place."""
     texts = [f"{word} jumps over the lazy dog, {i} times\n" * 6 for i, word in enumerate(["the fox", "a cat"] * 20)]
     documents = [Document(f"d{i}", "code", text) for i, text in enumerate(texts)]
-    prepare(tmp_path / "corpus", documents=documents, vocab_size=300, heldout_share=0.3)
+    config = PrepareConfig(vocab_size=300, heldout_share=0.3)
+    prepare(tmp_path / "corpus", CorpusInputs(documents=documents), config)
     talk, out = tmp_path / "talk.jsonl", tmp_path / "out"
     (tmp_path / "talk.py").write_text(
         BARE_CONFIG
@@ -137,7 +139,7 @@ def config():
     )
     talk.write_text(json.dumps({"messages": short}) + "\n{\n")
     assert main(command) == 2
-    assert "talk.jsonl, line 2 is no JSON" in plain(capfd.readouterr().err)
+    assert "talk.jsonl, line 2 is not JSON" in plain(capfd.readouterr().err)
     assert not out.exists()
     talk.write_text("".join(json.dumps({"messages": turns}) + "\n" for turns in [short] * 4 + [long]))
     assert main(command) == 0

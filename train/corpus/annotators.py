@@ -1,7 +1,7 @@
-"""Who says which concepts a chunk is about: one interface, and what several say put together.
+"""Annotators assign known concepts to chunks: their interface, labels from documents, and the merging of several.
 
-An annotator sees a document with its chunks and gives each chunk's concept ids. Labels are positive-only: a missing
-one says nothing. Which annotator gave a label is kept with it (`chunk_origins` in the store).
+Labels are positive only: a missing label is not evidence that a chunk is not about a concept. The store records which
+annotator each label is from (`chunk_origins`).
 """
 
 from __future__ import annotations
@@ -15,27 +15,30 @@ from steerling_jax.train.corpus.documents import Document
 
 
 class TextChunk(NamedTuple):
-    """A chunk's text and the character of the document that it begins at."""
+    """A chunk's text and its first character's position in the document."""
 
     text: str
     start: int
 
 
 class Annotator(Protocol):
-    """Gives labels. Made anew in every worker, so it must say the same whatever else it has seen."""
+    """Labels the chunks of a document.
+
+    Each worker builds its own instance, so labels must depend on the document alone, not on documents seen before.
+    """
 
     @property
     def name(self) -> str:
-        """What the labels' origin is called."""
+        """The annotator's name in the store's manifest."""
         ...
 
     def annotate(self, document: Document, chunks: Sequence[TextChunk]) -> list[list[int]]:
-        """Concept ids of each chunk, the surest first."""
+        """Concept ids of each chunk, the most certain first."""
         ...
 
 
-class OwnLabels:
-    """The labels that a document brings along, by concept name; they hold for all of its chunks."""
+class DocumentLabels:
+    """An annotator that assigns a document's own labels, given by concept name, to all of its chunks."""
 
     name = "document"
 
@@ -43,7 +46,7 @@ class OwnLabels:
         self._ids = {name: number for number, name in enumerate(names)}
 
     def ids_of(self, document: Document) -> list[int]:
-        """Raises `UserError` for a label that is no concept."""
+        """Concept ids of the document's labels. Raises `UserError` for a label that is not a concept's name."""
         for name in document.labels:
             if name not in self._ids:
                 raise UserError(
@@ -60,14 +63,14 @@ class OwnLabels:
 def annotate(
     annotators: Sequence[Annotator], document: Document, chunks: Sequence[TextChunk]
 ) -> tuple[list[list[int]], list[list[int]]]:
-    """Labels and origins of each chunk: every concept once, at most 16, those of the first annotators first.
+    """Labels and origins of each chunk: each concept once, at most 16, by priority of the annotators.
 
-    An origin is a number of `annotators`.
+    An origin is an index into `annotators`.
     """
-    found: list[dict[int, int]] = [{} for _ in chunks]
+    merged: list[dict[int, int]] = [{} for _ in chunks]  # label to origin, in order of insertion
     for origin, annotator in enumerate(annotators):
-        for labels, given in zip(found, annotator.annotate(document, chunks), strict=True):
-            for label in given:
+        for labels, new in zip(merged, annotator.annotate(document, chunks), strict=True):
+            for label in new:
                 if len(labels) < MAX_LABELS:
                     labels.setdefault(label, origin)
-    return [list(labels) for labels in found], [list(labels.values()) for labels in found]
+    return [list(labels) for labels in merged], [list(labels.values()) for labels in merged]

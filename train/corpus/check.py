@@ -1,72 +1,81 @@
-"""Checking files that users contribute, before anything is prepared with them."""
+"""Checks the TOML files that users write, without preparing a corpus: `steerling prepare --check`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from steerling_jax.errors import UserError
-from steerling_jax.train.corpus.examples import hashed_words, learn
-from steerling_jax.train.corpus.inputs import source_files
+from steerling_jax.train.corpus.input_files import source_files
 from steerling_jax.train.corpus.label_table import check_table, read_table_settings, table_concepts
-from steerling_jax.train.corpus.ontology import BUNDLED, ConceptDefinition, check_examples, is_bundled, read_concepts
-from steerling_jax.train.corpus.sources import TextSource, read_sources, toml_files, toml_tables
+from steerling_jax.train.corpus.learned_labels import hashed_words, learn
+from steerling_jax.train.corpus.ontology import BUNDLED, ConceptDefinition, is_bundled, read_concepts
+from steerling_jax.train.corpus.rules import check_examples
+from steerling_jax.train.corpus.sources import TextSource, read_sources
+from steerling_jax.train.corpus.toml_files import toml_files, toml_tables
 
 
 def check_files(paths: Sequence[str | Path]) -> list[dict[str, str]]:
-    """What was found in TOML files or folders of them, a row each: file, kind, name, found. Raises `UserError` for the
-    first thing that is wrong. Names of concepts must not be those of the bundled ones."""
-    rows: list[dict[str, str]] = []
+    """A row for each concept, source and table of labels in TOML files or folders: file, kind, name, found.
+
+    `found` describes what the files contain. Raises `UserError` for the first error. Concepts may not have the names of
+    bundled ones.
+    """
     files = toml_files(paths)
-    described = [file for file in files if toml_tables(file, "concept")]
-    concepts = read_concepts(described if any(map(is_bundled, files)) else [BUNDLED, *described])
+    with_concepts = [file for file in files if toml_tables(file, "concept")]
+    concepts = read_concepts(with_concepts if any(map(is_bundled, files)) else [BUNDLED, *with_concepts])
     check_examples(concepts)
     by_name = {concept.name: concept for concept in concepts}
+    rows: list[dict[str, str]] = []
     for file in files:
-        before = len(rows)
-        for table in toml_tables(file, "concept"):
-            concept = by_name[table["name"]]
-            rows.append(_row(file, "concept", concept.name, _how(concept)))
-        for source in read_sources(file) if toml_tables(file, "source") else []:
-            found = source_files(source)
-            size = sum(one.size for one in found) / 1e6
-            rows.append(_row(file, "source", source.name, f"{len(found)} files, {size:,.1f} MB, {source.license}"))
-        for table in read_table_settings(file) if toml_tables(file, "labels") else []:
-            check_table(table)
-            found = source_files(TextSource(table.files))
-            rows.append(_row(file, "labels", table.name, f"{len(found)} files, {len(table_concepts(table))} concepts"))
-        if len(rows) == before:
+        described = list(_described(file, by_name))
+        if not described:
             raise UserError(f"{file} has no [[concept]], [[source]] or [[labels]]: add what it is to describe.")
+        rows += [{"file": str(file), "kind": kind, "name": name, "found": found} for kind, name, found in described]
     return rows
 
 
-def _row(file: Path, kind: str, name: str, found: str) -> dict[str, str]:
-    return {"file": str(file), "kind": kind, "name": name, "found": found}
+def _described(file: Path, concepts: Mapping[str, ConceptDefinition]) -> Iterator[tuple[str, str, str]]:
+    """(kind, name, found) of each table in a TOML file."""
+    for table in toml_tables(file, "concept"):
+        concept = concepts[table["name"]]
+        yield "concept", concept.name, _concept_summary(concept)
+    for source in read_sources(file) if toml_tables(file, "source") else []:
+        inputs = source_files(source)
+        size = sum(one.size for one in inputs) / 1e6
+        yield "source", source.name, f"{len(inputs)} files, {size:,.1f} MB, {source.license}"
+    for table in read_table_settings(file) if toml_tables(file, "labels") else []:
+        check_table(table)
+        inputs = source_files(TextSource(table.files))
+        yield "labels", table.name, f"{len(inputs)} files, {len(table_concepts(table))} concepts"
 
 
-def _how(concept: ConceptDefinition) -> str:
+def _concept_summary(concept: ConceptDefinition) -> str:
     if concept.has_rules:
         rules = [f"{len(concept.modules)} modules"] * bool(concept.modules)
         rules += [f"{len(concept.words)} words"] * bool(concept.words) + ["a pattern"] * bool(concept.pattern)
-        tried = len(concept.examples) + len(concept.counterexamples)
-        return f"by rule ({', '.join(rules)}), " + (f"right for {tried} examples" if tried else "without examples")
+        tested = len(concept.examples) + len(concept.counterexamples)
+        return f"by rule ({', '.join(rules)}), " + (f"right for {tested} examples" if tested else "without examples")
     if not concept.counterexamples:
-        return f"learned from {len(concept.examples)} examples; counterexamples would show how well"
-    right, tried = _left_out(concept)
-    return f"learned from {len(concept.examples)} examples; each left out in turn, {right} of {tried} are told right"
+        return f"learned from {len(concept.examples)} examples; add counterexamples to measure how well"
+    right, tested = _leave_one_out(concept)
+    return f"learned from {len(concept.examples)} examples; leaving out each in turn, {right} of {tested} are right"
 
 
-def _left_out(concept: ConceptDefinition) -> tuple[int, int]:
-    """How many of the examples and counterexamples are told right by what is learned from the others."""
+def _leave_one_out(concept: ConceptDefinition) -> tuple[int, int]:
+    """Number of examples and counterexamples that a classifier learned from the others labels correctly, and of all."""
     texts = [*concept.examples, *concept.counterexamples]
-    kinds = np.array([True] * len(concept.examples) + [False] * len(concept.counterexamples))
+    is_example = np.array([True] * len(concept.examples) + [False] * len(concept.counterexamples))
     right = 0
     for out in range(len(texts)):
-        kept = {kind: tuple(t for i, t in enumerate(texts) if i != out and kinds[i] == kind) for kind in (True, False)}
-        left = replace(concept, examples=kept[True], counterexamples=kept[False])
-        learned = learn([left], ["", "."], hashed_words)
-        right += bool((learned.scores([texts[out]])[0, 0] > 0) == kinds[out])
+        others = {
+            kind: tuple(text for i, text in enumerate(texts) if i != out and is_example[i] == kind)
+            for kind in (True, False)
+        }
+        reduced = replace(concept, examples=others[True], counterexamples=others[False])
+        learned = learn([reduced], ["", "."], hashed_words)
+        right += bool((learned.scores([texts[out]])[0, 0] > 0) == is_example[out])
     return right, len(texts)

@@ -1,4 +1,4 @@
-"""A run's batches, by number: what is trained on, and what a step was trained on when something went wrong."""
+"""The batches of a training run by number: for training, and to inspect what a step was trained on."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from steerling_jax.train.run.run_config import RunConfig
 
 
 def batch_shapes(run: RunConfig) -> dict[str, tuple[int, ...]]:
-    """What a batch of all processes together is made of: int32 arrays of these shapes."""
+    """Shapes of a global batch's arrays, all int32, by name."""
     B, T = run.data.batch_size, run.data.seq_len
     shapes = {"tokens": (B, T), "sequence": (B,)}
     if run.data.messages is not None:
@@ -42,14 +42,17 @@ def batch_shapes(run: RunConfig) -> dict[str, tuple[int, ...]]:
 
 
 class Batches:
-    """A run's batches by number: step n takes number n − 1. Conversations are read when it is made, and kept."""
+    """A run's batches by number: step n uses batch n − 1.
+
+    answers: the conversations of an instruction run, held in memory; None for other runs.
+    """
 
     def __init__(self, run: RunConfig, store: CorpusStore):
         self._run, self._store = run, store
         self.answers = None if run.data.messages is None else read_answers(run, store, run.data.messages)
 
     def placed(self, share: ProcessShare, first: int) -> Iterator[Batch]:
-        """From number `first` on, on the mesh; this process reads its own rows."""
+        """The batches from number `first` on, sharded over the mesh; each process reads its own rows."""
         batches: Iterator[Example] = iter(self._from(first, share.rows))
         objective = self._run.objective
         if isinstance(objective, SteeringObjective):
@@ -57,14 +60,16 @@ class Batches:
         return map(share.place, batches)
 
     def contents(self, step: int) -> dict[str, Any]:
-        """What step `step` saw, by all processes: numbers of its sequences and, for each, its chunks [first, end); of
-        conversations, the numbers of the answers alone."""
+        """What step `step` was trained on, in all processes: the numbers of its sequences and the chunks of each.
+
+        For conversations, the numbers of the answers only.
+        """
         sequences = next(iter(self._from(step - 1, None)))["sequence"]
-        found = {"step": step, "sequences": sequences.tolist()}
+        contents = {"step": step, "sequences": sequences.tolist()}
         if self.answers is not None:
-            return found
+            return contents
         spans = Sequences(self._store, "train", self._run.data.seq_len, self._run.data.max_chunks)
-        return found | {"chunks": [list(self._store.chunks_between(*spans.span(int(i)))) for i in sequences]}
+        return contents | {"chunks": [list(self._store.chunks_between(*spans.span(int(i)))) for i in sequences]}
 
     def _from(self, first: int, rows: Sequence[int] | None) -> grain.IterDataset:
         data, seed = self._run.data, self._run.seed
@@ -82,8 +87,11 @@ class Batches:
 
 
 def read_answers(run: RunConfig, store: CorpusStore, path: str) -> Conversations:
-    """The conversations in the file, in the ids of the corpus and three more."""
+    """The conversations in a file, in the corpus's token ids and the three that mark turns.
+
+    Raises `UserError` for a corpus without a tokenizer.
+    """
     tokenizer = load_tokenizer(store.folder, special_ids(run.model), run.model.vocab_size)
     if not isinstance(tokenizer, ByteTable):
-        raise UserError(f"The corpus {store.folder} has no tokenizer, so {path} cannot be read with it.")
+        raise UserError(f"The corpus {store.folder} has no tokenizer to encode {path} with: use a corpus that has one.")
     return Conversations(path, tokenizer, seq_len=run.data.seq_len, block=run.model.diff_block_size)

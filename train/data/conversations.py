@@ -1,8 +1,8 @@
-"""Conversations from a JSONL file, as examples for instruction tuning (`steerling_jax/objectives/instruction.py`).
+"""Conversations from a JSON lines file as examples for instruction tuning (`objectives/instruction.py`).
 
-A line is `{"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}`: roles are `system`
-(only first), `user` and `assistant`; other keys are left alone. Each turn of the assistant is an example of its own,
-whose prompt is what `chat_prompt` makes of the turns before it: exactly the ids that decoding is given.
+A line is `{"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}`. Roles are `system`
+(only first), `user` and `assistant`; other keys are ignored. Each turn of the assistant is an example, whose prompt is
+the `chat_prompt` of the turns before it: the same ids that decoding receives.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ Message = Mapping[str, str]
 
 @dataclass(frozen=True)
 class Answer:
-    """ids: prompt, answer and the end of turn. prompt: how many of them are the prompt."""
+    """ids: prompt, answer and end of turn, (N,) int32. prompt: the number of ids of the prompt."""
 
     ids: np.ndarray
     prompt: int
 
 
 def read_conversations(path: str | Path) -> Iterator[list[Message]]:
-    """The messages of each line; empty lines are passed over. Raises `UserError` that names the line."""
+    """The messages of each line that is not empty. Raises `UserError` that names the line."""
     try:
         with Path(path).open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, start=1):
@@ -41,41 +41,42 @@ def read_conversations(path: str | Path) -> Iterator[list[Message]]:
     except OSError as error:
         raise UserError(f"Cannot read the conversations {path}: {error.strerror}.") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no UTF-8 text ({error.reason}): save it as UTF-8.") from error
+        raise UserError(f"{path} is not UTF-8 text ({error.reason}): save it as UTF-8.") from error
 
 
 def _messages(line: str, where: str) -> list[Message]:
+    """The validated messages of one line."""
     try:
-        found = json.loads(line)
+        content = json.loads(line)
     except ValueError as error:
-        raise UserError(f"{where} is no JSON ({error}): write one conversation a line.") from None
-    messages = found.get("messages") if isinstance(found, dict) else None
+        raise UserError(f"{where} is not JSON ({error}): write one conversation per line.") from None
+    messages = content.get("messages") if isinstance(content, dict) else None
     if not isinstance(messages, list) or not messages:
         raise UserError(f'{where} has no list of messages: write {{"messages": [{{"role": …, "content": …}}, …]}}.')
-    for place, message in enumerate(messages):
-        _check(message, place, f"{where}, message {place + 1}")
+    for index, message in enumerate(messages):
+        _check(message, index, f"{where}, message {index + 1}")
     if all(message["role"] != "assistant" for message in messages):
-        raise UserError(f"{where} has no turn of the assistant, so there is nothing to learn: leave it out.")
+        raise UserError(f"{where} has no turn of the assistant to train on: remove the line.")
     return messages
 
 
-def _check(message: Any, place: int, where: str) -> None:
+def _check(message: Any, index: int, where: str) -> None:
     if not isinstance(message, dict) or not isinstance(message.get("content"), str) or not message["content"].strip():
         raise UserError(f"{where} has no text as its content: give it a role and a content.")
     role = message.get("role")
     if role not in ROLES:
         raise UserError(f"{where} has role {role!r}, but it must be one of {', '.join(ROLES)}.")
-    if role == "system" and place > 0:
+    if role == "system" and index > 0:
         raise UserError(f"{where} has role 'system', which only the first message may have.")
-    if role == "assistant" and place == 0:
-        raise UserError(f"{where} has role 'assistant', but there is nothing to answer before it.")
+    if role == "assistant" and index == 0:
+        raise UserError(f"{where} has role 'assistant', but there is no message before it to answer.")
 
 
 def answers(messages: Sequence[Message], tokenizer: ByteTable) -> Iterator[Answer]:
-    """Each turn of the assistant after what decoding would be given for it."""
-    for place, message in enumerate(messages):
+    """Each turn of the assistant, after the prompt that decoding would receive for it."""
+    for index, message in enumerate(messages):
         if message["role"] == "assistant":
-            prompt = tokenizer.chat_prompt(messages[:place])
+            prompt = tokenizer.chat_prompt(messages[:index])
             answer = [*tokenizer.encode(message["content"]), *tokenizer.turn_end]
             yield Answer(np.array([*prompt, *answer], np.int32), len(prompt))
 
@@ -83,18 +84,19 @@ def answers(messages: Sequence[Message], tokenizer: ByteTable) -> Iterator[Answe
 class Conversations:
     """Answers as examples of T = `seq_len` tokens, held in memory; a Grain random-access source.
 
-    Item i is `tokens` (T,) int32, padded at the end; `answer` (T,) int32, the number of the sampler block that a token
-    of the answer is in, −1 for all others; `sequence` () int32, that is, i. Sampler blocks that do not fit T are left
-    out, and answers none of whose blocks fits (`too_long` counts them).
+    Item i is a dict of int32 arrays: `tokens` (T,), padded at the end; `answer` (T,), the number of the sampler block
+    that a token of the answer is in, −1 for all other tokens; `sequence` (), the number i. Sampler blocks beyond T are
+    left out, and so are answers of which no whole block fits; `too_long` counts these.
     """
 
     def __init__(self, path: str | Path, tokenizer: ByteTable, *, seq_len: int, block: int):
-        found = [answer for messages in read_conversations(path) for answer in answers(messages, tokenizer)]
-        if not found:
-            raise UserError(f"{path} has no conversations: write one a line.")
+        """block: tokens of a sampler block. Raises `UserError` for an invalid file and if no answer fits."""
+        all_answers = [answer for messages in read_conversations(path) for answer in answers(messages, tokenizer)]
+        if not all_answers:
+            raise UserError(f"{path} has no conversations: write one per line.")
         self._path, self._seq_len, self._block, self._pad = path, seq_len, block, tokenizer.special.pad_id
-        self._answers = [answer for answer in found if answer.prompt + block <= seq_len]
-        self.too_long = len(found) - len(self._answers)
+        self._answers = [answer for answer in all_answers if answer.prompt + block <= seq_len]
+        self.too_long = len(all_answers) - len(self._answers)
         if not self._answers:
             raise UserError(
                 f"No prompt of {path} leaves room for a block of its answer in data.seq_len ({seq_len}): raise it."
@@ -104,15 +106,17 @@ class Conversations:
         return len(self._answers)
 
     def __repr__(self) -> str:
-        """Names the source in Grain's messages: no memory addresses."""
+        """Identifies the source in Grain's messages, so it contains no memory address."""
         return f"Conversations({len(self)} answers of {self._path})"
 
     def __getitem__(self, index: Any) -> Example:
         index = int(index)
         answer, T = self._answers[index], self._seq_len
+        # Decoding fills whole blocks counted from the end of the prompt: training sees the same positions, so a block
+        # that seq_len would cut is left out.
         blocks = (T - answer.prompt) // self._block
         end = min(len(answer.ids), answer.prompt + blocks * self._block)
-        tokens, number = np.full(T, self._pad, np.int32), np.full(T, -1, np.int32)
+        tokens, block_number = np.full(T, self._pad, np.int32), np.full(T, -1, np.int32)
         tokens[:end] = answer.ids[:end]
-        number[answer.prompt : end] = np.arange(end - answer.prompt) // self._block
-        return {"tokens": tokens, "answer": number, "sequence": np.array(index, np.int32)}
+        block_number[answer.prompt : end] = np.arange(end - answer.prompt) // self._block
+        return {"tokens": tokens, "answer": block_number, "sequence": np.array(index, np.int32)}

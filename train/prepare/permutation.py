@@ -1,9 +1,8 @@
-"""A shuffled order that is computed, not stored: a keyed bijection of 0 … n − 1 by a Feistel network.
+"""A pseudo-random order that is computed instead of stored: a keyed bijection of 0 … n − 1 by a Feistel network.
 
-Any item's place is known without a list of the others, so that many workers agree on one order of billions of items.
-The network permutes the numbers of 2k bits, the fewest that hold n; what falls outside of n is sent through again
-until it is inside (cycle walking), which keeps it a bijection. Source: Black and Rogaway, "Ciphers with arbitrary
-finite domains", 2002. It mixes well; it is no cipher.
+The item at each position is computed without a list of the others, so that many workers agree on one order of billions
+of items. Source: Black and Rogaway, "Ciphers with arbitrary finite domains", 2002. It mixes well, but it is not a
+secure cipher.
 """
 
 from __future__ import annotations
@@ -18,7 +17,10 @@ _GOLDEN = 0x9E3779B97F4A7C15  # splitmix64's increment
 
 @dataclass(frozen=True)
 class Permutation:
-    """The order of `size` items that `seed` gives. Both are whole numbers of at most 62 and 64 bits."""
+    """A permutation of `size` items, determined by `seed`: integers of at most 62 and 64 bits.
+
+    Raises `ValueError` for a size out of range.
+    """
 
     size: int
     seed: int
@@ -27,24 +29,34 @@ class Permutation:
         if not 0 <= self.size < 1 << 62:
             raise ValueError(f"size is {self.size}, but it must be from 0 to below 2^62")
 
-    def __call__(self, index: np.ndarray) -> np.ndarray:
-        """Which item stands at each place: index (m,) of 0 … size − 1, any whole dtype, to (m,) int64."""
-        value = np.asarray(index, np.uint64)
+    def __call__(self, positions: np.ndarray) -> np.ndarray:
+        """The item at each position: (m,) integers of 0 … size − 1 of any dtype, to (m,) int64.
+
+        Raises `ValueError` for a position out of range.
+        """
+        value = np.asarray(positions, np.uint64)
         if value.size and int(value.max()) >= self.size:
             raise ValueError(f"an index is {int(value.max())}, but the permutation is of {self.size} items")
+        # Cycle walking: the network permutes 0 … 2^(2k) − 1, which contains 0 … size − 1. A value that lands outside is
+        # sent through again. On its cycle of the large permutation it returns inside at last, at the latest at itself,
+        # and two positions never reach the same item; so the result is a bijection of 0 … size − 1. The large domain is
+        # less than four times as large as `size`, so this takes fewer than four rounds on average.
         value = self._network(value)
         while (outside := value >= self.size).any():
             value[outside] = self._network(value[outside])
         return value.astype(np.int64)
 
     def order(self) -> np.ndarray:
-        """All items in their order, (size,) int64."""
+        """The items at all positions, (size,) int64."""
         return self(np.arange(self.size))
 
     def _network(self, value: np.ndarray) -> np.ndarray:
+        """A bijection of the numbers of 2k bits, where 2k is the smallest even number of bits that holds `size`."""
         half = max((max(self.size - 1, 1).bit_length() + 1) // 2, 1)
         shift, mask = np.uint64(half), np.uint64((1 << half) - 1)
         left, right = value >> shift, value & mask
+        # A Feistel round, (L, R) to (R, L xor f(R)), is invertible for any f: R is in the output, so f(R) can be
+        # computed again and removed. Hence f may lose information, as the mask does here.
         for number in range(_ROUNDS):
             key = np.uint64((self.seed + (number + 1) * _GOLDEN) % (1 << 64))
             left, right = right, left ^ (_mix(right + key) & mask)
@@ -52,7 +64,10 @@ class Permutation:
 
 
 def _mix(value: np.ndarray) -> np.ndarray:
-    """splitmix64's finaliser, on uint64 with wrap-around. The last step brings high bits down to where they count."""
+    """splitmix64's finaliser, on uint64 with wrap-around.
+
+    The last step moves high bits down to the low bits that the mask keeps.
+    """
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return value ^ (value >> np.uint64(31))

@@ -1,107 +1,99 @@
-"""From documents to a corpus store: `prepare` sets up the job, a runner does its stages, the folder appears whole."""
+"""Makes a corpus store from documents: `prepare` writes the plan, a runner runs the stages, the store appears whole."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from steerling_jax.concepts.catalogue import comparable
 from steerling_jax.errors import UserError
 from steerling_jax.io.corpus.store import CorpusStore
 from steerling_jax.io.disk import told
 from steerling_jax.io.storage import StoragePath
-from steerling_jax.io.tokenizers.cl100k import TiktokenTokenizer
-from steerling_jax.io.tokenizers.sentencepiece import SentencePieceTokenizer
 from steerling_jax.progress import Progress, no_progress
-from steerling_jax.tokenizer import Tokenizer
 from steerling_jax.train.corpus.documents import Document
-from steerling_jax.train.corpus.inputs import plan_parts
 from steerling_jax.train.corpus.label_table import TableSettings, check_table, table_concepts
 from steerling_jax.train.corpus.ontology import ConceptDefinition, read_concepts
 from steerling_jax.train.corpus.sources import TextSource
-from steerling_jax.train.data.model_tokenizer import model_tokenizer
-from steerling_jax.train.prepare.job import JOB, TIKTOKEN, TOKENIZER, PrepareSettings, start_job
-from steerling_jax.train.prepare.runners import WorkerKilled, run_here, run_on_beam
+from steerling_jax.train.prepare.beam import run_on_beam
+from steerling_jax.train.prepare.config import CorpusInputs, PrepareConfig, RunnerConfig
+from steerling_jax.train.prepare.model_tokenizer import model_tokenizer
+from steerling_jax.train.prepare.part_plan import plan_parts
+from steerling_jax.train.prepare.preparation import PLAN_FILE, PreparationPlan, start_preparation
+from steerling_jax.train.prepare.runners import WorkerKilled, run_locally
+from steerling_jax.train.prepare.vocabulary_file import SENTENCEPIECE_FILE, TIKTOKEN_FILE, vocabulary_file
 
-_BEFORE_JOB = re.compile(rf"documents-\w+\.jsonl|documents\.new|{re.escape(TOKENIZER)}|{re.escape(TIKTOKEN)}")
+# Files that `prepare` writes before the plan: a kill in between leaves them in a working folder without a plan.
+_BEFORE_PLAN = re.compile(
+    rf"documents-\w+\.jsonl|documents\.new|{re.escape(SENTENCEPIECE_FILE)}|{re.escape(TIKTOKEN_FILE)}"
+)
 
 
 def prepare(
     out: str | Path,
-    *,
-    documents: Iterable[Document] | None = None,
-    inputs: Sequence[TextSource] = (),
-    vocab_size: int = 4096,
-    chunk_tokens: int = 64,
-    seed: int = 0,
-    tokenizer: Tokenizer | None = None,
-    sources: Mapping[str, float] | None = None,
-    concepts: Sequence[ConceptDefinition] | None = None,
-    tables: Sequence[TableSettings] = (),
-    embeddings: str = "",
-    heldout_share: float = 0.04,
-    part_bytes: int = 0,
-    workers: int = 1,
-    runner: str | None = None,
-    runner_options: Sequence[str] = (),
+    inputs: CorpusInputs,
+    config: PrepareConfig | None = None,
+    runner: RunnerConfig | None = None,
     progress: Progress = no_progress,
 ) -> CorpusStore:
-    """Makes the store at `out`, all or nothing, of `documents` or of the files of `inputs`, and opens it.
+    """Makes the corpus store at `out` (a local folder or a bucket's address) and opens it.
 
-    What is done is kept in `OUT.work` until all is: the same call goes on from there, also after a kill. The same
-    documents, settings and seed give the same store, byte for byte, with any number of `workers` (processes here), and
-    on any Beam `runner`. A SentencePiece vocabulary of `vocab_size` is made from the training split, unless a
-    `tokenizer` is given. `sources` maps a source to the share of its documents to keep, all of them where it is not
-    named. concepts: default, the bundled ones. tables: labels made elsewhere. embeddings: the model that concepts with
-    examples are learned over; empty: hashed words. part_bytes: text that a worker reads at a time; 0: by the size of
-    it all.
+    Intermediate results are in the folder `OUT.work` until the store is complete: the same call resumes an interrupted
+    preparation, also after a kill. The same inputs and configuration give the same store, byte for byte, with any
+    runner and any number of workers.
 
-    Raises `UserError` for files that cannot be read, unknown sources and concept names, a vocabulary that the text
-    cannot fill, and an `OUT.work` of another preparation or of something else.
+    config, runner: default, the default values of their fields. progress: called with stage, completed tasks and total;
+    never on a Beam runner.
+
+    Raises `UserError` if `out` exists, for files that cannot be read, unknown sources and concept names, a vocabulary
+    size that the text cannot fill, and an `OUT.work` that contains another preparation or other files.
     """
+    config, runner = config or PrepareConfig(), runner or RunnerConfig()
     target, work = StoragePath(out), StoragePath(f"{str(out).rstrip('/')}.work")
+    # A local store is renamed into place when complete; one in a bucket is complete when it has its manifest.
     if target.has("manifest.json") if target.is_remote else Path(out).exists():
-        raise UserError(f"{out} is there already: choose another --out, or remove it.")
-    if target.is_remote and documents is not None:
+        raise UserError(f"{out} already exists: choose another --out, or remove it.")
+    if target.is_remote and inputs.documents is not None:
         raise UserError(f"{out} is in a bucket, where documents must come from files: name some with --input.")
-    settings = PrepareSettings(
-        vocab_size, chunk_tokens, seed, heldout_share, tuple(sorted((sources or {}).items())), part_bytes, embeddings
-    )
-    concepts = list(read_concepts() if concepts is None else concepts)
-    for table in tables:
+    concepts = list(read_concepts() if inputs.concepts is None else inputs.concepts)
+    for table in inputs.tables:
         check_table(table)
-    table_ids = [_join(concepts, table) for table in tables]
-    if embeddings and any(concept.is_learned for concept in concepts):
-        model_tokenizer(embeddings)  # texts can be given to it, which is told before they are all read
-    goes_on = work.has(JOB)
-    if not goes_on:
+    table_ids = [_add_table_concepts(concepts, table) for table in inputs.tables]
+    if config.embeddings and any(concept.is_learned for concept in concepts):
+        model_tokenizer(config.embeddings)  # fails early for a model that cannot embed text, before all is read
+    resumes = work.has(PLAN_FILE)
+    if not resumes:
         _check_unused(target, work)
-    found = list(inputs) if documents is None else [_spool(documents, Path(work.address))]
+    sources = inputs.sources
+    if inputs.documents is not None:
+        sources = [_write_documents(inputs.documents, Path(work.address))]
     try:
-        start_job(
-            work,
-            target if target.is_remote else work / "store",
-            settings=settings,
-            sources=found,
-            parts=plan_parts(found, part_bytes),
+        vocabulary, content = (None, None) if inputs.tokenizer is None else vocabulary_file(inputs.tokenizer)
+        plan = PreparationPlan(
+            config=config,
+            store=target if target.is_remote else work / "store",
+            sources=sources,
             concepts=concepts,
-            tables=tables,
+            tables=inputs.tables,
             table_ids=table_ids,
-            vocabulary=None if tokenizer is None else _vocabulary(tokenizer),
+            vocabulary=vocabulary,
+            parts=plan_parts(sources, config.part_bytes),
         )
-        if runner is None:
-            run_here(work, workers, progress)
+        start_preparation(work, plan, content)
+        if runner.beam_runner is None:
+            run_locally(work, runner.workers, progress)
         else:
-            run_on_beam(work, runner, runner_options)
+            run_on_beam(work, runner.beam_runner, runner.beam_options)
     except UserError as error:
-        if not (goes_on or work.has("survey.json") or isinstance(error, WorkerKilled)):  # nothing that took long
+        # Bad input is usually found while reading: then nothing is worth keeping, and the corrected command must not
+        # meet a working folder with another plan. After the survey, results are expensive and are kept.
+        if not (resumes or work.has("survey.json") or isinstance(error, WorkerKilled)):
             work.remove()
-        _forget_spools(work)
+        _remove_unused_documents(work)
         raise
     if not target.is_remote:
         Path(work.address, "store").rename(out)
@@ -110,21 +102,24 @@ def prepare(
 
 
 def _check_unused(target: StoragePath, work: StoragePath) -> None:
-    """Raises `UserError` where a new preparation would be mixed with another, or would remove what is not its own."""
-    if others := sorted(name for name in work.names() if not _BEFORE_JOB.fullmatch(name)):
+    """Raises `UserError` if a new preparation would mix with another, or would remove files that are not its own."""
+    if others := sorted(name for name in work.names() if not _BEFORE_PLAN.fullmatch(name)):
         raise UserError(
-            f"{work} holds {others[0]} and no preparation to go on with: remove that folder, or choose another --out."
+            f"{work} contains {others[0]} but no preparation to resume: remove that folder, or choose another --out."
         )
     if target.is_remote and target.names():
         raise UserError(
-            f"{target} holds part of another preparation, whose {work} is gone: remove {target} too, or choose another "
-            "--out."
+            f"{target} contains part of another preparation, whose {work} no longer exists: remove {target} too, or "
+            "choose another --out."
         )
 
 
-def _spool(documents: Iterable[Document], work: Path) -> TextSource:
-    """Documents that are not in files, as a file of JSON lines, named by its content: the same ones again leave it as
-    it is, and others do not replace it."""
+def _write_documents(documents: Iterable[Document], work: Path) -> TextSource:
+    """Writes documents given in memory to a JSON lines file in the working folder and returns it as a source.
+
+    The file is named by the hash of its content: the same documents give the same plan and resume it, and different
+    ones leave the file of an interrupted preparation as it is.
+    """
     new, digest = work / "documents.new", hashlib.sha256()
     with told(f"Cannot write {work}"):
         work.mkdir(parents=True, exist_ok=True)
@@ -133,41 +128,33 @@ def _spool(documents: Iterable[Document], work: Path) -> TextSource:
                 line = (json.dumps(asdict(document)) + "\n").encode()
                 digest.update(line)
                 lines.write(line)
-        kept = work / f"documents-{digest.hexdigest()[:16]}.jsonl"
-        if kept.is_file():
+        named = work / f"documents-{digest.hexdigest()[:16]}.jsonl"
+        if named.is_file():
             new.unlink()
         else:
-            new.replace(kept)
-    return TextSource((str(kept.absolute()),))
+            new.replace(named)
+    return TextSource((str(named.absolute()),))
 
 
-def _forget_spools(work: StoragePath) -> None:
-    """Removes documents that were written down for a preparation which was then refused: the job does not name them."""
-    job = work.read(JOB) or b""
-    for path in Path(work.address).glob("documents-*.jsonl") if job else ():
-        if path.name.encode() not in job:
+def _remove_unused_documents(work: StoragePath) -> None:
+    """Removes files of documents that the plan does not use: those of a preparation that was rejected."""
+    plan = work.read(PLAN_FILE) or b""
+    for path in Path(work.address).glob("documents-*.jsonl") if plan else ():
+        if path.name.encode() not in plan:
             path.unlink()
 
 
-def _join(concepts: list[ConceptDefinition], table: TableSettings) -> dict[int, int]:
-    """Adds to `concepts` those of the table whose names are new. Gives the corpus's id for each of the table's."""
+def _add_table_concepts(concepts: list[ConceptDefinition], table: TableSettings) -> dict[int, int]:
+    """Appends the table's concepts with new names to `concepts`; returns the corpus's id for each of the table's ids.
+
+    Concepts of equal names (by `comparable`) are one concept.
+    """
     by_name = {comparable(concept.name): concept.id for concept in concepts}
     ids = {}
-    for one in table_concepts(table):
-        if comparable(one["name"]) not in by_name:
-            by_name[comparable(one["name"])] = len(concepts)
-            concepts.append(ConceptDefinition(len(concepts), one["name"], one["group"], one["description"]))
-        ids[one["id"]] = by_name[comparable(one["name"])]
+    for concept in table_concepts(table):
+        key = comparable(concept["name"])
+        if key not in by_name:
+            by_name[key] = len(concepts)
+            concepts.append(ConceptDefinition(len(concepts), concept["name"], concept["group"], concept["description"]))
+        ids[concept["id"]] = by_name[key]
     return ids
-
-
-def _vocabulary(tokenizer: Tokenizer) -> tuple[dict[str, Any], bytes]:
-    """What workers need to have the tokenizer too."""
-    about = {
-        "special": asdict(tokenizer.special), "vocab_size": tokenizer.vocab_size, "sha256": tokenizer.sha256
-    }  # fmt: skip
-    if isinstance(tokenizer, SentencePieceTokenizer):
-        return about | {"file": TOKENIZER}, tokenizer.proto
-    if isinstance(tokenizer, TiktokenTokenizer):
-        return about | {"file": TIKTOKEN}, tokenizer.proto
-    raise UserError("A corpus needs a tokenizer with a vocabulary: give a model that has one.")

@@ -17,18 +17,14 @@ from steerling_jax.io.corpus.store import MAX_LABELS, CorpusStore
 from steerling_jax.io.storage import StoragePath
 from steerling_jax.io.tokenizers.sentencepiece import SentencePieceTokenizer
 from steerling_jax.io.tokenizers.vocabulary import train_sentencepiece
-from steerling_jax.train.corpus.annotators import OwnLabels, TextChunk, annotate
+from steerling_jax.train.corpus.annotators import DocumentLabels, TextChunk, annotate
 from steerling_jax.train.corpus.documents import Document
-from steerling_jax.train.corpus.examples import hashed_words, learn, model_embeddings
-from steerling_jax.train.corpus.label_table import (
-    LabelTable,
-    TableSettings,
-    build_table,
-    check_table,
-    read_table_settings,
-)
+from steerling_jax.train.corpus.label_join import TableLabels, build_table
+from steerling_jax.train.corpus.label_table import TableSettings, check_table, read_table_settings
+from steerling_jax.train.corpus.learned_labels import hashed_words, learn, model_embeddings
 from steerling_jax.train.corpus.ontology import ConceptDefinition, read_concepts
 from steerling_jax.train.corpus.sources import TextSource
+from steerling_jax.train.prepare.config import CorpusInputs, PrepareConfig
 from steerling_jax.train.prepare.prepare import prepare
 
 
@@ -44,14 +40,15 @@ class Fixed:
 
 def test_what_several_say():
     document = Document("d", "text", "", labels=("B",))
-    labels, origins = annotate([OwnLabels(["A", "B"]), Fixed(3, 1), Fixed(3, 0)], document, [TextChunk("x", 0)] * 2)
+    annotators = [DocumentLabels(["A", "B"]), Fixed(3, 1), Fixed(3, 0)]
+    labels, origins = annotate(annotators, document, [TextChunk("x", 0)] * 2)
     assert labels == [[1, 3, 0]] * 2
     assert origins == [[0, 1, 2]] * 2
     labels, origins = annotate([Fixed(*range(10)), Fixed(*range(5, 40))], document, [TextChunk("x", 0)])
     assert labels == [list(range(MAX_LABELS))]
     assert origins == [[0] * 10 + [1] * 6]
     with pytest.raises(UserError, match="unknown concept 'B'"):
-        annotate([OwnLabels(["A"])], document, [])
+        annotate([DocumentLabels(["A"])], document, [])
 
 
 # Tables made elsewhere
@@ -96,14 +93,12 @@ def atlas(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_table_in_the_published_columns(atlas: Path, tmp_path: Path):
     tokenizer = SentencePieceTokenizer(train_sentencepiece(["".join(t) for t in DOCUMENTS.values()] * 9, 300))
     concepts = read_concepts()
-    made = prepare(
-        tmp_path / "store",
-        inputs=[TextSource((str(atlas / "documents.jsonl"),), id_field="doc")],
-        tokenizer=tokenizer,
+    inputs = CorpusInputs(
+        sources=[TextSource((str(atlas / "documents.jsonl"),), id_field="doc")],
         tables=read_table_settings(atlas / "labels.toml"),
-        heldout_share=0.0,
-        chunk_tokens=10,
+        tokenizer=tokenizer,
     )
+    made = prepare(tmp_path / "store", inputs, PrepareConfig(heldout_share=0.0, chunk_tokens=10))
     names = [concept["name"] for concept in made.concepts]
     assert names[len(concepts) :] == ["Baking", "Sailing", "Calm"]  # Threads is known
     assert made.concepts[-1]["group"] == "tone"
@@ -139,7 +134,7 @@ def test_tables_by_hash_and_of_whole_documents(tmp_path: Path):
     (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
     table = TableSettings("t", (str(tmp_path / "t.jsonl"),), "", document="hash", by="sha256", labels=("ids",))
     build_table(table, {5: 50, 6: 60}, StoragePath(tmp_path / "kept"))
-    annotator = LabelTable(table, StoragePath(tmp_path / "kept"))
+    annotator = TableLabels(table, StoragePath(tmp_path / "kept"))
     chunks = [TextChunk("some ", 0), TextChunk("text", 5)]
     assert annotator.annotate(document, chunks) == [[50, 60], [50, 60]]
     assert annotator.annotate(Document("d", "text", "other text"), chunks) == [[], []]
@@ -154,9 +149,9 @@ def test_tables_by_hash_and_of_whole_documents(tmp_path: Path):
         ("concepts =", "inventory =", "labels 'atlas': inventory is not a field"),
         ('files = "chunks/*.parquet"', "", "labels 'atlas' has no files"),
         ('name = "atlas"', 'name = "atlas"\nby = "name"', "by is 'name'; give id or sha256"),
-        ('name = "atlas"', 'name = "atlas"\nlabels = "ids"', "labels is 'ids'; give a list"),
-        ('name = "atlas"', 'name = "atlas"\nlabels = ["ids", 1]', r"labels is \['ids', 1\]; give a list of texts"),
-        ('"chunks/*.parquet"', "[1]", r"labels 'atlas': files is \[1\]; give a list of texts"),
+        ('name = "atlas"', 'name = "atlas"\nlabels = "ids"', "labels is 'ids'; give a list of strings"),
+        ('name = "atlas"', 'name = "atlas"\nlabels = ["ids", 1]', r"labels is \['ids', 1\]; give a list of strings"),
+        ('"chunks/*.parquet"', "[1]", r"labels 'atlas': files is \[1\]; give a list of strings"),
     ],
 )
 def test_bad_tables(tmp_path: Path, old: str, new: str, message: str):
@@ -180,8 +175,9 @@ def test_columns_that_are_named_must_be_there(
     described = (atlas / "labels.toml").read_text().replace('"chunks', f'"{atlas}/chunks')
     (tmp_path / "l.toml").write_text(described.replace('"concepts.', f'"{atlas}/concepts.') + given)
     source = TextSource((str(atlas / "documents.jsonl"),), id_field="doc")
+    inputs = CorpusInputs(sources=[source], tables=read_table_settings(tmp_path / "l.toml"))
     with pytest.raises(UserError, match=message):
-        prepare(tmp_path / "store", inputs=[source], vocab_size=300, tables=read_table_settings(tmp_path / "l.toml"))
+        prepare(tmp_path / "store", inputs)
     assert [path.name for path in tmp_path.iterdir()] == ["l.toml"]
     assert main(["prepare", "--check", str(tmp_path / "l.toml")]) == 2
     assert re.search(message, capsys.readouterr().err)
@@ -289,7 +285,7 @@ def test_contributed_files_from_check_to_corpus(tmp_path: Path, capsys: pytest.C
     assert [(row["kind"], row["name"]) for row in rows] == [
         ("concept", "The sea"), ("concept", "Houses"), ("source", "tales"),
     ]  # fmt: skip
-    assert "of 9 are told right" in rows[0]["found"]
+    assert "of 9 are right" in rows[0]["found"]
     assert rows[1]["found"] == "by rule (1 words), right for 1 examples"
     assert "1 files, " in rows[2]["found"]
     line = ["prepare", "--out", tmp_path / "store", "--source", tmp_path / "mine.toml", "--vocab-size", 300]
@@ -314,9 +310,9 @@ def test_contributed_files_from_check_to_corpus(tmp_path: Path, capsys: pytest.C
 def test_bad_contributions_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture):
     (tmp_path / "tales.txt").write_text("x")
     for old, new, words in [
-        ('"Two houses."', '"Two homes."', "'Houses' do not find its example 'Two homes.'"),
+        ('"Two houses."', '"Two homes."', "'Houses' do not match its example 'Two homes.'"),
         ("tales.txt", "nowhere.txt", "nowhere.txt is not a folder or a file"),
-        ('name = "Houses"', 'name = "Threads"', "'Threads' is there already"),
+        ('name = "Houses"', 'name = "Threads"', "'Threads' is already defined"),
         (MINE, "x = 1", "has no [[concept]], [[source]] or [[labels]]"),
         ("[[source]]", "[[sources]]", "mine.toml: sources is none of concept, source, labels"),
     ]:

@@ -19,11 +19,13 @@ from steerling_jax.errors import UserError
 from steerling_jax.io.tokenizers.sentencepiece import SentencePieceTokenizer
 from steerling_jax.io.tokenizers.vocabulary import train_sentencepiece
 from steerling_jax.train.corpus.chunking import chunks
-from steerling_jax.train.corpus.documents import Document, python_documents, reference_documents, unique
-from steerling_jax.train.corpus.inputs import plan_parts
+from steerling_jax.train.corpus.documents import Document, unique
+from steerling_jax.train.corpus.python_documents import python_documents, reference_documents
 from steerling_jax.train.corpus.reading import read_part
 from steerling_jax.train.corpus.sources import TextSource
-from steerling_jax.train.corpus.split import keep, near_duplicates, side
+from steerling_jax.train.corpus.split import in_sample, near_duplicates, split_of_key
+from steerling_jax.train.prepare.config import CorpusInputs, PrepareConfig
+from steerling_jax.train.prepare.part_plan import plan_parts
 from steerling_jax.train.prepare.prepare import prepare
 
 MODULE = '''"""Tools for small things, and notes on them."""
@@ -142,7 +144,7 @@ def test_nothing_depends_on_this_run():
 
 
 def test_order_and_hashes_are_fixed(library: Path):
-    listing = "import sys; from steerling_jax.train.corpus.documents import python_documents as p\n"
+    listing = "import sys; from steerling_jax.train.corpus.python_documents import python_documents as p\n"
     listing += "print(*(d.sha256 for d in p(sys.argv[1])), sep='\\n')"
     done = subprocess.run([sys.executable, "-c", listing, str(library)], capture_output=True, text=True, check=True)
     assert done.stdout.split() == [d.sha256 for d in python_documents(library)]
@@ -187,8 +189,8 @@ def test_folder(tmp_path: Path):
         ("a.jsonl", b'{"text": "x"}\n{"text": ', r"a\.jsonl, line 2 is not JSON"),
         ("a.jsonl", b'{"words": "x"}', r"a\.jsonl, line 1 has no text"),
         ("a.jsonl", b"[1]", "line 1 has no text"),
-        ("a.jsonl", b'{"text": "x", "labels": "Threads"}', "line 1: labels is to be a list"),
-        ("a.jsonl", b'{"text": "x", "name": 3}', "line 1: name is to be a string"),
+        ("a.jsonl", b'{"text": "x", "labels": "Threads"}', "line 1: labels must be a list"),
+        ("a.jsonl", b'{"text": "x", "name": 3}', "line 1: name must be a string"),
         ("a.md", b"text", "holds no documents"),
     ],
 )
@@ -211,7 +213,7 @@ def test_links_to_files_are_read(tmp_path: Path):
     (part,) = plan_parts([TextSource((str(tmp_path / "snapshot"),))])
     assert (part.files[0].size, part.files[0].stamp) == (9, str(blob.stat().st_mtime))
     (tmp_path / "snapshot" / "b.txt").symlink_to("nowhere")
-    with pytest.raises(UserError, match=r"b\.txt is a link that leads nowhere"):
+    with pytest.raises(UserError, match=r"b\.txt is a broken link"):
         read(tmp_path / "snapshot")
 
 
@@ -290,7 +292,8 @@ def test_texts_of_one_name_are_one_cluster():
 def test_a_named_cluster_stays_with_its_near_duplicates(tmp_path: Path, tokenizer: SentencePieceTokenizer):
     texts = [f"{words(100 * (i // 2), 60)} end{i}" for i in range(160)]  # pairs; a name joins two of them
     documents = [Document(str(i), "text", text, cluster=f"c{i // 4}" * (i % 2)) for i, text in enumerate(texts)]
-    made = prepare(tmp_path / "s", documents=documents, tokenizer=tokenizer, heldout_share=0.3)
+    inputs = CorpusInputs(documents=documents, tokenizer=tokenizer)
+    made = prepare(tmp_path / "s", inputs, PrepareConfig(heldout_share=0.3))
     sides = {int(document.name): document.split for document in made.documents}
     assert all(len({sides[4 * i + j] for j in range(4)}) == 1 for i in range(40))
     assert 0.1 < list(sides.values()).count("heldout") / 160 < 0.5
@@ -300,14 +303,14 @@ def test_no_texts():
     assert near_duplicates([]) == []
 
 
-def test_the_split_is_by_mark():
-    sides = [side(str(i)) for i in range(2000)]
-    assert sides == [side(str(i)) for i in range(2000)]
+def test_the_split_is_by_key():
+    sides = [split_of_key(str(i), 0.04) for i in range(2000)]
+    assert sides == [split_of_key(str(i), 0.04) for i in range(2000)]
     assert 0.02 < sides.count("heldout") / len(sides) < 0.06
 
 
 def test_samples_are_nested():
     documents = [Document(str(i), "text", words(i, 10)) for i in range(500)]
-    tenth, half = ({d.name for d in documents if keep(d, share)} for share in (0.1, 0.5))
+    tenth, half = ({d.name for d in documents if in_sample(d, share)} for share in (0.1, 0.5))
     assert tenth < half
     assert 200 < len(half) < 300

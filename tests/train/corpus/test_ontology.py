@@ -11,11 +11,12 @@ import pytest
 from steerling_jax.errors import UserError
 from steerling_jax.train.corpus.annotators import TextChunk
 from steerling_jax.train.corpus.documents import Document
-from steerling_jax.train.corpus.ontology import MatchRules, check_examples, read_concepts
+from steerling_jax.train.corpus.ontology import read_concepts
+from steerling_jax.train.corpus.rules import RuleLabels, check_examples
 from steerling_jax.train.corpus.sources import read_sources
 
 CONCEPTS = read_concepts()
-RULES = MatchRules(CONCEPTS)
+RULES = RuleLabels(CONCEPTS)
 NAMES = [concept.name for concept in CONCEPTS]
 
 
@@ -119,7 +120,7 @@ def test_added_concepts_are_numbered_after_the_bundled_ones(tmp_path: Path):
         ('name = "Knitting"', "", "concept 1 has no name"),
         ("words = [", "pattern = '('\nwords = [", "'Knitting'.*unterminated"),
         ('words = ["knit", "purl stitch"]', "", "has no rule and 1 examples"),
-        ('"Knitting"', '"threads"', "'threads' is there already, in .*ontology.toml"),
+        ('"Knitting"', '"threads"', "'threads' is already defined in .*ontology.toml"),
         ("contributor =", 'most = "all"\ncontributor =', "most is 'all'"),
     ],
 )
@@ -133,8 +134,8 @@ def test_bad_concepts(tmp_path: Path, old: str, new: str, message: str):
 
 def test_rules_must_agree_with_their_examples(tmp_path: Path):
     for old, new, message in [
-        ("Knit two rows.", "Cast on.", "do not find its example 'Cast on.'"),
-        ("Knights of", "Knit at", "take its counterexample 'Knit at the table.'"),
+        ("Knit two rows.", "Cast on.", "do not match its example 'Cast on.'"),
+        ("Knights of", "Knit at", "match its counterexample 'Knit at the table.'"),
     ]:
         (tmp_path / "mine.toml").write_text(KNITTING.replace(old, new))
         with pytest.raises(UserError, match=message):

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import fsspec
@@ -23,11 +24,12 @@ from steerling_jax.errors import UserError
 from steerling_jax.io.corpus.store import CorpusStore
 from steerling_jax.io.tokenizers.sentencepiece import SentencePieceTokenizer
 from steerling_jax.io.tokenizers.vocabulary import train_sentencepiece
-from steerling_jax.train.corpus import labelling, survey
 from steerling_jax.train.corpus.documents import Document
-from steerling_jax.train.corpus.inputs import plan_parts
 from steerling_jax.train.corpus.reading import read_part
 from steerling_jax.train.corpus.sources import TextSource, read_sources
+from steerling_jax.train.prepare import duplicates, splitting, vocabulary
+from steerling_jax.train.prepare.config import CorpusInputs, PrepareConfig, RunnerConfig
+from steerling_jax.train.prepare.part_plan import plan_parts
 from steerling_jax.train.prepare.prepare import prepare
 
 WORDS = [
@@ -35,6 +37,7 @@ WORDS = [
 ]  # fmt: skip
 TEXTS = [" ".join(random.Random(i).choices(WORDS, k=60)) + f". Number {i}.\n" for i in range(120)]
 PART = 6000  # bytes: about fifteen documents
+CONFIG = PrepareConfig(vocab_size=300, part_bytes=PART, heldout_share=0.2)
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +57,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def files(path: Path, tokenizer: SentencePieceTokenizer | None = None) -> CorpusInputs:
+    return CorpusInputs(sources=[TextSource((str(path),))], tokenizer=tokenizer)
+
+
 @pytest.fixture(scope="module")
 def store(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> CorpusStore:
     out = tmp_path_factory.mktemp("one") / "store"
-    return prepare(out, inputs=[TextSource((str(folder),))], vocab_size=300, part_bytes=PART, heldout_share=0.2)
+    return prepare(out, files(folder), CONFIG)
 
 
 def same(first: Path, second: Path) -> bool:
@@ -111,14 +118,7 @@ def test_killed_and_begun_again(store: CorpusStore, folder: Path, tmp_path: Path
         process.wait()
         assert not out.exists()
     again: list[tuple[str, int, int]] = []
-    prepare(
-        out,
-        inputs=[TextSource((str(folder),))],
-        vocab_size=300,
-        part_bytes=PART,
-        heldout_share=0.2,
-        progress=lambda *event: again.append(event),
-    )
+    prepare(out, files(folder), CONFIG, progress=lambda *event: again.append(event))
     assert same(store.folder, out)
     first = {stage: total for stage, done, total in again if done == 0}
     assert first["reading"] == first["making the vocabulary"] == 0
@@ -138,7 +138,7 @@ def test_beam_makes_the_same_store(store: CorpusStore, folder: Path, tmp_path: P
     assert same(store.folder, tmp_path / "store")
     (tmp_path / "bad.jsonl").write_text("{")
     with pytest.raises(UserError, match=r"bad\.jsonl, line 1 is not JSON"):
-        prepare(tmp_path / "new", inputs=[TextSource((str(tmp_path / "bad.jsonl"),))], runner="FnApiRunner")
+        prepare(tmp_path / "new", files(tmp_path / "bad.jsonl"), runner=RunnerConfig(beam_runner="FnApiRunner"))
 
 
 def test_another_preparation_is_not_taken_up(folder: Path, tmp_path: Path, tokenizer: SentencePieceTokenizer):
@@ -146,17 +146,15 @@ def test_another_preparation_is_not_taken_up(folder: Path, tmp_path: Path, token
         if (stage, done) == ("tokens and labels", 2):
             raise KeyboardInterrupt
 
-    settings: dict = {"inputs": [TextSource((str(folder),))], "tokenizer": tokenizer, "part_bytes": PART}
+    inputs = files(folder, tokenizer)
     with pytest.raises(KeyboardInterrupt):
-        prepare(tmp_path / "store", **settings, progress=stop)
-    with pytest.raises(UserError, match=r"store\.work holds a preparation that was stopped, with other settings"):
-        prepare(tmp_path / "store", **settings, seed=5)
+        prepare(tmp_path / "store", inputs, CONFIG, progress=stop)
+    with pytest.raises(UserError, match=r"store\.work contains an interrupted preparation with different settings"):
+        prepare(tmp_path / "store", inputs, replace(CONFIG, seed=5))
     other = SentencePieceTokenizer(train_sentencepiece([text[::-1] for text in TEXTS], 300))
-    settings["tokenizer"] = other
-    with pytest.raises(UserError, match="with other tokens"):
-        prepare(tmp_path / "store", **settings)
-    settings["tokenizer"] = tokenizer
-    prepare(tmp_path / "store", **settings)
+    with pytest.raises(UserError, match="with different tokens"):
+        prepare(tmp_path / "store", files(folder, other), CONFIG)
+    prepare(tmp_path / "store", inputs, CONFIG)
 
 
 def test_what_was_begun_is_kept_whatever_goes_wrong_afterwards(folder: Path, tmp_path: Path, tokenizer):
@@ -166,22 +164,22 @@ def test_what_was_begun_is_kept_whatever_goes_wrong_afterwards(folder: Path, tmp
         if (stage, done) == ("reading", 2):
             raise KeyboardInterrupt
 
-    inputs = [TextSource((str(folder),))]
+    inputs = files(folder, tokenizer)
     with pytest.raises(KeyboardInterrupt):
-        prepare(tmp_path / "store", inputs=inputs, tokenizer=tokenizer, part_bytes=PART, progress=stop)
-    with pytest.raises(UserError, match="with other settings"):
-        prepare(tmp_path / "store", inputs=inputs, tokenizer=tokenizer, part_bytes=PART, seed=5)
+        prepare(tmp_path / "store", inputs, CONFIG, progress=stop)
+    with pytest.raises(UserError, match="with different settings"):
+        prepare(tmp_path / "store", inputs, replace(CONFIG, seed=5))
     with pytest.raises(UserError):
-        prepare(tmp_path / "store", inputs=[TextSource((str(tmp_path / "absent"),))], tokenizer=tokenizer)
+        prepare(tmp_path / "store", files(tmp_path / "absent", tokenizer), CONFIG)
     assert (tmp_path / "store.work/survey/000000.json").is_file()
-    prepare(tmp_path / "store", inputs=inputs, tokenizer=tokenizer, part_bytes=PART)
+    prepare(tmp_path / "store", inputs, CONFIG)
 
 
 def test_a_packed_file_that_is_cut_off_is_told(tmp_path: Path):
     whole = gzip.compress(json.dumps({"text": "some words " * 100}).encode())
     (tmp_path / "a.jsonl.gz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match=r"Cannot read .*a\.jsonl\.gz: Compressed file ended"):
-        prepare(tmp_path / "store", inputs=[TextSource((str(tmp_path / "a.jsonl.gz"),))], vocab_size=300)
+        prepare(tmp_path / "store", files(tmp_path / "a.jsonl.gz"), CONFIG)
     assert not (tmp_path / "store.work").exists()
 
 
@@ -190,13 +188,13 @@ def test_shards_without_data_are_no_obstacle(tmp_path: Path, tokenizer: Sentence
     for i in range(20):
         (tmp_path / f"{i}.jsonl").write_text("\n")
     (tmp_path / "x.jsonl").write_text(json.dumps({"text": "one"}))
-    made = prepare(tmp_path / "store", inputs=[TextSource((str(tmp_path / "*.jsonl"),))], tokenizer=tokenizer)
+    made = prepare(tmp_path / "store", files(tmp_path / "*.jsonl", tokenizer))
     assert texts(made) == ["one"]
 
 
 def test_hashes_are_compared_in_ranges(monkeypatch: pytest.MonkeyPatch, folder: Path, tmp_path: Path, tokenizer):
-    monkeypatch.setattr(survey, "_RANGE_DOCUMENTS", 20)
-    made = prepare(tmp_path / "s", inputs=[TextSource((str(folder),))], tokenizer=tokenizer, part_bytes=PART)
+    monkeypatch.setattr(duplicates, "_RANGE_DOCUMENTS", 20)
+    made = prepare(tmp_path / "s", files(folder, tokenizer), CONFIG)
     assert sorted(texts(made)) == sorted(TEXTS[:105])
 
 
@@ -207,9 +205,9 @@ def test_a_vocabulary_of_a_part_of_the_text(tmp_path: Path, folder: Path, monkey
         taken.extend(texts)
         return train_sentencepiece(TEXTS, vocab_size)
 
-    monkeypatch.setattr(labelling, "train_sentencepiece", train)
-    monkeypatch.setattr(labelling, "_VOCABULARY_CHARACTERS", 4000)
-    prepare(tmp_path / "s", inputs=[TextSource((str(folder),))], vocab_size=300, part_bytes=PART)
+    monkeypatch.setattr(vocabulary, "train_sentencepiece", train)
+    monkeypatch.setattr(vocabulary, "_CHARACTERS", 4000)
+    prepare(tmp_path / "s", files(folder), replace(CONFIG, heldout_share=0.04))
     assert 2000 < sum(map(len, taken)) <= 4000
     assert len(taken) >= 5  # from all parts
 
@@ -219,21 +217,22 @@ def near_copies() -> list[Document]:
 
 
 def test_near_duplicates_are_on_one_side(tmp_path: Path, tokenizer: SentencePieceTokenizer):
-    made = prepare(tmp_path / "s", documents=near_copies(), tokenizer=tokenizer, heldout_share=0.3, part_bytes=PART)
+    inputs = CorpusInputs(documents=near_copies(), tokenizer=tokenizer)
+    made = prepare(tmp_path / "s", inputs, PrepareConfig(heldout_share=0.3, part_bytes=PART))
     sides = {int(document.name): document.split for document in made.documents}
     assert [sides[i] for i in range(0, 160, 2)] == [sides[i] for i in range(1, 160, 2)]
     assert 0.1 < list(sides.values()).count("heldout") / 160 < 0.5
 
 
 def test_beyond_memory_a_hash_or_a_cluster_decides(tmp_path: Path, tokenizer, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(labelling, "_CLUSTERED_CHARACTERS", 1000)
-    settings = {"tokenizer": tokenizer, "heldout_share": 0.3}
-    alone = prepare(tmp_path / "a", documents=near_copies(), **settings)
+    monkeypatch.setattr(splitting, "_CLUSTERED_CHARACTERS", 1000)
+    config = PrepareConfig(heldout_share=0.3)
+    alone = prepare(tmp_path / "a", CorpusInputs(documents=near_copies(), tokenizer=tokenizer), config)
     sides = {int(document.name): document.split for document in alone.documents}
     assert [sides[i] for i in range(0, 160, 2)] != [sides[i] for i in range(1, 160, 2)]
     assert alone.manifest["source"]["near_duplicates"] == "not looked for"
     named = [Document(d.name, d.source, d.text, cluster=str(int(d.name) // 2)) for d in near_copies()]
-    together = prepare(tmp_path / "b", documents=named, **settings)
+    together = prepare(tmp_path / "b", CorpusInputs(documents=named, tokenizer=tokenizer), config)
     sides = {int(document.name): document.split for document in together.documents}
     assert [sides[i] for i in range(0, 160, 2)] == [sides[i] for i in range(1, 160, 2)]
 
@@ -241,8 +240,8 @@ def test_beyond_memory_a_hash_or_a_cluster_decides(tmp_path: Path, tokenizer, mo
 # Formats and places
 
 
-def read(files: str, part_bytes: int = 0, **settings) -> list[Document]:
-    source = TextSource((files,), **settings)
+def read(address: str, part_bytes: int = 0, **settings) -> list[Document]:
+    source = TextSource((address,), **settings)
     return [document for part in plan_parts([source], part_bytes) for document in read_part(part, source)]
 
 
@@ -302,9 +301,8 @@ def test_bad_input_is_told_before_the_work(tmp_path: Path, content: str, message
     with pytest.raises(UserError, match=message):
         prepare(
             tmp_path / "out",
-            inputs=[TextSource((str(tmp_path / "*.jsonl"),))],
-            tokenizer=tokenizer,
-            part_bytes=200,
+            files(tmp_path / "*.jsonl", tokenizer),
+            PrepareConfig(part_bytes=200),
             progress=lambda stage, done, total: begun.append(stage),
         )
     assert "splitting" not in begun
@@ -316,8 +314,8 @@ def test_bad_options(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch:
     for options, words in [
         (["--workers", "0"], "--workers is 0"),
         (["--part-bytes", "-1"], "--part-bytes is -1"),
-        (["--workers", "2", "--runner", "DirectRunner"], "--workers is for this machine's own"),
-        (["--runner-options", "a=b"], "--runner-options are for a --runner"),
+        (["--workers", "2", "--runner", "DirectRunner"], "--workers counts local processes"),
+        (["--runner-options", "a=b"], "--runner-options need a --runner"),
         (["--input", "no-such-place"], "no-such-place is not a folder or a file"),
         (["--input", "nope://x/y"], "nope"),
         (["--source", "none.toml"], "Cannot read none.toml"),
@@ -348,7 +346,9 @@ def test_a_described_source(tmp_path: Path, tokenizer: SentencePieceTokenizer):
     (tmp_path / "poems").mkdir()
     (tmp_path / "poems" / "p.jsonl").write_text("\n".join(json.dumps({"verse": text}) for text in TEXTS[:20]))
     (tmp_path / "source.toml").write_text(SOURCE)
-    made = prepare(tmp_path / "store", inputs=read_sources(tmp_path / "source.toml"), tokenizer=tokenizer)
+    made = prepare(
+        tmp_path / "store", CorpusInputs(sources=read_sources(tmp_path / "source.toml"), tokenizer=tokenizer)
+    )
     assert {document.source for document in made.documents} == {"poems"}
     spans = made.read("chunk_spans", 0, made.chunk_count)
     assert (spans[:, 1] - spans[:, 0]).max() <= 24
@@ -360,8 +360,8 @@ def test_settings_of_a_source_are_for_its_own_documents(tmp_path: Path, tokenize
     (tmp_path / "p.jsonl").write_text(json.dumps({"verse": TEXTS[0], "text": TEXTS[1], "source": "poems"}))
     (tmp_path / "source.toml").write_text(SOURCE.replace("poems/*", "p"))
     plain = TextSource((str(tmp_path / "p.jsonl"),))
-    inputs = [*read_sources(tmp_path / "source.toml"), plain]
-    made = prepare(tmp_path / "store", inputs=inputs, tokenizer=tokenizer, heldout_share=0.0)
+    inputs = CorpusInputs(sources=[*read_sources(tmp_path / "source.toml"), plain], tokenizer=tokenizer)
+    made = prepare(tmp_path / "store", inputs, PrepareConfig(heldout_share=0.0))
     long = [0, 0]
     for chunk in (made.chunk(number) for number in range(made.chunk_count)):
         long[chunk.document] = max(long[chunk.document], chunk.end - chunk.start)
@@ -375,12 +375,12 @@ def test_settings_of_a_source_are_for_its_own_documents(tmp_path: Path, tokenize
         ("[[source]]", "", "describes no source"),
         ('license = "CC0-1.0"', "", "source 'poems' has no license"),
         ('kind = "code"', 'kind = "prosa"', "kind is 'prosa'; give prose or code"),
-        ("chunk_tokens = 16", 'chunk_tokens = "16"', "chunk_tokens is '16'; give a whole number"),
+        ("chunk_tokens = 16", 'chunk_tokens = "16"', "chunk_tokens is '16'; give an integer"),
         ("chunk_tokens = 16", "chunk_tokens = -1", "chunk_tokens is -1"),
         ("text_field", "textfield", "textfield is not a field of a source"),
         ('"poems"', '"po ems"', "name is 'po ems'"),
-        ('"poems/*.jsonl"', "[1]", "files holds something that is no text"),
-        ('"poems/*.jsonl"', "7", "files is 7; give a list of texts"),
+        ('"poems/*.jsonl"', "[1]", "files is .1.; give a list of strings"),
+        ('"poems/*.jsonl"', "7", "files is 7; give a list of strings"),
     ],
 )
 def test_bad_sources(tmp_path: Path, old: str, new: str, message: str):

@@ -6,7 +6,6 @@ import importlib.util
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,6 +16,7 @@ from steerling_jax.io.tokenizers.sentencepiece import SentencePieceTokenizer
 from steerling_jax.io.tokenizers.vocabulary import train_sentencepiece
 from steerling_jax.train.corpus.documents import Document
 from steerling_jax.train.corpus.sources import TextSource
+from steerling_jax.train.prepare.config import CorpusInputs, PrepareConfig, RunnerConfig
 from steerling_jax.train.prepare.prepare import prepare
 
 TEXTS = [f"The thread number {i} waits for a lock. {'It waits on. ' * (i % 9)}" for i in range(60)]
@@ -60,31 +60,31 @@ def bucket(tmp_path: Path) -> str:
     return f"file://{tmp_path}/bucket/store"
 
 
-def stopped(bucket: str, texts: Path, tokenizer: SentencePieceTokenizer) -> dict:
-    """Arguments of a preparation that was stopped while it wrote its store."""
-    settings = {"inputs": [TextSource((str(texts),))], "tokenizer": tokenizer}
+def stopped(bucket: str, texts: Path, tokenizer: SentencePieceTokenizer) -> CorpusInputs:
+    """The inputs of a preparation that was interrupted while it wrote its store."""
+    inputs = CorpusInputs(sources=[TextSource((str(texts),))], tokenizer=tokenizer)
     with pytest.raises(KeyboardInterrupt):
-        prepare(bucket, **settings, progress=stop_at("writing"))
+        prepare(bucket, inputs, progress=stop_at("writing"))
     assert StoragePath(bucket).names()
-    return settings
+    return inputs
 
 
 def test_a_store_in_a_bucket_is_not_mixed_with_another(bucket: str, texts: Path, tokenizer, tmp_path: Path):
-    settings = stopped(bucket, texts, tokenizer)
+    inputs = stopped(bucket, texts, tokenizer)
     StoragePath(f"{bucket}.work").remove()
     before = files_of(tmp_path)
-    with pytest.raises(UserError, match=r"bucket/store holds part of another preparation"):
-        prepare(bucket, **settings, seed=5)
+    with pytest.raises(UserError, match=r"bucket/store contains part of another preparation"):
+        prepare(bucket, inputs, PrepareConfig(seed=5))
     assert files_of(tmp_path) == before
     shutil.rmtree(tmp_path / "bucket")
-    assert prepare(bucket, **settings, seed=5).manifest["source"]["seed"] == 5
+    assert prepare(bucket, inputs, PrepareConfig(seed=5)).manifest["source"]["seed"] == 5
 
 
 def test_a_store_in_a_bucket_is_gone_on_with(bucket: str, texts: Path, tokenizer):
-    settings = stopped(bucket, texts, tokenizer)
-    with pytest.raises(UserError, match=rf"remove it and {bucket} to begin anew"):
-        prepare(bucket, **settings, seed=5)
-    prepare(bucket, **settings)
+    inputs = stopped(bucket, texts, tokenizer)
+    with pytest.raises(UserError, match=rf"remove it and {bucket} to start again"):
+        prepare(bucket, inputs, PrepareConfig(seed=5))
+    prepare(bucket, inputs)
     assert StoragePath(f"{bucket}.work").names() == set()
 
 
@@ -95,12 +95,12 @@ def test_a_folder_of_others_is_left_alone(tmp_path: Path, texts: Path, tokenizer
     (tmp_path / "store.work" / "deep").mkdir(parents=True)
     (tmp_path / "store.work" / "deep" / "thesis.txt").write_text("years of work")
     before = files_of(tmp_path)
-    given: list[dict[str, Any]] = [
-        {"inputs": [TextSource((str(texts),))]}, {"documents": [Document("d", "text", "x")]}
-    ]  # fmt: skip
-    for settings in given:
-        with pytest.raises(UserError, match=r"store\.work holds deep/thesis\.txt and no preparation"):
-            prepare(tmp_path / "store", tokenizer=tokenizer, **settings)
+    for inputs in (
+        CorpusInputs(sources=[TextSource((str(texts),))], tokenizer=tokenizer),
+        CorpusInputs(documents=[Document("d", "text", "x")], tokenizer=tokenizer),
+    ):
+        with pytest.raises(UserError, match=r"store\.work contains deep/thesis\.txt but no preparation"):
+            prepare(tmp_path / "store", inputs)
         assert files_of(tmp_path) == before
 
 
@@ -108,19 +108,20 @@ def test_what_was_written_before_the_job_is_no_obstacle(tmp_path: Path, texts: P
     (tmp_path / "store.work").mkdir()
     for name in ("documents.new", f"documents-{'0' * 16}.jsonl", "tokenizer.model"):
         (tmp_path / "store.work" / name).write_text("half")
-    prepare(tmp_path / "store", tokenizer=tokenizer, inputs=[TextSource((str(texts),))])
+    prepare(tmp_path / "store", CorpusInputs(sources=[TextSource((str(texts),))], tokenizer=tokenizer))
     assert not (tmp_path / "store.work").exists()
 
 
 def test_documents_that_are_in_no_file_may_be_changed_and_changed_back(tmp_path: Path, tokenizer):
     documents = [Document(str(i), "text", text) for i, text in enumerate(TEXTS)]
+    inputs = CorpusInputs(documents=documents, tokenizer=tokenizer)
     with pytest.raises(KeyboardInterrupt):
-        prepare(tmp_path / "s", documents=documents, tokenizer=tokenizer, progress=stop_at("tokens and labels"))
-    with pytest.raises(UserError, match=r"s\.work holds a preparation that was stopped"):
-        prepare(tmp_path / "s", documents=documents[1:], tokenizer=tokenizer)
+        prepare(tmp_path / "s", inputs, progress=stop_at("tokens and labels"))
+    with pytest.raises(UserError, match=r"s\.work contains an interrupted preparation"):
+        prepare(tmp_path / "s", CorpusInputs(documents=documents[1:], tokenizer=tokenizer))
     assert len(list((tmp_path / "s.work").glob("documents-*"))) == 1, "what was refused is not kept"
     done: list[tuple[str, int, int]] = []
-    prepare(tmp_path / "s", documents=documents, tokenizer=tokenizer, progress=lambda *event: done.append(event))
+    prepare(tmp_path / "s", inputs, progress=lambda *event: done.append(event))
     assert ("reading", 0, 0) in done
 
 
@@ -153,15 +154,15 @@ def test_sources_of_several_files_have_names_of_their_own(tmp_path: Path, texts:
         (tmp_path / name).write_text(source)
     line = ["prepare", "--out", tmp_path / "store", "--source", tmp_path / "a.toml", tmp_path / "b.toml"]
     assert main([str(word) for word in line]) == 2
-    assert "b.toml: the source 'tales' is there already" in capsys.readouterr().err
+    assert "b.toml: the source 'tales' is already defined" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("runner", "options", "message"),
     [
-        ("NoRunner", (), r"Beam refuses --runner NoRunner .*Unexpected pipeline runner: NoRunner"),
+        ("NoRunner", (), r"Beam rejects --runner NoRunner .*Unexpected pipeline runner: NoRunner"),
         ("DirectRunner", ("direct_num_workers=x",), r"--runner-options: argument --direct_num_workers: invalid int"),
-        ("DataflowRunner", ("project=p",), r"Beam refuses --runner DataflowRunner .*Missing GCS path option"),
+        ("DataflowRunner", ("project=p",), r"Beam rejects --runner DataflowRunner .*Missing GCS path option"),
         ("nowhere.Runner", (), r"--runner nowhere\.Runner cannot be loaded, No module named 'nowhere'"),
         (
             "DataflowRunner",
@@ -180,10 +181,8 @@ def test_runners_and_options_that_beam_does_not_take(
     with pytest.raises(UserError, match=f"^{message}"):
         prepare(
             tmp_path / "s",
-            inputs=[TextSource((str(texts),))],
-            tokenizer=tokenizer,
-            runner=runner,
-            runner_options=options,
+            CorpusInputs(sources=[TextSource((str(texts),))], tokenizer=tokenizer),
+            runner=RunnerConfig(beam_runner=runner, beam_options=options),
         )
     assert "usage" not in capsys.readouterr().err
     assert not (tmp_path / "s.work").exists()

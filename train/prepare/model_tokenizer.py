@@ -1,4 +1,4 @@
-"""A model's vocabulary, for a corpus in its tokens."""
+"""Loads a model's vocabulary, for a corpus in the model's tokens."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ from steerling_jax.tokenizer import IdsOnlyTokenizer, Tokenizer
 
 
 def model_tokenizer(model: str | Path) -> Tokenizer:
-    """The vocabulary of a model (a folder, a bundled name, a Hub id), with the special ids that its config names; those
-    of turns, which texts have not, left out."""
+    """The tokenizer of a model (a folder, a bundled model's name or a Hub id), with the special ids of its config.
+
+    The ids that mark turns of a conversation are left out: documents do not contain them. Raises `UserError` for a
+    model without a vocabulary.
+    """
     from steerling_jax.io.checkpoints.parameters import read_model_config  # Orbax takes a second to import
 
     folder = resolve(model)
@@ -24,5 +27,5 @@ def model_tokenizer(model: str | Path) -> Tokenizer:
         special, size = replace(special, eot_id=None), size - TURN_TOKENS
     tokenizer = load_tokenizer(folder, special, size)
     if isinstance(tokenizer, IdsOnlyTokenizer):
-        raise UserError(f"{folder} has no vocabulary: put tokenizer.model or a .tiktoken file into it.")
+        raise UserError(f"{folder} has no vocabulary: add its tokenizer.model or .tiktoken file.")
     return tokenizer
