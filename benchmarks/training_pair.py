@@ -33,7 +33,7 @@ DRAWN = (
     "masked",
     "drop_epsilon",
     "drop_known",
-    "drop_unknown",
+    "drop_discovered",
     "use_labels",
     "use_residual",
     "progress",

@@ -140,10 +140,10 @@ class Model(nn.Module):
         of_chunk = self.known_head.concept_embedding(labels.clamp(min=0), per_sample_weights=used)
         labelled = torch.where((chunk >= 0)[:, None], of_chunk[chunk.clamp(min=0)], 0.0)
         known, discovered = self.known_head(hidden), self.unknown_head(hidden.detach())
-        dropped = {part: draw[f"drop_{part}"].flatten()[kept, None] for part in ("epsilon", "known", "unknown")}
+        dropped = {part: draw[f"drop_{part}"].flatten()[kept, None] for part in ("epsilon", "known", "discovered")}
         k = torch.where((chunk >= 0)[:, None], labelled, known) if draw["use_labels"] else known
         u = hidden - labelled if draw["use_residual"] else discovered
-        parts = torch.where(dropped["known"], 0.0, k) + torch.where(dropped["unknown"], 0.0, u)
+        parts = torch.where(dropped["known"], 0.0, k) + torch.where(dropped["discovered"], 0.0, u)
         composed = torch.where(dropped["epsilon"], parts, hidden)
         level = draw["levels"].repeat_interleave(self.block, dim=1)[:, :T].flatten()[kept]
         nats = F.cross_entropy(

@@ -57,7 +57,7 @@ def forward(
         compute=bundle.compute,
         dense=bool(dense),
         known_clamps=_clamps("intervene_known", "known", intervene_known, known_count, where),
-        unknown_clamps=_clamps("intervene_unknown", "discovered", intervene_unknown, unknown_count, where),
+        discovered_clamps=_clamps("intervene_unknown", "discovered", intervene_unknown, unknown_count, where),
         epsilon=epsilon,
         edits=(*_injection(injection, inject_layer, inject_alpha, tokens.shape, config), *edits),
         large=int(large_head_threshold),

@@ -28,8 +28,7 @@ from steerling_jax.errors import UserError
 from steerling_jax.models.backbone import Params
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.steerling.config import ModelConfig
-from steerling_jax.models.steerling.decompose import logit_features
-from steerling_jax.objectives.pretraining import cross_entropy
+from steerling_jax.models.steerling.decompose import cross_entropy, logit_features
 from steerling_jax.progress import Progress, no_progress
 
 _FLOAT32 = Compute()

@@ -25,9 +25,8 @@ from steerling_jax.attribution.index.passages import Masking, Passage, PassageBa
 from steerling_jax.errors import UserError
 from steerling_jax.models.backbone import Params
 from steerling_jax.models.compute import Compute
-from steerling_jax.models.steerling.config import ModelConfig
-from steerling_jax.models.steerling.head_view import known_spec, unknown_spec
-from steerling_jax.models.steerling.heads import run_head
+from steerling_jax.models.steerling.config import ModelConfig, concept_counts
+from steerling_jax.models.steerling.heads import run_discovered_head, run_known_head
 from steerling_jax.progress import Progress, no_progress
 
 ENTRIES = 64  # per signature. In the index an entry takes 3 bytes (5 where ids need 32 bits), so at most 320 per chunk.
@@ -51,10 +50,7 @@ class Signatures(NamedTuple):
 
 def concept_count(config: ModelConfig) -> int:
     """Number C of concepts of both heads; a signature's ids are below it."""
-    if config.concept is None:
-        return 0
-    unknown = unknown_spec(config.concept)
-    return config.concept.n_concepts + (unknown.n_concepts if unknown else 0)
+    return sum(concept_counts(config))
 
 
 def compute_signatures(
@@ -103,17 +99,16 @@ def _activations(
     params: Params, hidden: jax.Array, weight: jax.Array, config: ModelConfig, compute: Compute
 ) -> jax.Array:
     """Weighted mean activations (B, C) over the rows (B, R, D); each head's part has length 1, or 0 if it is empty."""
-    concept = config.concept
-    assert concept is not None
     B, R, D = hidden.shape
+    rows = hidden.reshape(B * R, D)
+    heads = run_known_head(params, rows, config, compute), run_discovered_head(params, rows, config, compute)
     parts = []
-    for name, spec in (("known_head", known_spec(concept)), ("unknown_head", unknown_spec(concept))):
-        if spec is None:
+    for head, count in zip(heads, concept_counts(config), strict=True):
+        if head is None:
             continue
-        head = run_head(params[name], hidden.reshape(B * R, D), spec, compute)
         value = jax.nn.sigmoid(head.topk_logits).reshape(B, R, -1) * weight[:, :, None]
         index = head.topk_indices.reshape(B, R, -1)
-        mean = jnp.zeros((B, spec.n_concepts)).at[jnp.arange(B)[:, None, None], index].add(value)
+        mean = jnp.zeros((B, count)).at[jnp.arange(B)[:, None, None], index].add(value)
         parts.append(mean / jnp.maximum(jnp.linalg.norm(mean, axis=1, keepdims=True), 1e-9))
     return jnp.concatenate(parts, axis=1)
 

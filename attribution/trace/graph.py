@@ -112,7 +112,7 @@ def _clamped_concepts(trace: Trace, position: int) -> set[tuple[Head, int]]:
     if clamps is None:
         return set()
     offset, (start, end) = position - trace.prompt_length, clamps.offsets or (0, len(trace.tokens))
-    by_head: dict[Head, dict[int, float] | None] = {"known": clamps.known, "discovered": clamps.unknown}
+    by_head: dict[Head, dict[int, float] | None] = {"known": clamps.known, "discovered": clamps.discovered}
     return {(kind, number) for kind, values in by_head.items() for number in values or {} if start <= offset < end}
 
 

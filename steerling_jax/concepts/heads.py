@@ -14,14 +14,14 @@ from steerling_jax.models.backbone import Params
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.steerling import bottleneck as bn
 from steerling_jax.models.steerling.config import ModelConfig
-from steerling_jax.models.steerling.head_view import HeadSpec, HeadView, known_spec, unknown_spec, view_head
+from steerling_jax.models.steerling.head_view import HeadSpec, HeadView, discovered_spec, known_spec, view_head
 
 
 def head_spec(config: ModelConfig, head: Head) -> HeadSpec:
     """What a head computes. Raises `UserError` for a model without it."""
     if config.concept is None:
         raise UserError("This model is a bare backbone and has no concepts.")
-    spec = known_spec(config.concept) if head == "known" else unknown_spec(config.concept)
+    spec = known_spec(config.concept) if head == "known" else discovered_spec(config.concept)
     if spec is None:
         raise UserError("This model has no discovered concepts.")
     return spec

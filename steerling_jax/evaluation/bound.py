@@ -9,22 +9,23 @@ positions), S chunks in a sequence, C known concepts.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax import lax
 
+from steerling_jax.concepts.heads import view_concepts
 from steerling_jax.models.backbone import Params
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.steerling import bottleneck as bn
 from steerling_jax.models.steerling.backbone import lm_head_weight
 from steerling_jax.models.steerling.config import ModelConfig
-from steerling_jax.models.steerling.decompose import lm_logits
+from steerling_jax.models.steerling.decompose import cross_entropy, decompose, lm_logits
 from steerling_jax.models.steerling.denoise import denoise
-from steerling_jax.models.steerling.head_view import known_spec, unknown_spec, view_head
-from steerling_jax.models.steerling.heads import run_head
 from steerling_jax.objectives.concept_losses import chunk_evidence
 from steerling_jax.objectives.noise import mask_tokens
 
@@ -40,15 +41,6 @@ class Subsets(NamedTuple):
 
     masked: jax.Array
     weight: jax.Array
-
-
-class Parts(NamedTuple):
-    """Features (M, D): composed = known + discovered + epsilon."""
-
-    composed: jax.Array
-    known: jax.Array
-    discovered: jax.Array
-    epsilon: jax.Array
 
 
 def block_subsets(key: jax.Array, valid: jax.Array, block: int) -> Subsets:
@@ -77,19 +69,6 @@ def most_masked(n: int, block: int) -> int:
     return min(n * block, block * (n + 1) // 2 + n + 1)
 
 
-def parts_of(params: Params, hidden: jax.Array, config: ModelConfig, compute: Compute) -> Parts:
-    """Decomposes hidden (M, D) as the published forward does; without a discovered head, all that is not known is
-    discovered."""
-    concept = config.concept
-    assert concept is not None
-    known = run_head(params["known_head"], hidden, known_spec(concept), compute).features
-    spec = unknown_spec(concept)
-    discovered = hidden - known if spec is None else run_head(params["unknown_head"], hidden, spec, compute).features
-    if not concept.use_epsilon_correction:
-        return Parts(known + discovered, known, discovered, jnp.zeros_like(hidden))
-    return Parts(hidden, known, discovered, hidden - (discovered + known))
-
-
 @partial(jax.jit, static_argnames=("config", "compute"))
 def likelihood_sums(
     params: Params, tokens: jax.Array, valid: jax.Array, key: jax.Array, *, config: ModelConfig, compute: Compute
@@ -115,36 +94,35 @@ def likelihood_sums(
     weight = subsets.weight.reshape(-1)[index] * row_valid
     rows, target = hidden.reshape(B * T, -1)[index], tokens.reshape(-1)[index]
     if config.concept is None:
-        nats, _ = _cross_entropy(params, rows, target, compute)
+        nats = cross_entropy(params, rows, target, compute)
         sums = {"full": jnp.sum(nats * weight)}
     else:
-        parts = parts_of(params, rows, config, compute)
-        nats, best = _cross_entropy(params, parts.composed, target, compute)
+        parts = decompose(params, rows, config=config, compute=compute)
+        # Where epsilon is part of the sum, the sum is the hidden rows: adding it up again would only round it.
+        composed = parts.composed if parts.epsilon is None else rows
+        features = {
+            "epsilon": jnp.zeros_like(rows) if parts.epsilon is None else parts.epsilon,
+            "known": parts.known.features,
+            "discovered": parts.discovered_features,
+        }
+        logits = lm_logits(params, composed, compute)
+        nats = optax.softmax_cross_entropy_with_integer_labels(logits, target)
         sums = {"full": jnp.sum(nats * weight)}
-        for name, part in zip(VARIANTS[1:], (parts.epsilon, parts.known, parts.discovered), strict=True):
-            kept = _cross_entropy(params, parts.composed - part, target, compute)[0]
-            sums[name] = jnp.sum(kept * weight)
-        for prefix, token in (("share_", target), ("best_share_", best)):
-            shares = jnp.sum(_logit_shares(params, parts, token) * row_valid[:, None], axis=0)
+        for name, part in features.items():
+            without = cross_entropy(params, composed - part, target, compute)
+            sums[f"without_{name}"] = jnp.sum(without * weight)
+        for prefix, token in (("share_", target), ("best_share_", jnp.argmax(logits, axis=1))):
+            shares = _logit_shares(params, [features[name] for name in SHARES], token)
+            shares = jnp.sum(shares * row_valid[:, None], axis=0)
             sums |= {prefix + name: shares[i] for i, name in enumerate(SHARES)}
     block_nats = jax.ops.segment_sum(nats * weight, index // L, B * T // L)
     counts = {"tokens": jnp.sum(valid), "blocks": jnp.sum(valid.reshape(-1, L).any(axis=1)), "masked": masked}
     return sums | counts | {"full_square": jnp.sum(jnp.square(block_nats))}
 
 
-def _cross_entropy(
-    params: Params, features: jax.Array, target: jax.Array, compute: Compute
-) -> tuple[jax.Array, jax.Array]:
-    """−log p(target) (M,) float32 and the most likely token (M,) for features (M, D)."""
-    logits = lm_logits(params, features, compute)
-    picked = jnp.take_along_axis(logits, target[:, None], axis=1)[:, 0]
-    return jax.nn.logsumexp(logits, axis=1) - picked, jnp.argmax(logits, axis=1)
-
-
-def _logit_shares(params: Params, parts: Parts, token: jax.Array) -> jax.Array:
-    """(M, 3): the shares of |k̂·w|, |û·w|, |ε·w| in their sum."""
+def _logit_shares(params: Params, features: Sequence[jax.Array], token: jax.Array) -> jax.Array:
+    """The share of each part in Σ |part · w|, (M, n), for n parts (M, D) and w the output row of `token` (M,)."""
     w = lm_head_weight(params)[token].astype(jnp.float32)
-    features = (parts.known, parts.discovered, parts.epsilon)
     stacked = jnp.stack([jnp.abs(jnp.sum(f.astype(jnp.float32) * w, axis=1)) for f in features], axis=1)
     return stacked / jnp.maximum(jnp.sum(stacked, axis=1, keepdims=True), 1e-30)
 
@@ -173,8 +151,7 @@ def presence_evidence(
     levels = jnp.full((B, -(-T // config.diff_block_size)), level)
     noisy, masked = mask_tokens(key, tokens, levels, config)
     hidden = denoise(params, tokens, noisy, config=config, compute=compute, clean_context=True)
-    spec = known_spec(config.concept)
-    view = view_head(params["known_head"], spec, compute, hidden.reshape(B * T, -1))
+    view, spec = view_concepts(params, hidden.reshape(B * T, -1), "known", config, compute)
     counted = jnp.where(masked, chunk_index, -1)
 
     def step(evidence: jax.Array, new: bn.ConceptBlock) -> jax.Array:

@@ -1,15 +1,19 @@
-"""How well scores tell chunks with a concept from chunks without: the area under the ROC curve."""
+"""How well scores separate chunks with a concept from chunks without it: the area under the ROC curve."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import rankdata
 
 
 @dataclass(frozen=True)
 class Auc:
-    """Area of each concept that has enough positives and a negative, and their mean (None if there are none)."""
+    """The area of each concept that has enough positive chunks and a negative one.
+
+    concepts: their ids; positives: the number of positive chunks of each; each: the areas.
+    """
 
     concepts: list[int]
     positives: list[int]
@@ -17,21 +21,25 @@ class Auc:
 
     @property
     def macro(self) -> float | None:
+        """The mean of the areas, None where there are none."""
         return float(np.mean(self.each)) if self.each else None
 
 
 def auc(scores: np.ndarray, positive: np.ndarray) -> float:
-    """Probability that a positive's score is above a negative's, ties counted half; scores (m,), positive (m,) bool."""
-    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    rank = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-    p = int(positive.sum())
-    n = len(positive) - p
-    return float((rank[positive].sum() - p * (p + 1) / 2) / (p * n))
+    """The area under the ROC curve, for scores (m,) and positive (m,) bool, of which there must be both kinds.
+
+    It is the probability that a positive's score is above a negative's, with ties counted half: the Mann-Whitney
+    statistic over the number of pairs.
+    """
+    positives = int(positive.sum())
+    negatives = len(positive) - positives
+    rank_sum = rankdata(scores)[positive].sum()
+    return float((rank_sum - positives * (positives + 1) / 2) / (positives * negatives))
 
 
 def macro_auc(scores: np.ndarray, positive: np.ndarray, at_least: int) -> Auc:
-    """For scores and positive (m, C), over the concepts with `at_least` positives."""
+    """The areas for scores (m, C) and positive (m, C) bool, of the concepts with `at_least` positive chunks."""
     counts = positive.sum(axis=0)
-    chosen = np.flatnonzero((counts >= at_least) & (counts < len(positive)))
-    each = [auc(scores[:, c], positive[:, c]) for c in chosen]
-    return Auc(chosen.tolist(), counts[chosen].tolist(), each)
+    eligible = np.flatnonzero((counts >= at_least) & (counts < len(positive)))
+    each = [auc(scores[:, c], positive[:, c]) for c in eligible]
+    return Auc(eligible.tolist(), counts[eligible].tolist(), each)

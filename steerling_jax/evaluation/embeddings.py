@@ -16,9 +16,8 @@ from steerling_jax.models.batching import by_length, padding_mask, stack
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.steerling.backbone import embed_tokens, run_backbone
 from steerling_jax.models.steerling.config import ModelConfig
-from steerling_jax.models.steerling.decompose import logit_features
-from steerling_jax.models.steerling.head_view import known_spec, unknown_spec
-from steerling_jax.models.steerling.heads import run_head
+from steerling_jax.models.steerling.decompose import decompose, logit_features
+from steerling_jax.models.steerling.heads import run_known_head
 
 Kind = Literal["hidden", "composed", "known", "discovered"]
 Pooling = Literal["mean", "last", "first", "none"]
@@ -118,15 +117,11 @@ def _features(
     mask = padding_mask(lengths, tokens.shape[1], config.diff_block_size)
     x = embed_tokens(params, tokens, compute)
     hidden = run_backbone(params, x, config=config, compute=compute, attention=mask).hidden
-    rows, concept = hidden.reshape(-1, hidden.shape[-1]), config.concept
+    rows = hidden.reshape(-1, hidden.shape[-1])
     if kind == "composed":
         rows = logit_features(params, rows, config, compute)
-    elif kind != "hidden":
-        assert concept is not None
-        spec = known_spec(concept) if kind == "known" else unknown_spec(concept)
-        if spec is None:  # no discovered head: what is not known stands in
-            rows = rows - run_head(params["known_head"], rows, known_spec(concept), compute).features
-        else:
-            head = params["known_head" if kind == "known" else "unknown_head"]
-            rows = run_head(head, rows, spec, compute).features
+    elif kind == "known":
+        rows = run_known_head(params, rows, config, compute).features
+    elif kind == "discovered":
+        rows = decompose(params, rows, config=config, compute=compute).discovered_features
     return rows.reshape(hidden.shape)

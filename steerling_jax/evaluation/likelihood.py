@@ -15,6 +15,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from steerling_jax.bundle import Bundle, check_token_ids
 from steerling_jax.errors import require
@@ -200,8 +201,8 @@ def _masked_losses(
             lm_logits(params, logit_features(params, rows[at], config, compute), compute) for rows in passes
         )
         logits = uncond[0] + (cfg_scale + 1) * (cond - uncond[0]) if guided else cond
-        log_p = jax.nn.log_softmax(logits, axis=-1)[jnp.arange(_ROWS), canvas.reshape(-1)[at]]
+        nats = optax.softmax_cross_entropy_with_integer_labels(logits, canvas.reshape(-1)[at])
         real = number * _ROWS + jnp.arange(_ROWS) < count
-        return losses.at[at // T].add(jnp.where(real, -log_p, 0.0))
+        return losses.at[at // T].add(jnp.where(real, nats, 0.0))
 
     return jax.lax.fori_loop(0, (count + _ROWS - 1) // _ROWS, score, jnp.zeros(B))

@@ -21,6 +21,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from steerling_jax.bundle import Bundle
 from steerling_jax.concepts.catalogue import Head
@@ -186,9 +187,9 @@ def _at_head(
         always = jnp.int32(0), jnp.int32(1)  # the clamp's span of offsets, with the row at offset 0
 
         def removed(rule: EpsilonRule) -> jax.Array:
-            known, unknown = (clamp, None) if head == "known" else (None, clamp)
+            known, discovered = (clamp, None) if head == "known" else (None, clamp)
             return logit_features(
-                params, row[None], config, compute, RowClamps(known, unknown, *always, rule), jnp.zeros(1, jnp.int32)
+                params, row[None], config, compute, RowClamps(known, discovered, *always, rule), jnp.zeros(1, jnp.int32)
             )
 
         plain = logit_features(params, row[None], config, compute)
@@ -202,7 +203,7 @@ def _scores(params: Params, features: jax.Array, tokens: jax.Array, compute: Com
     """(N, 2): logit and log-probability of tokens (N,) for features (N, D)."""
     logits = lm_logits(params, features, compute)
     picked = jnp.take_along_axis(logits, tokens[:, None], axis=1)[:, 0]
-    return jnp.stack([picked, picked - jax.nn.logsumexp(logits, axis=1)], axis=1)
+    return jnp.stack([picked, -optax.softmax_cross_entropy_with_integer_labels(logits, tokens)], axis=1)
 
 
 def _removed_in_pass(

@@ -18,9 +18,9 @@ from steerling_jax.models.layers import matmul_t
 from steerling_jax.models.steerling import bottleneck as bn
 from steerling_jax.models.steerling.backbone import lm_head_weight
 from steerling_jax.models.steerling.config import ModelConfig
-from steerling_jax.models.steerling.decompose import RowClamps, compose
-from steerling_jax.models.steerling.head_view import HeadSpec, known_spec, unknown_spec, view_head
-from steerling_jax.models.steerling.heads import Clamps, HeadOutput, run_head
+from steerling_jax.models.steerling.decompose import NO_CLAMPS, RowClamps, decompose
+from steerling_jax.models.steerling.head_view import HeadSpec, discovered_spec, known_spec, view_head
+from steerling_jax.models.steerling.heads import Clamps, HeadOutput
 
 _EXACT = Compute()  # shares are summed in float32, whatever the model's compute dtype
 
@@ -59,32 +59,25 @@ def shares_of(
     assert concept is not None
     rows = hidden.astype(compute.dtype)
     target = jnp.take(lm_head_weight(params), tokens, axis=0).astype(jnp.float32)
-    rule = "published" if clamps is None else clamps.epsilon
-    on_known = on_unknown = None
-    if clamps is not None:
-        on_known, on_unknown = clamps.at(clamps.known, offsets), clamps.at(clamps.unknown, offsets)
-    known = run_head(params["known_head"], rows, known_spec(concept), compute, on_known, rule)
-    known_listed = _listed(params["known_head"], known, on_known, known_spec(concept), target)
-    unknown, spec = None, unknown_spec(concept)
+    at_rows = NO_CLAMPS if clamps is None else clamps.at(offsets)
+    parts = decompose(params, rows, config=config, compute=compute, clamps=at_rows)
+    known = _listed(params["known_head"], parts.known, at_rows.known, known_spec(concept), target)
     nothing = jnp.zeros((len(tokens), 0))
-    found = (nothing.astype(jnp.int32), nothing, nothing, jnp.zeros_like(target))
-    if spec is not None:
-        unknown = run_head(params["unknown_head"], rows, spec, compute, on_unknown, rule)
-        found = _listed(params["unknown_head"], unknown, on_unknown, spec, target)
-    composed, _, _ = compose(
-        rows, known, unknown, use_epsilon=concept.use_epsilon_correction, rule=rule, known_clamped=on_known is not None
-    )
-    whole = composed.astype(jnp.float32)
-    k_hat = known.features.astype(jnp.float32)
-    u_hat = jnp.zeros_like(k_hat) if unknown is None else unknown.features.astype(jnp.float32)
+    discovered = (nothing.astype(jnp.int32), nothing, nothing, jnp.zeros_like(target))
+    spec = discovered_spec(concept)
+    if parts.discovered is not None and spec is not None:
+        discovered = _listed(params["unknown_head"], parts.discovered, at_rows.discovered, spec, target)
+    whole = parts.composed.astype(jnp.float32)
+    k_hat = parts.known.features.astype(jnp.float32)
+    u_hat = jnp.zeros_like(k_hat) if parts.discovered is None else parts.discovered.features.astype(jnp.float32)
 
     def along(vectors: jax.Array) -> jax.Array:
         return jnp.sum(vectors * target, axis=-1)
 
     return LogitShares(
-        *known_listed[:3],
-        *found[:3],
-        epsilon=along(whole - known_listed[3] - found[3]),
+        *known[:3],
+        *discovered[:3],
+        epsilon=along(whole - known[3] - discovered[3]),
         net_known=along(k_hat),
         net_discovered=along(u_hat),
         net_epsilon=along(whole - k_hat - u_hat),

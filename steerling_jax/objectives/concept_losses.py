@@ -81,14 +81,14 @@ def log1m_exp(s: jax.Array) -> jax.Array:
     return jnp.where(near, close, far)
 
 
-def residual_loss(unknown: jax.Array, rows: MaskedRows, labelled: jax.Array) -> jax.Array:
+def residual_loss(discovered: jax.Array, rows: MaskedRows, labelled: jax.Array) -> jax.Array:
     """Mean over masked rows and D of `(û − sg(h − k̂_labels))²`: teaches the discovered head only."""
     target = lax.stop_gradient(rows.hidden - labelled)
-    square = jnp.mean(jnp.square((unknown - target).astype(jnp.float32)), axis=1)
+    square = jnp.mean(jnp.square((discovered - target).astype(jnp.float32)), axis=1)
     return jnp.sum(square * rows.valid) / jnp.maximum(jnp.sum(rows.valid), 1.0)
 
 
-def independence_loss(known: jax.Array, unknown: jax.Array, valid: jax.Array) -> jax.Array:
+def independence_loss(known: jax.Array, discovered: jax.Array, valid: jax.Array) -> jax.Array:
     """`‖Ψᵀ Φ‖²_F / (D² (M − 1))` of the centred features over the M valid rows; gradient through the discovered
     ones only.
     """
@@ -99,7 +99,7 @@ def independence_loss(known: jax.Array, unknown: jax.Array, valid: jax.Array) ->
         x = x.astype(jnp.float32) * weight
         return (x - jnp.sum(x, axis=0, keepdims=True) / count) * weight
 
-    phi, psi = centred(lax.stop_gradient(known)), centred(unknown)
+    phi, psi = centred(lax.stop_gradient(known)), centred(discovered)
     M, D = phi.shape
     # ‖ΨᵀΦ‖² = Σ (ΨΨᵀ ∘ ΦΦᵀ): take whichever square is smaller.
     square = jnp.sum(jnp.square(psi.T @ phi)) if D <= M else jnp.sum((psi @ psi.T) * (phi @ phi.T))

@@ -17,18 +17,16 @@ from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from steerling_jax.errors import require, require_share
 from steerling_jax.models.backbone import Params
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.steerling.backbone import embed_tokens, run_backbone
 from steerling_jax.models.steerling.config import ModelConfig
-from steerling_jax.models.steerling.head_view import known_spec, unknown_spec
-from steerling_jax.models.steerling.heads import run_head
+from steerling_jax.models.steerling.decompose import cross_entropy, decompose
 from steerling_jax.objectives.noise import NoiseConfig, noise_levels
 from steerling_jax.objectives.objective import Batch, Draws, Metrics, part_of
-from steerling_jax.objectives.pretraining import TOKEN_WEIGHTS, check_token_weight, cross_entropy
+from steerling_jax.objectives.pretraining import TOKEN_WEIGHTS, check_token_weight
 from steerling_jax.objectives.rows import MaskedRows, at_rows
 
 
@@ -121,12 +119,8 @@ def block_rows(hidden: jax.Array, drawn: Draws, size: int) -> MaskedRows:
 
 def concept_features(params: Params, hidden: jax.Array, config: ModelConfig, compute: Compute) -> jax.Array:
     """k̂ + û of hidden rows (M, D), in their dtype."""
-    assert config.concept is not None
-    features = run_head(params["known_head"], hidden, known_spec(config.concept), compute).features
-    spec = unknown_spec(config.concept)
-    if spec is not None:
-        features = features + run_head(params["unknown_head"], lax.stop_gradient(hidden), spec, compute).features
-    return features.astype(hidden.dtype)
+    parts = decompose(params, hidden, config=config, compute=compute, stop_discovered_gradient=True)
+    return parts.concept_features.astype(hidden.dtype)
 
 
 def _begin(answer: jax.Array, block: jax.Array) -> jax.Array:

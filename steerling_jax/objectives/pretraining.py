@@ -16,16 +16,14 @@ from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
+from steerling_jax.concepts.heads import view_concepts
 from steerling_jax.errors import require, require_share
 from steerling_jax.models.backbone import Params
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.steerling.config import ModelConfig
-from steerling_jax.models.steerling.decompose import lm_logits
+from steerling_jax.models.steerling.decompose import cross_entropy, decompose
 from steerling_jax.models.steerling.denoise import denoise
-from steerling_jax.models.steerling.head_view import known_spec, unknown_spec, view_head
-from steerling_jax.models.steerling.heads import run_head
 from steerling_jax.objectives.concept_losses import (
     independence_loss,
     label_features,
@@ -90,7 +88,7 @@ class ObjectiveConfig:
         noisy, masked = mask_tokens(mask_key, tokens, levels, config)
         kept = first_masked(masked, self.rows)
         weight = kept / jnp.repeat(levels, W, axis=1)[:, :T]
-        drop_key, known_key, unknown_key, force_known, force_unknown = jax.random.split(path_key, 5)
+        drop_key, known_key, discovered_key, force_known, force_discovered = jax.random.split(path_key, 5)
         cosine = 0.5 - 0.5 * jnp.cos(jnp.pi * progress)
         drawn = {
             "noisy": noisy,
@@ -99,7 +97,7 @@ class ObjectiveConfig:
             "left_out": jnp.sum(masked & ~kept, axis=1),
             "drop_epsilon": jax.random.uniform(drop_key, (B, T)) < _scheduled(self.epsilon_dropout, progress),
             "drop_known": jax.random.uniform(known_key, (B, T)) < self.known_dropout,
-            "drop_unknown": jax.random.uniform(unknown_key, (B, T)) < self.unknown_dropout,
+            "drop_discovered": jax.random.uniform(discovered_key, (B, T)) < self.unknown_dropout,
             "present": masked_chunks(kept, batch["chunk_index"], batch["chunk_labels"].shape[1]),
         }
         shared = {
@@ -107,7 +105,7 @@ class ObjectiveConfig:
             "tokens": jnp.sum(weight),  # every token counts once: a masked one stands for 1/t of them
             "chunks": jnp.sum(drawn["present"]),
             "use_labels": jax.random.uniform(force_known) < _scheduled(self.known_forcing, cosine),
-            "use_residual": jax.random.uniform(force_unknown) < _scheduled(self.unknown_forcing, progress),
+            "use_residual": jax.random.uniform(force_discovered) < _scheduled(self.unknown_forcing, progress),
         }
         return Draws({**batch, **drawn}, shared)
 
@@ -144,26 +142,22 @@ class ObjectiveConfig:
         assert config.concept is not None
         batch = drawn.sequences
         labels = batch["chunk_labels"]
-        spec, discovered = known_spec(config.concept), unknown_spec(config.concept)
-        known_view = view_head(params["known_head"], spec, compute, rows.hidden)
-        known = run_head(params["known_head"], rows.hidden, spec, compute).features
+        parts = decompose(params, rows.hidden, config=config, compute=compute, stop_discovered_gradient=True)
+        known_view, spec = view_concepts(params, rows.hidden, "known", config, compute)
+        known = parts.known.features
         labelled = label_features(known_view, labels, rows.chunk, compute)
-        unknown = jnp.zeros_like(rows.hidden)
-        if discovered is not None:
-            fixed = lax.stop_gradient(rows.hidden)
-            unknown = run_head(params["unknown_head"], fixed, discovered, compute).features
-        composed = training_features(rows, known, unknown, labelled, drawn)
+        discovered = jnp.zeros_like(rows.hidden) if parts.discovered is None else parts.discovered.features
+        composed = training_features(rows, known, discovered, labelled, drawn)
         hold = jnp.minimum(progress / max(self.concept_warmup, 1e-6), 1.0)
         held = known_view._replace(query=scale_gradient(known_view.query, hold))
         presence = presence_loss(held, rows, labels, spec.block, compute.operands)
         terms = {"presence": presence * part_of(jnp.sum(batch["present"]), drawn.shared["chunks"])}
-        if discovered is not None:
+        if parts.discovered is not None:
             part = part_of(jnp.sum(rows.valid), drawn.shared["rows"])
-            terms["residual"] = part * residual_loss(unknown, rows, labelled)
-            terms["independence"] = part * independence_loss(known, unknown, rows.valid)
+            terms["residual"] = part * residual_loss(discovered, rows, labelled)
+            terms["independence"] = part * independence_loss(known, discovered, rows.valid)
             if self.epsilon_independence_weight:
-                epsilon = rows.hidden - known - unknown
-                terms["epsilon_independence"] = part * independence_loss(epsilon, unknown, rows.valid)
+                terms["epsilon_independence"] = part * independence_loss(parts.residual, discovered, rows.valid)
         return composed, terms
 
 
@@ -199,13 +193,6 @@ def loss_fn(
     )
 
 
-def cross_entropy(params: Params, features: jax.Array, target: jax.Array, compute: Compute) -> jax.Array:
-    """−log p(target) (M,) float32 for features (M, D)."""
-    logits = lm_logits(params, features, compute)
-    picked = jnp.take_along_axis(logits, target[:, None], axis=1)[:, 0]
-    return jax.nn.logsumexp(logits, axis=1) - picked
-
-
 def diffusion_losses(params: Params, features: jax.Array, rows: MaskedRows, drawn: Draws, compute: Compute) -> Metrics:
     """The rows' part of the cross-entropy on the batch's masked tokens: as a mean (`diffusion`), and weighted by 1/t,
     which estimates the likelihood bound (`bound`)."""
@@ -217,7 +204,7 @@ def diffusion_losses(params: Params, features: jax.Array, rows: MaskedRows, draw
 
 
 def training_features(
-    rows: MaskedRows, known: jax.Array, unknown: jax.Array, labelled: jax.Array, drawn: Draws
+    rows: MaskedRows, known: jax.Array, discovered: jax.Array, labelled: jax.Array, drawn: Draws
 ) -> jax.Array:
     """What goes to the output projection, (M, D): hidden itself where epsilon is kept (the identity), and k̂ + û
     where it is dropped, with dropout of k̂ and teacher forcing."""
@@ -226,9 +213,9 @@ def training_features(
         return at_rows(drawn.sequences[name], rows.position)[:, None]
 
     k = jnp.where(drawn.shared["use_labels"] & (rows.chunk >= 0)[:, None], labelled, known)
-    u = jnp.where(drawn.shared["use_residual"], rows.hidden - labelled, unknown)
+    u = jnp.where(drawn.shared["use_residual"], rows.hidden - labelled, discovered)
     k = jnp.where(drops("drop_known"), 0.0, k)
-    u = jnp.where(drops("drop_unknown"), 0.0, u)
+    u = jnp.where(drops("drop_discovered"), 0.0, u)
     return jnp.where(drops("drop_epsilon"), (k + u).astype(rows.hidden.dtype), rows.hidden)
 
 

@@ -20,8 +20,10 @@ from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax import lax
 
+from steerling_jax.concepts.heads import view_concepts
 from steerling_jax.errors import require, require_share
 from steerling_jax.models.backbone import Params
 from steerling_jax.models.compute import Compute
@@ -31,7 +33,6 @@ from steerling_jax.models.steerling.backbone import lm_head_weight
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.decompose import lm_logits
 from steerling_jax.models.steerling.denoise import denoise
-from steerling_jax.models.steerling.head_view import known_spec, view_head
 from steerling_jax.objectives.noise import NoiseConfig, mask_tokens, noise_levels
 from steerling_jax.objectives.objective import Batch, Draws, Metrics, first_masked, part_of
 from steerling_jax.objectives.pretraining import TOKEN_WEIGHTS, check_token_weight
@@ -112,13 +113,12 @@ class SteeringObjective:
         )
         rows = gather_rows(hidden, batch, batch["levels"], batch["masked"], config.diff_block_size, self.rows)
         logits = lm_logits(params, rows.hidden, compute)
-        whole = jax.nn.logsumexp(logits, axis=1)
-        nats = (whole - jnp.take_along_axis(logits, rows.target[:, None], axis=1)[:, 0]) * rows.valid
+        nats = optax.softmax_cross_entropy_with_integer_labels(logits, rows.target) * rows.valid
         pushed = at_rows(batch["pushed"], rows.position) * rows.valid
         chunk = jnp.maximum(rows.chunk, 0).reshape(rows.position.shape)
         concept = jnp.maximum(at_rows(batch["concept"], chunk), 0)
         respond = jnp.sum(pushed * respond_nats(params, rows, concept, config, compute))
-        express = jnp.sum(pushed * (whole - set_logits(logits, at_rows(batch["lifted"], chunk))))
+        express = jnp.sum(pushed * express_nats(logits, at_rows(batch["lifted"], chunk)))
         metrics = {
             "diffusion": part_of(jnp.sum(nats), shared["rows"]),
             "bound": part_of(jnp.sum(nats / rows.level), shared["tokens"]),
@@ -147,15 +147,15 @@ def respond_nats(
     params: Params, rows: MaskedRows, concept: jax.Array, config: ModelConfig, compute: Compute
 ) -> jax.Array:
     """−log k of each row's own concept (M,), float32 (M,)."""
-    assert config.concept is not None, "steering needs known concepts"
-    view = view_head(params["known_head"], known_spec(config.concept), compute, rows.hidden)
+    view, _ = view_concepts(params, rows.hidden, "known", config, compute)
     return jax.nn.softplus(-bn.logits_of(view, concept[:, None], compute.operands)[:, 0])
 
 
-def set_logits(logits: jax.Array, members: jax.Array) -> jax.Array:
-    """log Σ exp of the logits (M, V) at members (M, W), −1 unused, float32 (M,); finite where there are none."""
+def express_nats(logits: jax.Array, members: jax.Array) -> jax.Array:
+    """−log Σ p(w) over the tokens members (M, W), −1 unused, float32 (M,), for logits (M, V); finite without any."""
     picked = jnp.take_along_axis(logits, jnp.maximum(members, 0), axis=1)
-    return jax.nn.logsumexp(jnp.where(members >= 0, picked, -1e9), axis=1)
+    inside = jax.nn.logsumexp(jnp.where(members >= 0, picked, -1e9), axis=1)  # −inf would have NaN as its gradient
+    return jax.nn.logsumexp(logits, axis=1) - inside
 
 
 def _known_embeddings(params: Params) -> jax.Array:

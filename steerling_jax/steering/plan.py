@@ -45,7 +45,7 @@ class ClampPlan:
     all)."""
 
     known: dict[int, float] | None
-    unknown: dict[int, float] | None
+    discovered: dict[int, float] | None
     offsets: tuple[int, int] | None
     epsilon: EpsilonRule
 
@@ -56,7 +56,7 @@ class ClampPlan:
             return (jnp.array(list(values)), jnp.array(list(values.values()))) if values else None
 
         start, end = self.offsets or (0, _ALWAYS)
-        return RowClamps(arrays(self.known), arrays(self.unknown), jnp.int32(start), jnp.int32(end), self.epsilon)
+        return RowClamps(arrays(self.known), arrays(self.discovered), jnp.int32(start), jnp.int32(end), self.epsilon)
 
 
 @dataclass(frozen=True)
@@ -157,18 +157,18 @@ def clamp_plan(several: Sequence[SteeringConfig]) -> ClampPlan | None:
         return None
     first = clamping[0]
     known: dict[int, float] = {}
-    unknown: dict[int, float] = {}
+    discovered: dict[int, float] = {}
     for one in clamping:
         if (one.clamp_offsets, one.epsilon) != (first.clamp_offsets, first.epsilon):
             raise UserError(
                 f"{first.describe()!r} and {one.describe()!r} clamp concepts at different positions or with different "
                 "epsilon; give both the same."
             )
-        for found, values in ((known, one.intervene_known or {}), (unknown, one.intervene_unknown or {})):
+        for found, values in ((known, one.intervene_known or {}), (discovered, one.intervene_unknown or {})):
             if twice := found.keys() & values.keys():
                 raise UserError(f"{one.describe()!r} clamps concept {min(twice)}, as another steering does; keep one.")
             found.update(values)
-    return ClampPlan(known or None, unknown or None, first.clamp_offsets, first.epsilon)
+    return ClampPlan(known or None, discovered or None, first.clamp_offsets, first.epsilon)
 
 
 def _embeddings(params: Params, concept_ids: Sequence[int]) -> jax.Array:

@@ -18,8 +18,7 @@ from steerling_jax.models.batching import padded_length
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.denoise import denoise
-from steerling_jax.models.steerling.head_view import known_spec
-from steerling_jax.models.steerling.heads import run_head
+from steerling_jax.models.steerling.heads import run_known_head
 from steerling_jax.steering.config import SteeringConfig
 
 DEFAULT_STRENGTH = 8.0
@@ -86,7 +85,6 @@ def _kept(
     params: Params, clean: jax.Array, noisy: jax.Array, *, config: ModelConfig, compute: Compute
 ) -> tuple[jax.Array, jax.Array]:
     """clean and noisy tokens (1, T) to the reported known concepts' logits and ids, (T, K)."""
-    assert config.concept is not None
     hidden = denoise(params, clean, noisy, config=config, compute=compute, clean_context=True)
-    known = run_head(params["known_head"], hidden[0], known_spec(config.concept), compute)
+    known = run_known_head(params, hidden[0], config, compute)
     return known.topk_logits, known.topk_indices

@@ -25,7 +25,6 @@ from steerling_jax.evaluation.bound import (
     block_subsets,
     likelihood_sums,
     most_masked,
-    parts_of,
     presence_evidence,
 )
 from steerling_jax.evaluation.detection import auc, macro_auc
@@ -35,7 +34,7 @@ from steerling_jax.io.corpus.heldout import read_heldout
 from steerling_jax.io.corpus.store import CorpusStore
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.steerling.config import ConceptConfig, ModelConfig
-from steerling_jax.models.steerling.decompose import lm_logits
+from steerling_jax.models.steerling.decompose import decompose, lm_logits
 from steerling_jax.models.steerling.denoise import denoise
 from steerling_jax.models.steerling.model import compiled_forward, init_params
 from steerling_jax.objectives.concept_losses import log_presence
@@ -47,7 +46,7 @@ from tests.worlds.training_world import make_corpus
 
 L, V, D = 3, 12, 8
 COMPUTE = Compute()
-compiled_parts = jax.jit(parts_of, static_argnums=(2, 3))
+compiled_decompose = jax.jit(decompose, static_argnames=("config", "compute"))
 hidden_of = partial(jax.jit, static_argnames=("config", "compute", "clean_context"))(denoise)
 
 
@@ -162,8 +161,9 @@ def test_every_valid_token_counts_once():
 
 def test_parts_add_up_to_what_forward_composes(params: dict, config: ModelConfig):
     found = compiled_forward(params, TEXT, config=config)
-    parts = compiled_parts(params, found.decomposition.hidden.reshape(-1, D), config, COMPUTE)
-    np.testing.assert_allclose(parts.known + parts.discovered + parts.epsilon, parts.composed, atol=1e-5)
+    hidden = found.decomposition.hidden.reshape(-1, D)
+    parts = compiled_decompose(params, hidden, config=config, compute=COMPUTE)
+    np.testing.assert_allclose(parts.concept_features + parts.epsilon, parts.composed, atol=1e-5)
     np.testing.assert_allclose(parts.composed, found.decomposition.composed.reshape(-1, D), atol=1e-5)
     np.testing.assert_allclose(parts.epsilon, found.decomposition.epsilon_true.reshape(-1, D), atol=1e-5)
     np.testing.assert_allclose(lm_logits(params, parts.composed, COMPUTE), found.logits.reshape(-1, V), atol=1e-4)
@@ -180,13 +180,14 @@ def test_costs_and_shares(params: dict, config: ModelConfig):
     subsets = block_subsets(key, jnp.asarray(valid), L)
     noisy = jnp.where(subsets.masked, config.mask_token_id, tokens)
     hidden = hidden_of(params, tokens, noisy, config=config, compute=COMPUTE, clean_context=True)
-    parts = compiled_parts(params, hidden.reshape(-1, D), config, COMPUTE)
+    parts = compiled_decompose(params, hidden.reshape(-1, D), config=config, compute=COMPUTE)
+    known, discovered = parts.known.features, parts.discovered_features
     weight = (subsets.masked * subsets.weight).reshape(-1)
     features = {
-        "full": parts.known + parts.discovered + parts.epsilon,
-        "without_epsilon": parts.known + parts.discovered,
-        "without_known": parts.discovered + parts.epsilon,
-        "without_discovered": parts.known + parts.epsilon,
+        "full": known + discovered + parts.epsilon,
+        "without_epsilon": known + discovered,
+        "without_known": discovered + parts.epsilon,
+        "without_discovered": known + parts.epsilon,
     }
     for name, rows in features.items():
         log_p = jax.nn.log_softmax(lm_logits(params, rows, COMPUTE))[np.arange(tokens.size), tokens.reshape(-1)]

@@ -23,7 +23,7 @@ from steerling_jax.explain.neighbourhood import control_concepts, neighbourhoods
 from steerling_jax.io.corpus.store import CorpusStore
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.steerling.denoise import denoise
-from steerling_jax.models.steerling.head_view import unknown_spec
+from steerling_jax.models.steerling.head_view import discovered_spec
 from steerling_jax.models.steerling.heads import run_head
 from steerling_jax.objectives.noise import mask_tokens
 from tests.worlds.topic_world import CHUNK, KNOWS, TOPIC, about_topic, config
@@ -101,7 +101,7 @@ def test_activations_are_those_of_the_head(topic_bundle: Bundle, topic_store: Co
     noisy, masked = mask_tokens(key, jnp.asarray(tokens), jnp.full((64, 8), 0.5), config())
     hidden = denoise(one.params, jnp.asarray(tokens), noisy, config=config(), compute=Compute(), clean_context=True)
     concept = config().concept
-    spec = None if concept is None else unknown_spec(concept)
+    spec = None if concept is None else discovered_spec(concept)
     assert spec is not None
     weights = run_head(one.params["unknown_head"], hidden.reshape(-1, 32), spec, Compute(), dense=True).weights
     weights = np.asarray(weights)[:, KNOWS].reshape(chunk.shape)

@@ -214,7 +214,7 @@ def test_nothing_as_long_as_the_concepts_is_made(clamped):
     clamps = model.Clamps(jnp.asarray([3]), jnp.asarray([0.5]), jnp.ones(24, bool)) if clamped else None
     program = jax.make_jaxpr(
         lambda params: model.forward(
-            params, jnp.asarray(TOKENS), config=config, known_clamps=clamps, unknown_clamps=clamps
+            params, jnp.asarray(TOKENS), config=config, known_clamps=clamps, discovered_clamps=clamps
         )
     )(model.param_shapes(config))
     made = set(shapes_made(program.jaxpr))

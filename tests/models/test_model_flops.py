@@ -20,7 +20,7 @@ from steerling_jax.models.steerling.flops import (
     peak_flops,
     training_flops,
 )
-from steerling_jax.models.steerling.head_view import known_spec, unknown_spec
+from steerling_jax.models.steerling.head_view import discovered_spec, known_spec
 from steerling_jax.models.steerling.model import param_shapes
 from steerling_jax.objectives.noise import NoiseConfig, expected_masked_share, noise_levels, two_copy_mask
 from steerling_jax.objectives.pretraining import ObjectiveConfig, loss_fn
@@ -133,7 +133,7 @@ def test_heads_against_xla() -> None:
     model = dataclasses.replace(SMALL, interpretable=True, concept=CONCEPTS)
     found = forward_flops(model, batch_size=1, seq_len=64, rows=64)
     params, rows = param_shapes(model), shape(64, 128, dtype="float32")
-    unknown = unknown_spec(CONCEPTS)
+    unknown = discovered_spec(CONCEPTS)
     assert unknown is not None
     for name, spec, ours, width in (
         ("known_head", known_spec(CONCEPTS), found.known, 128),

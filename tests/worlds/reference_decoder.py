@@ -49,7 +49,7 @@ def reference_decode(
         if (clamped := plan.clamps) is not None:
             start, end = clamped.offsets or (0, len(tokens))
             where = jnp.asarray((at >= P + start) & (at < P + end))
-            for name, values in (("known_clamps", clamped.known), ("unknown_clamps", clamped.unknown)):
+            for name, values in (("known_clamps", clamped.known), ("discovered_clamps", clamped.discovered)):
                 if values:
                     clamps[name] = Clamps(jnp.array(list(values)), jnp.array(list(values.values())), where)
             clamps["epsilon"] = clamped.epsilon

@@ -16,7 +16,7 @@ from steerling_jax.attribution.faithfulness.planted.world import FactQuery
 from steerling_jax.io.corpus.store import CorpusStore
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.steerling.config import ConceptConfig, ModelConfig
-from steerling_jax.models.steerling.decompose import lm_logits
+from steerling_jax.models.steerling.decompose import cross_entropy
 from steerling_jax.models.steerling.denoise import denoise
 from steerling_jax.objectives.noise import NoiseConfig
 from steerling_jax.objectives.optimizer import OptimizerConfig
@@ -141,5 +141,4 @@ def log_probabilities(
     rows = canvases.reshape(m * Q, T)
     hidden = denoise(params, rows, rows, config=config, compute=compute, clean_context=False)
     at, wanted = jnp.tile(place, m), jnp.tile(target, m)
-    logits = lm_logits(params, hidden[jnp.arange(m * Q), at], compute)
-    return jax.nn.log_softmax(logits)[jnp.arange(m * Q), wanted].reshape(m, Q)
+    return -cross_entropy(params, hidden[jnp.arange(m * Q), at], wanted, compute).reshape(m, Q)

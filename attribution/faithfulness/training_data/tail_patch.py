@@ -13,8 +13,8 @@ import numpy as np
 
 from steerling_jax.attribution.faithfulness.planted.fit import Params
 from steerling_jax.attribution.faithfulness.planted.model import FactPrompt, log_probabilities
+from steerling_jax.models.steerling.decompose import cross_entropy
 from steerling_jax.models.steerling.denoise import denoise
-from steerling_jax.objectives.pretraining import cross_entropy
 from steerling_jax.objectives.training_step import Recipe
 
 STEP = 0.1  # length of the step, in units of the parameters' norm times 1/1000

@@ -23,7 +23,7 @@ from steerling_jax.models.layers import matmul_t
 from steerling_jax.models.steerling import bottleneck as bn
 from steerling_jax.models.steerling.backbone import lm_head_weight
 from steerling_jax.models.steerling.config import ModelConfig
-from steerling_jax.models.steerling.head_view import HeadSpec, known_spec, unknown_spec
+from steerling_jax.models.steerling.head_view import HeadSpec, discovered_spec, known_spec
 
 
 class AttributionTarget(Protocol):
@@ -132,7 +132,7 @@ class ConceptActivation:
 
     def _spec(self, config: ModelConfig) -> HeadSpec | None:
         assert config.concept is not None
-        return known_spec(config.concept) if self.kind == "known" else unknown_spec(config.concept)
+        return known_spec(config.concept) if self.kind == "known" else discovered_spec(config.concept)
 
 
 def _logit(params: Params, rows: jax.Array, tokens: jax.Array) -> jax.Array:

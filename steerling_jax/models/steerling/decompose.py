@@ -1,35 +1,135 @@
-"""The hidden state split into known concepts, discovered concepts and the residual, and what the logits read."""
+"""The decomposition `hidden = known + discovered + epsilon`, and the output projection that reads its sum.
+
+The forward pass, decoding, training, evaluation and explanations all call `decompose`; what needs a single head calls
+`heads.run_known_head` or `heads.run_discovered_head`.
+
+Legend: N rows (positions of any number of sequences), D width, C concepts, J clamped concepts, V vocabulary.
+"""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
+import optax
 from flax import struct
+from jax import lax
 
 from steerling_jax.models.backbone import Params
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.layers import matmul_t
+from steerling_jax.models.steerling import bottleneck as bn
 from steerling_jax.models.steerling.backbone import lm_head_weight
 from steerling_jax.models.steerling.config import ModelConfig
-from steerling_jax.models.steerling.head_view import known_spec, unknown_spec
-from steerling_jax.models.steerling.heads import Clamps, EpsilonRule, HeadOutput, run_head
+from steerling_jax.models.steerling.heads import Clamps, EpsilonRule, HeadOutput, run_discovered_head, run_known_head
 from steerling_jax.parallel.mesh import constrain
+
+
+class HeadClamps(NamedTuple):
+    """The clamps of both heads (None for none), and the rule for epsilon under them: see `decompose`."""
+
+    known: Clamps | None = None
+    discovered: Clamps | None = None
+    epsilon: EpsilonRule = "published"
+
+
+NO_CLAMPS = HeadClamps()
 
 
 @struct.dataclass
 class RowClamps:
-    """Concepts set by hand while text is written: known and unknown as (ids (J,), values (J,)), None for no clamp; at
-    offsets after the prompt from `start` up to `end`, () int32; epsilon: see `forward`."""
+    """Concepts clamped during decoding: known and discovered as (ids (J,), values (J,)), None for no clamp, at offsets
+    after the prompt from `start` up to `end`, () int32; epsilon: see `decompose`."""
 
     known: tuple[jax.Array, jax.Array] | None
-    unknown: tuple[jax.Array, jax.Array] | None
+    discovered: tuple[jax.Array, jax.Array] | None
     start: jax.Array
     end: jax.Array
     epsilon: EpsilonRule = struct.field(pytree_node=False, default="published")
 
-    def at(self, which: tuple[jax.Array, jax.Array] | None, offsets: jax.Array) -> Clamps | None:
-        """One head's clamps on rows at `offsets` (N,)."""
-        return None if which is None else Clamps(*which, (offsets >= self.start) & (offsets < self.end))
+    def at(self, offsets: jax.Array) -> HeadClamps:
+        """The clamps on rows at `offsets` (N,) after the prompt."""
+        positions = (offsets >= self.start) & (offsets < self.end)
+        known, discovered = (
+            None if clamped is None else Clamps(*clamped, positions) for clamped in (self.known, self.discovered)
+        )
+        return HeadClamps(known, discovered, self.epsilon)
+
+
+class Parts(NamedTuple):
+    """Hidden rows and their decomposition; arrays are (N, D).
+
+    known, discovered: the outputs of the heads; discovered is None in a model without that head.
+    epsilon: the correction that is added to the heads' features; None where none is added.
+    beside_known: what is added to the known features to give `composed`; the published `unk_for_lm`.
+    composed: what the output projection reads.
+    """
+
+    hidden: jax.Array
+    known: HeadOutput
+    discovered: HeadOutput | None
+    epsilon: jax.Array | None
+    beside_known: jax.Array
+    composed: jax.Array
+
+    @property
+    def discovered_features(self) -> jax.Array:
+        """The discovered head's features; in a model without that head, all that is not known (published)."""
+        return self.hidden - self.known.features if self.discovered is None else self.discovered.features
+
+    @property
+    def concept_features(self) -> jax.Array:
+        """The features of the model's heads added up, without epsilon."""
+        return self.known.features if self.discovered is None else self.known.features + self.discovered.features
+
+    @property
+    def residual(self) -> jax.Array:
+        """What the known and discovered features leave of the hidden rows."""
+        return self.hidden - (self.known.features + self.discovered_features)
+
+
+def decompose(
+    params: Params,
+    hidden: jax.Array,
+    *,
+    config: ModelConfig,
+    compute: Compute,
+    clamps: HeadClamps = NO_CLAMPS,
+    dense: bool = False,
+    large: int = bn.LARGE_CONCEPT_THRESHOLD,
+    stop_discovered_gradient: bool = False,
+) -> Parts:
+    """Splits hidden rows (N, D) of a model with concepts into known features, discovered features and epsilon.
+
+    clamps.epsilon "published": epsilon is what the features leave of the hidden rows, and none where a known concept is
+    clamped. "frozen": epsilon (and, without a discovered head, the features that stand in for it) is that of the pass
+    without clamps, so a clamp moves `composed` by exactly what it moves the features.
+    dense, large: see `heads.run_head`. stop_discovered_gradient: the discovered head reads stop_gradient(hidden), as in
+    the published forward pass, so that its losses do not train the backbone.
+
+    Source: the published package's InterpretableCausalDiffusionLM.forward.
+    """
+    concept = config.concept
+    assert concept is not None, "a bare backbone has no decomposition"
+    rule = clamps.epsilon
+    known = run_known_head(params, hidden, config, compute, clamps.known, rule, dense, large)
+    read = lax.stop_gradient(hidden) if stop_discovered_gradient else hidden
+    discovered = run_discovered_head(params, read, config, compute, clamps.discovered, rule, dense, large)
+    if discovered is None:
+        reference = known.unclamped if rule == "frozen" else known.features
+        beside_known, unclamped = (hidden - reference,) * 2
+    else:
+        beside_known, unclamped = discovered.features, discovered.unclamped
+    epsilon = None
+    if concept.use_epsilon_correction and rule == "frozen":
+        epsilon = hidden - (unclamped + known.unclamped)
+    elif concept.use_epsilon_correction and clamps.known is None:
+        epsilon = hidden - (beside_known + known.features)
+    if epsilon is not None:
+        beside_known = beside_known + epsilon
+    # The order of these sums is the published one: in bfloat16 it decides how `composed` is rounded.
+    return Parts(hidden, known, discovered, epsilon, beside_known, beside_known + known.features)
 
 
 def logit_features(
@@ -42,64 +142,31 @@ def logit_features(
 ) -> jax.Array:
     """Hidden rows (N, D) to the rows (N, D) that the output projection reads, with `clamps` on rows at `offsets` (N,).
 
-    Unclamped, with the epsilon correction on, they are the hidden rows themselves, up to rounding, and the heads are
-    skipped (not under faithful rounding).
+    Without clamps and with epsilon these are the hidden rows themselves, up to rounding, so the heads are not run.
+    Faithful rounding runs them, because the published model in bfloat16 reads the rounded sum.
     """
     concept = config.concept
     if concept is None or (clamps is None and concept.use_epsilon_correction and not compute.faithful_rounding):
         return hidden
-    known_clamps = unknown_clamps = None
-    rule: EpsilonRule = "published"
+    at_rows = NO_CLAMPS
     if clamps is not None:
         assert offsets is not None
-        known_clamps, unknown_clamps = clamps.at(clamps.known, offsets), clamps.at(clamps.unknown, offsets)
-        rule = clamps.epsilon
-    known = run_head(params["known_head"], hidden, known_spec(concept), compute, known_clamps, rule)
-    spec = unknown_spec(concept)
-    unknown = None
-    if spec is not None:
-        unknown = run_head(params["unknown_head"], hidden, spec, compute, unknown_clamps, rule)
-    use_epsilon, clamped = concept.use_epsilon_correction, known_clamps is not None
-    return compose(hidden, known, unknown, use_epsilon=use_epsilon, rule=rule, known_clamped=clamped)[0]
-
-
-def compose(
-    hidden: jax.Array,
-    known: HeadOutput,
-    unknown: HeadOutput | None,
-    *,
-    use_epsilon: bool,
-    rule: EpsilonRule,
-    known_clamped: bool,
-) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    """Puts the parts together, all (N, D): composed, the discovered part as it goes to the logits, epsilon or None.
-
-    Published: epsilon fills what is missing unless a known concept is clamped. Frozen: epsilon (and, without a
-    discovered head, the stand-in for its features) is that of the unedited pass, so an edit moves `composed` by
-    exactly its delta.
-    """
-    if unknown is None:
-        reference = known.plain if rule == "frozen" else known.features
-        part, plain_part = (hidden - reference,) * 2
-    else:
-        part, plain_part = unknown.features, unknown.plain
-    epsilon = None
-    if use_epsilon and rule == "frozen":
-        epsilon = hidden - (plain_part + known.plain)
-    elif use_epsilon and not known_clamped:
-        epsilon = hidden - (part + known.features)
-    if epsilon is not None:
-        part = part + epsilon
-    return part + known.features, part, epsilon
+        at_rows = clamps.at(offsets)
+    return decompose(params, hidden, config=config, compute=compute, clamps=at_rows).composed
 
 
 def lm_logits(params: Params, features: jax.Array, compute: Compute) -> jax.Array:
     """features (..., D) to logits (..., V) float32; rounded to the compute dtype first under faithful rounding."""
     weight = lm_head_weight(params)
-    # First as it lies, or the compiler would lay a tied embedding out for this product, and gather it for every other;
-    # then a device's own part of the vocabulary; then all of that part.
+    # First as it is stored, or the compiler would lay a tied embedding out for this product and gather it for every
+    # other use; then each device's own shard of the vocabulary; then that shard with its whole width.
     for axes in (("vocab", "embed"), ("logits", "embed"), ("logits", None)):
         weight = constrain(weight, axes)
     logits = matmul_t(features, weight, compute.operands)
     logits = constrain(logits, ("batch", *(None,) * (logits.ndim - 2), "logits"))
     return logits.astype(compute.dtype).astype(jnp.float32) if compute.faithful_rounding else logits
+
+
+def cross_entropy(params: Params, features: jax.Array, targets: jax.Array, compute: Compute) -> jax.Array:
+    """−log p(target) in nats, (N,) float32, for features (N, D) and the token ids targets (N,)."""
+    return optax.softmax_cross_entropy_with_integer_labels(lm_logits(params, features, compute), targets)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from steerling_jax.models.steerling.config import ModelConfig
-from steerling_jax.models.steerling.head_view import HeadSpec, known_spec, unknown_spec
+from steerling_jax.models.steerling.head_view import HeadSpec, discovered_spec, known_spec
 
 Gradient = Literal["none", "inputs"]
 
@@ -99,7 +99,7 @@ def training_flops(
         parts = _head(known_spec(config.concept))
         # The presence loss asks for every concept, so every score has a gradient.
         known = 3 * (parts.query + parts.scores + parts.features)
-        spec = unknown_spec(config.concept)
+        spec = discovered_spec(config.concept)
         if spec is not None:
             parts = _head(spec)
             # The hidden state is given: a product with it has a gradient for its weight alone. Of the scores, only
@@ -140,7 +140,7 @@ def _pass(config: ModelConfig, positions: float, pairs: float, rows: float, head
     known = discovered = 0.0
     if heads and config.concept is not None:
         known = weight * _head(known_spec(config.concept)).forward
-        spec = unknown_spec(config.concept)
+        spec = discovered_spec(config.concept)
         discovered = 0.0 if spec is None else _head(spec).forward  # its input is fixed, there is no way back
     return Flops(
         layers=weight * positions * _layers(config),

@@ -1,6 +1,7 @@
-"""What a concept head is: its sizes, its tables under their published names, and positions seen through them.
+"""A concept head's sizes, its weight tables under their published names, and its view of a batch of positions.
 
-Legend: N positions (B·T), D width, C concepts, R rank, Q query width (D or R), P value width (D or R).
+Legend: N positions (B·T), D width, C concepts, Cp rows of a table (C rounded up to the padding), R rank, Q query width
+(D or R), P value width (D or R).
 """
 
 from __future__ import annotations
@@ -20,8 +21,12 @@ from steerling_jax.parallel.mesh import constrain
 
 @dataclass(frozen=True)
 class HeadSpec:
-    """What one head computes. topk: kept for the dense rule and reported; topk_features: kept for features; None:
-    all.
+    """The sizes and options of one head, taken from the published configuration.
+
+    rows: of its tables, padding included. rank: of a factorised head, None for full tables. topk: concepts selected by
+    the dense rule and reported; topk_features: concepts whose embeddings are summed; None selects all of them.
+    topk_on_logits: concepts that are not selected get the logit 0, so the weight sigmoid(0) = 0.5, and not the weight
+    0 (published). block: concepts scored at once.
     """
 
     n_concepts: int
@@ -36,6 +41,7 @@ class HeadSpec:
 
 
 def known_spec(c: ConceptConfig) -> HeadSpec:
+    """The known head's sizes and options."""
     features = c.topk_known if c.topk_known_features is None else c.topk_known_features
     return HeadSpec(
         n_concepts=c.n_concepts,
@@ -50,8 +56,8 @@ def known_spec(c: ConceptConfig) -> HeadSpec:
     )
 
 
-def unknown_spec(c: ConceptConfig) -> HeadSpec | None:
-    """None when the model has no discovered head."""
+def discovered_spec(c: ConceptConfig) -> HeadSpec | None:
+    """The discovered head's sizes and options; None when the model has no such head."""
     if not c.use_unknown or c.n_unknown_concepts is None:
         return None
     topk = c.unknown_topk if c.apply_topk_to_unknown else None
@@ -71,9 +77,10 @@ def unknown_spec(c: ConceptConfig) -> HeadSpec | None:
 class HeadView(NamedTuple):
     """A head applied to N positions: query (N, Q), keys (Cp, Q), values (Cp, P), basis (D, P) or None, scale, C.
 
-    The tables keep their padding rows: cutting them off would copy them. Only the first `n_concepts` take part. Where
-    the tables are one device's part, they begin with concept `first`; `axis` is the mesh axis that splits them, `axes`
-    are all that split tables and positions.
+    The tables include their padding rows, because slicing those off would copy the tables; only the first `n_concepts`
+    rows are concepts. Inside a `shard_map` the tables are one device's shard: `first` is the number of its first
+    concept, `axis` the mesh axis over which the tables are sharded, and `axes` all mesh axes over which tables and
+    positions are sharded.
     """
 
     query: jax.Array
@@ -87,23 +94,24 @@ class HeadView(NamedTuple):
     axes: tuple[str, ...] = ()
 
     def embeddings_of(self, start: jax.Array, count: int) -> jax.Array:
-        """values (count, P) of the concepts from `start` () on, which are here."""
+        """The rows (count, P) of `values` for concepts `start` () to `start + count`, which this shard must hold."""
         return lax.dynamic_slice_in_dim(self.values, start - self.first, count)
 
 
 class ConceptHead(nn.Module):
-    """Holds a head's tables under their published names and views positions through them."""
+    """A head's weight tables under their published names; calling it gives its view of the positions."""
 
     spec: HeadSpec
     compute: Compute
 
     @nn.compact
     def __call__(self, hidden: jax.Array) -> HeadView:
-        """hidden (N, D)."""
+        """hidden (N, D) to the head's view of it."""
         s, dtype = self.spec, self.compute.dtype
         D = s.width
 
         def project(x, w):
+            # The small square matrices are used whole on every device: gathering them costs less than moving rows.
             return matmul_t(x, constrain(w, (None, None)), self.compute.operands).astype(dtype)
 
         query = project(hidden, Table((D, D), name="concept_query_projection")()) if s.attention else hidden
@@ -112,6 +120,8 @@ class ConceptHead(nn.Module):
             values = Table((s.rows, D), name="concept_embedding")()
             keys = values if s.attention else Table((s.rows, D), name="concept_predictor")()
             return HeadView(query, keys, values, None, scale, s.n_concepts)
+        # Factorised: keys = coefficients · basisᵀ, so query · keysᵀ = (query · basis) · coefficientsᵀ, and the (C, D)
+        # table is never built.
         values = Table((s.rows, s.rank), name="embedding_coef")()
         basis = Table((D, s.rank), name="embedding_basis")()
         if s.attention:
@@ -123,12 +133,12 @@ class ConceptHead(nn.Module):
 
 
 def view_head(params: dict[str, Any], spec: HeadSpec, compute: Compute, hidden: jax.Array) -> HeadView:
-    """A head's `params` at positions hidden (N, D)."""
+    """The view that a head with `params` has of hidden (N, D)."""
     return cast(HeadView, ConceptHead(spec, compute).apply({"params": params}, hidden))
 
 
 class Table(nn.Module):
-    """A bare (rows, width) weight."""
+    """A parameter `weight` of shape (rows, width), drawn from a normal distribution with standard deviation `std`."""
 
     shape: tuple[int, int]
     std: float = 0.02

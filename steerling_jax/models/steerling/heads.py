@@ -1,4 +1,7 @@
-"""One pass through a concept head: features, the reported concepts, clamps, and the dense view on request."""
+"""One pass through a concept head: features, reported concepts, clamps, and the logits of all concepts on request.
+
+Legend: N positions, D width, C concepts, K selected concepts, J clamped concepts.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,14 @@ from jax import lax
 
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.steerling import bottleneck as bn
-from steerling_jax.models.steerling.head_view import HeadSpec, HeadView, view_head
+from steerling_jax.models.steerling.config import ModelConfig
+from steerling_jax.models.steerling.head_view import HeadSpec, HeadView, discovered_spec, known_spec, view_head
 
 EpsilonRule = Literal["published", "frozen"]
 
 
 class Clamps(NamedTuple):
-    """Concept activations set by hand: ids (J,) int32, values (J,) float32, at positions (N,) bool."""
+    """Concept activations set by the user: ids (J,) int32, values (J,) float32, at positions (N,) bool."""
 
     ids: jax.Array
     values: jax.Array
@@ -24,22 +28,58 @@ class Clamps(NamedTuple):
 
 
 class HeadOutput(NamedTuple):
-    """features (N, D); plain (N, D), the same without clamps; topk_logits and topk_indices (N, K), or None;
-    logits and weights (N, C) only when asked for."""
+    """The output of one head at N positions.
+
+    features (N, D); unclamped (N, D), the same without clamps; topk_logits (N, K) float32 and topk_indices (N, K)
+    int32, the reported concepts, largest first; logits and weights (N, C), None unless requested.
+    """
 
     features: jax.Array
-    plain: jax.Array
+    unclamped: jax.Array
     topk_logits: jax.Array
     topk_indices: jax.Array
     logits: jax.Array | None
     weights: jax.Array | None
 
 
-class _Kept(NamedTuple):
-    """Concepts kept at each position, (N, K) each; None in place of this means all are kept."""
+class _Selected(NamedTuple):
+    """The concepts selected at each position, (N, K) each; where it is None, all concepts are selected."""
 
     logits: jax.Array
     indices: jax.Array
+
+
+def run_known_head(
+    params: dict,
+    hidden: jax.Array,
+    config: ModelConfig,
+    compute: Compute,
+    clamps: Clamps | None = None,
+    rule: EpsilonRule = "published",
+    dense: bool = False,
+    large: int = bn.LARGE_CONCEPT_THRESHOLD,
+) -> HeadOutput:
+    """The known head of the model `params` at hidden (N, D); see `run_head`."""
+    assert config.concept is not None
+    return run_head(params["known_head"], hidden, known_spec(config.concept), compute, clamps, rule, dense, large)
+
+
+def run_discovered_head(
+    params: dict,
+    hidden: jax.Array,
+    config: ModelConfig,
+    compute: Compute,
+    clamps: Clamps | None = None,
+    rule: EpsilonRule = "published",
+    dense: bool = False,
+    large: int = bn.LARGE_CONCEPT_THRESHOLD,
+) -> HeadOutput | None:
+    """The discovered head of the model `params` at hidden (N, D), None where the model has none; see `run_head`."""
+    assert config.concept is not None
+    spec = discovered_spec(config.concept)
+    if spec is None:
+        return None
+    return run_head(params["unknown_head"], hidden, spec, compute, clamps, rule, dense, large)
 
 
 def run_head(
@@ -52,28 +92,27 @@ def run_head(
     dense: bool = False,
     large: int = bn.LARGE_CONCEPT_THRESHOLD,
 ) -> HeadOutput:
-    """hidden (N, D) through one head.
+    """The head with `params` at hidden (N, D).
 
-    Clamping follows the published package: up to `large` concepts on the dense weights, which keep `topk` (not
-    `topk_features`) everywhere; above, as a correction to the features. Under the frozen rule a clamp moves the plain
-    features by exactly (value − what the concept contributed) · E_c.
+    Clamping follows the published package. In a head of up to `large` concepts it acts on the dense weights, which
+    select `topk` (not `topk_features`) concepts at every position; in a larger one it is a correction to the features.
+    Under the frozen rule a clamp moves the unclamped features by exactly (value − what the concept contributed) · E_c.
+    dense: also return the logits and weights of all concepts.
     """
     view = view_head(params, spec, compute, hidden)
-    reported = _Kept(*bn.top_concepts(view, spec.topk or bn.REPORTED_WITHOUT_TOPK, spec.block, compute.operands))
-    if spec.topk_features is None:
-        kept, plain = None, bn.mix_all(view, spec.block, compute)
+    if spec.topk_features is None:  # exactly where `topk` is None too
+        selected, unclamped = None, bn.mix_all(view, spec.block, compute)
+        reported = _Selected(*bn.top_concepts(view, bn.REPORTED_WITHOUT_TOPK, spec.block, compute.operands))
     else:
-        kept = reported
-        if spec.topk_features != spec.topk:
-            kept = _Kept(*bn.top_concepts(view, spec.topk_features, spec.block, compute.operands))
-            reported = _Kept(*(a[:, : spec.topk] for a in kept)) if spec.topk_features > (spec.topk or 0) else kept
-        plain = bn.mix_concepts(view, kept.indices, jax.nn.sigmoid(kept.logits), spec.block, compute)
-    features = plain
+        selected = _Selected(*bn.top_concepts(view, spec.topk_features, spec.block, compute.operands))
+        reported = _Selected(*(a[:, : spec.topk] for a in selected))  # sorted, so its best are a prefix
+        unclamped = bn.mix_concepts(view, selected.indices, jax.nn.sigmoid(selected.logits), spec.block, compute)
+    features = unclamped
     sparse = spec.n_concepts > large
     if clamps is not None:
-        features = _clamped(view, spec, compute, clamps, rule, sparse, plain, kept)
+        features = _clamped(view, spec, compute, clamps, rule, sparse, unclamped, selected)
     logits, weights = _dense(view, spec, compute, clamps) if dense else (None, None)
-    return HeadOutput(features, plain, reported.logits, reported.indices, logits, weights)
+    return HeadOutput(features, unclamped, reported.logits, reported.indices, logits, weights)
 
 
 def _clamped(
@@ -83,39 +122,52 @@ def _clamped(
     clamps: Clamps,
     rule: EpsilonRule,
     sparse: bool,
-    plain: jax.Array,
-    kept: _Kept | None,
+    unclamped: jax.Array,
+    selected: _Selected | None,
 ) -> jax.Array:
+    """The features (N, D) with clamps: `base + Σ_j (value_j − weight_j) E_j`, at the clamped positions.
+
+    The rules differ in the weight that a clamped concept had before, and in the base that the others make up.
+    """
     ids = jnp.broadcast_to(clamps.ids[None, :], (view.query.shape[0], clamps.ids.shape[0]))
-    now = jax.nn.sigmoid(bn.logits_of(view, ids, compute.operands))
-    base = plain
+    weight = jax.nn.sigmoid(bn.logits_of(view, ids, compute.operands))
+    base = unclamped
     if rule == "frozen":
-        now = now if kept is None else jnp.where(_isin(ids, kept.indices), now, 0.0)
+        # A concept that is not selected contributes nothing to the features, whatever its logit.
+        weight = weight if selected is None else jnp.where(_isin(ids, selected.indices), weight, 0.0)
     elif not sparse and spec.topk is not None:
-        dense_kept = _Kept(*bn.top_concepts(view, spec.topk, spec.block, compute.operands))
-        unkept = 0.5 if spec.topk_on_logits else 0.0  # a zeroed logit still weighs sigmoid(0)
-        now = jnp.where(_isin(ids, dense_kept.indices), now, unkept)
-        if unkept or spec.topk_features != spec.topk:
-            excess = jax.nn.sigmoid(dense_kept.logits) - unkept
-            base = bn.mix_concepts(view, dense_kept.indices, excess, spec.block, compute)
-            base = base + (unkept * bn.embedding_sum(view)).astype(base.dtype)[None, :]
-    delta = jnp.where(clamps.positions[:, None], clamps.values[None, :] - now, 0.0)
+        # The published package clamps the dense weights of this head, and those select `topk` concepts even where the
+        # features are made of `topk_features`. So the base is recomputed from the dense weights.
+        dense = _Selected(*bn.top_concepts(view, spec.topk, spec.block, compute.operands))
+        fill = _weight_outside_topk(spec)
+        weight = jnp.where(_isin(ids, dense.indices), weight, fill)
+        if fill or spec.topk_features != spec.topk:
+            # Σ_c weight_c E_c = Σ_selected (weight − fill) E + fill · Σ_c E_c: no (N, C) array of weights is built.
+            excess = jax.nn.sigmoid(dense.logits) - fill
+            base = bn.mix_concepts(view, dense.indices, excess, spec.block, compute)
+            base = base + (fill * bn.embedding_sum(view)).astype(base.dtype)[None, :]
+    delta = jnp.where(clamps.positions[:, None], clamps.values[None, :] - weight, 0.0)
     return base + (delta @ bn.embeddings(view, clamps.ids)).astype(base.dtype)
 
 
-def _isin(ids: jax.Array, kept: jax.Array) -> jax.Array:
-    """(N, J) whether each id is among that row's kept concepts (N, K)."""
-    return (ids[:, :, None] == kept[:, None, :]).any(axis=-1)
+def _weight_outside_topk(spec: HeadSpec) -> float:
+    """The dense weight of a concept outside the top k: with `topk_on_logits` its logit is set to 0, and sigmoid(0) is
+    0.5."""
+    return 0.5 if spec.topk_on_logits else 0.0
+
+
+def _isin(ids: jax.Array, selected: jax.Array) -> jax.Array:
+    """(N, J) bool, whether each of ids (N, J) is among the same row of selected (N, K)."""
+    return (ids[:, :, None] == selected[:, None, :]).any(axis=-1)
 
 
 def _dense(view: HeadView, spec: HeadSpec, compute: Compute, clamps: Clamps | None) -> tuple[jax.Array, jax.Array]:
-    """Every logit (N, C) and the weight that the dense rule gives it, clamps included."""
+    """All logits (N, C) and the weights (N, C) of the dense rule, with clamps."""
     logits = bn.dense_logits(view, compute.operands)
     weights = jax.nn.sigmoid(logits)
     if spec.topk is not None:
         best, index = lax.top_k(logits, min(spec.topk, spec.n_concepts))
-        fill = 0.5 if spec.topk_on_logits else 0.0
-        weights = bn.scatter_rows(index, jax.nn.sigmoid(best), spec.n_concepts, fill)
+        weights = bn.scatter_rows(index, jax.nn.sigmoid(best), spec.n_concepts, _weight_outside_topk(spec))
     if clamps is not None:
         clamped = weights.at[:, clamps.ids].set(clamps.values[None, :])
         weights = jnp.where(clamps.positions[:, None], clamped, weights)

@@ -17,9 +17,9 @@ from steerling_jax.models.edits import LayerEdit
 from steerling_jax.models.steerling import bottleneck as bn
 from steerling_jax.models.steerling.backbone import Layers, embed_tokens, run_backbone
 from steerling_jax.models.steerling.config import ModelConfig
-from steerling_jax.models.steerling.decompose import compose, lm_logits
-from steerling_jax.models.steerling.head_view import ConceptHead, Table, known_spec, unknown_spec
-from steerling_jax.models.steerling.heads import Clamps, EpsilonRule, run_head
+from steerling_jax.models.steerling.decompose import HeadClamps, decompose, lm_logits
+from steerling_jax.models.steerling.head_view import ConceptHead, Table, discovered_spec, known_spec
+from steerling_jax.models.steerling.heads import Clamps, EpsilonRule
 from steerling_jax.models.steerling.layers import rope_tables
 
 
@@ -86,7 +86,7 @@ class Steerling(nn.Module):
         if c.concept is not None:
             rows = hidden.reshape(-1, c.n_embd)
             ConceptHead(known_spec(c.concept), self.compute, name="known_head")(rows)
-            if (spec := unknown_spec(c.concept)) is not None:
+            if (spec := discovered_spec(c.concept)) is not None:
                 ConceptHead(spec, self.compute, name="unknown_head")(rows)
 
 
@@ -110,7 +110,7 @@ def forward(
     embeds: jax.Array | None = None,
     dense: bool = False,
     known_clamps: Clamps | None = None,
-    unknown_clamps: Clamps | None = None,
+    discovered_clamps: Clamps | None = None,
     epsilon: EpsilonRule = "published",
     edits: Sequence[LayerEdit] = (),
     large: int | None = None,
@@ -128,53 +128,43 @@ def forward(
     if config.concept is None:
         return ForwardResult(lm_logits(params, hidden, compute), Decomposition(hidden=hidden))
     B, T, D = hidden.shape
-    rows, concept = hidden.reshape(-1, D), config.concept
-    run = partial(
-        run_head,
+    parts = decompose(
+        params,
+        hidden.reshape(-1, D),
+        config=config,
         compute=compute,
-        rule=epsilon,
+        clamps=HeadClamps(known_clamps, discovered_clamps, epsilon),
         dense=dense,
         large=bn.LARGE_CONCEPT_THRESHOLD if large is None else large,
+        stop_discovered_gradient=True,
     )
-    known = run(params["known_head"], rows, known_spec(concept), clamps=known_clamps)
-    spec = unknown_spec(concept)
-    unknown = None
-    if spec is not None:
-        unknown = run(params["unknown_head"], jax.lax.stop_gradient(rows), spec, clamps=unknown_clamps)
-    composed, part, eps = compose(
-        rows,
-        known,
-        unknown,
-        use_epsilon=concept.use_epsilon_correction,
-        rule=epsilon,
-        known_clamped=known_clamps is not None,
-    )
+    known, discovered = parts.known, parts.discovered
 
     def shaped(a: jax.Array | None) -> jax.Array | None:
         return None if a is None else a.reshape(B, T, -1)
 
-    logits = lm_logits(params, composed, compute).reshape(B, T, -1)
+    logits = lm_logits(params, parts.composed, compute).reshape(B, T, -1)
     fields: dict[str, jax.Array | None] = dict(
-        hidden=rows,
+        hidden=parts.hidden,
         known_features=known.features,
         known_predicted=known.features,
         known_logits=known.logits,
         known_weights=known.weights,
         known_topk_indices=known.topk_indices,
         known_topk_logits=known.topk_logits,
-        unk=rows - known.features,
-        unk_for_lm=part,
-        composed=composed,
-        epsilon=eps,
+        unk=parts.hidden - known.features,
+        unk_for_lm=parts.beside_known,
+        composed=parts.composed,
+        epsilon=parts.epsilon,
     )
-    if unknown is not None:
+    if discovered is not None:
         fields |= dict(
-            unk_hat=unknown.features,
-            unknown_logits=unknown.logits,
-            unknown_weights=unknown.weights,
-            unknown_topk_indices=unknown.topk_indices,
-            unknown_topk_logits=unknown.topk_logits,
-            epsilon_true=rows - (known.features + unknown.features),
+            unk_hat=discovered.features,
+            unknown_logits=discovered.logits,
+            unknown_weights=discovered.weights,
+            unknown_topk_indices=discovered.topk_indices,
+            unknown_topk_logits=discovered.topk_logits,
+            epsilon_true=parts.residual,
         )
     return ForwardResult(logits, Decomposition(**{name: shaped(value) for name, value in fields.items()}))  # type: ignore[arg-type]
 
