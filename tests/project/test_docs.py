@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pydoc
 import re
 import subprocess
 import sys
@@ -43,6 +44,18 @@ def test_links_and_paths_exist(page: Path) -> None:
     missing = [path for path in PATH_IN_CODE.findall(text) if not (REPOSITORY / path).exists()]
     assert not broken, f"{page.name} links to {broken}, which do not exist: correct the links"
     assert not missing, f"{page.name} names {missing}, which do not exist: correct the paths"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_python_names_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    if page.name == "CHANGELOG.md":
+        text = re.sub(r"^ *(\|[^|]+\|)[^|]+\|", r"\1", text, flags=re.MULTILINE)  # without the old names
+    names = set(re.findall(r"`(steerling_jax(?:\.\w+)+)`", text))
+    for module, imported in re.findall(r"^from (steerling_jax[\w.]*) import (.+)$", text, re.MULTILINE):
+        names |= {f"{module}.{name.strip()}" for name in imported.split(",")}
+    missing = [name for name in names if pydoc.locate(name) is None]
+    assert not missing, f"{page.name} names {missing}, which do not exist: correct the names"
 
 
 def test_every_public_name_has_a_reference() -> None:
