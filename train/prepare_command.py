@@ -33,7 +33,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="folders, files or patterns of .txt, .jsonl (also .jsonl.gz) or .parquet files, local or remote "
         "(default: the documentation of this Python installation)",
     )
-    add("--source", nargs="+", default=[], metavar="FILE", help="TOML files that describe sources (docs/corpus.md)")
+    add(
+        "--source",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="TOML files that describe sources (docs/guide/corpus.md)",
+    )
     add(
         "--concepts",
         nargs="*",

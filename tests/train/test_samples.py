@@ -1,4 +1,4 @@
-"""What is counted of samples, and the commands `prepare` and `evaluate` on bad input."""
+"""What is counted of samples, and the command `evaluate` on bad input."""
 
 from __future__ import annotations
 
@@ -51,10 +51,6 @@ def test_runs_are_told_apart():
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["prepare", "--out", "there"], "choose another --out"),
-        (["prepare", "--out", "new", "--input", "nowhere"], "nowhere is not a folder"),
-        (["prepare", "--out", "new", "--heldout-share", "1"], "--heldout-share is 1.0"),
-        (["prepare", "--out", "new", "--chunk-tokens", "0"], "--chunk-tokens is 0"),
         (["evaluate", "no-such/model"], "no-such/model"),
         (["evaluate", "--levels", "0"], "--levels holds 0"),
         (["evaluate", "--samples", "-1"], "--samples is -1"),

@@ -56,8 +56,7 @@ def source_files(source: TextSource) -> list[InputFile]:
     supported = [file for file in sorted(files.values(), key=lambda file: file.address) if file.format]
     if not supported:
         raise UserError(
-            f"{', '.join(source.files)} holds no documents: add .txt, .jsonl (also compressed, .jsonl.gz) or .parquet "
-            "files."
+            f"{', '.join(source.files)} contains no documents: add .txt, .jsonl (or .jsonl.gz) or .parquet files."
         )
     return supported
 

@@ -117,7 +117,7 @@ def _concept(id: int, number: int, table: dict[str, Any], path: Path) -> Concept
     for word in table.get("words", ()):
         if not _WORD_OR_PHRASE.fullmatch(word):
             raise UserError(
-                f"{where}: words holds {word!r}; give one or two words of lower-case letters a-z and digits."
+                f"{where}: words contains {word!r}; give one or two words of lower-case letters a-z and digits."
             )
     concept = ConceptDefinition.from_json({"id": id} | table)
     if not concept.has_rules and len(concept.examples) < MIN_EXAMPLES:

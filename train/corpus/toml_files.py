@@ -22,7 +22,7 @@ def toml_files(paths: Sequence[str | Path]) -> list[Path]:
     for path in map(Path, paths):
         members = sorted(path.rglob("*.toml")) if path.is_dir() else [path]
         if not members:
-            raise UserError(f"{path} holds no .toml files: add one, or name another folder.")
+            raise UserError(f"{path} contains no .toml files: add one, or name another folder.")
         files += members
     return files
 

@@ -59,12 +59,9 @@ def prepare(
         raise UserError(f"{out} already exists: choose another --out, or remove it.")
     if target.is_remote and inputs.documents is not None:
         raise UserError(f"{out} is in a bucket, where documents must come from files: name some with --input.")
-    concepts = list(read_concepts() if inputs.concepts is None else inputs.concepts)
-    for table in inputs.tables:
-        check_table(table)
-    table_ids = [_add_table_concepts(concepts, table) for table in inputs.tables]
+    concepts, table_ids = _all_concepts(inputs)
     if config.embeddings and any(concept.is_learned for concept in concepts):
-        model_tokenizer(config.embeddings)  # fails early for a model that cannot embed text, before all is read
+        model_tokenizer(config.embeddings)  # fails for a model that cannot embed text, before any document is read
     resumes = work.has(PLAN_FILE)
     if not resumes:
         _check_unused(target, work)
@@ -142,6 +139,17 @@ def _remove_unused_documents(work: StoragePath) -> None:
     for path in Path(work.address).glob("documents-*.jsonl") if plan else ():
         if path.name.encode() not in plan:
             path.unlink()
+
+
+def _all_concepts(inputs: CorpusInputs) -> tuple[list[ConceptDefinition], list[dict[int, int]]]:
+    """The concepts of the corpus, with those of the tables of labels; and, for each table, its ids' ids in the corpus.
+
+    Raises `UserError` for a table with missing files or columns.
+    """
+    concepts = list(read_concepts() if inputs.concepts is None else inputs.concepts)
+    for table in inputs.tables:
+        check_table(table)
+    return concepts, [_add_table_concepts(concepts, table) for table in inputs.tables]
 
 
 def _add_table_concepts(concepts: list[ConceptDefinition], table: TableSettings) -> dict[int, int]:

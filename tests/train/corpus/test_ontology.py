@@ -1,4 +1,4 @@
-"""The known concepts: a well-formed file, and rules that find what a reader would."""
+"""Definitions of known concepts: the bundled file is valid, its rules match, invalid files are rejected."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_added_concepts_are_numbered_after_the_bundled_ones(tmp_path: Path):
         ("[[concept]]", "[[concept]", "not valid TOML"),
         ("[[concept]]", "[concept]", "with two brackets"),
         ('["knit", "purl stitch"]', '"knit"', "concept 'Knitting': words is 'knit'; give a list"),
-        ('"purl stitch"', '"Purl-stitch!"', "words holds 'Purl-stitch!'"),
+        ('"purl stitch"', '"Purl-stitch!"', "words contains 'Purl-stitch!'"),
         ("contributor", "colour", "colour is not a field of a concept"),
         ('group = "topic"', "", "'Knitting' has no group"),
         ('name = "Knitting"', "", "concept 1 has no name"),
@@ -157,5 +157,5 @@ def test_the_concepts_in_the_documentation_are_right(tmp_path: Path):
 def test_missing_concepts(tmp_path: Path):
     with pytest.raises(UserError, match="Cannot read"):
         read_concepts([tmp_path / "nowhere.toml"])
-    with pytest.raises(UserError, match=r"holds no \.toml files"):
+    with pytest.raises(UserError, match=r"contains no \.toml files"):
         read_concepts([tmp_path])

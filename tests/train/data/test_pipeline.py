@@ -1,4 +1,4 @@
-"""The data pipeline: slices that cover the split, shuffled anew each epoch, resumed exactly, shared among processes."""
+"""The data pipeline: slices cover the split, each epoch has a new order, resuming is exact, processes share batches."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_sequences_cover_the_split(store: CorpusStore):
 
 
 def test_examples_point_at_their_chunks(store: CorpusStore):
-    """Every token's chunk index and labels agree with the store's own account, chunk by chunk."""
+    """Every token's chunk index and labels agree with the chunks of the store."""
     chunks = [store.chunk(i) for i in range(store.chunk_count)]
     source = Sequences(store, "heldout", T, max_chunks=T)
     start, _ = store.split("heldout")
@@ -107,7 +107,7 @@ def test_shapes(store: CorpusStore):
 
 
 def test_resumes_exactly(store: CorpusStore):
-    """Also across the end of an epoch, and into a pipeline made afresh."""
+    """Also across the end of an epoch, with a new pipeline."""
     per_epoch = len(Sequences(store, "train", T)) // 4
     for done in (0, 3, per_epoch + 2):
         expected = batches(store, done + 4)[done:]
@@ -115,7 +115,7 @@ def test_resumes_exactly(store: CorpusStore):
 
 
 def test_processes_share_each_batch(store: CorpusStore):
-    """Whatever their number, they read the same batches, each its own rows."""
+    """For any number of processes, the batches are the same, and each process reads its own rows."""
     whole = batches(store, 6)
     for shares in ([[0, 1], [2, 3]], [[0], [1], [2], [3]], [[0, 2], [1, 3]]):
         for rows in shares:
@@ -123,6 +123,6 @@ def test_processes_share_each_batch(store: CorpusStore):
             assert_same(batches(store, 6, rows=rows), mine)
 
 
-def test_too_short_a_split_is_told(store: CorpusStore):
+def test_split_shorter_than_a_sequence(store: CorpusStore):
     with pytest.raises(UserError, match=r"train split .* choose a smaller seq_len"):
         training_examples(store, seq_len=10**6, batch_size=1, seed=0)

@@ -1,4 +1,4 @@
-"""The computed shuffle: a bijection of any size, another one for each seed, and well mixed."""
+"""The computed permutation: a bijection for any size, different for each seed, and well mixed."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ def test_every_item_once(size: int, seed: int):
 @settings(deadline=None)
 @given(st.integers(1, 2**62 - 1), st.integers(0, 2**64 - 1), st.data())
 def test_large_orders_need_no_list(size: int, seed: int, data: st.DataObject):
-    """Other items stand at other places, all inside, and any one is found without the others."""
-    places = data.draw(st.lists(st.integers(0, size - 1), min_size=1, max_size=20, unique=True))
-    items = Permutation(size, seed)(np.array(places))
-    assert len(set(items.tolist())) == len(places)
+    """Different positions have different items, all in range, and each is computed without the others."""
+    positions = data.draw(st.lists(st.integers(0, size - 1), min_size=1, max_size=20, unique=True))
+    items = Permutation(size, seed)(np.array(positions))
+    assert len(set(items.tolist())) == len(positions)
     assert 0 <= items.min() <= items.max() < size
-    assert Permutation(size, seed)(np.array(places[-1:])).tolist() == items[-1:].tolist()
+    assert Permutation(size, seed)(np.array(positions[-1:])).tolist() == items[-1:].tolist()
 
 
-def test_seeds_give_orders_that_agree_by_chance_alone():
+def test_orders_of_different_seeds_agree_by_chance_only():
     first, second = (Permutation(10_000, seed).order() for seed in (0, 1))
     assert (first == second).sum() < 10  # 1 is expected
     assert abs(np.corrcoef(np.arange(10_000), first)[0, 1]) < 0.04  # four standard deviations
 
 
-def test_neighbours_are_parted():
-    """Where items begin that stood side by side is even over the whole range."""
+def test_neighbours_are_separated():
+    """Items at neighbouring positions are as far apart as random ones, and uniform over the whole range."""
     order = Permutation(1 << 16, 3).order()
     gaps = np.abs(np.diff(order)) / (1 << 16)
     assert abs(gaps.mean() - 1 / 3) < 0.01
@@ -42,12 +42,12 @@ def test_neighbours_are_parted():
     assert abs(counts - 256).max() < 5 * 16
 
 
-def test_fixed_for_ever():
-    """Stores and their order are known by the seed: this must not change."""
+def test_the_order_never_changes():
+    """A store's order follows from its seed, so the permutation of a seed must stay the same in all versions."""
     assert Permutation(10, 0).order().tolist() == [5, 2, 6, 0, 3, 7, 4, 8, 1, 9]
 
 
-def test_bad_sizes_and_places():
+def test_bad_sizes_and_positions():
     with pytest.raises(ValueError, match="size is -1"):
         Permutation(-1, 0)
     with pytest.raises(ValueError, match="permutation is of 5"):

@@ -1,4 +1,4 @@
-"""Preparation in parts: one store whatever the workers, after a kill too; files of all formats; what is told."""
+"""`prepare`: the same store with any workers and after a kill; duplicates and splits; bad options."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import fsspec
 import numpy as np
 import pytest
 
@@ -25,11 +24,9 @@ from steerling_jax.io.corpus.store import CorpusStore
 from steerling_jax.io.tokenizers.sentencepiece import SentencePieceTokenizer
 from steerling_jax.io.tokenizers.vocabulary import train_sentencepiece
 from steerling_jax.train.corpus.documents import Document
-from steerling_jax.train.corpus.reading import read_part
-from steerling_jax.train.corpus.sources import TextSource, read_sources
+from steerling_jax.train.corpus.sources import TextSource
 from steerling_jax.train.prepare import duplicates, splitting, vocabulary
 from steerling_jax.train.prepare.config import CorpusInputs, PrepareConfig, RunnerConfig
-from steerling_jax.train.prepare.part_plan import plan_parts
 from steerling_jax.train.prepare.prepare import prepare
 
 WORDS = [
@@ -47,7 +44,7 @@ def tokenizer() -> SentencePieceTokenizer:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Documents as JSON lines, some twice, some in other files."""
+    """Documents in several formats, some of them twice."""
     folder = tmp_path_factory.mktemp("texts")
     lines = [json.dumps({"text": text}) for text in TEXTS[:100]]
     (folder / "a.jsonl").write_text("\n".join([*lines, lines[3], lines[50]]) + "\n")
@@ -79,12 +76,13 @@ def texts(store: CorpusStore) -> list[str]:
     return [tokenizer.decode(store.tokens(d.start, d.end).tolist()) for d in store.documents]
 
 
-def test_each_text_is_there_once(store: CorpusStore, folder: Path):
+def test_each_text_is_in_the_store_once(store: CorpusStore, folder: Path):
     assert sorted(texts(store)) == sorted(TEXTS[:105])
     assert not Path(f"{store.folder}.work").exists()
     assert store.manifest["source"]["parts"] > 5
     names = {text: document.name for text, document in zip(texts(store), store.documents)}
-    assert (names[TEXTS[0]], names[TEXTS[99]]) == ("a.jsonl:1", "a.jsonl:100")  # whichever part they are in
+    # Lines are numbered from the start of the file, not of the part.
+    assert (names[TEXTS[0]], names[TEXTS[99]]) == ("a.jsonl:1", "a.jsonl:100")
     assert (names[TEXTS[100]], names[TEXTS[101]]) == ("b.jsonl.gz:2", "t101.txt")
 
 
@@ -92,11 +90,11 @@ def test_the_order_is_shuffled_within_parts_and_among_them(store: CorpusStore):
     train = [int(text.split()[-1][:-1]) for text, d in zip(texts(store), store.documents) if d.split == "train"]
     assert train != sorted(train)
     jumps = np.abs(np.diff(train))
-    assert 1 < np.median(jumps) < 15  # neighbours are mostly from one part
-    assert (jumps > 30).sum() >= 2  # parts are not in their order
+    assert 1 < np.median(jumps) < 15  # consecutive documents are mostly from one part
+    assert (jumps > 30).sum() >= 2  # parts are not in input order
 
 
-def test_workers_make_no_difference(store: CorpusStore, folder: Path, tmp_path: Path):
+def test_the_number_of_workers_does_not_change_the_store(store: CorpusStore, folder: Path, tmp_path: Path):
     for workers in (2, 3):
         line = ["prepare", "--out", str(tmp_path / f"{workers}"), "--input", str(folder), "--vocab-size", "300"]
         options = ["--part-bytes", str(PART), "--heldout-share", "0.2", "--workers", str(workers)]
@@ -104,25 +102,25 @@ def test_workers_make_no_difference(store: CorpusStore, folder: Path, tmp_path: 
         assert same(store.folder, tmp_path / f"{workers}")
 
 
-def test_killed_and_begun_again(store: CorpusStore, folder: Path, tmp_path: Path):
-    """SIGKILL as soon as some parts are done, twice; then only what is left is done."""
+def test_resumes_after_kills(store: CorpusStore, folder: Path, tmp_path: Path):
+    """SIGKILL as soon as some parts are complete, twice; the third run does only the tasks that are left."""
     out, work = tmp_path / "store", tmp_path / "store.work"
     line = [sys.executable, "-m", "steerling_jax.cli.main", "prepare", "--out", str(out), "--input", str(folder)]
     line += ["--vocab-size", "300", "--part-bytes", str(PART), "--heldout-share", "0.2"]
-    for enough in ("survey/000002.json", "parts/000002.json"):
+    for last_file in ("survey/000002.json", "parts/000002.json"):
         process = subprocess.Popen(line, stderr=subprocess.DEVNULL)
-        while not (work / enough).exists():
+        while not (work / last_file).exists():
             assert process.poll() is None
             time.sleep(0.002)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
         assert not out.exists()
-    again: list[tuple[str, int, int]] = []
-    prepare(out, files(folder), CONFIG, progress=lambda *event: again.append(event))
+    events: list[tuple[str, int, int]] = []
+    prepare(out, files(folder), CONFIG, progress=lambda *event: events.append(event))
     assert same(store.folder, out)
-    first = {stage: total for stage, done, total in again if done == 0}
-    assert first["reading"] == first["making the vocabulary"] == 0
-    assert 0 < first["tokens and labels"] < store.manifest["source"]["parts"]
+    tasks = {stage: total for stage, done, total in events if done == 0}
+    assert tasks["reading"] == tasks["making the vocabulary"] == 0
+    assert 0 < tasks["tokens and labels"] < store.manifest["source"]["parts"]
     assert not work.exists()
 
 
@@ -141,7 +139,7 @@ def test_beam_makes_the_same_store(store: CorpusStore, folder: Path, tmp_path: P
         prepare(tmp_path / "new", files(tmp_path / "bad.jsonl"), runner=RunnerConfig(beam_runner="FnApiRunner"))
 
 
-def test_another_preparation_is_not_taken_up(folder: Path, tmp_path: Path, tokenizer: SentencePieceTokenizer):
+def test_is_not_resumed_with_other_settings(folder: Path, tmp_path: Path, tokenizer: SentencePieceTokenizer):
     def stop(stage: str, done: int, total: int) -> None:
         if (stage, done) == ("tokens and labels", 2):
             raise KeyboardInterrupt
@@ -157,8 +155,8 @@ def test_another_preparation_is_not_taken_up(folder: Path, tmp_path: Path, token
     prepare(tmp_path / "store", inputs, CONFIG)
 
 
-def test_what_was_begun_is_kept_whatever_goes_wrong_afterwards(folder: Path, tmp_path: Path, tokenizer):
-    """While it reads, too, when no part is there yet."""
+def test_an_interrupted_preparation_survives_later_errors(folder: Path, tmp_path: Path, tokenizer):
+    """Also if it was interrupted while reading, before any part is complete."""
 
     def stop(stage: str, done: int, total: int) -> None:
         if (stage, done) == ("reading", 2):
@@ -175,7 +173,7 @@ def test_what_was_begun_is_kept_whatever_goes_wrong_afterwards(folder: Path, tmp
     prepare(tmp_path / "store", inputs, CONFIG)
 
 
-def test_a_packed_file_that_is_cut_off_is_told(tmp_path: Path):
+def test_truncated_compressed_file(tmp_path: Path):
     whole = gzip.compress(json.dumps({"text": "some words " * 100}).encode())
     (tmp_path / "a.jsonl.gz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match=r"Cannot read .*a\.jsonl\.gz: Compressed file ended"):
@@ -183,8 +181,8 @@ def test_a_packed_file_that_is_cut_off_is_told(tmp_path: Path):
     assert not (tmp_path / "store.work").exists()
 
 
-def test_shards_without_data_are_no_obstacle(tmp_path: Path, tokenizer: SentencePieceTokenizer):
-    """A corpus of one document: some arrays hold zeros alone, and have no file. Twenty empty parts beside it."""
+def test_shards_of_zeros(tmp_path: Path, tokenizer: SentencePieceTokenizer):
+    """A corpus of one document and twenty empty parts: some arrays contain only zeros and have no file."""
     for i in range(20):
         (tmp_path / f"{i}.jsonl").write_text("\n")
     (tmp_path / "x.jsonl").write_text(json.dumps({"text": "one"}))
@@ -198,25 +196,25 @@ def test_hashes_are_compared_in_ranges(monkeypatch: pytest.MonkeyPatch, folder: 
     assert sorted(texts(made)) == sorted(TEXTS[:105])
 
 
-def test_a_vocabulary_of_a_part_of_the_text(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch):
-    taken: list[str] = []
+def test_a_vocabulary_is_trained_on_a_sample(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch):
+    used: list[str] = []
 
     def train(texts, vocab_size: int) -> bytes:
-        taken.extend(texts)
+        used.extend(texts)
         return train_sentencepiece(TEXTS, vocab_size)
 
     monkeypatch.setattr(vocabulary, "train_sentencepiece", train)
     monkeypatch.setattr(vocabulary, "_CHARACTERS", 4000)
     prepare(tmp_path / "s", files(folder), replace(CONFIG, heldout_share=0.04))
-    assert 2000 < sum(map(len, taken)) <= 4000
-    assert len(taken) >= 5  # from all parts
+    assert 2000 < sum(map(len, used)) <= 4000
+    assert len(used) >= 5  # from all parts
 
 
 def near_copies() -> list[Document]:
     return [Document(str(i), "text", TEXTS[i // 2] + f" end {i % 2}") for i in range(160)]
 
 
-def test_near_duplicates_are_on_one_side(tmp_path: Path, tokenizer: SentencePieceTokenizer):
+def test_near_duplicates_are_in_one_split(tmp_path: Path, tokenizer: SentencePieceTokenizer):
     inputs = CorpusInputs(documents=near_copies(), tokenizer=tokenizer)
     made = prepare(tmp_path / "s", inputs, PrepareConfig(heldout_share=0.3, part_bytes=PART))
     sides = {int(document.name): document.split for document in made.documents}
@@ -224,7 +222,7 @@ def test_near_duplicates_are_on_one_side(tmp_path: Path, tokenizer: SentencePiec
     assert 0.1 < list(sides.values()).count("heldout") / 160 < 0.5
 
 
-def test_beyond_memory_a_hash_or_a_cluster_decides(tmp_path: Path, tokenizer, monkeypatch: pytest.MonkeyPatch):
+def test_a_large_corpus_is_split_by_hash_or_named_cluster(tmp_path: Path, tokenizer, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(splitting, "_CLUSTERED_CHARACTERS", 1000)
     config = PrepareConfig(heldout_share=0.3)
     alone = prepare(tmp_path / "a", CorpusInputs(documents=near_copies(), tokenizer=tokenizer), config)
@@ -237,53 +235,7 @@ def test_beyond_memory_a_hash_or_a_cluster_decides(tmp_path: Path, tokenizer, mo
     assert [sides[i] for i in range(0, 160, 2)] == [sides[i] for i in range(1, 160, 2)]
 
 
-# Formats and places
-
-
-def read(address: str, part_bytes: int = 0, **settings) -> list[Document]:
-    source = TextSource((address,), **settings)
-    return [document for part in plan_parts([source], part_bytes) for document in read_part(part, source)]
-
-
-def test_parquet(tmp_path: Path):
-    pa = pytest.importorskip("pyarrow")
-    from pyarrow import parquet
-
-    table = pa.table({"body": TEXTS[:50], "key": list(range(50)), "other": [[1.0]] * 50})
-    parquet.write_table(table, tmp_path / "x.parquet", row_group_size=8)
-    source = TextSource((str(tmp_path),), name="mine", text_field="body", id_field="key")
-    parts = plan_parts([source], 4000)
-    assert len(parts) > 3
-    found = [document for part in parts for document in read_part(part, source)]
-    assert [d.text for d in found] == TEXTS[:50]
-    assert (found[9].name, found[9].id, found[9].source) == ("x.parquet:10", "9", "mine")
-    with pytest.raises(UserError, match=r"x\.parquet has no column 'text'.* its columns are body, key, other"):
-        read(str(tmp_path))
-    (tmp_path / "x.parquet").write_bytes(b"PAR1")
-    with pytest.raises(UserError, match=r"x\.parquet is not a Parquet file"):
-        read(str(tmp_path))
-
-
-@pytest.mark.parametrize("scheme", ["memory", "file"])
-def test_addresses(scheme: str, tmp_path: Path):
-    base = f"memory://{tmp_path.name}" if scheme == "memory" else f"file://{tmp_path}"
-    for number in range(3):
-        with fsspec.open(f"{base}/deep/{number}.jsonl", "w", auto_mkdir=True) as file:
-            file.write(json.dumps({"text": TEXTS[number]}) + "\n")  # type: ignore[union-attr]
-    for pattern in (base, f"{base}/deep/*.jsonl", f"{base}/**/*.jsonl"):
-        assert [d.text for d in read(pattern)] == TEXTS[:3]
-    assert [d.name for d in read(base)] == ["deep/0.jsonl:1", "deep/1.jsonl:1", "deep/2.jsonl:1"]
-    assert [d.text for d in read(f"{base}/deep/1.jsonl")] == TEXTS[1:2]
-    with pytest.raises(UserError, match="is not a folder or a file"):
-        read(f"{base}/nowhere")
-
-
-def test_lines_are_read_once_however_the_bytes_are_cut(tmp_path: Path):
-    lines = [json.dumps({"text": "é" * (i % 7) + str(i)}, ensure_ascii=False) for i in range(40)]
-    for end, content in (("\n", "\n".join(lines) + "\n"), ("none", "\n".join(lines)), ("crlf", "\r\n".join(lines))):
-        (tmp_path / "x.jsonl").write_text(content, newline="")
-        for part_bytes in (1, 7, 16, 100, 10_000):
-            assert len(read(str(tmp_path), part_bytes)) == 40, (end, part_bytes)
+# Bad input
 
 
 @pytest.mark.parametrize(
@@ -295,23 +247,27 @@ def test_lines_are_read_once_however_the_bytes_are_cut(tmp_path: Path):
         ("\n\n", "No documents are left"),
     ],
 )
-def test_bad_input_is_told_before_the_work(tmp_path: Path, content: str, message: str, tokenizer):
+def test_bad_input_is_found_before_expensive_stages(tmp_path: Path, content: str, message: str, tokenizer):
     (tmp_path / "x.jsonl").write_text(content)
-    begun = []
+    started = []
     with pytest.raises(UserError, match=message):
         prepare(
             tmp_path / "out",
             files(tmp_path / "*.jsonl", tokenizer),
             PrepareConfig(part_bytes=200),
-            progress=lambda stage, done, total: begun.append(stage),
+            progress=lambda stage, done, total: started.append(stage),
         )
-    assert "splitting" not in begun
+    assert "splitting" not in started
     assert [path.name for path in tmp_path.iterdir()] == ["x.jsonl"]
 
 
 def test_bad_options(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "there").mkdir()
     for options, words in [
+        (["--out", "there"], "choose another --out"),
+        (["--heldout-share", "1"], "--heldout-share is 1.0"),
+        (["--chunk-tokens", "0"], "--chunk-tokens is 0"),
         (["--workers", "0"], "--workers is 0"),
         (["--part-bytes", "-1"], "--part-bytes is -1"),
         (["--workers", "2", "--runner", "DirectRunner"], "--workers counts local processes"),
@@ -322,69 +278,7 @@ def test_bad_options(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch:
         (["--labels", "none.toml"], "Cannot read none.toml"),
     ]:
         assert main(["prepare", "--out", "new", *options]) == 2
-        said = capsys.readouterr().err
-        assert words in said
-        assert said.count("\n") == 1
-        assert list(tmp_path.iterdir()) == []
-
-
-# Sources that users describe
-
-SOURCE = """
-[[source]]
-name = "poems"
-description = "Poems of our own."
-license = "CC0-1.0"
-files = "poems/*.jsonl"
-text_field = "verse"
-kind = "code"
-chunk_tokens = 16
-"""
-
-
-def test_a_described_source(tmp_path: Path, tokenizer: SentencePieceTokenizer):
-    (tmp_path / "poems").mkdir()
-    (tmp_path / "poems" / "p.jsonl").write_text("\n".join(json.dumps({"verse": text}) for text in TEXTS[:20]))
-    (tmp_path / "source.toml").write_text(SOURCE)
-    made = prepare(
-        tmp_path / "store", CorpusInputs(sources=read_sources(tmp_path / "source.toml"), tokenizer=tokenizer)
-    )
-    assert {document.source for document in made.documents} == {"poems"}
-    spans = made.read("chunk_spans", 0, made.chunk_count)
-    assert (spans[:, 1] - spans[:, 0]).max() <= 24
-    (described,) = made.manifest["source"]["described"]
-    assert described["license"] == "CC0-1.0"
-
-
-def test_settings_of_a_source_are_for_its_own_documents(tmp_path: Path, tokenizer: SentencePieceTokenizer):
-    (tmp_path / "p.jsonl").write_text(json.dumps({"verse": TEXTS[0], "text": TEXTS[1], "source": "poems"}))
-    (tmp_path / "source.toml").write_text(SOURCE.replace("poems/*", "p"))
-    plain = TextSource((str(tmp_path / "p.jsonl"),))
-    inputs = CorpusInputs(sources=[*read_sources(tmp_path / "source.toml"), plain], tokenizer=tokenizer)
-    made = prepare(tmp_path / "store", inputs, PrepareConfig(heldout_share=0.0))
-    long = [0, 0]
-    for chunk in (made.chunk(number) for number in range(made.chunk_count)):
-        long[chunk.document] = max(long[chunk.document], chunk.end - chunk.start)
-    sizes = dict(zip(texts(made), long))
-    assert sizes[TEXTS[0]] <= 24 < sizes[TEXTS[1]]
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "message"),
-    [
-        ("[[source]]", "", "describes no source"),
-        ('license = "CC0-1.0"', "", "source 'poems' has no license"),
-        ('kind = "code"', 'kind = "prosa"', "kind is 'prosa'; give prose or code"),
-        ("chunk_tokens = 16", 'chunk_tokens = "16"', "chunk_tokens is '16'; give an integer"),
-        ("chunk_tokens = 16", "chunk_tokens = -1", "chunk_tokens is -1"),
-        ("text_field", "textfield", "textfield is not a field of a source"),
-        ('"poems"', '"po ems"', "name is 'po ems'"),
-        ('"poems/*.jsonl"', "[1]", "files is .1.; give a list of strings"),
-        ('"poems/*.jsonl"', "7", "files is 7; give a list of strings"),
-    ],
-)
-def test_bad_sources(tmp_path: Path, old: str, new: str, message: str):
-    assert old in SOURCE
-    (tmp_path / "source.toml").write_text(SOURCE.replace(old, new))
-    with pytest.raises(UserError, match=rf"source\.toml.*{message}"):
-        read_sources(tmp_path / "source.toml")
+        message = capsys.readouterr().err
+        assert words in message
+        assert message.count("\n") == 1
+        assert [path.name for path in tmp_path.iterdir()] == ["there"]

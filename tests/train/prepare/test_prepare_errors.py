@@ -1,4 +1,4 @@
-"""What a preparation refuses before anything is written or read at length, and that nothing of others is touched."""
+"""What `prepare` rejects before it reads or writes much, and the files of others that it leaves unchanged."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-# Stores in a bucket: a local folder, by its address
+# Stores in a bucket: a local folder, given by its address
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def bucket(tmp_path: Path) -> str:
     return f"file://{tmp_path}/bucket/store"
 
 
-def stopped(bucket: str, texts: Path, tokenizer: SentencePieceTokenizer) -> CorpusInputs:
+def interrupted(bucket: str, texts: Path, tokenizer: SentencePieceTokenizer) -> CorpusInputs:
     """The inputs of a preparation that was interrupted while it wrote its store."""
     inputs = CorpusInputs(sources=[TextSource((str(texts),))], tokenizer=tokenizer)
     with pytest.raises(KeyboardInterrupt):
@@ -70,7 +70,7 @@ def stopped(bucket: str, texts: Path, tokenizer: SentencePieceTokenizer) -> Corp
 
 
 def test_a_store_in_a_bucket_is_not_mixed_with_another(bucket: str, texts: Path, tokenizer, tmp_path: Path):
-    inputs = stopped(bucket, texts, tokenizer)
+    inputs = interrupted(bucket, texts, tokenizer)
     StoragePath(f"{bucket}.work").remove()
     before = files_of(tmp_path)
     with pytest.raises(UserError, match=r"bucket/store contains part of another preparation"):
@@ -80,8 +80,8 @@ def test_a_store_in_a_bucket_is_not_mixed_with_another(bucket: str, texts: Path,
     assert prepare(bucket, inputs, PrepareConfig(seed=5)).manifest["source"]["seed"] == 5
 
 
-def test_a_store_in_a_bucket_is_gone_on_with(bucket: str, texts: Path, tokenizer):
-    inputs = stopped(bucket, texts, tokenizer)
+def test_a_store_in_a_bucket_is_resumed(bucket: str, texts: Path, tokenizer):
+    inputs = interrupted(bucket, texts, tokenizer)
     with pytest.raises(UserError, match=rf"remove it and {bucket} to start again"):
         prepare(bucket, inputs, PrepareConfig(seed=5))
     prepare(bucket, inputs)
@@ -91,7 +91,7 @@ def test_a_store_in_a_bucket_is_gone_on_with(bucket: str, texts: Path, tokenizer
 # The working folder
 
 
-def test_a_folder_of_others_is_left_alone(tmp_path: Path, texts: Path, tokenizer):
+def test_a_folder_with_other_files_is_unchanged(tmp_path: Path, texts: Path, tokenizer):
     (tmp_path / "store.work" / "deep").mkdir(parents=True)
     (tmp_path / "store.work" / "deep" / "thesis.txt").write_text("years of work")
     before = files_of(tmp_path)
@@ -104,7 +104,7 @@ def test_a_folder_of_others_is_left_alone(tmp_path: Path, texts: Path, tokenizer
         assert files_of(tmp_path) == before
 
 
-def test_what_was_written_before_the_job_is_no_obstacle(tmp_path: Path, texts: Path, tokenizer):
+def test_files_of_a_preparation_killed_before_its_plan_are_replaced(tmp_path: Path, texts: Path, tokenizer):
     (tmp_path / "store.work").mkdir()
     for name in ("documents.new", f"documents-{'0' * 16}.jsonl", "tokenizer.model"):
         (tmp_path / "store.work" / name).write_text("half")
@@ -112,23 +112,23 @@ def test_what_was_written_before_the_job_is_no_obstacle(tmp_path: Path, texts: P
     assert not (tmp_path / "store.work").exists()
 
 
-def test_documents_that_are_in_no_file_may_be_changed_and_changed_back(tmp_path: Path, tokenizer):
+def test_documents_in_memory_can_be_changed_and_changed_back(tmp_path: Path, tokenizer):
     documents = [Document(str(i), "text", text) for i, text in enumerate(TEXTS)]
     inputs = CorpusInputs(documents=documents, tokenizer=tokenizer)
     with pytest.raises(KeyboardInterrupt):
         prepare(tmp_path / "s", inputs, progress=stop_at("tokens and labels"))
     with pytest.raises(UserError, match=r"s\.work contains an interrupted preparation"):
         prepare(tmp_path / "s", CorpusInputs(documents=documents[1:], tokenizer=tokenizer))
-    assert len(list((tmp_path / "s.work").glob("documents-*"))) == 1, "what was refused is not kept"
+    assert len(list((tmp_path / "s.work").glob("documents-*"))) == 1, "documents of a rejected preparation are removed"
     done: list[tuple[str, int, int]] = []
     prepare(tmp_path / "s", inputs, progress=lambda *event: done.append(event))
     assert ("reading", 0, 0) in done
 
 
-# What is told before the text is read
+# What is rejected before the text is read
 
 
-def test_a_bad_model_or_table_is_told_before_the_text_is_read(
+def test_a_bad_model_or_table_is_rejected_before_the_text_is_read(
     tmp_path: Path, texts: Path, capsys: pytest.CaptureFixture
 ):
     (tmp_path / "mine.toml").write_text(LEARNED)
@@ -142,13 +142,13 @@ def test_a_bad_model_or_table_is_told_before_the_text_is_read(
         (["--labels", str(tmp_path / "labels.toml")], "nowhere.jsonl is not a folder or a file"),
     ]:
         assert main([*line, *options]) == 2
-        said = capsys.readouterr().err
-        assert words in said
-        assert said.count("\n") == 1
+        message = capsys.readouterr().err
+        assert words in message
+        assert message.count("\n") == 1
         assert not (tmp_path / "store.work").exists()
 
 
-def test_sources_of_several_files_have_names_of_their_own(tmp_path: Path, texts: Path, capsys: pytest.CaptureFixture):
+def test_sources_of_several_files_have_different_names(tmp_path: Path, texts: Path, capsys: pytest.CaptureFixture):
     source = f'[[source]]\nname = "tales"\ndescription = "d"\nlicense = "CC0-1.0"\nfiles = "{texts}"\n'
     for name in ("a.toml", "b.toml"):
         (tmp_path / name).write_text(source)
@@ -171,13 +171,13 @@ def test_sources_of_several_files_have_names_of_their_own(tmp_path: Path, texts:
         ),
     ],
 )
-def test_runners_and_options_that_beam_does_not_take(
+def test_runners_and_options_that_beam_rejects(
     tmp_path: Path, texts: Path, tokenizer, capsys: pytest.CaptureFixture, runner: str, options: tuple, message: str
 ):
     if importlib.util.find_spec("apache_beam") is None:
         pytest.skip("needs Apache Beam")
     if runner == "DataflowRunner" and importlib.util.find_spec("apitools") is not None:
-        pytest.skip("it would ask Google")
+        pytest.skip("it would send requests to Google")
     with pytest.raises(UserError, match=f"^{message}"):
         prepare(
             tmp_path / "s",
