@@ -129,7 +129,7 @@ def _command(args: argparse.Namespace) -> str:
 
 def _settings(args: argparse.Namespace, part: str, bundle: Bundle, store: CorpusStore) -> dict[str, Any]:
     """What a part's figures depend on: they are measured again where it has changed."""
-    from steerling_jax.io.index import read_json
+    from steerling_jax.io.index import IndexFolder
     from steerling_jax.models.steerling.fingerprint import fingerprint
 
     settings: dict[str, Any] = {
@@ -138,7 +138,7 @@ def _settings(args: argparse.Namespace, part: str, bundle: Bundle, store: Corpus
     if args.planted:
         settings |= {"planted": True, "steps": args.steps, "world": args.world}
     if part == "outputs" and args.index is not None:
-        settings |= {"index": read_json(args.index / "index.json")["settings"]}
+        settings |= {"index": IndexFolder(args.index).metadata["settings"]}
     if part == "data":
         settings |= {"subsets": args.subsets, "twice": args.twice}
     return settings

@@ -34,7 +34,7 @@ import steerling_jax as sj
 from steerling_jax.decoding.decoder import decode
 from steerling_jax.decoding.generation_config import GenerationConfig
 from steerling_jax.decoding.trace import Trace
-from steerling_jax.io.weights.published import write_published
+from steerling_jax.io.weights.published_writer import write_published
 from steerling_jax.models.steerling.backbone import unstack_layers
 from steerling_jax.models.steerling.config import ConceptConfig, ModelConfig
 from steerling_jax.models.steerling.model import compiled_forward, param_shapes

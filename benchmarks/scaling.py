@@ -23,10 +23,10 @@ from typing import Any
 import jax
 
 from steerling_jax.cli.main import main as steerling
-from steerling_jax.io.atomic import atomic_path, write_json
+from steerling_jax.io.atomic import atomic_path
 from steerling_jax.io.corpus.store import CorpusStore
-from steerling_jax.io.weights.published import read_published
-from steerling_jax.io.weights.published_layout import read_json_list
+from steerling_jax.io.json_files import read_json_array, write_json
+from steerling_jax.io.weights.published_reader import read_published
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.steerling.config import ConceptConfig, ModelConfig
 from steerling_jax.models.steerling.flops import Flops, training_flops
@@ -194,7 +194,7 @@ def main() -> None:
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     store, place = CorpusStore(args.corpus), args.folder / RESULTS
-    results = read_json_list(place) if place.exists() else []
+    results = read_json_array(place) if place.exists() else []
     done = {(entry["width"], entry["arm"], entry["seed"]) for entry in results}
     missing = [run for run in planned() if (run[0].width, *run[1:]) not in done]
     for size, arm, seed in missing[: args.runs]:

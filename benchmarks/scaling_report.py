@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from steerling_jax.io.atomic import atomic_path
-from steerling_jax.io.weights.published_layout import read_json_list
+from steerling_jax.io.json_files import read_json_array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -204,7 +204,7 @@ def main() -> None:
     parser.add_argument("--svg", type=Path, metavar="FILE", help="also draw a picture (needs matplotlib)")
     parser.add_argument("--json", action="store_true", help="the fits alone, as JSON")
     args = parser.parse_args()
-    entries = read_json_list(args.folder / "results.json")
+    entries = read_json_array(args.folder / "results.json")
     found = fits(entries)
     if args.json:
         print(json.dumps({x: {name: vars(e) for name, e in fit.items()} for x, fit in found.items()}, indent=1))

@@ -1,4 +1,4 @@
-"""The one exception that is meant for the person at the keyboard."""
+"""`UserError`, the exception for mistakes that the user can correct, and helpers to raise it."""
 
 
 class UserError(Exception):
@@ -20,11 +20,11 @@ def require(condition: bool, message: str, field: str | None = None) -> None:
 
 
 def require_share(name: str, value: float) -> None:
-    """Raises `UserError` where `value` is no share above 0."""
+    """Raises `UserError` unless `value` is a fraction in (0, 1]."""
     require(0 < value <= 1, f"{name} is {value}, but it must be above 0 and at most 1.")
 
 
-def first_line(error: BaseException | str) -> str:
-    """What is wrong, to stand in a sentence: the first line, at most 200 characters of it, or the error's name."""
+def error_summary(error: BaseException | str) -> str:
+    """The error's first line, at most 200 characters, to be quoted in a message; its class name if it has no text."""
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0][:200].rstrip(".")

@@ -1,4 +1,4 @@
-"""`load`: a model ready to use, from a folder, a checkpoint, a bundled name or a Hub id."""
+"""`load`: reads a model from a folder, a checkpoint, a bundled name or a Hub id."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from steerling_jax.errors import UserError
 from steerling_jax.io import hub
 from steerling_jax.io.catalogue import model_catalogue, read_concept_names
 from steerling_jax.io.tokenizers.load import load_tokenizer
-from steerling_jax.io.weights import published as weights
+from steerling_jax.io.weights.parameter_tree import Shardings
+from steerling_jax.io.weights.published_reader import read_published
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.steerling.published_config import PublishedExtras
 
@@ -19,13 +20,32 @@ def load(
     *,
     dtype: str | None = "float32",
     matmul_dtype: str | None = None,
-    sharding: weights.Shardings | None = None,
+    sharding: Shardings | None = None,
 ) -> Bundle:
-    """Loads a published folder, one of our checkpoints, a bundled model by name (None: the first) or a Hub id.
+    """Loads a model: its config, parameters, tokenizer and concept catalogue.
 
-    dtype: "float32" or "bfloat16" for parameters and activations; None takes the stored type.
-    matmul_dtype: of the operands of matrix products, None as `dtype`. sharding: a parameter's path to its sharding.
-    Raises `UserError` when nothing is found or a file is bad.
+    Args:
+        path_or_name: a folder in one of the published layouts, a checkpoint or training run of this package, the name
+            of a bundled model, or a Hugging Face Hub id such as `guidelabs/steerling-8b`, which is downloaded through
+            `huggingface_hub` and its cache. A folder takes precedence over a name. None loads the first bundled model.
+        dtype: "float32" or "bfloat16", of parameters and activations; None takes the stored dtype.
+        matmul_dtype: "float32" or "bfloat16", of the operands of matrix products; None takes `dtype`.
+        sharding: the sharding of each parameter, as a nested dict like the parameters or as a function of a
+            parameter's path, a tuple of keys; None places all parameters on the default device.
+
+    Returns:
+        A `Bundle`, which the other functions of this package take as their first argument.
+
+    Raises:
+        UserError: nothing is found under that name, the download fails, a file is damaged or does not belong to the
+            model, or a dtype is not one of those above.
+
+    Example:
+        >>> import steerling_jax as sj
+        >>> bundle = sj.load("steerling-pydocs", dtype="bfloat16")
+        >>> bundle.config.n_layers
+        4
+        >>> print(sj.generate(bundle, "The zip function", sj.GenerationConfig(max_new_tokens=32)).text)
     """
     for label, value in (("dtype", dtype), ("matmul_dtype", matmul_dtype)):
         if value not in (None, "float32", "bfloat16"):
@@ -38,7 +58,7 @@ def load(
         config, params = checkpoint.load_checkpoint_params(folder, dtype=dtype, sharding=sharding)
         extras = PublishedExtras(info.layout, info.carried, str(params["tok_emb"]["weight"].dtype))
     else:
-        config, params, extras = weights.read_published(folder, dtype=dtype, sharding=sharding)
+        config, params, extras = read_published(folder, dtype=dtype, sharding=sharding)
     stored = extras.dtype if extras.dtype in ("float32", "bfloat16") else "float32"
     return Bundle(
         config=config,

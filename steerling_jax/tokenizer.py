@@ -9,7 +9,8 @@ from typing import Protocol
 
 from steerling_jax.errors import UserError
 
-SPECIALS = 5
+SPECIALS = 5  # special ids of every vocabulary
+TURN_TOKENS = 3  # further ids of an instruct model: start and end of a turn's role, end of the turn
 
 
 @dataclass(frozen=True)

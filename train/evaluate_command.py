@@ -88,7 +88,7 @@ def sequence_length(asked: int | None, bundle: Bundle) -> int:
     """What was asked for, what the run was trained with, or a length that suits most models, which a note names."""
     from steerling_jax.cli.console import note
     from steerling_jax.errors import UserError
-    from steerling_jax.io.weights.published_layout import read_json
+    from steerling_jax.io.json_files import read_json_object
 
     context = bundle.config.block_size
     if asked is not None:
@@ -96,7 +96,7 @@ def sequence_length(asked: int | None, bundle: Bundle) -> int:
             raise UserError(f"--seq-len is {asked}, but it must be from 1 to the model's context of {context}.")
         return asked
     if bundle.folder is not None and (path := bundle.folder / "run.json").is_file():
-        trained = read_json(path).get("run", {}).get("data", {}).get("seq_len")
+        trained = read_json_object(path).get("run", {}).get("data", {}).get("seq_len")
         if isinstance(trained, int):
             return trained
     if context <= UNKNOWN_SEQ_LEN:
@@ -144,9 +144,9 @@ def _trained_on(bundle: Bundle, store: CorpusStore) -> int | None:
     Another Python's documentation may be split otherwise, and then its figures flatter the model.
     """
     from steerling_jax.cli.console import note
-    from steerling_jax.io.trained_texts import trained_texts
+    from steerling_jax.io.training_documents import read_training_documents
 
-    known = trained_texts(bundle.folder)
+    known = read_training_documents(bundle.folder)
     if known is None:
         return None
     count = sum(d.split == "heldout" and d.sha256 in known for d in store.documents)

@@ -58,7 +58,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from steerling_jax.cli.console import note, print_json
-    from steerling_jax.io.checkpoints.training_folder import alone_in
+    from steerling_jax.io.checkpoints.training_folder import lock_folder
     from steerling_jax.train.run.config_files import load_config
     from steerling_jax.train.run.metrics import check_tensorboard
     from steerling_jax.train.run.processes import by_the_first, is_first, join
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     # Orbax logs a failed save with its traceback; ours is a sentence.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     with contextlib.ExitStack() as held:
-        by_the_first(lambda: held.enter_context(alone_in(out)))
+        by_the_first(lambda: held.enter_context(lock_folder(out)))
         _keep_compiled(out)
         outcome, code = _train(config, args, out)
     if not is_first():
@@ -171,7 +171,7 @@ def _tell_left_out(answers: Conversations | None) -> None:
 
 
 def _export(config: RunConfig, out: Path, params: Any) -> Path:
-    from steerling_jax.io.weights.published import write_published
+    from steerling_jax.io.weights.published_writer import write_published
     from steerling_jax.parallel.sharding import to_first_host
     from steerling_jax.train.run.processes import by_the_first
     from steerling_jax.train.run.run_folder import companions

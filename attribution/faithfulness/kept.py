@@ -11,7 +11,7 @@ from typing import Any
 
 from steerling_jax.cli.console import plain
 from steerling_jax.errors import UserError
-from steerling_jax.io.atomic import write_json
+from steerling_jax.io.json_files import write_json
 
 
 @dataclass(frozen=True)

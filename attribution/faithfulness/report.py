@@ -16,7 +16,8 @@ from steerling_jax.attribution.faithfulness.figures import markdown, table
 from steerling_jax.attribution.faithfulness.kept import PartialResults
 from steerling_jax.cli.console import plain
 from steerling_jax.errors import UserError
-from steerling_jax.io.atomic import atomic_path, write_json
+from steerling_jax.io.atomic import atomic_path
+from steerling_jax.io.json_files import write_json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

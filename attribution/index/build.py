@@ -19,9 +19,9 @@ from steerling_jax.attribution.index.training_coverage import training_coverage
 from steerling_jax.attribution.index.unit_plan import indexed_documents, is_done, make_plan, unit_folder
 from steerling_jax.bundle import Bundle
 from steerling_jax.errors import UserError
-from steerling_jax.io.atomic import write_json
 from steerling_jax.io.corpus.store import CorpusStore
 from steerling_jax.io.index import IndexFolder, corpus_digest, start_index, write_unit
+from steerling_jax.io.json_files import write_json
 from steerling_jax.progress import Progress, no_progress
 
 
@@ -112,7 +112,7 @@ def _report(
     index: IndexFolder, plan: dict[str, list[str]], built: int, finished: bool, coverage: dict[str, Any] | None
 ) -> dict[str, Any]:
     """Counts and sizes of the units that exist, as `steerling index --json` prints them."""
-    units = [index.unit(name).about for name in plan if is_done(index, name)]
+    units = [index.unit(name).metadata for name in plan if is_done(index, name)]
     chunks = sum(unit["chunks"] for unit in units)
     sizes: dict[str, int] = {}
     for unit in units:

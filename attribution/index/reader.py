@@ -62,7 +62,7 @@ class Index:
 
     def __init__(self, folder: IndexFolder, state: dict[str, Any], corpus: CorpusStore, bundle: Bundle):
         self.folder, self.corpus, self.bundle = folder, corpus, bundle
-        self.settings = IndexSettings.from_json(folder.about["settings"])
+        self.settings = IndexSettings.from_json(folder.metadata["settings"])
         self.thresholds: dict[Score, dict[str, list[float]]] = state["thresholds"]
         self.units: list[Unit] = [folder.unit(name) for name in state["units"]]
         self._documents = indexed_documents(corpus, self.settings.splits)
@@ -78,7 +78,7 @@ class Index:
         """The chunks of each unit."""
         units = []
         for unit in self.units:
-            numbers = np.array([self._documents[key] for key in unit.about["documents"]])
+            numbers = np.array([self._documents[key] for key in unit.metadata["documents"]])
             documents = numbers[unit.read("chunk_documents")]
             units.append(UnitChunks(unit.read("chunk_starts"), unit.read("chunk_offsets"), documents))
         return units
@@ -183,7 +183,7 @@ def open_index(folder: str | Path, corpus: CorpusStore, bundle: Bundle) -> Index
     index = IndexFolder(folder)
     check_model(index, bundle)
     state = index.current()
-    settings = IndexSettings.from_json(index.about["settings"])
+    settings = IndexSettings.from_json(index.metadata["settings"])
     if state["corpus"] != corpus_digest(list(indexed_documents(corpus, settings.splits))):
         raise UserError(
             f"The index {folder} was made from another corpus than {corpus.folder}, or that corpus has changed since: "

@@ -77,7 +77,7 @@ def index_description(corpus: CorpusStore, bundle: Bundle, settings: IndexSettin
 
 def check_model(index: IndexFolder, bundle: Bundle) -> None:
     """Raises `UserError` unless the index was made with this checkpoint."""
-    if index.about["fingerprint"] != fingerprint(bundle.params, bundle.config):
+    if index.metadata["fingerprint"] != fingerprint(bundle.params, bundle.config):
         raise UserError(
             f"The index {index.folder} was made with another checkpoint than {bundle.name}: give that checkpoint with "
             "--model, or make another index for this one."

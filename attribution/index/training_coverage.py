@@ -7,7 +7,7 @@ from typing import Any
 
 from steerling_jax.bundle import Bundle
 from steerling_jax.io.corpus.store import CorpusStore
-from steerling_jax.io.trained_texts import trained_texts
+from steerling_jax.io.training_documents import read_training_documents
 
 _LISTED = 20  # absent documents that are listed by name
 
@@ -18,7 +18,7 @@ def training_coverage(bundle: Bundle, corpus: CorpusStore, splits: Sequence[str]
     Returns counts of trained, indexed and absent documents, the names of the first absent ones, and the count of
     indexed documents that are not training data. None if the model does not record its training documents.
     """
-    trained = trained_texts(bundle.folder)
+    trained = read_training_documents(bundle.folder)
     if trained is None:
         return None
     indexed = {document.sha256 for document in corpus.documents if document.split in splits}

@@ -37,7 +37,7 @@ def make_plan(index: IndexFolder, corpus: CorpusStore, settings: IndexSettings) 
     plan: dict[str, list[str]] = {}
     remaining = dict(numbers)
     for name in index.unit_names():
-        documents = index.unit(name).about["documents"]
+        documents = index.unit(name).metadata["documents"]
         if all(key in remaining for key in documents):
             plan[name] = documents
             for key in documents:

@@ -55,13 +55,13 @@ def run(args: argparse.Namespace) -> None:
     require_new_folder(args.folder)
 
     from steerling_jax.io.checkpoints import parameters as checkpoint
-    from steerling_jax.io.weights import published as weights
     from steerling_jax.io.weights import published_layout
+    from steerling_jax.io.weights.published_writer import write_published
 
     info = checkpoint.read_run_info(args.checkpoint)
     config, params = checkpoint.load_checkpoint_params(args.checkpoint, step=args.step)
     layout = args.layout or info.layout
-    weights.write_published(
+    write_published(
         args.folder,
         config,
         params,

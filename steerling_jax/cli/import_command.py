@@ -39,10 +39,10 @@ def run(args: argparse.Namespace) -> None:
     folder = hub.resolve(args.folder)
 
     from steerling_jax.io.checkpoints import parameters as checkpoint
-    from steerling_jax.io.weights import published as weights
     from steerling_jax.io.weights import published_layout
+    from steerling_jax.io.weights.published_reader import read_published
 
-    config, params, extras = weights.read_published(folder, dtype=args.dtype)
+    config, params, extras = read_published(folder, dtype=args.dtype)
     files = published_layout.companion_files(folder)
     checkpoint.save_params_checkpoint(
         args.checkpoint, config, params, layout=extras.layout, carried=extras.carried, files=files

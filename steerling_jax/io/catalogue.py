@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from steerling_jax.concepts.catalogue import HEADS, Catalogue, Concept
-from steerling_jax.errors import UserError, first_line
-from steerling_jax.io.weights.published_layout import read_json_list
+from steerling_jax.errors import UserError, error_summary
+from steerling_jax.io.json_files import read_json_array
 from steerling_jax.models.steerling.config import ModelConfig
 
 FILES = ("concepts.json", "concepts.parquet")  # in a model's folder; the first that is there is read
@@ -38,7 +38,7 @@ def read_concept_names(folder: Path, config: ModelConfig) -> tuple[str, ...] | N
 def read_catalogue(path: str | Path, config: ModelConfig) -> Catalogue:
     """Reads `path`, whose ids must be those of this model. Raises `UserError` for what is wrong in it."""
     path = Path(path)
-    entries = _read_parquet(path) if path.suffix == ".parquet" else read_json_list(path)
+    entries = _read_parquet(path) if path.suffix == ".parquet" else read_json_array(path)
     return make_catalogue(entries, config, str(path))
 
 
@@ -94,4 +94,4 @@ def _read_parquet(path: Path) -> list[dict[str, Any]]:
     try:
         return parquet.read_table(path).to_pylist()
     except (OSError, pyarrow.ArrowException) as error:
-        raise UserError(f"{path} is not a Parquet file that can be read ({first_line(error)}).") from error
+        raise UserError(f"{path} is not a Parquet file that can be read ({error_summary(error)}).") from error

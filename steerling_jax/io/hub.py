@@ -8,7 +8,7 @@ import re
 from importlib.resources import files
 from pathlib import Path
 
-from steerling_jax.errors import UserError, first_line
+from steerling_jax.errors import UserError, error_summary
 from steerling_jax.io.weights.published_layout import COMPANIONS, INDEX, SINGLE
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -74,7 +74,7 @@ def download(repo: str) -> Path:
                 f"There is no folder {repo}, it is not in the Hub's cache, and the Hub cannot be reached; "
                 "check the name, or connect and try again."
             ) from error
-        raise UserError(f"Could not download {repo} from the Hub ({first_line(error)}); try again.") from error
+        raise UserError(f"Could not download {repo} from the Hub ({error_summary(error)}); try again.") from error
 
 
 def _unreachable(error: BaseException) -> bool:

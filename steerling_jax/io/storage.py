@@ -21,7 +21,7 @@ from typing import IO, Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from steerling_jax.errors import UserError, first_line
+from steerling_jax.errors import UserError, error_summary
 
 _SCHEMES = ("gs://", "s3://", "file://")  # addresses that both fsspec and TensorStore can open
 _PARTIAL = re.compile(r"\.[0-9a-f]{32}\.partial$")
@@ -108,7 +108,7 @@ class StoragePath:
             files, root = file_system(self.address)
             files.invalidate_cache()  # other processes write here too, and fsspec caches listings of buckets
             # Locally, `find` would silently leave out folders that it may not read.
-            options = {"on_error": "raise"} if isinstance(files, LocalFileSystem) else {}
+            options: dict[str, Any] = {"on_error": "raise"} if isinstance(files, LocalFileSystem) else {}
             try:
                 found = files.find(f"{root}/{folder}".rstrip("/"), **options)
             except FileNotFoundError:
@@ -176,5 +176,5 @@ def _as_user_error(action: str, advice: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = getattr(error, "strerror", None) or first_line(error)
+        reason = getattr(error, "strerror", None) or error_summary(error)
         raise UserError(f"Cannot {action}: {reason}. {advice}") from error

@@ -13,12 +13,12 @@ from steerling_jax.bundle import Bundle
 from steerling_jax.decoding.trace_record import Origin, TraceRecord, from_plain, origin_of, to_plain
 from steerling_jax.errors import UserError
 from steerling_jax.io.atomic import atomic_path
-from steerling_jax.io.trained_texts import trained_texts
+from steerling_jax.io.training_documents import read_training_documents
 
 
 def model_origin(bundle: Bundle) -> Origin:
     """The model's origin, with the training texts that its folder's `documents.json` names, where there is one."""
-    trained = trained_texts(bundle.folder)
+    trained = read_training_documents(bundle.folder)
     if trained is None:
         return origin_of(bundle)
     return origin_of(bundle, {"documents": len(trained), "documents_sha256": _hash("\n".join(sorted(trained)))})

@@ -52,7 +52,7 @@ from steerling_jax.infer.steer_eval.report import flat, overall, render, summari
 from steerling_jax.inference import forward
 from steerling_jax.io.corpus.store import CorpusStore
 from steerling_jax.io.corpus.writer import corpus_writer
-from steerling_jax.io.weights.published import write_published
+from steerling_jax.io.weights.published_writer import write_published
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.steerling.backbone import lm_head_weight
 from steerling_jax.models.steerling.config import ConceptConfig, ModelConfig

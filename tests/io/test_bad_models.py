@@ -14,8 +14,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from steerling_jax.errors import UserError
-from steerling_jax.io.weights import published as weights
 from steerling_jax.io.weights.published_layout import INDEX, SINGLE
+from steerling_jax.io.weights.published_reader import read_published
+from steerling_jax.io.weights.published_writer import write_published
 
 EMBEDDING = "transformer.tok_emb.weight"
 
@@ -31,14 +32,14 @@ def model(golden: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def shards(model: Path, tmp_path: Path) -> Path:
-    config, params, _ = weights.read_published(model)
-    weights.write_published(tmp_path / "shards", config, params, max_shard_bytes=200_000)
+    config, params, _ = read_published(model)
+    write_published(tmp_path / "shards", config, params, max_shard_bytes=200_000)
     return tmp_path / "shards"
 
 
 def fails(folder: Path, *words: str) -> None:
     with pytest.raises(UserError) as caught:
-        weights.read_published(folder)
+        read_published(folder)
     text = str(caught.value)
     assert all(word in text for word in words), text
     assert "\n" not in text

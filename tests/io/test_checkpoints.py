@@ -11,11 +11,12 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from orbax.checkpoint import v1 as ocp
 
 from steerling_jax.errors import UserError
 from steerling_jax.io.checkpoints.digests import find_damage, write_digests
 from steerling_jax.io.checkpoints.training import RestoredCheckpoint, TrainingCheckpoints
-from steerling_jax.io.disk import disk_trouble
+from steerling_jax.io.disk_errors import disk_error_reason
 
 
 def save(folder: Path, *steps: int, keep: int = 3, keep_every: int | None = None) -> None:
@@ -133,9 +134,10 @@ def test_a_whole_checkpoint_that_does_not_load_is_never_passed_over(
 
     save(tmp_path, 1, 2)
     with TrainingCheckpoints(tmp_path, keep=3) as checkpoints:
-        monkeypatch.setattr(checkpoints._checkpointer, "load_checkpointables", fail)
-        with pytest.raises(UserError, match=r"checkpoints/2 is whole but could not be loaded \(RESOURCE_EXHAUSTED"):
+        monkeypatch.setattr(ocp.training.Checkpointer, "load_checkpointables", fail)
+        with pytest.raises(UserError, match=r"checkpoints/2 is undamaged but could not be loaded \(RESOURCE_EXHAUSTED"):
             checkpoints.restore({"w": jnp.zeros(4)})
+    monkeypatch.undo()
     assert restore(tmp_path).step == 2
 
 
@@ -179,11 +181,11 @@ def test_several_processes_share_the_reading(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_recognised_wherever_it_was_met() -> None:
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    assert disk_trouble(full) == "no space left on device"
-    assert disk_trouble(ValueError("RESOURCE_EXHAUSTED: Error writing: write failed: No space left on device")) == (
-        "no space left on device"
-    )
+    assert disk_error_reason(full) == "no space left on device"
+    assert disk_error_reason(
+        ValueError("RESOURCE_EXHAUSTED: Error writing: write failed: No space left on device")
+    ) == ("no space left on device")
     wrapped = RuntimeError("saving failed")
     wrapped.__cause__ = full
-    assert disk_trouble(wrapped) == "no space left on device"
-    assert disk_trouble(ValueError("shapes differ")) is None
+    assert disk_error_reason(wrapped) == "no space left on device"
+    assert disk_error_reason(ValueError("shapes differ")) is None

@@ -17,8 +17,9 @@ from orbax.checkpoint import v1 as ocp
 
 from steerling_jax.errors import UserError
 from steerling_jax.io.checkpoints import parameters as checkpoint
-from steerling_jax.io.weights import published as weights
-from steerling_jax.io.weights.published_layout import SINGLE, find_tensors
+from steerling_jax.io.weights.published_layout import SINGLE, find_tensors, read_config
+from steerling_jax.io.weights.published_reader import read_published
+from steerling_jax.io.weights.published_writer import write_published
 from steerling_jax.io.weights.safetensors_format import same_bytes
 from steerling_jax.models.steerling.published_config import config_to_dict
 
@@ -46,12 +47,12 @@ def one_sentence(done: subprocess.CompletedProcess[str], *words: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_there_and_back(golden: Path, tmp_path: Path, family: str):
-    config, params, extras = weights.read_published(golden / family)
+    config, params, extras = read_published(golden / family)
     checkpoint.save_params_checkpoint(tmp_path / "ck", config, params, layout=extras.layout, carried=extras.carried)
     info = checkpoint.read_run_info(tmp_path / "ck")
     assert (info.kind, info.config, info.layout, info.carried) == ("weights", config, extras.layout, extras.carried)
     again, loaded = checkpoint.load_checkpoint_params(tmp_path / "ck")
-    weights.write_published(tmp_path / "out", again, loaded, layout=info.layout, carried=info.carried)
+    write_published(tmp_path / "out", again, loaded, layout=info.layout, carried=info.carried)
     assert same_tensors(golden / family, tmp_path / "out")
 
 
@@ -70,25 +71,25 @@ def test_commands_there_and_back(golden: Path, tmp_path: Path, family: str, opti
     before, after = (json.loads((tmp_path / folder / "config.json").read_text()) for folder in ("in", "out"))
     assert after["model_type"] == "steerling"
     assert family == "base" or before.items() <= after.items()
-    assert weights.read_config(tmp_path / "out")[0] == weights.read_config(golden / family)[0]
+    assert read_config(tmp_path / "out")[0] == read_config(golden / family)[0]
 
 
 def test_command_exports_in_bfloat16_and_shards(golden: Path, tmp_path: Path):
-    config, params, extras = weights.read_published(golden / "hub_layout")
+    config, params, extras = read_published(golden / "hub_layout")
     checkpoint.save_params_checkpoint(tmp_path / "ck", config, params, layout="hub", carried=extras.carried)
     options = ["--dtype", "bfloat16", "--max-shard-size", "200KB", "--layout"]
     for layout in ("hub", "package"):
         done = steerling("export", tmp_path / "ck", tmp_path / layout, *options, layout)
         assert done.returncode == 0, done.stderr
         assert len(list((tmp_path / layout).glob("model-*.safetensors"))) > 1
-        again, low, extras = weights.read_published(tmp_path / layout)
+        again, low, extras = read_published(tmp_path / layout)
         assert (again, extras.dtype, extras.layout) == (config, "bfloat16", layout)
         assert extras.carried.get("torch_dtype") == {"hub": "bfloat16", "package": None}[layout]
         jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b.astype(jnp.bfloat16)), low, params)
 
 
 def test_checkpoint_in_another_type_and_sharding(golden: Path, tmp_path: Path):
-    config, params, _ = weights.read_published(golden / "base")
+    config, params, _ = read_published(golden / "base")
     checkpoint.save_params_checkpoint(tmp_path / "ck", config, params)
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     _, low = checkpoint.load_checkpoint_params(tmp_path / "ck", dtype="bfloat16", sharding=lambda path: here)
@@ -99,7 +100,7 @@ def test_checkpoint_in_another_type_and_sharding(golden: Path, tmp_path: Path):
 @pytest.fixture
 def training_run(golden: Path, tmp_path: Path) -> Path:
     """A training run's folder with the steps 10 and 20, as `training_checkpoint` lays it out."""
-    config, params, _ = weights.read_published(golden / "base")
+    config, params, _ = read_published(golden / "base")
     run = {"kind": "training", "format_version": checkpoint.FORMAT_VERSION, "model": config_to_dict(config)}
     run |= {"run": {}, "corpus": {}}
     folder = tmp_path / "run"
@@ -116,7 +117,7 @@ def training_run(golden: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize(("step", "scale"), [(None, 20), (10, 10)])
 def test_parameters_of_a_training_run(golden: Path, training_run: Path, step: int | None, scale: int):
     config, params = checkpoint.load_checkpoint_params(training_run, step=step)
-    plain_config, plain, _ = weights.read_published(golden / "base")
+    plain_config, plain, _ = read_published(golden / "base")
     assert config == plain_config
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b * scale), params, plain)
 
@@ -130,15 +131,15 @@ def test_steps_that_are_not_there(training_run: Path, tmp_path: Path):
 
 
 def test_damaged_checkpoints(golden: Path, tmp_path: Path):
-    config, params, _ = weights.read_published(golden / "base")
+    config, params, _ = read_published(golden / "base")
     folder = tmp_path / "ck"
     checkpoint.save_params_checkpoint(folder, config, params)
     run = (folder / "run.json").read_text()
     for text, word in {
         "{": "not valid JSON",
         '{"kind": "weights"}': "another version",
-        run.replace('"n_embd": 64', '"n_embd": 32').replace('"concept_dim": 64', '"concept_dim": 32'): "misshapen",
-        run.replace('"n_layers": 4', '"n_layers": 5'): "misshapen",
+        run.replace('"n_embd": 64', '"n_embd": 32').replace('"concept_dim": 64', '"concept_dim": 32'): "another shape",
+        run.replace('"n_layers": 4', '"n_layers": 5'): "another shape",
         run.replace('"n_head"', '"n_heads"'): "unknown field",
     }.items():
         (folder / "run.json").write_text(text)
@@ -171,7 +172,7 @@ def test_full_disk(golden: Path, tmp_path: Path):
     limit = "ulimit -f 100"  # in KiB: smaller than the weights
     one_sentence(steerling("import", golden / "base", tmp_path / "ck", prefix=limit), "Cannot write", "ck")
     assert list(tmp_path.iterdir()) == []
-    config, params, _ = weights.read_published(golden / "base")
+    config, params, _ = read_published(golden / "base")
     checkpoint.save_params_checkpoint(tmp_path / "ck", config, params)
     one_sentence(steerling("export", tmp_path / "ck", tmp_path / "out", prefix=limit), "Cannot write", "out")
     assert [path.name for path in tmp_path.iterdir()] == ["ck"]

@@ -17,7 +17,7 @@ import pytest
 import steerling_jax as sj
 from steerling_jax.io import hub
 from steerling_jax.io.checkpoints import parameters as checkpoint
-from steerling_jax.io.weights import published as weights
+from steerling_jax.io.weights.published_reader import read_published
 
 
 def python(code: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -55,7 +55,7 @@ def test_types(golden: Path, dtype: str | None, expected: str):
 
 
 def test_a_checkpoint(golden: Path, tmp_path: Path):
-    config, params, extras = weights.read_published(golden / "hub_layout")
+    config, params, extras = read_published(golden / "hub_layout")
     checkpoint.save_params_checkpoint(tmp_path / "ck", config, params, layout=extras.layout, carried=extras.carried)
     bundle = sj.load(tmp_path / "ck")
     assert (bundle.config, bundle.extras) == (config, extras)

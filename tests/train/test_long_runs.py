@@ -21,7 +21,7 @@ from rich.console import Console
 
 from steerling_jax.errors import UserError
 from steerling_jax.io.corpus.store import CorpusStore
-from steerling_jax.io.weights.published import write_published
+from steerling_jax.io.weights.published_writer import write_published
 from steerling_jax.models.steerling.model import init_params
 from steerling_jax.parallel.sharding import MeshShape, make_mesh
 from steerling_jax.train.data.pipeline import Sequences, training_examples

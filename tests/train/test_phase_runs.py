@@ -20,7 +20,7 @@ from steerling_jax.cli.main import main
 from steerling_jax.errors import UserError
 from steerling_jax.io.checkpoints.parameters import load_checkpoint_params
 from steerling_jax.io.corpus.store import CorpusStore
-from steerling_jax.io.weights.published import write_published
+from steerling_jax.io.weights.published_writer import write_published
 from steerling_jax.models.lora import LoraConfig
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.model import init_params

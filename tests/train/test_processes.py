@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from steerling_jax.errors import UserError
-from steerling_jax.io.weights.published import write_published
+from steerling_jax.io.weights.published_writer import write_published
 from steerling_jax.models.steerling.model import init_params
 from steerling_jax.parallel.sharding import MeshShape
 from steerling_jax.train.run.config_files import load_config

@@ -160,9 +160,9 @@ def records(file: bytes) -> Iterator[bytes]:
 
 
 def test_another_run_in_the_same_folder_is_refused(world: World, tmp_path: Path) -> None:
-    from steerling_jax.io.checkpoints.training_folder import alone_in
+    from steerling_jax.io.checkpoints.training_folder import lock_folder
 
-    with alone_in(tmp_path), pytest.raises(UserError, match="Another process is training in"), alone_in(tmp_path):
+    with lock_folder(tmp_path), pytest.raises(UserError, match="Another process is training in"), lock_folder(tmp_path):
         pass
 
 
@@ -173,7 +173,7 @@ def test_a_disk_without_locks_is_told(tmp_path: Path, monkeypatch: pytest.Monkey
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(training_folder.fcntl, "flock", fail)
-    with pytest.raises(UserError, match=r"cannot be locked \(No locks available"), training_folder.alone_in(tmp_path):
+    with pytest.raises(UserError, match=r"cannot be locked \(No locks"), training_folder.lock_folder(tmp_path):
         pass
 
 

@@ -24,7 +24,7 @@ import pytest
 
 from steerling_jax.io.tokenizers.cl100k import TiktokenTokenizer
 from steerling_jax.io.tokenizers.vocabulary import train_sentencepiece
-from steerling_jax.io.weights.published import write_published
+from steerling_jax.io.weights.published_writer import write_published
 from steerling_jax.models.steerling.config import ConceptConfig, ModelConfig
 from steerling_jax.models.steerling.model import init_params
 from steerling_jax.train.run.run_config import special_ids

@@ -16,7 +16,7 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
-from steerling_jax.errors import UserError, first_line, require
+from steerling_jax.errors import UserError, error_summary, require
 from steerling_jax.models.steerling.flops import PEAK_FLOPS
 
 
@@ -85,7 +85,7 @@ def topology_devices(topology: str, slices: int = 1) -> Sequence[Any]:
         return topologies.get_topology_desc(platform="tpu", topology_name=topology, **options).devices
     except Exception as error:  # finding, loading and querying the library is one call, which raises many types
         raise UserError(
-            f"The TPU compiler does not support the topology {topology!r} ({first_line(error)}): choose other sides."
+            f"The TPU compiler does not support the topology {topology!r} ({error_summary(error)}): choose other sides."
         ) from error
 
 

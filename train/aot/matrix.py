@@ -23,7 +23,8 @@ from typing import Any
 
 from steerling_jax.cli.console import note
 from steerling_jax.errors import UserError
-from steerling_jax.io.atomic import atomic_path, write_json
+from steerling_jax.io.atomic import atomic_path
+from steerling_jax.io.json_files import write_json
 from steerling_jax.train.aot.tables import tables
 
 BEGIN, END = "<!-- written by make compile-matrix -->", "<!-- end of what make compile-matrix writes -->"

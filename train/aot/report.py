@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from steerling_jax.errors import UserError, first_line
+from steerling_jax.errors import UserError, error_summary
 from steerling_jax.models.steerling.flops import Flops
 from steerling_jax.train.aot.chips import compiler_version
 from steerling_jax.train.aot.compile_program import compile_program
@@ -180,7 +180,7 @@ def read_shortage(text: str) -> Shortage:
     """Reads the compiler's message. Raises `UserError` with its first line where it is about something else."""
     match = next((match for pattern in _OUT_OF_MEMORY if (match := pattern.search(text))), None)
     if "RESOURCE_EXHAUSTED" not in text or match is None:
-        raise UserError(f"The TPU compiler failed: {first_line(text)}")
+        raise UserError(f"The TPU compiler failed: {error_summary(text)}")
     used, used_unit, limit, limit_unit = match.groups()
     needed, available = float(used) * _UNITS[used_unit], float(limit) * _UNITS[limit_unit]
     return Shortage(needed, available, needed - available)

@@ -9,7 +9,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from steerling_jax.errors import UserError, first_line
+from steerling_jax.errors import UserError, error_summary
 from steerling_jax.parallel.sharding import MeshShape, make_mesh
 from steerling_jax.train.aot.chips import Chip
 
@@ -46,7 +46,7 @@ def mesh_for(shape: MeshShape, devices: Sequence[Any]) -> Mesh:
     except (NotImplementedError, ValueError, AssertionError) as error:
         sizes = ", ".join(f"{field.name}={getattr(shape, field.name)}" for field in dataclasses.fields(shape))
         raise UserError(
-            f"The mesh {sizes} cannot be mapped to {len(devices)} devices of this topology ({first_line(error)}): "
+            f"The mesh {sizes} cannot be mapped to {len(devices)} devices of this topology ({error_summary(error)}): "
             "choose other sizes."
         ) from error
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any, NamedTuple
 
-from steerling_jax.errors import UserError, first_line
+from steerling_jax.errors import UserError, error_summary
 from steerling_jax.io.storage import open_binary
 from steerling_jax.train.corpus.documents import Document
 from steerling_jax.train.corpus.input_files import InputFile
@@ -95,7 +95,7 @@ def opened(file: InputFile) -> Iterator[IO[bytes]]:
         with open_binary(file.address, decompress=file.is_compressed) as content:
             yield content
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-        reason = getattr(error, "strerror", None) or first_line(error)
+        reason = getattr(error, "strerror", None) or error_summary(error)
         raise UserError(f"Cannot read {file.address}: {reason}.") from error
 
 
@@ -113,7 +113,9 @@ def parquet_file(file: InputFile) -> Iterator[Any]:
         try:
             yield parquet.ParquetFile(content)
         except pyarrow.ArrowException as error:
-            raise UserError(f"{file.address} is not a Parquet file that can be read: {first_line(error)}.") from error
+            raise UserError(
+                f"{file.address} is not a Parquet file that can be read: {error_summary(error)}."
+            ) from error
 
 
 def _lines(part: Part) -> Iterator[bytes]:

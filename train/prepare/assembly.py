@@ -13,7 +13,7 @@ from typing import Any
 from steerling_jax.io.corpus.pieces import PieceSize
 from steerling_jax.io.corpus.store import ARRAYS, documents_file
 from steerling_jax.io.corpus.writer import Shard, StoreLayout
-from steerling_jax.io.disk import told
+from steerling_jax.io.disk_errors import report_disk_errors
 from steerling_jax.train.prepare.labelling import stored_piece
 from steerling_jax.train.prepare.preparation import Preparation
 from steerling_jax.train.prepare.splitting import is_clustered
@@ -34,7 +34,7 @@ def write_layout(preparation: Preparation, name: str) -> None:
         split: [list(sizes[part][split].values()) for part in parts]
         for split, parts in _part_orders(preparation).items()
     }
-    with told(f"Cannot write {preparation.store}"):
+    with report_disk_errors(f"Cannot write {preparation.store}"):
         _layout(preparation, table).create(preparation.store)
     vocabulary = preparation.plan.vocabulary
     file = SENTENCEPIECE_FILE if vocabulary is None else vocabulary.file
@@ -80,7 +80,7 @@ def write_shard(preparation: Preparation, task: tuple[str, int]) -> None:
     pieces = [
         stored_piece(preparation, part, split) for split, parts in _part_orders(preparation).items() for part in parts
     ]
-    with told(f"Cannot write {preparation.store}"):
+    with report_disk_errors(f"Cannot write {preparation.store}"):
         _store_layout(preparation).write(preparation.store, Shard(*task), pieces)
 
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from steerling_jax.errors import UserError, first_line
+from steerling_jax.errors import UserError, error_summary
 from steerling_jax.io.storage import StoragePath
 from steerling_jax.train.prepare.stages import STAGES, run_task, stage_tasks
 
@@ -73,6 +73,6 @@ def _pipeline(runner: str, options: Sequence[str]) -> Any:
 
 def _not_loaded(runner: str, error: Exception) -> UserError:
     return UserError(
-        f"--runner {runner} cannot be loaded, {first_line(error)}: correct its name, or install its dependencies (for "
-        "DataflowRunner: pip install 'apache-beam[gcp]')."
+        f"--runner {runner} cannot be loaded, {error_summary(error)}: correct its name, or install its dependencies "
+        "(for DataflowRunner: pip install 'apache-beam[gcp]')."
     )

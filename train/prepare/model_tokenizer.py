@@ -8,8 +8,8 @@ from pathlib import Path
 from steerling_jax.bundle import special_ids
 from steerling_jax.errors import UserError
 from steerling_jax.io.hub import resolve
-from steerling_jax.io.tokenizers.load import TURN_TOKENS, load_tokenizer
-from steerling_jax.tokenizer import IdsOnlyTokenizer, Tokenizer
+from steerling_jax.io.tokenizers.load import load_tokenizer
+from steerling_jax.tokenizer import TURN_TOKENS, IdsOnlyTokenizer, Tokenizer
 
 
 def model_tokenizer(model: str | Path) -> Tokenizer:

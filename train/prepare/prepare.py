@@ -12,7 +12,7 @@ from pathlib import Path
 from steerling_jax.concepts.catalogue import comparable
 from steerling_jax.errors import UserError
 from steerling_jax.io.corpus.store import CorpusStore
-from steerling_jax.io.disk import told
+from steerling_jax.io.disk_errors import report_disk_errors
 from steerling_jax.io.storage import StoragePath
 from steerling_jax.progress import Progress, no_progress
 from steerling_jax.train.corpus.documents import Document
@@ -118,7 +118,7 @@ def _write_documents(documents: Iterable[Document], work: Path) -> TextSource:
     ones leave the file of an interrupted preparation as it is.
     """
     new, digest = work / "documents.new", hashlib.sha256()
-    with told(f"Cannot write {work}"):
+    with report_disk_errors(f"Cannot write {work}"):
         work.mkdir(parents=True, exist_ok=True)
         with new.open("wb") as lines:
             for document in documents:

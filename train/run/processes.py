@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from steerling_jax.errors import UserError, first_line, require
-from steerling_jax.io.checkpoints.digests import anyone
+from steerling_jax.errors import UserError, error_summary, require
+from steerling_jax.io.checkpoints.digests import gather_problem
 from steerling_jax.parallel.sharding import batch_sharding
 
 
@@ -32,7 +32,7 @@ def join(coordinator: str | None, count: int | None, index: int | None) -> None:
         jax.distributed.initialize(coordinator, count, index)
     except (ValueError, RuntimeError) as error:
         raise UserError(
-            f"The processes did not find each other ({first_line(error)}): give --coordinator HOST:PORT, "
+            f"The processes did not find each other ({error_summary(error)}): give --coordinator HOST:PORT, "
             "--process-count and --process-index, the same coordinator and count to all."
         ) from error
 
@@ -51,7 +51,7 @@ def by_the_first(work: Callable[[], None]) -> None:
             work()
         except UserError as error:
             refusal = error
-    if anyone(None if refusal is None else str(refusal)) is not None:
+    if gather_problem(None if refusal is None else str(refusal)) is not None:
         raise refusal or UserError("The first process does not go on: see what it says.")
 
 

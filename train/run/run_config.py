@@ -9,13 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from steerling_jax.errors import UserError, require
-from steerling_jax.io.tokenizers.load import TURN_TOKENS
 from steerling_jax.models.steerling.published_config import config_to_dict
 from steerling_jax.objectives.instruction import InstructionObjective
 from steerling_jax.objectives.steering import SteeringObjective
 from steerling_jax.objectives.training_step import Recipe
 from steerling_jax.parallel.sharding import MeshShape
-from steerling_jax.tokenizer import SpecialIds
+from steerling_jax.tokenizer import TURN_TOKENS, SpecialIds
 
 # The order of the fields in run.json. It differs from the order of the dataclass, where the fields of `Recipe` come
 # first; a run.json that is written again must have the same bytes.

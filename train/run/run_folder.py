@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from steerling_jax.errors import UserError
-from steerling_jax.io.atomic import atomic_path, write_json
+from steerling_jax.io.atomic import atomic_path
 from steerling_jax.io.checkpoints.training import CHECKPOINTS
 from steerling_jax.io.checkpoints.training_folder import read_run, write_run
 from steerling_jax.io.corpus.store import CorpusStore
+from steerling_jax.io.json_files import read_json_array, write_json
 from steerling_jax.io.tokenizers.load import vocabulary_file
-from steerling_jax.io.weights.published_layout import read_json_list
 from steerling_jax.train.run.config_difference import first_difference
 from steerling_jax.train.run.run_config import RunConfig, special_ids
 
@@ -88,7 +88,7 @@ def open_folder(run: RunConfig, store: CorpusStore, out: Path) -> None:
 
 def _check_concepts(store: CorpusStore, out: Path) -> None:
     """Labels are numbers: the same texts under other numbers would be another run."""
-    if read_json_list(out / "concepts.json") != store.concepts:
+    if read_json_array(out / "concepts.json") != store.concepts:
         raise UserError(
             f"{out} holds a run on a corpus with other concepts, or in another order, than {store.folder}: give "
             "its own with --corpus, or choose another folder with --out."

@@ -17,15 +17,17 @@ from steerling_jax.io import hub
 from steerling_jax.io.catalogue import read_concept_names
 from steerling_jax.io.checkpoints.parameters import RUN_FILE, load_checkpoint_params, read_model_config
 from steerling_jax.io.checkpoints.training import TrainingCheckpoints
-from steerling_jax.io.checkpoints.training_folder import check_start, remember_start
+from steerling_jax.io.checkpoints.training_folder import check_start, record_start
 from steerling_jax.io.corpus.store import CorpusStore
-from steerling_jax.io.tokenizers.load import TURN_TOKENS, vocabulary_file
-from steerling_jax.io.weights.published import Params, read_published
+from steerling_jax.io.tokenizers.load import vocabulary_file
+from steerling_jax.io.weights.published_reader import read_published
+from steerling_jax.models.steerling.backbone import Params
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.fingerprint import fingerprint
 from steerling_jax.models.steerling.model import param_shapes
 from steerling_jax.models.steerling.sharding import param_shardings
 from steerling_jax.objectives.training_step import TrainState, state_shardings
+from steerling_jax.tokenizer import TURN_TOKENS
 from steerling_jax.train.run.config_difference import flatten
 from steerling_jax.train.run.metrics import METRICS_FILE
 from steerling_jax.train.run.processes import is_first
@@ -152,7 +154,7 @@ def _remember(folder: Path, other: InitialWeights, name: str) -> None:
     identity = {"folder": str(other.folder), "fingerprint": name}
     check_start(folder, identity)
     if is_first():
-        remember_start(folder, identity)
+        record_start(folder, identity)
 
 
 def _init_with(run: RunConfig, params: Params) -> TrainState:

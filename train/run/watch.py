@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from steerling_jax.errors import UserError
-from steerling_jax.io.atomic import write_json
+from steerling_jax.io.json_files import write_json
 from steerling_jax.train.data.batches import Batches
 from steerling_jax.train.run.events import Spike
 from steerling_jax.train.run.processes import is_first

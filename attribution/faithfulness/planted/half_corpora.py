@@ -13,7 +13,7 @@ import numpy as np
 from steerling_jax.attribution.faithfulness.planted.fit import Documents, draw_batches, fit
 from steerling_jax.attribution.faithfulness.planted.model import BATCH, FactPrompt, answers
 from steerling_jax.errors import UserError
-from steerling_jax.io.atomic import write_json
+from steerling_jax.io.json_files import write_json
 from steerling_jax.objectives.training_step import Recipe
 from steerling_jax.progress import Progress
 

@@ -13,9 +13,9 @@ from steerling_jax.attribution.faithfulness.planted.fit import STRETCHES, Docume
 from steerling_jax.attribution.faithfulness.planted.model import KEPT, FactPrompt, TrainedModel, ask, recipe, train
 from steerling_jax.attribution.faithfulness.planted.world import World, WorldSize, make_world
 from steerling_jax.errors import UserError
-from steerling_jax.io.atomic import write_json
 from steerling_jax.io.checkpoints.parameters import load_checkpoint_params, save_params_checkpoint
 from steerling_jax.io.corpus.store import CorpusStore
+from steerling_jax.io.json_files import write_json
 from steerling_jax.objectives.training_step import Recipe
 from steerling_jax.progress import Progress
 

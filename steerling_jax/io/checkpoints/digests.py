@@ -1,97 +1,110 @@
-"""Digests of what was saved: Orbax's array data carries no checksums, and a flipped bit there comes back as a number.
+"""SHA-256 digests of a checkpoint's files, which detect damage that Orbax would not notice.
 
-    FOLDER/digests-I-of-N.json     process I of N: its files' sizes and SHA-256, by path inside the folder
+Orbax's array data (OCDBT) carries no checksum of the values: after a flipped bit, the array loads without an error and
+holds another number.
 
-Written last, so a folder that lacks some of them was cut off in between; whole it is all the same.
+    FOLDER/digests-I-of-N.json     process I of N: the sizes and SHA-256 of its files, by path inside the folder
+
+The digests are written last, after Orbax has renamed the folder to its final name. So a folder that lacks some of them
+is complete, but was interrupted between the two; it can be loaded, unverified.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator
+from hashlib import file_digest
 from pathlib import Path
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from steerling_jax.io.atomic import write_json
+from steerling_jax.io.json_files import write_json
 
-_OWN = re.compile(r"digests-(\d+)-of-(\d+)\.json")
-_WRITER = re.compile(r"(?:^|/)(?:ocdbt\.)?process_(\d+)(?:/|$)")  # so Orbax calls what one process wrote
+_DIGEST_FILE = re.compile(r"digests-(\d+)-of-(\d+)\.json")
+_PROCESS_FILE = re.compile(r"(?:^|/)(?:ocdbt\.)?process_(\d+)(?:/|$)")  # how Orbax names what one process wrote
 
 
 def write_digests(folder: Path, process: int = 0, processes: int = 1) -> None:
-    """Reads this process's share of the files in `folder` and writes down their digests. Each process calls it, once
-    all files are there. Raises OSError or `UserError` where that fails, as where there is no such folder."""
-    files = {name: _digest(folder / name) for name in _names(folder) if _reader(name, processes) == process}
+    """Writes the digests of this process's share of the files in `folder`.
+
+    Every process calls it once all files exist. Raises `OSError` or `UserError` if a file cannot be read or written.
+    """
+    files = {name: _digest(folder / name) for name in _file_names(folder) if _reader(name, processes) == process}
     write_json(folder / f"digests-{process}-of-{processes}.json", files)
 
 
-def damage_for_anyone(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, in words, or None: the same answer for all processes, which share the reading.
-    A collective."""
-    return anyone(find_damage(folder, jax.process_index(), jax.process_count()))
+def gather_damage(folder: Path) -> str | None:
+    """What is damaged in a checkpoint, or None. A collective: all processes share the reading and agree on whether
+    there is damage."""
+    return gather_problem(find_damage(folder, jax.process_index(), jax.process_count()))
 
 
-def anyone(trouble: str | None) -> str | None:
-    """A trouble that this or any other process has. A collective."""
+def gather_problem(problem: str | None) -> str | None:
+    """The problem of this process or, if it has none, a word on the first process that has one. A collective.
+
+    Processes must take the same decision about a checkpoint: if one passed over it while another loaded it, they would
+    continue from different steps, or wait for each other forever.
+    """
     if jax.process_count() == 1:
-        return trouble
-    flags = np.asarray(multihost_utils.process_allgather(np.array(trouble is not None)))
-    return trouble or (f"process {np.argmax(flags)} cannot read it" if flags.any() else None)
+        return problem
+    flags = np.asarray(multihost_utils.process_allgather(np.array(problem is not None)))
+    return problem or (f"process {np.argmax(flags)} cannot read it" if flags.any() else None)
 
 
 def find_damage(folder: Path, process: int = 0, processes: int = 1) -> str | None:
-    """What is wrong with the files of this process's share, in words, or None. Several processes share the reading,
-    however many there were when it was saved."""
+    """What is damaged in this process's share of the files, or None.
+
+    The number of processes need not be that at the time of saving.
+    """
     for path in _digest_files(folder):
         try:
-            listed = json.loads(path.read_text(encoding="utf-8"))
-            for name, (size, sha256) in listed.items():
-                if _reader(name, processes) == process and (trouble := _trouble(folder / name, size, sha256)):
-                    return f"{name} {trouble}"
+            expected = json.loads(path.read_text(encoding="utf-8"))
+            for name, (size, sha256) in expected.items():
+                if _reader(name, processes) == process and (problem := _file_damage(folder / name, size, sha256)):
+                    return f"{name} {problem}"
         except (ValueError, AttributeError, TypeError):
             return f"{path.name} is damaged"
     return None
 
 
 def has_all_digests(folder: Path) -> bool:
-    """Whether every process had written its own."""
-    found = [match.groups() for path in _digest_files(folder) if (match := _OWN.fullmatch(path.name))]
-    return bool(found) and len(found) == int(found[0][1])
+    """Whether every process wrote its digests, so that `find_damage` covers all files."""
+    digests = [match.groups() for path in _digest_files(folder) if (match := _DIGEST_FILE.fullmatch(path.name))]
+    return bool(digests) and len(digests) == int(digests[0][1])
 
 
 def _digest_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if _OWN.fullmatch(path.name))
+    return sorted(path for path in folder.iterdir() if _DIGEST_FILE.fullmatch(path.name))
 
 
-def _names(folder: Path) -> Iterator[str]:
-    folder.stat()
+def _file_names(folder: Path) -> Iterator[str]:
+    folder.stat()  # raises if there is no such folder, where `rglob` would yield nothing
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
+        # Other processes write their digests meanwhile, under a temporary name with a leading dot.
         if path.is_file() and not name.lstrip(".").startswith("digests-"):
             yield name
 
 
 def _reader(name: str, processes: int) -> int:
-    """Which process reads a file: the one that wrote it, whose memory may still have it; else the first."""
-    writer = _WRITER.search(name)
+    """Which process reads a file: the one that wrote it, whose page cache may still hold it; otherwise the first."""
+    writer = _PROCESS_FILE.search(name)
     return int(writer[1]) % processes if writer else 0
 
 
 def _digest(path: Path) -> tuple[int, str]:
     with path.open("rb") as file:
-        return path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
+        return path.stat().st_size, file_digest(file, "sha256").hexdigest()
 
 
-def _trouble(path: Path, size: int, sha256: str) -> str | None:
+def _file_damage(path: Path, size: int, sha256: str) -> str | None:
     try:
-        there, digest = _digest(path)
+        actual_size, actual_sha256 = _digest(path)
     except OSError as error:
         return "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
-    if there != size:
-        return f"has {there} bytes instead of {size}"
-    return None if digest == sha256 else "is not what was saved: its SHA-256 differs"
+    if actual_size != size:
+        return f"has {actual_size} bytes instead of {size}"
+    return None if actual_sha256 == sha256 else "is not what was saved: its SHA-256 differs"

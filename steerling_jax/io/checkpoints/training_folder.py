@@ -1,7 +1,8 @@
-"""A training folder's `run.json`, and the lock that keeps a second run out.
+"""A training folder's `run.json`, and the lock that excludes a second run.
 
-FOLDER/run.json     kind "training", format version, the run, the model's config, the corpus; where the parameters
-                    of step 0 came from, if not from a draw
+FOLDER/run.json     kind "training", format version, the run, the model's config, the corpus; for a run that began
+                    with another model's parameters, where they came from
+FOLDER/.lock        locked while a process trains in the folder
 """
 
 from __future__ import annotations
@@ -13,20 +14,23 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from steerling_jax.errors import UserError, first_line
-from steerling_jax.io.atomic import write_json
+from steerling_jax.errors import UserError, error_summary
 from steerling_jax.io.checkpoints.parameters import FORMAT_VERSION, RUN_FILE
-from steerling_jax.io.disk import told
+from steerling_jax.io.disk_errors import report_disk_errors
+from steerling_jax.io.json_files import write_json
 
 
 def write_run(folder: str | Path, *, run: Mapping[str, Any], corpus: Mapping[str, Any]) -> None:
-    """Writes `run.json`: `run` as `RunConfig.to_json` gives it, `corpus` whatever identifies its content."""
+    """Writes `run.json`: `run` as `RunConfig.to_json` returns it, `corpus` the fields that identify its content."""
     value = {"kind": "training", "format_version": FORMAT_VERSION, "model": run["model"], "run": run, "corpus": corpus}
     write_json(Path(folder) / RUN_FILE, value)
 
 
 def read_run(folder: str | Path) -> dict[str, Any] | None:
-    """`run.json` of a training folder, None where there is none. Raises `UserError` if it is not one we can read."""
+    """Reads `run.json` of a training folder; None if there is none.
+
+    Raises `UserError` if it is damaged, of another kind or of another format version.
+    """
     path = Path(folder) / RUN_FILE
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -34,7 +38,7 @@ def read_run(folder: str | Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} cannot be read ({first_line(error)}); choose another folder with --out.") from error
+        raise UserError(f"{path} cannot be read ({error_summary(error)}); choose another folder with --out.") from error
     if kind != "training" or version != FORMAT_VERSION:
         raise UserError(
             f"{path} is of kind {kind!r}, format {version}, not a training run of format {FORMAT_VERSION}; "
@@ -44,7 +48,7 @@ def read_run(folder: str | Path) -> dict[str, Any] | None:
 
 
 def check_start(folder: str | Path, start: Mapping[str, str]) -> None:
-    """Raises `UserError` where the run began with other weights than `start` (keys `folder` and `fingerprint`)."""
+    """Raises `UserError` if the run began with other weights than `start` (keys `folder` and `fingerprint`)."""
     before = (read_run(folder) or {}).get("start")
     if before is not None and before["fingerprint"] != start["fingerprint"]:
         raise UserError(
@@ -53,18 +57,23 @@ def check_start(folder: str | Path, start: Mapping[str, str]) -> None:
         )
 
 
-def remember_start(folder: str | Path, start: Mapping[str, str]) -> None:
-    """Writes `start` into `run.json`, where there is one."""
+def record_start(folder: str | Path, start: Mapping[str, str]) -> None:
+    """Adds `start`, the origin of the initial weights, to `run.json` if there is one."""
     value = read_run(folder)
     if value is not None:
         write_json(Path(folder) / RUN_FILE, {**value, "start": dict(start)})
 
 
 @contextlib.contextmanager
-def alone_in(folder: str | Path) -> Iterator[None]:
-    """Holds the training folder for this process; the kernel lets go of it however the process ends."""
+def lock_folder(folder: str | Path) -> Iterator[None]:
+    """Locks the training folder for this process, creating it if needed.
+
+    Two runs in one folder would delete each other's checkpoints. The kernel releases the lock however the process
+    ends, so a killed run leaves no stale lock. Raises `UserError` if another process holds the lock, or the file system
+    cannot lock.
+    """
     folder = Path(folder)
-    with told(f"Cannot write in {folder}"):
+    with report_disk_errors(f"Cannot write in {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("w")
     with lock:
@@ -76,12 +85,13 @@ def alone_in(folder: str | Path) -> Iterator[None]:
             ) from None
         except OSError as error:
             raise UserError(
-                f"{folder} cannot be locked ({error.strerror}), so that two runs might write there: mount its disk "
+                f"{folder} cannot be locked ({error.strerror}), so two runs could write there: mount its disk "
                 "with locks (NFS: lockd; Lustre: flock), or choose another folder with --out."
             ) from None
         try:
             yield
         finally:
-            if [path.name for path in folder.iterdir()] == [".lock"]:  # refused before anything was written
+            # A run that was refused before it wrote anything leaves no folder behind.
+            if [path.name for path in folder.iterdir()] == [".lock"]:
                 (folder / ".lock").unlink()
                 folder.rmdir()

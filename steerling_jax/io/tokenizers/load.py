@@ -12,8 +12,6 @@ from pathlib import Path
 from steerling_jax.io.tokenizers.sentencepiece import SentencePieceTokenizer
 from steerling_jax.tokenizer import IdsOnlyTokenizer, SpecialIds, Tokenizer
 
-TURN_TOKENS = 3  # that a model of conversations has after them: to open a turn's role, to close it, to end the turn
-
 
 def vocabulary_file(folder: str | Path) -> Path | None:
     """The vocabulary in a folder of a model, run or corpus: `tokenizer.model`, else a `.tiktoken` file."""

@@ -6,19 +6,18 @@ files' headers are read here. Legend: D width, V vocabulary, F inner width, R ra
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from steerling_jax.errors import UserError
+from steerling_jax.io.json_files import read_json_object
+from steerling_jax.io.weights.parameter_tree import ParamPath
 from steerling_jax.io.weights.safetensors_format import StoredTensor, read_header, same_bytes
 from steerling_jax.models.steerling.config import ConceptConfig, ModelConfig
 from steerling_jax.models.steerling.published_config import Layout, config_from_dict
 from steerling_jax.models.steerling.published_shapes import PIECES
-
-ParamPath = tuple[str, ...]
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 # What else belongs to a model: its vocabulary, the names of its concepts, its card, the Hub's code for it.
@@ -147,28 +146,6 @@ def _scorer(head: str, rows: int, D: int, attention: bool) -> tuple[str, tuple[i
     return f"{head}.concept_predictor.weight", (rows, D)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; `UserError` where there is none."""
-    return _read_json(path, dict, "object")
-
-
-def read_json_list(path: Path) -> list[Any]:
-    """A JSON array from a file; `UserError` where there is none."""
-    return _read_json(path, list, "array")
-
-
-def _read_json(path: Path, kind: type, word: str) -> Any:
-    try:
-        value = json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"Cannot read {path}: {error.strerror}; is this the right folder?") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}); restore the file.") from error
-    if not isinstance(value, kind):
-        raise UserError(f"{path} must hold a JSON {word}, not a {type(value).__name__}; restore the file.")
-    return value
-
-
 def read_config(folder: Path) -> tuple[ModelConfig, Layout, dict[str, Any]]:
     """The `config.json` of a published folder: config, layout, keys that are only carried along."""
     if not folder.is_dir():
@@ -176,7 +153,7 @@ def read_config(folder: Path) -> tuple[ModelConfig, Layout, dict[str, Any]]:
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(f"{folder} has no config.json; give a folder with config.json and {SINGLE}.")
-    raw = read_json(path)
+    raw = read_json_object(path)
     if not isinstance(raw.get("concept", {}), dict | None):
         raise UserError(f"{path}: concept is {raw['concept']!r}, but it must be an object of fields.")
     return config_from_dict(raw, str(path))
@@ -189,7 +166,7 @@ def find_tensors(folder: Path) -> dict[str, StoredTensor]:
     index = folder / INDEX
     if not index.is_file():
         raise UserError(f"{folder} has no weights; it needs {SINGLE}, or shards with {INDEX}.")
-    weight_map = read_json(index).get("weight_map")
+    weight_map = read_json_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
         raise UserError(f"{index} has no weight_map from tensor names to files; copy or download it again.")
     tensors: dict[str, StoredTensor] = {}

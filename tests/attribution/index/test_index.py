@@ -94,9 +94,9 @@ def contents(folder: Path) -> dict:
     """The contents of an index: every array of every unit by name, and the finished state."""
     index = IndexFolder(folder)
     units = {
-        name: {a: index.unit(name).read(a) for a in index.unit(name).about["bytes"]} for name in index.unit_names()
+        name: {a: index.unit(name).read(a) for a in index.unit(name).metadata["bytes"]} for name in index.unit_names()
     }
-    return {"units": units, "current": index.current(), "about": index.about}
+    return {"units": units, "current": index.current(), "about": index.metadata}
 
 
 def assert_same(first: dict, second: dict) -> None:

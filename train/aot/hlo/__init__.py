@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 import jax
 
-from steerling_jax.errors import UserError, first_line
+from steerling_jax.errors import UserError, error_summary
 from steerling_jax.train.aot.hlo.costs import Costs, Traffic
 from steerling_jax.train.aot.hlo.counter import count_costs
 from steerling_jax.train.aot.hlo.parser import parse_module
@@ -46,7 +46,7 @@ def program_costs(text: str, slices: Sequence[int] = (0,)) -> Costs:
         ) as file:
             file.write(text)
         raise UserError(
-            f"The text of the compiled program cannot be parsed ({type(error).__name__}: {first_line(error)}): the "
+            f"The text of the compiled program cannot be parsed ({type(error).__name__}: {error_summary(error)}): the "
             f"parser was written for {WRITTEN_FOR}, and this is JAX {jax.__version__}; install those versions, or "
             f"report it as a bug with the command and the file {file.name}, which holds the text."
         ) from error
