@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from steerling_jax.cli.generation_options import write
+from steerling_jax.cli.generation_options import generate_with_progress
 from steerling_jax.errors import require
 
 HELP = """\
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> None:
 
     bundle = sj.load(args.model)
     prompt = sj.Prompt(args.text, sj.GenerationConfig(max_new_tokens=args.max_new_tokens, seed=args.seed))
-    record = record_of(bundle, model_origin(bundle), prompt, write(bundle, prompt, record_hidden=True))
+    record = record_of(bundle, model_origin(bundle), prompt, generate_with_progress(bundle, prompt, record_hidden=True))
     explanation = explain(bundle, record, inputs=False)
     if args.json:
         print_json(make_document(explanation, args.concepts))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from steerling_jax.progress import Progress
 
 HELP = """\
-Measure whether attribution is true: inputs, concepts, training data, bad outputs.
+Measure whether attributions are correct: inputs, concepts, training data, bad outputs.
 
 With --planted, a small model is trained on a world of our own in which the truth is known; only there can training data
 be measured, by training again without it. A run that was stopped goes on where it was. docs/faithfulness.md says what

@@ -11,21 +11,21 @@ from typing import TYPE_CHECKING, Any
 from steerling_jax.cli.generation_options import (
     add_generation_options,
     check_generation_options,
-    given_prompt,
-    policies,
-    settings,
-    write,
+    generate_with_progress,
+    make_prompt,
+    prompt_text_or_ids,
 )
-from steerling_jax.cli.steering_options import add_steering_options, from_args
+from steerling_jax.cli.steering_options import add_steering_options, parse_steering_options
 from steerling_jax.errors import require
 
 if TYPE_CHECKING:
     from steerling_jax.attribution.trace.explanation import EvidenceSearch, Explanation
     from steerling_jax.bundle import Bundle
     from steerling_jax.decoding.trace_record import TraceRecord
+    from steerling_jax.steering.rules import Rule
 
 HELP = """\
-Show where a text came from: concepts, prompt tokens and training data, chunk by chunk.
+Explain a text chunk by chunk: the concepts, prompt tokens and training data behind it.
 
 examples:
   steerling trace "re.split(pattern, string)" --seed 1
@@ -59,7 +59,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     _check(args)
-    steering = from_args(args)  # raises errors in the options before the model is loaded
+    rules = parse_steering_options(args)  # raises errors in the options before the model is loaded
     from steerling_jax.cli.console import note, stages, stdout
     from steerling_jax.io.trace_file import read_trace
 
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> None:
     bundle = sj.load(args.model)
     find_evidence = None if args.index is None else _evidence_search(args, bundle)
     if record is None:
-        record = _given(args, bundle) if args.continuation is not None else _generated(args, bundle, steering)
+        record = _given(args, bundle) if args.continuation is not None else _generated(args, bundle, rules)
     graph_position(record.trace, args.token)  # raises before the explanation, which takes long
     source = "The trace" if args.source is None else args.source
     with stages() as progress:
@@ -111,7 +111,7 @@ def _check(args: argparse.Namespace) -> None:
         extra = [name for name in given if name not in ("TEXT", "--prompt-ids")]
         require(not extra, f"--continuation explains a given text; leave out {', '.join(extra)}.")
     if args.source is None:
-        given_prompt(args)
+        prompt_text_or_ids(args)
     _check_outputs(args)
 
 
@@ -148,14 +148,12 @@ def _given_options(args: argparse.Namespace) -> list[str]:
     return [str(names[name]) for name, default in defaults.items() if getattr(args, name) != default]
 
 
-def _generated(args: argparse.Namespace, bundle: Bundle, steering: Any) -> TraceRecord:
-    from steerling_jax.decoding.generation import Prompt
+def _generated(args: argparse.Namespace, bundle: Bundle, rules: tuple[Rule, ...]) -> TraceRecord:
     from steerling_jax.decoding.trace_record import record_of
     from steerling_jax.io.trace_file import model_origin
 
-    text_or_ids = given_prompt(args)
-    prompt = Prompt(text_or_ids, settings(args, bundle, text_or_ids), steering.configs(bundle), policies(args))
-    result = write(bundle, prompt, drafts=args.drafts, record_hidden=True)
+    prompt = make_prompt(args, bundle, rules)
+    result = generate_with_progress(bundle, prompt, drafts=args.drafts, record_hidden=True)
     return record_of(bundle, model_origin(bundle), prompt, result)
 
 
@@ -168,7 +166,7 @@ def _given(args: argparse.Namespace, bundle: Bundle) -> TraceRecord:
     after = args.continuation
     if after.startswith("@"):
         after = read_text(Path(after[1:]), "continuation")
-    trace = given_trace(bundle, given_prompt(args), after)
+    trace = given_trace(bundle, prompt_text_or_ids(args), after)
     decode = bundle.tokenizer.decode
     before, written = (decode(ids.tolist()) for ids in (trace.prompt, trace.tokens[trace.prompt_length :]))
     return TraceRecord(trace, model_origin(bundle), before, written)

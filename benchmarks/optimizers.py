@@ -1,12 +1,10 @@
-"""AdamW and Muon compared: the held-out likelihood bound of a small model after the same steps on the same text.
+"""AdamW against Muon on the same small model, text and steps, each at several rates, from several seeds.
 
     python benchmarks/optimizers.py --corpus CORPUS [--steps 300] [--rates 2e-3,8e-3] [--seeds 2] [--width 64]
 
-CORPUS is the bundled model's corpus store (vocabulary 4096). The model is that of the `pydocs` config with two layers
-and a smaller width, trained without the clean copy. Prints, for each peak rate, optimizer and seed, the bound after the
-last step in nats per token (lower is better) and the median milliseconds of a step.
-
-Reference machine: two cores of an Intel Xeon; results in docs/results/training.md.
+CORPUS is the bundled model's store (vocabulary 4096). The model is the bundled one's, narrower and of two layers, and
+sees one noisy copy. Printed is the held-out likelihood bound after the last step, in nats a token, and the time of a
+step.
 """
 
 from __future__ import annotations
@@ -37,7 +35,7 @@ HELD_OUT = 8_192  # tokens
 
 
 def small_run(width: int, steps: int) -> RunConfig:
-    """The run of the `pydocs` config with a smaller model."""
+    """The bundled model's run with a smaller model."""
     run = pydocs.config()
     assert run.model.concept is not None
     assert isinstance(run.objective, ObjectiveConfig)
@@ -48,7 +46,7 @@ def small_run(width: int, steps: int) -> RunConfig:
 
 
 def measure(run: RunConfig, step: Any, seed: int, store: CorpusStore, held: HeldOut) -> tuple[float, float]:
-    """The bound in nats per token after the run, and the median seconds of a step."""
+    """Nats a token after the run, and the median seconds of a step."""
     data, key = run.data, jax.random.key(seed)
     batches = iter(training_examples(store, seq_len=data.seq_len, batch_size=data.batch_size, seed=seed))
     state, times = jax.jit(partial(init_state, run))(key), []
@@ -58,8 +56,8 @@ def measure(run: RunConfig, step: Any, seed: int, store: CorpusStore, held: Held
         state, metrics = step(state, batch, key)
         jax.block_until_ready(metrics)
         times.append(time.perf_counter() - start)
-    figures = likelihood(state.params, held, run.model, run.compute)
-    return float(figures["nats_per_token"]), float(np.median(times))
+    found = likelihood(state.params, held, run.model, run.compute)
+    return float(found["nats_per_token"]), float(np.median(times))
 
 
 def main() -> None:

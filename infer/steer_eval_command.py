@@ -1,4 +1,4 @@
-"""`steerling steer-eval`: what steering by concepts does to texts, beside what random directions and prompts do."""
+"""`steerling steer-eval`: the effect of steering by concepts, compared with random directions and prompts."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from steerling_jax.cli.arguments import number_in_range
 from steerling_jax.errors import UserError
 
 if TYPE_CHECKING:
     from steerling_jax.bundle import Bundle
-    from steerling_jax.infer.steer_eval.jobs import SteerEvalSettings
     from steerling_jax.infer.steer_eval.judge import Judge
-    from steerling_jax.infer.steer_eval.measure import Text
+    from steerling_jax.infer.steer_eval.measure import MeasuredText
+    from steerling_jax.infer.steer_eval.text_specs import SteerEvalSettings
     from steerling_jax.io.corpus.store import CorpusStore
 
 HELP = """\
-Measure what steering by concepts does, beside random directions and prompting.
+Measure the effect of steering by concepts, compared with random directions and prompts.
 
-The corpus must be the one the model was trained on, or another with the same concepts and tokenizer. docs/steer-eval.md
-says what the figures mean.
+The corpus must be the one that the model was trained on, or another with the same concepts and tokenizer.
+docs/guide/steering-evaluation.md describes the figures.
 
 examples:
   steerling steer-eval --corpus ./corpus
@@ -41,22 +42,35 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--concepts",
         default="12",
         metavar="N|NAMES",
-        help="how many, from frequent to rare ones, or names with commas between (default: %(default)s)",
+        help="number of concepts, from frequent to rare, or their names, separated by commas (default: %(default)s)",
     )
-    add("--strengths", default="0.5,1,2,4,8", metavar="X,Y", help="of the injection, in logits (default: %(default)s)")
-    add("--samples", type=int, default=8, metavar="N", help="prompts a concept, in each arm (default: %(default)s)")
-    add("--max-new-tokens", type=int, metavar="N", help="a multiple of the block (default: 32, or the block)")
-    add("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
+    add(
+        "--strengths",
+        default="0.5,1,2,4,8",
+        metavar="X,Y",
+        help="strengths of the injection, in logits (default: %(default)s)",
+    )
+    add(
+        "--samples",
+        type=number_in_range(int, 1),
+        default=8,
+        metavar="N",
+        help="prompts for each concept, with and without it (default: %(default)s)",
+    )
+    add(
+        "--max-new-tokens",
+        type=int,
+        metavar="N",
+        help="length of a text, a multiple of the model's block (default: 32, or the block)",
+    )
+    add("--seed", type=number_in_range(int, 0), default=0, metavar="N", help="random seed (default: %(default)s)")
     add("--json", action="store_true", help="print figures and texts as JSON")
     add("--csv", type=Path, metavar="FILE", help="write the figures as a table")
-    add("--plot", type=Path, metavar="FILE", help="draw them, as .svg, .png or .pdf (needs matplotlib)")
+    add("--plot", type=Path, metavar="FILE", help="plot the figures, as .svg, .png or .pdf (needs matplotlib)")
 
 
 def run(args: argparse.Namespace) -> None:
     strengths = parse_strengths(args.strengths)
-    for name, value, least in (("--samples", args.samples, 1), ("--seed", args.seed, 0)):
-        if value < least:
-            raise UserError(f"{name} is {value}, but it must be at least {least}.")
     import steerling_jax as sj
     from steerling_jax.cli.console import print_json, stdout
     from steerling_jax.infer.steer_eval.plot import check_plot, plot
@@ -68,8 +82,8 @@ def run(args: argparse.Namespace) -> None:
     bundle, store = sj.load(args.model), CorpusStore(args.corpus)
     settings = _settings(args, bundle, strengths)
     judge, chosen, texts = _evaluate(bundle, store, args.concepts, settings)
-    named = {entry["id"]: entry["name"] for entry in store.concepts}
-    names = {concept: named[concept] for concept in chosen}
+    all_names = {entry["id"]: entry["name"] for entry in store.concepts}
+    names = {concept: all_names[concept] for concept in chosen}
     rows = summarise(texts, settings.seed)
     if args.csv is not None:
         write_csv(args.csv, list(flat(rows, names)))
@@ -77,48 +91,48 @@ def run(args: argparse.Namespace) -> None:
         title = f"{bundle.name}: {len(chosen)} concepts, {settings.samples} prompts each, seed {settings.seed}"
         plot(overall(rows), args.plot, title)
     if args.json:
-        about = {"model": bundle.name, "settings": settings, "concepts": _about(bundle, judge, names)}
-        print_json(about | {"figures": list(flat(rows, names)), "texts": _texts(bundle, texts, names)})
+        report = {"model": bundle.name, "settings": settings, "concepts": _concepts(bundle, judge, names)}
+        print_json(report | {"figures": list(flat(rows, names)), "texts": _texts(bundle, texts, names)})
     else:
         stdout().print(render(rows, names))
 
 
 def parse_strengths(text: str) -> tuple[float, ...]:
-    """Different positive numbers, in order."""
+    """The numbers of --strengths, sorted, each once."""
     try:
-        found = tuple(sorted({float(word) for word in text.split(",")}))
+        strengths = tuple(sorted({float(word) for word in text.split(",")}))
     except ValueError:
-        raise UserError(f"--strengths is {text!r}; give numbers with commas between, as in 2,4,8.") from None
-    if not all(0 < value < float("inf") for value in found):
-        raise UserError(f"--strengths is {text!r}, but a strength is above 0 and finite.")
-    return found
+        raise UserError(f"--strengths is {text!r}; give numbers separated by commas, as in 2,4,8.") from None
+    if not all(0 < value < float("inf") for value in strengths):
+        raise UserError(f"--strengths is {text!r}, but a strength must be above 0 and finite.")
+    return strengths
 
 
 def find_concepts(text: str, ids: Mapping[str, int]) -> int | list[int]:
-    """A number, or the ids of the named concepts; upper and lower case are one."""
+    """The value of --concepts: a number, or the ids of the named concepts (case is ignored)."""
     if text.isdecimal():
         if int(text) < 1:
             raise UserError("--concepts is 0, but it must be at least 1.")
         return int(text)
     by_name = {name.lower(): i for name, i in ids.items()}
-    found = []
+    selected = []
     for name in map(str.strip, text.split(",")):
         if name.lower() not in by_name:
             near = difflib.get_close_matches(name, ids, n=1)
             hint = f"did you mean {near[0]!r}?" if near else "`steerling concepts` lists them."
             raise UserError(f"--concepts names {name!r}, which the corpus does not have; {hint}")
-        found.append(by_name[name.lower()])
-    return list(dict.fromkeys(found))
+        selected.append(by_name[name.lower()])
+    return list(dict.fromkeys(selected))
 
 
 def _settings(args: argparse.Namespace, bundle: Bundle, strengths: tuple[float, ...]) -> SteerEvalSettings:
     from steerling_jax.decoding.generation_config import GenerationConfig
-    from steerling_jax.infer.steer_eval.jobs import SteerEvalSettings
     from steerling_jax.infer.steer_eval.prompts import WITH_TOKENS
+    from steerling_jax.infer.steer_eval.text_specs import SteerEvalSettings
 
     block, context = bundle.config.diff_block_size, bundle.config.block_size
     tokens = args.max_new_tokens if args.max_new_tokens is not None else max(32 // block * block, block)
-    GenerationConfig(max_new_tokens=tokens).sampler_blocks(bundle.config)  # complains where it is no multiple
+    GenerationConfig(max_new_tokens=tokens).sampler_blocks(bundle.config)  # raises unless it is a multiple of the block
     if tokens + WITH_TOKENS > context:
         raise UserError(
             f"--max-new-tokens is {tokens}, but prompts take up to {WITH_TOKENS} of the model's {context} tokens: "
@@ -129,26 +143,29 @@ def _settings(args: argparse.Namespace, bundle: Bundle, strengths: tuple[float, 
 
 def _evaluate(
     bundle: Bundle, store: CorpusStore, concepts: str, settings: SteerEvalSettings
-) -> tuple[Judge, list[int], list[Text]]:
+) -> tuple[Judge, list[int], list[MeasuredText]]:
+    """The judge, the ids of the chosen concepts, and the texts."""
     from steerling_jax.cli.console import stages
-    from steerling_jax.infer.steer_eval.jobs import jobs_of
     from steerling_jax.infer.steer_eval.judge import train_judge
-    from steerling_jax.infer.steer_eval.measure import measure, write_texts
+    from steerling_jax.infer.steer_eval.measure import generate_texts, measure
     from steerling_jax.infer.steer_eval.prompts import HeldOutChunks
+    from steerling_jax.infer.steer_eval.text_specs import make_text_specs
 
     count = check_concepts(bundle, store)
-    asked = find_concepts(concepts, {entry["name"]: entry["id"] for entry in store.concepts})
-    with stages() as tell:
-        judge = train_judge(store, count, [] if isinstance(asked, int) else asked, settings.new_tokens, tell)
-        chosen = judge.choose(asked) if isinstance(asked, int) else asked
-        descriptions = {entry["id"]: f"{entry['name']}. {entry['description']}".strip() for entry in store.concepts}
-        jobs = jobs_of(bundle.tokenizer, HeldOutChunks.read(store, count), judge, chosen, descriptions, settings)
-        written = write_texts(bundle, judge, jobs, settings, progress=tell)
-        return judge, chosen, measure(bundle, judge, written, tell)
+    selection = find_concepts(concepts, {entry["name"]: entry["id"] for entry in store.concepts})
+    named = [] if isinstance(selection, int) else selection
+    descriptions = {entry["id"]: f"{entry['name']}. {entry['description']}".strip() for entry in store.concepts}
+    with stages() as progress:
+        judge = train_judge(store, count, named, settings.new_tokens, progress)
+        chosen = judge.choose(selection) if isinstance(selection, int) else selection
+        held = HeldOutChunks.read(store, count)
+        specs = make_text_specs(bundle.tokenizer, held, judge, chosen, descriptions, settings)
+        texts = generate_texts(bundle, judge, specs, settings, progress=progress)
+        return judge, chosen, measure(bundle, judge, texts, progress)
 
 
 def check_concepts(bundle: Bundle, store: CorpusStore) -> int:
-    """How many concepts the model knows; raises `UserError` where the corpus has others, or other tokens."""
+    """The number of the model's known concepts. Raises `UserError` where the corpus has other concepts or tokens."""
     store.check_tokenizer(bundle.tokenizer.sha256)
     if bundle.config.concept is None:
         raise UserError("Steering needs a model with known concepts; this one has none.")
@@ -157,48 +174,49 @@ def check_concepts(bundle: Bundle, store: CorpusStore) -> int:
         i, name = entry["id"], entry["name"]
         if i >= count or (names is not None and names[i] != name):
             raise UserError(
-                f"The corpus {store.folder} calls concept {i} {name!r}, which this model does not: "
+                f"Concept {i} of the corpus {store.folder} is {name!r}, but not that of this model: "
                 "give the corpus that the model was trained on."
             )
     return count
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes the figures as a table, whole or not at all."""
     from steerling_jax.io.atomic import atomic_path
 
-    with atomic_path(path) as scratch, scratch.open("w", newline="", encoding="utf-8") as file:
+    with atomic_path(path) as target, target.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, rows[0].keys())
         writer.writeheader()
         writer.writerows(rows)
 
 
-def _about(bundle: Bundle, judge: Judge, names: Mapping[int, str]) -> list[dict[str, Any]]:
-    """What the judge knows of each concept."""
-    found = []
+def _concepts(bundle: Bundle, judge: Judge, names: Mapping[int, str]) -> list[dict[str, Any]]:
+    """The concepts for JSON: how well the judge recognises each one, and its lifted tokens."""
+    concepts = []
     for concept, name in names.items():
         i = judge.column(concept)
-        words = [bundle.tokenizer.piece(int(token)) for token in judge.lifted[i].tokens]
-        found.append(
+        pieces = [bundle.tokenizer.piece(int(token)) for token in judge.lifted[i].tokens]
+        concepts.append(
             {
                 "id": concept,
                 "name": name,
                 "heldout_chunks": judge.positives[i],
                 "recall": judge.recall[i],
                 "false_alarm": judge.false_alarm[i],
-                "lifted": dict(zip(words, judge.lifted[i].lift.tolist())),
+                "lifted": dict(zip(pieces, judge.lifted[i].lift.tolist())),
             }
         )
-    return found
+    return concepts
 
 
-def _texts(bundle: Bundle, texts: Sequence[Text], names: Mapping[int, str]) -> list[dict[str, Any]]:
+def _texts(bundle: Bundle, texts: Sequence[MeasuredText], names: Mapping[int, str]) -> list[dict[str, Any]]:
     return [
         {
-            **dict(zip(("arm", "condition", "strength"), text.job.condition)),
-            "concept": names[text.job.concept],
-            "document": text.job.opening.document,
-            "seed": text.job.seed,
-            "prompt": bundle.tokenizer.decode(text.job.opening.ids),
+            **dict(zip(("arm", "condition", "strength"), text.spec.condition)),
+            "concept": names[text.spec.concept],
+            "document": text.spec.opening.document,
+            "seed": text.spec.seed,
+            "prompt": bundle.tokenizer.decode(text.spec.opening.ids),
             "text": bundle.tokenizer.decode(text.ids),
             **text.figures,
         }

@@ -1,7 +1,8 @@
-"""Text out of a canvas that is filled out of order: what was given out is never taken back.
+"""Text from a canvas whose positions are filled out of order, emitted piece by piece and never taken back.
 
-Only the run of committed tokens from the prompt on is read. Bytes of an unfinished character, and what may be the start
-of a stop text, are held until it is clear what they are. The text does not depend on how the commits were bundled.
+Only the unbroken run of committed tokens from the prompt on is decoded. Two things are held back until it is clear what
+they are: the bytes of an incomplete character, and text that may be the beginning of a stop text. The text therefore
+does not depend on how the commits were grouped.
 """
 
 from __future__ import annotations
@@ -15,15 +16,16 @@ from steerling_jax.decoding.trace import Commit
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.tokenizer import Tokenizer
 
-Finish = Literal["stop", "length"]
-_HALF = "\ufffd"  # what half a character is decoded to
+FinishReason = Literal["stop", "length"]
+_REPLACEMENT = "\ufffd"  # tokenizers decode the bytes of an incomplete character to this
 
 
 class TextWriter:
-    """One request's text as it comes. tokens: how many ids it is made of so far; finish: why it ended, None before.
+    """One request's text as its tokens are committed.
 
-    A text ends before the stop text that is complete first, at the end of the turn ("stop"), after `max_tokens` ids or
-    with the canvas ("length").
+    A text ends before the first stop text that is complete or at the end of the turn ("stop"), or after `max_tokens`
+    ids or with the canvas ("length"). tokens: the number of ids in the text so far. finish: why the text ended; None
+    until then.
     """
 
     def __init__(
@@ -36,30 +38,31 @@ class TextWriter:
         stop: Sequence[str] = (),
     ):
         self.tokens = 0
-        self.finish: Finish | None = None
-        self._config, self.prompt_length, self._most = config, prompt_length, max_tokens
+        self.finish: FinishReason | None = None
+        self._config, self.prompt_length, self._max_tokens = config, prompt_length, max_tokens
         self._canvas = np.full(new_tokens, config.mask_token_id, np.int32)
-        self._read = 0  # canvas positions that were read
-        self._pieces = TokenPieces(tokenizer)
-        self._stops = StopTexts(stop)
+        self._read = 0  # canvas positions that were decoded
+        self._detokenizer = IncrementalDetokenizer(tokenizer)
+        self._stops = StopMatcher(stop)
         self._ready = ""
 
     def commit(self, commits: Iterable[Commit]) -> list[Commit]:
-        """Tokens, step by step. Gives back the commits up to the text's end; later ones play no part."""
+        """Adds tokens, step by step. Returns the commits up to the one with which the text ended."""
         used = []
         for commit in commits:
             if self.finish is not None:
                 break
             for position, token in zip(commit.positions, commit.token_ids):
                 self._canvas[position - self.prompt_length] = token
-                if token == self._config.eot_id:  # it overwrites what follows
+                # Decoding overwrites what follows an end of turn, so tokens that were committed there are not text.
+                if token == self._config.eot_id:
                     self._canvas[position - self.prompt_length + 1 :] = self._config.eos_token_id
             self._advance()
             used.append(commit)
         return used
 
     def end(self) -> None:
-        """No more comes: masks that are left, before an end of turn, are no text."""
+        """Ends the text: no more tokens will be committed. Masks that remain, before an end of turn, are not text."""
         self._canvas = self._canvas[self._canvas != self._config.mask_token_id]
         self._advance()
         if self.finish is None:
@@ -71,6 +74,7 @@ class TextWriter:
         return text
 
     def _advance(self) -> None:
+        """Decodes up to the first masked position: a later token's text could change once the gap is filled."""
         while self.finish is None and self._read < len(self._canvas):
             token = int(self._canvas[self._read])
             if token == self._config.mask_token_id:
@@ -82,76 +86,83 @@ class TextWriter:
                 self._close("stop")
                 return
             self.tokens += 1
-            self._give(self._pieces.push(token))
-            if self.finish is None and self.tokens == self._most:
+            self._emit(self._detokenizer.push(token))
+            if self.finish is None and self.tokens == self._max_tokens:
                 self._close("length")
 
-    def _give(self, text: str) -> None:
-        found, complete = self._stops.push(text)
-        self._ready += found
-        if complete:
+    def _emit(self, text: str) -> None:
+        released, stopped = self._stops.push(text)
+        self._ready += released
+        if stopped:
             self.finish = "stop"
 
-    def _close(self, finish: Finish) -> None:
-        self._give(self._pieces.rest())
+    def _close(self, finish: FinishReason) -> None:
+        """Emits what was held back. That can complete a stop text, which then is the reason for the end."""
+        self._emit(self._detokenizer.flush())
         if self.finish is None:
-            self._ready += self._stops.rest()
+            self._ready += self._stops.flush()
             self.finish = finish
 
 
-class TokenPieces:
-    """Ids to text, one by one. Decodes only the last few ids, so that a token costs the same late in a text."""
+class IncrementalDetokenizer:
+    """Token ids to text, one at a time. Only the last few ids are decoded again, so that the cost of a token does not
+    grow with the text."""
 
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
-        # What was given out last and all that came after it: a tokenizer may write something between two ids.
+        # The ids of the last complete piece and of everything after it. They are decoded together, since a tokenizer
+        # may write something between two ids (sentencepiece: a space, except before the first one).
         self._ids: list[int] = []
-        self._fresh = 0  # the index of the first id after what was given out last
-        self._given = 0  # characters of the ids' text that were given out
+        self._fresh = 0  # index of the first id after the last complete piece
+        self._emitted = 0  # characters of the ids' text that were emitted
 
     def push(self, id: int) -> str:
-        """The text that `id` completes."""
+        """The text that `id` completes; empty while a character is incomplete."""
         self._ids.append(id)
         text = self._tokenizer.decode(self._ids)
-        whole = text.rstrip(_HALF)
-        new = whole[self._given :]
-        self._given += len(new)
-        if new and whole == text:
+        # One character can take several tokens of one byte each. Until its last byte it decodes to replacement
+        # characters, which must not be emitted: the complete character would come on top of them.
+        complete = text.rstrip(_REPLACEMENT)
+        new = complete[self._emitted :]
+        self._emitted += len(new)
+        if new and complete == text:
+            # Nothing is incomplete: the ids before this piece are not needed as context any more.
             self._ids = self._ids[self._fresh :]
-            self._fresh, self._given = len(self._ids), len(self._tokenizer.decode(self._ids))
+            self._fresh, self._emitted = len(self._ids), len(self._tokenizer.decode(self._ids))
         return new
 
-    def rest(self) -> str:
-        """What is left of a character that was not finished."""
-        return self._tokenizer.decode(self._ids)[self._given :]
+    def flush(self) -> str:
+        """The text that was held back; no more ids follow."""
+        return self._tokenizer.decode(self._ids)[self._emitted :]
 
 
-class StopTexts:
-    """Lets text through up to the stop text that is complete first; holds what may be the start of one."""
+class StopMatcher:
+    """Passes text on up to the first stop text that is complete, and holds back what may be the beginning of one."""
 
     def __init__(self, stops: Iterable[str]):
         self._stops = tuple(stops)
         self._held = ""
 
     def push(self, text: str) -> tuple[str, bool]:
-        """The text that is let through, and whether a stop text was found right after it."""
+        """The text that can be emitted, and whether a stop text follows it."""
         self._held += text
         starts = [(self._held.find(stop), stop) for stop in self._stops]
+        # The stop text that ends first counts, whichever begins first: that is where generation had to stop, and so
+        # the result is the same whether the text comes in one piece or character by character.
         ends = [(start + len(stop), start) for start, stop in starts if start >= 0]
         if ends:
             before, self._held = self._held[: min(ends)[1]], ""
             return before, True
-        keep = max((self._overlap(stop) for stop in self._stops), default=0)
-        cut = len(self._held) - keep
+        cut = len(self._held) - max((self._overlap(stop) for stop in self._stops), default=0)
         before, self._held = self._held[:cut], self._held[cut:]
         return before, False
 
-    def rest(self) -> str:
-        """What was held, now that no more comes."""
+    def flush(self) -> str:
+        """The text that was held back; no more text follows."""
         text, self._held = self._held, ""
         return text
 
     def _overlap(self, stop: str) -> int:
-        """Length of the longest end of the held text that a stop text starts with."""
+        """Length of the longest suffix of the held text that is a prefix of `stop`."""
         longest = min(len(stop) - 1, len(self._held))
         return next((n for n in range(longest, 0, -1) if self._held.endswith(stop[:n])), 0)

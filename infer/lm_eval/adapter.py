@@ -1,7 +1,7 @@
 """A Steerling model for EleutherAI's lm-evaluation-harness: scores by the likelihood bound, texts by decoding.
 
-Importing this registers the model "steerling", for `lm_eval.simple_evaluate(model="steerling", model_args={…})`.
-`steerling lm-eval` runs tasks with the published settings. Source of both: the published package's evaluation.
+Importing this module registers the model "steerling", for `lm_eval.simple_evaluate(model="steerling", model_args={…})`.
+`steerling lm-eval` runs tasks with the published settings. Source of both: the evaluation of the published package.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 
 import steerling_jax as sj
-from steerling_jax.cli.console import progress
+from steerling_jax.cli.console import progress_bar
 from steerling_jax.decoding.generation import Prompt, generate_many
 from steerling_jax.errors import require
 from steerling_jax.evaluation.likelihood import score_pairs, split
-from steerling_jax.infer.text_stream import StopTexts
+from steerling_jax.infer.text_stream import StopMatcher
 
-_PREFIX_BYTES = 256 << 20
-# The published evaluation reads typographic quotes, dashes and dots as their ASCII forms.
+_PREFIX_CACHE_BYTES = 256 << 20
+# The published evaluation replaces typographic quotes, dashes and ellipses by their ASCII forms.
 _ASCII = str.maketrans({"’": "'", "‘": "'", "“": '"', "”": '"', "–": "-", "—": "-", "…": "..."})
 Ids = list[int]
 
 
 @dataclass(frozen=True)
 class TaskSettings:
-    """How a task is run. num_fewshot: None for what the task says; the others as in `SteerlingLM`."""
+    """Settings of a task. num_fewshot: None for the task's own; the others as in `SteerlingLM`."""
 
     num_fewshot: int | None = None
     samples: int = 128
@@ -50,13 +50,14 @@ PUBLISHED = {
 
 
 class SteerlingLM(LM):
-    """model: what `sj.load` takes, as does dtype, or a bundle.
+    """The harness' interface to a model. Raises `UserError` for invalid settings.
 
-    samples, cfg_scale: of the likelihood. max_gen_toks: where the task does not say, None for 1,024 or half of
-    `max_length`; rounded up to whole blocks. steps: None for one a token. max_length: of context and continuation, None
-    for the model's context; a longer context loses its beginning. sampling: "entropy" as published, whatever
-    temperature the task asks for; "task" for the task's temperature, with no repetition penalty. seed: of maskings and
-    of texts. batch_size: maskings scored, or texts written, at once.
+    model: a bundle, or what `sj.load` takes, with dtype. samples, cfg_scale: maskings and guidance of the likelihood.
+    seed: of maskings and of texts. batch_size: maskings scored, or texts generated, at the same time. max_length:
+    tokens of context and continuation, None for the model's context; a longer context is cut at its beginning.
+    max_gen_toks: tokens to generate if the task does not set it, None for 1,024 or half of `max_length`; rounded up to
+    whole blocks. steps: denoising steps of a text, None for one a token. sampling: "entropy", as published, which
+    ignores the task's temperature; or "task" for the task's temperature, without a repetition penalty.
     """
 
     def __init__(
@@ -87,49 +88,50 @@ class SteerlingLM(LM):
         self.steps, self.sampling = steps, sampling
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        """The likelihood bound of each continuation. Whether it is the greedy one is not known: always False."""
+        """The likelihood bound of each continuation. Whether it is the greedy one is unknown, and always False."""
         pairs = [self._pair(*request.arguments) for request in requests]
-        found = [(0.0, False)] * len(pairs)
-        for number, value in self._scores(pairs, "scoring"):
-            found[number] = (value, False)
-            self.cache_hook.add_partial("loglikelihood", requests[number].arguments, found[number])
-        return found
+        results = [(0.0, False)] * len(pairs)
+        for number, value in self._scores(pairs):
+            results[number] = (value, False)
+            self.cache_hook.add_partial("loglikelihood", requests[number].arguments, results[number])
+        return results
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
         """The likelihood bound of whole texts, each token scored once.
 
-        The first window of a long text is `max_length` tokens after nothing; each further one scores half as many,
-        after the tokens before them. (The published evaluation scores the last `max_length` tokens only.)
+        The first window of a long text has `max_length` tokens and no context; each further one scores half as many
+        tokens, in the context of those before them. (The published evaluation scores the last `max_length` tokens
+        only.)
         """
         windows = [
             (number, pair)
             for number, request in enumerate(requests)
             for pair in rolling_windows(self._encode(request.arguments[0]), self.max_length)
         ]
-        found = [0.0] * len(requests)
-        for number, value in self._scores([pair for _, pair in windows], "scoring"):
-            found[windows[number][0]] += value
-        for request, value in zip(requests, found, strict=True):
+        totals = [0.0] * len(requests)
+        for number, value in self._scores([pair for _, pair in windows]):
+            totals[windows[number][0]] += value
+        for request, value in zip(requests, totals, strict=True):
             self.cache_hook.add_partial("loglikelihood_rolling", request.arguments, value)
-        return found
+        return totals
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """Texts, each cut before the first of the task's stop texts, without white space at the end."""
-        found = [""] * len(requests)
+        texts = [""] * len(requests)
         prompts = (self._prompt(number, *request.arguments) for number, request in enumerate(requests))
-        many = generate_many(self.bundle, prompts, rows=self.batch_size, prefix_cache_bytes=_PREFIX_BYTES)
-        with progress(unit="texts") as bar:
+        results = generate_many(self.bundle, prompts, rows=self.batch_size, prefix_cache_bytes=_PREFIX_CACHE_BYTES)
+        with progress_bar(unit="texts") as bar:
             task = bar.add_task("writing", total=len(requests))
-            for number, generation in many:
+            for number, generation in results:
                 request = requests[number]
-                found[number] = cut(generation.text, stop_texts(request.arguments[1]))
-                self.cache_hook.add_partial("generate_until", request.arguments, found[number])
+                texts[number] = cut(generation.text, stop_texts(request.arguments[1]))
+                self.cache_hook.add_partial("generate_until", request.arguments, texts[number])
                 bar.advance(task)
-        return found
+        return texts
 
-    def _scores(self, pairs: list[tuple[Ids, Ids]], label: str) -> Iterator[tuple[int, float]]:
-        with progress(unit="texts") as bar:
-            task = bar.add_task(label, total=len(pairs))
+    def _scores(self, pairs: list[tuple[Ids, Ids]]) -> Iterator[tuple[int, float]]:
+        with progress_bar(unit="texts") as bar:
+            task = bar.add_task("scoring", total=len(pairs))
             for scored in score_pairs(
                 self.bundle,
                 pairs,
@@ -145,7 +147,7 @@ class SteerlingLM(LM):
         return self.bundle.tokenizer.encode(text.translate(_ASCII)) if text else []
 
     def _pair(self, context: str, continuation: str) -> tuple[Ids, Ids]:
-        """Ids of both, the context's beginning cut off where they do not fit."""
+        """Ids of both; the context is cut at its beginning if they do not fit."""
         before, after = split(self.bundle, context.translate(_ASCII), continuation.translate(_ASCII))
         room = self.max_length - len(after)
         require(
@@ -156,19 +158,21 @@ class SteerlingLM(LM):
         return before[max(0, len(before) - room) :], after
 
     def _prompt(self, number: int, context: str, options: Mapping[str, Any]) -> Prompt:
-        """What to write after `context`; its beginning is cut off where text and context do not fit."""
+        """The prompt for a task's context, which is cut at its beginning if it and the text do not fit."""
         block, context_size = self.bundle.config.diff_block_size, self.max_length
-        asked = int(options.get("max_gen_toks", self.max_gen_toks))
-        wanted = -(-asked // block) * block
+        max_gen_toks = int(options.get("max_gen_toks", self.max_gen_toks))
+        length = -(-max_gen_toks // block) * block
         require(
-            wanted < context_size,
-            f"max_gen_toks is {asked}, which leaves no room for a prompt in a context of {context_size}: give less.",
+            length < context_size,
+            f"max_gen_toks is {max_gen_toks}, which leaves no room for a prompt in a context of {context_size}: give "
+            "less.",
         )
-        prompt = self._encode(context)[-(context_size - wanted) :] or [self.bundle.config.bos_token_id]
+        prompt = self._encode(context)[-(context_size - length) :] or [self.bundle.config.bos_token_id]
+        # Stop texts of one token end decoding early, which saves steps; `cut` applies all of them to the text.
         encoded = (self._encode(stop) for stop in stop_texts(options))
-        stops = tuple(ids[0] for ids in encoded if len(ids) == 1)  # they end a text early; all of them cut it
+        stops = tuple(ids[0] for ids in encoded if len(ids) == 1)
         config = sj.GenerationConfig(
-            max_new_tokens=wanted,
+            max_new_tokens=length,
             steps=self.steps,
             seed=(self.seed + number) % 2**32,
             cfg_scale=self.cfg_scale,
@@ -182,30 +186,33 @@ class SteerlingLM(LM):
             return {}
         temperature = float(options.get("temperature", 1.0)) if options.get("do_sample", False) else 0.0
         return {
-            "use_entropy_sampling": False, "repetition_penalty": 1.0, "temperature": temperature,
+            "use_entropy_sampling": False,
+            "repetition_penalty": 1.0,
+            "temperature": temperature,
             "top_p": float(options.get("top_p", 1.0)),
-        }  # fmt: skip
+        }
 
 
 register_model("steerling")(SteerlingLM)
 
 
-def rolling_windows(ids: Ids, most: int) -> Iterator[tuple[Ids, Ids]]:
-    """(context, tokens to score) of at most `most` tokens together, each token once."""
-    yield [], ids[:most]
-    stride = max(1, most // 2)
-    for start in range(most, len(ids), stride):
+def rolling_windows(ids: Ids, max_length: int) -> Iterator[tuple[Ids, Ids]]:
+    """Pairs (context, tokens to score) of at most `max_length` tokens together, in which each token is scored once."""
+    yield [], ids[:max_length]
+    stride = max(1, max_length // 2)
+    for start in range(max_length, len(ids), stride):
         end = min(start + stride, len(ids))
-        yield ids[max(0, end - most) : start], ids[start:end]
+        yield ids[max(0, end - max_length) : start], ids[start:end]
 
 
 def stop_texts(options: Mapping[str, Any]) -> list[str]:
+    """The task's stop texts, one or several, without empty ones."""
     until = options.get("until") or []
     return [stop for stop in ([until] if isinstance(until, str) else until) if stop]
 
 
 def cut(text: str, stops: list[str]) -> str:
-    """`text` up to the stop text that is complete first."""
-    watch = StopTexts(stops)
-    before, found = watch.push(text)
-    return (before if found else before + watch.rest()).rstrip()
+    """`text` up to the first stop text that is complete, without white space at the end."""
+    matcher = StopMatcher(stops)
+    before, stopped = matcher.push(text)
+    return (before if stopped else before + matcher.flush()).rstrip()

@@ -1,4 +1,4 @@
-"""The HTTP side: routes, limits, and what becomes of a request from its body to the last byte of its answer."""
+"""The ASGI application: routes, limits, and the path of a request from its body to its response."""
 
 from __future__ import annotations
 
@@ -21,37 +21,36 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from steerling_jax.bundle import Bundle
-from steerling_jax.decoding.generation import Prompt, request_of
+from steerling_jax.decoding.generation import request_of
 from steerling_jax.decoding.request import Request as DecodeRequest
 from steerling_jax.errors import UserError
-from steerling_jax.infer.server.answer import AnswerResponse
-from steerling_jax.infer.server.asking import CompletionRequest, parse_json, read
 from steerling_jax.infer.server.engine import Engine, EngineRequest
 from steerling_jax.infer.server.errors import ApiError, as_api_error, json_response
-from steerling_jax.infer.server.gate import Gate
+from steerling_jax.infer.server.host_check import HostOriginMiddleware
 from steerling_jax.infer.server.in_flight import InFlight
 from steerling_jax.infer.server.metrics import Metrics
-from steerling_jax.infer.server.replies import Reply
-from steerling_jax.infer.text_stream import TextWriter
+from steerling_jax.infer.server.request_body import CompletionRequest, parse_json, parse_request
+from steerling_jax.infer.server.response import CompletionResponse
+from steerling_jax.infer.server.response_body import ResponseBody
 from steerling_jax.steering.config import SteeringConfig
 
-BODY_SECONDS = 30  # for a request's body to arrive
+BODY_SECONDS = 30  # time limit for a request's body
 
 
 @dataclass(frozen=True)
 class RequestLimits:
-    """tokens: of one text (None: the model's context); body: bytes; open: requests that run or wait."""
+    """tokens: max_tokens of one request (None: the model's context). body: bytes. in_flight: requests at a time."""
 
     tokens: int | None
     body: int
-    open: int
+    in_flight: int
 
 
 class Service:
-    """A model that answers. always: steering of all requests. stopping: no more are taken."""
+    """The endpoints of one model. steering: applied to all requests. stopping: new requests are answered with 503."""
 
-    def __init__(self, bundle: Bundle, engine: Engine, limits: RequestLimits, always: Sequence[SteeringConfig] = ()):
-        self.bundle, self.engine, self.limits, self.always = bundle, engine, limits, always
+    def __init__(self, bundle: Bundle, engine: Engine, limits: RequestLimits, steering: Sequence[SteeringConfig] = ()):
+        self.bundle, self.engine, self.limits, self.steering = bundle, engine, limits, steering
         self.model = model_id(bundle)
         self.metrics = Metrics()
         self.in_flight = InFlight(engine)
@@ -59,10 +58,10 @@ class Service:
         self._started = int(time.time())
 
     async def completions(self, http: Request) -> Response:
-        return await self._answer(http, chat=False)
+        return await self._complete(http, chat=False)
 
     async def chat(self, http: Request) -> Response:
-        return await self._answer(http, chat=True)
+        return await self._complete(http, chat=True)
 
     async def models(self, http: Request) -> Response:
         return json_response({"object": "list", "data": [self._card()]})
@@ -90,76 +89,73 @@ class Service:
     def _card(self) -> dict[str, object]:
         return {"id": self.model, "object": "model", "created": self._started, "owned_by": "local"}
 
-    async def _answer(self, http: Request, *, chat: bool) -> Response:
-        self._check_room()
+    async def _complete(self, http: Request, *, chat: bool) -> Response:
+        self._check_capacity()
+        # Counted before the body is read, so that slow bodies cannot hold more connections open than are allowed.
         self.in_flight.begin()
         try:
             body = await read_body(http, self.limits.body)
-            asked, request = await run_in_threadpool(self._prepare, body, chat)
-        except BaseException:
+            # On another thread: encoding a long prompt would delay every other response on the event loop.
+            completion, request = await run_in_threadpool(self._prepare, body, chat)
+        except BaseException:  # including CancelledError, when the client disconnects
             self.in_flight.reject()
             raise
-        wanted = asked.wanted
-        writing = TextWriter(
-            self.bundle.tokenizer,
-            self.bundle.config,
-            len(wanted.prompt),
-            wanted.generation.max_new_tokens,
-            wanted.max_tokens,
-            wanted.stop,
-        )
-        job = EngineRequest(request, writing)
-        self.in_flight.submit(job)
-        return AnswerResponse(self.in_flight, self.metrics, job, self._reply(asked, request), stream=asked.stream)
+        engine_request = EngineRequest(request, completion.generation.text_writer(self.bundle))
+        self.in_flight.submit(engine_request)
+        response_body = self._response_body(completion, request)
+        return CompletionResponse(self.in_flight, self.metrics, engine_request, response_body, stream=completion.stream)
 
-    def _check_room(self) -> None:
+    def _check_capacity(self) -> None:
         if self.stopping:
             raise ApiError(
                 503,
-                "The server is stopping: ask another one, or again in a while.",
+                "The server is stopping: use another one, or try again later.",
                 code="stopping",
                 headers={"Retry-After": "5", "Connection": "close"},
             )
-        if self.in_flight.count >= self.limits.open:
+        if self.in_flight.count >= self.limits.in_flight:
             wait = min(max(math.ceil(self.metrics.mean_seconds), 1), 60)
             raise ApiError(
                 429,
-                f"{self.in_flight.count} requests are in progress, as many as are allowed: ask again in {wait} s.",
+                f"{self.in_flight.count} requests are in progress, the most that are allowed: try again in {wait} s.",
                 code="queue_full",
                 headers={"Retry-After": str(wait)},
             )
 
     def _prepare(self, body: bytes, chat: bool) -> tuple[CompletionRequest, DecodeRequest]:
-        bundle, limit = self.bundle, self.limits.tokens
-        asked = read(parse_json(body), bundle, self.model, chat=chat, limit=limit, always=self.always)
-        wanted = asked.wanted
+        completion = parse_request(
+            parse_json(body),
+            self.bundle,
+            self.model,
+            chat=chat,
+            max_tokens_limit=self.limits.tokens,
+            steering=self.steering,
+        )
         try:
-            prompt = Prompt(wanted.prompt.tolist(), wanted.generation, wanted.steering or None)
-            return asked, request_of(bundle, prompt)
-        except UserError as error:  # all but the steering was checked
+            return completion, request_of(self.bundle, completion.generation.prompt)
+        except UserError as error:  # everything except the steering is valid by now
             raise ApiError(400, str(error), param="steering") from None
 
-    def _reply(self, asked: CompletionRequest, request: DecodeRequest) -> Reply:
-        return Reply(
-            id=("chatcmpl-" if asked.chat else "cmpl-") + secrets.token_hex(12),
+    def _response_body(self, completion: CompletionRequest, request: DecodeRequest) -> ResponseBody:
+        return ResponseBody(
+            id=("chatcmpl-" if completion.chat else "cmpl-") + secrets.token_hex(12),
             created=int(time.time()),
             model=self.model,
-            chat=asked.chat,
+            chat=completion.chat,
             seed=request.seed,
-            trace=asked.wanted.trace,
+            trace=completion.generation.trace,
             steering=request.steering.labels if request.steering else (),
-            include_usage=asked.include_usage,
+            include_usage=completion.include_usage,
         )
 
 
 async def read_body(http: Request, limit: int) -> bytes:
-    """The request's body. Raises `ApiError` as soon as it is known to be over `limit` bytes, or when it is slow."""
-    # The connection stays open: closing it before the whole body is here would hide this answer from the client.
-    too_large = ApiError(
-        413, f"The body is over {limit} bytes, the most that is taken: send less.", code="body_too_large"
-    )
-    told = http.headers.get("content-length", "")
-    if told.isdecimal() and int(told) > limit:
+    """The request's body. Raises `ApiError` once it is known to be over `limit` bytes, or is not there in time."""
+    # No "Connection: close" here: if the connection is closed before the whole body has arrived, the client's next
+    # write fails, and most clients report that instead of the response.
+    too_large = ApiError(413, f"The body is over {limit} bytes, the limit: send less.", code="body_too_large")
+    declared = http.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > limit:
         raise too_large
     body = bytearray()
     try:
@@ -169,19 +165,23 @@ async def read_body(http: Request, limit: int) -> bytes:
                 if len(body) > limit:
                     raise too_large
     except TimeoutError:
-        raise ApiError(408, f"The body did not arrive within {BODY_SECONDS} s: send it again.", code="timeout",
-                       headers={"Connection": "close"}) from None  # fmt: skip
+        raise ApiError(
+            408,
+            f"The body did not arrive within {BODY_SECONDS} s: send it again.",
+            code="timeout",
+            headers={"Connection": "close"},
+        ) from None
     return bytes(body)
 
 
 def model_id(bundle: Bundle) -> str:
-    """The bundled model's or the Hub's name; of a folder or checkpoint, its last part."""
+    """The name in the protocol's `model` field: that of a bundled model or on the Hub, or the name of its folder."""
     path = Path(bundle.name)
     return path.resolve().name if path.exists() else bundle.name
 
 
 def make_app(service: Service, *, listening: str, hosts: list[str], origins: list[str]) -> Starlette:
-    """The ASGI application. listening: the address; hosts, origins: further ones that are allowed."""
+    """The ASGI application. listening: the address; hosts, origins: those that are allowed besides the server's own."""
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -190,21 +190,23 @@ def make_app(service: Service, *, listening: str, hosts: list[str], origins: lis
         await run_in_threadpool(service.engine.close)
 
     async def api_error(http: Request, error: Exception) -> Response:
-        failure = as_api_error(error)
-        service.metrics.count(failure.outcome)
-        return failure.response()
+        error = as_api_error(error)
+        service.metrics.count(error.outcome)
+        return error.response()
 
     async def http_error(http: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        what = f"There is no {http.method} {http.url.path} here; see /v1/models, /v1/completions, /v1/chat/completions."
-        return await api_error(http, ApiError(error.status_code, what, headers=error.headers))
+        message = (
+            f"There is no {http.method} {http.url.path} here; see /v1/models, /v1/completions, /v1/chat/completions."
+        )
+        return await api_error(http, ApiError(error.status_code, message, headers=error.headers))
 
-    async def left(http: Request, error: Exception) -> Response:
+    async def disconnected(http: Request, error: Exception) -> Response:
         service.metrics.count("left")
-        return Response(status_code=400)  # nobody reads it
+        return Response(status_code=400)  # Starlette needs one, although the client is gone
 
     origins = [origin.lower().rstrip("/") for origin in origins]
-    middleware = [Middleware(Gate, service.metrics, listening=listening, hosts=hosts, origins=origins)]
+    middleware = [Middleware(HostOriginMiddleware, service.metrics, listening=listening, hosts=hosts, origins=origins)]
     if origins:
         middleware.append(Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"]))
     return Starlette(
@@ -219,7 +221,7 @@ def make_app(service: Service, *, listening: str, hosts: list[str], origins: lis
         middleware=middleware,
         exception_handlers={
             HTTPException: http_error,
-            ClientDisconnect: left,
+            ClientDisconnect: disconnected,
             Exception: api_error,
             ApiError: api_error,
         },

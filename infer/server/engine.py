@@ -1,4 +1,10 @@
-"""The one thread that owns the decoder. Requests go in from asyncio, pieces of text come back to it."""
+"""The engine: one thread that owns the decoder. Requests come from asyncio, and text deltas go back to it.
+
+The decoder is not thread-safe and a step blocks for as long as the device computes, so it can run neither on the event
+loop nor on a pool of threads. All calls from the event loop are therefore commands in a queue, which the thread
+executes between two calls of `Decoder.advance`; all results return through `call_soon_threadsafe`, the only method of
+an event loop that other threads may call.
+"""
 
 from __future__ import annotations
 
@@ -12,61 +18,66 @@ from dataclasses import dataclass
 from steerling_jax.decoding.decoder import Decoder
 from steerling_jax.decoding.request import BlockDone, Event, Request
 from steerling_jax.decoding.trace import Commit, Trace
-from steerling_jax.infer.text_stream import Finish, TextWriter
+from steerling_jax.infer.text_stream import FinishReason, TextWriter
 
 log = logging.getLogger(__name__)
-STEPS = 4  # denoising steps between two looks at who has come, who has left, and what is written
+# Denoising steps in a call of the decoder. New requests, cancellations and text wait for its end; fewer steps answer
+# sooner, more of them keep the device busier.
+STEPS = 4
 
 
 @dataclass(frozen=True)
 class TextDelta:
-    """What is new of one text. finish: why it ended, in the last delta."""
+    """New text of one request. finish: why the text ended, in the last delta; None in all others."""
 
     text: str
     commits: tuple[Commit, ...] = ()
-    finish: Finish | None = None
+    finish: FinishReason | None = None
 
 
 class EngineRequest:
-    """One request in the engine. Its deltas are read once, in asyncio. request: None once it is cancelled."""
+    """One request in the engine. `deltas` is read once, on the event loop. request: None once it is cancelled."""
 
-    def __init__(self, request: Request, writing: TextWriter):
+    def __init__(self, request: Request, writer: TextWriter):
         self.request: Request | None = request
-        self.writing = writing
+        self.writer = writer
         self.ticket: int | None = None
-        self._told = 0  # commits of this block that events have told of
-        self._inbox: asyncio.Queue[TextDelta | Exception] = asyncio.Queue()
+        self._emitted = 0  # commits of this block that earlier events contained
+        self._deltas: asyncio.Queue[TextDelta | Exception] = asyncio.Queue()
 
     def put(self, item: TextDelta | Exception) -> None:
-        self._inbox.put_nowait(item)
+        """Adds a delta, or the error with which the request ends. On the event loop only."""
+        self._deltas.put_nowait(item)
 
     async def deltas(self) -> AsyncIterator[TextDelta]:
-        """Until the one with `finish`. Raises what went wrong."""
+        """The deltas up to the one with `finish`. Raises the error with which the request ended."""
         finish = None
         while finish is None:
-            item = await self._inbox.get()
+            item = await self._deltas.get()
             if isinstance(item, Exception):
                 raise item
             finish = item.finish
             yield item
 
-    def feed(self, event: Event) -> TextDelta | None:
-        """One event of the decoder; None where it tells nothing new."""
+    def add_event(self, event: Event) -> TextDelta | None:
+        """The delta of a decoder event; None if it has no new commits. On the engine's thread only."""
         if isinstance(event, Trace):
-            self.writing.end()
-            return TextDelta(self.writing.take(), (), self.writing.finish)
-        known = self._told if isinstance(event, BlockDone) else 0  # it repeats what was told since the last one
-        self._told = 0 if isinstance(event, BlockDone) else self._told + len(event.commits)
-        commits = self.writing.commit(event.commits[known:])
-        return TextDelta(self.writing.take(), tuple(commits), self.writing.finish) if commits else None
+            self.writer.end()
+            return TextDelta(self.writer.take(), (), self.writer.finish)
+        # `BlockDone` has all commits of the block, also those of the `Committed` events before it.
+        known = self._emitted if isinstance(event, BlockDone) else 0
+        self._emitted = 0 if isinstance(event, BlockDone) else self._emitted + len(event.commits)
+        commits = self.writer.commit(event.commits[known:])
+        return TextDelta(self.writer.take(), tuple(commits), self.writer.finish) if commits else None
 
 
 class Engine:
-    """Runs a decoder on a thread of its own, from `start` to `close`. Methods are for the event loop's thread.
+    """Runs a decoder on its own thread, from `start` to `close`. All methods are for the event loop's thread.
 
-    After an unexpected error the decoder is cleared, and its requests end with it. warm_up: goes on before the first
-    request, telling (done, total). ready: it is through; failure: what it ended with instead. tokens: committed to
-    texts so far. waiting, running: requests that wait for a row and that have one, a moment ago.
+    After an unexpected error all requests in the decoder fail with it, and the decoder starts again empty. warm_up: an
+    iterator of (done, total) that is run before the first request. ready: the warm-up has finished; failure: the
+    exception that ended it. tokens: committed tokens that went into texts so far. waiting, running: requests without
+    and with a row, as of the last step.
     """
 
     def __init__(self, decoder: Decoder, warm_up: Iterable[tuple[int, int]] = ()):
@@ -75,30 +86,32 @@ class Engine:
         self.warmed = (0, 1)
         self.tokens = self.waiting = self.running = 0
         self._decoder, self._warm_up = decoder, warm_up
-        self._jobs: dict[int, EngineRequest] = {}
-        self._orders: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._requests: dict[int, EngineRequest] = {}  # by ticket
+        self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._out: list[tuple[EngineRequest, TextDelta | Exception]] = []
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="decoder")
 
     def start(self) -> None:
-        """Starts the thread. Deltas go to the event loop that runs now."""
+        """Starts the thread. Deltas go to the event loop that is running now."""
         self._loop = asyncio.get_running_loop()
         self._thread.start()
 
     def close(self) -> None:
-        """Drops all requests and waits for the thread, at most for the steps that are under way."""
+        """Drops all requests and waits for the thread, at most until the current steps are done."""
         self._closing = True
-        self._orders.put(lambda: None)
+        self._commands.put(lambda: None)  # wakes the thread if it waits for a command
         self._thread.join()
 
-    def submit(self, job: EngineRequest) -> None:
-        self._orders.put(lambda: self._submit(job))
+    def submit(self, request: EngineRequest) -> None:
+        """Queues a request for the decoder; errors arrive in its `deltas`."""
+        self._commands.put(lambda: self._submit(request))
 
-    def cancel(self, job: EngineRequest) -> None:
-        """Gives the job's row to others; no harm where the job has ended."""
-        job.request = None  # orders may wait long, while all is compiled, and it holds arrays
-        self._orders.put(lambda: self._drop(job))
+    def cancel(self, request: EngineRequest) -> None:
+        """Frees the request's row; has no effect if the request has ended."""
+        # Commands can wait for minutes during the warm-up. The queue would keep the request's arrays alive for as long.
+        request.request = None
+        self._commands.put(lambda: self._drop(request))
 
     def _run(self) -> None:
         try:
@@ -112,58 +125,62 @@ class Engine:
         self.ready = True
         while not self._closing:
             try:
-                self._take_orders()
+                self._run_commands()
                 if self._decoder.busy:
                     self._advance()
-            except Exception as error:  # out of memory, or a mistake of ours: the others still want their answers
-                log.exception("The decoder failed; it starts anew.")
-                self._out += [(job, error) for job in self._jobs.values()]
-                self._jobs.clear()
+            except (
+                Exception
+            ) as error:  # for example, out of memory. The thread must survive it, to serve later requests
+                log.exception("The decoder failed and is restarted.")
+                self._out += [(request, error) for request in self._requests.values()]
+                self._requests.clear()
                 self._decoder.clear()
             self.waiting, self.running = self._decoder.waiting, self._decoder.running
             self._send()
 
-    def _take_orders(self) -> None:
-        """Waits for the first one where there is nothing else to do."""
+    def _run_commands(self) -> None:
+        """Executes all queued commands. With an idle decoder, waits for the first one instead of spinning."""
         if not self._decoder.busy:
-            self._orders.get()()
-        while not self._orders.empty():
-            self._orders.get()()
+            self._commands.get()()
+        while not self._commands.empty():
+            self._commands.get()()
 
-    def _submit(self, job: EngineRequest) -> None:
-        if (request := job.request) is None:
+    def _submit(self, request: EngineRequest) -> None:
+        if (decoder_request := request.request) is None:  # cancelled while it was queued
             return
         try:
-            job.ticket = self._decoder.submit(request)
+            request.ticket = self._decoder.submit(decoder_request)
         except Exception as error:
-            self._out.append((job, error))
+            self._out.append((request, error))
         else:
-            self._jobs[job.ticket] = job
+            self._requests[request.ticket] = request
 
-    def _drop(self, job: EngineRequest) -> None:
-        if job.ticket is not None and self._jobs.pop(job.ticket, None):
-            self._decoder.cancel(job.ticket)
+    def _drop(self, request: EngineRequest) -> None:
+        if request.ticket is not None and self._requests.pop(request.ticket, None):
+            self._decoder.cancel(request.ticket)
 
     def _advance(self) -> None:
         for ticket, event in self._decoder.advance(STEPS):
-            job = self._jobs.get(ticket)  # None where the text has ended before its canvas
-            if job is None:
+            # The same call can return several events of a request. The first may have ended its text, at a stop text
+            # or max_tokens, before the canvas was full; the request is then dropped and the rest is ignored.
+            request = self._requests.get(ticket)
+            if request is None:
                 continue
-            if delta := job.feed(event):
+            if delta := request.add_event(event):
                 self.tokens += sum(len(commit.token_ids) for commit in delta.commits)
-                self._out.append((job, delta))
+                self._out.append((request, delta))
                 if isinstance(event, Trace):
-                    del self._jobs[ticket]
+                    del self._requests[ticket]
                 elif delta.finish:
-                    self._drop(job)
+                    self._drop(request)
 
     def _send(self) -> None:
-        """Hands over what is new, at once for all."""
+        """Passes all new deltas to the event loop in one call, which wakes it up once."""
         if self._out:
             out, self._out = self._out, []
             self._loop.call_soon_threadsafe(_deliver, out)
 
 
 def _deliver(items: list[tuple[EngineRequest, TextDelta | Exception]]) -> None:
-    for job, item in items:
-        job.put(item)
+    for request, item in items:
+        request.put(item)

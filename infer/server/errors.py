@@ -1,4 +1,4 @@
-"""Errors as OpenAI's clients expect them: `{"error": {"message", "type", "param", "code"}}`."""
+"""Errors in OpenAI's format: `{"error": {"message", "type", "param", "code"}}`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from starlette.responses import Response
 from steerling_jax.errors import UserError
 
 log = logging.getLogger(__name__)
-_LONGEST = 600  # characters of a message, which may repeat what was sent
+_MAX_MESSAGE = 600  # characters; a message can quote a value of any length
 
 
 class ApiError(Exception):
-    """A request that is answered with an error. headers: extra ones of the answer."""
+    """An error response. headers: additional ones."""
 
     def __init__(
         self,
@@ -27,15 +27,16 @@ class ApiError(Exception):
         code: str | None = None,
         headers: Mapping[str, str] | None = None,
     ):
-        super().__init__(message if len(message) <= _LONGEST else f"{message[:_LONGEST]}...")
+        super().__init__(message if len(message) <= _MAX_MESSAGE else f"{message[:_MAX_MESSAGE]}...")
         self.status, self.param, self.code, self.headers = status, param, code, dict(headers or {})
 
     @property
     def outcome(self) -> str:
-        """Under which name it is counted."""
+        """The outcome in the metrics."""
         return {403: "refused", 429: "busy", 503: "stopping"}.get(self.status, "failed" if self.status > 499 else "bad")
 
     def body(self) -> dict[str, Any]:
+        """The JSON object of the response."""
         kind = "rate_limit_error" if self.status == 429 else "server_error"
         kind = kind if self.status in (429, *range(500, 600)) else "invalid_request_error"
         return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
@@ -45,15 +46,17 @@ class ApiError(Exception):
 
 
 def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """In ASCII, since a text may hold lone surrogates, which have no bytes."""
+    """A JSON response. Escaped to ASCII, since a text can contain lone surrogates, which UTF-8 cannot encode."""
     return Response(dumps(value), status, headers, media_type="application/json")
 
 
 def dumps(value: Any) -> str:
+    """Compact JSON on one line, as server-sent events need it."""
     return json.dumps(value, separators=(",", ":"), allow_nan=False)
 
 
 def as_api_error(error: Exception) -> ApiError:
+    """The response to an exception; unexpected ones are logged and answered with 500."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, UserError):

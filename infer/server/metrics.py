@@ -1,4 +1,4 @@
-"""Counters for Prometheus, in its text format."""
+"""Metrics in Prometheus' text format."""
 
 from __future__ import annotations
 
@@ -17,38 +17,41 @@ _OUTCOMES = {
 
 
 class Metrics:
-    """What happened since the start: a fixed number of counters."""
+    """Counters since the start. Their number is fixed, so that memory does not grow with the requests."""
 
     def __init__(self) -> None:
         self.requests = dict.fromkeys(_OUTCOMES, 0)
         self.seconds = 0.0
 
     def count(self, outcome: str) -> None:
+        """Counts a request by its outcome."""
         self.requests[outcome] += 1
 
     def finished(self, seconds: float) -> None:
-        """A request was answered in full, `seconds` after it was admitted."""
+        """Counts a request that was answered in full, `seconds` after it was admitted."""
         self.count("ok")
         self.seconds += seconds
 
     @property
     def mean_seconds(self) -> float:
+        """The mean duration of the requests answered in full; 0 before the first one."""
         return self.seconds / max(self.requests["ok"], 1)
 
     def text(self, engine: Engine) -> str:
+        """The response of `/metrics`."""
+        outcomes: dict[str, float] = {f'{{outcome="{name}"}}': count for name, count in self.requests.items()}
+        duration: dict[str, float] = {"_sum": self.seconds, "_count": self.requests["ok"]}
         rows: list[tuple[str, str, str, dict[str, float]]] = [
-            ("requests_total", "counter", "Requests by outcome.",
-             {f'{{outcome="{name}"}}': count for name, count in self.requests.items()}),
-            ("request_seconds", "summary", "From admission to the end of the answer, of requests answered in full.",
-             {"_sum": self.seconds, "_count": self.requests["ok"]}),
-            ("ready", "gauge", "Whether all is compiled that is compiled ahead.", {"": int(engine.ready)}),
+            ("requests_total", "counter", "Requests by outcome.", outcomes),
+            ("request_seconds", "summary", "Duration of the requests answered in full, from admission.", duration),
+            ("ready", "gauge", "Whether the warm-up has finished.", {"": int(engine.ready)}),
             ("compiled_programs", "gauge", "Decoding programs compiled.", {"": sum(compiled_programs().values())}),
-            ("queue_length", "gauge", "Requests that wait for a row.", {"": engine.waiting}),
+            ("queue_length", "gauge", "Requests waiting for a row.", {"": engine.waiting}),
             ("running_rows", "gauge", "Rows of the batch in use.", {"": engine.running}),
             ("generated_tokens_total", "counter", "Tokens committed.", {"": engine.tokens}),
-        ]  # fmt: skip
+        ]
         lines = []
-        for name, kind, explained, values in rows:
-            lines += [f"# HELP steerling_{name} {explained}", f"# TYPE steerling_{name} {kind}"]
+        for name, kind, description, values in rows:
+            lines += [f"# HELP steerling_{name} {description}", f"# TYPE steerling_{name} {kind}"]
             lines += [f"steerling_{name}{suffix} {value:.10g}" for suffix, value in values.items()]
         return "\n".join([*lines, ""])

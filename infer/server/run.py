@@ -1,4 +1,4 @@
-"""Listening, and stopping without breaking off what is being answered."""
+"""The server process: listening, and a graceful stop."""
 
 from __future__ import annotations
 
@@ -10,66 +10,69 @@ from types import FrameType
 import uvicorn
 from starlette.applications import Starlette
 
-from steerling_jax.errors import UserError
+from steerling_jax.errors import UserError, error_summary
 from steerling_jax.infer.server.app import Service
-from steerling_jax.infer.server.protocol import Protocol
+from steerling_jax.infer.server.timeout_protocol import TimeoutProtocol
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises `UserError` where the address cannot be had."""
+    """A listening socket. Raises `UserError` where the address is not available."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         return socket.create_server(address[:2], family=family, backlog=2048)
     except (OSError, OverflowError) as error:
-        why = getattr(error, "strerror", None) or str(error)
-        raise UserError(f"Cannot listen on {host}, port {port} ({why}): choose another --host or --port.") from None
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"Cannot listen on {host}, port {port} ({reason}): choose another --host or --port.") from None
 
 
 class Server(uvicorn.Server):
-    """Calls `tell(done, total, ready)` while it warms up, and once when it is ready.
+    """Uvicorn's server with a warm-up and a graceful stop.
 
-    Stops in two steps, at SIGTERM or SIGINT: first new requests are answered 503 and those under way end, for at
-    most `grace` seconds; then the socket closes. A second signal skips the waiting.
+    Calls `progress(done, total, ready)` during the warm-up, and once when it is ready. On SIGTERM or SIGINT it stops in
+    two steps: new requests are answered with 503 while those in flight finish, for at most `grace` seconds; then the
+    socket is closed. A second signal ends the first step.
     """
 
-    def __init__(self, config: uvicorn.Config, service: Service, grace: float, tell: Callable[[int, int, bool], None]):
+    def __init__(
+        self, config: uvicorn.Config, service: Service, grace: float, progress: Callable[[int, int, bool], None]
+    ):
         super().__init__(config)
         self._service, self._grace = service, grace
-        self._tell, self._ready = tell, False
+        self._progress, self._ready = progress, False
         self._signalled = 0.0
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Uvicorn's would close the socket at once, and end the process by the signal."""
+        """Handles a signal, in place of uvicorn's handler, which would close the socket at once."""
         self.should_exit = self._service.stopping
         if not self._service.stopping:
             self._signalled, self._service.stopping = time.monotonic(), True
 
     async def on_tick(self, counter: int) -> bool:
-        """Uvicorn asks ten times a second whether to leave."""
-        leave = await super().on_tick(counter)
+        """Called by uvicorn ten times a second; returns whether the server should exit."""
+        should_exit = await super().on_tick(counter)
         engine = self._service.engine
         if not self._ready:
             self._ready = engine.ready
-            self._tell(*engine.warmed, self._ready)
+            self._progress(*engine.warmed, self._ready)
         if engine.failure:
             self._service.in_flight.fail_all()
             return True
         if not self._service.stopping:
-            return leave
-        if leave or time.monotonic() - self._signalled > self._grace:
+            return should_exit
+        if should_exit or time.monotonic() - self._signalled > self._grace:
             self._service.in_flight.fail_all()
             return True
         return self._service.in_flight.count == 0
 
 
 def serve(
-    app: Starlette, service: Service, listening: socket.socket, grace: float, tell: Callable[[int, int, bool], None]
+    app: Starlette, service: Service, listening: socket.socket, grace: float, progress: Callable[[int, int, bool], None]
 ) -> None:
-    """Serves until a signal ends it; tell: see `Server`. Raises `UserError` where warming up failed."""
+    """Serves until a signal. progress: see `Server`. Raises `UserError` where the warm-up failed."""
     config = uvicorn.Config(
         app,
         loop="asyncio",
-        http=Protocol,
+        http=TimeoutProtocol,
         ws="none",
         lifespan="on",
         log_level="warning",
@@ -77,9 +80,9 @@ def serve(
         server_header=False,
         timeout_graceful_shutdown=2,
     )
-    Server(config, service, grace, tell).run(sockets=[listening])
+    Server(config, service, grace, progress).run(sockets=[listening])
     if failure := service.engine.failure:
-        why = f"{type(failure).__name__}: {str(failure).splitlines()[:1]}"[:200]
+        reason = f"{type(failure).__name__}: {error_summary(failure)}"
         raise UserError(
-            f"Warming up failed ({why}); for want of memory, try fewer --rows or less --warm-up."
+            f"The warm-up failed ({reason}); if memory ran out, use fewer --rows or a smaller --warm-up."
         ) from failure

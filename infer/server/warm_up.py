@@ -1,9 +1,9 @@
-"""What a server compiles before it says that it is ready, so that the first requests do not wait for it.
+"""Compiles decoding programs before the server is ready, so that the first requests do not wait for compilation.
 
-Programs depend on how many rows a batch has (powers of two), how much room their caches have, and whether tokens are
-drawn or the likeliest is taken. So made-up requests fill the decoder to every number of rows, and go from every number
-to every other one. What they write does not matter. Guided requests and those with clamps have programs of their own,
-compiled when they first come.
+XLA compiles a program for every shape: for the number of rows of a batch (powers of two), the size of their caches, and
+for sampling and greedy decoding. Dummy requests therefore fill the decoder to every number of rows, and then change
+between every two numbers; their output is dropped. Requests with guidance or clamps have programs of their own, which
+are compiled when the first one arrives.
 """
 
 from __future__ import annotations
@@ -20,19 +20,20 @@ from steerling_jax.decoding.request import Request
 from steerling_jax.steering.config import SteeringConfig
 from steerling_jax.steering.plan import InjectedDirection, SteeringPlan, prepare_steering
 
-# How tokens are chosen: drawn, at any temperature, or the likeliest.
-_CHOICES: tuple[dict[str, Any], ...] = ({}, {"use_entropy_sampling": False, "temperature": 0.0})
+# Sampling, at any temperature, and greedy decoding.
+_SAMPLING: tuple[dict[str, Any], ...] = ({}, {"use_entropy_sampling": False, "temperature": 0.0})
 
 
 def warm_up(decoder: Decoder) -> Iterator[tuple[int, int]]:
-    """Compiles what requests that fit in the decoder's `room` need; yields (done, total) after every step."""
+    """Compiles the programs of requests that fit in the decoder's `room`; yields (done, total) after every step."""
     sizes = [1 << i for i in range((decoder.rows - 1).bit_length() + 1)]
-    done, total = 0, len(_CHOICES) * (len(sizes) + len(path(sizes)))
+    done, total = 0, len(_SAMPLING) * (len(sizes) + len(path(sizes)))
     if decoder.config.concept is not None:
+        # The programs that prepare steering, with an injection and with suppression.
         both = (SteeringConfig.injection(0), SteeringConfig.injection_relu(0))
         prepare_steering(decoder.params, both, config=decoder.config, compute=decoder.compute)
-    for choice in _CHOICES:
-        for steps in (_fill(decoder, sizes, choice), _change(decoder, path(sizes), choice)):
+    for sampling in _SAMPLING:
+        for steps in (_fill(decoder, sizes, sampling), _change(decoder, path(sizes), sampling)):
             for _ in steps:
                 done += 1
                 yield done, total
@@ -40,18 +41,19 @@ def warm_up(decoder: Decoder) -> Iterator[tuple[int, int]]:
 
 
 def path(sizes: list[int]) -> list[int]:
-    """A way that goes from every size to every other one."""
-    found = sizes[:1]
+    """A sequence of the sizes in which every one is followed by every other one at some point, in both directions."""
+    visited = sizes[:1]
     for i, large in enumerate(sizes):
         for small in sizes[:i]:
-            found += [large] if found[-1] == small else [small, large]
-    return found + sizes[:1] if len(sizes) > 1 else found
+            visited += [large] if visited[-1] == small else [small, large]
+    return visited + sizes[:1] if len(sizes) > 1 else visited
 
 
-def _fill(decoder: Decoder, sizes: list[int], choice: dict[str, Any]) -> Iterator[None]:
-    """A batch of each size from nothing: its rows begin a block, have their injection changed, and end the block."""
+def _fill(decoder: Decoder, sizes: list[int], sampling: dict[str, Any]) -> Iterator[None]:
+    """Starts a batch of each size from an empty decoder: its rows begin a block, have their injection changed, and
+    finish the block."""
     for size in sizes:
-        tickets = [decoder.submit(_request(decoder, 2, choice)) for _ in range(min(size, decoder.rows))]
+        tickets = [decoder.submit(_dummy_request(decoder, 2, sampling)) for _ in range(min(size, decoder.rows))]
         for _ in range(2):
             decoder.advance(1)
         for ticket in tickets:
@@ -59,27 +61,31 @@ def _fill(decoder: Decoder, sizes: list[int], choice: dict[str, Any]) -> Iterato
         yield
 
 
-def _change(decoder: Decoder, sizes: list[int], choice: dict[str, Any]) -> Iterator[None]:
-    """A batch that grows and shrinks."""
+def _change(decoder: Decoder, sizes: list[int], sampling: dict[str, Any]) -> Iterator[None]:
+    """Grows and shrinks one batch: moving rows between batches of two sizes is a program for each pair."""
     tickets: list[int] = []
     for size in sizes:
         for ticket in tickets[size:]:
             decoder.cancel(ticket)
         del tickets[size:]
         more = min(size, decoder.rows) - len(tickets)
-        tickets += [decoder.submit(_request(decoder, decoder.config.diff_block_size, choice)) for _ in range(more)]
+        tickets += [
+            decoder.submit(_dummy_request(decoder, decoder.config.diff_block_size, sampling)) for _ in range(more)
+        ]
         decoder.advance(1)
         yield
 
 
-def _request(decoder: Decoder, passes: int, choice: dict[str, Any]) -> Request:
-    """Fills the room, with so many passes a block. The prompt is read in large and in small pieces, where it may be."""
+def _dummy_request(decoder: Decoder, passes: int, sampling: dict[str, Any]) -> Request:
+    """A request that fills the room, with `passes` denoising steps a block."""
     config = decoder.config
     W = config.diff_block_size
+    # 10 blocks, where there is room for them, are read in a large piece of 8 and a small one, which are two programs.
     prompt = next(blocks * W for blocks in (10, 2, 1) if decoder.room >= 2 * blocks * W)
     blocks = (decoder.room - prompt) // W
-    generation = GenerationConfig(max_new_tokens=blocks * W, steps=blocks * passes, **choice)
-    nothing = np.zeros(config.n_embd, np.float32)  # is injected, until the next token is written, then until the next
-    parts = tuple(InjectedDirection(nothing, 0.0, 1, cutoff, "masks") for cutoff in range(1, blocks * W))
+    generation = GenerationConfig(max_new_tokens=blocks * W, steps=blocks * passes, **sampling)
+    # A zero vector, injected with a cutoff after every token: the injection tables change in the middle of a block too.
+    zero = np.zeros(config.n_embd, np.float32)
+    parts = tuple(InjectedDirection(zero, 0.0, 1, cutoff, "masks") for cutoff in range(1, blocks * W))
     plan = SteeringPlan(parts, jnp.zeros(config.vocab_size), None, (), config.n_embd)
     return Request(np.zeros(prompt, np.int32), generation, 0, plan)

@@ -1,4 +1,4 @@
-"""Does steering do what it says? The texts of `jobs.py`, written, judged and read."""
+"""Generates the texts of the steering evaluation and measures them."""
 
 from __future__ import annotations
 
@@ -15,113 +15,116 @@ from steerling_jax.decoding.generation import Generation, Prompt, generate_many,
 from steerling_jax.decoding.generation_config import GenerationConfig
 from steerling_jax.evaluation.likelihood import log_likelihood
 from steerling_jax.evaluation.text_metrics import distinct, repeated
-from steerling_jax.infer.steer_eval.jobs import NOTHING, SteerEvalSettings, TextSpec
 from steerling_jax.infer.steer_eval.judge import Judge
+from steerling_jax.infer.steer_eval.text_specs import NOTHING, SteerEvalSettings, TextSpec
 from steerling_jax.progress import Progress, no_progress
 
 MASKINGS = 16  # of each text, for its likelihood
-# Every figure, and what it says.
+# Each figure with its description.
 FIGURES = {
-    "lifted_gain": "log-probability of the concept's lifted tokens, nats more than with nothing done",
+    "lifted_gain": "log-probability of the concept's lifted tokens, minus that without steering, in nats",
     "found": "share of texts in which the probe finds the concept",
-    "score_gain": "the probe's score of the concept, log-odds more than with nothing done",
-    "still_found": "share found, of those found with nothing done",
-    "own_change": "change of the scores of the prompt's own concepts, unrelated ones only",
-    "others_change": "size of the change of the scores of all unrelated concepts",
-    "nats_per_token": "likelihood bound of the text for the unsteered model",
+    "score_gain": "the probe's score of the concept, minus that without steering, in log-odds",
+    "still_found": "share found, of those found without steering",
+    "own_change": "mean change of the scores of the prompt's own concepts, without related ones",
+    "others_change": "mean absolute change of the scores of all unrelated concepts",
+    "nats_per_token": "negative likelihood bound of the text under the unsteered model",
     "repeated_3": "share of 3-grams that occur more than once in the text",
-    "distinct_1": "different tokens over all",
-    "distinct_2": "different 2-grams over all",
+    "distinct_1": "different tokens, as a share of all",
+    "distinct_2": "different 2-grams, as a share of all",
 }
 
-Write = Callable[[Bundle, Iterable[Prompt]], Iterator[tuple[int, Generation]]]
-_with_hidden = partial(generate_many, record_hidden=True)
+GenerateMany = Callable[[Bundle, Iterable[Prompt]], Iterator[tuple[int, Generation]]]
+_generate_with_hidden = partial(generate_many, record_hidden=True)
 
 
 @dataclass(frozen=True)
-class Written:
-    """ids of a text; lifted: mean over its positions of the log-probability, as each was written, that the token is one
-    of the concept's lifted ones."""
+class GeneratedText:
+    """A text before it is measured. lifted: the log-probability that a token is one of the concept's lifted ones, at
+    the step at which it was committed, averaged over the positions."""
 
-    job: TextSpec
+    spec: TextSpec
     ids: tuple[int, ...]
     lifted: float
 
 
 @dataclass(frozen=True)
-class Text:
-    """figures: those of `FIGURES`, NaN where there is none."""
+class MeasuredText:
+    """A text with its `FIGURES`; NaN where a figure is not defined."""
 
-    job: TextSpec
+    spec: TextSpec
     ids: tuple[int, ...]
     figures: Mapping[str, float]
 
 
-def write_texts(
+def generate_texts(
     bundle: Bundle,
     judge: Judge,
-    jobs: Sequence[TextSpec],
+    specs: Sequence[TextSpec],
     settings: SteerEvalSettings,
     *,
-    write: Write = _with_hidden,
+    generate: GenerateMany = _generate_with_hidden,
     progress: Progress = no_progress,
-) -> list[Written]:
-    """The jobs' texts, in their order."""
+) -> list[GeneratedText]:
+    """The texts of `specs`, in their order."""
     suppression: dict[int, np.ndarray] = {}
 
     def prompts() -> Iterator[Prompt]:
-        for number, job in enumerate(jobs):
-            plan = job.plan(bundle)
+        for number, spec in enumerate(specs):
+            plan = spec.plan(bundle)
             suppression[number] = np.zeros(bundle.config.vocab_size) if plan is None else np.asarray(plan.suppression)
-            generation = GenerationConfig(max_new_tokens=settings.new_tokens, seed=job.seed)
-            yield Prompt(job.prompt(bundle.config, settings.new_tokens), generation, plan)
+            config = GenerationConfig(max_new_tokens=settings.new_tokens, seed=spec.seed)
+            yield Prompt(spec.prompt(bundle.config, settings.new_tokens), config, plan)
 
-    found: dict[int, Written] = {}
-    for number, made in write(bundle, prompts()):
-        lifted = judge.lifted[judge.column(jobs[number].concept)].tokens
-        ids = text_ids(made.tokens[made.trace.prompt_length :], bundle.config)
-        mean = _mean_log_probability(bundle, made, lifted, suppression.pop(number))
-        found[number] = Written(jobs[number], tuple(ids), mean)
-        progress("writing", len(found), len(jobs))
-    return [found[i] for i in range(len(jobs))]
+    texts: dict[int, GeneratedText] = {}
+    for number, generation in generate(bundle, prompts()):
+        lifted = judge.lifted[judge.column(specs[number].concept)].tokens
+        ids = text_ids(generation.tokens[generation.trace.prompt_length :], bundle.config)
+        mean = _mean_log_probability(bundle, generation, lifted, suppression.pop(number))
+        texts[number] = GeneratedText(specs[number], tuple(ids), mean)
+        progress("writing", len(texts), len(specs))
+    return [texts[i] for i in range(len(specs))]
 
 
-def _mean_log_probability(bundle: Bundle, made: Generation, tokens: np.ndarray, suppression: np.ndarray) -> float:
-    """Of drawing one of `tokens`, over the positions, each as it was when it was written."""
-    hidden = made.trace.hidden
+def _mean_log_probability(bundle: Bundle, generation: Generation, tokens: np.ndarray, suppression: np.ndarray) -> float:
+    """Mean over the positions of the log-probability of `tokens` together, at the step that committed the position."""
+    hidden = generation.trace.hidden
     assert hidden is not None, "a trace with hidden rows"
     members = np.zeros(bundle.config.vocab_size, bool)
     members[tokens] = True
-    length = len(made.tokens) - made.trace.prompt_length
-    rows = np.pad(hidden, ((0, length - len(hidden)), (0, 0)))  # one program serves texts that ended early too
-    found = set_log_probability(
+    length = len(generation.tokens) - generation.trace.prompt_length
+    # Padded to the canvas, so that texts that ended early do not need a compiled program each.
+    rows = np.pad(hidden, ((0, length - len(hidden)), (0, 0)))
+    values = set_log_probability(
         bundle.params, rows, members, suppression.astype(np.float32), config=bundle.config, compute=bundle.compute
     )
-    return float(np.mean(np.asarray(found)[: len(hidden)]))
+    return float(np.mean(np.asarray(values)[: len(hidden)]))
 
 
-def measure(bundle: Bundle, judge: Judge, texts: Sequence[Written], progress: Progress = no_progress) -> list[Text]:
-    """The texts with their figures; what changed is measured from the text of the same sample with nothing done."""
+def measure(
+    bundle: Bundle, judge: Judge, texts: Sequence[GeneratedText], progress: Progress = no_progress
+) -> list[MeasuredText]:
+    """The texts with their figures. Changes are relative to the unsteered text of the same sample."""
     scores = judge.score(judge.bags([text.ids for text in texts]))
-    base = {_sample(t): i for i, t in enumerate(texts) if t.job.condition.name == NOTHING}
+    base = {_sample(t): i for i, t in enumerate(texts) if t.spec.condition.name == NOTHING}
     measured = []
     for i, text in enumerate(texts):
         j = base[_sample(text)]
-        figures = _judged(judge, text, scores[i], scores[j]) | {"lifted_gain": text.lifted - texts[j].lifted}
-        measured.append(Text(text.job, text.ids, figures | _quality(bundle, text)))
+        figures = _score_figures(judge, text, scores[i], scores[j]) | {"lifted_gain": text.lifted - texts[j].lifted}
+        measured.append(MeasuredText(text.spec, text.ids, figures | _quality_figures(bundle, text)))
         progress("reading", i + 1, len(texts))
     return measured
 
 
-def _sample(text: Written) -> tuple[str, int, int]:
-    return text.job.condition.arm, text.job.concept, text.job.sample
+def _sample(text: GeneratedText) -> tuple[str, int, int]:
+    return text.spec.condition.arm, text.spec.concept, text.spec.sample
 
 
-def _judged(judge: Judge, text: Written, score: np.ndarray, before: np.ndarray) -> dict[str, float]:
-    """Scores (k,) of a text and of its twin with nothing done, as figures."""
-    c = judge.column(text.job.concept)
+def _score_figures(judge: Judge, text: GeneratedText, score: np.ndarray, before: np.ndarray) -> dict[str, float]:
+    """Figures from the probe's scores (k,) of a text and of the unsteered text of its sample."""
+    c = judge.column(text.spec.concept)
     others = judge.unrelated[c]
-    own = others & np.isin(judge.concepts, text.job.opening.own)
+    own = others & np.isin(judge.concepts, text.spec.opening.own)
     found, was_found = score[c] > judge.threshold[c], before[c] > judge.threshold[c]
     return {
         "found": float(found),
@@ -132,10 +135,10 @@ def _judged(judge: Judge, text: Written, score: np.ndarray, before: np.ndarray) 
     }
 
 
-def _quality(bundle: Bundle, text: Written) -> dict[str, float]:
-    """The text as the unsteered model reads it after the bare opening, and its repetition."""
+def _quality_figures(bundle: Bundle, text: GeneratedText) -> dict[str, float]:
+    """The text's likelihood under the unsteered model, after the opening alone, and its repetition."""
     ids = list(text.ids)
-    nats = -log_likelihood(bundle, text.job.opening.ids, ids, samples=MASKINGS) / len(ids) if ids else math.nan
+    nats = -log_likelihood(bundle, text.spec.opening.ids, ids, samples=MASKINGS) / len(ids) if ids else math.nan
     counts = {"repeated_3": repeated(ids, 3), "distinct_1": distinct(ids, 1), "distinct_2": distinct(ids, 2)}
     return {"nats_per_token": nats} | {name: math.nan if v is None else v for name, v in counts.items()}
 

@@ -1,4 +1,4 @@
-"""The steering evaluation as a picture: dose and response of the concept's direction, beside its controls."""
+"""The plot of the steering evaluation: figures by strength, for the concept's direction and the controls."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from steerling_jax.errors import UserError
 from steerling_jax.evaluation.intervals import Estimate
-from steerling_jax.infer.steer_eval.jobs import (
+from steerling_jax.infer.steer_eval.text_specs import (
     AGAIN,
     AMPLIFY,
     CONCEPT,
@@ -30,9 +30,9 @@ Figures = Mapping[Condition, Mapping[str, Estimate]]
 SUFFIXES = (".svg", ".png", ".pdf")
 _PANELS = {
     "found": "texts in which the probe finds the concept",
-    "lifted_gain": "log-probability of its lifted tokens, gain in nats",
+    "lifted_gain": "gain in the log-probability of its lifted tokens, nats",
     "others_change": "change of unrelated concepts' scores",
-    "nats_per_token": "nats a token, read by the unsteered model",
+    "nats_per_token": "nats a token under the unsteered model",
     "repeated_3": "repeated 3-grams",
 }
 _CURVES = {CONCEPT: ("#0072b2", "o"), RANDOM: ("#999999", "s")}
@@ -45,9 +45,9 @@ _LEVELS = {
 
 
 def check_plot(path: Path) -> None:
-    """Raises `UserError` where no picture could be written in the end."""
+    """Raises `UserError` where `plot` could not write the file: a long evaluation should not fail at its end."""
     if path.suffix not in SUFFIXES:
-        raise UserError(f"--plot is {path}, but a picture's name ends in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}.")
+        raise UserError(f"--plot is {path}, but the name must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}.")
     try:
         import matplotlib  # noqa: F401
     except ModuleNotFoundError:
@@ -55,35 +55,37 @@ def check_plot(path: Path) -> None:
 
 
 def plot(figures: Figures, path: Path, title: str) -> None:
-    """Writes the picture; figures of all concepts together, by condition. The same figures give the same file."""
+    """Writes the plot. figures: by condition, of all concepts together. The same figures give the same bytes."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
+    # By default, ids in SVG files are random and the file contains the date.
     with rc_context(
         {"svg.hashsalt": "steerling", "font.size": 8, "axes.spines.top": False, "axes.spines.right": False}
     ):
-        picture = Figure(figsize=(10, 6), layout="constrained")
-        axes = picture.subplots(2, 3).ravel()
+        plot_figure = Figure(figsize=(10, 6), layout="constrained")
+        axes = plot_figure.subplots(2, 3).ravel()
         for ax, (figure, label) in zip(axes, _PANELS.items()):
-            _responses(ax, figures, figure)
+            _draw_strengths(ax, figures, figure)
             ax.set_title(label, fontsize=8, loc="left")
-        _suppression(axes[len(_PANELS)], figures)
+        _draw_suppression(axes[len(_PANELS)], figures)
         handles, labels = axes[0].get_legend_handles_labels()
-        picture.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False)
-        picture.suptitle(title, fontsize=9, x=0.01, ha="left")
+        plot_figure.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False)
+        plot_figure.suptitle(title, fontsize=9, x=0.01, ha="left")
         with atomic_path(path) as scratch:
-            picture.savefig(scratch, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+            plot_figure.savefig(scratch, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
-def _responses(ax: Axes, figures: Figures, figure: str) -> None:
-    """A curve over the strengths for the direction and for the random one, a level for what has no strength."""
+def _draw_strengths(ax: Axes, figures: Figures, figure: str) -> None:
+    """A curve over the strengths for the concept's and the random direction, a line for conditions without a
+    strength."""
     for name, (colour, marker) in _CURVES.items():
-        found = {
+        by_strength = {
             c.strength: f[figure]
             for c, f in figures.items()
             if c[:2] == (AMPLIFY, name) and c.strength is not None and figure in f
         }
-        strengths, estimates = list(found), list(found.values())
+        strengths, estimates = list(by_strength), list(by_strength.values())
         ax.plot(strengths, [e.mean for e in estimates], color=colour, marker=marker, markersize=4, label=name)
         ax.fill_between(
             strengths, [e.low for e in estimates], [e.high for e in estimates], color=colour, alpha=0.2, linewidth=0
@@ -100,13 +102,14 @@ def _responses(ax: Axes, figures: Figures, figure: str) -> None:
         ax.set_ylim(-0.02, 1.02)
 
 
-def _suppression(ax: Axes, figures: Figures) -> None:
+def _draw_suppression(ax: Axes, figures: Figures) -> None:
+    """A bar for each condition: the share of texts in which the suppressed concept is found."""
     names = {NOTHING: "black", SUPPRESSED: _CURVES[CONCEPT][0], RANDOM: _CURVES[RANDOM][0]}
-    for place, (name, colour) in enumerate(names.items()):
+    for x, (name, colour) in enumerate(names.items()):
         estimate = figures.get(Condition(SUPPRESS, name), {}).get("found")
         if estimate is not None:
             spread = [[estimate.mean - estimate.low], [estimate.high - estimate.mean]]
-            bar = ax.bar(place, estimate.mean, yerr=spread, color=colour, alpha=0.6, capsize=3)
+            bar = ax.bar(x, estimate.mean, yerr=spread, color=colour, alpha=0.6, capsize=3)
             ax.bar_label(bar, fmt="%.2f", padding=2)
     ax.set_xticks(range(len(names)), names)
     ax.set_ylim(0, 1.1)

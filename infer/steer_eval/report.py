@@ -1,4 +1,4 @@
-"""The steering evaluation's figures: means with intervals, tables for a terminal, one flat table for programs."""
+"""The report of the steering evaluation: means with intervals, tables for a terminal, one flat table for programs."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import jax
 import numpy as np
 from rich.console import Group, RenderableType
 from rich.table import Table
-from rich.text import Text as Styled
+from rich.text import Text
 
 from steerling_jax.evaluation.intervals import Estimate, bootstrap_mean
-from steerling_jax.infer.steer_eval.jobs import (
+from steerling_jax.infer.steer_eval.measure import FIGURES, MeasuredText
+from steerling_jax.infer.steer_eval.text_specs import (
     AGAIN,
     AMPLIFY,
     CONCEPT,
@@ -24,7 +25,6 @@ from steerling_jax.infer.steer_eval.jobs import (
     WORDS,
     Condition,
 )
-from steerling_jax.infer.steer_eval.measure import FIGURES, Text
 
 _COLUMNS = {
     AMPLIFY: ("lifted_gain", "found", "score_gain", "own_change", "others_change", "nats_per_token", "repeated_3"),
@@ -43,7 +43,7 @@ _ORDER = (NOTHING, AGAIN, DESCRIBED, WORDS, CONCEPT, SUPPRESSED, RANDOM)
 
 
 class ReportRow(NamedTuple):
-    """One figure under one condition; concept is None for the mean of all concepts."""
+    """One figure under one condition. concept: None for the mean over all concepts."""
 
     condition: Condition
     concept: int | None
@@ -51,29 +51,29 @@ class ReportRow(NamedTuple):
     estimate: Estimate
 
 
-def summarise(texts: Sequence[Text], seed: int) -> list[ReportRow]:
-    """Every figure under every condition, over all concepts and for each, intervals by bootstrap over prompts."""
+def summarise(texts: Sequence[MeasuredText], seed: int) -> list[ReportRow]:
+    """Every figure under every condition, for each concept and over all, with intervals by bootstrap over prompts."""
     values: dict[tuple[Condition, str], dict[int, list[float]]] = {}
     for text in texts:
         for figure, value in text.figures.items():
-            by_concept = values.setdefault((text.job.condition, figure), {})
-            by_concept.setdefault(text.job.concept, []).append(value)
+            by_concept = values.setdefault((text.spec.condition, figure), {})
+            by_concept.setdefault(text.spec.concept, []).append(value)
     key, rows = jax.random.key(seed), []
     for (condition, figure), by_concept in values.items():
-        groups = {concept: np.array(found) for concept, found in by_concept.items()}
+        groups = {concept: np.array(samples) for concept, samples in by_concept.items()}
         for concept in (None, *groups):
             estimate = bootstrap_mean(list(groups.values()) if concept is None else [groups[concept]], key)
             if estimate is not None:
                 rows.append(ReportRow(condition, concept, figure, estimate))
-    return sorted(rows, key=lambda row: (row.condition.arm, *_place(row.condition)))
+    return sorted(rows, key=lambda row: (row.condition.arm, *_order(row.condition)))
 
 
-def _place(condition: Condition) -> tuple[int, float]:
+def _order(condition: Condition) -> tuple[int, float]:
     return _ORDER.index(condition.name), condition.strength or 0.0
 
 
 def flat(rows: Sequence[ReportRow], names: Mapping[int, str]) -> Iterator[dict[str, Any]]:
-    """Rows for JSON and CSV; concept is empty for all of them together. names: of the concepts, by id."""
+    """Rows for JSON and CSV; concept is empty in the mean over all. names: by concept id."""
     for (arm, name, strength), concept, figure, estimate in rows:
         label = "" if concept is None else names[concept]
         head = {"arm": arm, "condition": name, "strength": strength, "concept": label, "figure": figure}
@@ -81,30 +81,30 @@ def flat(rows: Sequence[ReportRow], names: Mapping[int, str]) -> Iterator[dict[s
 
 
 def overall(rows: Sequence[ReportRow]) -> dict[Condition, dict[str, Estimate]]:
-    """Figures of all concepts together, by condition in the tables' order."""
-    found: dict[Condition, dict[str, Estimate]] = {}
+    """Figures over all concepts, by condition, in the order of the tables."""
+    figures: dict[Condition, dict[str, Estimate]] = {}
     for row in rows:
         if row.concept is None:
-            found.setdefault(row.condition, {})[row.figure] = row.estimate
-    return found
+            figures.setdefault(row.condition, {})[row.figure] = row.estimate
+    return figures
 
 
 def render(rows: Sequence[ReportRow], names: Mapping[int, str]) -> RenderableType:
-    """A table for each arm, then the share found for each concept, then what the columns say."""
+    """A table for each arm, one of the share found for each concept, and descriptions of the columns."""
     shown = [f for f in FIGURES if any(f in columns for columns in _COLUMNS.values())]
     legend = "\n".join(f"{_HEADINGS.get(f, f).replace(chr(10), ' ')}: {FIGURES[f]}" for f in shown)
     return Group(
-        _arm(rows, AMPLIFY, "Amplify: prompts without the concept"),
+        _arm_table(rows, AMPLIFY, "Amplify: prompts without the concept"),
         "",
-        _arm(rows, SUPPRESS, "Suppress: prompts with the concept"),
+        _arm_table(rows, SUPPRESS, "Suppress: prompts with the concept"),
         "",
-        _concepts(rows, names),
+        _concept_table(rows, names),
         "",
-        Styled(legend, style="dim"),
+        Text(legend, style="dim"),
     )
 
 
-def _arm(rows: Sequence[ReportRow], arm: str, title: str) -> Table:
+def _arm_table(rows: Sequence[ReportRow], arm: str, title: str) -> Table:
     table = _table(title, "", *(_HEADINGS.get(figure, figure) for figure in _COLUMNS[arm]))
     for condition, figures in overall(rows).items():
         if condition.arm == arm:
@@ -113,9 +113,8 @@ def _arm(rows: Sequence[ReportRow], arm: str, title: str) -> Table:
     return table
 
 
-def _concepts(rows: Sequence[ReportRow], names: Mapping[int, str]) -> Table:
-    """Share found, a row a concept; of the strengths the one at which most is found over all, in the random column
-    too."""
+def _concept_table(rows: Sequence[ReportRow], names: Mapping[int, str]) -> Table:
+    """The share found for each concept. Injections have the strength at which the most is found over all concepts."""
     found = {(row.condition, row.concept): row.estimate.mean for row in rows if row.figure == "found"}
     amplified = [c for c, concept in found if c.name == CONCEPT and concept is None]
     best = max(amplified, key=lambda c: found[c, None]).strength
@@ -141,9 +140,9 @@ def _label(condition: Condition) -> str:
     return condition.name if condition.strength is None else f"{condition.name} at {condition.strength:g}"
 
 
-def _cell(estimate: Estimate | None) -> Styled:
+def _cell(estimate: Estimate | None) -> Text:
     """The mean, and under it half the width of its interval."""
     if estimate is None:
-        return Styled("")
+        return Text("")
     half = (estimate.high - estimate.low) / 2
-    return Styled.assemble(f"{estimate.mean:.2f}", "\n", (f"±{half:.2f}", "dim"))
+    return Text.assemble(f"{estimate.mean:.2f}", "\n", (f"±{half:.2f}", "dim"))

@@ -1,1 +1,1 @@
-"""The `steerling` command: a thin front over the core and the wings. Importing it imports no JAX."""
+"""The `steerling` command and what its subcommands share. Importing it does not import JAX."""

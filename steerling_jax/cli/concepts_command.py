@@ -1,4 +1,4 @@
-"""`steerling concepts`: which concepts a model has, and what they make it say."""
+"""`steerling concepts`: a model's concepts, and the tokens that each one promotes."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import argparse
 import dataclasses
 from typing import TYPE_CHECKING
 
+from steerling_jax.cli.arguments import number_in_range
 from steerling_jax.errors import UserError
 
 if TYPE_CHECKING:
     from steerling_jax.concepts.catalogue import Concept
 
 HELP = """\
-Find a model's concepts by name, with the words that each one promotes.
+Find a model's concepts by name, with the tokens that each one promotes.
 
 examples:
   steerling concepts "regular expressions"
@@ -24,19 +25,34 @@ examples:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("query", nargs="?", default="", metavar="QUERY", help="words of a name or description, an id, or group:NAME")
+    add(
+        "query",
+        nargs="?",
+        default="",
+        metavar="QUERY",
+        help="words of a name or description, an id, or group:NAME (default: all concepts)",
+    )
     add("--model", metavar="MODEL", help="a folder, a checkpoint, a bundled model or a Hub id (default: bundled)")
     add("--head", choices=("known", "discovered"), default="known", help="default: %(default)s")
-    add("--limit", type=int, default=20, metavar="N", help="concepts shown (default: %(default)s)")
-    add("--tokens", type=int, default=8, metavar="N", help="promoted tokens of each (default: %(default)s)")
-    add("--catalogue", metavar="FILE", help="names of concepts (JSON, Parquet), in place of the model's")
-    add("--json", action="store_true", help="print them as JSON")
+    add(
+        "--limit",
+        type=number_in_range(int, 1),
+        default=20,
+        metavar="N",
+        help="number of concepts shown (default: %(default)s)",
+    )
+    add(
+        "--tokens",
+        type=number_in_range(int, 0),
+        default=8,
+        metavar="N",
+        help="number of promoted tokens of each (default: %(default)s)",
+    )
+    add("--catalogue", metavar="FILE", help="concept names to use in place of the model's (JSON or Parquet)")
+    add("--json", action="store_true", help="print the concepts as JSON")
 
 
 def run(args: argparse.Namespace) -> None:
-    for name, least in (("limit", 1), ("tokens", 0)):
-        if getattr(args, name) < least:
-            raise UserError(f"--{name} is {getattr(args, name)}; give at least {least}.")
     import steerling_jax as sj
     from steerling_jax.cli.console import note, print_json
     from steerling_jax.explain.promoted_tokens import promoted_pieces
@@ -46,22 +62,23 @@ def run(args: argparse.Namespace) -> None:
     catalogue = read_catalogue(args.catalogue, bundle.config) if args.catalogue else bundle.concepts
     if not catalogue.count(args.head):
         raise UserError(f"This model has no {args.head} concepts.")
-    found = catalogue.find(args.query, args.head)
-    shown = found[: args.limit]
+    matches = catalogue.find(args.query, args.head)
+    shown = matches[: args.limit]
     pieces = promoted_pieces(bundle, [one.id for one in shown], args.tokens, args.head)
     if args.json:
         print_json([dataclasses.asdict(one) | {"promotes": row} for one, row in zip(shown, pieces, strict=True)])
         return
-    if not found:
+    if not matches:
         near = ", ".join(repr(name) for name in catalogue.near(args.query, args.head))
-        hint = f"near are {near}" if near else "without a query, all are listed"
+        hint = f"similar names are {near}" if near else "without a query, all are listed"
         raise UserError(f"No {args.head} concept has {args.query!r} in its name or description; {hint}.")
     show(shown, pieces)
-    if len(found) > len(shown):
-        note(f"{len(shown)} of {len(found)}; --limit shows more.")
+    if len(matches) > len(shown):
+        note(f"{len(shown)} of {len(matches)}; --limit shows more.")
 
 
 def show(concepts: list[Concept], pieces: list[list[str]]) -> None:
+    """Prints a table of concepts with the tokens that they promote."""
     from rich.table import Table
     from rich.text import Text
 

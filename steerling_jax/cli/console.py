@@ -1,4 +1,4 @@
-"""What commands share for showing things: notes and progress on standard error, results on standard output."""
+"""Output of commands: notes and progress bars on standard error, results on standard output."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @functools.cache
 def stderr() -> Console:
-    """The console for notes and progress."""
+    """The console for notes and progress bars."""
     from rich.console import Console
 
     return Console(stderr=True, highlight=False)
@@ -25,21 +25,21 @@ def stderr() -> Console:
 
 @functools.cache
 def stdout() -> Console:
-    """The console for reports that a person reads."""
+    """The console for reports."""
     from rich.console import Console
 
     return Console(highlight=False)
 
 
 def note(text: str) -> None:
-    """One line on standard error, word for word (no markup)."""
+    """Prints one line on standard error, without interpreting markup."""
     stderr().print(text, markup=False, soft_wrap=True)
 
 
-def progress(*, unit: str = "") -> Progress:
-    """A progress display on standard error, gone when done:
+def progress_bar(*, unit: str = "") -> Progress:
+    """A progress bar on standard error, which is removed when it is complete:
 
-    `with progress(unit="tokens") as bar: task = bar.add_task("writing", total=64); bar.advance(task)`.
+    `with progress_bar(unit="tokens") as bar: task = bar.add_task("writing", total=64); bar.advance(task)`.
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -51,25 +51,25 @@ def progress(*, unit: str = "") -> Progress:
 
 @contextlib.contextmanager
 def stages() -> Iterator[Callable[[str, int, int], None]]:
-    """A progress display with a line a stage: `with stages() as tell: tell("writing", done, total)`."""
-    with progress() as bar:
+    """A progress bar for each stage: `with stages() as progress: progress("writing", done, total)`."""
+    with progress_bar() as bar:
         tasks: dict[str, Any] = {}
 
-        def tell(stage: str, done: int, total: int) -> None:
+        def progress(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
                 tasks[stage] = bar.add_task(stage, total=total)
             bar.update(tasks[stage], completed=done)
 
-        yield tell
+        yield progress
 
 
 def print_json(value: Any) -> None:
-    """`value` as one JSON document on standard output; see `plain`."""
+    """Prints `value` as one JSON document on standard output; see `plain`."""
     print(json.dumps(plain(value), ensure_ascii=False, indent=2, allow_nan=False))
 
 
 def plain(value: Any) -> Any:
-    """`value` in JSON's own types: arrays become lists, dataclasses objects, NaN and infinities None, paths text."""
+    """`value` in JSON's types: arrays become lists, dataclasses objects, NaN and infinities None, paths strings."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, dict):
@@ -80,6 +80,6 @@ def plain(value: Any) -> Any:
         return float(value) if math.isfinite(value) else None
     if value is None or isinstance(value, str | bool | int):
         return value
-    if hasattr(value, "tolist") and not isinstance(value, type):  # NumPy and JAX, without importing either
+    if hasattr(value, "tolist") and not isinstance(value, type):  # arrays of NumPy and JAX, without importing either
         return plain(value.tolist())
     return str(value)

@@ -1,4 +1,4 @@
-"""`steerling export`: a checkpoint to the published safetensors layout."""
+"""`steerling export`: writes a checkpoint in the published safetensors layout."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 HELP = """\
-Write a checkpoint as a model in the published layout.
+Convert a checkpoint to the published layout.
 
 examples:
   steerling export ./runs/small ./small-model
@@ -18,7 +18,7 @@ UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**2
 
 
 def byte_count(text: str) -> int:
-    """`5GB`, `512MiB` or a plain number, in bytes."""
+    """An argparse type for sizes: the bytes in `5GB`, `512MiB` or a plain number."""
     number = text.rstrip("KMGiBkmgb")
     unit = text[len(number) :].upper()
     try:
@@ -37,15 +37,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="the folder to write; must not exist yet")
     parser.add_argument("--step", type=int, help="the training step (default: the latest)")
     parser.add_argument(
-        "--layout", choices=["package", "hub"], help="of config.json (default: as imported, else package)"
+        "--layout",
+        choices=["package", "hub"],
+        help="layout of config.json (default: that of the imported model, else package)",
     )
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="dtype of the weights (default: as stored)")
     parser.add_argument(
-        "--dtype", choices=["float32", "bfloat16"], help="type of the weights (default: as they are stored)"
+        "--max-shard-size",
+        type=byte_count,
+        default=5 * 10**9,
+        metavar="SIZE",
+        help="largest weight file (default: 5GB)",
     )
-    parser.add_argument(
-        "--max-shard-size", type=byte_count, default=5 * 10**9, metavar="SIZE", help="largest file (default: 5GB)"
-    )
-    parser.add_argument("--json", action="store_true", help="print what was written as JSON")
+    parser.add_argument("--json", action="store_true", help="print a summary as JSON")
 
 
 def run(args: argparse.Namespace) -> None:

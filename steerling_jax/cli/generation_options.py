@@ -1,10 +1,11 @@
-"""The options of commands that write one text, and the writing itself, with its progress."""
+"""The options of commands that generate one text, and the generation itself with a progress bar."""
 
 from __future__ import annotations
 
 import argparse
 from typing import TYPE_CHECKING
 
+from steerling_jax.cli.arguments import number_in_range
 from steerling_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -12,105 +13,79 @@ if TYPE_CHECKING:
     from steerling_jax.decoding.generation import Generation, Prompt
     from steerling_jax.decoding.generation_config import GenerationConfig
     from steerling_jax.decoding.policies import Policies
+    from steerling_jax.steering.rules import Rule
 
 
 def add_generation_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that `make_prompt` reads. `GenerationConfig` checks the ranges of its own fields."""
     add = parser.add_argument
-    add("text", nargs="?", metavar="TEXT", help="what to continue")
-    add("--prompt-ids", metavar="IDS", help='token ids in place of a text, as in "5 17 4"')
+    add("text", nargs="?", metavar="TEXT", help="the text to continue")
+    add("--prompt-ids", metavar="IDS", help='token ids in place of TEXT, for example "5 17 4"')
     add("--model", metavar="MODEL", help="a folder, a checkpoint, a bundled model or a Hub id (default: bundled)")
     add(
         "--max-new-tokens",
         type=int,
         metavar="N",
-        help="a multiple of the model's block (default: what fits, up to 128)",
+        help="tokens to generate, a multiple of the model's block (default: what fits in the context, up to 128)",
     )
-    add("--steps", type=int, metavar="N", help="default: one a token")
-    add("--temperature", type=float, metavar="X", help="a fixed temperature, in place of the entropy's")
-    add("--top-p", type=float, default=0.8, metavar="X", help="mass of the nucleus (default: %(default)s)")
-    add("--repetition-penalty", type=float, metavar="X", help="default: 1.1; 1 for none")
-    add("--cfg-scale", type=float, default=0.0, metavar="X", help="guidance (default: none)")
-    add("--seed", type=int, metavar="N", help="the same text every time (default: another one)")
-    add("--stop", action="append", metavar="TOKEN", help="an id, or a text that is one token; may be repeated")
-    add("--drafts", type=int, default=1, metavar="K", help="canvases read in a pass: the same text in fewer passes")
-    add("--commit-above", type=float, metavar="P", help="commit all that is so confident, 0 to 1: faster, another text")
-    add("--greedy", action="store_true", help="always the likeliest token, without a repetition penalty")
+    add("--steps", type=int, metavar="N", help="denoising steps (default: one for each token)")
+    add("--temperature", type=float, metavar="X", help="a fixed temperature (default: set by each position's entropy)")
+    add("--top-p", type=float, default=0.8, metavar="X", help="probability mass of the nucleus (default: %(default)s)")
+    add("--repetition-penalty", type=float, metavar="X", help="1 turns it off (default: 1.1)")
+    add("--cfg-scale", type=float, default=0.0, metavar="X", help="classifier-free guidance (default: off)")
+    add("--seed", type=int, metavar="N", help="random seed, for a reproducible text (default: a new one each time)")
+    add("--stop", action="append", metavar="TOKEN", help="stop at this id, or text of one token; can be repeated")
+    add("--drafts", type=int, default=1, metavar="K", help="canvases in a pass: the same text in fewer passes")
+    add(
+        "--commit-above",
+        type=number_in_range(float, 0.0, 1.0),
+        metavar="P",
+        help="commit every token with a probability above P: fewer passes, but a different text",
+    )
+    add("--greedy", action="store_true", help="always choose the most likely token, without a repetition penalty")
 
 
 def check_generation_options(args: argparse.Namespace) -> None:
-    """What can be told without a model. Raises `UserError`."""
+    """Raises `UserError` for options that contradict each other."""
     for option in ("temperature", "repetition_penalty"):
         if args.greedy and getattr(args, option) is not None:
             name = option.replace("_", "-")
             raise UserError(f"--greedy and --{name} contradict each other; give one of them.")
-    if args.commit_above is not None and not 0 <= args.commit_above <= 1:
-        raise UserError(f"--commit-above is {args.commit_above:g}; give a probability, from 0 to 1.")
 
 
-def given_prompt(args: argparse.Namespace) -> str | list[int]:
-    """TEXT, or the ids of --prompt-ids."""
+def prompt_text_or_ids(args: argparse.Namespace) -> str | list[int]:
+    """TEXT, or the ids of --prompt-ids. Raises `UserError` unless exactly one of them is given."""
     if (args.text is None) == (args.prompt_ids is None):
         raise UserError("Give a text to continue, or --prompt-ids (one of the two).")
-    return args.text if args.prompt_ids is None else parse_ids(args.prompt_ids)
-
-
-def parse_ids(text: str) -> list[int]:
+    if args.prompt_ids is None:
+        return args.text
     try:
-        return [int(word) for word in text.replace(",", " ").split()]
+        return [int(word) for word in args.prompt_ids.replace(",", " ").split()]
     except ValueError:
-        raise UserError(f"--prompt-ids is {text!r}; give whole numbers separated by spaces.") from None
+        raise UserError(f"--prompt-ids is {args.prompt_ids!r}; give whole numbers separated by spaces.") from None
 
 
-def settings(args: argparse.Namespace, bundle: Bundle, prompt: str | list[int]) -> GenerationConfig:
-    """`--temperature` turns entropy sampling off; `--greedy` turns off all that is not the argmax."""
+def make_prompt(args: argparse.Namespace, bundle: Bundle, rules: tuple[Rule, ...]) -> Prompt:
+    """What to generate: the encoded prompt with the settings of all options. Raises `UserError` for invalid values."""
     from steerling_jax.bundle import encode
-    from steerling_jax.decoding.generation_config import GenerationConfig
+    from steerling_jax.cli.steering_options import with_catalogue
+    from steerling_jax.decoding.generation import Prompt
+    from steerling_jax.steering.resolve import resolve_rules
 
-    length = args.max_new_tokens
-    if length is None:
-        length = GenerationConfig.default_length(bundle.config, len(encode(bundle, prompt, "The prompt")))
-    fixed = args.temperature is not None or args.greedy
-    usual = GenerationConfig.repetition_penalty
-    penalty = usual if args.repetition_penalty is None else args.repetition_penalty
-    return GenerationConfig(
-        max_new_tokens=length,
-        steps=args.steps,
-        temperature=0.0 if args.greedy else 1.2 if args.temperature is None else args.temperature,
-        cfg_scale=args.cfg_scale,
-        seed=args.seed,
-        top_p=args.top_p,
-        repetition_penalty=1.0 if args.greedy else penalty,
-        use_entropy_sampling=not fixed,
-        stop_tokens=tuple(_stop_id(stop, bundle) for stop in args.stop or ()) or None,
-    )
+    ids = encode(bundle, prompt_text_or_ids(args), "The prompt").tolist()
+    config = _generation_config(args, bundle, len(ids))
+    return Prompt(ids, config, resolve_rules(rules, with_catalogue(bundle, args.catalogue)), _policies(args))
 
 
-def policies(args: argparse.Namespace) -> Policies | None:
-    if args.commit_above is None:
-        return None
-    import numpy as np
-
-    from steerling_jax.decoding.policies import ConfidentEnough, Policies
-
-    return Policies(schedule=ConfidentEnough(np.float32(args.commit_above)))
-
-
-def _stop_id(stop: str, bundle: Bundle) -> int:
-    if stop.isdecimal():
-        return int(stop)
-    ids = bundle.tokenizer.encode(stop)
-    if len(ids) != 1:
-        raise UserError(f"--stop {stop!r} is {len(ids)} tokens; give a text that is one token, or an id.")
-    return ids[0]
-
-
-def write(bundle: Bundle, prompt: Prompt, *, drafts: int = 1, record_hidden: bool = False) -> Generation:
-    """Generates with a progress display."""
-    from steerling_jax.cli.console import progress
+def generate_with_progress(
+    bundle: Bundle, prompt: Prompt, *, drafts: int = 1, record_hidden: bool = False
+) -> Generation:
+    """`sj.generate` with a progress bar on standard error."""
+    from steerling_jax.cli.console import progress_bar
     from steerling_jax.decoding.generation import Generation, stream
     from steerling_jax.decoding.request import BlockDone
 
-    with progress(unit="blocks") as bar:
+    with progress_bar(unit="blocks") as bar:
         task = bar.add_task("writing", total=prompt.config.sampler_blocks(bundle.config))
         events = stream(
             bundle,
@@ -127,3 +102,45 @@ def write(bundle: Bundle, prompt: Prompt, *, drafts: int = 1, record_hidden: boo
             if isinstance(event, BlockDone):
                 bar.update(task, completed=event.number)
     raise AssertionError("a stream ends with a Generation")
+
+
+def _generation_config(args: argparse.Namespace, bundle: Bundle, prompt_length: int) -> GenerationConfig:
+    """--temperature turns entropy sampling off; --greedy turns off everything except the argmax."""
+    from steerling_jax.decoding.generation_config import GenerationConfig
+
+    length = args.max_new_tokens
+    if length is None:
+        length = GenerationConfig.default_length(bundle.config, prompt_length)
+    default = GenerationConfig()
+    temperature = 0.0 if args.greedy else args.temperature
+    penalty = 1.0 if args.greedy else args.repetition_penalty
+    return GenerationConfig(
+        max_new_tokens=length,
+        steps=args.steps,
+        temperature=default.temperature if temperature is None else temperature,
+        cfg_scale=args.cfg_scale,
+        seed=args.seed,
+        top_p=args.top_p,
+        repetition_penalty=default.repetition_penalty if penalty is None else penalty,
+        use_entropy_sampling=temperature is None,
+        stop_tokens=tuple(_stop_id(stop, bundle) for stop in args.stop or ()) or None,
+    )
+
+
+def _policies(args: argparse.Namespace) -> Policies | None:
+    if args.commit_above is None:
+        return None
+    import numpy as np
+
+    from steerling_jax.decoding.policies import ConfidentEnough, Policies
+
+    return Policies(schedule=ConfidentEnough(np.float32(args.commit_above)))
+
+
+def _stop_id(stop: str, bundle: Bundle) -> int:
+    if stop.isdecimal():
+        return int(stop)
+    ids = bundle.tokenizer.encode(stop)
+    if len(ids) != 1:
+        raise UserError(f"--stop {stop!r} is {len(ids)} tokens; give a text that is one token, or an id.")
+    return ids[0]

@@ -1,4 +1,4 @@
-"""`steerling import`: the published safetensors layout to a checkpoint."""
+"""`steerling import`: writes a model in the published safetensors layout as a checkpoint."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from steerling_jax.errors import UserError
 
 HELP = """\
-Turn a model in the published layout into a checkpoint.
+Convert a model in the published layout to a checkpoint.
 
 examples:
   steerling import ./published-model ./runs/imported
@@ -17,18 +17,18 @@ examples:
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", metavar="FOLDER", help="config.json and model*.safetensors; or a Hub id")
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="the folder to write; must not exist yet")
     parser.add_argument(
-        "--dtype", choices=["float32", "bfloat16"], help="type of the parameters (default: as they are stored)"
+        "folder", metavar="FOLDER", help="a folder with config.json and model*.safetensors, or a Hub id"
     )
-    parser.add_argument("--json", action="store_true", help="print what was written as JSON")
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="the folder to write; must not exist yet")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="dtype of the parameters (default: as stored)")
+    parser.add_argument("--json", action="store_true", help="print a summary as JSON")
 
 
 def require_new_folder(folder: Path) -> None:
-    """Refuses a place where something is: what is written replaces a folder as a whole."""
+    """Raises `UserError` unless `folder` is empty or does not exist: writing replaces a folder as a whole."""
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise UserError(f"{folder} exists already; choose another place or remove it first.")
+        raise UserError(f"{folder} exists already; choose another folder or remove it first.")
 
 
 def run(args: argparse.Namespace) -> None:

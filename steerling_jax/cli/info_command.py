@@ -1,4 +1,4 @@
-"""`steerling info`: what a model is."""
+"""`steerling info`: a model's configuration, parameters and tokenizer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from steerling_jax.cli.arguments import add_model
 
 HELP = """\
-Show what a model is: its configuration, parameters and tokenizer.
+Show a model's configuration, parameters and tokenizer.
 
 examples:
   steerling info
@@ -21,7 +21,7 @@ examples:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
-    parser.add_argument("--json", action="store_true", help="print it as JSON")
+    parser.add_argument("--json", action="store_true", help="print the information as JSON")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def flatten(value: Any, prefix: str = "") -> list[tuple[str, str]]:
-    """Nested dicts as rows of dotted names."""
+    """Nested dicts as rows of dotted names and values."""
     if isinstance(value, dict):
         return [row for key, item in value.items() for row in flatten(item, f"{prefix}.{key}" if prefix else str(key))]
     if isinstance(value, list | tuple):

@@ -1,15 +1,15 @@
-"""The `steerling` command: finds a subcommand by name, imports only that one, tells errors as sentences.
+"""The `steerling` command: imports the subcommand that is named, and only that one, and runs it.
 
-A subcommand is a module, registered under the entry-point group `steerling.commands` as `name = module`, with
+A subcommand is a module, registered in the entry-point group `steerling.commands` as `name = module`, with
 
-    HELP: str                    the summary, one line; what follows a blank line (examples) is shown below the options
+    HELP: str                    a summary of one line; after a blank line, text that is shown below the options
     configure(parser) -> None    adds arguments to an `argparse.ArgumentParser`
-    run(args) -> int | None      does the work; None means 0
+    run(args) -> int | None      runs the command; returns the exit code, None for 0
 
-The module itself imports nothing heavy: JAX and all that needs it are imported inside `run`, so that
-`steerling CMD --help` is quick too. Bad input raises `steerling_jax.errors.UserError` (exit code 2, one sentence, no
-traceback). Results go to standard output, everything else (progress, notes) to standard error; see
-`steerling_jax.cli.console`.
+The module imports nothing heavy at the top: JAX and everything that needs it are imported in `run`, so that
+`steerling COMMAND --help` is quick. Invalid input raises `steerling_jax.errors.UserError`, which is printed as one
+sentence without a traceback (exit code 2). Results go to standard output, notes and progress bars to standard error;
+see `steerling_jax.cli.console`.
 """
 
 from __future__ import annotations
@@ -28,58 +28,58 @@ from steerling_jax.errors import UserError
 
 GROUP = "steerling.commands"
 
-# The first line of each command's HELP, so that `steerling --help` imports no command; a test holds the two equal.
+# Copies of the first line of each command's HELP, so that `steerling --help` imports no command. A test compares them.
 SUMMARIES = {
-    "demo": "Write a continuation and show, chunk by chunk, the concepts that it came from.",
-    "trace": "Show where a text came from: concepts, prompt tokens and training data, chunk by chunk.",
-    "generate": "Continue a text.",
-    "serve": "Answer requests over HTTP, in the protocol of OpenAI's clients.",
-    "concepts": "Find a model's concepts by name, with the words that each one promotes.",
-    "neighbourhood": "Show what a concept is about: tokens, chunks of a corpus, near concepts, a name.",
-    "info": "Show what a model is: its configuration, parameters and tokenizer.",
+    "demo": "Generate a continuation and show, chunk by chunk, the concepts that it came from.",
+    "trace": "Explain a text chunk by chunk: the concepts, prompt tokens and training data behind it.",
+    "generate": "Continue a text, or every text of a file.",
+    "serve": "Serve a model over HTTP, in the protocol of OpenAI's clients.",
+    "concepts": "Find a model's concepts by name, with the tokens that each one promotes.",
+    "neighbourhood": "Describe a concept: promoted tokens, chunks of a corpus, near concepts, an automatic name.",
+    "info": "Show a model's configuration, parameters and tokenizer.",
     "prepare": "Make a corpus store from documents: tokens, chunks, concept labels.",
     "train": "Train a model from a config; resumes exactly where it stopped.",
-    "compile": "Compile a config for real TPUs with none present: memory, FLOPs, what is exchanged, does it fit.",
+    "compile": "Compile a config for TPUs without having one: memory, FLOPs, collectives, and whether it fits.",
     "evaluate": "Measure a model on held-out documents.",
     "lm-eval": "Run tasks of the lm-evaluation-harness.",
-    "faithfulness": "Measure whether attribution is true: inputs, concepts, training data, bad outputs.",
-    "steer-eval": "Measure what steering by concepts does, beside random directions and prompting.",
-    "index": "Index a corpus store for a model, so that training data behind a text can be found.",
+    "faithfulness": "Measure whether attributions are correct: inputs, concepts, training data, bad outputs.",
+    "steer-eval": "Measure the effect of steering by concepts, compared with random directions and prompts.",
+    "index": "Index a corpus store for a model, to find the training data behind a text.",
     "search": "Find training data close to a text, in an index made by `steerling index`.",
-    "import": "Turn a model in the published layout into a checkpoint.",
-    "export": "Write a checkpoint as a model in the published layout.",
+    "import": "Convert a model in the published layout to a checkpoint.",
+    "export": "Convert a checkpoint to the published layout.",
 }
 
 EXAMPLES = """\
 examples:
+  steerling generate "re.split(pattern, string)" --max-new-tokens 64 --seed 1
+  steerling trace "re.split(pattern, string)" --html page.html
   steerling demo
-  steerling generate "The garden in spring" --max-new-tokens 64
   steerling COMMAND --help
 """
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises `UserError` where argparse would print its usage and exit."""
+    """A parser that raises `UserError` in place of printing its usage and exiting."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message.rstrip('.')}; see `{self.prog} --help`.")
 
 
 def commands() -> dict[str, EntryPoint]:
-    """The registered subcommands, ours first and in the order of `SUMMARIES`."""
-    found = {point.name: point for point in entry_points(group=GROUP)}
-    ours = {name: found[name] for name in SUMMARIES if name in found}
-    return ours | dict(sorted(found.items()))
+    """The registered subcommands: this package's in the order of `SUMMARIES`, then those of other packages."""
+    points = {point.name: point for point in entry_points(group=GROUP)}
+    return {name: points[name] for name in SUMMARIES if name in points} | dict(sorted(points.items()))
 
 
-def front_parser(found: dict[str, EntryPoint]) -> Parser:
-    """The parser of `steerling` itself, for when no subcommand is named."""
-    width = max((len(name) for name in found), default=0)
-    rows = [f"  {name:<{width}}  {SUMMARIES.get(name, f'({point.value})')}" for name, point in found.items()]
+def top_level_parser(points: dict[str, EntryPoint]) -> Parser:
+    """The parser of `steerling` without a subcommand."""
+    width = max((len(name) for name in points), default=0)
+    rows = [f"  {name:<{width}}  {SUMMARIES.get(name, f'({point.value})')}" for name, point in points.items()]
     parser = Parser(
         prog="steerling",
         usage="steerling [--help] [--version] COMMAND ...",
-        description="An interpretable diffusion language model: train it, write with it, see where a word came from.",
+        description="An interpretable diffusion language model: train it, generate text, see the origin of each word.",
         epilog="\n".join(["commands:", *rows, "", EXAMPLES]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -88,21 +88,24 @@ def front_parser(found: dict[str, EntryPoint]) -> Parser:
     return parser
 
 
-def load_command(name: str, found: dict[str, EntryPoint]) -> ModuleType:
-    if name not in found:
-        near = difflib.get_close_matches(name, found, n=1)
+def load_command(name: str, points: dict[str, EntryPoint]) -> ModuleType:
+    """Imports a subcommand's module. Raises `UserError` where there is none, or it is not installed."""
+    if name not in points:
+        near = difflib.get_close_matches(name, points, n=1)
         hint = f"did you mean `steerling {near[0]}`?" if near else "`steerling --help` lists the commands."
         raise UserError(f"There is no command {name!r}; {hint}")
-    point = found[name]
+    point = points[name]
     try:
         return importlib.import_module(point.module)
     except ModuleNotFoundError as error:
+        # Only where the module itself or its package is missing: an import that fails inside it is a bug.
         if error.name is None or not point.module.startswith(error.name):
             raise
         raise UserError(f"`steerling {name}` needs the module {point.module}, which is not installed.") from error
 
 
 def command_parser(name: str, module: ModuleType) -> Parser:
+    """The parser of a subcommand."""
     summary, _, examples = module.HELP.strip().partition("\n\n")
     parser = Parser(
         prog=f"steerling {name}",
@@ -116,27 +119,29 @@ def command_parser(name: str, module: ModuleType) -> Parser:
 
 
 def dispatch(argv: Sequence[str]) -> int:
-    found = commands()
+    """Runs the subcommand that `argv` names and returns its exit code."""
+    points = commands()
     if not argv or argv[0].startswith("-"):
-        parser = front_parser(found)
+        parser = top_level_parser(points)
         parser.parse_args(argv)
         parser.print_help()
         return 0
     name, *rest = argv
-    module = load_command(name, found)
-    # Intermixed, so that a text may stand before, after or between the options.
+    module = load_command(name, points)
+    # Intermixed, so that positional arguments can come before, after or between the options.
     args = command_parser(name, module).parse_intermixed_args(rest)
     return module.run(args) or 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line and gives the exit code: 2 for bad input, 130 if interrupted, 141 if the reader left."""
+    """Runs the command line and returns the exit code: 2 for invalid input, 130 if interrupted, 141 for a broken
+    pipe."""
     try:
         try:
             code = dispatch(sys.argv[1:] if argv is None else argv)
-        except SystemExit as leaving:  # argparse, after --help and --version
-            code = leaving.code if isinstance(leaving.code, int) else 0
-        sys.stdout.flush()
+        except SystemExit as error:  # argparse, after --help and --version
+            code = error.code if isinstance(error.code, int) else 0
+        sys.stdout.flush()  # here, where a broken pipe is caught
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -144,7 +149,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # The reader (`head`, `less`) has left. Python would complain once more when it closes standard output.
+        # The reader (`head`, `less`) has exited. Python flushes standard output once more at exit and would report the
+        # broken pipe again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     return code

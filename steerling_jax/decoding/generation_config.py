@@ -105,17 +105,18 @@ class GenerationConfig:
 def _validated(name: str, value: Any) -> Any:
     """A field's value within its range; real numbers become floats where the field is one."""
     kind, low, high = _RANGES[name]
-    number = numbers.Integral if kind is int else numbers.Real  # NumPy's scalars are registered as these, too
-    if not isinstance(value, number) or isinstance(value, bool):
-        raise UserError(f"{name} is {value!r}, but it must be a {'whole ' if kind is int else ''}number.", name)
+    # The abstract classes, which NumPy's scalars are registered with, too.
+    if not isinstance(value, numbers.Integral if kind is int else numbers.Real) or isinstance(value, bool):
+        noun = "a whole number" if kind is int else "a number"
+        raise UserError(f"{name} is {_shortened(repr(value))}, but it must be {noun}.", name)
     # Compared before the conversion, since an integer can be too large for a float; NaN fails the comparison.
-    if not (low <= value and (high is None or value <= high)):
+    number: Any = value
+    if not (low <= number and (high is None or number <= high)):
         bounds = f"at least {low}" if high is None else f"from {low} to {high:.10g}"
-        raise UserError(f"{name} is {_shortened(value)}, but it must be {bounds}.", name)
+        raise UserError(f"{name} is {_shortened(str(value))}, but it must be {bounds}.", name)
     return float(value) if kind is float else value
 
 
-def _shortened(value: Any) -> str:
-    """A number for a message: JSON can hold one of thousands of digits."""
-    text = str(value)
+def _shortened(text: str) -> str:
+    """A value for an error message. A number in JSON can have thousands of digits."""
     return text if len(text) <= 60 else f"{text[:57]}..."

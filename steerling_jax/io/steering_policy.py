@@ -13,7 +13,8 @@ import tomllib
 from pathlib import Path
 
 from steerling_jax.errors import UserError
-from steerling_jax.steering.rules import SteeringRule, parse_policy
+from steerling_jax.steering.rule_syntax import parse_policy
+from steerling_jax.steering.rules import SteeringRule
 
 
 def read_policy(path: str | Path) -> tuple[SteeringRule, ...]:

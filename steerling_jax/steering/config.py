@@ -1,7 +1,7 @@
-"""What to steer by: concepts injected, concepts clamped, words held down.
+"""`SteeringConfig`: which concepts are injected, clamped or suppressed, and how strongly.
 
-Source: `SteeringConfig` of the `steerling` 0.2.0 package, its names, defaults and presets; from `weights` on the fields
-are ours.
+Source: `SteeringConfig` of the `steerling` 0.2.0 package: its names, defaults and presets. The fields from `weights` on
+are extensions.
 """
 
 from __future__ import annotations
@@ -14,23 +14,28 @@ from typing import Any, Literal
 from steerling_jax.errors import UserError, require
 from steerling_jax.models.steerling.config import ModelConfig
 
-MOST = 1e4  # of strengths and activations: beyond, float32 arithmetic on hidden states gives no numbers any more
+# Of strengths and activations. Hidden states scaled by more overflow in float32, and the logits become NaN.
+MAX_STRENGTH = 1e4
 
 
 @dataclass(frozen=True)
 class SteeringConfig:
-    """Steering by concepts: a direction of known ones injected, words held down, activations clamped.
+    """Steering by concepts: a direction of known concepts is injected, tokens are suppressed, activations are clamped.
 
-    mai_lm_target: strength; in logit units of the direction's best-aligned token when normalised, else the raw alpha.
-    inject_layer: inject after layers numbered (from 1) at least this; None for half the layers.
-    cutoff_tokens: under 'hard_cutoff', tokens written before the injection ends.
-    relu_logit_mask: concept id to the strength with which the words it promotes are held down.
-    weights: one a concept id, in the summed direction; None for all 1.
-    where: inject at masked positions, or at the prompt's.
-    intervene_known, intervene_unknown: concept id to the activation that it is given while text is written, at the
-    offsets `clamp_offsets` (half-open, 0 is the first token after the prompt; None for all). epsilon: what becomes of
-    the correction under a clamp, see `sj.forward`; as published, clamping discovered concepts alone changes nothing.
-    label: what the trace calls this; empty for a label made of the fields.
+    concept_ids: known concepts whose embeddings are summed to the direction that is injected.
+    mai_lm_target: strength, in logit units of the direction's best-aligned token if `normalize_mai_lm_target`, else the
+    length of the vector that is added.
+    inject_layer: inject after every layer whose number (from 1) is at least this; None for half the layers.
+    inject_alpha_schedule: 'fixed', or 'hard_cutoff' to stop injecting after `cutoff_tokens` committed tokens.
+    relu_logit_mask: concept id to the strength with which the tokens that it promotes are suppressed.
+    weights: one for each concept id, in the summed direction; None for all 1.
+    where: inject at masked positions ('masks') or at those of the prompt ('prompt').
+    intervene_known, intervene_unknown: known or discovered concept id to the activation that it is set to during
+    decoding, at the offsets `clamp_offsets` (half-open, 0 is the first token after the prompt; None for all).
+    epsilon: how the correction term behaves under a clamp, see `sj.forward`; under 'published', clamping discovered
+    concepts alone changes nothing.
+    label: the name of this steering in traces; empty for a description made from the fields.
+    Raises `UserError`, with the field's name in `.field`, for an invalid value.
     """
 
     concept_ids: tuple[int, ...] = ()
@@ -61,14 +66,12 @@ class SteeringConfig:
             ("epsilon", ("published", "frozen")),
         ):
             value = getattr(self, name)
-            require(value in choices, f"{name} is {value!r}, but it must be {choices[0]!r} or {choices[1]!r}.")
+            require(value in choices, f"{name} is {value!r}, but it must be {choices[0]!r} or {choices[1]!r}.", name)
         _ids("cutoff_tokens", (self.cutoff_tokens,))
         _ids("inject_layer", () if self.inject_layer is None else (self.inject_layer,))
-        require(self.cutoff_tokens >= 1, f"cutoff_tokens is {self.cutoff_tokens}, but it must be at least 1.")
-        require(
-            self.inject_layer is None or self.inject_layer >= 0,
-            f"inject_layer is {self.inject_layer}, but it must not be negative.",
-        )
+        for name, minimum in (("cutoff_tokens", 1), ("inject_layer", 0)):
+            value = getattr(self, name)
+            require(value is None or value >= minimum, f"{name} is {value}, but it must be at least {minimum}.", name)
         _numbers("mai_lm_target", (self.mai_lm_target,))
         if self.weights is not None:
             self._check_weights(_numbers("weights", self.weights))
@@ -80,14 +83,16 @@ class SteeringConfig:
         require(
             len(weights) == len(self.concept_ids),
             f"weights has {len(weights)} numbers for {len(self.concept_ids)} concept ids; give one each.",
+            "weights",
         )
-        require(not weights or any(weights), "weights are all 0, which is no direction; give one that is not.")
+        require(not weights or any(weights), "weights are all 0; give at least one that is not.", "weights")
 
     def _check_offsets(self, offsets: tuple[int, ...]) -> None:
         object.__setattr__(self, "clamp_offsets", offsets)
         require(
             len(offsets) == 2 and 0 <= offsets[0] < offsets[1],
-            f"clamp_offsets is {offsets}, but it must be a start and a later end, from 0.",
+            f"clamp_offsets is {offsets}, but it must be a start, from 0, and a later end.",
+            "clamp_offsets",
         )
 
     @classmethod
@@ -98,7 +103,7 @@ class SteeringConfig:
         inject_layer: int = 8,
         cutoff_tokens: int = 32,
     ) -> SteeringConfig:
-        """Amplifies concepts at the start of the text, then lets it run."""
+        """The published preset that amplifies concepts during the first `cutoff_tokens` tokens of the text."""
         ids = (concept_ids,) if isinstance(concept_ids, int) else tuple(concept_ids)
         return cls(ids, mai_lm_target, True, inject_layer, "hard_cutoff", cutoff_tokens)
 
@@ -111,18 +116,19 @@ class SteeringConfig:
         inject_layer: int | None = None,
         relu_strength: float = 20.0,
     ) -> SteeringConfig:
-        """Unlearns a concept: pushes away from it and its group, and holds its words down."""
+        """The published preset that unlearns a concept: the direction of it and its group is subtracted, and the tokens
+        that it promotes are suppressed."""
         ids = (concept_id, *(i for i in group_concept_ids or () if i != concept_id))
         return cls(ids, mai_lm_target, False, inject_layer, relu_logit_mask={concept_id: relu_strength})
 
     def check(self, config: ModelConfig) -> None:
-        """Raises `UserError` where this model cannot be steered so."""
+        """Raises `UserError` where the model does not have the concepts that are named."""
         concept = config.concept
         if concept is None:
             raise UserError("Steering needs a model with known concepts; this one has none.")
         C = concept.n_concepts
         for i in (*self.concept_ids, *(self.relu_logit_mask or {}), *(self.intervene_known or {})):
-            require(0 <= i < C, f"Steering names concept {i}, but this model knows concepts 0 to {C - 1}.")
+            require(0 <= i < C, f"Steering names concept {i}, but the known concepts of this model are 0 to {C - 1}.")
         U = (concept.n_unknown_concepts or 0) if concept.use_unknown else 0
         for i in self.intervene_unknown or ():
             require(U > 0, "intervene_unknown needs a model with discovered concepts; this one has none.")
@@ -137,11 +143,12 @@ class SteeringConfig:
         return bool(self.intervene_known or self.intervene_unknown)
 
     def first_layer(self, n_layers: int) -> int:
-        """The number (from 1) of the first layer after which a model of `n_layers` is injected; 0 is as 1."""
+        """The number (from 1) of the first layer after which a model of `n_layers` is injected; 0 means the same as
+        1."""
         return n_layers // 2 if self.inject_layer is None else self.inject_layer
 
     def describe(self) -> str:
-        """`label`, or else a line such as 'inject 12,40 at 8.0'."""
+        """`label`, or a description such as 'inject 12,40 at 8.0' where there is none."""
         if self.label:
             return self.label
         parts = []
@@ -160,20 +167,21 @@ class SteeringConfig:
 
 
 def _ids(name: str, values: Iterable[Any]) -> tuple[int, ...]:
-    """Whole numbers; those in texts, as JSON's keys are, too."""
+    """Whole numbers, also from strings, since the keys of a JSON object are strings."""
     try:
         return tuple(int(i) if isinstance(i, str) else operator.index(i) for i in values)
     except (TypeError, ValueError):
-        raise UserError(f"{name} is {values!r}, but it must hold whole numbers.") from None
+        raise UserError(f"{name} is {values!r}, but it must contain whole numbers.", name) from None
 
 
 def _numbers(name: str, values: Iterable[Any]) -> tuple[float, ...]:
     try:
         numbers = tuple(float(value) for value in values)
     except (TypeError, ValueError):
-        raise UserError(f"{name} holds {list(values)!r}, but these must be numbers.") from None
+        raise UserError(f"{name} contains {list(values)!r}, but these must be numbers.", name) from None
     require(
-        all(abs(number) <= MOST for number in numbers),
-        f"{name} holds {list(numbers)}, but these must be finite and at most {MOST:g}.",
+        all(abs(number) <= MAX_STRENGTH for number in numbers),
+        f"{name} contains {list(numbers)}, but these must be finite and at most {MAX_STRENGTH:g}.",
+        name,
     )
     return numbers

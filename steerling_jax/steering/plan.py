@@ -1,7 +1,7 @@
-"""Steering, from what was asked for to what decoding needs: directions by layer, clamps, words to hold down.
+"""`SteeringPlan`: steering as decoding applies it, vectors to add by layer, tokens to suppress and clamps.
 
-Source: `_prepare_steering`, `_resolve_alpha` and `_build_relu_mask` of the published package. Several steerings act
-together: their injections and their suppressions are summed.
+Source: `_prepare_steering`, `_resolve_alpha` and `_build_relu_mask` of the published package. Several configurations
+act together: their injections and their suppressions are summed.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ from steerling_jax.models.steerling.decompose import RowClamps
 from steerling_jax.models.steerling.heads import EpsilonRule
 from steerling_jax.steering.config import SteeringConfig
 
-_ALWAYS = 2**30  # offset that no text reaches
+_NO_END = 2**30  # an offset beyond any context
 
 
 @dataclass(frozen=True)
 class InjectedDirection:
-    """`alpha · direction` after layers numbered at least `layer`, until `cutoff` tokens are written (None: always).
+    """`alpha · direction`, added after every layer whose number is at least `layer`.
 
-    direction (D,) float32, rounded to the compute dtype. where: "masks" or "prompt".
+    direction: (D,) float32, rounded to the compute dtype. cutoff: the injection ends once this many tokens are
+    committed; None: never. where: at "masks" or at the "prompt".
     """
 
     direction: np.ndarray
@@ -41,8 +42,10 @@ class InjectedDirection:
 
 @dataclass(frozen=True)
 class ClampPlan:
-    """Concept id to activation for either head (None: no clamp), at the half-open `offsets` after the prompt (None:
-    all)."""
+    """The clamps of all configurations: concept id to activation for either head (None: no clamp).
+
+    offsets: half-open, counted from the first token after the prompt; None for all.
+    """
 
     known: dict[int, float] | None
     discovered: dict[int, float] | None
@@ -50,18 +53,22 @@ class ClampPlan:
     epsilon: EpsilonRule
 
     def rows(self) -> RowClamps:
-        """The same as the heads take it."""
+        """The clamps as device arrays, which the concept heads take."""
 
         def arrays(values: dict[int, float] | None) -> tuple[jax.Array, jax.Array] | None:
             return (jnp.array(list(values)), jnp.array(list(values.values()))) if values else None
 
-        start, end = self.offsets or (0, _ALWAYS)
+        start, end = self.offsets or (0, _NO_END)
         return RowClamps(arrays(self.known), arrays(self.discovered), jnp.int32(start), jnp.int32(end), self.epsilon)
 
 
 @dataclass(frozen=True)
 class SteeringPlan:
-    """suppression (V,) float32 is taken from the logits; labels: of the steerings that do something; width: D."""
+    """What is added to layers and subtracted from logits, and which concepts are clamped.
+
+    suppression: (V,) float32, subtracted from the logits. labels: of the configurations that have an effect on this
+    model. width: D.
+    """
 
     parts: tuple[InjectedDirection, ...]
     suppression: jax.Array
@@ -70,9 +77,9 @@ class SteeringPlan:
     width: int
 
     def tables(self, written: int, n_layers: int) -> tuple[np.ndarray, np.ndarray]:
-        """What is added after each layer when `written` tokens are committed, at masked and at prompt positions.
+        """What is added after each layer once `written` tokens are committed, at masked and at prompt positions.
 
-        Two (L, D) float32; row l belongs to the layer with the number l + 1.
+        Two arrays (L, D) float32; row l belongs to the layer with the number l + 1.
         """
         masks, prompt = (np.zeros((n_layers, self.width), np.float32) for _ in range(2))
         for part in self.parts:
@@ -82,7 +89,7 @@ class SteeringPlan:
         return masks, prompt
 
     def next_change(self, written: int) -> int | None:
-        """The number of written tokens at which `tables` changes next; None where it stays as it is."""
+        """The number of committed tokens at which `tables` changes next; None if it does not change any more."""
         later = [part.cutoff for part in self.parts if part.cutoff is not None and part.cutoff > written]
         return min(later, default=None)
 
@@ -91,7 +98,7 @@ class SteeringPlan:
         return any(part.where == "prompt" for part in self.parts)
 
 
-Steering = SteeringConfig | Sequence[SteeringConfig] | SteeringPlan  # several act together
+Steering = SteeringConfig | Sequence[SteeringConfig] | SteeringPlan
 
 
 def prepare_steering(
@@ -101,31 +108,34 @@ def prepare_steering(
     config: ModelConfig,
     compute: Compute,
 ) -> SteeringPlan:
-    """A plan; one that is a plan already stays as it is. Raises `UserError` where the model has no such concepts, or
-    two steerings' clamps do not go together."""
+    """The plan for this model; a `SteeringPlan` is returned as it is.
+
+    Raises `UserError` where the model does not have the concepts, or where clamps contradict each other.
+    """
     if isinstance(steering, SteeringPlan):
         return steering
-    several = () if steering is None else (steering,) if isinstance(steering, SteeringConfig) else tuple(steering)
+    configs = () if steering is None else (steering,) if isinstance(steering, SteeringConfig) else tuple(steering)
     parts: list[InjectedDirection] = []
     labels: list[str] = []
     suppression = jnp.zeros(config.vocab_size)
-    for one in several:
+    for one in configs:
         one.check(config)
-        reaches = one.injects and one.first_layer(config.n_layers) <= config.n_layers
-        if reaches:
-            parts.append(_injected(params, one, config, compute))
+        # A small model can have fewer layers than the number at which the injection would start.
+        injects = one.injects and one.first_layer(config.n_layers) <= config.n_layers
+        if injects:
+            parts.append(_injection(params, one, config, compute))
         if one.relu_logit_mask:
             suppression = suppression + _suppression(params, one.relu_logit_mask)
-        if reaches or one.clamps or any((one.relu_logit_mask or {}).values()):
+        if injects or one.clamps or any((one.relu_logit_mask or {}).values()):
             labels.append(one.describe())
-    return SteeringPlan(tuple(parts), suppression, clamp_plan(several), tuple(labels), config.n_embd)
+    return SteeringPlan(tuple(parts), suppression, merge_clamps(configs), tuple(labels), config.n_embd)
 
 
 def concept_direction(
     params: Params, concept_ids: Sequence[int], weights: Sequence[float] | None = None
 ) -> tuple[jax.Array, float]:
-    """The unit direction (D,) float32 of the concepts' (weighted) summed embeddings, and its best alignment with a
-    token, at least 1e-6."""
+    """The unit direction (D,) float32 of the concepts' summed (and weighted) embeddings, and its largest dot product
+    with a row of the output projection, at least 1e-6."""
     rows = _embeddings(params, concept_ids)
     if weights is not None:
         rows = rows * jnp.asarray(weights, jnp.float32)[:, None]
@@ -135,7 +145,7 @@ def concept_direction(
     return unit, max(float(peak), 1e-6)
 
 
-def _injected(params: Params, one: SteeringConfig, config: ModelConfig, compute: Compute) -> InjectedDirection:
+def _injection(params: Params, one: SteeringConfig, config: ModelConfig, compute: Compute) -> InjectedDirection:
     unit, peak = concept_direction(params, one.concept_ids, one.weights)
     direction = np.asarray(unit.astype(compute.dtype).astype(jnp.float32))
     alpha = one.mai_lm_target / (peak if one.normalize_mai_lm_target else 1.0)
@@ -149,10 +159,13 @@ def _suppression(params: Params, strengths: Mapping[int, float]) -> jax.Array:
     return jnp.asarray(list(strengths.values()), jnp.float32) @ jnp.maximum(aligned, 0.0)
 
 
-def clamp_plan(several: Sequence[SteeringConfig]) -> ClampPlan | None:
-    """All clamps together: of different concepts, at the same offsets, with the same epsilon. Raises `UserError` where
-    they are not."""
-    clamping = [one for one in several if one.clamps]
+def merge_clamps(configs: Sequence[SteeringConfig]) -> ClampPlan | None:
+    """The clamps of all configurations; None if there are none.
+
+    Raises `UserError` where two clamp the same concept, or differ in their offsets or their epsilon: a forward pass has
+    one of each.
+    """
+    clamping = [one for one in configs if one.clamps]
     if not clamping:
         return None
     first = clamping[0]
@@ -164,10 +177,10 @@ def clamp_plan(several: Sequence[SteeringConfig]) -> ClampPlan | None:
                 f"{first.describe()!r} and {one.describe()!r} clamp concepts at different positions or with different "
                 "epsilon; give both the same."
             )
-        for found, values in ((known, one.intervene_known or {}), (discovered, one.intervene_unknown or {})):
-            if twice := found.keys() & values.keys():
+        for merged, values in ((known, one.intervene_known or {}), (discovered, one.intervene_unknown or {})):
+            if twice := merged.keys() & values.keys():
                 raise UserError(f"{one.describe()!r} clamps concept {min(twice)}, as another steering does; keep one.")
-            found.update(values)
+            merged.update(values)
     return ClampPlan(known or None, discovered or None, first.clamp_offsets, first.epsilon)
 
 

@@ -1,6 +1,6 @@
-"""Steering towards an answer: the concepts behind a given text, injected where the prompt stands.
+"""Steering towards a given response: the concepts active in it are injected at the prompt's positions.
 
-Legend: T tokens of the text, K concepts reported a position, D width.
+Legend: T tokens of the response, C known concepts, K concepts that the head reports at a position.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from steerling_jax.models.steerling.heads import run_known_head
 from steerling_jax.steering.config import SteeringConfig
 
 DEFAULT_STRENGTH = 8.0
-_NAMED = 3  # concepts named in the label
+_NAMED = 3  # concepts that the label names
 
 
 def response_steering(
@@ -32,17 +32,17 @@ def response_steering(
     top: int = 8,
     layer: int | None = None,
 ) -> SteeringConfig:
-    """Steers towards texts like `response`: its `top` strongest known concepts, weighted by how active they are in it,
-    as one direction at the prompt's positions, from `layer` on.
+    """Steers towards texts like `response`: its `top` most active known concepts, weighted by their activations, are
+    injected as one direction at the prompt's positions, from `layer` on.
 
-    strength: as `mai_lm_target`, normalised. layer: None for a quarter of the layers, earlier than where else is
-    injected: what is added to the prompt is only read by the attention of later layers. Raises `UserError` for bad
-    values, and where the model has no concepts.
+    strength: as `mai_lm_target`, normalised. layer: None for a quarter of the layers. That is earlier than the default
+    of `SteeringConfig`, since only the attention of later layers reads what is added to the prompt. Raises `UserError`
+    for invalid values, and where the model has no concepts.
     """
     concept = bundle.config.concept
     if concept is None:
         raise UserError("Response steering needs a model with known concepts; this one has none.")
-    require(top >= 1, f"top is {top}, but it must be at least 1.")
+    require(top >= 1, f"top is {top}, but it must be at least 1.", "top")
     activations = mean_activations(bundle, response)
     ids = np.argsort(-activations, kind="stable")[:top]
     ids = ids[activations[ids] > 0]
@@ -56,11 +56,12 @@ def response_steering(
 
 
 def mean_activations(bundle: Bundle, text: str | Sequence[int]) -> np.ndarray:
-    """How active each known concept is in a text, (C,) float32: the mean over its tokens of the kept activations.
+    """The mean activation of each known concept over a text's tokens, (C,) float32; concepts that the head does not
+    report at a position count as 0 there.
 
-    A concept head is trained at masked positions only and says little at clean ones. So each token is read where it is
-    masked, after clean earlier blocks, as while writing: once with every second position of a block masked, once with
-    the others, so that half of the block's own words are seen.
+    A concept head is trained at masked positions only, so its activations at unmasked positions mean little. Two passes
+    therefore mask every second position each, with earlier diffusion blocks unmasked as in decoding: every token is
+    read once where it is masked, and sees half of its own block's tokens.
     """
     config = bundle.config
     tokens = encode(bundle, text, "The response")
@@ -69,22 +70,22 @@ def mean_activations(bundle: Bundle, text: str | Sequence[int]) -> np.ndarray:
     padded[:T] = tokens
     assert config.concept is not None
     total = np.zeros(config.concept.n_concepts)
-    for turn in range(2):
-        read = np.flatnonzero((np.arange(T) + turn) % 2 == 0)
+    for parity in range(2):
+        masked = np.flatnonzero((np.arange(T) + parity) % 2 == 0)
         noisy = padded.copy()
-        noisy[read] = config.mask_token_id
+        noisy[masked] = config.mask_token_id
         logits, ids = jax.device_get(
-            _kept(bundle.params, padded[None], noisy[None], config=config, compute=bundle.compute)
+            _top_concepts(bundle.params, padded[None], noisy[None], config=config, compute=bundle.compute)
         )
-        np.add.at(total, ids[read], 1 / (1 + np.exp(-logits[read].astype(np.float64))))
+        np.add.at(total, ids[masked], 1 / (1 + np.exp(-logits[masked].astype(np.float64))))
     return (total / T).astype(np.float32)
 
 
 @partial(jax.jit, static_argnames=("config", "compute"))
-def _kept(
+def _top_concepts(
     params: Params, clean: jax.Array, noisy: jax.Array, *, config: ModelConfig, compute: Compute
 ) -> tuple[jax.Array, jax.Array]:
-    """clean and noisy tokens (1, T) to the reported known concepts' logits and ids, (T, K)."""
+    """Logits and ids (T, K) of the reported known concepts, from clean and noisy tokens (1, T)."""
     hidden = denoise(params, clean, noisy, config=config, compute=compute, clean_context=True)
     known = run_known_head(params, hidden[0], config, compute)
     return known.topk_logits, known.topk_indices

@@ -107,7 +107,7 @@ def stand_in(run: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("run", "code", "told"),
+    ("run", "code", "stderr"),
     [
         ("pass", 0, ""),
         ("return 3", 3, ""),
@@ -115,13 +115,13 @@ def stand_in(run: str) -> str:
         ("raise KeyboardInterrupt", 130, "interrupted\n"),
     ],
 )
-def test_exit_codes(run: str, code: int, told: str):
+def test_exit_codes(run: str, code: int, stderr: str):
     done = python(stand_in(run))
-    assert (done.returncode, done.stderr) == (code, told)
+    assert (done.returncode, done.stderr) == (code, stderr)
 
 
 def test_interrupt_by_signal():
-    # Where the tests run in the background, they were told to ignore interrupts, and the child inherits that.
+    # A shell that runs the tests in the background makes them ignore interrupts, and the child inherits that.
     listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
     line = [sys.executable, "-c", stand_in(listen + "print('ready', flush=True); import time; time.sleep(60)")]
     with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:

@@ -15,8 +15,8 @@ WRITE = ("generate", "--model", GOLDEN, "--prompt-ids", "1 2 3", "--max-new-toke
 
 def run(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]:
     code = main(args)
-    told = capsys.readouterr()
-    return code, told.out, told.err
+    output = capsys.readouterr()
+    return code, output.out, output.err
 
 
 def test_concepts_of_the_bundled_model(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
@@ -37,15 +37,17 @@ def test_concepts_of_the_bundled_model(capsys: pytest.CaptureFixture[str], monke
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (("emial",), "near are 'Email and MIME'"),
-        (("--limit", "0"), "--limit is 0; give at least 1"),
-        (("--tokens", "-1"), "--tokens is -1; give at least 0"),
+        (("emial",), "similar names are 'Email and MIME'"),
+        (("--limit", "0"), "--limit: expected a whole number of at least 1, not '0'"),
+        (("--tokens", "-1"), "--tokens: expected a whole number of at least 0, not '-1'"),
         (("group:topics",), "There is no group 'topics'"),
         (("100000",), "There is no known concept 100000"),
         (("--catalogue", "none.json"), "none.json"),
     ],
 )
-def test_concepts_tells_mistakes_in_a_sentence(capsys: pytest.CaptureFixture[str], args: tuple[str, ...], words: str):
+def test_concepts_reports_invalid_input_in_one_sentence(
+    capsys: pytest.CaptureFixture[str], args: tuple[str, ...], words: str
+):
     code, out, err = run(capsys, "concepts", *args)
     assert (code, out) == (2, "")
     assert words in err
@@ -59,7 +61,7 @@ def test_concepts_takes_names_from_a_file(capsys: pytest.CaptureFixture[str], tm
     assert json.loads(run(capsys, *args, "xyzzy", "--json")[1]) == []
 
 
-def test_generate_says_which_steerings_acted(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+def test_generate_prints_the_labels_of_its_steering(capsys: pytest.CaptureFixture[str], tmp_path: Path):
     (tmp_path / "p.toml").write_text("[[rule]]\naction = 'suppress'\nconcept = 9\nstrength = 3\nreason = 'a test'")
     _, plain, _ = run(capsys, *WRITE)
     code, out, err = run(capsys, *WRITE, "--amplify", "4=50", "--policy", str(tmp_path / "p.toml"))
@@ -84,7 +86,9 @@ def test_generate_says_which_steerings_acted(capsys: pytest.CaptureFixture[str],
         (("--like-response", "@none.txt"), "Cannot read the response none.txt"),
     ],
 )
-def test_generate_tells_mistakes_in_a_sentence(capsys: pytest.CaptureFixture[str], args: tuple[str, ...], words: str):
+def test_generate_reports_invalid_input_in_one_sentence(
+    capsys: pytest.CaptureFixture[str], args: tuple[str, ...], words: str
+):
     code, out, err = run(capsys, *WRITE, *args)
     assert (code, out) == (2, "")
     assert words in err

@@ -1,4 +1,4 @@
-"""`steerling generate --input --output`: every line once, whatever happens to the process."""
+"""`steerling generate --input --output`: every line is processed once, also if the process is killed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from steerling_jax.cli.main import main
 from steerling_jax.errors import UserError
-from steerling_jax.infer.batch.file import finished_ids
+from steerling_jax.infer.batch.result_file import repair
 
 LINES = [
     {"id": f"line {i}", "prompt": "The quick brown"[: 3 + i % 12], "seed": i, "max_tokens": 3 + i % 12}
@@ -37,7 +37,7 @@ def run(model: Path, source: Path, target: Path, *options: str) -> int:
 
 @pytest.fixture(scope="module")
 def results(text_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
-    """What a run that nobody disturbs writes."""
+    """The results of a run without interruptions."""
     folder = tmp_path_factory.mktemp("batch")
     assert run(text_model, write(folder / "in.jsonl", LINES), folder / "out.jsonl") == 0
     found = {line["id"]: line for line in read(folder / "out.jsonl")}
@@ -54,7 +54,7 @@ def test_results(results: dict[str, dict]):
 
 
 def test_killed_again_and_again(text_model: Path, results: dict, tmp_path: Path, child_environment: dict[str, str]):
-    """SIGKILL while it writes: the runs together do every line once, and the texts are those of a run left in peace."""
+    """SIGKILL during the run: together, the runs process every line once, with the same texts as a single run."""
     source, target = write(tmp_path / "in.jsonl", LINES), tmp_path / "out.jsonl"
     line = [sys.executable, "-m", "steerling_jax.cli.main", "generate", "--model", str(text_model), "--rows", "2"]
     line += ["--input", str(source), "--output", str(target)]
@@ -68,7 +68,7 @@ def test_killed_again_and_again(text_model: Path, results: dict, tmp_path: Path,
                 time.sleep(0.005)
             process.kill()
         with target.open("a") as file:
-            file.write('{"id": "line 3", "te')  # as if it had died within a write
+            file.write('{"id": "line 3", "te')  # as if it had been killed during a write
     assert len(read_whole(target)) < len(LINES)
     assert run(text_model, source, target) == 0
     assert Counter(line["id"] for line in read(target)) == Counter(line["id"] for line in LINES)
@@ -82,14 +82,16 @@ def read_whole(path: Path) -> list[bytes]:
     return [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
 
 
-def test_a_bad_line_costs_only_itself(text_model: Path, results: dict, tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_an_invalid_line_does_not_stop_the_others(
+    text_model: Path, results: dict, tmp_path: Path, capsys: pytest.CaptureFixture
+):
     bad = [
-        ("nonsense\n", "line 2: this is not JSON"), ("[1]\n", "line 3: this is JSON, but no object"),
+        ("nonsense\n", "line 2: this is not JSON"), ("[1]\n", "line 3: this is JSON, but not an object"),
         ({"id": "x", "prompt": "a", "promt": 1}, 'line 4: there is no field "promt"; did you mean prompt?'),
         ({"id": "x", "prompt": "a", "prompt_ids": [1]}, "line 5: Give prompt, a text, or prompt_ids"),
         ({"id": "y", "prompt": "a", "max_tokens": 999}, "line 6: prompt has 1 tokens and the text 1008"),
         ({"id": "z", "prompt": 5}, "line 7: prompt is 5"), ({"id": True, "prompt": "a"}, "line 8: id is true"),
-        ({"id": "line 0", "prompt": "a"}, 'line 9: id "line 0" is that of line 1 too'),
+        ({"id": "line 0", "prompt": "a"}, 'line 9: id "line 0" is also that of line 1'),
         ({"id": "q", "prompt": "a", "steering": {"amplify": {"Nothing": 1}}}, "line 10:"),
         ({"id": "w", "prompt": "a", "seed": -1}, "line 11: seed is -1"),
     ]  # fmt: skip
@@ -107,15 +109,15 @@ def test_a_bad_line_costs_only_itself(text_model: Path, results: dict, tmp_path:
     assert {line["id"]: line for line in found if "text" in line} == {
         "line 0": results["line 0"], "line 1": results["line 1"], 2: results["line 2"] | {"id": 2}
     }  # fmt: skip
-    lines[6] = LINES[3]  # what was mended is done by the next run
+    lines[6] = LINES[3]  # a corrected line is processed by the next run
     assert run(text_model, write(source, lines), target) == 1
     found = read(target)
     assert sum("error" in line for line in found) == 9
     assert next(line for line in found if line["id"] == "line 3") == results["line 3"]
 
 
-def test_clamps_that_contradict_each_other_cost_their_own_line(text_model: Path, tmp_path: Path):
-    """Also those that contradict the command line's; names are those of its catalogue."""
+def test_clamps_that_contradict_each_other_fail_their_own_line(text_model: Path, tmp_path: Path):
+    """Also if they contradict those of the command line. Names are looked up in the catalogue of the command line."""
     (tmp_path / "names.json").write_text('[{"id": 1, "name": "Gardens"}]')
     steerings = [
         {"clamp": {"Gardens": 1, "#1": 0}}, {"clamp": {"Gardens": 1}, "clamp_at": [0, 4]},
@@ -153,25 +155,25 @@ def test_settings_of_the_command_line_are_defaults(text_model: Path, results: di
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ('{"id": 1, "tex\n{"id": 2, "text": ""}\n', "line 1 is no result"),
-        ('{"a": 1}\n', "line 1 is no result"),
-        ('{"id": 1, "text": ""}\nnotes\n', "line 2 is no result"),
+        ('{"id": 1, "tex\n{"id": 2, "text": ""}\n', "line 1 is not a result"),
+        ('{"a": 1}\n', "line 1 is not a result"),
+        ('{"id": 1, "text": ""}\nnotes\n', "line 2 is not a result"),
     ],
 )
 def test_another_file_is_not_overwritten(tmp_path: Path, content: str, words: str):
     path = tmp_path / "out.jsonl"
     path.write_text(content)
     with pytest.raises(UserError, match=words):
-        finished_ids(path)
+        repair(path)
     assert path.read_text() == content
 
 
-def test_finished_ids_takes_out_what_is_to_be_done_again(tmp_path: Path):
+def test_repair_removes_what_has_to_be_done_again(tmp_path: Path):
     path = tmp_path / "out.jsonl"
     path.write_text(
         '{"id": 1, "text": "é"}\n{"id": 2, "line": 4, "error": {}}\n{"id": "1", "text": ""}\n{"id": 3, "text": ""}'
     )
-    assert finished_ids(path) == {1, "1"}
+    assert repair(path) == {1, "1"}
     assert path.read_text() == '{"id": 1, "text": "é"}\n{"id": "1", "text": ""}\n'
 
 
@@ -181,10 +183,13 @@ def test_finished_ids_takes_out_what_is_to_be_done_again(tmp_path: Path):
         (["--input", "in.jsonl"], "both --input and --output"),
         (["--output", "out.jsonl"], "both --input and --output"),
         (["--input", "in.jsonl", "--output", "in.jsonl"], "are both in.jsonl"),
-        (["text", "--input", "in.jsonl", "--output", "out.jsonl"], "a text stands in the lines"),
-        (["--stop", "a", "--input", "in.jsonl", "--output", "out.jsonl"], "--stop stands in the lines"),
+        (["text", "--input", "in.jsonl", "--output", "out.jsonl"], "TEXT cannot be combined with --input"),
+        (["--stop", "a", "--input", "in.jsonl", "--output", "out.jsonl"], "--stop cannot be combined with --input"),
         (["--input", "nothing.jsonl", "--output", "out.jsonl"], "Cannot read nothing.jsonl"),
-        (["--input", "in.jsonl", "--output", "out.jsonl", "--rows", "0"], "--rows is 0"),
+        (
+            ["--input", "in.jsonl", "--output", "out.jsonl", "--rows", "0"],
+            "--rows: expected a whole number of at least 1",
+        ),
         (["--input", "/dev/null", "--output", "out.jsonl"], "must be a regular file"),
         (["--input", "in.jsonl", "--output", "out.jsonl", "--json"], "--json is for one text"),
     ],

@@ -80,9 +80,9 @@ def test_the_command_runs_tasks_of_every_kind(harness, bundle, capsys):
     names = ["steerling_choices", "steerling_writing", "steerling_rolling"]
     options = ["--include-path", str(TASKS), "--samples", "4", "--cfg-scale", "0.5", "--json"]
     assert main(["lm-eval", "--tasks", ",".join(names), *options]) == 0
-    told = json.loads(capsys.readouterr().out)
-    found = {name: told["tasks"][name]["results"][name] for name in names}
-    assert told["tasks"]["steerling_choices"]["settings"]["samples"] == 4
+    output = json.loads(capsys.readouterr().out)
+    found = {name: output["tasks"][name]["results"][name] for name in names}
+    assert output["tasks"]["steerling_choices"]["settings"]["samples"] == 4
 
     score = partial(sj.log_likelihood, bundle, samples=4, cfg_scale=0.5)
     right = 0
@@ -108,9 +108,9 @@ def test_the_command_prints_a_table(harness, capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--tasks", "steerling_choises"], "knows no task 'steerling_choises'"),
+        (["--tasks", "steerling_choises"], "has no task 'steerling_choises'"),
         (["--tasks", ","], "--tasks is empty"),
-        (["--tasks", "steerling_choices", "--limit", "0"], "--limit is 0"),
+        (["--tasks", "steerling_choices", "--limit", "0"], "--limit: expected a whole number of at least 1"),
         (["--tasks", "steerling_choices", "--samples", "0"], "samples is 0"),
         (["--tasks", "steerling_choices", "--max-length", "4"], "more than the model's context of 4"),
         (["--tasks", "steerling_choices", "--max-length", "129"], "max_length is 129"),
@@ -118,11 +118,11 @@ def test_the_command_prints_a_table(harness, capsys):
         (["--tasks", "steerling_choices", "--include-path", "no-such-folder"], "no-such-folder"),
     ],
 )
-def test_mistakes_are_sentences(harness, capsys, arguments, words):
+def test_invalid_options_are_reported_in_one_sentence(harness, capsys, arguments, words):
     assert main(["lm-eval", "--include-path", str(TASKS), *arguments]) == 2
-    told = capsys.readouterr().err.splitlines()[-1]
-    assert told.startswith("error: ")
-    assert words in told
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ")
+    assert words in error
 
 
 def test_without_the_harness(monkeypatch, capsys):
@@ -135,9 +135,9 @@ def test_documents_that_are_not_there(harness, capsys, tmp_path):
     text = (TASKS / "choices.yaml").read_text()
     (tmp_path / "lost.yaml").write_text(text.replace("colours.jsonl", "nowhere.jsonl").replace("_choices", "_lost"))
     assert main(["lm-eval", "--tasks", "steerling_lost", "--include-path", str(tmp_path)]) == 2
-    told = capsys.readouterr().err.splitlines()[-1]
-    assert told.startswith("error: The documents of the task 'steerling_lost' cannot be read: ")
-    assert "nowhere.jsonl" in told
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: The documents of the task 'steerling_lost' cannot be read: ")
+    assert "nowhere.jsonl" in error
 
 
 def test_texts_are_what_generate_writes(bundle):

@@ -30,7 +30,13 @@ from steerling_jax.errors import UserError
 from steerling_jax.evaluation.intervals import bootstrap_mean
 from steerling_jax.evaluation.text_metrics import distinct, repeated
 from steerling_jax.infer import steer_eval_command as command
-from steerling_jax.infer.steer_eval.jobs import (
+from steerling_jax.infer.steer_eval.judge import Judge, best_threshold, train_judge
+from steerling_jax.infer.steer_eval.measure import MeasuredText, generate_texts, measure
+from steerling_jax.infer.steer_eval.plot import check_plot, plot
+from steerling_jax.infer.steer_eval.prompts import HeldOutChunks, Opening
+from steerling_jax.infer.steer_eval.random_control import random_control
+from steerling_jax.infer.steer_eval.report import flat, overall, render, summarise
+from steerling_jax.infer.steer_eval.text_specs import (
     AGAIN,
     AMPLIFY,
     CONCEPT,
@@ -42,13 +48,8 @@ from steerling_jax.infer.steer_eval.jobs import (
     Condition,
     SteerEvalSettings,
     TextSpec,
-    jobs_of,
+    make_text_specs,
 )
-from steerling_jax.infer.steer_eval.judge import Judge, best_threshold, train_judge
-from steerling_jax.infer.steer_eval.measure import Text, measure, write_texts
-from steerling_jax.infer.steer_eval.plot import check_plot, plot
-from steerling_jax.infer.steer_eval.prompts import HeldOutChunks, Opening
-from steerling_jax.infer.steer_eval.report import flat, overall, render, summarise
 from steerling_jax.inference import forward
 from steerling_jax.io.corpus.store import CorpusStore
 from steerling_jax.io.corpus.writer import corpus_writer
@@ -58,7 +59,6 @@ from steerling_jax.models.steerling.backbone import lm_head_weight
 from steerling_jax.models.steerling.config import ConceptConfig, ModelConfig
 from steerling_jax.models.steerling.model import init_params
 from steerling_jax.steering.config import SteeringConfig
-from steerling_jax.steering.controls import random_control
 from steerling_jax.steering.plan import prepare_steering
 from steerling_jax.tokenizer import IdsOnlyTokenizer, SpecialIds
 from steerling_jax.train.run.run_config import special_ids as special_fields
@@ -128,9 +128,9 @@ def bundle() -> Bundle:
 
 
 @pytest.fixture(scope="module")
-def jobs(bundle: Bundle, store: CorpusStore, judge: Judge) -> list[TextSpec]:
+def specs(bundle: Bundle, store: CorpusStore, judge: Judge) -> list[TextSpec]:
     held = HeldOutChunks.read(store, C)
-    return jobs_of(bundle.tokenizer, held, judge, [1, 4], dict.fromkeys(range(C), ""), SETTINGS)
+    return make_text_specs(bundle.tokenizer, held, judge, [1, 4], dict.fromkeys(range(C), ""), SETTINGS)
 
 
 def test_repetition_by_hand():
@@ -241,9 +241,9 @@ def test_openings(store: CorpusStore):
     for opening in found:
         record = next(d for d in store.documents if d.name == opening.document)
         assert record.split == "heldout"
-        ids = [*opening.ids, *opening.goes_on]
+        ids = [*opening.ids, *opening.continuation]
         assert ids == store.tokens(record.start, record.start + len(ids)).tolist()
-        assert len(opening.goes_on) == N
+        assert len(opening.continuation) == N
         first, last = store.chunks_between(record.start, record.end)
         labels = [label for i in range(first, last) for label in store.chunk(i).labels]
         assert 2 not in labels
@@ -252,33 +252,35 @@ def test_openings(store: CorpusStore):
     documents = [opening.document for opening in found]
     assert len(found) == held.positive[:, 2].sum()
     assert len(set(documents)) == len(set(documents[: len(set(documents))]))  # each document once, before any again
-    assert all(set(words_of(2)) & {*opening.ids[-12:], *opening.goes_on[:12]} for opening in found)
+    assert all(set(words_of(2)) & {*opening.ids[-12:], *opening.continuation[:12]} for opening in found)
     assert all(2 in opening.own for opening in found)
     assert list(held.having(2, N, (0, 2))) == found
     assert list(held.having(2, N, (1, 2))) != found
 
 
-def test_jobs(bundle: Bundle, judge: Judge, jobs: list[TextSpec]):
-    assert len(jobs) == 2 * 3 * (3 + 2 * 2 + 4)
-    for job in jobs:
+def test_text_specs(bundle: Bundle, judge: Judge, specs: list[TextSpec]):
+    assert len(specs) == 2 * 3 * (3 + 2 * 2 + 4)
+    for spec in specs:
         twins = [
-            j for j in jobs if (j.condition.arm, j.concept, j.sample) == (job.condition.arm, job.concept, job.sample)
+            j
+            for j in specs
+            if (j.condition.arm, j.concept, j.sample) == (spec.condition.arm, spec.concept, spec.sample)
         ]
-        assert {j.opening for j in twins} == {job.opening}
-        assert {j.seed == job.seed for j in twins if j.condition.name != AGAIN} == {job.condition.name != AGAIN}
-        assert judge.finds(job.concept, job.opening.goes_on) == (job.condition.arm == SUPPRESS)
-        prompt = job.prompt(bundle.config, N)
-        expected = list(job.opening.ids)
-        if job.condition.name == WORDS:
-            bos, words, end = bundle.config.bos_token_id, words_of(job.concept), bundle.config.endofchunk_token_id
+        assert {j.opening for j in twins} == {spec.opening}
+        assert {j.seed == spec.seed for j in twins if j.condition.name != AGAIN} == {spec.condition.name != AGAIN}
+        assert judge.finds(spec.concept, spec.opening.continuation) == (spec.condition.arm == SUPPRESS)
+        prompt = spec.prompt(bundle.config, N)
+        expected = list(spec.opening.ids)
+        if spec.condition.name == WORDS:
+            bos, words, end = bundle.config.bos_token_id, words_of(spec.concept), bundle.config.endofchunk_token_id
             assert (prompt[0], sorted(prompt[1:5]), prompt[5]) == (bos, words, end)
             prompt = [bos, *prompt[6:]]
         assert prompt == expected
-        plan = job.plan(bundle)
-        assert (plan is not None) == (job.condition.name in (CONCEPT, RANDOM, SUPPRESSED))
+        plan = spec.plan(bundle)
+        assert (plan is not None) == (spec.condition.name in (CONCEPT, RANDOM, SUPPRESSED))
     doses = [
         j.plan(bundle)
-        for j in jobs
+        for j in specs
         if (j.condition.name, j.condition.arm, j.concept, j.sample) == (RANDOM, AMPLIFY, 1, 0)
     ]
     assert len(doses) == 2
@@ -291,7 +293,7 @@ def test_a_corpus_without_what_is_needed_is_refused(bundle: Bundle, store: Corpu
     held = HeldOutChunks.read(store, C)
     everywhere = dataclasses.replace(held, positive=np.ones_like(held.positive))
     with pytest.raises(UserError, match="No held-out document without 'Concept 4' has 32 tokens"):
-        jobs_of(bundle.tokenizer, everywhere, judge, [4, 1], dict.fromkeys(range(C), ""), SETTINGS)
+        make_text_specs(bundle.tokenizer, everywhere, judge, [4, 1], dict.fromkeys(range(C), ""), SETTINGS)
     concepts = [{"id": 0, "name": "Concept 0", "group": "test", "description": ""}]
     tokenizer = IdsOnlyTokenizer(SpecialIds.last_of(V), V)
     with corpus_writer(tmp_path / "store", tokenizer, concepts=concepts, source={"kind": "test"}) as writer:
@@ -301,41 +303,41 @@ def test_a_corpus_without_what_is_needed_is_refused(bundle: Bundle, store: Corpu
 
 
 def test_prefix_is_cut_where_the_context_has_no_room(bundle: Bundle):
-    job = TextSpec(Condition(AMPLIFY, WORDS), 0, 0, Opening("d", (61, 5, 6), (), ()), 0, tuple(range(60)))
-    assert len(job.prompt(bundle.config, 16)) == 64 - 16
+    spec = TextSpec(Condition(AMPLIFY, WORDS), 0, 0, Opening("d", (61, 5, 6), (), ()), 0, tuple(range(60)))
+    assert len(spec.prompt(bundle.config, 16)) == 64 - 16
 
 
-def planted_writer(jobs: list[TextSpec], obeys: bool):
-    """Writes the concept's words where steering should have brought or left them, if the model `obeys`, else common
-    words; texts that have the concept unsteered have it under random steering too."""
+def planted_generation(specs: list[TextSpec], obeys: bool):
+    """A stand-in for `generate_many`. If the model `obeys`, texts contain the concept's words exactly where steering
+    should lead to them, otherwise common words; texts with the concept unsteered have it under random steering too."""
 
-    def write(bundle: Bundle, prompts) -> Iterator[tuple[int, Generation]]:
+    def generate(bundle: Bundle, prompts) -> Iterator[tuple[int, Generation]]:
         order = list(enumerate(prompts))
         draw = np.random.default_rng(0)
-        for number, prompt in reversed(order):  # in any order
-            job = jobs[number]
-            arm, name, _ = job.condition
+        for number, prompt in reversed(order):  # the order of results is not that of prompts
+            spec = specs[number]
+            arm, name, _ = spec.condition
             has = (name == CONCEPT and obeys) if arm == AMPLIFY else not (name == SUPPRESSED and obeys)
-            ids = draw.choice(words_of(job.concept) if has else list(COMMON), N)
+            ids = draw.choice(words_of(spec.concept) if has else list(COMMON), N)
             hidden = 9.0 * has * np.asarray(lm_head_weight(bundle.params))[ids]
             tokens = np.concatenate([prompt.text_or_ids, ids])
             trace = SimpleNamespace(prompt_length=len(prompt.text_or_ids), hidden=hidden)
-            yield number, Generation("", tokens, N, trace, job.seed)  # type: ignore[arg-type]
+            yield number, Generation("", tokens, N, trace, spec.seed)  # type: ignore[arg-type]
 
-    return write
+    return generate
 
 
-def figures(bundle: Bundle, judge: Judge, jobs: list[TextSpec], obeys: bool) -> tuple[list[Text], dict]:
-    written = write_texts(bundle, judge, jobs, SETTINGS, write=planted_writer(jobs, obeys))
-    assert [w.job for w in written] == jobs
-    texts = measure(bundle, judge, written)
+def figures(bundle: Bundle, judge: Judge, specs: list[TextSpec], obeys: bool) -> tuple[list[MeasuredText], dict]:
+    generated = generate_texts(bundle, judge, specs, SETTINGS, generate=planted_generation(specs, obeys))
+    assert [text.spec for text in generated] == specs
+    texts = measure(bundle, judge, generated)
     found = overall(summarise(texts, 0))
     return texts, {condition: {name: e.mean for name, e in row.items()} for condition, row in found.items()}
 
 
-def test_perfect_steering_and_none(bundle: Bundle, judge: Judge, jobs: list[TextSpec]):
-    _, perfect = figures(bundle, judge, jobs, obeys=True)
-    _, none = figures(bundle, judge, jobs, obeys=False)
+def test_perfect_steering_and_none(bundle: Bundle, judge: Judge, specs: list[TextSpec]):
+    _, perfect = figures(bundle, judge, specs, obeys=True)
+    _, none = figures(bundle, judge, specs, obeys=False)
     steered, suppressed = Condition(AMPLIFY, CONCEPT, 8.0), Condition(SUPPRESS, SUPPRESSED)
     assert perfect[steered]["found"] == 1
     assert perfect[steered]["score_gain"] > 3
@@ -356,8 +358,8 @@ def test_perfect_steering_and_none(bundle: Bundle, judge: Judge, jobs: list[Text
         assert found[steered]["nats_per_token"] == pytest.approx(math.log(V), rel=0.5)  # fresh parameters
 
 
-def test_rows_for_programs(bundle: Bundle, judge: Judge, jobs: list[TextSpec]):
-    texts, found = figures(bundle, judge, jobs, obeys=True)
+def test_rows_for_programs(bundle: Bundle, judge: Judge, specs: list[TextSpec]):
+    texts, found = figures(bundle, judge, specs, obeys=True)
     rows = list(flat(summarise(texts, 0), {1: "one", 4: "four"}))
     steered = [r for r in rows if (r["condition"], r["strength"], r["figure"]) == (CONCEPT, 2.0, "distinct_1")]
     by_concept = {row["concept"]: row for row in steered}
@@ -375,8 +377,8 @@ def test_rows_for_programs(bundle: Bundle, judge: Judge, jobs: list[TextSpec]):
     assert last.split() == ["four", "0.00", "0.00", "1.00", "0.00", "1.00", "0.00"]
 
 
-def test_the_same_figures_give_the_same_picture(bundle: Bundle, judge: Judge, jobs: list[TextSpec], tmp_path: Path):
-    texts, _ = figures(bundle, judge, jobs, obeys=True)
+def test_the_same_figures_give_the_same_plot(bundle: Bundle, judge: Judge, specs: list[TextSpec], tmp_path: Path):
+    texts, _ = figures(bundle, judge, specs, obeys=True)
     drawn = overall(summarise(texts, 0))
     for name in ("a.svg", "b.svg", "c.png"):
         check_plot(tmp_path / name)
@@ -385,8 +387,8 @@ def test_the_same_figures_give_the_same_picture(bundle: Bundle, judge: Judge, jo
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_picture_needs_matplotlib(monkeypatch: pytest.MonkeyPatch):
-    with pytest.raises(UserError, match=r"ends in \.svg"):
+def test_a_plot_needs_matplotlib(monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(UserError, match=r"must end in \.svg"):
         check_plot(Path("figures.txt"))
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(UserError, match="steerling-jax\\[plot\\]"):
@@ -405,14 +407,14 @@ def test_command(model: Path, store: CorpusStore, tmp_path: Path, capsys: pytest
     line = ["steer-eval", "--model", str(model), "--corpus", str(store.folder), "--strengths", "4", "--samples", "1"]
     line += ["--max-new-tokens", "8", "--concepts", "concept 5,Concept 2"]
     assert main([*line, "--json", "--csv", str(tmp_path / "f.csv"), "--plot", str(tmp_path / "f.svg")]) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert [concept["name"] for concept in said["concepts"]] == ["Concept 5", "Concept 2"]
-    assert len(said["texts"]) == 2 * (3 + 2 + 4)
-    assert said["settings"] == {"strengths": [4.0], "samples": 1, "new_tokens": 8, "seed": 0}
+    output = json.loads(capsys.readouterr().out)
+    assert [concept["name"] for concept in output["concepts"]] == ["Concept 5", "Concept 2"]
+    assert len(output["texts"]) == 2 * (3 + 2 + 4)
+    assert output["settings"] == {"strengths": [4.0], "samples": 1, "new_tokens": 8, "seed": 0}
     with (tmp_path / "f.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == len(said["figures"])
-    assert [float(row["mean"]) for row in rows] == [row["mean"] for row in said["figures"]]
+    assert len(rows) == len(output["figures"])
+    assert [float(row["mean"]) for row in rows] == [row["mean"] for row in output["figures"]]
     assert "</svg>" in (tmp_path / "f.svg").read_text()
 
 
@@ -420,8 +422,8 @@ def test_command(model: Path, store: CorpusStore, tmp_path: Path, capsys: pytest
     ("options", "words"),
     [
         (["--strengths", "2,x"], "--strengths is '2,x'"),
-        (["--strengths", "0"], "a strength is above 0"),
-        (["--samples", "0"], "--samples is 0"),
+        (["--strengths", "0"], "a strength must be above 0"),
+        (["--samples", "0"], "--samples: expected a whole number of at least 1, not '0'"),
         (["--concepts", "0"], "--concepts is 0"),
         (["--concepts", "Concept"], "did you mean 'Concept"),
         (["--concepts", "zebra"], "'zebra', which the corpus does not have"),
@@ -444,12 +446,12 @@ def test_bad_input(
     monkeypatch.chdir(tmp_path)
     corpus = [] if "--corpus" in options else ["--corpus", str(store.folder)]
     assert main(["steer-eval", "--model", str(model), *corpus, *options]) == 2
-    said = capsys.readouterr().err
-    assert words in said
-    assert said.count("\n") == 1
+    output = capsys.readouterr().err
+    assert words in output
+    assert output.count("\n") == 1
 
 
 def test_other_concepts_are_refused(bundle: Bundle, store: CorpusStore):
-    with pytest.raises(UserError, match="calls concept 0 'Concept 0', which this model does not"):
+    with pytest.raises(UserError, match=r"Concept 0 of the corpus .* is 'Concept 0', but not that of this model"):
         command.check_concepts(SimpleNamespace(**vars(bundle) | {"concept_names": ("cats",) * C}), store)  # type: ignore[arg-type]
     assert command.check_concepts(bundle, store) == C

@@ -10,14 +10,16 @@ from typing import Any
 import pytest
 
 import steerling_jax as sj
-from steerling_jax.cli.steering_options import add_steering_options, from_args, from_json
+from steerling_jax.cli.steering_options import add_steering_options, parse_steering_options, with_catalogue
 from steerling_jax.concepts.catalogue import Catalogue
 from steerling_jax.io.catalogue import make_catalogue
 from steerling_jax.io.steering_policy import read_policy
 from steerling_jax.models.steerling.config import ConceptConfig, ModelConfig
-from steerling_jax.steering.by_name import steering_of
 from steerling_jax.steering.plan import ClampPlan, prepare_steering
-from steerling_jax.steering.rules import SteeringRule, make_rule, parse_option, parse_policy, parse_rules
+from steerling_jax.steering.resolve import resolve_rules
+from steerling_jax.steering.rule_syntax import parse_json, parse_option, parse_policy
+from steerling_jax.steering.rules import Rule, SteeringRule, make_rule
+from steerling_jax.tokenizer import IdsOnlyTokenizer, SpecialIds
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CONFIG = ModelConfig(n_layers=6, concept=ConceptConfig(n_concepts=40))
@@ -29,8 +31,9 @@ NAMES = [
 CATALOGUE = make_catalogue(NAMES, CONFIG, "list")
 
 
-def steer(*rules: SteeringRule, config: ModelConfig = CONFIG) -> tuple[sj.SteeringConfig, ...]:
-    return steering_of(rules, CATALOGUE, config)
+def steer(*rules: Rule, config: ModelConfig = CONFIG) -> tuple[sj.SteeringConfig, ...]:
+    tokenizer = IdsOnlyTokenizer(SpecialIds.last_of(64), 64)
+    return resolve_rules(rules, sj.Bundle(config, {}, tokenizer, catalogue=CATALOGUE))
 
 
 def test_amplify_is_the_injection_preset():
@@ -100,7 +103,7 @@ def test_rules_that_contradict_each_other_are_named():
     assert len(steer(SteeringRule("amplify", "group:topic"), SteeringRule("suppress", "Email"))) == 2
 
 
-def test_unknown_names_are_told_with_the_rule():
+def test_errors_about_unknown_names_name_the_rule():
     with pytest.raises(sj.UserError, match=r"^p\.toml, rule 1: There is no known concept 'Emial'; near are 'Email'"):
         steer(*parse_policy({"rule": [{"action": "amplify", "concept": "Emial"}]}, "p.toml"))
     with pytest.raises(sj.UserError, match=r"^There is no group 'topics'"):
@@ -137,7 +140,7 @@ def test_a_policy_file(tmp_path: Path):
     ("rule", "words"),
     [
         ({"strenght": 3}, "'strenght' is not a field of a rule; did you mean 'strength'"),
-        ({"xyzzy": 3}, "'xyzzy' is not a field of a rule; there are action, concept, group"),
+        ({"xyzzy": 3}, "'xyzzy' is not a field of a rule; valid names are action, concept, group"),
         ({"action": "amplfy"}, "action is 'amplfy'; give action = 'amplify', 'suppress' or 'clamp'"),
         ({"action": None}, "there is no action"),
         ({"action": ["amplify"]}, "action is"),
@@ -156,16 +159,16 @@ def test_a_policy_file(tmp_path: Path):
         ({"tokens": "none"}, "tokens is 'none'"),
         ({"raw": 1}, "raw is 1; give one of False, True"),
         ({"where": "here"}, "where is 'here'; give one of 'masks', 'prompt'"),
-        ({"words": 3}, "words is no field of amplify; it has action"),
-        ({"value": 3}, "value is no field of amplify"),
-        ({"concepts": {"Email": 1}}, "concepts, with weights, stands alone"),
+        ({"words": 3}, "words is not a field of amplify, which has action"),
+        ({"value": 3}, "value is not a field of amplify"),
+        ({"concepts": {"Email": 1}}, "concepts cannot be combined with concept or group"),
         ({"action": "clamp"}, "there is no value; give the activation"),
         ({"action": "clamp", "value": "on"}, "the value is 'on'; give a number"),
         ({"action": "clamp", "value": 1, "head": "unknown"}, "head is 'unknown'; give one of 'known', 'discovered'"),
-        ({"action": "clamp", "value": 1, "at": [4, 4]}, r"at is \[4, 4\]; give a start and a later end"),
-        ({"action": "clamp", "value": 1, "at": 4}, "at is 4; give a start and a later end"),
+        ({"action": "clamp", "value": 1, "at": [4, 4]}, r"at is \[4, 4\]; give a start, from 0, and a later end"),
+        ({"action": "clamp", "value": 1, "at": 4}, "at is 4; give a start, from 0, and a later end"),
         ({"action": "clamp", "value": 1, "epsilon": "off"}, "epsilon is 'off'; give one of 'published', 'frozen'"),
-        ({"action": "clamp", "value": 1, "strength": 3}, "strength is no field of clamp"),
+        ({"action": "clamp", "value": 1, "strength": 3}, "strength is not a field of clamp"),
     ],
 )
 def test_bad_rules_name_file_rule_and_field(rule: dict[str, Any], words: str):
@@ -201,7 +204,7 @@ def test_policy_files_that_cannot_be_read_are_named(tmp_path: Path):
 
 def test_rules_from_json():
     values = {"amplify": {"Email": 3, "Poems": None}, "suppress": ["0"], "rules": [{"action": "amplify", "concept": 7}]}
-    rules = parse_rules(values)
+    rules = parse_json(values)
     assert rules == (
         SteeringRule("amplify", "Email", strength=3.0),
         SteeringRule("amplify", "Poems"),
@@ -211,7 +214,7 @@ def test_rules_from_json():
     assert [one.label for one in steer(*rules)][:3] == [
         "amplify Email at 3", "amplify Poems at 8", "suppress Networking at 7",
     ]  # fmt: skip
-    assert parse_rules({"amplify": None}) == ()
+    assert parse_json({"amplify": None}) == ()
 
 
 @pytest.mark.parametrize(
@@ -236,10 +239,12 @@ def test_rules_from_json():
         ({"like_response": "1 2", "like_strength": "x"}, "the strength is 'x'"),
     ],
 )
-def test_bad_json_is_told_in_a_sentence(values: Any, words: str):
+def test_invalid_json_is_reported_in_one_sentence(values: Any, words: str):
     bundle = sj.load(GOLDEN / "base")
     with pytest.raises(sj.UserError, match=words):
-        prepare_steering(bundle.params, from_json(values, bundle), config=bundle.config, compute=bundle.compute)
+        prepare_steering(
+            bundle.params, resolve_rules(parse_json(values), bundle), config=bundle.config, compute=bundle.compute
+        )
 
 
 def options(*args: str) -> argparse.Namespace:
@@ -253,35 +258,14 @@ def test_options_and_json_mean_the_same(tmp_path: Path):
     (tmp_path / "answer.txt").write_text("5 9 12")
     (tmp_path / "names.json").write_text('[{"id": 3, "name": "Gardens"}]')
     (tmp_path / "p.toml").write_text("[[rule]]\naction = 'amplify'\nconcept = 'Gardens'")
-    wanted = from_args(
-        options(
-            "--amplify",
-            "4=2",
-            "--amplify",
-            "#7",
-            "--suppress",
-            "9=1",
-            "--policy",
-            str(tmp_path / "p.toml"),
-            "--like-response",
-            f"@{tmp_path / 'answer.txt'}",
-            "--like-strength",
-            "3",
-            "--catalogue",
-            str(tmp_path / "names.json"),
-            "--clamp",
-            "gardens=0.5",
-            "--clamp",
-            "8 = -1",
-            "--clamp-discovered",
-            "11=0",
-            "--clamp-at",
-            "0:16",
-            "--epsilon",
-            "frozen",
-        )
+    args = options(
+        *("--amplify", "4=2", "--amplify", "#7", "--suppress", "9=1"),
+        *("--policy", str(tmp_path / "p.toml"), "--catalogue", str(tmp_path / "names.json")),
+        *("--like-response", f"@{tmp_path / 'answer.txt'}", "--like-strength", "3"),
+        *("--clamp", "gardens=0.5", "--clamp", "8 = -1", "--clamp-discovered", "11=0"),
+        *("--clamp-at", "0:16", "--epsilon", "frozen"),
     )
-    configs = wanted.configs(bundle)
+    configs = resolve_rules(parse_steering_options(args), with_catalogue(bundle, args.catalogue))
     assert [one.describe() for one in configs[:7]] == [
         "amplify concept 4 at 2", "amplify concept 7 at 8", "suppress concept 9 at 1",
         "clamp Gardens at 0.5", "clamp concept 8 at -1", "clamp discovered concept 11 at 0",
@@ -289,7 +273,7 @@ def test_options_and_json_mean_the_same(tmp_path: Path):
     ]  # fmt: skip
     plan = prepare_steering(bundle.params, configs, config=bundle.config, compute=bundle.compute)
     assert plan.clamps == ClampPlan({3: 0.5, 8: -1.0}, {11: 0.0}, (0, 16), "frozen")
-    same = from_json(
+    rules = parse_json(
         {
             "amplify": {"4": 2, "7": None},
             "suppress": {"9": 1},
@@ -300,22 +284,23 @@ def test_options_and_json_mean_the_same(tmp_path: Path):
             "rules": [{"action": "amplify", "concept": 3}],
             "like_response": "5 9 12",
             "like_strength": 3,
-        },
-        bundle,
+        }
     )
+    same = resolve_rules(rules, bundle)
     assert [dataclasses.replace(one, label="") for one in same] == [
         dataclasses.replace(one, label="") for one in configs
     ]
-    assert from_args(options()).configs(sj.load(GOLDEN / "backbone")) == ()
+    backbone = sj.load(GOLDEN / "backbone")
+    assert resolve_rules(parse_steering_options(options()), backbone) == ()
     with pytest.raises(sj.UserError, match="needs a model with known concepts"):
-        from_args(options("--amplify", "1")).configs(sj.load(GOLDEN / "backbone"))
+        resolve_rules(parse_steering_options(options("--amplify", "1")), backbone)
 
 
-def test_bad_options_are_told_in_a_sentence(tmp_path: Path):
+def test_invalid_options_are_reported_in_one_sentence(tmp_path: Path):
     with pytest.raises(sj.UserError, match="--like-strength needs --like-response"):
-        from_args(options("--like-strength", "3"))
+        parse_steering_options(options("--like-strength", "3"))
     with pytest.raises(sj.UserError, match=r"Cannot read the response .*none\.txt"):
-        from_args(options("--like-response", f"@{tmp_path / 'none.txt'}"))
+        parse_steering_options(options("--like-response", f"@{tmp_path / 'none.txt'}"))
     for args, words in (
         (("--amplify", "=3"), "names no concept"),
         (("--clamp", "3"), "does not set a concept; give NAME=1"),
@@ -323,10 +308,10 @@ def test_bad_options_are_told_in_a_sentence(tmp_path: Path):
         (("--clamp-discovered", "=1"), "does not set a concept"),
         (("--clamp-at", "0:4"), "need --clamp"),
         (("--clamp", "3=1", "--clamp-at", "4"), "give START:END"),
-        (("--clamp", "3=1", "--clamp-at", "4:4"), "a start and a later end"),
+        (("--clamp", "3=1", "--clamp-at", "4:4"), "a start, from 0, and a later end"),
     ):
         with pytest.raises(sj.UserError, match=words):
-            from_args(options(*args))
+            parse_steering_options(options(*args))
 
 
 def test_a_rule_needs_no_model_to_be_checked():

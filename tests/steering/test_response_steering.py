@@ -54,7 +54,7 @@ def test_the_strongest_concepts_become_a_weighted_direction_in_the_prompt(bundle
     assert response_steering(bundle, text, layer=3).inject_layer == 3
 
 
-def test_it_moves_what_is_written_from_the_first_token_on(bundle: sj.Bundle):
+def test_it_changes_the_text_from_the_first_token_on(bundle: sj.Bundle):
     greedy = sj.GenerationConfig(max_new_tokens=16, temperature=0.0, use_entropy_sampling=False)
     plain = sj.generate(bundle, [1, 2, 3], greedy)
     steered = sj.generate(bundle, [1, 2, 3], greedy, response_steering(bundle, [5, 9, 12], strength=20.0))
@@ -62,12 +62,12 @@ def test_it_moves_what_is_written_from_the_first_token_on(bundle: sj.Bundle):
     assert steered.trace.steering[0].startswith("like the response")
 
 
-def test_bad_values_are_told_in_a_sentence(bundle: sj.Bundle):
+def test_invalid_values_are_reported_in_one_sentence(bundle: sj.Bundle):
     with pytest.raises(sj.UserError, match="The response is empty"):
         response_steering(bundle, "")
     with pytest.raises(sj.UserError, match="top is 0"):
         response_steering(bundle, [1], top=0)
-    with pytest.raises(sj.UserError, match=r"mai_lm_target holds \[inf\], but these must be finite"):
+    with pytest.raises(sj.UserError, match=r"mai_lm_target contains \[inf\], but these must be finite"):
         response_steering(bundle, [1], strength=float("inf"))
     with pytest.raises(sj.UserError, match="needs a model with known concepts"):
         response_steering(dataclasses.replace(sj.load(GOLDEN / "backbone")), [1])

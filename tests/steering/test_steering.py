@@ -1,4 +1,4 @@
-"""What steering adds to layers and takes from logits, against the published formulas written out in NumPy."""
+"""What steering adds to layers and subtracts from logits, against the published formulas in NumPy."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 import steerling_jax as sj
-from steerling_jax.concepts.catalogue import Catalogue
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.steerling.config import ConceptConfig, ModelConfig
 from steerling_jax.models.steerling.model import init_params
-from steerling_jax.steering.by_name import steering_of
 from steerling_jax.steering.plan import ClampPlan, concept_direction, prepare_steering
+from steerling_jax.steering.resolve import resolve_rules
 from steerling_jax.steering.rules import SteeringRule
+from steerling_jax.tokenizer import IdsOnlyTokenizer, SpecialIds
 
 CONCEPT = ConceptConfig(
     n_concepts=24,
@@ -98,9 +98,9 @@ def test_several_act_together_each_until_its_own_end():
     assert [plan.next_change(n) for n in (0, 3, 4, 9, 10, 99)] == [4, 4, 10, 10, None, None]
     assert plan.steers_prompt
     assert not plan_of(first, second).steers_prompt
-    for written, wanted in ((3, 2 * unit(E_CD[1]) + 3 * unit(E_CD[2])), (4, 2 * unit(E_CD[1])), (10, 0 * E_CD[0])):
+    for written, expected in ((3, 2 * unit(E_CD[1]) + 3 * unit(E_CD[2])), (4, 2 * unit(E_CD[1])), (10, 0 * E_CD[0])):
         masks, prompt = plan.tables(written, 4)
-        np.testing.assert_allclose(masks[2], wanted, atol=1e-6)
+        np.testing.assert_allclose(masks[2], expected, atol=1e-6)
         np.testing.assert_allclose(prompt[2], 5 * unit(E_CD[3]), atol=1e-6)
 
 
@@ -115,12 +115,12 @@ def test_tables_change_where_next_change_says_and_nowhere_else():
 
 def test_suppression_is_the_summed_rectified_alignment():
     plan = plan_of(S.injection_relu(4, [7], relu_strength=20.0), S(relu_logit_mask={5: 2.0, 6: 3.0}))
-    wanted = sum(s * np.maximum(W_VD @ E_CD[c], 0) for c, s in ((4, 20.0), (5, 2.0), (6, 3.0)))
-    np.testing.assert_allclose(plan.suppression, wanted, rtol=1e-4, atol=1e-6)
+    expected = sum(s * np.maximum(W_VD @ E_CD[c], 0) for c, s in ((4, 20.0), (5, 2.0), (6, 3.0)))
+    np.testing.assert_allclose(plan.suppression, expected, rtol=1e-4, atol=1e-6)
     np.testing.assert_array_equal(plan_of().suppression, np.zeros(64))
 
 
-def test_the_unlearn_preset_pushes_from_the_group_and_holds_down_the_focal_concept():
+def test_the_unlearn_preset_subtracts_the_group_and_suppresses_the_focal_concept():
     one = S.injection_relu(4, [7, 4, 9])
     assert (one.concept_ids, one.mai_lm_target, one.normalize_mai_lm_target) == ((4, 7, 9), -7.0, False)
     assert one.relu_logit_mask == {4: 20.0}
@@ -160,10 +160,12 @@ def test_clamps_of_several_steerings_go_together_or_are_refused():
 def test_clamps_that_change_nothing_are_refused():
     known_only = dataclasses.replace(SMALL, concept=dataclasses.replace(CONCEPT, use_unknown=False))
     rule = SteeringRule("clamp", "3", value=1.0)
-    for config, rules in ((SMALL, [rule]), (known_only, [dataclasses.replace(rule, epsilon="frozen")])):
-        assert steering_of(rules, Catalogue((), known=24), config)[0].intervene_known == {3: 1.0}
+    tokenizer = IdsOnlyTokenizer(SpecialIds.last_of(64), 64)
+    both, known = (sj.Bundle(config, {}, tokenizer) for config in (SMALL, known_only))
+    for bundle, rules in ((both, [rule]), (known, [dataclasses.replace(rule, epsilon="frozen")])):
+        assert resolve_rules(rules, bundle)[0].intervene_known == {3: 1.0}
     with pytest.raises(sj.UserError, match="no discovered concepts, so clamping known ones changes nothing"):
-        steering_of([rule], Catalogue((), known=24), known_only)
+        resolve_rules([rule], known)
 
 
 def test_no_steering_is_a_plan_that_does_nothing():
@@ -184,19 +186,19 @@ def test_no_steering_is_a_plan_that_does_nothing():
         ({"inject_layer": -1}, "inject_layer"),
         ({"inject_alpha_schedule": "later"}, "inject_alpha_schedule is 'later'"),
         ({"cutoff_tokens": 0}, "cutoff_tokens"),
-        ({"relu_logit_mask": {1: float("nan")}}, "relu_logit_mask holds"),
+        ({"relu_logit_mask": {1: float("nan")}}, "relu_logit_mask contains"),
         ({"concept_ids": (1, 2), "weights": (1.0,)}, "weights has 1 numbers for 2 concept ids"),
         ({"concept_ids": (1,), "weights": (0.0,)}, "weights are all 0"),
-        ({"concept_ids": (1,), "weights": ("much",)}, "weights holds"),
+        ({"concept_ids": (1,), "weights": ("much",)}, "weights contains"),
         ({"where": "everywhere"}, "where is 'everywhere', but it must be 'masks' or 'prompt'"),
-        ({"intervene_known": {1: "on"}}, "intervene_known holds"),
+        ({"intervene_known": {1: "on"}}, "intervene_known contains"),
         ({"intervene_unknown": {"one": 1.0}}, "intervene_unknown is"),
         ({"clamp_offsets": (4, 4)}, "clamp_offsets"),
         ({"clamp_offsets": (1, 2, 3)}, "clamp_offsets"),
         ({"epsilon": "melted"}, "epsilon is 'melted'"),
     ],
 )
-def test_impossible_fields_are_named(fields: dict, words: str):
+def test_invalid_fields_are_named(fields: dict, words: str):
     with pytest.raises(sj.UserError, match=words.replace("(", r"\(")):
         S(**fields)
 
@@ -204,7 +206,7 @@ def test_impossible_fields_are_named(fields: dict, words: str):
 @pytest.mark.parametrize(
     ("steering", "words"),
     [
-        (S((24,), 1.0), "names concept 24, but this model knows concepts 0 to 23"),
+        (S((24,), 1.0), "names concept 24, but the known concepts of this model are 0 to 23"),
         (S(relu_logit_mask={-1: 1.0}), "names concept -1"),
         (S(intervene_known={30: 1.0}), "names concept 30"),
         (S(intervene_unknown={40: 1.0}), "names concept 40, but discovered concepts are 0 to 39"),

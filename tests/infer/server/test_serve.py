@@ -1,4 +1,4 @@
-"""`steerling serve` as a real process, asked by OpenAI's client."""
+"""`steerling serve` as a real process, with OpenAI's client."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ def server(text_model: Path, child_environment: dict[str, str]) -> Iterator[Serv
 
 def test_it_writes_what_generate_writes(server: Server, text_model: Path):
     config = sj.GenerationConfig(max_new_tokens=32, seed=7, top_p=0.9)
-    wanted = sj.generate(sj.load(text_model), PROMPT, config, record_hidden=False)
+    expected = sj.generate(sj.load(text_model), PROMPT, config, record_hidden=False)
     answer = server.openai.completions.create(
         model="tiny-text", prompt=PROMPT, max_tokens=32, seed=7, top_p=0.9, extra_body={"trace": True}
     )
-    assert answer.choices[0].text == wanted.text
+    assert answer.choices[0].text == expected.text
     assert answer.choices[0].finish_reason == "length"
     counts = answer.usage
     assert counts is not None
-    assert (counts.prompt_tokens, counts.completion_tokens) == (wanted.trace.prompt_length, wanted.generated_tokens)
+    assert (counts.prompt_tokens, counts.completion_tokens) == (expected.trace.prompt_length, expected.generated_tokens)
     assert counts.total_tokens == counts.prompt_tokens + counts.completion_tokens
     extra = answer.model_extra
     assert extra is not None
     assert extra["seed"] == 7
     commits = [(c["step"], tuple(c["positions"]), tuple(c["token_ids"])) for c in extra["trace"]["commits"]]
-    assert commits == [(c.step, c.positions, c.token_ids) for c in wanted.trace.commits]
+    assert commits == [(c.step, c.positions, c.token_ids) for c in expected.trace.commits]
     assert extra["trace"]["steering"] == []
 
 
@@ -120,16 +120,16 @@ def test_steering(server: Server):
 @pytest.mark.parametrize("prompt", [[5, 17, 4], [[5, 17, 4]], ["The"]], ids=str)
 def test_kinds_of_prompts(server: Server, prompt: list):
     ids = prompt[0] if isinstance(prompt[0], list) else prompt
-    wanted = ask(server, prompt="The") if prompt == ["The"] else ask(server, prompt=ids)
-    assert text(ask(server, prompt=prompt)) == text(wanted)
+    expected = ask(server, prompt="The") if prompt == ["The"] else ask(server, prompt=ids)
+    assert text(ask(server, prompt=prompt)) == text(expected)
 
 
 def test_chat(child_environment: dict[str, str], tmp_path: Path):
     model = write_chat_model(tmp_path / "tiny-chat")
-    told = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
     halves = [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}]
     settings: Any = dict(model="tiny-chat", max_tokens=12, temperature=0)
-    settings["messages"] = [told[0], {"role": "user", "content": halves}]
+    settings["messages"] = [messages[0], {"role": "user", "content": halves}]
     with serving(model, child_environment, "--max-body-bytes", "3000000") as server:
         create = server.openai.chat.completions.create
         whole = create(**settings)
@@ -141,7 +141,7 @@ def test_chat(child_environment: dict[str, str], tmp_path: Path):
             assert (answer.status_code, answer.json()["error"]["param"][:11]) == (400, "messages[0]")
         spaces = server.post({"prompt": " " * 1_200_000 + "x"})  # more than tiktoken takes at once
         assert (spaces.status_code, spaces.json()["error"]["code"]) == (400, "context_length_exceeded")
-        body = {"messages": told, "max_completion_tokens": 0}
+        body = {"messages": messages, "max_completion_tokens": 0}
         error = server.post(body, "/v1/chat/completions").json()["error"]
         assert error["param"] == "max_completion_tokens"
         assert error["message"].startswith("max_completion_tokens is 0")
@@ -150,7 +150,7 @@ def test_chat(child_environment: dict[str, str], tmp_path: Path):
     tokenizer = sj.load(model).tokenizer
     assert isinstance(tokenizer, TiktokenTokenizer)
     assert whole.usage is not None
-    assert whole.usage.prompt_tokens == len(tokenizer.chat_prompt(told))
+    assert whole.usage.prompt_tokens == len(tokenizer.chat_prompt(messages))
     assert message.role == "assistant"
     assert message.content
     assert (opening.choices[0].delta.role, opening.choices[0].delta.content) == ("assistant", "")

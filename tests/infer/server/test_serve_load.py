@@ -1,4 +1,4 @@
-"""The server under load: many clients, clients that leave, a full queue, SIGTERM, memory over thousands of requests.
+"""The server under load: many clients, clients that disconnect, a full queue, SIGTERM, memory over many requests.
 
 STEERLING_SOAK_SECONDS sets how long the last of these takes.
 """
@@ -39,7 +39,7 @@ def server(text_model: Path, child_environment: dict[str, str]) -> Iterator[Serv
 
 
 def test_many_clients_at_once(server: Server):
-    """Each gets the text of its own request, whoever else is being answered."""
+    """Each gets the text of its own request, whatever else is in the batch."""
     requests = [{"prompt": PROMPT[: 3 + i % 9], "max_tokens": 2 + i % 15, "steps": 8, "seed": i % 5,
                  "stream": i % 2 == 0}
                 for i in range(200)]  # fmt: skip
@@ -64,8 +64,8 @@ def test_many_clients_at_once(server: Server):
         assert text(server.post(body | {"stream": False}).json()) == dict(answers)[str(body | {"stream": 0})]
 
 
-def test_a_client_that_leaves_is_forgotten_and_others_are_not(server: Server):
-    wanted = text(ask(server, max_tokens=48))
+def test_a_client_that_disconnects_is_cancelled_and_others_are_not(server: Server):
+    expected = text(ask(server, max_tokens=48))
     left, tokens = left_and_tokens(server)
     long = {"prompt": PROMPT, "max_tokens": 48, "seed": 9}
     with ThreadPoolExecutor() as pool:
@@ -73,7 +73,7 @@ def test_a_client_that_leaves_is_forgotten_and_others_are_not(server: Server):
         with httpx.stream("POST", f"{server.url}/v1/completions", json=long | {"stream": True}, timeout=60) as answer:
             next(answer.iter_lines())
         leave_at_once(server, long)
-        assert text(other.result()) == wanted
+        assert text(other.result()) == expected
     until(lambda: left_and_tokens(server)[0] == left + 2 and server.metric("running_rows") == 0)
     assert left_and_tokens(server)[1] < tokens + 3 * 48
 
@@ -95,12 +95,12 @@ def left_and_tokens(server: Server) -> tuple[float, float]:
 def until(condition, seconds: float = 20) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "it never happened"
+        assert time.monotonic() < end, "timed out"
         time.sleep(0.05)
 
 
 def test_stopping_and_a_full_queue(text_model: Path, child_environment: dict[str, str], tmp_path: Path):
-    """One row, no queue: the second request is turned away. On SIGTERM the first is written to its end."""
+    """One row, no queue: the second request is rejected. On SIGTERM the first is written to its end."""
     long = {"prompt": PROMPT, "max_tokens": 48, "seed": 1, "stream": True}
     policy = tmp_path / "house.toml"
     policy.write_text('[[rule]]\naction = "amplify"\nconcept = "Email"\nstrength = 30\n')
@@ -123,7 +123,9 @@ def test_stopping_and_a_full_queue(text_model: Path, child_environment: dict[str
     assert int(busy.headers["retry-after"]) >= 1
 
 
-def test_what_does_not_end_within_the_grace_time_is_told(text_model: Path, child_environment: dict[str, str]):
+def test_requests_that_do_not_finish_in_the_grace_time_get_an_error(
+    text_model: Path, child_environment: dict[str, str]
+):
     long = {"prompt": PROMPT, "max_tokens": 48, "seed": 1}
     with serving(text_model, child_environment, "--rows", "1", "--grace", "0") as server, ThreadPoolExecutor() as pool:
         answers = [pool.submit(server.post, long | {"stream": stream}) for stream in (False, True)]
@@ -135,7 +137,7 @@ def test_what_does_not_end_within_the_grace_time_is_told(text_model: Path, child
 
 
 class OneStepDecoder:
-    """Stands in for the decoder: every request ends at once, or the first step fails."""
+    """A stand-in for the decoder: every request ends at once, or the first step fails."""
 
     waiting = 0
 
@@ -164,12 +166,12 @@ class OneStepDecoder:
         return [(self.tickets.pop(), Trace(canvas, canvas, (), SMALL.mask_token_id))]
 
 
-def one_job() -> EngineRequest:
+def engine_request() -> EngineRequest:
     request = Request(np.zeros(1, np.int32), GenerationConfig(max_new_tokens=8), 0)
     return EngineRequest(request, TextWriter(IdsOnlyTokenizer(SpecialIds.last_of(64), 64), SMALL, 1, 8, 8))
 
 
-def test_who_leaves_while_all_is_compiled_leaves_nothing():
+def test_requests_cancelled_during_the_warm_up_are_freed():
     decoder: Any = OneStepDecoder(fails=False)
     compiled = threading.Event()
 
@@ -180,7 +182,7 @@ def test_who_leaves_while_all_is_compiled_leaves_nothing():
     async def leave() -> list:
         engine = Engine(decoder, warm_up())
         engine.start()
-        left, stays = one_job(), one_job()
+        left, stays = engine_request(), engine_request()
         request = weakref.ref(left.request)
         engine.submit(left)
         engine.cancel(left)
@@ -195,11 +197,11 @@ def test_who_leaves_while_all_is_compiled_leaves_nothing():
     assert asyncio.run(leave()) == [TextDelta("", (), "length")]
 
 
-def test_a_decoder_that_fails_starts_anew(caplog: pytest.LogCaptureFixture):
+def test_a_decoder_that_fails_is_restarted(caplog: pytest.LogCaptureFixture):
     decoder: Any = OneStepDecoder(fails=True)
 
     async def deltas(engine: Engine) -> list:
-        one = one_job()
+        one = engine_request()
         engine.submit(one)
         return [delta async for delta in one.deltas()]
 
@@ -213,11 +215,11 @@ def test_a_decoder_that_fails_starts_anew(caplog: pytest.LogCaptureFixture):
         return found
 
     assert asyncio.run(ask_twice()) == [TextDelta("", (), "length")]
-    assert "starts anew" in caplog.text
+    assert "is restarted" in caplog.text
 
 
 def test_soak(server: Server):
-    """Requests of all kinds, also bad ones and ones that leave: memory stays as it is."""
+    """Requests of all kinds, also invalid ones and clients that disconnect: memory does not grow."""
     seconds = float(os.environ.get("STEERLING_SOAK_SECONDS", "4"))
     child = psutil.Process(server.process.pid)
     counts = [0] * 4

@@ -1,4 +1,4 @@
-"""Clients that keep the server waiting, over real sockets: each is cut off in time, the others are not."""
+"""Clients that keep the server waiting, over real sockets: their connections are closed, others are not."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 import steerling_jax as sj
-from steerling_jax.infer.server import app, protocol
+from steerling_jax.infer.server import app, timeout_protocol
 from steerling_jax.infer.server.engine import Engine
 from steerling_jax.infer.server.run import listen
 
 HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
-PATIENCE = 5  # seconds until a test gives up
+TIMEOUT = 5  # seconds until a test fails
 Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Coroutine[Any, Any, None]]
 
 
 @pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.3)
-    monkeypatch.setattr(protocol, "REQUEST_SECONDS", 0.6)
-    monkeypatch.setattr(protocol, "READ_SECONDS", 0.3)
+def short_timeouts(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(timeout_protocol, "HEAD_SECONDS", 0.3)
+    monkeypatch.setattr(timeout_protocol, "REQUEST_SECONDS", 0.6)
+    monkeypatch.setattr(timeout_protocol, "READ_SECONDS", 0.3)
     monkeypatch.setattr(app, "BODY_SECONDS", 0.3)
 
 
 @pytest.fixture(scope="module")
 def service(text_model: Path) -> app.Service:
-    decoder: Any = None  # no request gets that far
+    decoder: Any = None  # no request reaches it
     return app.Service(sj.load(text_model), Engine(decoder), app.RequestLimits(None, 10_000, 8))
 
 
@@ -40,7 +40,9 @@ def service(text_model: Path) -> app.Service:
 async def serving(application: ASGIApp) -> AsyncIterator[int]:
     """The port of a server in this process."""
     listening = listen("127.0.0.1", 0)
-    config = uvicorn.Config(application, http=protocol.Protocol, ws="none", lifespan="off", log_level="critical")
+    config = uvicorn.Config(
+        application, http=timeout_protocol.TimeoutProtocol, ws="none", lifespan="off", log_level="critical"
+    )
     server = uvicorn.Server(config)
     task = asyncio.create_task(server.serve(sockets=[listening]))
     yield listening.getsockname()[1]
@@ -50,7 +52,7 @@ async def serving(application: ASGIApp) -> AsyncIterator[int]:
 
 def talk(application: ASGIApp, with_it: Talk) -> None:
     async def run() -> None:
-        async with serving(application) as port, asyncio.timeout(PATIENCE):
+        async with serving(application) as port, asyncio.timeout(TIMEOUT):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             await with_it(reader, writer)
             writer.close()
@@ -59,7 +61,7 @@ def talk(application: ASGIApp, with_it: Talk) -> None:
 
 
 async def drip(writer: asyncio.StreamWriter, byte: bytes) -> None:
-    """A byte every 50 ms, for ever: none of them prolongs anything."""
+    """Sends a byte every 50 ms, for ever; that must not extend a time limit."""
     while True:
         writer.write(byte)
         await asyncio.sleep(0.05)
@@ -83,7 +85,7 @@ def test_a_second_head_on_the_same_connection(service: app.Service):
     async def with_it(reader, writer) -> None:
         writer.write(b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert b"200 OK" in await reader.readuntil(b"\r\n\r\n")
-        await asyncio.sleep(0.5)  # between requests a connection may rest
+        await asyncio.sleep(0.5)  # between requests, a connection can be idle
         writer.write(b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert b"200 OK" in await reader.readuntil(b"\r\n\r\n")
         writer.write(b"GET /v1/models HTT")
@@ -106,7 +108,7 @@ def test_a_body_that_is_slow_is_answered_408(service: app.Service):
     assert service.in_flight.count == 0
 
 
-def test_a_body_that_nobody_waits_for(service: app.Service):
+def test_a_body_that_no_route_reads(service: app.Service):
     async def with_it(reader, writer) -> None:
         writer.write(b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n")
         assert b"200 OK" in await reader.readuntil(b"\r\n\r\n")
@@ -118,7 +120,7 @@ def test_a_body_that_nobody_waits_for(service: app.Service):
 
 
 def test_a_client_that_does_not_read():
-    """It is let go, and the application hears of it."""
+    """Its connection is closed, and the application gets a disconnect message."""
     left = asyncio.Event()
 
     async def long_answer(scope: Scope, receive: Receive, send: Send) -> None:

@@ -1,7 +1,7 @@
-"""Who may ask: the Host and Origin headers are checked before anything else of a request is read.
+"""Checks of the Host and Origin headers, made before anything else of a request is read.
 
-A page of another site can make a browser send requests here, and by pointing its own name at this address (DNS
-rebinding) even read the answers. Such requests carry that page's Origin, or its name as Host.
+A page of another site can make a browser send requests to this server, and by pointing its own name at this address
+(DNS rebinding) even read the responses. Such requests carry that page's Origin, or its name as Host.
 """
 
 from __future__ import annotations
@@ -19,33 +19,37 @@ if TYPE_CHECKING:
     from steerling_jax.infer.server.metrics import Metrics
 
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:@/\s]+)(?::\d+)?", re.IGNORECASE)
-_ANYWHERE = ("0.0.0.0", "::")
+_ALL_INTERFACES = ("0.0.0.0", "::")
 
 
-class Gate:
-    """Lets through: loopback names and addresses, the address that is listened on (any address under 0.0.0.0 or ::),
-    and `hosts`; with no Origin, the same origin, or one of `origins`, which are as browsers send them."""
+class HostOriginMiddleware:
+    """Answers 403 to requests with a foreign Host or Origin header.
+
+    Allowed hosts are loopback names and addresses, the address that is listened on (any address when listening on all
+    interfaces) and `hosts`. Allowed origins are none at all, the same origin and `origins`, which are lower case and
+    without a slash at the end, as browsers send them.
+    """
 
     def __init__(
         self, app: ASGIApp, metrics: Metrics, *, listening: str, hosts: Iterable[str] = (), origins: Iterable[str] = ()
     ):
         self._app, self._metrics = app, metrics
         self._hosts = {"localhost", listening.lower(), *(host.lower() for host in hosts)}
-        self._any_address = listening in _ANYWHERE
+        self._any_address = listening in _ALL_INTERFACES
         self._origins = set(origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and (error := self.objection(scope["headers"])):
+        if scope["type"] == "http" and (error := self.error(scope["headers"])):
             self._metrics.count(error.outcome)
             await error.response()(scope, receive, send)
             return
         await self._app(scope, receive, send)
 
-    def objection(self, headers: Iterable[tuple[bytes, bytes]]) -> ApiError | None:
-        """What is wrong with these headers, if anything."""
-        found = {name.lower(): value.decode("latin-1").lower() for name, value in headers}
-        host, origin = found.get(b"host", ""), found.get(b"origin")
-        if not self._ours(host):
+    def error(self, headers: Iterable[tuple[bytes, bytes]]) -> ApiError | None:
+        """The error to answer with; None where the headers are allowed."""
+        values = {name.lower(): value.decode("latin-1").lower() for name, value in headers}
+        host, origin = values.get(b"host", ""), values.get(b"origin")
+        if not self._is_allowed(host):
             return ApiError(
                 403,
                 f"The Host header {host[:80]!r} is not this server's; start it with --allow-host to allow it.",
@@ -59,7 +63,7 @@ class Gate:
             )
         return None
 
-    def _ours(self, host: str) -> bool:
+    def _is_allowed(self, host: str) -> bool:
         match = _HOST.fullmatch(host)
         if match is None:
             return False
@@ -68,4 +72,5 @@ class Gate:
             address = ipaddress.ip_address(name)
         except ValueError:
             return name in self._hosts
+        # An address as Host cannot come from DNS rebinding, which needs a name.
         return self._any_address or address.is_loopback or name in self._hosts

@@ -1,12 +1,13 @@
-"""Every text that the steering evaluation asks for: the conditions, and what is done under each.
+"""The texts of the steering evaluation: conditions, prompts, seeds and steering.
 
-Two arms. Amplify: prompts that lack the concept, continued with nothing done, with nothing done and another seed (how
-much texts differ by chance), after the concept's description, after its lifted words, with its direction injected, and
-with a random direction of equal norm. Suppress: prompts up to the middle of chunks that have the concept, and in whose
-own continuation the probe finds it, continued with nothing done, with another seed, with the preset that unlearns, and
-with a random vector of equal norms in its place.
+There are two arms. *Amplify*: prompts without the concept, continued without steering, without steering and with
+another seed (how much texts differ by chance), after the concept's description, after its lifted tokens, with its
+direction injected, and with a random direction of equal norm. *Suppress*: prompts that end in the middle of a chunk
+with the concept, in whose original continuation the probe finds it, continued without steering, with another seed, with
+the preset that unlearns the concept, and with random vectors of equal norms.
 
-A sample has the same prompt and seed under all conditions (but "another seed").
+A sample has the same prompt and seed under all conditions except "another seed", so that conditions are compared in
+pairs.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from steerling_jax.bundle import Bundle
 from steerling_jax.errors import UserError
 from steerling_jax.infer.steer_eval.judge import Judge
 from steerling_jax.infer.steer_eval.prompts import WITHOUT_TOKENS, HeldOutChunks, Opening
+from steerling_jax.infer.steer_eval.random_control import random_control
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.steering.config import SteeringConfig
-from steerling_jax.steering.controls import random_control
 from steerling_jax.steering.plan import SteeringPlan, prepare_steering
 from steerling_jax.tokenizer import IdsOnlyTokenizer, Tokenizer
 
@@ -34,12 +35,14 @@ NOTHING, AGAIN = "nothing", "nothing, another seed"
 DESCRIBED, WORDS = "prompt: description", "prompt: lifted words"
 CONCEPT, RANDOM, SUPPRESSED = "concept", "random direction", "suppressed"
 PROMPT_WORDS = 8  # lifted tokens put before a prompt
-_DIRECTION = 2**31 - 1  # folded into a seed for the random direction; draws fold in positions, which are smaller
+# Folded into a text's seed for the random direction. Sampling folds in positions, which are smaller, so that the two
+# random streams are different.
+_DIRECTION_STREAM = 2**31 - 1
 
 
 @dataclass(frozen=True)
 class SteerEvalSettings:
-    """strengths: of the injection, in logits of its best-aligned token. samples: prompts a concept, in each arm."""
+    """strengths: of the injection, in logits of its best-aligned token. samples: prompts for each concept and arm."""
 
     strengths: tuple[float, ...]
     samples: int
@@ -48,6 +51,8 @@ class SteerEvalSettings:
 
 
 class Condition(NamedTuple):
+    """How texts are generated. strength: of an injection; None where there is none, or only one."""
+
     arm: str
     name: str
     strength: float | None = None
@@ -55,7 +60,7 @@ class Condition(NamedTuple):
 
 @dataclass(frozen=True)
 class TextSpec:
-    """A text to write. seed: of the draws and of the random direction. before: ids to put before the opening."""
+    """A text to generate. seed: of sampling and of the random direction. before: ids to put before the opening."""
 
     condition: Condition
     concept: int
@@ -65,7 +70,7 @@ class TextSpec:
     before: tuple[int, ...] = ()
 
     def prompt(self, config: ModelConfig, new_tokens: int) -> list[int]:
-        """The opening, after what is put before it as a chunk of its own (cut where the context has no room)."""
+        """The opening, with `before` as a chunk in front of it (cut where the context has no room for it)."""
         ids = list(self.opening.ids)
         before = self.before[: max(config.block_size - new_tokens - len(ids) - 1, 0)]
         if not before:
@@ -74,7 +79,7 @@ class TextSpec:
         return [*ids[:start], *before, config.endofchunk_token_id, *ids[start:]]
 
     def plan(self, bundle: Bundle) -> SteeringPlan | None:
-        """How the text is steered; a sample's random direction is the same at every strength."""
+        """The steering of the text; a sample's random direction is the same at every strength."""
         arm, name, strength = self.condition
         if name not in (CONCEPT, SUPPRESSED, RANDOM):
             return None
@@ -86,11 +91,11 @@ class TextSpec:
         plan = prepare_steering(bundle.params, steering, config=bundle.config, compute=bundle.compute)
         if name != RANDOM:
             return plan
-        key = jax.random.fold_in(jax.random.key(self.seed), _DIRECTION)
+        key = jax.random.fold_in(jax.random.key(self.seed), _DIRECTION_STREAM)
         return random_control(plan, key, params=bundle.params, compute=bundle.compute)
 
 
-def jobs_of(
+def make_text_specs(
     tokenizer: Tokenizer,
     held: HeldOutChunks,
     judge: Judge,
@@ -98,21 +103,24 @@ def jobs_of(
     descriptions: Mapping[int, str],
     settings: SteerEvalSettings,
 ) -> list[TextSpec]:
-    """Every text to write. descriptions: of the concepts, by id; left out where the tokenizer cannot read text. Raises
-    `UserError` where no concept can be amplified."""
-    jobs = [
-        job for concept in chosen for job in _jobs(tokenizer, held, judge, concept, descriptions[concept], settings)
+    """All texts to generate. chosen: concept ids. descriptions: by concept id.
+
+    The condition with descriptions is left out for tokenizers without text. Raises `UserError` where no concept can be
+    amplified.
+    """
+    specs = [
+        spec for concept in chosen for spec in _specs(tokenizer, held, judge, concept, descriptions[concept], settings)
     ]
-    if not any(job.condition.arm == AMPLIFY for job in jobs):
+    if not any(spec.condition.arm == AMPLIFY for spec in specs):
         name = next(entry["name"] for entry in held.store.concepts if entry["id"] == chosen[0])
         raise UserError(
-            f"No held-out document without {name!r} has {WITHOUT_TOKENS + settings.new_tokens} tokens, to begin a text "
-            "with: name other --concepts, give fewer --max-new-tokens, or make a larger corpus."
+            f"No held-out document without {name!r} has {WITHOUT_TOKENS + settings.new_tokens} tokens for a prompt and "
+            "its continuation: name other --concepts, use fewer --max-new-tokens, or make a larger corpus."
         )
-    return jobs
+    return specs
 
 
-def _jobs(
+def _specs(
     tokenizer: Tokenizer, held: HeldOutChunks, judge: Judge, concept: int, description: str, settings: SteerEvalSettings
 ) -> Iterator[TextSpec]:
     words = tuple(judge.lifted[judge.column(concept)].tokens[:PROMPT_WORDS].tolist())
@@ -123,10 +131,10 @@ def _jobs(
     amplify += [(Condition(AMPLIFY, name, s), ()) for name in (CONCEPT, RANDOM) for s in settings.strengths]
     suppress = [(Condition(SUPPRESS, name), ()) for name in (NOTHING, AGAIN, SUPPRESSED, RANDOM)]
     draw = (concept, settings.new_tokens, (settings.seed, concept))
-    present = (opening for opening in held.having(*draw) if judge.finds(concept, opening.goes_on))
-    for openings, tasks in ((held.without(*draw), amplify), (present, suppress)):
+    present = (opening for opening in held.having(*draw) if judge.finds(concept, opening.continuation))
+    for openings, conditions in ((held.without(*draw), amplify), (present, suppress)):
         for sample, opening in enumerate(islice(openings, settings.samples)):
-            for condition, before in tasks:
+            for condition, before in conditions:
                 numbers = (settings.seed, concept, sample, int(condition.name == AGAIN))
                 seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
                 yield TextSpec(condition, concept, sample, opening, seed, before)

@@ -1,4 +1,4 @@
-"""What steering is compared with: the same push, in a direction that is no concept."""
+"""The control of the steering evaluation: steering of equal norm in a random direction."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from steerling_jax.steering.plan import SteeringPlan
 
 
 def random_control(plan: SteeringPlan, key: jax.Array, *, params: Params, compute: Compute) -> SteeringPlan:
-    """The plan with one random direction r in place of all its own: injections of equal norm at the same layers and
-    times, and `relu(lm_head · r)`, of equal norm too, in place of the suppression vector.
+    """The plan with one random direction r in place of its own: injections of equal norm at the same layers and steps,
+    and `relu(lm_head · r)`, scaled to equal norm, in place of the suppression vector.
 
-    Clamps are left out. Norms are equal up to the rounding to the compute dtype.
+    Clamps are dropped. Norms are equal up to the rounding to the compute dtype.
     """
     unit = jax.random.normal(key, (plan.width,))
     unit = unit / jnp.linalg.norm(unit)

@@ -1,0 +1,61 @@
+"""The output of a batch: results as JSON, one object a line, each appended as soon as its text is finished.
+
+A process that is killed leaves complete lines and at most one that is cut off. The file itself is therefore the record
+of what is finished: `repair` removes what has to be done again and returns the ids of the rest.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from steerling_jax.errors import UserError
+from steerling_jax.infer.batch.request_file import Id
+from steerling_jax.io.atomic import atomic_path
+
+
+def append(path: Path, value: dict[str, Any]) -> None:
+    """Appends one line in a single write, so that a killed process can only cut off the last line."""
+    # A text can contain a lone surrogate, which UTF-8 cannot encode but JSON can, as \udXXX.
+    line = json.dumps(value, ensure_ascii=False).encode("utf-8", errors="backslashreplace") + b"\n"
+    try:
+        with path.open("ab") as file:
+            file.write(line)
+    except OSError as error:
+        raise UserError(
+            f"Cannot write {path}: {error.strerror}; free some space, then run the command again."
+        ) from None
+
+
+def repair(path: Path) -> set[Id]:
+    """Ids of the results in `path`, which is created if it does not exist.
+
+    Lines with an error are removed, since their requests may have been corrected and are tried again; so is a last line
+    that was cut off. Raises `UserError` where the file cannot be used or holds anything but results.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        with path.open("rb") as file:
+            ids = {number: _finished_id(path, number, text) for number, text in enumerate(file, start=1)}
+        # The file is replaced only after every line was recognised, so that a wrong --output is never overwritten.
+        if None in ids.values():
+            with atomic_path(path) as target, target.open("wb") as out, path.open("rb") as file:
+                out.writelines(text for number, text in enumerate(file, start=1) if ids[number] is not None)
+    except OSError as error:
+        raise UserError(f"Cannot use {path} for results: {error.strerror}; choose another file.") from None
+    return {id for id in ids.values() if id is not None}
+
+
+def _finished_id(path: Path, number: int, text: bytes) -> Id | None:
+    """The id of a result; None for an error or a line that was cut off."""
+    if not text.endswith(b"\n"):
+        return None
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
+    if isinstance(value, dict) and ("error" in value or ("text" in value and isinstance(value.get("id"), Id))):
+        return None if "error" in value else value["id"]
+    raise UserError(f"{path}, line {number} is not a result of a batch: give another --output, or delete the line.")

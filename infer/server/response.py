@@ -1,0 +1,121 @@
+"""The HTTP response to one completion request, from the engine's text deltas to the client."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable
+from typing import TYPE_CHECKING, Any
+
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+
+from steerling_jax.infer.server.engine import EngineRequest
+from steerling_jax.infer.server.errors import ApiError, as_api_error, dumps, json_response
+from steerling_jax.infer.server.in_flight import InFlight
+from steerling_jax.infer.server.metrics import Metrics
+from steerling_jax.infer.server.response_body import ResponseBody, usage
+
+if TYPE_CHECKING:
+    from starlette.types import Receive, Scope, Send
+
+_STREAM_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),  # nginx would collect the events otherwise
+]
+
+
+class CompletionResponse(Response):
+    """Sends the text of one request, whole or as a stream, and cancels the request if the client disconnects."""
+
+    def __init__(
+        self, in_flight: InFlight, metrics: Metrics, request: EngineRequest, body: ResponseBody, *, stream: bool
+    ):
+        self._in_flight, self._metrics = in_flight, metrics
+        self._request, self._body, self._as_stream = request, body, stream
+        self._began = time.monotonic()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            work = self._stream(send) if self._as_stream else self._send_whole(scope, receive, send)
+            await cancel_on_disconnect(receive, work)
+            self._metrics.finished(time.monotonic() - self._began)
+        except ClientDisconnect:
+            self._metrics.count("left")
+        except ApiError as error:  # sent already, by `_send_whole` or as an event of the stream
+            self._metrics.count(error.outcome)
+        finally:
+            # On every path, or the row would go on decoding for a client that is gone.
+            self._in_flight.end(self._request)
+
+    async def _send_whole(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            deltas = [delta async for delta in self._request.deltas()]
+        except Exception as error:
+            api_error = as_api_error(error)
+            await api_error.response()(scope, receive, send)
+            raise api_error from None
+        body = self._body.whole(
+            "".join(delta.text for delta in deltas),
+            deltas[-1].finish or "",
+            self._usage(),
+            [commit for delta in deltas for commit in delta.commits],
+        )
+        await json_response(body)(scope, receive, send)
+
+    async def _stream(self, send: Send) -> None:
+        """Server-sent events. The status is sent before the first text, so a later error is an event of its own."""
+        await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
+
+        async def send_event(data: str, more: bool = True) -> None:
+            await send({"type": "http.response.body", "body": f"data: {data}\n\n".encode(), "more_body": more})
+
+        try:
+            async for chunk in self._chunks():
+                await send_event(dumps(chunk))
+        except Exception as error:
+            api_error = as_api_error(error)
+            await send_event(dumps(api_error.body()), more=False)
+            raise api_error from None
+        await send_event("[DONE]", more=False)
+
+    async def _chunks(self) -> AsyncIterator[dict[str, Any]]:
+        body = self._body
+        if first := body.first_chunk():
+            yield first
+        finish = ""
+        async for delta in self._request.deltas():
+            if delta.text or (body.trace and delta.commits):
+                yield body.text_chunk(delta.text, delta.commits)
+            finish = delta.finish or ""
+        yield body.finish_chunk(finish)
+        if body.include_usage:
+            yield body.usage_chunk(self._usage())
+
+    def _usage(self) -> dict[str, int]:
+        return usage(self._request.writer.prompt_length, self._request.writer.tokens)
+
+
+async def cancel_on_disconnect(receive: Receive, work: Awaitable[None]) -> None:
+    """Awaits `work`; cancels it and raises `ClientDisconnect` as soon as the client disconnects.
+
+    Sending to a client that is gone does not fail, it does nothing. Only `receive` reports a disconnect, so it has to
+    be awaited beside the work.
+    """
+
+    async def disconnected() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    tasks = [asyncio.ensure_future(work), asyncio.ensure_future(disconnected())]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if not tasks[0].done():
+            raise ClientDisconnect
+        await tasks[0]
+    finally:
+        for task in tasks:
+            task.cancel()
+        # Cancellation takes effect at the tasks' next step; waiting for it keeps them from running after this returns.
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,163 @@
+"""Steering rules to `SteeringConfig`s: the concepts that they name are looked up in the model's catalogue.
+
+Source of the presets: `SteeringConfig.injection` and `.injection_relu` of the published package; differences are
+described where they are made.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from steerling_jax.bundle import Bundle
+from steerling_jax.concepts.catalogue import Catalogue
+from steerling_jax.errors import UserError, require
+from steerling_jax.models.steerling.config import ModelConfig
+from steerling_jax.steering.config import SteeringConfig
+from steerling_jax.steering.plan import merge_clamps
+from steerling_jax.steering.response import DEFAULT_STRENGTH, response_steering
+from steerling_jax.steering.rules import DEFAULT_STRENGTHS, ResponseRule, Rule, SteeringRule
+
+_PRESET_LAYER = 8
+_PRESET_SUPPRESSION = 20.0  # of the promoted tokens' logits, at the preset's strength of 7
+
+
+def resolve_rules(rules: Sequence[Rule], bundle: Bundle) -> tuple[SteeringConfig, ...]:
+    """One `SteeringConfig` a rule, in their order.
+
+    Raises `UserError` for names that the model's catalogue does not have, for rules that contradict each other, for
+    clamps that would change nothing, and where the model has no concepts.
+    """
+    if not rules:
+        return ()
+    config = bundle.config
+    require(config.concept is not None, "Steering needs a model with known concepts; this one has none.")
+    actions: dict[tuple[int, ...], SteeringRule] = {}
+    configs = [
+        response_steering(bundle, rule.response, DEFAULT_STRENGTH if rule.strength is None else rule.strength)
+        if isinstance(rule, ResponseRule)
+        else _resolve(rule, bundle.concepts, config, actions)
+        for rule in rules
+    ]
+    _check_clamps([rule for rule in rules if isinstance(rule, SteeringRule) and rule.action == "clamp"], config)
+    merge_clamps(configs)  # raises where clamps contradict each other
+    return tuple(configs)
+
+
+def _resolve(
+    rule: SteeringRule, catalogue: Catalogue, config: ModelConfig, actions: dict[tuple[int, ...], SteeringRule]
+) -> SteeringConfig:
+    """One rule's configuration. actions: the first rule that amplifies or suppresses each set of concepts; updated."""
+    try:
+        focal, group = _concept_ids(rule, catalogue)
+    except UserError as error:
+        raise UserError(f"{rule.origin}: {error}" if rule.origin else str(error)) from None
+    ids = tuple(dict.fromkeys((*focal, *group)))
+    name = _display_name(rule, catalogue, focal)
+    if rule.action == "clamp":
+        return _clamp(rule, ids, name)
+    earlier = actions.setdefault(tuple(sorted(ids)), rule)
+    if earlier.action != rule.action:
+        one, other = (f"{r.origin or 'an option'} says {r.action}" for r in (earlier, rule))
+        raise UserError(f"{name}: {one}, and {other}; keep one of the two.")
+    strength = DEFAULT_STRENGTHS[rule.action] if rule.strength is None else rule.strength
+    if rule.action == "amplify":
+        preset = _amplify(rule, ids, strength, config)
+    else:
+        preset = _suppress(rule, ids, focal or ids, strength)
+    label = _label(rule, f"{rule.action} {name} at {strength:g}")
+    return dataclasses.replace(preset, where=rule.where, label=label, **_overrides(rule, preset))
+
+
+def _concept_ids(rule: SteeringRule, catalogue: Catalogue) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Ids of the concepts that the rule names, and of its group."""
+    names = (rule.concept,) if rule.concept else tuple(rule.concepts or ())
+    focal = tuple(i for name in names for i in catalogue.resolve(name, rule.head))
+    require(
+        rule.concepts is None or len(focal) == len(names) == len(set(focal)),
+        f"concepts are {', '.join(names)}, but a weight belongs to one concept; name each once.",
+    )
+    return focal, catalogue.resolve(f"group:{rule.group}", rule.head) if rule.group else ()
+
+
+def _amplify(rule: SteeringRule, ids: tuple[int, ...], strength: float, config: ModelConfig) -> SteeringConfig:
+    """The published preset, except for the layer in small models.
+
+    The preset injects from layer 8 on, a quarter of the published model's 32. In a model of 8 layers that would be
+    after the last layer only, in a smaller one never; so small models start at half their layers, which is also the
+    default of `SteeringConfig`.
+    """
+    layer = min(_PRESET_LAYER, max(config.n_layers // 2, 1))
+    preset = SteeringConfig.injection(ids, mai_lm_target=strength, inject_layer=layer)
+    return preset if rule.concepts is None else dataclasses.replace(preset, weights=tuple(rule.concepts.values()))
+
+
+def _suppress(rule: SteeringRule, ids: tuple[int, ...], focal: tuple[int, ...], strength: float) -> SteeringConfig:
+    """The published preset at its own strength, 7.
+
+    The suppression of the promoted tokens' logits is scaled with the strength, 20 at 7, unless the rule sets `words`:
+    fixed at 20 it would dominate at small strengths. It is divided among several focal concepts, since each adds its
+    own tokens and together they would suppress most of a group's vocabulary.
+    """
+    suppression = _PRESET_SUPPRESSION * strength / DEFAULT_STRENGTHS["suppress"] if rule.words is None else rule.words
+    preset = SteeringConfig.injection_relu(ids[0], ids[1:], mai_lm_target=-strength)
+    return dataclasses.replace(preset, relu_logit_mask={i: suppression / len(focal) for i in focal})
+
+
+def _overrides(rule: SteeringRule, preset: SteeringConfig) -> dict[str, Any]:
+    """Fields of the injection that the rule sets in place of the preset's."""
+    fields: dict[str, Any] = {}
+    if rule.layer is not None:
+        fields["inject_layer"] = rule.layer
+    if rule.tokens is not None:
+        fields["inject_alpha_schedule"] = "fixed" if rule.tokens == "all" else "hard_cutoff"
+        fields["cutoff_tokens"] = preset.cutoff_tokens if rule.tokens == "all" else rule.tokens
+    if rule.raw is not None:
+        fields["normalize_mai_lm_target"] = not rule.raw
+    return fields
+
+
+def _clamp(rule: SteeringRule, ids: tuple[int, ...], name: str) -> SteeringConfig:
+    assert rule.value is not None
+    kind = "" if rule.head == "known" else "discovered "
+    values = dict.fromkeys(ids, rule.value)
+    known, discovered = (values, None) if rule.head == "known" else (None, values)
+    label = _label(rule, f"clamp {kind}{name} at {rule.value:g}")
+    return SteeringConfig(
+        intervene_known=known, intervene_unknown=discovered, clamp_offsets=rule.at, epsilon=rule.epsilon, label=label
+    )
+
+
+def _check_clamps(rules: Sequence[SteeringRule], config: ModelConfig) -> None:
+    """Raises `UserError` for clamps that change nothing.
+
+    Under the published epsilon, the correction term restores whatever a clamp of discovered concepts takes away. In a
+    model without discovered concepts, the remainder of the hidden state stands in for them, and restores what a clamp
+    of known concepts takes away.
+    """
+    require(
+        not rules or any(rule.head == "known" or rule.epsilon == "frozen" for rule in rules),
+        "Clamping discovered concepts alone changes nothing under the published epsilon, which restores the rest; give "
+        "epsilon 'frozen'.",
+    )
+    require(
+        not rules or config.concept is None or config.concept.use_unknown or rules[0].epsilon == "frozen",
+        "This model has no discovered concepts, so clamping known ones changes nothing under the published epsilon; "
+        "give epsilon 'frozen'.",
+    )
+
+
+def _label(rule: SteeringRule, effect: str) -> str:
+    label = f"{rule.origin}: {effect}" if rule.origin else effect
+    return f"{label} ({rule.reason})" if rule.reason else label
+
+
+def _display_name(rule: SteeringRule, catalogue: Catalogue, focal: tuple[int, ...]) -> str:
+    """The rule's concepts in a label: the catalogue's name in place of an id."""
+    if rule.concepts is not None:
+        names = (catalogue.get(i, rule.head).name for i in focal)
+        return " + ".join(f"{weight:g} {name}" for name, weight in zip(names, rule.concepts.values()))
+    concept = catalogue.get(focal[0], rule.head).name if len(focal) == 1 else rule.concept
+    group = f"group:{rule.group}" if rule.group else ""
+    return " with ".join(part for part in (concept, group) if part)
