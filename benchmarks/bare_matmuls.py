@@ -1,7 +1,10 @@
-"""The matrix products of decoding and nothing else: the floor that a pass is measured against.
+"""The bare matrix products of a decoding pass, a lower bound of its time; used by `decode.py` and `batches.py`.
 
-Weights' products, QKᵀ and AV over the cache, and the output projection, in one compiled program with the model's shapes
-and with distinct weights in every layer, so that they come from where a model's come from.
+One compiled program with the products of the weights, QKᵀ and AV over the cache, and the output projection, in the
+model's shapes. Every layer has weights of its own, so they are read from memory as a model's weights are, and do not
+stay in a CPU's cache.
+
+Legend: M rows times positions, D width, F MLP width, G key/value heads, d head size, V vocabulary, W diffusion block.
 """
 
 from __future__ import annotations
@@ -17,10 +20,10 @@ from steerling_jax.models.steerling.config import ModelConfig
 
 
 def bare_pass(config: ModelConfig, *, rows: int, blocks: int, cached: int, logit_rows: int) -> Callable[[], float]:
-    """A function that runs the products of one pass once and gives its seconds.
+    """A timer: a function that runs the matrix products of one pass once and returns the seconds.
 
-    rows: of the batch; blocks: attention blocks each (1 or 2); cached: positions attended to beside these; logit_rows:
-    rows of logits each.
+    rows: rows of the batch. blocks: diffusion blocks per row (1 or 2). cached: cached positions that each row attends
+    to. logit_rows: rows of logits per row of the batch. The program is compiled before this returns.
     """
     D, F, G, d = config.n_embd, config.mlp_width, config.kv_heads, config.head_dim
     M, V = rows * blocks * config.diff_block_size, config.vocab_size
@@ -61,7 +64,7 @@ def bare_pass(config: ModelConfig, *, rows: int, blocks: int, cached: int, logit
 
 
 def flops(config: ModelConfig, *, rows: int, blocks: int, cached: int, logit_rows: int) -> float:
-    """Floating-point operations of these products."""
+    """Floating-point operations of the products of `bare_pass` with the same arguments."""
     D, F, G, d, W = config.n_embd, config.mlp_width, config.kv_heads, config.head_dim, config.diff_block_size
     M = rows * blocks * W
     weights = config.n_layers * ((D + 2 * G * d) * D + D * D + 3 * F * D)
@@ -70,7 +73,7 @@ def flops(config: ModelConfig, *, rows: int, blocks: int, cached: int, logit_row
 
 
 def matmul_rate(size: int = 2048, repeats: int = 7) -> float:
-    """Floating-point operations a second of one large float32 product, the median of `repeats`."""
+    """FLOP/s of one large float32 product (size, size) by (size, size), the median of `repeats` runs."""
     a = jax.random.normal(jax.random.key(0), (size, size))
     product = jax.jit(lambda a: a @ a)
     jax.block_until_ready(product(a))

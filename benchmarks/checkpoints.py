@@ -1,9 +1,12 @@
-"""What saving costs a training run: the pause, the writing behind it, the digests, and reading it all back.
+"""Time of saving and restoring a training checkpoint: the pause of the loop, the write, the digests, the restore.
 
     python benchmarks/checkpoints.py [--mib 512] [--folder /tmp]
 
-A state of random numbers (parameters and two moments), so that compression finds nothing. The pause is what the loop
-waits for; writing and digests go on in the background, on a core that the loop would use too.
+The state is of random numbers (parameters and two moments), which do not compress. `pause` is how long the training
+loop waits. `whole_save` includes writing and digests in the background, on a core that training would use too.
+`of_which_digests` is one computation of the digests alone. The restore has the digests checked before it.
+
+Reference machine: two cores of an Intel Xeon; results in docs/results/training.md. Prints JSON, medians over --rounds.
 """
 
 from __future__ import annotations
@@ -47,12 +50,12 @@ def main() -> None:
             mark()
             checkpoints.wait()
             mark()
-            write_digests(checkpoints.folder / str(step))  # once more, to know its share
+            write_digests(checkpoints.folder / str(step))  # a second time, to measure it alone
             mark()
             find_damage(checkpoints.folder / str(step))
             mark()
-            found = checkpoints.restore(jax.tree.map(jnp.zeros_like, state))
-            jax.block_until_ready(found.state if found else None)
+            restored = checkpoints.restore(jax.tree.map(jnp.zeros_like, state))
+            jax.block_until_ready(restored.state if restored else None)
             mark()
             pause, rest, *others = (after - before for before, after in itertools.pairwise(marks))
             rows.append((pause, pause + rest, *others))

@@ -1,11 +1,13 @@
-"""What the concept module costs in loss, taken apart: one model of the scaling study, trained with parts of its
-objective left out.
+"""The cost in loss of the parts of the concept objective: one model of the scaling study, trained without each part.
 
     python benchmarks/concept_cost.py FOLDER --corpus STORE [--width 48] [--seeds 1]
 
-STORE as for `scaling.py`, in whose way every run is trained and measured. Printed is the held-out likelihood bound in
-nats a token, what removing parts costs, and the concepts' net share of the logits. The model without concepts has as
-many FLOPs.
+STORE is the corpus store of `scaling.py`, which also defines how a run is trained and measured; checkpoints go to
+FOLDER. Prints a table with the held-out likelihood bound in nats per token, the nats that removing epsilon, known or
+discovered concepts adds, and the concepts' net share of the logits. The model without concepts trains for the same
+number of FLOPs.
+
+Reference machine: two cores of an Intel Xeon, some minutes per run; results in docs/results/scaling.md.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from scaling import BARE, CONCEPTS, SIZES, measured, run_of
 from steerling_jax.io.corpus.store import CorpusStore
 from steerling_jax.objectives.pretraining import ObjectiveConfig
 
-NO_DROPOUT = {"epsilon_dropout": (0.0, 0.0)}  # concepts are dropped at those positions only
+NO_DROPOUT = {"epsilon_dropout": (0.0, 0.0)}  # known and discovered features are dropped only where epsilon is
 NO_LOSSES = {"concept_weight": 0.0, "residual_weight": 0.0, "independence_weight": 0.0}
 VARIANTS = {
     "as in the study": {},
@@ -49,8 +51,8 @@ def main() -> None:
                 assert isinstance(run.objective, ObjectiveConfig)
                 objective = dataclasses.replace(run.objective, **changes)
                 run = dataclasses.replace(run, name=f"{run.name}-{number}", objective=objective)
-            found, _ = measured(run, store, args.folder, probes=False)
-            cells = [f"{found[key]:.3f}" if key in found else "" for key in FIGURES]
+            figures, _ = measured(run, store, args.folder, probes=False)
+            cells = [f"{figures[key]:.3f}" if key in figures else "" for key in FIGURES]
             print(f"| {name} | {seed} | {' | '.join(cells)} |", flush=True)
 
 

@@ -1,21 +1,24 @@
-"""Decoding speed beside the published PyTorch package: same random weights, same prompts, same run, tokens compared.
+"""Decoding speed in tokens per second, beside the published PyTorch package with the same weights and prompts.
 
     python benchmarks/decode.py --reference-python PATH/TO/python
 
-40 M parameters of random weights (8 layers, D 512, 8 heads over 2, block 64, V 8192, 4,096 known and 12,288 discovered
-concepts of rank 64), greedy, 128 new tokens, float32, one row. PATH's Python needs `steerling` 0.2.0 and torch
-(see docs/benchmarks.md); without it only our side is timed. Beside each stand the bare matrix products of the same
-passes, timed in the same run (`bare_matmuls.py`). Compiling is not counted and is shown apart. Run it on idle cores.
+The model has 40 M random weights (8 layers, D 512, 8 heads over 2, block 64, V 8192, 4,096 known and 12,288 discovered
+concepts of rank 64). Decoding is greedy: 128 new tokens, float32, one row. The Python at PATH needs `steerling` 0.2.0
+and torch (see docs/results/decoding.md); without the option only this package is timed.
+
+For each prompt length: tokens per second of both sides and their ratio, whether the tokens are equal, and the time as a
+multiple of the bare matrix products of the same passes (`bare_matmuls.py`), which is 1 if nothing but products took
+time. Both sides take turns in one run, so that they meet the same machine. Compilation is reported separately.
+
+Reference machine: two idle cores of an Intel Xeon; results in docs/results/decoding.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import datetime
 import itertools
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -29,6 +32,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from bare_matmuls import bare_pass
+from environment import environment
 
 import steerling_jax as sj
 from steerling_jax.decoding.decoder import decode
@@ -56,7 +60,7 @@ CONFIG = ModelConfig(
 
 
 def write_model(folder: Path) -> None:
-    """Weights normal(0.02) under a fixed seed, norms 1."""
+    """Writes the model in the published layout: weights normal(0, 0.02) from a fixed seed, norm weights 1."""
     random = np.random.default_rng(0)
 
     def leaf(path, shape):
@@ -67,7 +71,7 @@ def write_model(folder: Path) -> None:
 
 
 def our_side(folder: Path, new: int) -> Callable[[list[int]], tuple[float, Trace]]:
-    """A function that times one generation."""
+    """A function from a prompt to the seconds and the trace of one generation of `new` tokens."""
     params = unstack_layers(sj.load(folder).params)
     settings = GenerationConfig(max_new_tokens=new, temperature=0.0, use_entropy_sampling=False, repetition_penalty=1.0)
 
@@ -83,7 +87,10 @@ def our_side(folder: Path, new: int) -> Callable[[list[int]], tuple[float, Trace
 
 @contextlib.contextmanager
 def published_side(python: str | None, folder: Path) -> Iterator[Callable[[dict], dict] | None]:
-    """A function that sends one job to the published package in its own process, and gives its answer."""
+    """A function that sends a request to the published package in a process of its own and returns the answer.
+
+    None without a Python that has the package.
+    """
     if python is None:
         yield None
         return
@@ -97,8 +104,8 @@ def published_side(python: str | None, folder: Path) -> Iterator[Callable[[dict]
         if not process.stdout.readline():
             sys.exit(f"{python} cannot run the published package; its message is above.")
 
-        def send(job: dict, to: IO[str] = process.stdin, back: IO[str] = process.stdout) -> dict:
-            print(json.dumps(job), file=to, flush=True)
+        def send(request: dict, to: IO[str] = process.stdin, back: IO[str] = process.stdout) -> dict:
+            print(json.dumps(request), file=to, flush=True)
             return json.loads(back.readline())
 
         send({"prompt": [1], "max_new_tokens": 64, "steps": 2})  # warm up
@@ -120,8 +127,8 @@ def first_difference(params, trace: Trace, published: list[int]) -> str:
 
 
 def double_passes(trace: Trace) -> int:
-    """Passes over two attention blocks: the first of each sampler block, and each after a commit in the first of a
-    straddled pair."""
+    """Number of passes over two diffusion blocks: the first pass of each sampler block, and, where a sampler block
+    straddles two diffusion blocks, every pass after a commit in the first of them."""
     W, P = CONFIG.diff_block_size, trace.prompt_length
     count = 0
     for _, group in itertools.groupby(trace.flat(), key=lambda item: (item[1] - P) // W):
@@ -132,9 +139,9 @@ def double_passes(trace: Trace) -> int:
 
 
 def bare_seconds(length: int, trace: Trace) -> tuple[Callable[[], float], Callable[[], float], int]:
-    """Timers of the bare products of a pass over one block and over two, and how many of the passes take two."""
+    """Timers of the bare products of a pass over one and over two blocks, and the number of passes over two."""
     cached = length + (len(trace.tokens) - length) // 2 - CONFIG.diff_block_size  # in the middle of the generation
-    mean_rows = 44  # of 64, 32 and 16 rows of logits, over the 64 steps of a block
+    mean_rows = 44  # rows of logits per pass: the mean of 64, 32 and 16 over the 64 steps of a block
     one, two = (
         bare_pass(CONFIG, rows=1, blocks=blocks, cached=max(cached, 1), logit_rows=mean_rows) for blocks in (1, 2)
     )
@@ -142,6 +149,7 @@ def bare_seconds(length: int, trace: Trace) -> tuple[Callable[[], float], Callab
 
 
 def measure(args: argparse.Namespace, folder: Path) -> list[dict]:
+    """A row of the report for each prompt length."""
     write_model(folder)
     ours, rows = our_side(folder, args.new), []
     random = np.random.default_rng(1)
@@ -150,35 +158,36 @@ def measure(args: argparse.Namespace, folder: Path) -> list[dict]:
             prompt = random.integers(0, CONFIG.eos_token_id, length).tolist()
             compile_seconds, first = ours(prompt)
             one, two, doubles = bare_seconds(length, first)
-            here: list[float] = []
+            our_seconds: list[float] = []
             bare: list[float] = []
-            there: list[float] = []
+            published_seconds: list[float] = []
             row: dict = {"prompt": length, "compile_seconds": compile_seconds}
-            for _ in range(args.rounds):  # in turn, so that both meet the same machine
+            for _ in range(args.rounds):  # in turn, so that all meet the same machine
                 seconds, trace = ours(prompt)
-                here.append(seconds)
+                our_seconds.append(seconds)
                 times = [statistics.median(timer() for _ in range(9)) for timer in (one, two)]
                 bare.append(times[0] * (trace.passes - doubles) + times[1] * doubles)
                 if published is not None:
                     answer = published({"prompt": prompt, "max_new_tokens": args.new})
-                    there.append(answer["seconds"])
+                    published_seconds.append(answer["seconds"])
                     same = trace.tokens.tolist() == answer["tokens"]
                     params = None if same else sj.load(folder).params
                     row["tokens"] = "equal" if same else first_difference(params, trace, answer["tokens"])
-            row["tokens_per_second"] = args.new / statistics.median(here)
-            row["all_seconds"] = here
+            row["tokens_per_second"] = args.new / statistics.median(our_seconds)
+            row["all_seconds"] = our_seconds
             row["passes"], row["double_passes"] = first.passes, doubles
-            row["over_bare"] = statistics.median(here) / statistics.median(bare)
-            if there:
-                row["published_tokens_per_second"] = args.new / statistics.median(there)
+            row["over_bare"] = statistics.median(our_seconds) / statistics.median(bare)
+            if published_seconds:
+                row["published_tokens_per_second"] = args.new / statistics.median(published_seconds)
                 row["ratio"] = row["tokens_per_second"] / row["published_tokens_per_second"]
-                row["published_all_seconds"] = there
+                row["published_all_seconds"] = published_seconds
             rows.append(row)
             print(f"prompt {length} done", file=sys.stderr)
     return rows
 
 
 def show(report: dict) -> None:
+    """Prints the report as a Markdown table."""
     print(f"{report['date']}, {report['cores']} cores, load {report['load']:.1f} before, jax {report['jax']}")
     print("| prompt | tokens/s | time over bare products | published | ratio | tokens | compiling, s |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
@@ -192,19 +201,13 @@ def show(report: dict) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--reference-python", metavar="PATH", help="a Python that has steerling 0.2.0 and torch")
+    parser.add_argument("--reference-python", metavar="PATH", help="a Python with steerling 0.2.0 and torch")
     parser.add_argument("--prompts", type=int, nargs="+", default=[128, 100, 512, 500, 1536], metavar="N")
     parser.add_argument("--new", type=int, default=128, metavar="N", help="new tokens (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=1, help="timings of each side (default: %(default)s)")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    report: dict = {
-        "date": datetime.date.today().isoformat(),
-        "cores": os.cpu_count(),
-        "load": os.getloadavg()[0],
-        "jax": jax.__version__,
-        "new_tokens": args.new,
-    }
+    report: dict = environment() | {"new_tokens": args.new}
     with tempfile.TemporaryDirectory() as folder:
         report["rows"] = measure(args, Path(folder) / "model")
     if args.json:

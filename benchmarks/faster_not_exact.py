@@ -1,10 +1,13 @@
-"""What faster decoding costs: passes a token, likelihood bound and repetition, on the bundled model.
+"""The quality that decoding in fewer steps costs: passes per token, likelihood bound and repetition.
 
     python benchmarks/faster_not_exact.py
 
-The same prompts and seeds under the published schedule (a token a step), fewer steps, and committing every position
-above a confidence (`ConfidentEnough`). The text is then read by the same model: nats a token of the likelihood bound
-given its prompt, and the share of its 4-grams that it has already used. Intervals: bootstrap over prompts, 95 %.
+The bundled model continues the same prompts with the same seeds under the published schedule (one token per step), with
+fewer steps, and with a schedule that commits every position above a confidence (`ConfidentEnough`). For each: passes
+per token; the model's own likelihood bound of the text given its prompt, in nats per token (lower is more likely); and
+the share of 4-grams that occurred before in the same text. In brackets: 95 % bootstrap intervals over prompts.
+
+The figures do not depend on the machine; some minutes on two cores. Results in docs/results/decoding.md.
 """
 
 from __future__ import annotations
@@ -39,24 +42,29 @@ PROMPTS = (
 
 
 def settings(tokens: int) -> dict[str, tuple[sj.GenerationConfig, sj.Policies | None]]:
+    """The schedules to compare for texts of `tokens` tokens, by name."""
+
     def config(steps: int | None = None) -> sj.GenerationConfig:
         return sj.GenerationConfig(max_new_tokens=tokens, seed=0, steps=steps)
 
-    found: dict[str, tuple[sj.GenerationConfig, sj.Policies | None]] = {
+    schedules: dict[str, tuple[sj.GenerationConfig, sj.Policies | None]] = {
         "one token a step": (config(), None),
         "2 tokens a step": (config(tokens // 2), None),
         "4 tokens a step": (config(tokens // 4), None),
     }
     for threshold in (0.9, 0.7, 0.5, 0.3):
-        found[f"confidence ≥ {threshold}"] = (config(), sj.Policies(schedule=ConfidentEnough(np.float32(threshold))))
-    return found
+        schedules[f"confidence ≥ {threshold}"] = (
+            config(),
+            sj.Policies(schedule=ConfidentEnough(np.float32(threshold))),
+        )
+    return schedules
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="steerling-pydocs")
     parser.add_argument("--new", type=int, default=96, metavar="N", help="new tokens (default: %(default)s)")
-    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="texts a prompt (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="texts per prompt (default: %(default)s)")
     args = parser.parse_args()
     bundle = sj.load(args.model)
     print(f"{datetime.date.today().isoformat()}, {len(PROMPTS)} prompts × {args.seeds} seeds, {args.new} new tokens")
@@ -67,21 +75,22 @@ def main() -> None:
             for text in PROMPTS
             for seed in range(args.seeds)
         ]
-        done = dict(sj.generate_many(bundle, prompts, rows=12))
-        ids = [done[i].tokens[done[i].trace.prompt_length :].tolist() for i in range(len(prompts))]
-        written = [done[i].tokens[: done[i].trace.prompt_length].tolist() for i in range(len(prompts))]
-        bounds = log_likelihoods(bundle, list(zip(written, ids)), samples=32)
+        generations = dict(sj.generate_many(bundle, prompts, rows=12))
+        ordered = [generations[i] for i in range(len(prompts))]
+        before = [one.tokens[: one.trace.prompt_length].tolist() for one in ordered]
+        texts = [one.tokens[one.trace.prompt_length :].tolist() for one in ordered]
+        bounds = log_likelihoods(bundle, list(zip(before, texts)), samples=32)
         figures = {
-            "passes": [done[i].trace.passes / args.new for i in range(len(prompts))],
+            "passes": [one.trace.passes / args.new for one in ordered],
             "nats": [-bound / args.new for bound in bounds],
-            "repeated": [repeated(text, 4) or 0.0 for text in ids],
+            "repeated": [repeated(text, 4) or 0.0 for text in texts],
         }
         cells = []
         for values in figures.values():
             grouped = np.reshape(values, (len(PROMPTS), args.seeds))
-            found = bootstrap_mean([grouped.mean(axis=1)], jax.random.key(0))
-            assert found is not None
-            cells.append(f"{found.mean:.3f} ({found.low:.3f}–{found.high:.3f})")
+            estimate = bootstrap_mean([grouped.mean(axis=1)], jax.random.key(0))
+            assert estimate is not None
+            cells.append(f"{estimate.mean:.3f} ({estimate.low:.3f}–{estimate.high:.3f})")
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 

@@ -1,10 +1,13 @@
-"""The training-data index: how fast it is built, how large it is, and how long a question takes at 10⁵ and 10⁶ chunks.
+"""The training-data index: build speed, size per chunk, and the latency of a query at 10⁵ and 10⁶ chunks.
 
     python benchmarks/index.py CORPUS [--chunks 2000] [--sizes 100000 1000000]
 
-CORPUS is a store made with the bundled model's vocabulary. Building is measured on its first chunks; questions on
-synthetic vectors of the sizes asked for (D 512, 64 entries a signature, units of 46,000 chunks), and on copies of one
-unit's real text, 2 M tokens. Times are medians after a warm-up.
+CORPUS is a corpus store with the bundled model's vocabulary. Building is measured on its first chunks. Queries run on
+synthetic vectors (D 512, 64 entries per signature, units of 46,000 chunks) and, for verbatim matches, on copies of one
+unit of real text (2 M tokens). Latencies are medians in milliseconds after a warm-up, one query at a time; influence is
+the time to rank 20 candidates, with gradients computed for the query and with stored ones.
+
+Reference machine: two idle cores of an Intel Xeon; results in docs/results/training-data.md. Prints JSON.
 """
 
 from __future__ import annotations
@@ -33,18 +36,19 @@ WIDTH, UNIT, ROUNDS, QUERY = 512, 46_000, 7, 64
 UNIT_TOKENS = IndexSettings().unit_tokens
 
 
-def median_ms(ask: Callable[[], Any]) -> float:
-    ask()
+def median_ms(query: Callable[[], Any]) -> float:
+    """Median milliseconds of a call, after one that is not counted."""
+    query()
     times = []
     for _ in range(ROUNDS):
         start = time.perf_counter()
-        ask()
+        query()
         times.append(1000 * (time.perf_counter() - start))
     return round(statistics.median(times), 1)
 
 
 def building(corpus: CorpusStore, bundle: sj.Bundle, chunks: int) -> dict[str, Any]:
-    """Seconds for a unit of the first documents, the second time, and its size."""
+    """Chunks per second and bytes per chunk of building a unit of the first documents, compiled programs warm."""
     spans = corpus.read("chunk_documents", 0, chunks)
     documents, settings = range(int(spans[-1])), IndexSettings()
 
@@ -61,11 +65,11 @@ def building(corpus: CorpusStore, bundle: sj.Bundle, chunks: int) -> dict[str, A
 
 
 def questions(size: int, text: np.ndarray, suffixes: np.ndarray, n_concepts: int) -> dict[str, float]:
-    """Milliseconds of one question to `size` chunks, by score; text and suffixes are of one unit."""
+    """Milliseconds of one query over `size` chunks, by score; `text` and `suffixes` are those of one unit."""
     draw, units = np.random.default_rng(0), -(-size // UNIT)
     rows = [shard_rows(draw.standard_normal((UNIT, WIDTH), np.float32)) for _ in range(units)]
     query = draw.standard_normal(WIDTH).astype(np.float32)
-    found = {"representation_ms": median_ms(partial(best_rows, rows, query, 20))}
+    latencies = {"representation_ms": median_ms(partial(best_rows, rows, query, 20))}
     rows.clear()
     narrow = np.uint16 if n_concepts < 1 << 16 else np.uint32
     signatures = [
@@ -74,17 +78,17 @@ def questions(size: int, text: np.ndarray, suffixes: np.ndarray, n_concepts: int
         for _ in range(units)
     ]  # fmt: skip
     weights = draw.random(n_concepts + 1).astype(np.float32)
-    found["signature_ms"] = median_ms(partial(best_signatures, signatures, weights, 20))
+    latencies["signature_ms"] = median_ms(partial(best_signatures, signatures, weights, 20))
     signatures.clear()
     texts = [(text.copy(), suffixes.copy()) for _ in range(units)]
-    asked = np.concatenate([text[1000 : 1000 + QUERY // 2], text[9000 : 9000 + QUERY // 2]])
-    found["verbatim_ms"] = median_ms(lambda: [longest_matches(*one, asked) for one in texts])
-    return found
+    request = np.concatenate([text[1000 : 1000 + QUERY // 2], text[9000 : 9000 + QUERY // 2]])
+    latencies["verbatim_ms"] = median_ms(lambda: [longest_matches(*unit, request) for unit in texts])
+    return latencies
 
 
 def gradients(corpus: CorpusStore, bundle: sj.Bundle) -> dict[str, float]:
-    """Milliseconds to rank 20 candidates by influence: with their gradients to compute, and with them kept, at side
-    16."""
+    """Milliseconds to rank 20 candidates by influence: with gradients computed for the query, and with stored ones of
+    side 16."""
     passages = []
     for number in range(100, 121):
         chunk = corpus.chunk(number)
@@ -98,12 +102,12 @@ def gradients(corpus: CorpusStore, bundle: sj.Bundle) -> dict[str, float]:
     def chunks(settings: IndexSettings) -> np.ndarray:
         return unit_gradients(bundle, passages[1:], settings, settings.gradient_masking)
 
-    usual, keeping = IndexSettings(), IndexSettings(gradient_side=16)
-    kept = chunks(keeping)
+    default, storing = IndexSettings(), IndexSettings(gradient_side=16)
+    stored = chunks(storing)
     return {
-        "influence_computed_ms": median_ms(lambda: influence(query(usual), chunks(usual))),
-        "influence_kept_ms": median_ms(lambda: influence(query(keeping), kept)),
-        "features_kept": kept.shape[1],
+        "influence_computed_ms": median_ms(lambda: influence(query(default), chunks(default))),
+        "influence_kept_ms": median_ms(lambda: influence(query(storing), stored)),
+        "features_kept": stored.shape[1],
     }
 
 
@@ -117,12 +121,12 @@ def main() -> None:
     args = parser.parse_args()
     corpus, bundle = CorpusStore(args.corpus), sj.load(matmul_dtype=args.matmul_dtype)
     built = building(corpus, bundle, args.chunks)
-    found: dict[str, Any] = {"devices": [str(d) for d in jax.devices()], "build": built}
-    found["influence"] = gradients(corpus, bundle)
+    report: dict[str, Any] = {"devices": [str(d) for d in jax.devices()], "build": built}
+    report["influence"] = gradients(corpus, bundle)
     text = corpus.tokens(0, UNIT_TOKENS).astype(np.int32)
     suffixes = suffix_array(text)
-    found["questions"] = {str(size): questions(size, text, suffixes, args.concepts) for size in args.sizes}
-    print(json.dumps(found, indent=1))
+    report["questions"] = {str(size): questions(size, text, suffixes, args.concepts) for size in args.sizes}
+    print(json.dumps(report, indent=1))
 
 
 if __name__ == "__main__":

@@ -1,20 +1,23 @@
-"""Input attribution beside the published PyTorch package: same weights, same trace, same targets, in the same run.
+"""Time and completeness error of input attribution, beside the published PyTorch package on the same trace.
 
     python benchmarks/input_attribution.py --reference-python PATH/TO/python
 
-One greedy generation of 128 tokens after 128 of prompt, with the model of `decode.py` (40 M random weights); 16 of its
-commits, evenly spaced. Published: 32 right-Riemann nodes, each a pass over the whole canvas, one target at a time. Ours
-takes the fewest Gauss–Legendre nodes (of 4, 6, 8, …) whose mean |completeness error| is no larger. Both differences
-path − baseline are ours. Beside our passes stand their bare matrix products, forwards and backwards, and the peak
-memory of a process that takes 8, 32 and 128 nodes. Compiling is not counted. Run it on idle cores.
+The trace is one greedy generation of 128 tokens after a prompt of 128, by the model of `decode.py` (40 M random
+weights); the targets are 16 of its commits, evenly spaced. The published attributor uses 32 right-Riemann nodes, each a
+pass over the whole canvas, for one target at a time. This package uses the fewest Gauss–Legendre nodes (of 4, 6, 8, …)
+whose mean |completeness error| is not larger, so the ratio compares times at the same accuracy. Both errors are against
+this package's difference path − baseline.
+
+Also reported: the time of a gradient pass as a multiple of its bare matrix products (forward and backward), the default
+tolerance's passes and error, and the peak memory of a process with 8, 32 and 128 nodes. Compilation is not counted.
+
+Reference machine: two idle cores of an Intel Xeon; results in docs/results/attribution.md.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -28,6 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from decode import CONFIG, our_side, published_side, write_model
+from environment import environment
 
 import steerling_jax as sj
 from steerling_jax.decoding.trace import Commit, Trace
@@ -39,8 +43,7 @@ NODES = (4, 6, 8, 10, 12, 16, 24, 32)
 
 
 def bare_gradient_pass(rows: int, length: int) -> Callable[[], float]:
-    """A function that runs the matrix products of one forward pass and of its gradient to the inputs, and gives its
-    seconds."""
+    """A timer of the matrix products of one forward pass and of its gradient with respect to the inputs."""
     D, F, G, d, H = CONFIG.n_embd, CONFIG.mlp_width, CONFIG.kv_heads, CONFIG.head_dim, CONFIG.n_head
     keys = iter(jax.random.split(jax.random.key(0), 4 * CONFIG.n_layers + 1))
     shapes = ((D + 2 * G * d, D), (D, D), (2 * F, D), (D, F))
@@ -72,68 +75,76 @@ def bare_gradient_pass(rows: int, length: int) -> Callable[[], float]:
 
 
 class Run(NamedTuple):
+    """Wall-clock and processor seconds of an attribution, and its result."""
+
     seconds: float
     cpu_seconds: float
-    found: InputAttribution
+    result: InputAttribution
 
 
 def timed(bundle: sj.Bundle, trace: Trace, targets: int, nodes: int | None) -> Run:
     begin, cpu = time.perf_counter(), time.process_time()
-    found = attribute_inputs(bundle, trace, nodes=nodes, sample=targets, batch_size=ROWS)
-    return Run(time.perf_counter() - begin, time.process_time() - cpu, found)
+    result = attribute_inputs(bundle, trace, nodes=nodes, sample=targets, batch_size=ROWS)
+    return Run(time.perf_counter() - begin, time.process_time() - cpu, result)
 
 
-def mean_error(found: InputAttribution) -> float:
-    return float(np.abs(found.completeness_error).mean())
+def mean_error(result: InputAttribution) -> float:
+    return float(np.abs(result.completeness_error).mean())
 
 
-def published_job(trace: Trace, found: InputAttribution) -> dict:
+def published_request(trace: Trace, result: InputAttribution) -> dict:
+    """The request to `published_worker.py` for the same targets."""
     return {
-        "prompt": trace.prompt.tolist(), "max_new_tokens": NEW, "nodes": 32, "explain": found.target_orders.tolist(),
+        "prompt": trace.prompt.tolist(), "max_new_tokens": NEW, "nodes": 32, "explain": result.target_orders.tolist(),
         "commits": [[position, token, logit] for _, position, token, logit in trace.flat()],
     }  # fmt: skip
 
 
 def measure(args: argparse.Namespace, folder: Path) -> dict:
+    """The report's figures, without memory."""
     write_model(folder)
     prompt = np.random.default_rng(1).integers(0, CONFIG.eos_token_id, PROMPT).tolist()
     _, trace = our_side(folder, NEW)(prompt)
     bundle = sj.load(folder)
-    first, _, found = timed(bundle, trace, args.targets, nodes=1)
+    first, _, result = timed(bundle, trace, args.targets, nodes=1)
     report: dict = {"targets": args.targets, "first_call_seconds": first, "errors": {}, "rounds": []}
     with published_side(args.reference_python, folder) as published:
-        wanted, answer, job = None, {}, published_job(trace, found)
+        published_error, answer, request = None, {}, published_request(trace, result)
         if published is not None:
-            answer = published(job)
-            difference = found.path_logits - found.baseline_logits
-            wanted = report["published_error"] = float(np.abs(np.asarray(answer["sums"]) - difference).mean())
-        for nodes in NODES if wanted is not None else (8,):
-            report["nodes"], found = nodes, timed(bundle, trace, args.targets, nodes).found
-            report["errors"][nodes] = mean_error(found)
-            if wanted is not None and report["errors"][nodes] <= wanted:
+            answer = published(request)
+            difference = result.path_logits - result.baseline_logits
+            published_error = float(np.abs(np.asarray(answer["sums"]) - difference).mean())
+            report["published_error"] = published_error
+        for nodes in NODES if published_error is not None else (8,):
+            report["nodes"], result = nodes, timed(bundle, trace, args.targets, nodes).result
+            report["errors"][nodes] = mean_error(result)
+            if published_error is not None and report["errors"][nodes] <= published_error:
                 break
-        report["mean_difference"] = float(np.abs(found.path_logits - found.baseline_logits).mean())
+        report["mean_difference"] = float(np.abs(result.path_logits - result.baseline_logits).mean())
         bare = bare_gradient_pass(ROWS, PROMPT + NEW)
         for number in range(args.rounds):  # in turn, so that both meet the same machine
             run = timed(bundle, trace, args.targets, report["nodes"])
             one = {"seconds": run.seconds, "cpu_seconds": run.cpu_seconds}
             one["over_bare"] = last_block_pass(bundle, trace) / statistics.median(bare() for _ in range(3))
             if published is not None:
-                answer = published(job) if number else answer
+                answer = published(request) if number else answer
                 for clock in ("seconds", "cpu_seconds"):
                     one[f"published_{clock}"] = answer[clock]
                     one[f"{clock}_ratio"] = answer[clock] / one[clock]
             report["rounds"].append(one)
-    until = timed(bundle, trace, args.targets, nodes=None)
+    default = timed(bundle, trace, args.targets, nodes=None)
     report["default"] = {
-        "seconds": until.seconds, "passes": until.found.nodes.tolist(), "error": mean_error(until.found),
-        "converged": int(until.found.converged.sum()),
+        "seconds": default.seconds, "passes": default.result.nodes.tolist(), "error": mean_error(default.result),
+        "converged": int(default.result.converged.sum()),
     }  # fmt: skip
     return report
 
 
 def last_block_pass(bundle: sj.Bundle, trace: Trace) -> float:
-    """Seconds of one gradient pass of `ROWS` rows over the whole canvas, from runs that differ in their nodes."""
+    """Seconds of one gradient pass of `ROWS` rows over the whole canvas.
+
+    The difference of two runs that differ by 4 passes, so that the fixed cost of a call cancels.
+    """
     position = [int(len(trace.tokens) - 1)]
 
     def seconds(nodes: int) -> float:
@@ -145,12 +156,13 @@ def last_block_pass(bundle: sj.Bundle, trace: Trace) -> float:
 
 
 def peak_memory(folder: Path, nodes: int) -> int:
-    """MB that a new process with one target and so many nodes takes at most."""
+    """Peak resident memory, in MB, of a new process that explains one target with this number of nodes."""
     command = [sys.executable, __file__, "--memory", str(nodes), "--folder", str(folder)]
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
 def report_memory(folder: Path, nodes: int) -> None:
+    """Prints the peak memory of this process; runs in the process that `peak_memory` starts."""
     import resource
 
     tokens = np.arange(PROMPT + NEW, dtype=np.int32)
@@ -160,6 +172,7 @@ def report_memory(folder: Path, nodes: int) -> None:
 
 
 def show(report: dict) -> None:
+    """Prints the report as text."""
     print(f"{report['date']}, {report['cores']} cores, load {report['load']:.1f} before, jax {report['jax']}")
     print(f"first call {report['first_call_seconds']:.0f} s; mean |path − baseline| {report['mean_difference']:.3f}")
     for nodes, error in report["errors"].items():
@@ -182,7 +195,7 @@ def show(report: dict) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--reference-python", metavar="PATH", help="a Python that has steerling 0.2.0 and torch")
+    parser.add_argument("--reference-python", metavar="PATH", help="a Python with steerling 0.2.0 and torch")
     parser.add_argument("--targets", type=int, default=16, help="commits to explain (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=1, help="timings of each side (default: %(default)s)")
     parser.add_argument("--json", action="store_true")
@@ -192,12 +205,7 @@ def main() -> None:
     if args.memory:
         report_memory(args.folder, args.memory)
         return
-    report: dict = {
-        "date": datetime.date.today().isoformat(),
-        "cores": os.cpu_count(),
-        "load": os.getloadavg()[0],
-        "jax": jax.__version__,
-    }
+    report: dict = environment()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "model"
         report |= measure(args, folder)

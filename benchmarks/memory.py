@@ -1,8 +1,11 @@
-"""Memory of `forward` with the published numbers of concepts: what the compiler sets aside beside weights and results.
+"""Temporary memory that XLA allocates for `forward` with the published number of concepts.
 
     python benchmarks/memory.py
 
-33,732 known and 101,196 discovered concepts (rank 64) at (1, 1024), D 512, V 8192, 2 layers: nothing is run.
+The program is compiled and not run: 33,732 known and 101,196 discovered concepts (rank 64), tokens (1, 1024), D 512,
+V 8192, 2 layers. `temporaries_MB` is the figure of interest; it shows whether concept tables or dense activations
+(B, T, C) are copied. It depends on the backend and the version of XLA. Results in
+docs/results/training.md. Prints JSON.
 """
 
 from __future__ import annotations

@@ -1,10 +1,13 @@
-"""How fast a corpus is prepared, and with how much memory: synthetic text through `steerling prepare`.
+"""Speed and memory of `steerling prepare` on synthetic text.
 
-    python benchmarks/prepare.py --megabytes 1000 --workers 2 --out prepare.json --picture docs/prepare_memory.svg
+    python benchmarks/prepare.py --megabytes 1000 --workers 2 --picture docs/results/prepare_memory.svg
 
-The text is words of this Python's language reference at their frequencies, in sentences, paragraphs and documents of
-varied length, as JSON lines. The vocabulary is the bundled model's, so that no time goes into making one. Memory is the
-sum of the processes' resident sets (pages they share count for each), read every half second.
+The text consists of words of this Python's language reference at their frequencies, in sentences, paragraphs and
+documents of varying length, as JSON lines. The vocabulary is the bundled model's, so no time goes into training one.
+Figures: tokens per second of wall-clock and of processor time, and the memory over time, which should not grow with the
+corpus. Memory is the sum of the processes' resident sets, read every half second; shared pages count once per process.
+
+Reference machine: two cores of an Intel Xeon, 23 GB; results in docs/results/corpus.md.
 """
 
 from __future__ import annotations
@@ -27,11 +30,11 @@ import numpy as np
 import psutil
 
 FILE_BYTES = 100_000_000
-EVERY = 0.5  # seconds between two readings of memory
+INTERVAL = 0.5  # seconds between two readings of memory
 
 
 def write_text(folder: Path, size: int, seed: int = 0) -> int:
-    """JSON lines of `size` bytes in files of 100 MB; gives the number of documents."""
+    """Writes JSON lines of `size` bytes in files of 100 MB; returns the number of documents."""
     from steerling_jax.train.corpus.python_documents import reference_documents
 
     counts = Counter(word for d in reference_documents() for word in re.findall(r"[\w.]+", d.text))
@@ -44,7 +47,7 @@ def write_text(folder: Path, size: int, seed: int = 0) -> int:
         with (folder / f"{file:03}.jsonl").open("w", encoding="utf-8") as lines:
             begun = written
             while written < size and written - begun < FILE_BYTES:
-                count = int(min(rng.lognormal(6, 1), 20_000)) + 8  # words: half of the documents have over 400
+                count = int(min(rng.lognormal(6, 1), 20_000)) + 8  # words; the median is about 400
                 text = _prose(words[np.searchsorted(cumulative, rng.random(count))].tolist(), rng)
                 written += lines.write(json.dumps({"text": text, "name": f"synthetic {documents}"}) + "\n")
                 documents += 1
@@ -53,6 +56,7 @@ def write_text(folder: Path, size: int, seed: int = 0) -> int:
 
 
 def _prose(words: list[str], rng: np.random.Generator) -> str:
+    """The words as sentences of 5 to 24 words, with a paragraph break after some of them."""
     parts, at = [], 0
     for length in rng.integers(5, 25, len(words) // 5 + 1).tolist():
         sentence = " ".join(words[at : at + length])
@@ -63,7 +67,7 @@ def _prose(words: list[str], rng: np.random.Generator) -> str:
 
 
 def measure(command: list[str], work: Path) -> dict[str, Any]:
-    """Runs it; gives wall and processor seconds, the curve of memory and when each stage's files appeared."""
+    """Runs the command; returns its wall-clock and processor seconds, its counts, and the memory over time."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     start = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -71,10 +75,10 @@ def measure(command: list[str], work: Path) -> dict[str, Any]:
     curve: list[dict[str, float]] = []
     while process.poll() is None:
         sizes = []
-        for one in [tree, *_children(tree)]:
+        for each in [tree, *_children(tree)]:
             try:
-                sizes.append(one.memory_info().rss)
-            except psutil.Error:
+                sizes.append(each.memory_info().rss)
+            except psutil.Error:  # the process ended between the listing and the reading
                 continue
         parts = len(list((work / "parts").glob("*.json"))) if (work / "parts").is_dir() else 0
         curve.append(
@@ -85,32 +89,34 @@ def measure(command: list[str], work: Path) -> dict[str, Any]:
                 "parts": parts,
             }
         )
-        time.sleep(EVERY)
+        time.sleep(INTERVAL)
     wall = time.monotonic() - start
     if process.returncode:
         sys.exit(process.returncode)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    made = json.loads(process.communicate()[0])
-    return {"wall_seconds": wall, "processor_seconds": used, "counts": made["counts"], "curve": curve}
+    result = json.loads(process.communicate()[0])
+    return {"wall_seconds": wall, "processor_seconds": used, "counts": result["counts"], "curve": curve}
 
 
 def _children(tree: psutil.Process) -> list[psutil.Process]:
+    """The processes that the command has started; none once it has ended."""
     try:
         return tree.children(recursive=True)
     except psutil.Error:
         return []
 
 
-def report(found: dict[str, Any]) -> str:
-    tokens = sum(split["tokens"] for split in found["counts"].values())
-    documents = sum(split["documents"] for split in found["counts"].values())
-    curve = found["curve"]
+def report(figures: dict[str, Any]) -> str:
+    """The figures as text, with a table of 16 points of the memory curve."""
+    tokens = sum(split["tokens"] for split in figures["counts"].values())
+    documents = sum(split["documents"] for split in figures["counts"].values())
+    curve = figures["curve"]
     lines = [
-        f"{found['megabytes']} MB, {documents:,} documents, {tokens:,} tokens, {found['workers']} workers on "
-        f"{os.cpu_count()} cores ({platform.processor() or platform.machine()}), load {found['load']:.1f} before",
-        f"{found['wall_seconds']:.0f} s, {found['processor_seconds']:.0f} s of processor time: "
-        f"{tokens / found['processor_seconds']:,.0f} tokens/s a core, {tokens / found['wall_seconds']:,.0f} in all",
+        f"{figures['megabytes']} MB, {documents:,} documents, {tokens:,} tokens, {figures['workers']} workers on "
+        f"{os.cpu_count()} cores ({platform.processor() or platform.machine()}), load {figures['load']:.1f} before",
+        f"{figures['wall_seconds']:.0f} s, {figures['processor_seconds']:.0f} s of processor time: "
+        f"{tokens / figures['processor_seconds']:,.0f} tokens/s a core, {tokens / figures['wall_seconds']:,.0f} in all",
         f"memory: at most {max(row['megabytes'] for row in curve):,} MB in all, "
         f"{max(row['largest'] for row in curve):,} MB in one process",
         "", "| seconds | parts done | all, MB | largest process, MB |", "| --- | --- | --- | --- |",
@@ -121,17 +127,18 @@ def report(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def draw(found: dict[str, Any], path: Path) -> None:
+def draw(figures: dict[str, Any], path: Path) -> None:
+    """Draws memory over time as an SVG file."""
     import matplotlib
 
     matplotlib.use("svg")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7, 2.6), layout="constrained")
-    seconds = [row["seconds"] for row in found["curve"]]
-    axes.plot(seconds, [row["megabytes"] for row in found["curve"]], label="all processes")
-    axes.plot(seconds, [row["largest"] for row in found["curve"]], label="the largest")
-    axes.set(xlabel="seconds", ylabel="MB resident", ylim=(0, None), title=f"{found['megabytes']} MB of text")
+    seconds = [row["seconds"] for row in figures["curve"]]
+    axes.plot(seconds, [row["megabytes"] for row in figures["curve"]], label="all processes")
+    axes.plot(seconds, [row["largest"] for row in figures["curve"]], label="the largest")
+    axes.set(xlabel="seconds", ylabel="MB resident", ylim=(0, None), title=f"{figures['megabytes']} MB of text")
     axes.legend()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
@@ -156,13 +163,13 @@ def main() -> None:
         command += ["--out", f"{folder}/store", "--tokenizer", "steerling-pydocs", "--part-bytes", str(args.part_bytes)]
         command += ["--runner", args.runner] if args.runner else ["--workers", str(args.workers)]
         command += ["--runner-options", *args.runner_options] if args.runner_options else []
-        found = measure(command, Path(folder, "store.work"))
-    found |= {"megabytes": args.megabytes, "workers": args.runner or args.workers, "load": load}
-    print(report(found))
+        figures = measure(command, Path(folder, "store.work"))
+    figures |= {"megabytes": args.megabytes, "workers": args.runner or args.workers, "load": load}
+    print(report(figures))
     if args.out:
-        args.out.write_text(json.dumps(found, indent=1))
+        args.out.write_text(json.dumps(figures, indent=1))
     if args.picture:
-        draw(found, args.picture)
+        draw(figures, args.picture)
 
 
 if __name__ == "__main__":

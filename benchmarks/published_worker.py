@@ -1,10 +1,11 @@
-"""Times the published PyTorch package, under a Python that has it; `decode.py` and `input_attribution.py` drive it.
+"""Times the published PyTorch package in a process of its own; started by `decode.py` and `input_attribution.py`.
 
     python published_worker.py FOLDER
 
-Reads one JSON object a line, {"prompt": [ids], "max_new_tokens": n}; writes {"seconds": s, "tokens": [ids]} for each.
-With "commits" ([[position, id, logit], …], all of the generation, in order), "explain" (numbers of some) and "nodes",
-it attributes those instead: {"seconds": s, "cpu_seconds": s, "sums": [each target's sum of attributions]}.
+Runs under a Python that has the package and loads the model in FOLDER. Reads one JSON request per line and writes one
+JSON answer per line. {"prompt": [ids], "max_new_tokens": n} generates: {"seconds": s, "tokens": [ids]}. With "commits"
+([[position, id, logit], …], all of a generation, in order), "explain" (indices of some of them) and "nodes" it
+attributes these commits to the inputs: {"seconds": s, "cpu_seconds": s, "sums": [each target's sum of attributions]}.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from steerling.models.interpretable.interpretable_causal_diffusion import Interp
 
 
 class IdsOnlyTokenizer:
-    """The published tokenizer fetches a vocabulary; decoding needs only the special ids."""
+    """Replaces the published tokenizer, which downloads a vocabulary; decoding needs only the special ids."""
 
     eot_id = None
 
@@ -42,6 +43,7 @@ class IdsOnlyTokenizer:
 
 
 def load(folder: Path) -> SteerlingGenerator:
+    """The model of a published folder in float32 on the CPU."""
     raw = json.loads((folder / "config.json").read_text())
     fields = CausalDiffusionConfig.model_fields
     config = CausalDiffusionConfig.model_validate({k: v for k, v in raw.items() if k in fields})
@@ -52,47 +54,47 @@ def load(folder: Path) -> SteerlingGenerator:
     return SteerlingGenerator(model.float(), IdsOnlyTokenizer(raw), config, is_interpretable=True, device="cpu")
 
 
-def attribute(generator: SteerlingGenerator, job: dict) -> dict:
+def attribute(generator: SteerlingGenerator, request: dict) -> dict:
     groups = [
         CommitRecord(order, order, torch.tensor([position]), torch.tensor([token]), torch.tensor([logit]))
-        for order, (position, token, logit) in enumerate(job["commits"])
+        for order, (position, token, logit) in enumerate(request["commits"])
     ]
-    prompt = torch.tensor(job["prompt"])
+    prompt = torch.tensor(request["prompt"])
     trace = DiffusionTrace(
         prompt,
         len(prompt),
-        len(prompt) + job["max_new_tokens"],
+        len(prompt) + request["max_new_tokens"],
         generator.mask_token_id,
         generator.eos_token_id,
         torch.device("cpu"),
         groups,
     )
-    object.__setattr__(trace, "groups", [groups[i] for i in job["explain"]])  # snapshots were made from all of them
+    object.__setattr__(trace, "groups", [groups[i] for i in request["explain"]])  # snapshots were made from all of them
     attributor = FaithfulOutputToInputAttributor.from_generator(generator)
     begin, cpu = time.perf_counter(), time.process_time()
-    found = attributor.attribute_from_trace(trace, n_steps=job["nodes"])
+    result = attributor.attribute_from_trace(trace, n_steps=request["nodes"])
     seconds, cpu = time.perf_counter() - begin, time.process_time() - cpu
-    return {"seconds": seconds, "cpu_seconds": cpu, "sums": found.attributions.sum(dim=1).tolist()}
+    return {"seconds": seconds, "cpu_seconds": cpu, "sums": result.attributions.sum(dim=1).tolist()}
 
 
 def main() -> None:
     generator = load(Path(sys.argv[1]))
     print(json.dumps({"threads": torch.get_num_threads(), "version": torch.__version__}), flush=True)
     for line in sys.stdin:
-        job = json.loads(line)
-        if "explain" in job:
-            print(json.dumps(attribute(generator, job)), flush=True)
+        request = json.loads(line)
+        if "explain" in request:
+            print(json.dumps(attribute(generator, request)), flush=True)
             continue
         settings = GenerationConfig(
-            max_new_tokens=job["max_new_tokens"],
-            steps=job.get("steps"),
+            max_new_tokens=request["max_new_tokens"],
+            steps=request.get("steps"),
             temperature=0.0,
             use_entropy_sampling=False,
             repetition_penalty=1.0,
             seed=0,
         )
         begin = time.perf_counter()
-        out = generator.generate_full(torch.tensor([job["prompt"]]), settings)
+        out = generator.generate_full(torch.tensor([request["prompt"]]), settings)
         print(json.dumps({"seconds": time.perf_counter() - begin, "tokens": out.tokens.tolist()}), flush=True)
 
 

@@ -1,13 +1,15 @@
-"""Response steering beside nothing and beside random concepts: does the text turn to what the response is about?
+"""Effect of response steering on generated text, beside no steering and steering with random concepts.
 
     python benchmarks/response_steering.py
 
-Responses are the descriptions of twelve concepts of the bundled model, spread over its catalogue. Each leans on six
-prompts that are not about them. Printed: the mean activation, in what was written, of the concept that is strongest in
-the response (a mean over all texts and its standard error over responses), and the share of distinct tokens, which
-falls when a text repeats itself. The random control has the same strengths and weights on concepts drawn at random. The
-judge is the model's own concept head, so the figures say whether steering takes, not whether a reader would see it.
-Three minutes of one core.
+The responses are the descriptions of twelve concepts of the bundled model, spread over its catalogue. Each steers the
+continuation of six prompts about other subjects. Prints, for each strength: the mean activation in the generated text
+of the concept that is strongest in the response (a mean over all texts, ± its standard error over responses), and the
+share of distinct tokens, which falls when a text repeats itself. The control has the same strengths and weights on
+concepts drawn at random. Activations are read from the model's own concept head, so the figures show whether steering
+reaches that head, not whether a reader notices it.
+
+Takes three minutes on one core; the figures do not depend on the machine. Results in docs/results/steering.md.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ def main() -> None:
     parser.add_argument("--strengths", default="4,8,16,32")
     args = parser.parse_args()
     bundle = sj.load(args.model)
-    described = [one for one in bundle.concepts.concepts if one.head == "known" and one.description]
+    described = [entry for entry in bundle.concepts.concepts if entry.head == "known" and entry.description]
     responses = [described[i].description for i in np.linspace(0, len(described) - 1, args.responses).astype(int)]
     titles = ("strength", "response", "random concepts", "distinct, response", "distinct, random")
     print("|", " | ".join(titles), "|")
@@ -51,23 +53,25 @@ def main() -> None:
 
 
 def print_row(bundle: sj.Bundle, responses: list[str], title: str, strength: float) -> None:
+    """Generates with the responses and with random concepts, and prints a row of the table."""
     cells = []
     for control in (False, True):
-        jobs = list(prompts(bundle, responses, strength, control))
-        found = np.zeros((len(jobs), 2))
-        for number, result in generate_many(bundle, [prompt for prompt, _ in jobs]):
+        requests = list(prompts(bundle, responses, strength, control))
+        figures = np.zeros((len(requests), 2))
+        for number, result in generate_many(bundle, [prompt for prompt, _ in requests]):
             ids = result.tokens[result.trace.prompt_length :]
             ids = ids[~np.isin(ids, [bundle.config.mask_token_id, bundle.config.eos_token_id])]
-            found[number] = mean_activations(bundle, ids.tolist())[jobs[number][1]], len(set(ids.tolist())) / len(ids)
-        means = found[:, 0].reshape(len(responses), -1).mean(axis=1)
+            activation = mean_activations(bundle, ids.tolist())[requests[number][1]]
+            figures[number] = activation, len(set(ids.tolist())) / len(ids)
+        means = figures[:, 0].reshape(len(responses), -1).mean(axis=1)
         error = means.std(ddof=1) / np.sqrt(len(means))
-        cells.append((f"{means.mean():.3f} ± {error:.3f}", f"{found[:, 1].mean():.2f}"))
+        cells.append((f"{means.mean():.3f} ± {error:.3f}", f"{figures[:, 1].mean():.2f}"))
     (ours, our_share), (random, random_share) = cells
     print("|", " | ".join((title, ours, random, our_share, random_share)), "|", flush=True)
 
 
 def prompts(bundle: sj.Bundle, responses: list[str], strength: float, control: bool) -> Iterator[tuple[Prompt, int]]:
-    """Each prompt with the concept whose activation is measured."""
+    """Pairs of a steered prompt and the concept whose activation is measured."""
     random = np.random.default_rng(0)
     assert bundle.config.concept is not None
     for response in responses:

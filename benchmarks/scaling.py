@@ -1,12 +1,15 @@
-"""A small scaling study: models of four sizes, with and without the concept module, at equal FLOPs.
+"""A small scaling study: models of four sizes, trained with and without the concept module for the same FLOPs.
 
-    python benchmarks/scaling.py FOLDER --corpus STORE [--runs N]    # trains and measures what is missing; resumes
-    python benchmarks/scaling_report.py FOLDER --svg docs/scaling.svg
+    python benchmarks/scaling.py FOLDER --corpus STORE [--runs N]    # trains and measures the missing runs; resumable
+    python benchmarks/scaling_report.py FOLDER --svg docs/results/scaling.svg
 
-STORE is a corpus of `steerling prepare`, that of the bundled model in docs/scaling.md. Every run is a `steerling train`
-of the config that is written beside it, and ends as one entry of FOLDER/results.json.
-At each size the backbone is the same. The bare one reads `TOKENS_A_WEIGHT` tokens for every weight that a token meets
-(layers and output projection); the one with concepts stops when it has used as many FLOPs, by the model's own count.
+STORE is a corpus store of `steerling prepare`, in docs/results/scaling.md that of the bundled model. Every run is a
+`steerling train` with a config file that is written to FOLDER, and adds one entry to FOLDER/results.json. Both arms of
+a size have the same backbone. The bare one reads `TOKENS_PER_WEIGHT` tokens for every weight in the layers and the
+output projection. The one with concepts stops after the same number of FLOPs, by the model's own count.
+
+Reference machine: two cores of an Intel Xeon, 1 to 25 minutes per run; only the times depend on it. Results in
+docs/results/scaling.md.
 """
 
 from __future__ import annotations
@@ -38,10 +41,10 @@ from steerling_jax.train.evaluation.evaluate import evaluate_full
 from steerling_jax.train.run.run_config import DataConfig, RunConfig, special_ids
 
 CONCEPTS, BARE = "concepts", "bare"
-TOKENS_A_WEIGHT = 5.0
+TOKENS_PER_WEIGHT = 5.0
 SEQ_LEN, BATCH = 256, 4
 NOISE = NoiseConfig(clean_context=True, floor=0.2)
-WIDEST_RATE = 3e-3  # at width 256, the bundled model's; narrower models take more, by the square root
+PEAK_RATE = 3e-3  # at width 256, the bundled model's; at smaller widths it grows with √(256 / width)
 RESULTS = "results.json"
 IMPORTS = """\
 from steerling_jax.models.compute import Compute
@@ -56,7 +59,7 @@ from steerling_jax.train.run.run_config import DataConfig, RunConfig
 
 @dataclass(frozen=True)
 class Size:
-    """One backbone, and the seeds that it is trained with."""
+    """The size of a backbone and the seeds with which it is trained."""
 
     width: int
     layers: int
@@ -67,6 +70,7 @@ SIZES = (Size(32, 2, (0, 1)), Size(48, 2, (0, 1)), Size(64, 3, (0,)), Size(96, 4
 
 
 def model_of(size: Size, arm: str, store: CorpusStore) -> ModelConfig:
+    """The model of a size, with or without the concept module."""
     known = len(store.concepts)
     concept = ConceptConfig(
         n_concepts=known,
@@ -96,12 +100,13 @@ def model_of(size: Size, arm: str, store: CorpusStore) -> ModelConfig:
 
 
 def flops_a_step(model: ModelConfig) -> Flops:
+    """FLOPs of one training step of the study."""
     share = expected_masked_share(NOISE)
     return training_flops(model, batch_size=BATCH, seq_len=SEQ_LEN, clean_context=True, masked_share=share)
 
 
 def weights(model: ModelConfig) -> dict[str, int]:
-    """How many parameters the layers, the vocabulary's table and the concept module have."""
+    """Number of parameters in the layers, the token embedding and the concept module."""
     counts = {"layers": 0, "vocabulary": 0, "concepts": 0}
     parts = {"tok_emb": "vocabulary", "known_head": "concepts", "unknown_head": "concepts"}
     for path, leaf in jax.tree_util.tree_leaves_with_path(param_shapes(model)):
@@ -110,21 +115,23 @@ def weights(model: ModelConfig) -> dict[str, int]:
 
 
 def steps_of(size: Size, arm: str, store: CorpusStore) -> int:
+    """Number of steps of a run; both arms of a size use the same FLOPs."""
     bare = model_of(size, BARE, store)
-    steps = TOKENS_A_WEIGHT * sum(weights(bare).values()) / (SEQ_LEN * BATCH)
+    steps = TOKENS_PER_WEIGHT * sum(weights(bare).values()) / (SEQ_LEN * BATCH)
     return round(steps * flops_a_step(bare).total / flops_a_step(model_of(size, arm, store)).total)
 
 
 def run_of(size: Size, arm: str, seed: int, store: CorpusStore) -> RunConfig:
+    """The training run of a size, arm and seed."""
     steps = steps_of(size, arm, store)
-    rate = WIDEST_RATE * (256 / size.width) ** 0.5
+    rate = PEAK_RATE * (256 / size.width) ** 0.5
     return RunConfig(
         name=f"{size.width}-{arm}-{seed}",
         model=model_of(size, arm, store),
         steps=steps,
         seed=seed,
         compute=Compute(matmul_dtype="bfloat16"),
-        # That of configs/pydocs.py, with fewer labels forced, since a run is short.
+        # The objective of configs/pydocs.py, with less forcing of labels, because a run is short.
         objective=ObjectiveConfig(
             noise=NOISE,
             token_weight="inverse_t",
@@ -143,14 +150,14 @@ def run_of(size: Size, arm: str, seed: int, store: CorpusStore) -> RunConfig:
     )
 
 
-def write_config(run: RunConfig, place: Path) -> None:
-    """A config file for `steerling train`."""
-    with atomic_path(place) as path:
+def write_config(run: RunConfig, file: Path) -> None:
+    """Writes a config file for `steerling train`."""
+    with atomic_path(file) as path:
         path.write_text(f"{IMPORTS}\n\ndef config():\n    return {run!r}\n")
 
 
 def planned() -> Iterator[tuple[Size, str, int]]:
-    """All runs, those first without which nothing can be said."""
+    """All runs in order of priority: the first seed of every size, both arms, before the second."""
     for number in range(max(len(size.seeds) for size in SIZES)):
         for size in SIZES:
             for seed in size.seeds[number : number + 1]:
@@ -158,31 +165,34 @@ def planned() -> Iterator[tuple[Size, str, int]]:
 
 
 def measured(run: RunConfig, store: CorpusStore, folder: Path, *, probes: bool) -> tuple[dict[str, Any], float]:
-    """Held-out figures of the trained model, and the seconds of its training."""
-    place = folder / f"{run.name}.py"
-    write_config(run, place)
+    """Trains a run; returns the held-out figures of the model and the seconds of training."""
+    config_file = folder / f"{run.name}.py"
+    write_config(run, config_file)
     begin = time.perf_counter()
-    code = steerling(["train", "--config", str(place), "--corpus", str(store.folder), "--out", str(folder / run.name)])
+    code = steerling(
+        ["train", "--config", str(config_file), "--corpus", str(store.folder), "--out", str(folder / run.name)]
+    )
     if code:
         raise SystemExit(code)
     seconds = time.perf_counter() - begin
     config, params, _ = read_published(folder / run.name / "export", dtype="float32")
-    found = evaluate_full(params, config, Compute(), store, seq_len=SEQ_LEN, baselines=probes)
-    for detected in found.get("detection", {}).values():
-        del detected["by_concept"]
-    return found, seconds
+    figures = evaluate_full(params, config, Compute(), store, seq_len=SEQ_LEN, baselines=probes)
+    for detection in figures.get("detection", {}).values():
+        del detection["by_concept"]  # a figure per concept, which the report does not use
+    return figures, seconds
 
 
 def train_and_measure(size: Size, arm: str, seed: int, store: CorpusStore, folder: Path, probes: bool) -> dict:
+    """Trains and measures a run; returns its entry of the results."""
     run, load = run_of(size, arm, seed, store), os.getloadavg()[0]
-    found, seconds = measured(run, store, folder, probes=probes and arm == CONCEPTS)
+    figures, seconds = measured(run, store, folder, probes=probes and arm == CONCEPTS)
     flops = flops_a_step(run.model)
     return {
         "width": size.width, "layers": size.layers, "arm": arm, "seed": seed, "weights": weights(run.model),
         "steps": run.steps, "tokens": run.steps * run.tokens_per_step, "flops": run.steps * flops.total,
         "concepts_share_of_flops": flops.concepts / flops.total, "peak_rate": run.optimizer.peak_rate,
         "date": datetime.date.today().isoformat(), "train_seconds": round(seconds, 1), "load_before": load,
-        "figures": found,
+        "figures": figures,
     }  # fmt: skip
 
 
@@ -193,15 +203,15 @@ def main() -> None:
     parser.add_argument("--runs", type=int, metavar="N", help="end after N runs (default: all)")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
-    store, place = CorpusStore(args.corpus), args.folder / RESULTS
-    results = read_json_array(place) if place.exists() else []
+    store, file = CorpusStore(args.corpus), args.folder / RESULTS
+    results = read_json_array(file) if file.exists() else []
     done = {(entry["width"], entry["arm"], entry["seed"]) for entry in results}
     missing = [run for run in planned() if (run[0].width, *run[1:]) not in done]
     for size, arm, seed in missing[: args.runs]:
         probed = any("probe_whole_text" in d for e in results for d in e["figures"].get("detection", {}).values())
-        # The probes see the same texts under the same masks each time: once is enough.
+        # The probes are baselines on the same texts with the same masks for every model, so one run measures them.
         results.append(train_and_measure(size, arm, seed, store, args.folder, probes=not probed))
-        write_json(place, results)
+        write_json(file, results)
     print(f"{len(missing[args.runs :]) if args.runs is not None else 0} runs are left.")
 
 

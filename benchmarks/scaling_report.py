@@ -1,10 +1,11 @@
-"""What the runs of `scaling.py` say: exponents of the loss side by side, and each interpretability figure against size.
+"""Report of the scaling study: scaling exponents with and without concepts, and interpretability figures by size.
 
-    python benchmarks/scaling_report.py FOLDER [--svg docs/scaling.svg] [--json]
+    python benchmarks/scaling_report.py FOLDER [--svg docs/results/scaling.svg] [--json]
 
-Loss is held-out nats a token (the likelihood bound), fitted as a · x^(−α) by least squares of the logarithms over the
-means of each size's seeds. The intervals come from the seeds: their deviation is pooled over sizes and arms, and means
-are drawn again with it, 2,000 times. They say nothing about how well a straight line fits; `residual` does.
+FOLDER is that of `scaling.py`; nothing is trained. The loss is the held-out likelihood bound in nats per token, fitted
+as a · x^(−α) by least squares of the logarithms, over the means of each size's seeds. The intervals are 95 % and only
+reflect the seeds: their deviation is pooled over sizes and arms, and the means are resampled with it 2,000 times. How
+well a power law fits at all is the `residual`.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ Entry = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Exponent:
-    """α of a · x^(−α), the ends of its 95 % interval, and the root mean square of the logarithms' distances."""
+    """The exponent α of a · x^(−α), its 95 % interval, and the root mean square residual of the log loss."""
 
     alpha: float
     low: float
@@ -43,35 +44,38 @@ class Exponent:
 
 
 def slope(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Of the least-squares line through x (n,) and each row of y (…, n)."""
+    """Slopes (…,) of the least-squares lines through x (n,) and each row of y (…, n)."""
     x = x - x.mean()
     return (y - y.mean(axis=-1, keepdims=True)) @ x / (x @ x)
 
 
 def pooled_deviation(groups: Sequence[np.ndarray]) -> float:
-    """The deviation within the groups, as one number for all; NaN where no group has two values."""
+    """The standard deviation within groups, pooled over all of them; NaN if no group has two values."""
     squares = sum(float(np.sum((g - g.mean()) ** 2)) for g in groups)
     free = sum(len(g) - 1 for g in groups)
     return (squares / free) ** 0.5 if free else float("nan")
 
 
 def exponents(x: Mapping[str, np.ndarray], losses: Mapping[str, list[np.ndarray]]) -> dict[str, Exponent]:
-    """Of each arm, and under `difference` the second's from the first's: x (sizes,), losses of each size's seeds."""
+    """The exponent of each arm and, as "difference", that of the first minus that of the second.
+
+    x (sizes,) per arm; losses: for each arm and size, an array over seeds.
+    """
     logs = {arm: [np.log(group) for group in groups] for arm, groups in losses.items()}
     deviation = pooled_deviation([group for groups in logs.values() for group in groups])
-    random, found, drawn = np.random.default_rng(0), {}, {}
+    random, results, drawn = np.random.default_rng(0), {}, {}
     for arm, groups in logs.items():
         at, means = np.log(x[arm]), np.array([group.mean() for group in groups])
         error = deviation / np.sqrt([len(group) for group in groups])
         alpha = -float(slope(at, means))
         drawn[arm] = -slope(at, means + error * random.standard_normal((DRAWS, len(means))))
         residual = float(np.std(means - means.mean() + alpha * (at - at.mean())))
-        found[arm] = Exponent(alpha, *_interval(drawn[arm]), residual)
+        results[arm] = Exponent(alpha, *_interval(drawn[arm]), residual)
     first, second = losses
-    apart = drawn[first] - drawn[second]
-    alpha = found[first].alpha - found[second].alpha
-    found["difference"] = Exponent(alpha, *_interval(apart), float("nan"))
-    return found
+    differences = drawn[first] - drawn[second]
+    alpha = results[first].alpha - results[second].alpha
+    results["difference"] = Exponent(alpha, *_interval(differences), float("nan"))
+    return results
 
 
 def _interval(drawn: np.ndarray) -> tuple[float, float]:
@@ -80,24 +84,25 @@ def _interval(drawn: np.ndarray) -> tuple[float, float]:
 
 
 def by_size(entries: Sequence[Entry], arm: str) -> list[list[Entry]]:
-    """The arm's runs, those of one size together, the smallest first."""
-    mine = [e for e in entries if e["arm"] == arm]
-    return [[e for e in mine if e["width"] == width] for width in sorted({e["width"] for e in mine})]
+    """The runs of an arm, grouped by size, smallest first."""
+    runs = [e for e in entries if e["arm"] == arm]
+    return [[e for e in runs if e["width"] == width] for width in sorted({e["width"] for e in runs})]
 
 
 def figure(entry: Entry, name: str) -> float:
-    """A figure by name; `auc` and the probes are those of concept detection."""
+    """A figure of a run by name, also those of concept detection (`auc` and the probes); NaN if it is missing."""
     detection = next(iter(entry["figures"].get("detection", {}).values()), {})
     value = entry["figures"].get(name, detection.get(name))
     return float("nan") if value is None else float(value)
 
 
 def weights_of(entry: Entry) -> float:
-    """Parameters of the backbone: layers and vocabulary, the same in both arms."""
+    """Number of parameters of the backbone (layers and token embedding), the same in both arms."""
     return float(entry["weights"]["layers"] + entry["weights"]["vocabulary"])
 
 
 def fits(entries: Sequence[Entry]) -> dict[str, dict[str, Exponent]]:
+    """The exponents against training FLOPs and against the backbone's parameters."""
     sizes = {arm: by_size(entries, arm) for arm in ARMS}
     losses = {arm: [np.array([figure(e, "nats_per_token") for e in runs]) for runs in sizes[arm]] for arm in ARMS}
     scales = {"FLOPs": lambda e: e["flops"], "parameters of the backbone": weights_of}
@@ -108,7 +113,7 @@ def fits(entries: Sequence[Entry]) -> dict[str, dict[str, Exponent]]:
 
 
 def spread(values: Sequence[float], digits: int) -> str:
-    """The mean, and the smallest and largest of several."""
+    """The mean as text, followed by the smallest and largest value in brackets if there are several."""
     mean = f"{np.mean(values):.{digits}f}"
     if len(values) == 1:
         return mean
@@ -116,6 +121,7 @@ def spread(values: Sequence[float], digits: int) -> str:
 
 
 def tables(entries: Sequence[Entry]) -> str:
+    """The Markdown tables of docs/results/scaling.md."""
     lines = ["| width, layers | parameters | FLOPs | tokens (with, without) | seeds | nats a token with | without |"]
     lines += ["| --- | --- | --- | --- | --- | --- | --- |"]
     for ours, bare in zip(by_size(entries, "concepts"), by_size(entries, "bare")):
@@ -126,10 +132,10 @@ def tables(entries: Sequence[Entry]) -> str:
         lines += [f"| {size} | {a['flops']:.2g} | {tokens} | {len(ours)} | {' | '.join(nats)} |"]
     lines += ["", "| α of loss ~ x^(−α) | with | without | difference | residuals of log loss |"]
     lines += ["| --- | --- | --- | --- | --- |"]
-    for name, found in fits(entries).items():
-        cells = [f"{e.alpha:.3f} ({e.low:.3f} to {e.high:.3f})" for e in found.values()]
-        rest = ", ".join(f"{found[arm].residual:.3f}" for arm in ARMS)
-        lines += [f"| x: {name} | {' | '.join(cells)} | {rest} |"]
+    for name, fit in fits(entries).items():
+        cells = [f"{e.alpha:.3f} ({e.low:.3f} to {e.high:.3f})" for e in fit.values()]
+        residuals = ", ".join(f"{fit[arm].residual:.3f}" for arm in ARMS)
+        lines += [f"| x: {name} | {' | '.join(cells)} | {residuals} |"]
     lines += [
         "",
         "| width | detection AUC | net concept share | nats more without ε | without known | without discovered |",
@@ -146,6 +152,7 @@ def tables(entries: Sequence[Entry]) -> str:
 
 
 def plot(entries: Sequence[Entry], path: Path) -> None:
+    """Draws loss, concept detection, concept share and the cost of removals against size, as an SVG file."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -175,15 +182,17 @@ def plot(entries: Sequence[Entry], path: Path) -> None:
 
 
 def _losses(ax: Axes, entries: Sequence[Entry]) -> None:
-    found = fits(entries)["FLOPs"]
+    """Held-out loss of every run against FLOPs, with the fitted power law of each arm."""
+    fit = fits(entries)["FLOPs"]
     for arm in ARMS:
         sizes = by_size(entries, arm)
-        mine = [e for runs in sizes for e in runs]
+        runs_of_arm = [e for runs in sizes for e in runs]
         at = np.array([runs[0]["flops"] for runs in sizes])
         means = np.array([np.mean([np.log(figure(e, "nats_per_token")) for e in runs]) for runs in sizes])
-        label = f"{'with' if arm == 'concepts' else 'without'} concepts, α = {found[arm].alpha:.3f}"
-        ax.plot([e["flops"] for e in mine], [figure(e, "nats_per_token") for e in mine], ".", color=COLOURS[arm])
-        line = np.exp(means.mean() - found[arm].alpha * (np.log(at) - np.log(at).mean()))
+        label = f"{'with' if arm == 'concepts' else 'without'} concepts, α = {fit[arm].alpha:.3f}"
+        losses = [figure(e, "nats_per_token") for e in runs_of_arm]
+        ax.plot([e["flops"] for e in runs_of_arm], losses, ".", color=COLOURS[arm])
+        line = np.exp(means.mean() - fit[arm].alpha * (np.log(at) - np.log(at).mean()))
         ax.plot(at, line, color=COLOURS[arm], linewidth=1, label=label)
     ax.set_xscale("log")
     ax.set_yscale("log")
@@ -200,14 +209,14 @@ def _dots(ax: Axes, x: Sequence[float], y: Sequence[float], colour: str, label: 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="of scaling.py")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="the folder of scaling.py")
     parser.add_argument("--svg", type=Path, metavar="FILE", help="also draw a picture (needs matplotlib)")
     parser.add_argument("--json", action="store_true", help="the fits alone, as JSON")
     args = parser.parse_args()
     entries = read_json_array(args.folder / "results.json")
-    found = fits(entries)
     if args.json:
-        print(json.dumps({x: {name: vars(e) for name, e in fit.items()} for x, fit in found.items()}, indent=1))
+        fitted = {x: {name: vars(e) for name, e in fit.items()} for x, fit in fits(entries).items()}
+        print(json.dumps(fitted, indent=1))
     else:
         print(tables(entries))
     if args.svg is not None:

@@ -1,4 +1,6 @@
-"""Our side of `training_reference.py`: hands over weights, batch and draws, drives it, and checks that both agree."""
+"""The JAX side of the comparison in `training.py`: exports weights, batch and noise, runs the PyTorch reference, and
+checks that losses and gradients agree.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,7 @@ from steerling_jax.train.run.run_config import RunConfig
 from steerling_jax.train.run.step import init_state, train_step
 
 Batch = dict[str, jax.Array]
-FIRST = 250  # of a run: presence has half its hold on the backbone there, so that this is compared too
+FIRST = 250  # step of the run: the presence loss has half of its gradient to the backbone there, so that is compared
 STEPS = 4
 DRAWN = (
     "noisy",
@@ -38,11 +40,11 @@ DRAWN = (
     "use_residual",
     "progress",
 )
-GRADIENTS_WITHIN, LOSSES_WITHIN = 1e-4, 1e-3  # the second after `STEPS` updates, which multiply differences
+GRADIENTS_WITHIN, LOSSES_WITHIN = 1e-4, 1e-3  # losses after `STEPS` updates, which amplify differences
 
 
 def export(run: RunConfig, batch: Batch, folder: Path) -> None:
-    """Writes what the reference reads."""
+    """Writes the weights, the batch, the draws of `STEPS` steps and the settings, which the reference reads."""
     params = init_state(run).params
     np.savez(folder / "params.npz", allow_pickle=False, **_published(run.model, params))
     np.savez(folder / "batch.npz", allow_pickle=False, **{name: np.asarray(a) for name, a in batch.items()})
@@ -50,15 +52,15 @@ def export(run: RunConfig, batch: Batch, folder: Path) -> None:
     stacked = {name: np.stack([draw[name] for draw in draws]) for name in draws[0]}
     np.savez(folder / "draws.npz", allow_pickle=False, **stacked)
     rate = learning_rate(run.optimizer, run.steps)
-    marks = jax.tree.map(lambda leaf, decays: np.full(leaf.shape, decays), params, decay_mask(params))
-    decayed = [name for name, decays in _published(run.model, marks).items() if decays.all()]
+    masks = jax.tree.map(lambda leaf, decays: np.full(leaf.shape, decays), params, decay_mask(params))
+    decayed = [name for name, decays in _published(run.model, masks).items() if decays.all()]
     settings = run.to_json() | {"rates": np.asarray(rate(np.arange(1000))).tolist(), "decayed": decayed}
     (folder / "run.json").write_text(json.dumps(settings))
 
 
 def _published(config: ModelConfig, tree: Any) -> dict[str, np.ndarray]:
-    """Parameters, or anything shaped like them, under their published names."""
-    found = {}
+    """A tree with the structure of the parameters, as arrays under their published names."""
+    arrays = {}
     for tensor in expected_tensors(config):
         pieces = []
         for piece in tensor.pieces:
@@ -67,12 +69,12 @@ def _published(config: ModelConfig, tree: Any) -> dict[str, np.ndarray]:
                 leaf = leaf[key]
             whole = np.asarray(leaf)
             pieces.append((whole if tensor.layer is None else whole[tensor.layer]).reshape(-1, *tensor.shape[1:]))
-        found[tensor.name.removeprefix("transformer.")] = np.concatenate(pieces).reshape(tensor.shape)
-    return found
+        arrays[tensor.name.removeprefix("transformer.")] = np.concatenate(pieces).reshape(tensor.shape)
+    return arrays
 
 
 def _draw(run: RunConfig, batch: Batch, step: int) -> dict[str, np.ndarray]:
-    """What the objective draws in this step."""
+    """The random draws of the objective in this step: noise, dropout and forcing."""
     key, progress = jax.random.fold_in(jax.random.key(run.seed), step), jnp.float32(step / run.steps)
     drawn = run.objective.draw(batch, key, progress, run.model)
     arrays = {**drawn.sequences, **drawn.shared, "progress": progress}
@@ -80,7 +82,7 @@ def _draw(run: RunConfig, batch: Batch, step: int) -> dict[str, np.ndarray]:
 
 
 class Reference:
-    """The reference in its own process, on what `export` wrote into `folder`."""
+    """The PyTorch reference in a process of its own, with the files that `export` wrote to `folder`."""
 
     def __init__(self, python: str, folder: Path):
         script = Path(__file__).with_name("training_reference.py")
@@ -98,19 +100,20 @@ class Reference:
         self._process.stdin.close()
         self._process.wait()
 
-    def ask(self, **job: Any) -> dict[str, Any]:
-        print(json.dumps(job), file=self._process.stdin, flush=True)
+    def send(self, **request: Any) -> dict[str, Any]:
+        """Sends a request and returns the answer."""
+        print(json.dumps(request), file=self._process.stdin, flush=True)
         return self._answer()
 
     def timer(self, operands: str) -> Callable[[], float]:
-        """Times one step; with bfloat16 operands, under autocast."""
-        return lambda: self.ask(do="time", steps=1, autocast=operands == "bfloat16")["seconds"]
+        """A timer of one step; bfloat16 operands use autocast."""
+        return lambda: self.send(do="time", steps=1, autocast=operands == "bfloat16")["seconds"]
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            sys.exit("The reference ended; its message is above.")
+            sys.exit("The reference process ended; its error is printed above.")
         return json.loads(line)
 
 
@@ -119,11 +122,11 @@ def check_agreement(run: RunConfig, batch: Batch, reference: Reference) -> dict[
     run = dataclasses.replace(run, compute=Compute())
     start = init_state(run)
     start = dataclasses.replace(start, step=jnp.int32(FIRST))
-    theirs = reference.ask(do="check")
+    theirs = reference.send(do="check")
     grads, ours = _our_gradients(run, start, batch)
     terms = {name: abs(value / ours[name] - 1) for name, value in theirs.items()}
     gradients = _differences(grads, dict(np.load(reference.folder / "gradients.npz")))
-    learned = np.array(reference.ask(do="learn", steps=STEPS)["losses"])
+    learned = np.array(reference.send(do="learn", steps=STEPS)["losses"])
     step, losses = jax.jit(partial(train_step, run=run)), []
     for _ in range(STEPS):
         start, metrics = step(start, batch)

@@ -1,14 +1,16 @@
-"""The model and its loss in plain PyTorch, for `training.py` to be timed against; runs under a Python that has torch.
+"""The model and its training step in plain PyTorch, against which `training.py` is timed.
 
     python training_reference.py FOLDER
 
-FOLDER holds run.json, params.npz, batch.npz and draws.npz, written by `training_pair.py`: noise and dropouts are drawn
-there, so that both sides see the same. Reads one JSON object a line and answers each with one: {"do": "check"} gives
-the losses and writes gradients.npz; {"do": "learn", "steps": n} trains n steps and gives each one's loss;
-{"do": "time", "steps": n, "autocast": b} gives the seconds of n steps.
+Runs under a Python with torch. FOLDER contains run.json, params.npz, batch.npz and draws.npz from `training_pair.py`;
+noise and dropout are drawn there, so that both sides compute the same. Reads one JSON request per line and writes one
+JSON answer per line: {"do": "check"} returns the losses and writes gradients.npz; {"do": "learn", "steps": n} trains n
+steps and returns the loss of each; {"do": "time", "steps": n, "autocast": b} returns the seconds of n steps.
 
-Written from docs/training.md and the published layer definitions, eager, with torch's own attention, embedding bags,
-fused AdamW, autocast. Legend: B sequences, T positions, M masked positions, D width, C concepts, S chunks a sequence.
+Written from docs/design/training.md and the published layer definitions, in eager mode with torch's own attention,
+embedding bags, fused AdamW and autocast.
+
+Legend: B sequences, T positions, M masked positions, D width, C concepts, S chunks per sequence, K labels per chunk.
 """
 
 from __future__ import annotations
@@ -73,7 +75,7 @@ class Block(nn.Module):
 class KnownHead(nn.Module):
     def __init__(self, c: dict, rows: int):
         super().__init__()
-        self.count, self.kept = c["n_concepts"], c["topk_known_features"]
+        self.count, self.topk = c["n_concepts"], c["topk_known_features"]
         self.concept_embedding = nn.EmbeddingBag(rows, c["concept_dim"], mode="sum")
         self.concept_predictor = nn.Linear(c["concept_dim"], rows, bias=False)
 
@@ -81,14 +83,14 @@ class KnownHead(nn.Module):
         return F.linear(hidden, self.concept_predictor.weight[: self.count]).clamp(-15, 15)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        best, index = self.logits(hidden).topk(self.kept, dim=-1)
+        best, index = self.logits(hidden).topk(self.topk, dim=-1)
         return self.concept_embedding(index, per_sample_weights=best.float().sigmoid())
 
 
 class DiscoveredHead(nn.Module):
     def __init__(self, c: dict, rows: int):
         super().__init__()
-        self.count, self.kept = c["n_unknown_concepts"], c["unknown_topk"]
+        self.count, self.topk = c["n_unknown_concepts"], c["unknown_topk"]
         D, R = c["concept_dim"], c["factorize_rank"]
         self.embedding_coef = nn.EmbeddingBag(rows, R, mode="sum")
         self.embedding_basis = nn.Linear(R, D, bias=False)
@@ -97,7 +99,7 @@ class DiscoveredHead(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         logits = F.linear(self.predictor_down(hidden), self.predictor_up.weight[: self.count]).clamp(-15, 15)
-        best, index = logits.topk(self.kept, dim=-1)
+        best, index = logits.topk(self.topk, dim=-1)
         return self.embedding_basis(self.embedding_coef(index, per_sample_weights=best.float().sigmoid()))
 
 
@@ -120,34 +122,37 @@ class Model(nn.Module):
         angle = (torch.arange(length)[:, None] * frequency).repeat(2, 2)  # both copies, both halves
         self.rope = angle.cos(), angle.sin()
         number = torch.arange(length) // self.block
-        sees, before, own = (compare(number[:, None], number) for compare in (torch.ge, torch.gt, torch.eq))
-        self.mask = torch.cat([torch.cat([sees, torch.zeros_like(sees)], 1), torch.cat([before, own], 1)])
+        visible, before, own = (compare(number[:, None], number) for compare in (torch.ge, torch.gt, torch.eq))
+        self.mask = torch.cat([torch.cat([visible, torch.zeros_like(visible)], 1), torch.cat([before, own], 1)])
 
     def forward(self, batch: dict[str, Tensor], draw: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The loss and its terms. batch: tokens, chunk_index (B, T), chunk_labels (B, S, K). draw: levels (B, blocks);
-        noisy and which are masked, and, of those, where epsilon, known or discovered features are left out (B, T);
-        whether labels' features and the true residual are used instead, and how far the run is, ()."""
+        """The loss and its terms.
+
+        batch: tokens and chunk_index (B, T), chunk_labels (B, S, K). draw: noise levels (B, blocks); noisy tokens, the
+        mask, and where epsilon, known or discovered features are dropped, each (B, T); whether labels' features and the
+        true residual are forced, (); the run's progress, ().
+        """
         tokens, T = batch["tokens"], batch["tokens"].shape[1]
         x = self.tok_emb(torch.cat([tokens, draw["noisy"]], dim=1))
         for block in self.blocks:
             x = block(x, self.rope, self.mask)
-        kept = draw["masked"].flatten().nonzero()[:, 0]
-        hidden = self.ln_f(x[:, T:]).flatten(0, 1)[kept]
+        masked = draw["masked"].flatten().nonzero()[:, 0]
+        hidden = self.ln_f(x[:, T:]).flatten(0, 1)[masked]
         chunk = (batch["chunk_index"] + batch["chunk_labels"].shape[1] * torch.arange(len(tokens))[:, None]).flatten()
-        chunk = torch.where(batch["chunk_index"].flatten() >= 0, chunk, -1)[kept]
+        chunk = torch.where(batch["chunk_index"].flatten() >= 0, chunk, -1)[masked]
         labels = batch["chunk_labels"].flatten(0, 1)
         used = (labels >= 0).float()
         of_chunk = self.known_head.concept_embedding(labels.clamp(min=0), per_sample_weights=used)
         labelled = torch.where((chunk >= 0)[:, None], of_chunk[chunk.clamp(min=0)], 0.0)
         known, discovered = self.known_head(hidden), self.unknown_head(hidden.detach())
-        dropped = {part: draw[f"drop_{part}"].flatten()[kept, None] for part in ("epsilon", "known", "discovered")}
+        dropped = {part: draw[f"drop_{part}"].flatten()[masked, None] for part in ("epsilon", "known", "discovered")}
         k = torch.where((chunk >= 0)[:, None], labelled, known) if draw["use_labels"] else known
         u = hidden - labelled if draw["use_residual"] else discovered
         parts = torch.where(dropped["known"], 0.0, k) + torch.where(dropped["discovered"], 0.0, u)
         composed = torch.where(dropped["epsilon"], parts, hidden)
-        level = draw["levels"].repeat_interleave(self.block, dim=1)[:, :T].flatten()[kept]
+        level = draw["levels"].repeat_interleave(self.block, dim=1)[:, :T].flatten()[masked]
         nats = F.cross_entropy(
-            F.linear(composed, self.tok_emb.weight).float(), tokens.flatten()[kept], reduction="none"
+            F.linear(composed, self.tok_emb.weight).float(), tokens.flatten()[masked], reduction="none"
         )
         terms = {"diffusion": nats.mean(), "bound": (nats / level).sum() / (1 / level).sum()}
         terms["presence"] = self.presence(hidden, chunk, labels, draw["progress"])
@@ -163,20 +168,21 @@ class Model(nn.Module):
         return terms
 
     def presence(self, hidden: Tensor, chunk: Tensor, labels: Tensor, progress: Tensor) -> Tensor:
+        """The presence loss: nats per chunk of the labels, given evidence summed over the chunk's masked positions."""
         hold = (progress / self.objective["concept_warmup"]).clamp(max=1.0)
         logits = self.known_head.logits(hold * hidden + ((1 - hold) * hidden).detach()).float()
-        of_a_chunk = chunk >= 0
+        in_chunk = chunk >= 0
         evidence = logits.new_zeros(len(labels), logits.shape[1])
-        evidence = evidence.index_add(0, chunk[of_a_chunk], F.softplus(logits[of_a_chunk]))
+        evidence = evidence.index_add(0, chunk[in_chunk], F.softplus(logits[in_chunk]))
         positive = torch.zeros(len(labels), logits.shape[1] + 1, dtype=torch.bool)
         positive = positive.scatter(1, torch.where(labels >= 0, labels, logits.shape[1]), True)[:, :-1]
-        present = torch.bincount(chunk[of_a_chunk], minlength=len(labels)) > 0
+        present = torch.bincount(chunk[in_chunk], minlength=len(labels)) > 0
         nats = torch.where(positive, -log_presence(evidence), evidence)[present]
         return nats.sum() / len(nats)
 
 
 def log_presence(evidence: Tensor) -> Tensor:
-    """log(1 − exp(−evidence)), with finite gradients near 0 and far from it."""
+    """log(1 − exp(−evidence)) with finite gradients for small and large evidence."""
     e = evidence.clamp(min=1e-7)
     near = e < np.log(2)
     close = torch.log(-torch.expm1(-torch.where(near, e, 0.1)))
@@ -184,6 +190,7 @@ def log_presence(evidence: Tensor) -> Tensor:
 
 
 def independence(known: Tensor, discovered: Tensor) -> Tensor:
+    """The independence loss of features (M, D): the squared cross-covariance of known and discovered ones."""
     M, D = known.shape
     phi, psi = known - known.mean(dim=0), discovered - discovered.mean(dim=0)
     product = (psi.T @ phi).square().sum() if D <= M else ((psi @ psi.T) * (phi @ phi.T)).sum()
@@ -191,7 +198,7 @@ def independence(known: Tensor, discovered: Tensor) -> Tensor:
 
 
 class Trainer:
-    """The model at its start, with an optimizer."""
+    """The model with its initial weights, and the optimizer."""
 
     def __init__(self, folder: Path):
         self.run = json.loads((folder / "run.json").read_text())
@@ -230,19 +237,20 @@ class Trainer:
         return terms["loss"].item()
 
 
-def answer(job: dict, trainer: Trainer, folder: Path) -> dict:
-    match job["do"]:
+def answer(request: dict, trainer: Trainer, folder: Path) -> dict:
+    """The answer to one request."""
+    match request["do"]:
         case "check":
             terms = trainer.gradients(autocast=False)
             grads = {name: p.grad.numpy() for name, p in trainer.model.named_parameters() if p.grad is not None}
             np.savez(folder / "gradients.npz", **grads)
             return {name: value.item() for name, value in terms.items()}
         case "learn":
-            return {"losses": [trainer.update() for _ in range(job["steps"])]}
+            return {"losses": [trainer.update() for _ in range(request["steps"])]}
         case _:
             begin = time.perf_counter()
-            for _ in range(job["steps"]):
-                trainer.update(job["autocast"])
+            for _ in range(request["steps"]):
+                trainer.update(request["autocast"])
             return {"seconds": time.perf_counter() - begin}
 
 

@@ -1,13 +1,15 @@
-"""The objective of instruction tuning: answers, one sampler block at a time, each as decoding finds it.
+"""The objective of instruction tuning: the cross-entropy of answers, one sampler block at a time, as decoding sees it.
 
-The decoder's canvas is the prompt and then masks; it fills sampler blocks of `diff_block_size` from the prompt's end
-on, whatever the grid of attention blocks (docs/design.md, "Decoding"). So a step takes one sampler block of a
-sequence's answer: what comes before it is clean, the block is noisy, and all that follows is masks, of which
-block-causal attention shows the first few where the two grids do not meet. One pass of one copy gives exactly the
-decoder's hidden states. Learned from are the block's masked tokens and nothing else; what follows the end of the answer
-within the block is masked, as in decoding, and not learned from.
+The decoder's canvas is the prompt followed by masks. It fills sampler blocks of `diff_block_size` positions from the
+end of the prompt on, and these need not coincide with the diffusion blocks of attention (docs/design/decoding.md). A
+training step takes one sampler block of each sequence's answer: the tokens before it are clean, the block is noisy, and
+everything after it is masked. Where the two grids differ, block-causal attention sees the first few of those masks. So
+one pass of one copy computes exactly the hidden states that the decoder computes.
 
-Legend: B sequences, T positions, M rows.
+The loss is on the block's masked tokens alone. Positions after the end of the answer within the block are masked, as in
+decoding, and have no loss.
+
+Legend: B sequences, T positions, M rows; k̂ known features, û discovered features.
 """
 
 from __future__ import annotations
@@ -32,8 +34,12 @@ from steerling_jax.objectives.rows import MaskedRows, at_rows
 
 @dataclass(frozen=True)
 class InstructionObjective:
-    """token_weight: of a masked token, 1 or 1/t. floor: smallest level of the block's noise, which is uniform above.
-    epsilon_dropout: share of positions predicted from the concepts alone, so that these stay of use."""
+    """Settings of the objective.
+
+    token_weight: the weight of a masked token, 1 or 1/t. floor: the smallest noise level of a block; levels are uniform
+    in [floor, 1]. epsilon_dropout: the share of positions predicted from the concepts alone, so that the logits go on
+    depending on them.
+    """
 
     kind: ClassVar[str] = "instruction"
 
@@ -51,13 +57,12 @@ class InstructionObjective:
 
     @property
     def noise(self) -> NoiseConfig:
-        """Of the one block: earlier ones are clean without a second copy."""
+        """The noise of the one block. Earlier blocks are clean in the same copy, so no second copy is needed."""
         return NoiseConfig(floor=self.floor)
 
     def draw(self, batch: Batch, key: jax.Array, progress: jax.Array, config: ModelConfig) -> Draws:
-        """batch: tokens (B, T) int32; answer (B, T) int32, the number of the sampler block that a token of the answer
-        is in, from 0, −1 for all others. Blocks have room: from a block's first position, T has `diff_block_size`
-        more."""
+        """batch: tokens (B, T) int32; answer (B, T) int32, the number of the sampler block of each token of the answer,
+        from 0, and −1 for all other tokens. A block's first position must be at most T − `diff_block_size`."""
         level_key, mask_key, block_key, drop_key = jax.random.split(key, 4)
         tokens, answer = batch["tokens"], batch["answer"]
         B, T = tokens.shape
@@ -78,7 +83,7 @@ class InstructionObjective:
     def loss(
         self, params: Params, drawn: Draws, progress: jax.Array, *, config: ModelConfig, compute: Compute
     ) -> tuple[jax.Array, Metrics]:
-        """The mean over the batch's masked tokens of answers."""
+        """The mean cross-entropy over the batch's masked answer tokens; the metrics are those of pre-training."""
         embeds = embed_tokens(params, drawn.sequences["canvas"], compute)
         hidden = run_backbone(params, embeds, config=config, compute=compute).hidden
         rows = block_rows(hidden, drawn, config.diff_block_size)
@@ -95,15 +100,15 @@ class InstructionObjective:
 
 
 def canvas(tokens: jax.Array, answer: jax.Array, block: jax.Array, masked: jax.Array, mask_id: int) -> jax.Array:
-    """tokens (B, T) as the decoder sees them in the middle of sampler block `block` (B, 1), `masked` of which are not
-    written yet: masks there, and from the block's end on."""
+    """tokens (B, T) as the decoder's canvas while it fills sampler block `block` (B, 1): masks at `masked` (B, T) bool
+    within the block, and everywhere after it."""
     inside = answer == block
     later = jnp.arange(tokens.shape[1])[None, :] >= _begin(answer, block)[:, None]
     return jnp.where(masked | (later & ~inside), mask_id, tokens)
 
 
 def block_rows(hidden: jax.Array, drawn: Draws, size: int) -> MaskedRows:
-    """The `size` positions from each block's start on: all that may be learned from."""
+    """The rows of the `size` positions from each block's start on, out of hidden (B, T, D)."""
     batch = drawn.sequences
     position = batch["begin"][:, None] + jnp.arange(size, dtype=jnp.int32)[None, :]
     return MaskedRows(
@@ -112,13 +117,12 @@ def block_rows(hidden: jax.Array, drawn: Draws, size: int) -> MaskedRows:
         chunk=jnp.full(position.size, -1, jnp.int32),
         level=jnp.repeat(batch["level"], size),
         valid=at_rows(batch["masked"], position).astype(jnp.float32),
-        dropped=jnp.zeros((), jnp.int32),
         position=position,
     )
 
 
 def concept_features(params: Params, hidden: jax.Array, config: ModelConfig, compute: Compute) -> jax.Array:
-    """k̂ + û of hidden rows (M, D), in their dtype."""
+    """The concepts' features k̂ + û of hidden rows (M, D), in the dtype of these."""
     parts = decompose(params, hidden, config=config, compute=compute, stop_discovered_gradient=True)
     return parts.concept_features.astype(hidden.dtype)
 

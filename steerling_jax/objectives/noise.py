@@ -1,4 +1,4 @@
-"""Noise: how much of each diffusion block is masked, and what a masked position may see.
+"""The noise of masked diffusion: noise levels of diffusion blocks, and the masking of tokens at these levels.
 
 Legend: B sequences, T positions, n diffusion blocks in a sequence.
 """
@@ -21,13 +21,15 @@ Distribution = Literal["uniform", "gaussian"]
 
 @dataclass(frozen=True)
 class NoiseConfig:
-    """distribution: 'uniform' in (0, 1], or 'gaussian' with a centre that moves over training (the published
-    curriculum).
+    """Settings of the noise.
 
-    clean_context: each block is denoised after *clean* earlier blocks, as in inference, by running a clean and a
-    noisy copy together; otherwise one noisy copy is run (published), at half the cost, and earlier blocks are noisy
+    distribution: of the noise levels; 'uniform' in (0, 1], or 'gaussian' with a centre that moves over training (the
+    published curriculum).
+    clean_context: denoise each block after *clean* earlier blocks, as inference does, by running a clean and a noisy
+    copy of the text together. Without it one noisy copy is run (published): half the cost, but earlier blocks are noisy
     too.
-    floor: smallest level; it bounds the weight 1/t.
+    floor: the smallest level, which bounds the weight 1/t.
+    centre: of the gaussian, at the start and at the end of training; sigma: its standard deviation.
     """
 
     distribution: Distribution = "uniform"
@@ -46,21 +48,23 @@ class NoiseConfig:
 
 
 def noise_levels(key: jax.Array, shape: tuple[int, int], progress: jax.Array, noise: NoiseConfig) -> jax.Array:
-    """Levels t (B, n) in [floor, 1]. Stratified over each sequence and over the batch: every step sees the whole range,
-    and about as many positions are masked in every sequence, which has a fixed number of rows for them.
+    """Draws the levels t of all blocks, (B, n) float32 in [floor, 1]; progress in [0, 1) moves the gaussian's centre.
 
-    progress in [0, 1) moves the centre of the gaussian.
+    The levels are stratified over each sequence and over the batch. So every step covers the whole range, which lowers
+    the variance of the loss, and all sequences have about the same number of masked positions, which matters because
+    each has a fixed number of rows for them.
     """
     B, n = shape
     order_key, fine_key, offset_key = jax.random.split(key, 3)
-    # Of n strata each block of a sequence takes one, and of a stratum's B parts each sequence one.
+    # The range is divided into n strata and each stratum into B parts. Each block of a sequence gets another stratum,
+    # and each sequence another part of it. One random offset for the batch makes every level uniform.
     stratum = jnp.argsort(jax.random.uniform(order_key, shape), axis=1)
     part = jnp.take_along_axis(jnp.argsort(jax.random.uniform(fine_key, shape), axis=0), stratum, axis=1)
     strata = constrain((stratum + (part + jax.random.uniform(offset_key, shape)) / B) / n, (None, None))
     if noise.distribution == "gaussian":
         start, end = noise.centre
         centre = start + (end - start) * progress
-        # The quantile function keeps the draw stratified; what falls outside (0, 1] is clipped, as published.
+        # The quantile function keeps the draw stratified. Levels outside (0, 1] are clipped, as published.
         strata = centre + noise.sigma * jax.scipy.stats.norm.ppf(jnp.clip(strata, 1e-4, 1 - 1e-4))
     return jnp.clip(strata, noise.floor, 1.0)
 
@@ -68,27 +72,17 @@ def noise_levels(key: jax.Array, shape: tuple[int, int], progress: jax.Array, no
 def mask_tokens(
     key: jax.Array, tokens: jax.Array, levels: jax.Array, config: ModelConfig
 ) -> tuple[jax.Array, jax.Array]:
-    """Masks tokens (B, T) with the probability of their block, levels (B, n). Returns noisy tokens and the mask,
-    (B, T).
+    """Masks each of tokens (B, T) with the probability of its block, levels (B, n).
+
+    Returns the noisy tokens (B, T) int32 and what was masked, (B, T) bool.
     """
     per_token = jnp.repeat(levels, config.diff_block_size, axis=1)[:, : tokens.shape[1]]
     masked = jax.random.uniform(key, tokens.shape) < per_token
     return jnp.where(masked, config.mask_token_id, tokens), masked
 
 
-def two_copy_mask(length: int, block: int) -> jax.Array:
-    """Boolean (2T, 2T) for [clean, noisy]: clean is block-causal; noisy sees its own block and clean earlier blocks.
-
-    The definition that `attend_two_copies` computes without building it.
-    """
-    number = jnp.arange(length) // block
-    query, key = number[:, None], number[None, :]
-    nothing = jnp.zeros((length, length), bool)
-    return jnp.block([[query >= key, nothing], [query > key, query == key]])
-
-
 def expected_masked_share(noise: NoiseConfig) -> float:
-    """The share of positions that is masked over a whole run: the mean of the noise levels (`noise.noise_levels`)."""
+    """The share of positions that are masked over a whole run: the mean of `noise_levels` over training."""
     steps = 200
     middles = [(i + 0.5) / steps for i in range(steps)]
     if noise.distribution == "uniform":

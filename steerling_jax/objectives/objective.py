@@ -1,7 +1,7 @@
-"""What every objective shares: a batch with everything random drawn, and rows of positions taken out of it.
+"""The interface of training objectives: random draws for a whole batch, then a loss that is a sum over sequences.
 
-An objective draws for the whole batch first and counts there, so that its loss is a sum over sequences: micro-batches
-add up to the batch, and no number depends on how many there are.
+Drawing and counting come first and see the whole batch, so that the losses of micro-batches add up to the loss of the
+batch, and no number depends on how many micro-batches there are.
 
 Legend: B sequences, T positions, S chunks a sequence.
 """
@@ -25,15 +25,21 @@ Metrics = dict[str, jax.Array]
 
 @struct.dataclass
 class Draws:
-    """sequences: arrays whose first axis is the batch, of a part of it where it is split. shared: scalars, the same for
-    all parts: counts over the whole batch, and what is drawn once a step."""
+    """A batch together with everything random in a step on it.
+
+    sequences: arrays whose first axis is the batch, or a micro-batch. shared: scalars that are the same for all
+    micro-batches: counts over the whole batch, and what is drawn once for the step.
+    """
 
     sequences: Batch
     shared: Batch
 
     def split(self, parts: int) -> Batch:
-        """Sequences as (parts, B / parts, …). Part m has the sequences m, m + parts, …: a batch that lies on devices in
-        order stays where it is."""
+        """The sequences as micro-batches, (parts, B / parts, …).
+
+        Part m holds the sequences m, m + parts, …: each device then has its share of every part, so a batch that is
+        sharded over devices in order does not move.
+        """
 
         def one(leaf: jax.Array) -> jax.Array:
             return jnp.moveaxis(leaf.reshape(-1, parts, *leaf.shape[1:]), 1, 0)
@@ -42,33 +48,34 @@ class Draws:
 
 
 class Objective(Protocol):
-    """What a phase of training minimises: a small frozen dataclass, all of whose fields are settings."""
+    """The loss that a phase of training minimises: a frozen dataclass whose fields are its settings."""
 
     kind: ClassVar[str]  # its name in `run.json`
 
     @property
     def noise(self) -> NoiseConfig:
-        """How much of what is learned from is masked, and whether a clean copy goes along."""
+        """The noise of the positions that the loss is computed on, and whether a clean copy is run with them."""
         ...
 
     def draw(self, batch: Batch, key: jax.Array, progress: jax.Array, config: ModelConfig) -> Draws:
-        """Everything random of a step on `batch`; progress () in [0, 1) through the run."""
+        """Draws everything that is random in a step on `batch`; progress () in [0, 1) is the position in the run."""
         ...
 
     def loss(
         self, params: Params, drawn: Draws, progress: jax.Array, *, config: ModelConfig, compute: Compute
     ) -> tuple[jax.Array, Metrics]:
-        """The loss of these sequences as their part of the batch's, and metrics, float32 scalars: all of them sums over
-        sequences."""
+        """These sequences' part of the batch's loss, and metrics; all are float32 scalars that add up over
+        micro-batches."""
         ...
 
 
 def first_masked(masked: jax.Array, share: float) -> jax.Array:
-    """masked (B, T) bool without what is past the first `share` · T of each sequence: what there is room for."""
+    """masked (B, T) bool, without the masked positions after the first `share` · T of each sequence, for which there
+    are no rows."""
     room = masked.shape[1] if share >= 1 else int(masked.shape[1] * share)
     return masked & (jnp.cumsum(masked, axis=1) <= room)
 
 
 def part_of(local: jax.Array, total: jax.Array) -> jax.Array:
-    """What a mean over `local` items counts in the mean over `total`, () float32."""
+    """`local / total`, 0 for an empty batch: a sum over some sequences as its part of the batch's mean; () float32."""
     return local / jnp.maximum(total, 1)

@@ -1,14 +1,15 @@
-"""AdamW, or Muon with AdamW: the rates, which parameters decay, and the clip. Pure.
+"""The optimizers: AdamW, or Muon for matrices with AdamW for the rest; learning rates, weight decay, gradient clipping.
 
-Decay is off for what is not a map between features: gains and biases (their scale is the point), and tables whose rows
-are looked up (tokens, concepts, the coefficients of discovered concepts). A row that is rarely seen gets decay at every
-step and a gradient almost never, so decay would wipe out exactly the rare words and the rare concepts.
+Weight decay applies to matrices between features only. It is off for gains and biases, whose scale is what they
+represent, and for tables whose rows are looked up (tokens, concepts, the coefficients of discovered concepts). A
+rare row would get decay at every step but a gradient almost never, so decay would erase just the rare tokens and
+concepts.
 
-Muon (Jordan 2024) gives the momentum of a matrix singular values of one size before it is applied. It is for matrices
-between features, whose every direction is in use at every step: those of the layers, and the factors of the discovered
-head. Tables keep AdamW, also those of scores by concept or token: in a batch most of their rows have no gradient, and
-equal singular values would blow up what noise there is. Its updates are scaled to the size of AdamW's
-(Liu et al. 2025), so that rate and decay mean the same for both.
+Muon (Jordan 2024) makes the singular values of a matrix's momentum equal before applying it. It is for matrices between
+features, all of whose directions are used at every step: those of the layers, and the factors of the discovered head.
+Tables keep AdamW, including those that score concepts or tokens: most of their rows have no gradient in a batch, and
+equal singular values would amplify the noise of these. Muon's updates are scaled to the size of AdamW's (Liu et al.
+2025), so that rate and decay mean the same for both.
 """
 
 from __future__ import annotations
@@ -27,19 +28,22 @@ from steerling_jax.errors import UserError
 
 GAINS = frozenset({"ln_1", "ln_2", "ln_f", "q_norm", "k_norm"})
 TABLES = frozenset({"tok_emb", "concept_embedding", "embedding_coef"})
-SCORES = frozenset({"lm_head", "concept_predictor", "predictor_up"})  # a row a token or a concept, but never looked up
+SCORES = frozenset({"lm_head", "concept_predictor", "predictor_up"})  # a row for each token or concept, not looked up
 MATRICES = frozenset({"weight", "lora_down", "lora_up"})
-_ADAMW_RMS = 0.2  # root mean square of AdamW's updates, as Liu et al. measured it
+_ADAMW_RMS = 0.2  # root mean square of AdamW's updates, as measured by Liu et al.
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """peak_rate after `warmup_steps` of linear rise, then by `schedule` down to `final_fraction` of it.
+    """Settings of the optimizer.
 
-    kind: of matrices between features; everything else is AdamW's. momentum: of Muon.
-    schedule: cosine falls from the end of the warm-up; wsd stays, and falls linearly over the last `decay_fraction` of
-    the run.
-    clip_norm: the largest global norm of a gradient.
+    kind: the optimizer of matrices between features; all other parameters use AdamW.
+    peak_rate: the learning rate after a linear rise of `warmup_steps`; final_fraction: the part of it that is left at
+    the end of the run.
+    schedule: 'cosine' falls from the end of the warm-up on; 'wsd' (warm-up, stable, decay) stays at the peak and falls
+    linearly over the last `decay_fraction` of the run.
+    b1, b2, eps: of AdamW; momentum: of Muon; weight_decay: of both, times the rate.
+    clip_norm: the largest global norm of a gradient; larger ones are scaled down to it.
     """
 
     kind: Literal["adamw", "muon"] = "adamw"
@@ -76,7 +80,7 @@ class OptimizerConfig:
 
 
 def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Update number (0 first) to rate, for a run of `steps` updates. The first update already moves."""
+    """The learning rate by number of the update, counted from 0, for a run of `steps` updates; never 0 at the first."""
     warmup = min(config.warmup_steps, steps)
     tail = steps - warmup if config.schedule == "cosine" else min(round(config.decay_fraction * steps), steps - warmup)
 
@@ -91,18 +95,18 @@ def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 
 def decay_mask(params: Any) -> Any:
-    """True where weight decay applies, for `params` as in docs/design.md: matrices between features."""
+    """A tree like `params`, True for the parameters that weight decay applies to: matrices between features."""
     return _by_path(params, lambda names: names[-1] in MATRICES and not (GAINS | TABLES) & set(names))
 
 
 def muon_labels(params: Any) -> Any:
-    """'muon' for matrices between features, 'adamw' for the rest."""
+    """A tree like `params`, 'muon' for matrices between features and 'adamw' for the rest."""
     others = GAINS | TABLES | SCORES
     return _by_path(params, lambda names: "muon" if names[-1] in MATRICES and not others & set(names) else "adamw")
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """Clip by the global norm, then AdamW at `learning_rate(config, steps)`, or Muon for its share."""
+    """The optimizer of a run of `steps` updates: clipping by the global norm, then AdamW, or Muon with AdamW."""
     rate = learning_rate(config, steps)
     update: optax.GradientTransformation = optax.adamw(
         rate, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay, mask=decay_mask
@@ -110,7 +114,7 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     if config.kind == "muon":
         muon = optax.chain(
             optax.contrib.scale_by_muon(beta=config.momentum, weight_dimension_numbers=_dimensions),
-            optax.stateless_with_tree_map(_to_adamws_size),
+            optax.stateless_with_tree_map(_scale_to_adamw),
             optax.add_decayed_weights(config.weight_decay),
             optax.scale_by_learning_rate(rate),
         )
@@ -119,8 +123,8 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
 
 
 def like_parameters(opt_state: optax.OptState, params: Any, otherwise: Any) -> Any:
-    """A tree like `opt_state`: what `params` has at a moment's parameter (its place on the mesh, say), `otherwise` at
-    counters and the like."""
+    """A tree like `opt_state`, with the leaf of `params` in place of each moment of that parameter (its sharding, for
+    example) and `otherwise` in place of counters and other scalars."""
     by_path = {tuple(_names(path)): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
 
     def one(path: tuple[Any, ...], _: Any) -> Any:
@@ -129,12 +133,13 @@ def like_parameters(opt_state: optax.OptState, params: Any, otherwise: Any) -> A
     return jax.tree_util.tree_map_with_path(one, opt_state)
 
 
-def _to_adamws_size(update: Any, _: Any) -> Any:
+def _scale_to_adamw(update: Any, _: Any) -> Any:
+    # An orthogonal (m, n) matrix has the root mean square 1 / √max(m, n).
     return _ADAMW_RMS * math.sqrt(max(update.shape[-2:])) * update
 
 
 def _dimensions(updates: Any) -> Any:
-    """Stacked matrices (L, out, in) are L matrices."""
+    """Muon treats a stacked weight (L, out, in) as L matrices, not as one."""
     return jax.tree.map(lambda leaf: optax.contrib.MuonDimensionNumbers(leaf.ndim - 1, leaf.ndim - 2), updates)
 
 
@@ -143,7 +148,7 @@ def _by_path(params: Any, function: Any) -> Any:
 
 
 def _names(path: Sequence[Any]) -> list[str]:
-    """The names in nested dicts that a path ends with."""
+    """The keys of nested dicts at the end of a tree path: optimizer states nest the parameters' tree in their own."""
     names: list[str] = []
     for key in reversed(path):
         if not isinstance(key, jax.tree_util.DictKey):

@@ -1,11 +1,15 @@
 """The objective of pre-training and mid-training: diffusion, concept presence, residual and independence losses.
 
-Source of the terms: the Steerling authors' posts, as collected in docs/training.md. Where sources are silent the
-choice is ours and a setting. Losses are computed on masked positions only, gathered into rows (`rows.py`); those of
-concepts are in `concept_losses.py`. The other phases have objectives of their own: `steering_objective.py`,
-`instruction_objective.py`.
+    loss = diffusion + concept_weight · presence + residual_weight · residual + independence_weight · independence
 
-Legend: B sequences, T positions, M rows (masked positions kept), D width, S chunks a sequence, K labels.
+`diffusion` is the cross-entropy of the masked tokens, each weighted by 1 or by 1/t; the other terms train the concept
+heads (`concept_losses`). All losses are computed on masked positions only, gathered into rows (`rows`).
+
+Source of the terms: the Steerling authors' posts, as collected in docs/design/training.md. What these leave open is
+our choice, and a setting. The other phases have objectives of their own: `steering`, `instruction`.
+
+Legend: B sequences, T positions, M rows (masked positions), D width, S chunks of a sequence, K labels of a chunk; k̂
+known features, û discovered features.
 """
 
 from __future__ import annotations
@@ -38,19 +42,20 @@ from steerling_jax.objectives.rows import MaskedRows, at_rows, gather_rows, mask
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """Weights and schedules. Pairs are (at the start, at the end) of training.
+    """Weights and schedules of the losses. Pairs are values at the start and at the end of training.
 
-    token_weight: of a masked token in the diffusion loss, 1 or 1/t.
-    epsilon_dropout: share of masked positions whose prediction is `lm_head(k̂ + û)` alone. Without it the diffusion loss
-    sends no gradient to the concepts, because composed equals hidden.
-    known_dropout, unknown_dropout: share of those positions where k̂, or û, is left out too. The second makes known
-    concepts predict words by themselves, which else the discovered ones do for them.
-    concept_warmup: share of training over which the presence loss gains its hold on the backbone. At first every
-    concept is claimed everywhere, and the gradient that takes this back would flatten the hidden states; the heads
-    alone can do it.
-    known_forcing, unknown_forcing: probability that a step uses the labels' features, or the true residual.
-    epsilon_independence_weight: of a second independence term, of the discovered features against epsilon.
-    rows: share of a sequence's positions kept as rows; enough for the expected number of masked ones.
+    token_weight: the weight of a masked token in the diffusion loss, 1 or 1/t.
+    epsilon_dropout: the share of masked positions whose token is predicted from k̂ + û alone. Without it the diffusion
+    loss gives the concepts no gradient, because k̂ + û + epsilon is the hidden state itself.
+    known_dropout, unknown_dropout: the share of those positions where k̂, or û, is left out too. The second makes known
+    concepts predict tokens by themselves, which the discovered concepts otherwise do for them.
+    concept_warmup: the share of training over which the gradient of the presence loss in the backbone rises from 0 to
+    its full size. At initialisation every concept is predicted present everywhere, and the gradient that corrects this
+    would flatten the hidden states; the heads can correct it alone.
+    known_forcing, unknown_forcing: the probability that a step uses the labels' features in place of k̂, or the true
+    residual in place of û (teacher forcing).
+    epsilon_independence_weight: the weight of a second independence term, of the discovered features against epsilon.
+    rows: the share of a sequence's positions that there are rows for; it must exceed the share of masked positions.
     """
 
     kind: ClassVar[str] = "pretraining"
@@ -76,11 +81,12 @@ class ObjectiveConfig:
             pair = getattr(self, name)
             require(
                 isinstance(pair, Sequence) and len(pair) == 2 and all(0 <= share <= 1 for share in pair),
-                f"objective.{name} is {pair}, but it must be two shares, at the start and at the end of training.",
+                f"objective.{name} is {pair}, but it must be two numbers between 0 and 1, the "
+                "share at the start and at the end of training.",
             )
 
     def draw(self, batch: Batch, key: jax.Array, progress: jax.Array, config: ModelConfig) -> Draws:
-        """batch: tokens, chunk_index (B, T), chunk_labels (B, S, K), all int32."""
+        """batch: tokens and chunk_index (B, T), chunk_labels (B, S, K), all int32, −1 for none."""
         level_key, mask_key, path_key = jax.random.split(key, 3)
         tokens, W = batch["tokens"], config.diff_block_size
         B, T = tokens.shape
@@ -102,7 +108,7 @@ class ObjectiveConfig:
         }
         shared = {
             "rows": jnp.sum(kept),
-            "tokens": jnp.sum(weight),  # every token counts once: a masked one stands for 1/t of them
+            "tokens": jnp.sum(weight),  # a masked token stands for 1/t tokens, so this estimates how many there are
             "chunks": jnp.sum(drawn["present"]),
             "use_labels": jax.random.uniform(force_known) < _scheduled(self.known_forcing, cosine),
             "use_residual": jax.random.uniform(force_discovered) < _scheduled(self.unknown_forcing, progress),
@@ -112,8 +118,10 @@ class ObjectiveConfig:
     def loss(
         self, params: Params, drawn: Draws, progress: jax.Array, *, config: ModelConfig, compute: Compute
     ) -> tuple[jax.Array, Metrics]:
-        """Terms are means over the batch's masked positions or chunks; independence is each part's own, weighted by its
-        rows."""
+        """The weighted sum of the terms. Each is a mean over the batch's masked positions or chunks.
+
+        Independence is not a sum over rows, so each micro-batch has its own, weighted by its share of the rows.
+        """
         batch = drawn.sequences
         hidden = denoise(
             params,
@@ -138,7 +146,7 @@ class ObjectiveConfig:
     def _concept_terms(
         self, params: Params, rows: MaskedRows, drawn: Draws, progress: jax.Array, config: ModelConfig, compute: Compute
     ) -> tuple[jax.Array, Metrics]:
-        """What goes to the output projection (M, D), and the concepts' own losses."""
+        """The features (M, D) that the output projection reads, and the concepts' own losses."""
         assert config.concept is not None
         batch = drawn.sequences
         labels = batch["chunk_labels"]
@@ -148,9 +156,10 @@ class ObjectiveConfig:
         labelled = label_features(known_view, labels, rows.chunk, compute)
         discovered = jnp.zeros_like(rows.hidden) if parts.discovered is None else parts.discovered.features
         composed = training_features(rows, known, discovered, labelled, drawn)
-        hold = jnp.minimum(progress / max(self.concept_warmup, 1e-6), 1.0)
-        held = known_view._replace(query=scale_gradient(known_view.query, hold))
-        presence = presence_loss(held, rows, labels, spec.block, compute.operands)
+        # The warm-up scales the gradient that reaches the backbone through the query; the head's own tables get all.
+        warmup = jnp.minimum(progress / max(self.concept_warmup, 1e-6), 1.0)
+        warmed = known_view._replace(query=scale_gradient(known_view.query, warmup))
+        presence = presence_loss(warmed, rows, labels, spec.block, compute.operands)
         terms = {"presence": presence * part_of(jnp.sum(batch["present"]), drawn.shared["chunks"])}
         if parts.discovered is not None:
             part = part_of(jnp.sum(rows.valid), drawn.shared["rows"])
@@ -161,20 +170,23 @@ class ObjectiveConfig:
         return composed, terms
 
 
-# The metric that is the diffusion loss, by the weight of a token; the weight of each of the concepts' terms.
+# The metric that serves as the diffusion loss, by the weight of a token.
 TOKEN_WEIGHTS = {"one": "diffusion", "inverse_t": "bound"}
 
 
 def check_token_weight(weight: str) -> None:
-    """Raises `UserError` for a name that means nothing."""
-    known = " or ".join(map(repr, TOKEN_WEIGHTS))
-    require(weight in TOKEN_WEIGHTS, f"objective.token_weight is {weight!r}, but it must be {known}.")
+    """Raises `UserError` unless `weight` is a token weight."""
+    allowed = " or ".join(map(repr, TOKEN_WEIGHTS))
+    require(weight in TOKEN_WEIGHTS, f"objective.token_weight is {weight!r}, but it must be {allowed}.")
 
 
+# The setting that weights each of the concepts' terms.
 _WEIGHTS = {
-    "presence": "concept_weight", "residual": "residual_weight", "independence": "independence_weight",
+    "presence": "concept_weight",
+    "residual": "residual_weight",
+    "independence": "independence_weight",
     "epsilon_independence": "epsilon_independence_weight",
-}  # fmt: skip
+}
 
 
 def loss_fn(
@@ -187,15 +199,18 @@ def loss_fn(
     compute: Compute,
     objective: Objective,
 ) -> tuple[jax.Array, Metrics]:
-    """Any objective's loss of a whole batch, and its metrics."""
+    """The loss of any objective on a whole batch, and its metrics; draws included."""
     return objective.loss(
         params, objective.draw(batch, key, progress, config), progress, config=config, compute=compute
     )
 
 
 def diffusion_losses(params: Params, features: jax.Array, rows: MaskedRows, drawn: Draws, compute: Compute) -> Metrics:
-    """The rows' part of the cross-entropy on the batch's masked tokens: as a mean (`diffusion`), and weighted by 1/t,
-    which estimates the likelihood bound (`bound`)."""
+    """The rows' part of the batch's cross-entropy, for features (M, D), in nats.
+
+    diffusion: the mean over masked tokens. bound: each weighted by 1/t and divided by the number of tokens, which
+    estimates the bound on the negative log-likelihood of a token.
+    """
     nats = cross_entropy(params, features, rows.target, compute) * rows.valid
     return {
         "diffusion": part_of(jnp.sum(nats), drawn.shared["rows"]),
@@ -206,8 +221,11 @@ def diffusion_losses(params: Params, features: jax.Array, rows: MaskedRows, draw
 def training_features(
     rows: MaskedRows, known: jax.Array, discovered: jax.Array, labelled: jax.Array, drawn: Draws
 ) -> jax.Array:
-    """What goes to the output projection, (M, D): hidden itself where epsilon is kept (the identity), and k̂ + û
-    where it is dropped, with dropout of k̂ and teacher forcing."""
+    """The features (M, D) that the output projection reads in training.
+
+    Where epsilon is kept they are the hidden rows, to which k̂ + û + epsilon adds up. Where it is dropped they are
+    k̂ + û, with teacher forcing and with dropout of k̂ and û.
+    """
 
     def drops(name: str) -> jax.Array:
         return at_rows(drawn.sequences[name], rows.position)[:, None]

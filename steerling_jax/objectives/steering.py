@@ -1,15 +1,18 @@
-"""The objective of steering training: a model learns what a pushed concept is to do to its text.
+"""The objective of steering training: the model learns to write text that follows an injected concept.
 
-Where a chunk has a concept c, its masked positions get γ·e_c from a layer on, exactly as steering injects it in
-decoding: `alpha` times the unit embedding, alpha a strength in logits of the token that the direction promotes most.
-Then the loss is the language model's, plus *respond*, `−mean log k_ct`, plus *express*, `−mean log Σ_{w ∈ lift(c)}
-p(w)`, both on the pushed positions. The other losses of the concepts are off. The direction is held fixed, so what is
-learned is to follow it: layers, embeddings of tokens and the known head's scores get a gradient, the concepts' own
-embeddings and the discovered head none.
+    loss = diffusion + respond_weight · respond + express_weight · express
 
-Source: the Steerling authors' posts, as collected in docs/training.md; strengths and shares are ours.
+In a chunk that has the concept c, γ·e_c is added to the layer outputs at masked positions, exactly as steering injects
+it in decoding: γ times the unit embedding, where γ is a strength in logits of the token that the direction promotes
+most. `diffusion` is the cross-entropy of the masked tokens, as in pre-training. On the injected ("pushed") positions t,
+`respond` is `−mean log k_ct`, with k_ct the activation of c, and `express` is `−mean log Σ_{w ∈ lift(c)} p(w)`.
 
-Legend: B sequences, T positions, M rows, S chunks a sequence, W lifted tokens of a concept, V vocabulary, D width.
+The direction has no gradient, so the model is trained to follow it: the layers, the token embeddings and the known
+head's scores are trained; the concepts' embeddings and the discovered head are not.
+
+Source: the Steerling authors' posts, as collected in docs/design/training.md; strengths and shares are our choice.
+
+Legend: B sequences, T positions, M rows, S chunks of a sequence, W lifted tokens of a concept, V vocabulary, D width.
 """
 
 from __future__ import annotations
@@ -42,11 +45,14 @@ from steerling_jax.parallel.lookup import look_up
 
 @dataclass(frozen=True)
 class SteeringObjective:
-    """strength: least and most, in logits; drawn for each chunk, evenly in their logarithm.
-    pushed: share of the chunks with a concept that are pushed; the rest is text as before.
+    """Settings of the objective.
+
+    token_weight: the weight of a masked token in the diffusion loss, 1 or 1/t.
+    strength: the smallest and largest strength in logits; drawn for each chunk, uniformly in its logarithm.
+    pushed: the share of the chunks with a concept that are pushed; the other chunks are ordinary text.
     inject_layer: as in `SteeringConfig`, numbered from 1; None for half the layers.
-    least_lift, support, most_lifted: of the concepts' lifted tokens, as `lift.lifted_tokens` takes them.
-    rows: share of a sequence's positions kept as rows; enough for the expected number of masked ones.
+    least_lift, support, most_lifted: which tokens a concept lifts, as `lift.lifted_tokens` takes them.
+    rows: the share of a sequence's positions that there are rows for; it must exceed the share of masked positions.
     """
 
     kind: ClassVar[str] = "steering"
@@ -73,8 +79,8 @@ class SteeringObjective:
             require(getattr(self, name) >= 1, f"objective.{name} is {getattr(self, name)}, but it must be at least 1.")
 
     def draw(self, batch: Batch, key: jax.Array, progress: jax.Array, config: ModelConfig) -> Draws:
-        """batch: tokens, chunk_index (B, T); concept (B, S), which one of a chunk's is pushed, −1 for none; lifted
-        (B, S, W), that concept's tokens, −1 unused; all int32."""
+        """batch: tokens and chunk_index (B, T); concept (B, S), the one of each chunk's concepts that may be pushed, −1
+        for none; lifted (B, S, W), the tokens that this concept lifts, −1 unused; all int32."""
         level_key, mask_key, choice_key, strength_key = jax.random.split(key, 4)
         tokens, W = batch["tokens"], config.diff_block_size
         B, T = tokens.shape
@@ -92,15 +98,19 @@ class SteeringObjective:
             "pushed": jnp.sum(pushed & kept),
         }
         drawn = {
-            "noisy": noisy, "levels": levels, "masked": kept, "pushed": pushed,
-            "left_out": jnp.sum(masked & ~kept, axis=1), "strength": jnp.where(chosen, strength, 0.0),
-        }  # fmt: skip
+            "noisy": noisy,
+            "levels": levels,
+            "masked": kept,
+            "pushed": pushed,
+            "left_out": jnp.sum(masked & ~kept, axis=1),
+            "strength": jnp.where(chosen, strength, 0.0),
+        }
         return Draws({**batch, **drawn}, shared)
 
     def loss(
         self, params: Params, drawn: Draws, progress: jax.Array, *, config: ModelConfig, compute: Compute
     ) -> tuple[jax.Array, Metrics]:
-        """Each term is a mean over the batch's masked, or pushed, positions."""
+        """The weighted sum of the terms, each a mean over the batch's masked or pushed positions."""
         batch, shared = drawn.sequences, drawn.shared
         hidden = denoise(
             params,
@@ -146,8 +156,9 @@ class SteeringObjective:
 def respond_nats(
     params: Params, rows: MaskedRows, concept: jax.Array, config: ModelConfig, compute: Compute
 ) -> jax.Array:
-    """−log k of each row's own concept (M,), float32 (M,)."""
+    """−log k in nats, float32 (M,), of each row's own concept, ids `concept` (M,)."""
     view, _ = view_concepts(params, rows.hidden, "known", config, compute)
+    # −log sigmoid(z) = softplus(−z), which does not overflow.
     return jax.nn.softplus(-bn.logits_of(view, concept[:, None], compute.operands)[:, 0])
 
 
@@ -163,9 +174,9 @@ def _known_embeddings(params: Params) -> jax.Array:
 
 
 def _of_chunk(values: jax.Array, chunk_index: jax.Array, otherwise: float | bool) -> jax.Array:
-    """values (B, S, …) of each position's chunk, (B, T, …)."""
-    found = jnp.take_along_axis(
+    """The values (B, S, …) of each position's chunk, (B, T, …); `otherwise` at positions of no chunk."""
+    taken = jnp.take_along_axis(
         values, jnp.maximum(chunk_index, 0).reshape(*chunk_index.shape, *[1] * (values.ndim - 2)), axis=1
     )
     inside = (chunk_index >= 0).reshape(*chunk_index.shape, *[1] * (values.ndim - 2))
-    return jnp.where(inside, found, otherwise)
+    return jnp.where(inside, taken, otherwise)

@@ -1,4 +1,7 @@
-"""One update: gradients, clip, optimizer, and a guard against non-finite numbers. Pure; whoever calls it jits it."""
+"""One training update: gradients, clipping, the optimizer, and a guard against non-finite values.
+
+The functions are pure; the caller compiles them.
+"""
 
 from __future__ import annotations
 
@@ -48,8 +51,11 @@ class Recipe:
 
 @struct.dataclass
 class TrainState:
-    """step () int32: batches seen. skipped () int32: those of them whose loss or gradient was not finite, and which
-    changed nothing. params: what is trained, float32: the parameters, or the adapters alone."""
+    """The state of a run between two steps.
+
+    step () int32: the number of batches seen. skipped () int32: the number of these whose loss or gradient was not
+    finite, and which changed no parameter. params, float32: what is trained, the model's parameters or the adapters.
+    """
 
     step: Any
     skipped: Any
@@ -59,7 +65,7 @@ class TrainState:
 
 def init_state(recipe: Recipe, key: jax.Array) -> TrainState:
     """The state before the first step of the run with this key."""
-    # Another stream than the steps' own, which fold in their number.
+    # A random stream of its own: the steps fold their number into the key, and none has this number.
     key = jax.random.fold_in(key, 2**31 - 1)
     lora = recipe.lora
     params = init_params(recipe.model, key) if lora is None else init_adapters(recipe.model, lora, key)
@@ -68,7 +74,7 @@ def init_state(recipe: Recipe, key: jax.Array) -> TrainState:
 
 
 def state_shardings(recipe: Recipe, mesh: Mesh) -> TrainState:
-    """Where a state lies: parameters by the table of `sharding.py`, the optimizer's moments like their parameters."""
+    """The sharding of a state: parameters by the table in `sharding`, the optimizer's moments like their parameters."""
     whole = NamedSharding(mesh, PartitionSpec())
     lora = recipe.lora
     params = param_shardings(recipe.model, mesh) if lora is None else adapter_shardings(recipe.model, lora, mesh)
@@ -87,10 +93,11 @@ def model_params(recipe: Recipe, trained: Params, base: Params | None) -> Params
 def update(
     state: TrainState, batch: Batch, key: jax.Array, *, recipe: Recipe, base: Params | None = None
 ) -> tuple[TrainState, Metrics]:
-    """One update on `batch`, arrays with a leading batch axis (docs/design.md, or what the objective's `draw` says);
-    `base` are the parameters under adapters.
+    """One update of `state` on `batch`; returns the new state and metrics, float32 scalars.
 
-    Randomness is keyed by (key, step) alone, so that a resumed run draws what the uninterrupted one would have drawn.
+    batch: arrays with a leading batch axis, see the objective's `draw`. base: the parameters that adapters are for.
+    Randomness depends on (key, step) alone, so a resumed run draws the same as one that was not interrupted. A step
+    whose loss or gradient is not finite changes nothing but the counters.
     """
     at_step = jax.random.fold_in(key, state.step)
     progress = state.step.astype(jnp.float32) / recipe.steps
@@ -101,16 +108,16 @@ def update(
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
 
-    def keep(new: Any, old: Any) -> Any:
+    def if_finite(new: Any, old: Any) -> Any:
         return jax.tree.map(partial(jnp.where, finite), new, old)
 
-    # The optimizer counts the updates it made.
+    # A skipped step is no update, so it does not advance the schedule of the learning rate.
     rate = learning_rate(recipe.optimizer, recipe.steps)(state.step - state.skipped)
     new = TrainState(
         step=state.step + 1,
         skipped=state.skipped + (~finite).astype(jnp.int32),
-        params=keep(optax.apply_updates(state.params, updates), state.params),
-        opt_state=keep(opt_state, state.opt_state),
+        params=if_finite(optax.apply_updates(state.params, updates), state.params),
+        opt_state=if_finite(opt_state, state.opt_state),
     )
     return new, {**metrics, "loss": loss, "gradient_norm": norm, "learning_rate": rate, "skipped": new.skipped}
 
@@ -118,7 +125,7 @@ def update(
 def _gradients(
     recipe: Recipe, trained: Params, base: Params | None, drawn: Draws, progress: jax.Array
 ) -> tuple[tuple[jax.Array, Metrics], Params]:
-    """((loss, metrics), gradients) of the whole batch, worked through in `recipe.accumulate` parts."""
+    """((loss, metrics), gradients) of the whole batch, the sums over `recipe.accumulate` micro-batches."""
 
     def loss(trained: Params, sequences: Batch) -> tuple[jax.Array, Metrics]:
         params = trained
@@ -133,5 +140,5 @@ def _gradients(
         return gradient(drawn.sequences)
     parts = drawn.split(recipe.accumulate)
     shapes = jax.eval_shape(gradient, jax.tree.map(lambda leaf: leaf[0], parts))
-    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    return lax.scan(lambda total, part: (jax.tree.map(jnp.add, total, gradient(part)), None), nothing, parts)[0]
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return lax.scan(lambda total, part: (jax.tree.map(jnp.add, total, gradient(part)), None), zeros, parts)[0]

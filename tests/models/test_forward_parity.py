@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import steerling_jax as sj
-from steerling_jax.models.steerling import bottleneck, model
+from steerling_jax.models.steerling import model
 from steerling_jax.models.steerling.config import ConceptConfig, ModelConfig
 from tests.worlds.published_outputs import check
 
@@ -275,4 +275,3 @@ def test_heads_above_the_threshold_know_no_unkept_concepts(bundle):
     only = [False, True, False]
     run = partial(sj.forward, bundle, ids, intervene_unknown={4: weight}, positions=only)
     check("above", run(large_head_threshold=50).decomposition.unk_hat, np.asarray(plain.unk_hat))
-    assert bottleneck.LARGE_CONCEPT_THRESHOLD == 50_000

@@ -22,8 +22,9 @@ from steerling_jax.models.steerling.flops import (
 )
 from steerling_jax.models.steerling.head_view import discovered_spec, known_spec
 from steerling_jax.models.steerling.model import param_shapes
-from steerling_jax.objectives.noise import NoiseConfig, expected_masked_share, noise_levels, two_copy_mask
+from steerling_jax.objectives.noise import NoiseConfig, expected_masked_share, noise_levels
 from steerling_jax.objectives.pretraining import ObjectiveConfig, loss_fn
+from tests.worlds.attention_masks import two_copy_mask
 
 SMALL = ModelConfig(
     n_layers=1,

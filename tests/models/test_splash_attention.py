@@ -14,7 +14,7 @@ from steerling_jax.errors import UserError
 from steerling_jax.models.attention import attend, block_causal_mask
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.splash_attention import BlockCausalMask, TwoCopyMask, attend_block_causal, attend_two_copies
-from steerling_jax.objectives.noise import two_copy_mask
+from tests.worlds.attention_masks import two_copy_mask
 
 LENGTH, BLOCK = 384, 24  # three tiles of 128, whose ends cut blocks
 AT = jnp.arange(LENGTH)

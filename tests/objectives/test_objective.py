@@ -25,9 +25,10 @@ from steerling_jax.objectives.concept_losses import (
     presence_loss,
     residual_loss,
 )
-from steerling_jax.objectives.noise import NoiseConfig, mask_tokens, noise_levels, two_copy_mask
+from steerling_jax.objectives.noise import NoiseConfig, mask_tokens, noise_levels
 from steerling_jax.objectives.pretraining import ObjectiveConfig, loss_fn
 from steerling_jax.objectives.rows import MaskedRows, gather_rows
+from tests.worlds.attention_masks import two_copy_mask
 
 CONFIG = ModelConfig(
     n_layers=2,
@@ -150,14 +151,13 @@ def test_rows_are_the_masked_positions_in_order() -> None:
     rows, _, _, masked = rows_and_labels()
     np.testing.assert_array_equal(rows.target[rows.valid > 0], np.asarray(batch()["tokens"])[np.asarray(masked)])
     assert float(rows.valid.sum()) == int(masked.sum())
-    assert int(rows.dropped) == 0
 
 
-def test_rows_that_do_not_fit_are_counted() -> None:
+def test_rows_have_room_for_a_share_of_the_positions() -> None:
     masked = jnp.ones((2, 32), bool)
     rows = gather_rows(jnp.zeros((2, 32, 4)), batch(), jnp.ones((2, 4)), masked, 8, 0.5)
     assert rows.hidden.shape == (32, 4)
-    assert int(rows.dropped) == 32
+    np.testing.assert_array_equal(rows.position, np.tile(np.arange(16), (2, 1)))
 
 
 def test_log1m_exp_has_finite_gradients_everywhere() -> None:
@@ -176,7 +176,7 @@ def test_independence_is_the_same_in_both_forms() -> None:
 
 def test_residual_leaves_fillers_out() -> None:
     zero = jnp.zeros(3, jnp.int32)
-    rows = MaskedRows(jnp.ones((3, 2)), zero, zero, jnp.ones(3), jnp.asarray([1.0, 1.0, 0.0]), jnp.int32(0), zero)
+    rows = MaskedRows(jnp.ones((3, 2)), zero, zero, jnp.ones(3), jnp.asarray([1.0, 1.0, 0.0]), zero)
     unknown = jnp.asarray([[1.0, 1.0], [0.0, 0.0], [9.0, 9.0]])
     assert float(residual_loss(unknown, rows, jnp.zeros((3, 2)))) == pytest.approx(0.5)
 

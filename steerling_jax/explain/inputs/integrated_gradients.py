@@ -175,5 +175,5 @@ def _without_gradients(passes: SnapshotPasses, method: Method, path: np.ndarray,
 def _columns(cases: list[Case]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Positions, token ids and orders (n,) int32, and recorded logits (n,) float32."""
     orders, _, positions, token_ids, logits, _ = zip(*cases, strict=True)
-    integers = (np.asarray(values, np.int32) for values in (positions, token_ids, orders))
-    return *integers, np.asarray(logits, np.float32)
+    positions, token_ids, orders = (np.asarray(values, np.int32) for values in (positions, token_ids, orders))
+    return positions, token_ids, orders, np.asarray(logits, np.float32)

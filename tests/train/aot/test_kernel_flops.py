@@ -10,11 +10,12 @@ import pytest
 
 from steerling_jax.models.attention import block_causal_mask
 from steerling_jax.models.steerling.flops import block_causal_pairs
-from steerling_jax.objectives.noise import NoiseConfig, two_copy_mask
+from steerling_jax.objectives.noise import NoiseConfig
 from steerling_jax.objectives.pretraining import ObjectiveConfig
 from steerling_jax.train.aot.program import Program
 from steerling_jax.train.aot.program_flops import kernel_flops, own_flops, tiled_pairs
 from steerling_jax.train.run.config_files import load_config
+from tests.worlds.attention_masks import two_copy_mask
 
 
 @pytest.mark.parametrize(("T", "block", "tile"), [(512, 64, 512), (512, 512, 512), (192, 24, 128), (384, 128, 256)])
