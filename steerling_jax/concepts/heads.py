@@ -1,4 +1,7 @@
-"""A model's two heads by name, "known" and "discovered": their specs, parameters and concept embeddings."""
+"""A model's concept heads by name, "known" or "discovered": their sizes, parameters, views and embeddings.
+
+For running a head see `models.steerling.heads`, for both heads `models.steerling.decompose`.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from steerling_jax.models.steerling.head_view import HeadSpec, HeadView, discove
 
 
 def head_spec(config: ModelConfig, head: Head) -> HeadSpec:
-    """What a head computes. Raises `UserError` for a model without it."""
+    """A head's sizes and options. Raises `UserError` for a model without that head."""
     if config.concept is None:
         raise UserError("This model is a bare backbone and has no concepts.")
     spec = known_spec(config.concept) if head == "known" else discovered_spec(config.concept)
@@ -28,7 +31,7 @@ def head_spec(config: ModelConfig, head: Head) -> HeadSpec:
 
 
 def check_concepts(config: ModelConfig, head: Head, ids: Sequence[int]) -> None:
-    """Raises `UserError` unless all ids are concepts of that head."""
+    """Raises `UserError` unless all `ids` are concepts of that head."""
     count = head_spec(config, head).n_concepts
     if outside := [i for i in ids if not 0 <= i < count]:
         raise UserError(f"There is no {head} concept {outside[0]}; the ids are 0 to {count - 1}.")
@@ -42,7 +45,7 @@ def head_params(params: Params, head: Head) -> dict[str, Any]:
 def view_concepts(
     params: Params, hidden: jax.Array, head: Head, config: ModelConfig, compute: Compute
 ) -> tuple[HeadView, HeadSpec]:
-    """A head at positions hidden (N, D), and its spec."""
+    """A head's view of hidden (N, D), and its sizes and options."""
     spec = head_spec(config, head)
     return view_head(head_params(params, head), spec, compute, hidden), spec
 
@@ -51,5 +54,5 @@ def concept_embeddings(
     params: Params, ids: jax.Array, *, head: Head, config: ModelConfig, compute: Compute
 ) -> jax.Array:
     """Embeddings (J, D) float32 of the concepts `ids` (J,)."""
-    nowhere = jnp.zeros((1, config.n_embd), compute.dtype)  # only the head's tables are used
-    return bn.embeddings(view_concepts(params, nowhere, head, config, compute)[0], ids)
+    unused = jnp.zeros((1, config.n_embd), compute.dtype)  # embeddings do not depend on the positions
+    return bn.embeddings(view_concepts(params, unused, head, config, compute)[0], ids)

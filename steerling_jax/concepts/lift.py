@@ -1,6 +1,6 @@
-"""Which tokens go with a concept in a labelled corpus, and which concepts go together: counts, no weights of a model.
+"""Which tokens are typical of a concept in a labelled corpus, from counts of tokens, and the probability of such a set.
 
-`lift(w, c) = P(w | c) / P(w)`: how many times more often the token w stands in chunks with the concept c than in all.
+`lift(w, c) = P(w | c) / P(w)`: how many times more frequent the token w is in chunks with the concept c than in all.
 
 Legend: m chunks, V vocabulary, C concepts.
 """
@@ -23,7 +23,7 @@ from steerling_jax.models.steerling.decompose import lm_logits, logit_features
 
 
 class Lifted(NamedTuple):
-    """tokens (n,) int32, highest lift first, and their lift (n,) float64."""
+    """The tokens of a concept, (n,) int32, highest lift first, and their lift (n,) float64."""
 
     tokens: np.ndarray
     lift: np.ndarray
@@ -39,12 +39,13 @@ def lifted_tokens(
     most: int,
     without: Collection[int] = (),
 ) -> list[Lifted]:
-    """For each concept of positive (m, C) bool, at most `most` tokens with a lift of `least` or more.
+    """For each concept, at most `most` tokens with a lift of at least `least`; of equal lifts the lower id first.
 
-    support: chunks with the concept in which a token must occur. without: ids never listed.
+    bags: the tokens of m chunks. positive (m, C) bool: which concepts each chunk has. support: the number of chunks
+    with the concept in which a token must occur, because the lift of rare tokens is noise. without: ids to leave out.
     """
     everywhere = _counts(bags.tokens, vocab_size)
-    found = []
+    lifted = []
     for rows in positive.T:
         tokens = bags.tokens[rows]
         inside = _counts(tokens, vocab_size)
@@ -53,17 +54,19 @@ def lifted_tokens(
         lift[(chunks < support) | np.isin(np.arange(vocab_size), list(without))] = 0.0
         best = np.argsort(-lift, kind="stable")[:most]
         best = best[lift[best] >= least]
-        found.append(Lifted(best.astype(np.int32), lift[best]))
-    return found
+        lifted.append(Lifted(best.astype(np.int32), lift[best]))
+    return lifted
 
 
 def unrelated(positive: np.ndarray) -> np.ndarray:
-    """(C, C) bool, for positive (m, C) bool: chunks with the one concept have the other no more often than all do.
+    """Which pairs of concepts are unrelated, (C, C) bool, for positive (m, C) bool.
 
-    No concept is unrelated to itself.
+    Two concepts are unrelated if chunks with the one have the other no more often than all chunks do. No concept is
+    unrelated to itself.
     """
     p = positive.astype(np.float64)
     together, alone = p.T @ p, p.sum(axis=0)
+    # P(a and b) ≤ P(a) P(b), multiplied by m² so that integers are compared.
     return (together * len(p) <= alone[:, None] * alone[None, :]) & ~np.eye(p.shape[1], dtype=bool)
 
 
@@ -77,8 +80,10 @@ def set_log_probability(
     config: ModelConfig,
     compute: Compute,
 ) -> jax.Array:
-    """log of the probability that `members` (V,) bool have together, (n,) float32, for hidden rows (n, D) as a trace
-    records them; suppression (V,) is taken from the logits first, as decoding does."""
+    """The log-probability of the set of tokens `members` (V,) bool, (n,) float32, for hidden rows (n, D) of a trace.
+
+    suppression (V,) is subtracted from the logits first, as in decoding.
+    """
     rows = logit_features(params, hidden.astype(compute.dtype), config, compute)
     logits = lm_logits(params, rows, compute) - suppression[None, :]
     inside = jax.nn.logsumexp(jnp.where(members[None, :], logits, -jnp.inf), axis=1)
@@ -86,12 +91,12 @@ def set_log_probability(
 
 
 def _counts(tokens: np.ndarray, vocab_size: int) -> np.ndarray:
-    """How often each id occurs, (V,) int64; −1 is not counted."""
+    """The number of occurrences of each id, (V,) int64; −1 is not counted."""
     return np.bincount(tokens[tokens >= 0], minlength=vocab_size)
 
 
 def _once_a_row(tokens: np.ndarray) -> np.ndarray:
-    """tokens (m, L) sorted, with −1 for what a row already has."""
+    """tokens (m, L) sorted in each row, with repetitions within a row replaced by −1."""
     ordered = np.sort(tokens, axis=1)
     again = np.zeros(ordered.shape, bool)
     again[:, 1:] = ordered[:, 1:] == ordered[:, :-1]

@@ -1,4 +1,4 @@
-"""How to compute: dtypes, rematerialisation and the attention implementation."""
+"""Settings of the computation that do not change what a model is: dtypes, rematerialisation, attention kernel."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from steerling_jax.errors import require
 
 @dataclass(frozen=True)
 class Compute:
-    """How to compute, apart from what: dtypes by name and whether to recompute layers in the backward pass.
+    """Settings of the computation; dtypes by name.
 
-    dtype: of activations between operations and in attention, as the published package's module dtype.
-    matmul_dtype: of the operands of products with weights (None: as `dtype`). Products always accumulate in float32.
-    remat: keep only each layer's input for the backward pass.
-    attention: of passes over whole sequences. 'splash' is a kernel that only TPUs have; lengths are multiples of 128.
-    faithful_rounding: round logits to `dtype` and never skip the concept heads, as the published package in bfloat16.
+    dtype: of activations between operations and in attention, like the module dtype of the published package.
+    matmul_dtype: of the operands of products with weights; None for `dtype`. Products always accumulate in float32.
+    remat: store only each layer's input for the backward pass, and compute the rest again.
+    attention: the implementation for passes over whole sequences. 'splash' is a kernel for TPUs only, and needs lengths
+    that are multiples of 128.
+    faithful_rounding: round logits to `dtype` and always run the concept heads, as the published package in bfloat16
+    does.
     """
 
     dtype: str = "float32"
@@ -33,4 +35,5 @@ class Compute:
 
     @property
     def operands(self) -> str:
+        """The dtype of the operands of products with weights."""
         return self.matmul_dtype or self.dtype

@@ -1,8 +1,10 @@
-"""Low-rank adapters: `y = W x + alpha / rank · up (down x)` for the projections of the layers; W stays as it is.
+"""Low-rank adapters: `y = W x + alpha / rank · up (down x)` for the projections of the layers, with W fixed.
 
-Source: Hu et al. 2021. Adapters lie beside the weights they add to, `blocks/attn/c_q/lora_down` and `lora_up`, so that
-a layer finds them where it finds its weight (`layers.Linear`) and a run without them never hears of them. A checkpoint
-holds the adapters alone: the weights under them stay where they are, and an exported model has both merged.
+The adapters are stored next to the weights that they add to, as `blocks/attn/c_q/lora_down` and `lora_up`, where
+`layers.Linear` applies them if they exist; code that does not use adapters needs no change. A checkpoint holds the
+adapters alone, and an exported model has them merged into its weights.
+
+Source: Hu et al. 2021, LoRA.
 
 Legend: L layers, r rank.
 """
@@ -31,7 +33,7 @@ DOWN, UP = "lora_down", "lora_up"
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """modules: which projections of every layer get adapters, of `MODULES`. alpha / rank scales what they add."""
+    """Settings of the adapters: rank, scale alpha / rank, and the `modules` of every layer that have one."""
 
     rank: int = 16
     alpha: float = 32.0
@@ -43,11 +45,13 @@ class LoraConfig:
         if not self.alpha > 0:
             raise UserError(f"lora.alpha is {self.alpha}, but it must be positive.")
         if not self.modules:
-            raise UserError(f"lora.modules is empty, so nothing would be trained; give some of {', '.join(MODULES)}.")
+            raise UserError(f"lora.modules is empty, so nothing would be trained; choose from {', '.join(MODULES)}.")
         for name in self.modules:
             if name not in MODULES:
                 near = difflib.get_close_matches(name, MODULES, n=1) or MODULES
-                raise UserError(f"lora.modules has {name!r}, which is no projection; did you mean {' or '.join(near)}?")
+                raise UserError(
+                    f"lora.modules has {name!r}, which is not a projection; did you mean {' or '.join(near)}?"
+                )
 
     @property
     def scale(self) -> float:
@@ -55,8 +59,10 @@ class LoraConfig:
 
 
 def init_adapters(config: ModelConfig, lora: LoraConfig, key: jax.Array) -> Params:
-    """Fresh float32 adapters: down (L, r, in) normal with variance 1 / in, up (L, …, out, r) zero, so that they add
-    nothing yet."""
+    """Initial float32 adapters: down (L, r, in), normal with variance 1 / in, and up (L, …, out, r), zero.
+
+    With `up` zero they add nothing, so training starts from the given model.
+    """
     adapters: Params = {"blocks": {}}
     for number, module in enumerate(sorted(lora.modules)):
         branch, name = module.split("/")
@@ -67,16 +73,16 @@ def init_adapters(config: ModelConfig, lora: LoraConfig, key: jax.Array) -> Para
 
 
 def with_adapters(params: Params, adapters: Params, lora: LoraConfig) -> Params:
-    """The parameters with adapters beside their weights, as a forward pass takes them; the weights get no gradient."""
+    """The parameters with adapters added next to their weights, for a forward pass; the weights get no gradient."""
 
-    def beside(module: Params, adapter: Params) -> Params:
+    def add(module: Params, adapter: Params) -> Params:
         return {**module, DOWN: adapter[DOWN], UP: lora.scale * adapter[UP]}
 
-    return _at_modules(jax.lax.stop_gradient(params), adapters, beside)
+    return _at_modules(jax.lax.stop_gradient(params), adapters, add)
 
 
 def merge_adapters(params: Params, adapters: Params, lora: LoraConfig) -> Params:
-    """Plain parameters that compute the same: `W + alpha / rank · up @ down`, added in float32."""
+    """Parameters without adapters that compute the same: `W + alpha / rank · up @ down`, added in float32."""
 
     def merged(module: Params, adapter: Params) -> Params:
         weight, down, up = module["weight"], adapter[DOWN], adapter[UP]
@@ -87,7 +93,7 @@ def merge_adapters(params: Params, adapters: Params, lora: LoraConfig) -> Params
 
 
 def adapter_shardings(config: ModelConfig, lora: LoraConfig, mesh: Mesh) -> Params:
-    """Adapters are split as their weights are, along `in` or `out`; the rank stays whole."""
+    """The shardings of adapters: those of their weights, along `in` or `out`; the rank is not sharded."""
     weights = param_shardings(config, mesh)
     shapes = jax.eval_shape(partial(init_adapters, config, lora), jax.random.key(0))
 

@@ -15,7 +15,7 @@ from jax import lax
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.steerling import bottleneck as bn
 from steerling_jax.models.steerling.bottleneck import ConceptBlock
-from steerling_jax.models.steerling.concept_shards import on_own_concepts, over_all
+from steerling_jax.models.steerling.concept_shards import on_own_concepts, sum_over_all
 from steerling_jax.models.steerling.head_view import HeadView
 from steerling_jax.objectives.rows import MaskedRows, at_rows, chunk_of, masked_chunks
 
@@ -27,7 +27,7 @@ def label_features(view: HeadView, labels: jax.Array, chunk: jax.Array, compute:
     """
     B, S, K = labels.shape
     C = view.n_concepts
-    index = jnp.where(labels >= 0, labels, C).reshape(B * S, K)  # `mix_concepts` leaves the index C out
+    index = jnp.where(labels >= 0, labels, C).reshape(B * S, K)  # in one block, `mix_concepts` leaves C out
     per_chunk = bn.mix_concepts(view, index, jnp.ones(index.shape), C, compute)
     of_row = at_rows(per_chunk.reshape(B, S, -1), jnp.maximum(chunk, 0).reshape(B, -1))
     return jnp.where((chunk >= 0)[:, None], of_row, 0.0)
@@ -52,7 +52,7 @@ def presence_loss(view: HeadView, rows: MaskedRows, labels: jax.Array, block: in
             nats = jnp.where(positive, -log_presence(evidence), evidence)
             return total + jnp.sum(jnp.where(new.fresh[None] & present[:, :, None], nats, 0.0))
 
-        return over_all(view, bn.scan_concept_blocks(step, jnp.zeros(()), view, block, operands))
+        return sum_over_all(view, bn.scan_concept_blocks(step, jnp.zeros(()), view, block, operands))
 
     total = on_own_concepts(work, view, ("query", "keys"), chunk, present, labels, whole=True)
     return total / jnp.maximum(jnp.sum(present), 1)

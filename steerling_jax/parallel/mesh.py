@@ -1,6 +1,6 @@
-"""The device mesh as the model's functions see it: named axes of arrays, and the mesh that is set where they run.
+"""Logical axes of arrays, and their sharding on the mesh that is set where a function is traced.
 
-A step is compiled for a mesh inside `jax.set_mesh(mesh)`. Outside of one nothing here does anything.
+A program is compiled for a mesh inside `jax.set_mesh(mesh)`. Without a mesh these functions change nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, PartitionSpec
 
 Axes = tuple[str | None, ...]
 
-# Logical axis to mesh axes; what is not here stays whole.
+# Logical axis to the mesh axes that it is sharded over. Other axes are not sharded.
 MESH_AXES: dict[str, str | tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
     "vocab": "tensor",
@@ -29,21 +29,24 @@ MESH_AXES: dict[str, str | tuple[str, ...]] = {
 
 
 def partition_spec(axes: Axes, sizes: Sequence[int], mesh: Mesh | AbstractMesh) -> PartitionSpec:
-    """Logical axes, of such sizes, to the mesh axes that split them. Axes of one device, or that do not
-    divide a size, are left out."""
+    """The sharding of an array with these logical axes and sizes.
+
+    Mesh axes of size 1, and those that do not divide an array's axis, are left out.
+    """
     return PartitionSpec(*(_split(axis, size, mesh) for axis, size in zip(axes, sizes, strict=True)))
 
 
 def _split(axis: str | None, size: int, mesh: Mesh | AbstractMesh) -> str | tuple[str, ...] | None:
-    found = MESH_AXES.get(axis or "", ())
-    names = tuple(name for name in ((found,) if isinstance(found, str) else found) if mesh.shape.get(name, 1) > 1)
+    mesh_axes = MESH_AXES.get(axis or "", ())
+    several = (mesh_axes,) if isinstance(mesh_axes, str) else mesh_axes
+    names = tuple(name for name in several if mesh.shape.get(name, 1) > 1)
     if not names or size % math.prod(mesh.shape[name] for name in names):
         return None
-    return names[0] if isinstance(found, str) else names
+    return names[0] if isinstance(mesh_axes, str) else names
 
 
 def current_mesh() -> AbstractMesh | None:
-    """The mesh set by `jax.set_mesh`, if it has several devices and is not being mapped over already."""
+    """The mesh set by `jax.set_mesh`; None for a single device and inside a `shard_map`, whose axes are manual."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1 or any(kind is not AxisType.Auto for kind in mesh.axis_types):
         return None
@@ -51,9 +54,14 @@ def current_mesh() -> AbstractMesh | None:
 
 
 def constrain(x: jax.Array, axes: Axes) -> jax.Array:
-    """`x`, laid out on the mesh by its logical axes. Logits are split even where they do not come out even."""
+    """`x`, with the sharding of its logical axes; `x` itself without a mesh.
+
+    The axis "logits" is sharded even where its size is not a multiple of the mesh axis (XLA pads it): logits are the
+    largest arrays of a step, and vocabularies are rarely such multiples.
+    """
     mesh = current_mesh()
     if mesh is None:
         return x
+    # 0 is a multiple of every mesh axis.
     sizes = [0 if axis == "logits" else size for axis, size in zip(axes, x.shape, strict=True)]
     return lax.with_sharding_constraint(x, partition_spec(axes, sizes, mesh))

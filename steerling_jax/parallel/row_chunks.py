@@ -1,4 +1,10 @@
-"""Work on gathered rows of a table, a few columns of an index at a time: all of them would be large."""
+"""Work on gathered rows of a table in chunks, because all gathered rows at once would not fit into memory.
+
+For N positions with K concepts of width P each, gathering at once needs N · K · P numbers: with 4096 positions, 128
+concepts and width 4096, 8 GB in float32. So the columns of the index are processed a few at a time.
+
+Legend: N positions, K columns of an index, n columns of a chunk, P width of a row.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +14,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-_CHUNK = 8  # columns, so rows of a table for each position, at once
+_CHUNK = 8  # columns of an index at once, so gathered rows for each position
 
 
 def over_chunks(function: Callable[[jax.Array], jax.Array], index: jax.Array) -> jax.Array:
-    """`function`, from (N, n) to (N, n), over the columns of index (N, K); computed again for gradients."""
+    """`function`, from (N, n) int to (N, n), applied to the columns of index (N, K), n at a time.
+
+    The backward pass computes it again, so that the gathered rows are not stored.
+    """
     (chunks,), pad = _chunks(index)
     out = lax.map(jax.checkpoint(function), chunks)
     out = jnp.moveaxis(out, 0, 1).reshape(index.shape[0], -1)
@@ -22,8 +31,11 @@ def over_chunks(function: Callable[[jax.Array], jax.Array], index: jax.Array) ->
 def sum_chunks(
     function: Callable[[jax.Array, jax.Array], jax.Array], index: jax.Array, weights: jax.Array
 ) -> jax.Array:
-    """The sum of `function` over chunks of the columns of index and weights (N, K); computed again for gradients."""
-    chunks, _ = _chunks(index, weights)  # padding has weight 0
+    """The sum of `function` over the chunks of the columns of index and weights (N, K).
+
+    The backward pass computes it again, so that the gathered rows are not stored.
+    """
+    chunks, _ = _chunks(index, weights)  # the padding has weight 0
     body = jax.checkpoint(function)
     first = jax.eval_shape(function, *(c[0] for c in chunks))
     total, _ = lax.scan(lambda t, c: (t + body(*c), None), jnp.zeros(first.shape, first.dtype), chunks)
@@ -31,7 +43,7 @@ def sum_chunks(
 
 
 def _chunks(*arrays: jax.Array) -> tuple[tuple[jax.Array, ...], int]:
-    """(N, K) arrays as (K / chunk, N, chunk), K padded with zeros; also the padding."""
+    """Arrays (N, K) as (K / n, N, n), with K padded with zeros to a multiple of n, and the number of padded columns."""
     K = arrays[0].shape[1]
     size = min(_CHUNK, K)
     pad = -K % size

@@ -1,4 +1,4 @@
-"""Device meshes, and arrays between devices and hosts."""
+"""Construction of device meshes, and transfer of sharded arrays to hosts."""
 
 from __future__ import annotations
 
@@ -16,29 +16,33 @@ from steerling_jax.errors import require
 
 @dataclass(frozen=True)
 class MeshShape:
-    """How many devices stand along each axis; −1, at most once, for as many as there are."""
+    """The number of devices along each axis of a mesh; −1, at most once, for all remaining devices."""
 
     data: int = 1
     fsdp: int = -1
     tensor: int = 1
 
     def sizes(self, devices: int) -> tuple[int, int, int]:
-        """(data, fsdp, tensor) for so many devices. Raises `UserError` where they do not come out even."""
+        """The sizes (data, fsdp, tensor) for so many devices. Raises `UserError` unless their product is `devices`."""
         sizes = (self.data, self.fsdp, self.tensor)
-        wanted = f"The mesh data={self.data}, fsdp={self.fsdp}, tensor={self.tensor}"
+        described = f"The mesh data={self.data}, fsdp={self.fsdp}, tensor={self.tensor}"
         require(
             all(size >= 1 or size == -1 for size in sizes) and sizes.count(-1) <= 1,
-            f"{wanted} must have sizes of at least 1, and −1 at most once.",
+            f"{described} must have sizes of at least 1, and −1 at most once.",
         )
         fixed = int(np.prod([size for size in sizes if size != -1]))
         even = devices % fixed == 0 if -1 in sizes else devices == fixed
-        require(even, f"{wanted} does not fit {devices} devices: the sizes must multiply to that.")
+        require(even, f"{described} does not fit {devices} devices: the sizes must multiply to that.")
         data, fsdp, tensor = (devices // fixed if size == -1 else size for size in sizes)
         return data, fsdp, tensor
 
 
 def make_mesh(shape: MeshShape, devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh of all devices (or those given). Between slices of a pod, whose network is slow, only `data` is split."""
+    """A mesh of `devices`, by default all of them.
+
+    Where the devices belong to several slices of TPUs, only `data` extends over slices: the network between them is
+    slow, and data parallelism communicates least. Raises `UserError` for a shape that does not fit the devices.
+    """
     devices = jax.devices() if devices is None else devices
     sizes = shape.sizes(len(devices))
     slices = len({getattr(device, "slice_index", 0) for device in devices})
@@ -55,18 +59,21 @@ def make_mesh(shape: MeshShape, devices: Sequence[Any] | None = None) -> Mesh:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Of arrays whose first axis is the batch."""
+    """The sharding of arrays whose first axis is the batch."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
 def to_host(tree: Any) -> Any:
-    """Arrays, to NumPy on every process, wherever their parts lie."""
+    """A tree of arrays as NumPy arrays on every process, whatever their sharding; all processes must call it."""
     return jax.tree.map(_whole, tree)
 
 
 def to_first_host(tree: Any, piece: int = 1 << 30) -> Any:
-    """Arrays to NumPy on the first process, None in their place on the others. Every device holds no more than `piece`
-    bytes of another's at a time (but one row of a leading axis at least)."""
+    """A tree of arrays as NumPy arrays on the first process, None in their place on the others; all must call it.
+
+    Arrays are gathered in slices of about `piece` bytes along their first axis (at least one row), because a gathered
+    slice is replicated on every device.
+    """
     first = jax.process_index() == 0
 
     def one(leaf: jax.Array) -> np.ndarray | None:

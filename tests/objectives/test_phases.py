@@ -169,7 +169,10 @@ def test_adapters_alone_are_trained(params: Params) -> None:
         ({"rank": 0}, "lora.rank is 0"),
         ({"alpha": 0.0}, "lora.alpha is 0.0"),
         ({"modules": ()}, "lora.modules is empty"),
-        ({"modules": ("attn/c_attn",)}, "lora.modules has 'attn/c_attn', which is no projection; did you mean attn/c_"),
+        (
+            {"modules": ("attn/c_attn",)},
+            "lora.modules has 'attn/c_attn', which is not a projection; did you mean attn/c_",
+        ),
     ],
 )
 def test_impossible_adapters(setting: dict[str, Any], message: str) -> None:

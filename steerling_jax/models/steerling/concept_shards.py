@@ -1,7 +1,10 @@
-"""Work on concept tables that are split over devices by concepts: each device does its own part of it.
+"""Work on concept tables that are sharded over devices by concepts: each device processes its own shard.
 
-Positions are split over the batch axes of the mesh. Along `tensor` every device sees the same positions and its own
-concepts, and what it found is summed or merged over that axis: neither tables nor scores leave a device.
+Positions are sharded over the batch axes of the mesh and concepts over `tensor`. All devices along `tensor` have the
+same positions and different concepts; their partial results are summed or merged over that axis. So neither tables nor
+scores move between devices, only results, which are smaller by orders of magnitude.
+
+Legend: N positions, K concepts of each position, C concepts.
 """
 
 from __future__ import annotations
@@ -24,48 +27,55 @@ Part = Literal["query", "keys", "values"]
 def on_own_concepts(
     work: Callable[..., jax.Array], view: HeadView, parts: Sequence[Part], *rows: jax.Array, whole: bool = False
 ) -> jax.Array:
-    """`work(view, *rows)` with these parts of the view, on each device for its positions and its concepts.
+    """`work(view, *rows)`, run on each device with its shard of the view's `parts` and of `rows`.
 
-    rows: arrays whose first axis is the batch, of positions (N, …) or of sequences. So is the result, and the same for
-    all devices along `tensor`; or one number of all of them, where `whole`. `over_concepts` and `over_all` see to that.
-    Without a mesh this is `work(view, *rows)`.
+    rows: arrays whose first axis is the batch, of positions (N, …) or of sequences (B, …). The result has such a first
+    axis too, or is a scalar for all of them where `whole` is set. `work` must make it the same on all devices along
+    `tensor`, with `sum_over_concepts`, `merge_best` or `sum_over_all`. Without a mesh this is `work(view, *rows)`.
     """
     mesh = current_mesh()
     if mesh is None:
         return work(view, *rows)
-    given = {part: getattr(view, part) for part in parts}
-    (split,) = partition_spec(("concepts",), (view.keys.shape[0],), mesh)
-    sizes = [row.shape[0] for row in (*rows, *(given[part] for part in parts if part == "query"))]
-    (over,) = partition_spec(("batch",), (math.gcd(*sizes),), mesh)
-    axes = tuple(name for name in ((over,) if isinstance(over, str) else over or ()) + (split,) if name)
+    tables = {part: getattr(view, part) for part in parts}
+    (concept_axis,) = partition_spec(("concepts",), (view.keys.shape[0],), mesh)
+    # Sequences and positions must be sharded alike, so over axes that divide both of their numbers.
+    sizes = [row.shape[0] for row in (*rows, *(tables[part] for part in parts if part == "query"))]
+    (batch_axes,) = partition_spec(("batch",), (math.gcd(*sizes),), mesh)
+    several = (batch_axes,) if isinstance(batch_axes, str) else batch_axes or ()
+    axes = tuple(name for name in (*several, concept_axis) if name)
 
-    def own(given: dict[str, jax.Array], *rows: jax.Array) -> jax.Array:
-        local = view._replace(**given, axis=split, axes=axes)
-        table = given["keys" if "keys" in given else "values"]
-        return work(local._replace(first=lax.axis_index(split) * table.shape[0] if split else 0), *rows)
+    def local(tables: dict[str, jax.Array], *rows: jax.Array) -> jax.Array:
+        own = view._replace(**tables, axis=concept_axis, axes=axes)
+        count = tables["keys" if "keys" in tables else "values"].shape[0]
+        first = lax.axis_index(concept_axis) * count if concept_axis else 0
+        return work(own._replace(first=first), *rows)
 
-    at = {part: PartitionSpec(over if part == "query" else split) for part in parts}
+    specs = {part: PartitionSpec(batch_axes if part == "query" else concept_axis) for part in parts}
     return jax.shard_map(
-        own,
+        local,
         mesh=mesh,
-        in_specs=(at, *(PartitionSpec(over) for _ in rows)),
-        out_specs=PartitionSpec() if whole else PartitionSpec(over),
-        check_vma=False,  # the carries of scans start out alike on all devices, and differ after a step
-    )(given, *rows)
+        in_specs=(specs, *(PartitionSpec(batch_axes) for _ in rows)),
+        out_specs=PartitionSpec() if whole else PartitionSpec(batch_axes),
+        # The check would reject the scans over concepts: their carries start equal on all devices and then differ.
+        check_vma=False,
+    )(tables, *rows)
 
 
-def over_concepts(view: HeadView, mine: jax.Array) -> jax.Array:
-    """The sum of what the devices found, each with its own concepts."""
-    return lax.psum(mine, view.axis) if view.axis else mine
+def sum_over_concepts(view: HeadView, partial: jax.Array) -> jax.Array:
+    """The sum of the devices' partial results, each from its own concepts."""
+    return lax.psum(partial, view.axis) if view.axis else partial
 
 
-def over_all(view: HeadView, mine: jax.Array) -> jax.Array:
-    """The sum over concepts and over the batch."""
-    return lax.psum(mine, view.axes) if view.axes else mine
+def sum_over_all(view: HeadView, partial: jax.Array) -> jax.Array:
+    """The sum of the devices' partial results over both concepts and the batch."""
+    return lax.psum(partial, view.axes) if view.axes else partial
 
 
-def best_of_all(view: HeadView, scores: jax.Array, index: jax.Array) -> jax.Array:
-    """The concepts (N, k) of largest score among every device's own (N, k), best first; of equals, the lower one."""
+def merge_best(view: HeadView, scores: jax.Array, index: jax.Array) -> jax.Array:
+    """The indices (N, k) of the largest scores among all devices' own best k, scores and index (N, k); best first.
+
+    Of equal scores the lower index comes first: devices are gathered in the order of their concepts.
+    """
     if not view.axis:
         return index
     scores, index = (lax.all_gather(a, view.axis, axis=1, tiled=True) for a in (scores, index))
@@ -74,10 +84,14 @@ def best_of_all(view: HeadView, scores: jax.Array, index: jax.Array) -> jax.Arra
 
 
 def own_rows(view: HeadView, index: jax.Array, rows: int) -> tuple[jax.Array, jax.Array | None]:
-    """Rows of the table here for the concepts `index` (C stands for none), and which of them are here; None where the
-    table is whole."""
+    """Rows of this device's shard of `rows` rows for the concepts `index` (N, K), and which of the concepts it holds,
+    (N, K) bool.
+
+    An index of C stands for no concept. Concepts of other devices get row 0, whose result the caller must mask out.
+    Without a mesh the rows are the index itself, and the second value is None.
+    """
     if not view.axis:
         return index, None
     at = index - view.first
-    here = (at >= 0) & (at < rows) & (index < view.n_concepts)
-    return jnp.where(here, at, 0), here
+    local = (at >= 0) & (at < rows) & (index < view.n_concepts)
+    return jnp.where(local, at, 0), local

@@ -13,7 +13,15 @@ from steerling_jax.errors import require
 
 @dataclass(frozen=True)
 class ConceptConfig:
-    """The concept bottleneck. Counts are concepts, ranks and widths are features."""
+    """Configuration of the concept bottleneck, under the published field names (`unknown` means discovered).
+
+    n_concepts, n_unknown_concepts: known and discovered concepts. concept_dim: width of an embedding, the model's.
+    topk_known, unknown_topk: concepts selected at each position, None for all. topk_known_features: known concepts
+    whose embeddings are summed. factorize_unknown: the discovered head's tables have rank `factorize_rank`.
+    use_epsilon_correction: add to the features what they leave of the hidden state. block_size: concepts scored at
+    once. pad_multiple: tables have a multiple of so many rows. topk_on_logits: concepts outside the top k get the logit
+    0, not the weight 0. Source: the `steerling` 0.2.0 package.
+    """
 
     n_concepts: int = 33_732
     n_unknown_concepts: int | None = 101_196
@@ -43,7 +51,13 @@ class ConceptConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The backbone, the vocabulary's special ids, and the bottleneck (`concept`, None for a bare backbone)."""
+    """Configuration of a model: the backbone, the special token ids, and the bottleneck, under the published names.
+
+    block_size: the longest text in tokens. diff_block_size: positions of a diffusion block. n_kv_heads: None for as
+    many as `n_head`. intermediate_size: inner width of the MLP, None for `mlp_ratio` · `n_embd`. clip_qkv: the largest
+    absolute value of queries, keys and values, None for no limit. weight_sharing: the output projection is the token
+    embedding. instruct, eot_id: a model with turns, and the token that ends one. concept: None for a bare backbone.
+    """
 
     interpretable: bool = True
     n_layers: int = 32
@@ -93,7 +107,7 @@ class ModelConfig:
 
 
 def concept_counts(config: ModelConfig) -> tuple[int, int]:
-    """How many known and how many discovered concepts a model has; 0 for what it lacks."""
+    """The numbers of known and of discovered concepts; 0 for a head that the model does not have."""
     concept = config.concept
     if concept is None:
         return 0, 0

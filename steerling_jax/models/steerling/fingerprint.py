@@ -1,4 +1,4 @@
-"""A short name for a model's weights: what was computed with them is refused for others."""
+"""A fingerprint of a model's weights, stored with what was computed from them so that it is not used with others."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.published_shapes import PIECES, fused
 from steerling_jax.parallel.sharding import to_host
 
-_VALUES = 256  # of each tensor, evenly spaced: every update of a training run changes all tensors
+_VALUES = 256  # of each tensor, evenly spaced; enough, because a training step changes practically all values
 
 
 def fingerprint(params: Params, config: ModelConfig) -> str:
-    """16 hexadecimal digits, of the configuration and of 256 values of each published tensor, at bfloat16: the same
-    whether the weights were loaded as float32 or bfloat16."""
+    """16 hexadecimal digits: a hash of the configuration and of 256 values of each published tensor.
+
+    The values are rounded to bfloat16, so the fingerprint does not depend on the dtype that the weights were loaded in.
+    """
     digest = hashlib.sha256(repr(config).encode())
     for path, published in jax.tree_util.tree_leaves_with_path(jax.eval_shape(fused, params)):
         at = np.linspace(0, published.size - 1, min(published.size, _VALUES)).astype(np.int64)
@@ -29,7 +31,7 @@ def fingerprint(params: Params, config: ModelConfig) -> str:
 
 
 def _leaves(params: Params, path: list[str]) -> list[jax.Array]:
-    """Those of a published tensor, in the order of its rows."""
+    """The leaves that make up a published tensor, in the order of its rows."""
     *module, name, kind = path
     tree: Any = params
     for key in module:
@@ -38,20 +40,23 @@ def _leaves(params: Params, path: list[str]) -> list[jax.Array]:
 
 
 def _values(leaves: list[jax.Array], at: np.ndarray) -> np.ndarray:
-    """The values at flat places `at` of leaves joined layer by layer (of one leaf as it is), without joining them."""
+    """The values at flat indices `at` of the published tensor that `leaves` make up, without building it.
+
+    The published tensor is the leaves concatenated within each layer; a single leaf is the tensor itself.
+    """
     if len(leaves) == 1:
         return _at(leaves[0], at)
     sizes = [leaf.size // len(leaf) for leaf in leaves]
-    layer, inside = np.divmod(at, sum(sizes))
-    found = np.empty(len(at), leaves[0].dtype)
+    layer, offset = np.divmod(at, sum(sizes))
+    values = np.empty(len(at), leaves[0].dtype)
     for leaf, size in zip(leaves, sizes, strict=True):
-        mine = (inside >= 0) & (inside < size)
-        found[mine] = _at(leaf, layer[mine] * size + inside[mine])
-        inside = inside - size
-    return found
+        here = (offset >= 0) & (offset < size)
+        values[here] = _at(leaf, layer[here] * size + offset[here])
+        offset = offset - size
+    return values
 
 
-def _at(leaf: jax.Array, places: np.ndarray) -> np.ndarray:
-    """The values at flat places. The leaf is not made flat: one that lies on many devices would be gathered."""
-    values = leaf[np.unravel_index(places, leaf.shape)]
+def _at(leaf: jax.Array, at: np.ndarray) -> np.ndarray:
+    """The values at flat indices. The leaf is not flattened, which would gather a sharded one on every device."""
+    values = leaf[np.unravel_index(at, leaf.shape)]
     return to_host(values) if isinstance(values, jax.Array) else values

@@ -17,7 +17,7 @@ from steerling_jax.models.edits import LayerEdit
 from steerling_jax.models.steerling import bottleneck as bn
 from steerling_jax.models.steerling.backbone import Layers, embed_tokens, run_backbone
 from steerling_jax.models.steerling.config import ModelConfig
-from steerling_jax.models.steerling.decompose import HeadClamps, decompose, lm_logits
+from steerling_jax.models.steerling.decompose import HeadClamps, Parts, decompose, lm_logits
 from steerling_jax.models.steerling.head_view import ConceptHead, Table, discovered_spec, known_spec
 from steerling_jax.models.steerling.heads import Clamps, EpsilonRule
 from steerling_jax.models.steerling.layers import rope_tables
@@ -25,10 +25,13 @@ from steerling_jax.models.steerling.layers import rope_tables
 
 @struct.dataclass
 class Decomposition:
-    """What the logits are made of; field names are the published output's. (B, T, C) fields only with `dense`.
+    """The decomposition behind the logits, under the published output's names ("unknown" and "unk" mean discovered).
 
-    hidden, known_features, known_predicted, unk, unk_hat, unk_for_lm, composed, epsilon, epsilon_true: (B, T, D).
-    *_topk_indices (B, T, K) int32 and *_topk_logits (B, T, K) float32, largest first. None where the model lacks it.
+    hidden, known_features, known_predicted, unk, unk_hat, unk_for_lm, composed, epsilon, epsilon_true: (B, T, D). unk:
+    hidden − known; unk_hat the discovered features; unk_for_lm what is added to the known features to give composed,
+    which the output projection reads; epsilon the correction in it, epsilon_true what the features leave of hidden.
+    *_topk_indices (B, T, K) int32 and *_topk_logits (B, T, K) float32, largest first. *_logits and *_weights (B, T, C)
+    with `dense` only. Fields that the model does not have are None.
     """
 
     hidden: jax.Array
@@ -51,7 +54,7 @@ class Decomposition:
 
 
 class ForwardResult(NamedTuple):
-    """logits (B, T, V) float32 and the decomposition."""
+    """The logits (B, T, V) float32 and the decomposition behind them."""
 
     logits: jax.Array
     decomposition: Decomposition
@@ -113,12 +116,13 @@ def forward(
     discovered_clamps: Clamps | None = None,
     epsilon: EpsilonRule = "published",
     edits: Sequence[LayerEdit] = (),
-    large: int | None = None,
+    large: int = bn.LARGE_CONCEPT_THRESHOLD,
 ) -> ForwardResult:
-    """tokens (B, T) int (or embeds (B, T, D)) to logits (B, T, V) and the decomposition.
+    """The forward pass: tokens (B, T) int, or embeds (B, T, D), to logits (B, T, V) float32 and the decomposition.
 
-    edits: changes to the layers' outputs, in their order. Clamps' positions are (B·T,). large: concepts above which the
-    sparse clamp rule holds (published: 50,000).
+    known_clamps, discovered_clamps: with positions (B·T,); epsilon: see `decompose`; dense, large: see
+    `heads.run_head`. edits: changes to the layers' outputs, in their order.
+
     Source: the published package's InterpretableCausalDiffusionLM.forward.
     """
     if embeds is None:
@@ -135,15 +139,17 @@ def forward(
         compute=compute,
         clamps=HeadClamps(known_clamps, discovered_clamps, epsilon),
         dense=dense,
-        large=bn.LARGE_CONCEPT_THRESHOLD if large is None else large,
+        large=large,
         stop_discovered_gradient=True,
     )
-    known, discovered = parts.known, parts.discovered
-
-    def shaped(a: jax.Array | None) -> jax.Array | None:
-        return None if a is None else a.reshape(B, T, -1)
-
     logits = lm_logits(params, parts.composed, compute).reshape(B, T, -1)
+    fields = {name: None if value is None else value.reshape(B, T, -1) for name, value in _published(parts).items()}
+    return ForwardResult(logits, Decomposition(**fields))  # type: ignore[arg-type]
+
+
+def _published(parts: Parts) -> dict[str, jax.Array | None]:
+    """The parts of hidden rows under their published names, as rows (B·T, …)."""
+    known, discovered = parts.known, parts.discovered
     fields: dict[str, jax.Array | None] = dict(
         hidden=parts.hidden,
         known_features=known.features,
@@ -166,10 +172,10 @@ def forward(
             unknown_topk_logits=discovered.topk_logits,
             epsilon_true=parts.residual,
         )
-    return ForwardResult(logits, Decomposition(**{name: shaped(value) for name, value in fields.items()}))  # type: ignore[arg-type]
+    return fields
 
 
-# The model's forward, compiled; JAX keeps one program for each config, set of options and shape.
+# `forward`, compiled; JAX keeps one program for each configuration, set of options and shape.
 compiled_forward = partial(jax.jit, static_argnames=("config", "compute", "dense", "epsilon", "large"))(forward)
 
 
@@ -177,6 +183,6 @@ compiled_forward = partial(jax.jit, static_argnames=("config", "compute", "dense
 def compiled_hidden(
     params: Params, tokens: jax.Array, *, config: ModelConfig, compute: Compute, edits: Sequence[LayerEdit] = ()
 ) -> jax.Array:
-    """tokens (B, T) to hidden states (B, T, D), heads and output projection left out."""
+    """tokens (B, T) to hidden states (B, T, D), without the heads and the output projection."""
     x = embed_tokens(params, tokens, compute)
     return run_backbone(params, x, config=config, compute=compute, edits=edits).hidden

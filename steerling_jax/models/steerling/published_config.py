@@ -16,10 +16,10 @@ from steerling_jax.models.steerling.config import ConceptConfig, ModelConfig
 
 Layout = Literal["package", "hub"]
 
-PUBLISHED_EOT_ID = 100_283  # an instruct model in the package layout leaves it to the published tokenizer
+PUBLISHED_EOT_ID = 100_283  # of the published tokenizer; an instruct model in the package layout does not state it
 
-# Keys that Hugging Face's own tools write into a flat configuration. They say nothing about the computation and are
-# carried along untouched.
+# Keys that Hugging Face's own tools write into a flat configuration. They do not affect the computation, and are read
+# and written unchanged.
 HUGGING_FACE_KEYS = frozenset(
     {
         "architectures",
@@ -63,14 +63,14 @@ HUGGING_FACE_KEYS = frozenset(
 
 _CONCEPT_FIELDS = {f.name for f in dataclasses.fields(ConceptConfig)}
 _MODEL_FIELDS = {f.name for f in dataclasses.fields(ModelConfig)} - {"concept"}
-# The Hub layout is flat, and the heads' streaming block would collide with the context length.
+# The Hub layout is flat, where the concepts' `block_size` would collide with the model's.
 _HUB_CONCEPT_NAMES = {("concept_block_size" if name == "block_size" else name): name for name in _CONCEPT_FIELDS}
 
 
 def config_from_dict(raw: Mapping[str, Any], where: str = "config.json") -> tuple[ModelConfig, Layout, dict[str, Any]]:
-    """Reads either published layout. Returns the config, the layout, and the Hub keys that are only carried along.
+    """A configuration from either published layout; returns it, its layout, and the Hub keys that are not ours.
 
-    Raises `UserError` for an unknown field, a value of the wrong type or an impossible combination.
+    Raises `UserError` for an unknown field, a value of the wrong type or an invalid combination, naming `where`.
     """
     layout: Layout = "hub" if raw.get("model_type") == "steerling" else "package"
     if raw.get("model_type") not in ("steerling", "causal_diffusion"):
@@ -116,7 +116,7 @@ def config_from_dict(raw: Mapping[str, Any], where: str = "config.json") -> tupl
 
 
 def config_to_dict(config: ModelConfig, layout: Layout = "package", carried: Mapping[str, Any] | None = None) -> dict:
-    """The inverse of `config_from_dict`; the published package accepts what the package layout gives."""
+    """A configuration as a dict in either layout, the inverse of `config_from_dict`; the published package reads it."""
     fields = {name: value for name, value in dataclasses.asdict(config).items() if name != "concept"}
     if fields["eot_id"] is None:
         del fields["eot_id"]
@@ -124,7 +124,7 @@ def config_to_dict(config: ModelConfig, layout: Layout = "package", carried: Map
     if layout == "package":
         body = {"model_type": "causal_diffusion", **fields}
         return body if concept is None else {**body, "concept": concept}
-    del fields["instruct"]  # told by eot_id there
+    del fields["instruct"]  # the Hub layout expresses it by eot_id
     renamed = {hub: concept[ours] for hub, ours in _HUB_CONCEPT_NAMES.items()} if concept else {}
     return {"model_type": "steerling", **fields, **renamed, **(carried or {})}
 
@@ -156,8 +156,11 @@ def _check_types(values: Mapping[str, Any], owner: type, where: str) -> None:
 
 @dataclass(frozen=True)
 class PublishedExtras:
-    """What a published folder says beside its config: kept so that writing it again gives the same."""
+    """What a published folder holds besides the configuration, so that it can be written again unchanged.
+
+    carried: the Hub keys that are not ours. dtype: of the tensors in the files, 'mixed' where they differ.
+    """
 
     layout: Layout = "package"
     carried: Mapping[str, Any] = field(default_factory=dict)
-    dtype: str = "float32"  # of the tensors in the files, 'mixed' where they differ
+    dtype: str = "float32"

@@ -1,8 +1,8 @@
-"""The layers' projections as published: ours are split where devices split them, and hold the same numbers in the
-same order.
+"""The layers' projections in their published shapes, and how they correspond to the parameters of this package.
 
-`c_attn` (D + 2·G·d, D) is `c_q` (D, D) over `c_kv` (2, G·d, D), keys first; `c_fc` (2F, D) is ours as (2, F, D). What
-names a model's numbers (fingerprints, gradient features) goes by the published shapes.
+The parameters hold the same numbers in the same order, but are split where devices shard them: `c_attn`
+(D + 2·G·d, D) is `c_q` (D, D) followed by `c_kv` (2, G·d, D), keys first; `c_fc` (2F, D) is (2, F, D). Code that
+identifies a model by its numbers (fingerprints, gradient features) uses the published shapes.
 """
 
 from __future__ import annotations
@@ -12,28 +12,29 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-# A published projection to ours, in the order of its rows.
+# Each published projection to the parameters that make it up, in the order of its rows.
 PIECES: dict[str, tuple[str, ...]] = {"c_attn": ("c_q", "c_kv"), "c_fc": ("c_fc",)}
-_SIDE_BY_SIDE = frozenset({"c_kv", "c_fc"})  # (m, rows, D): maps of one input
+_SIDE_BY_SIDE = frozenset({"c_kv", "c_fc"})  # (m, rows, D): m projections of the same input
 
 
 def fused(params: dict[str, Any]) -> dict[str, Any]:
-    """Parameters, or gradients of them, with the projections fused as published, under the published names.
+    """Parameters, or gradients of them, with the projections in their published shapes, under the published names.
 
-    Layers are stacked; further leading axes (one for examples, say) stay.
+    Layers stay stacked, and further leading axes (one for examples, for instance) are kept.
     """
     blocks = dict(params["blocks"])
     for module, names in (("attn", ("c_attn",)), ("mlp", ("c_fc",))):
-        ours = dict(blocks[module])
+        projections = dict(blocks[module])
         for name in names:
-            pieces = [ours.pop(piece) for piece in PIECES[name]]
+            pieces = [projections.pop(piece) for piece in PIECES[name]]
             kinds = pieces[0].keys()  # weight, and bias where there is one
-            ours[name] = {kind: _joined([piece[kind] for piece in pieces], PIECES[name], kind) for kind in kinds}
-        blocks[module] = ours
+            projections[name] = {kind: _join([piece[kind] for piece in pieces], PIECES[name], kind) for kind in kinds}
+        blocks[module] = projections
     return {**params, "blocks": blocks}
 
 
-def _joined(leaves: list[Any], names: tuple[str, ...], kind: str) -> jax.Array:
+def _join(leaves: list[Any], names: tuple[str, ...], kind: str) -> jax.Array:
+    """The leaves `names` as one published leaf, joined along its rows."""
     trailing = 1 if kind == "weight" else 0  # axes after the rows
     rows = []
     for leaf, name in zip(leaves, names, strict=True):
