@@ -35,7 +35,7 @@ from bare_matmuls import bare_pass
 from environment import environment
 
 import steerling_jax as sj
-from steerling_jax.decoding.decoder import decode
+from steerling_jax.decoding.decoder import Decoder, Request
 from steerling_jax.decoding.generation_config import GenerationConfig
 from steerling_jax.decoding.trace import Trace
 from steerling_jax.io.weights.published_writer import write_published
@@ -77,8 +77,11 @@ def our_side(folder: Path, new: int) -> Callable[[list[int]], tuple[float, Trace
 
     def run(prompt: list[int]) -> tuple[float, Trace]:
         begin = time.perf_counter()
-        compute = sj.Compute()
-        *_, trace = decode(params, np.array(prompt), config=CONFIG, compute=compute, generation=settings, seed=0)
+        decoder = Decoder(params, config=CONFIG, compute=sj.Compute(), rows=1)
+        decoder.submit(Request(np.array(prompt), settings, seed=0, record_hidden=True))
+        while decoder.busy:
+            events = decoder.advance()
+        _, trace = events[-1]
         assert isinstance(trace, Trace)
         return time.perf_counter() - begin, trace
 

@@ -1,16 +1,16 @@
-"""Sampler blocks of a batch of requests, decoded on the device in one compiled loop. Each row has a life of its own.
+"""Sampler blocks of a batch of requests, decoded on the device in one compiled loop; rows progress independently.
 
-Two grids. Attention blocks lie on absolute positions (position // W); sampler blocks start where the prompt ends. Each
-row looks at a window of two attention blocks: B holds the sampler block's last position, A is the one before it. Where
-the prompt is a multiple of W, the sampler block is B and A is finished; elsewhere it straddles A and B.
+Two grids. Attention blocks lie on absolute positions (position // W); sampler blocks begin where the prompt ends. The
+window of a row is two attention blocks: B holds the sampler block's last position, A is the block before it. Where the
+prompt's length is a multiple of W, the sampler block is B and A is final; otherwise it straddles A and B.
 
-What lies before A is final and cached. A's keys and values are kept beside the cache and computed again only after a
-commit in A, always together with B, which sees A; a commit in B leaves A as it is. So a pass is over one attention
+What precedes A is final and cached. A's keys and values are held beside the cache, in a slot, and are recomputed only
+after a commit in A, always together with B, which sees A; a commit in B cannot change A. So a pass runs one attention
 block a row, or two. The first pass of a sampler block also computes the keys and values of the block just finished.
 
 Drafts. With K > 1 a pass reads K canvases a row: the true one, and guesses of what it will be after 1 … K − 1 more
-steps, made with the logits of the pass before. As long as a true step ends in the next guess, the next guess's logits
-count too. So a pass takes up to K steps, and each is the step that decoding one by one would have taken.
+steps, made with the logits of the previous pass. As long as a true step ends in the next guess, that guess's logits are
+valid too. So a pass takes up to K steps, each the step that decoding one at a time would have taken.
 
 Legend: B rows, N branches (2 under guidance: conditional and unconditional), K drafts, W the diffusion block,
 L layers, G key/value heads, S cached positions, d head size, D width, R candidate positions, V vocabulary.
@@ -39,25 +39,25 @@ _FEWEST_ROWS = 16  # fewer rows of logits would not be any faster
 
 @struct.dataclass
 class BlockRecord:
-    """Commits of each row's sampler block, in order: step within the block, offset in it, token, raw logit, each
-    (B, W), and the hidden rows (B, W, D)."""
+    """The commits of each row's sampler block, in order: step within the block, offset in it, token, raw logit, each
+    (B, W), and the hidden rows (B, W, D), None where they are not recorded."""
 
     step: jax.Array
     offset: jax.Array
     token: jax.Array
     logit: jax.Array
-    hidden: jax.Array
+    hidden: jax.Array | None
 
 
 @struct.dataclass
 class BatchState:
-    """The loop's carry; every leaf leads with B.
+    """The carry of the loop; every leaf leads with B.
 
     canvas: leaves (B, K, …), the true canvas and the guesses. slot: A's keys and values, each (B, N, K, G, W, d).
-    hidden (B, N, K, 2W, D) of the windows. passes (B,) int32: how often the layers ran in this block.
+    hidden: (B, N, K, 2W, D), of the windows. passes: (B,) int32, how often the layers ran in this block.
     """
 
-    rules: StepSettings
+    settings: StepSettings
     canvas: Canvas
     slot: KeyValueCache
     hidden: jax.Array
@@ -66,8 +66,9 @@ class BatchState:
 
 
 def waiting(rows: BatchState) -> jax.Array:
-    """Which rows (B,) the loop can take no further: full, ended, at a change of the injection, or not in use."""
-    return jax.vmap(lambda rules, canvas: canvas.finished(rules))(rows.rules, _true(rows.canvas)) | ~rows.rules.active
+    """Rows (B,) bool that need the host: block full, turn ended, injection about to change, or not in use."""
+    finished = jax.vmap(lambda settings, canvas: canvas.finished(settings))(rows.settings, _true(rows.canvas))
+    return finished | ~rows.settings.active
 
 
 @partial(jax.jit, static_argnames=("config", "compute"), donate_argnames=("rows",))
@@ -81,20 +82,21 @@ def decode_rows(
     config: ModelConfig,
     compute: Compute,
 ) -> BatchState:
-    """Passes until a row in use cannot go on by itself (`waiting`), at most `limit` of them.
+    """Runs passes until some row in use needs the host (`waiting`), at most `limit` () of them.
 
-    cache: each (B, N, G, S, d). clamps: concepts set by hand, the same for all rows.
+    cache: each (B, N, G, S, d). clamps: concept activations that are set, the same for all rows.
     """
 
-    def going(carried: tuple[jax.Array, BatchState]) -> jax.Array:
-        count, rows = carried
-        return (count < limit) & ~jnp.any(waiting(rows) & rows.rules.active) & jnp.any(rows.rules.active)
+    def unfinished(carry: tuple[jax.Array, BatchState]) -> jax.Array:
+        count, rows = carry
+        return (count < limit) & ~jnp.any(waiting(rows) & rows.settings.active) & jnp.any(rows.settings.active)
 
-    def one_pass(carried: tuple[jax.Array, BatchState]) -> tuple[jax.Array, BatchState]:
-        count, rows = carried
+    def one_pass(carry: tuple[jax.Array, BatchState]) -> tuple[jax.Array, BatchState]:
+        count, rows = carry
         rows = _refresh(params, cache, rows, config, compute)
-        masked = jax.vmap(jax.vmap(partial(open_positions, config=config), (None, 0)))(rows.rules, rows.canvas)
-        # Masked positions first, in the fewest rows of a few sizes: logits are a good part of a pass.
+        masked = jax.vmap(jax.vmap(partial(open_positions, config=config), (None, 0)))(rows.settings, rows.canvas)
+        # Logits are a good part of a pass and only masked positions need them. These come first, and the loop branches
+        # to the smallest of three static sizes that holds the busiest row's.
         order = jnp.argsort(~masked, axis=-1)
         W = config.diff_block_size
         sizes = sorted({min(max(W // part, _FEWEST_ROWS), W) for part in (4, 2, 1)})
@@ -103,32 +105,35 @@ def decode_rows(
         branches = [partial(_steps, R, params, config, compute) for R in sizes]
         return count + 1, lax.switch(which, branches, rows, order, clamps)
 
-    return lax.while_loop(going, one_pass, (jnp.int32(0), rows))[1]
+    return lax.while_loop(unfinished, one_pass, (jnp.int32(0), rows))[1]
 
 
 def _refresh(params, cache: KeyValueCache, rows: BatchState, config: ModelConfig, compute: Compute) -> BatchState:
-    """Hidden states and A's keys and values as of the windows' tokens: of A and B where A is stale in a row, else of B
-    alone."""
+    """Brings hidden states, and A's keys and values, up to date with the tokens of the windows.
+
+    Both blocks are run if any row's A is stale: a row whose A is not gets the same values again, and all rows stay in
+    one program.
+    """
     W, (B, N, K) = config.diff_block_size, rows.hidden.shape[:3]
-    rules = rows.rules
+    settings = rows.settings
     flat_slot = jax.tree.map(lambda a: a.reshape(B * N * K, *a.shape[3:]), rows.slot)
     flat_cache = jax.tree.map(lambda a: a.reshape(B * N, *a.shape[2:]), cache)
-    cached = jnp.arange(cache[0][0].shape[3])[None, :] < rules.first[:, None]
+    cached = jnp.arange(cache[0][0].shape[3])[None, :] < settings.first[:, None]
     before = CachedPart(flat_cache, jnp.repeat(cached, N, axis=0))
 
     def each(values: jax.Array) -> jax.Array:  # (B, …) to (X, …)
         return jnp.repeat(values, N * K, axis=0)
 
     def window(begin: int, earlier: list[CachedPart]) -> tuple[jax.Array, KeyValueCache]:
-        positions = rules.first[:, None] + jnp.arange(begin, 2 * W)[None, :]  # (B, T)
+        positions = settings.first[:, None] + jnp.arange(begin, 2 * W)[None, :]  # (B, T)
         ids = jnp.broadcast_to(rows.canvas.window[:, None, :, begin:], (B, N, K, 2 * W - begin))
-        in_prompt = positions < rules.prompt[:, None]
+        in_prompt = positions < settings.prompt[:, None]
         if N == 2:  # the unconditional branch does not see the prompt
             ids = ids.at[:, 1].set(jnp.where(in_prompt[:, None, :], config.mask_token_id, ids[:, 1]))
         ids = ids.reshape(B * N * K, -1)
-        edits = steering_edits(ids, each(in_prompt), config.mask_token_id, rules.at_masks, rules.at_prompt)
+        edits = steering_edits(ids, each(in_prompt), config.mask_token_id, settings.at_masks, settings.at_prompt)
         hidden, fresh = run_window(
-            params, ids, each(positions), each(rules.total), earlier, edits, config=config, compute=compute
+            params, ids, each(positions), each(settings.total), earlier, edits, config=config, compute=compute
         )
         return hidden.reshape(B, N, K, *hidden.shape[1:]), fresh
 
@@ -142,25 +147,25 @@ def _refresh(params, cache: KeyValueCache, rows: BatchState, config: ModelConfig
         hidden, _ = window(W, [before, CachedPart(flat_slot, jnp.ones((B * N * K, W), bool))])
         return dataclasses.replace(rows, hidden=rows.hidden.at[..., W:, :].set(hidden))
 
-    return lax.cond(jnp.any(rows.canvas.stale & rules.active[:, None]), both, only_b, rows)
+    return lax.cond(jnp.any(rows.canvas.stale & settings.active[:, None]), both, only_b, rows)
 
 
 def _steps(
     R: int, params, config: ModelConfig, compute: Compute, rows: BatchState, order: jax.Array, clamps: RowClamps | None
 ) -> BatchState:
-    """Logits of the first R positions of `order` (B, K, W), the true steps that they give, and the next guesses."""
+    """Takes the steps that logits of the first R positions of `order` (B, K, W) allow, and makes the next guesses."""
     B, N, K, _, D = rows.hidden.shape
     candidates = order[..., :R]  # offsets within the sampler block
-    at = (rows.rules.begin - rows.rules.first)[:, None, None] + candidates
+    at = (rows.settings.begin - rows.settings.first)[:, None, None] + candidates
     hidden = jnp.take_along_axis(rows.hidden, at[:, None, :, :, None], axis=3)  # (B, N, K, R, D)
-    where = jnp.broadcast_to((rows.rules.begin - rows.rules.prompt)[:, None, None] + candidates, (B, K, R))
+    where = jnp.broadcast_to((rows.settings.begin - rows.settings.prompt)[:, None, None] + candidates, (B, K, R))
     where = jnp.broadcast_to(where[:, None], (B, N, K, R)).reshape(-1)
     features = logit_features(params, hidden.reshape(-1, D), config, compute, clamps, where)
     raw = lm_logits(params, features, compute).reshape(B, N, K, R, -1)
-    guidance = (rows.rules.guidance + 1.0)[:, None, None, None]
+    guidance = (rows.settings.guidance + 1.0)[:, None, None, None]
     raw = raw[:, 0] if N == 1 else raw[:, 1] + guidance * (raw[:, 0] - raw[:, 1])
-    after, taken = take_step(rows.rules, rows.canvas, raw, candidates, config)
-    accepted = _accepted(rows.canvas, after)  # (B, K): whether the pass over that guess counts
+    after, taken = take_step(rows.settings, rows.canvas, raw, candidates, config)
+    accepted = _accepted(rows.canvas, after)  # (B, K)
     record = rows.record
     for k in range(K):
         record = jax.vmap(_append)(
@@ -172,7 +177,7 @@ def _steps(
     logits, candidates = _pick(raw, last, 1)[:, None], _pick(candidates, last, 1)[:, None]
     for _ in range(K - 1):
         one = jax.tree.map(lambda a: a[:, None], guesses[-1])
-        one, _ = take_step(rows.rules, one, logits, candidates, config)
+        one, _ = take_step(rows.settings, one, logits, candidates, config)
         guesses.append(_draft(one, 0))
     return dataclasses.replace(
         rows,
@@ -185,8 +190,8 @@ def _steps(
 
 
 def _accepted(before: Canvas, after: Canvas) -> jax.Array:
-    """Which canvases (B, K) are what one-by-one decoding would have had: the first, and each whose predecessor's step
-    ended in it."""
+    """Canvases (B, K) that decoding one step at a time would have read: the first, and each one that equals what the
+    step on its predecessor gave. The running product ends the prefix at the first wrong guess."""
     same = jnp.all(after.window[:, :-1] == before.window[:, 1:], axis=-1)
     same &= after.ended[:, :-1] == before.ended[:, 1:]
     return jnp.cumprod(jnp.pad(same, ((0, 0), (1, 0)), constant_values=True), axis=1).astype(bool)
@@ -195,19 +200,20 @@ def _accepted(before: Canvas, after: Canvas) -> jax.Array:
 def _append(
     record: BlockRecord, committed: jax.Array, taken: StepCommits, hidden: jax.Array, counts: jax.Array
 ) -> BlockRecord:
-    """One row's step in its record (W, …), if it counts; hidden (R, D) of the candidates."""
+    """One row's record (W, …) with a step's commits, if the step `counts`; hidden (R, D) of the candidates."""
     W = record.step.shape[0]
-    index = jnp.where(taken.used & counts, committed + jnp.arange(taken.used.shape[0]), W)  # W is outside: dropped
+    # Index W is outside, and `drop` leaves such entries out: no branch, and shapes stay fixed.
+    index = jnp.where(taken.used & counts, committed + jnp.arange(taken.used.shape[0]), W)
 
     def put(old: jax.Array, new: jax.Array) -> jax.Array:
         return old.at[index].set(new.astype(old.dtype), mode="drop")
 
     return BlockRecord(
-        put(record.step, jnp.broadcast_to(taken.step, index.shape)),
-        put(record.offset, taken.offset),
-        put(record.token, taken.token),
-        put(record.logit, taken.logit),
-        put(record.hidden, hidden[taken.candidate]),
+        step=put(record.step, jnp.broadcast_to(taken.step, index.shape)),
+        offset=put(record.offset, taken.offset),
+        token=put(record.token, taken.token),
+        logit=put(record.logit, taken.logit),
+        hidden=None if record.hidden is None else put(record.hidden, hidden[taken.candidate]),
     )
 
 

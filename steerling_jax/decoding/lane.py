@@ -1,6 +1,10 @@
-"""Requests that can be decoded together: a batch on the device, whose rows requests enter and leave at block ends.
+"""A lane: requests that one compiled program decodes together, as rows of a batch that join and leave at block ends.
 
-Shapes are few: rows in powers of two, room in the cache in coarse steps (`cache_capacity`), so programs are few too.
+Shapes are few, so that programs are few: rows come in powers of two, the cache's room in coarse steps
+(`cache_capacity`). The host only prepares rows at the start of a block and reads the results at its end; everything in
+between is one call of `block_loop.decode_rows`.
+
+Legend: N branches (2 under guidance), W the diffusion block, L layers, D width, V vocabulary, S cached positions.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from steerling_jax.decoding import block_loop as bd
+from steerling_jax.decoding import block_loop
 from steerling_jax.decoding import lane_programs as programs
 from steerling_jax.decoding.prefix_cache import PrefixCache, prefix_keys
 from steerling_jax.decoding.request import Event, RequestState
@@ -25,27 +29,32 @@ from steerling_jax.models.steerling.backbone import KeyValueCache, empty_cache
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.steering.plan import ClampPlan
 
-_CHUNK = 8  # attention blocks of a long prompt that are run at once
-_ALWAYS = 2**30
+_CHUNK = 8  # attention blocks of a long prompt that one pass reads
+_NO_LIMIT = 2**30
+
+Tables = tuple[np.ndarray, np.ndarray]  # injections at masked positions and at the prompt's, each (L, D) float32
 
 
 @dataclass
-class _Seat:
-    """A row of the batch and who sits there. cached: final positions in the cache, one a branch. committed: of the
-    sampler block. fresh: whether the host must set the row up before it goes on. tables: the injection that the cache
-    was made with."""
+class _Row:
+    """The host's view of a row in use. cached: final positions in the cache, one number a branch. committed: tokens of
+    the current sampler block. prepare: whether the host must set the row up before the loop goes on. tables: the
+    injections that the cache was computed with."""
 
-    job: RequestState
+    state: RequestState
     cached: list[int]
     committed: int = 0
-    fresh: bool = True
-    tables: tuple[np.ndarray, np.ndarray] | None = None
+    prepare: bool = True
+    tables: Tables | None = None
 
 
 @dataclass
 class Lane:
-    """room: positions that a row's cache has at least. branches: 2 under guidance. clamps: the same for all of a lane's
-    requests."""
+    """Requests of one kind: the same policies' structure, branches, drafts, clamps and recording.
+
+    room: positions for which a row's cache has room at least. clamps: the same for all requests of the lane.
+    record_hidden: whether the loop records the committed positions' hidden rows.
+    """
 
     params: Params
     config: ModelConfig
@@ -54,115 +63,115 @@ class Lane:
     branches: int
     drafts: int
     clamps: ClampPlan | None
+    record_hidden: bool
     prefixes: PrefixCache
     waiting: deque[RequestState] = field(default_factory=deque)
-    seats: list[_Seat | None] = field(default_factory=list)
+    rows: list[_Row | None] = field(default_factory=list)
     capacity: int = 0
     cache: KeyValueCache = ()
-    rows: bd.BatchState | None = None
+    batch: block_loop.BatchState | None = None
 
     @property
     def running(self) -> int:
-        return sum(seat is not None for seat in self.seats)
+        """Requests with a row."""
+        return sum(row is not None for row in self.rows)
 
     def cancel(self, ticket: int) -> None:
-        self.waiting = deque(job for job in self.waiting if job.ticket != ticket)
-        for index, seat in enumerate(self.seats):
-            if seat is not None and seat.job.ticket == ticket:
-                self._leave(index)
+        """Removes a request, waiting or running; its row is free for the next one."""
+        self.waiting = deque(state for state in self.waiting if state.ticket != ticket)
+        for index, row in enumerate(self.rows):
+            if row is not None and row.state.ticket == ticket:
+                self._release(index)
 
     def drop_cache(self) -> None:
-        """With nobody running, what is there for those who run goes."""
+        """Frees the batch and its cache when no request is running."""
         if self.running == 0:
-            self.seats, self.rows, self.cache, self.capacity = [], None, (), 0
+            self.rows, self.batch, self.cache, self.capacity = [], None, (), 0
 
-    def advance(self, steps: int | None, seats: int) -> list[tuple[int, Event]]:
-        """Takes in the next `seats` of those who wait, and runs until a row's block is done, at most `steps` passes."""
-        self._take_in(seats)
-        for index, seat in enumerate(self.seats):
-            if seat is not None and seat.fresh:
-                self._start_block(index, seat)
-        assert self.rows is not None
-        clamps = None if self.clamps is None else self.clamps.rows()
-        self.rows = bd.decode_rows(
+    def advance(self, steps: int | None, admit: int) -> list[tuple[int, Event]]:
+        """Gives rows to the next `admit` waiting requests, and decodes until some row's block is done, or for `steps`
+        passes. Returns (ticket, event) pairs; with `steps`, also the commits of blocks in progress."""
+        self._admit(admit)
+        for index, row in enumerate(self.rows):
+            if row is not None and row.prepare:
+                self._prepare(index, row)
+        assert self.batch is not None
+        self.batch = block_loop.decode_rows(
             self.params,
             self.cache,
-            self.rows,
-            jnp.int32(steps or _ALWAYS),
-            clamps,
+            self.batch,
+            jnp.int32(steps or _NO_LIMIT),
+            None if self.clamps is None else self.clamps.rows(),
             config=self.config,
             compute=self.compute,
         )
-        return self._events(tell=steps is not None)
+        return self._events(partial_blocks=steps is not None)
 
-    def _take_in(self, seats: int) -> None:
-        """No more rows than are needed, in powers of two."""
-        wanted = self.running + seats
-        size = 1 << max(wanted - 1, 0).bit_length()
-        coming = [self.waiting.popleft() for _ in range(seats)]
-        staying = [index for index, seat in enumerate(self.seats) if seat is not None]
-        if len(self.seats) != size:
-            self._resize(staying, size, coming)
-        for job in coming:
-            index = self.seats.index(None)
-            self.seats[index] = _Seat(job, [0] * self.branches)
-        self._make_room()
-
-    def _resize(self, staying: list[int], size: int, coming: list[RequestState]) -> None:
-        source = np.zeros(size, np.int32)
-        source[: len(staying)] = staying
-        kept = np.arange(size) < len(staying)
-        self.seats = [self.seats[index] for index in staying] + [None] * (size - len(staying))
-        if self.rows is None:
-            shape = (size, self.branches)
-            self.rows = programs.blank_rows(
-                self._rules(coming[0]),
-                size=size,
-                branches=self.branches,
-                drafts=self.drafts,
-                config=self.config,
-                compute=self.compute,
-            )
-            self.capacity = self._capacity(self.room)
-            self.cache = empty_cache(self.config, self.compute, shape, self.capacity)
-        else:
-            self.cache, self.rows = programs.rearrange(self.cache, self.rows, source, kept)
-
-    def _make_room(self) -> None:
-        wanted = max((self._capacity(len(seat.job.canvas)) for seat in self.seats if seat), default=0)
+    def _admit(self, count: int) -> None:
+        """Gives rows to the next `count` waiting requests; the batch has as few rows as hold all, in powers of two."""
+        needed = self.running + count
+        size = 1 << max(needed - 1, 0).bit_length()
+        arriving = [self.waiting.popleft() for _ in range(count)]
+        if len(self.rows) != size:
+            self._resize(size, arriving)
+        for state in arriving:
+            self.rows[self.rows.index(None)] = _Row(state, [0] * self.branches)
+        wanted = max((self._capacity(len(row.state.canvas)) for row in self.rows if row), default=0)
         if wanted > self.capacity:
             self.cache, self.capacity = programs.widen(self.cache, length=wanted), wanted
 
+    def _resize(self, size: int, arriving: list[RequestState]) -> None:
+        """A batch of `size` rows, those in use first."""
+        staying = [index for index, row in enumerate(self.rows) if row is not None]
+        source = np.zeros(size, np.int32)
+        source[: len(staying)] = staying
+        in_use = np.arange(size) < len(staying)
+        self.rows = [self.rows[index] for index in staying] + [None] * (size - len(staying))
+        if self.batch is not None:
+            self.cache, self.batch = programs.rearrange(self.cache, self.batch, source, in_use)
+            return
+        self.batch = programs.blank_rows(
+            self._settings(arriving[0]),
+            size=size,
+            branches=self.branches,
+            drafts=self.drafts,
+            record_hidden=self.record_hidden,
+            config=self.config,
+            compute=self.compute,
+        )
+        self.capacity = self._capacity(self.room)
+        self.cache = empty_cache(self.config, self.compute, (size, self.branches), self.capacity)
+
     def _capacity(self, canvas: int) -> int:
-        """Positions of the cache for a canvas of so many: what lies before its last window."""
+        """Room in the cache, in positions, for a canvas of so many: what precedes its last window."""
         W = self.config.diff_block_size
         return cache_capacity(max((canvas - W - 1) // W, 0)) * W
 
-    def _start_block(self, index: int, seat: _Seat) -> None:
-        """Everything before the window into the cache, and the row as it stands: a new block, or one going on under
-        another injection."""
-        job = seat.job
-        rules = self._rules(job, seat.committed)
-        self._fill(index, seat, np.asarray(rules.at_masks), np.asarray(rules.at_prompt))
-        assert self.rows is not None
-        if seat.committed:
-            self.rows = programs.change_rules(self.rows, np.int32(index), rules)
+    def _prepare(self, index: int, row: _Row) -> None:
+        """Caches everything before the row's window and sets up the row: at the start of a sampler block, or within one
+        where the injection changes."""
+        state = row.state
+        settings = self._settings(state, row.committed)
+        self._fill_cache(index, row, (np.asarray(settings.at_masks), np.asarray(settings.at_prompt)))
+        assert self.batch is not None
+        if row.committed:
+            self.batch = programs.change_settings(self.batch, np.int32(index), settings)
         else:
-            counts = np.bincount(job.canvas, minlength=self.config.vocab_size).astype(np.int32)
-            self.rows = programs.start_block(self.rows, np.int32(index), rules, job.window, counts)
-        seat.fresh = False
+            counts = np.bincount(state.canvas, minlength=self.config.vocab_size).astype(np.int32)
+            self.batch = programs.start_block(self.batch, np.int32(index), settings, state.window, counts)
+        row.prepare = False
 
-    def _rules(self, job: RequestState, committed: int = 0) -> StepSettings:
-        """As of now; its patience ends where the injection changes next."""
-        request, written = job.request, job.written(committed)
+    def _settings(self, state: RequestState, committed: int = 0) -> StepSettings:
+        """The row's settings as of now; its commit limit ends the loop where the injection changes next."""
+        request, written = state.request, state.written(committed)
         L, D, V, W = self.config.n_layers, self.config.n_embd, self.config.vocab_size, self.config.diff_block_size
-        patience, tables = W, (np.zeros((L, D), np.float32),) * 2
+        limit, tables = W, (np.zeros((L, D), np.float32),) * 2
         suppression = np.zeros(V, np.float32)
         if (plan := request.steering) is not None:
             tables, suppression = plan.tables(written, L), np.asarray(plan.suppression)
             change = plan.next_change(written)
-            patience = min(W, committed + change - written) if change is not None else W
-        values: dict[str, Any] = dict(  # of NumPy: the compiled programs take them over
+            limit = min(W, committed + change - written) if change is not None else W
+        values: dict[str, Any] = dict(  # NumPy values: the compiled programs transfer them
             suppression=suppression,
             seed=np.uint32(request.seed),
             guidance=np.float32(request.generation.cfg_scale),
@@ -170,124 +179,130 @@ class Lane:
             at_prompt=tables[1],
             active=np.bool_(True),
         )
-        for name, number in (
-            ("total", len(job.canvas)),
-            ("prompt", job.prompt_length),
-            ("begin", job.begin),
-            ("first", job.first),
-            ("patience", patience),
-        ):
-            values[name] = np.int32(number)
-        return StepSettings(policies=job.policies, **values)
+        numbers = {
+            "total": len(state.canvas),
+            "prompt": state.prompt_length,
+            "begin": state.begin,
+            "first": state.first,
+            "commit_limit": limit,
+        }
+        values |= {name: np.int32(number) for name, number in numbers.items()}
+        return StepSettings(policies=state.policies, **values)
 
-    def _fill(self, index: int, seat: _Seat, at_masks: np.ndarray, at_prompt: np.ndarray) -> None:
-        """Runs what lies before the window and is not in the cache, or is there under another injection."""
-        job, W = seat.job, self.config.diff_block_size
-        changed = seat.tables is not None and not (
-            np.array_equal(seat.tables[0], at_masks) and np.array_equal(seat.tables[1], at_prompt)
-        )
-        seat.tables = (at_masks, at_prompt)
+    def _fill_cache(self, index: int, row: _Row, tables: Tables) -> None:
+        """Computes the keys and values of what precedes the window, where the cache lacks them or has them from another
+        injection.
+
+        A position's keys and values depend on the injection only if it, or a position before it, is steered: masked
+        positions, and the prompt where the plan steers it. So after a change of the injection all blocks before the
+        first steered one stay valid, and only those are shared between requests (`PrefixCache`).
+        """
+        state, W = row.state, self.config.diff_block_size
+        changed = row.tables is not None and not all(map(np.array_equal, row.tables, tables))
+        row.tables = tables
         for branch in range(self.branches):
-            tokens = job.canvas[: job.first].copy()
+            tokens = state.canvas[: state.first].copy()
             if branch:  # the unconditional branch does not see the prompt
-                tokens[: job.prompt_length] = self.config.mask_token_id
-            plain = self._plain_blocks(job, tokens)
+                tokens[: state.prompt_length] = self.config.mask_token_id
+            unsteered = self._unsteered_blocks(state, tokens)
             if changed:
-                seat.cached[branch] = min(seat.cached[branch], plain * W)
-            keys = list(prefix_keys(tokens[: plain * W], W)) if self.prefixes.limit else []
+                row.cached[branch] = min(row.cached[branch], unsteered * W)
+            keys = list(prefix_keys(tokens[: unsteered * W], W)) if self.prefixes.limit else []
             missing = [number for number, key in enumerate(keys) if key not in self.prefixes]
-            if seat.cached[branch] == job.first and not missing:
+            if row.cached[branch] == state.first and not missing:
                 continue
-            row = programs.read_row(self.cache, np.int32(index), np.int32(branch))
-            row, reached = self._from_prefixes(row, seat.cached[branch], keys)
-            row = self._extend(row, reached, tokens, job, at_masks, at_prompt)
+            entry = programs.read_row(self.cache, np.int32(index), np.int32(branch))
+            entry, reached = self._from_prefixes(entry, row.cached[branch], keys)
+            entry = self._extend(entry, reached, tokens, state, tables)
             for number in missing:
-                self.prefixes.put(keys[number], programs.read_block(row, np.int32(number * W), length=W))
-            self.cache = programs.write_row(self.cache, row, np.int32(index), np.int32(branch))
-            seat.cached[branch] = job.first
+                self.prefixes.put(keys[number], programs.read_block(entry, np.int32(number * W), length=W))
+            self.cache = programs.write_row(self.cache, entry, np.int32(index), np.int32(branch))
+            row.cached[branch] = state.first
 
-    def _plain_blocks(self, job: RequestState, tokens: np.ndarray) -> int:
-        """How many blocks from the start hold nothing that is ever steered."""
-        W, plan = self.config.diff_block_size, job.request.steering
+    def _unsteered_blocks(self, state: RequestState, tokens: np.ndarray) -> int:
+        """Number of whole blocks at the start of `tokens` that no injection ever reaches."""
+        W, plan = self.config.diff_block_size, state.request.steering
         if plan is not None and plan.steers_prompt:
             return 0
         masked = np.flatnonzero(tokens == self.config.mask_token_id)
         return int(masked[0] if len(masked) else len(tokens)) // W
 
-    def _from_prefixes(self, row: KeyValueCache, cached: int, keys: list[bytes]) -> tuple[KeyValueCache, int]:
-        """Copies blocks that an earlier request computed, as far as they go."""
+    def _from_prefixes(self, entry: KeyValueCache, cached: int, keys: list[bytes]) -> tuple[KeyValueCache, int]:
+        """Copies shared blocks from position `cached` on, up to the first that is not stored; keys depend on all tokens
+        before a block, so a later block could not be used without it."""
         W = self.config.diff_block_size
         for key in keys[cached // W :]:
             if (block := self.prefixes.get(key)) is None:
                 break
-            row, cached = programs.write_block(row, block, np.int32(cached)), cached + W
-        return row, cached
+            entry, cached = programs.write_block(entry, block, np.int32(cached)), cached + W
+        return entry, cached
 
-    def _extend(self, row, start: int, tokens: np.ndarray, job: RequestState, at_masks, at_prompt) -> KeyValueCache:
+    def _extend(
+        self, entry: KeyValueCache, start: int, tokens: np.ndarray, state: RequestState, tables: Tables
+    ) -> KeyValueCache:
+        """Runs `tokens` from position `start` on: two sizes of passes, so two programs, whatever the length."""
         W = self.config.diff_block_size
         while start < len(tokens):
             length = (_CHUNK if len(tokens) - start >= _CHUNK * W else 1) * W
-            row = programs.extend_row(
+            entry = programs.extend_row(
                 self.params,
-                row,
+                entry,
                 tokens[start : start + length],
                 np.int32(start),
-                np.int32(job.prompt_length),
-                np.int32(len(job.canvas)),
-                at_masks,
-                at_prompt,
+                np.int32(state.prompt_length),
+                np.int32(len(state.canvas)),
+                *tables,
                 config=self.config,
                 compute=self.compute,
             )
             start += length
-        return row
+        return entry
 
-    def _events(self, tell: bool) -> list[tuple[int, Event]]:
-        assert self.rows is not None
-        done, committed, ended, passes, stale = jax.device_get(programs.look(self.rows))
-        found: list[tuple[int, Event]] = []
-        records = jax.device_get(dataclasses.replace(self.rows.record, hidden=None)) if tell else None
-        for index, seat in enumerate(self.seats):
-            if seat is None:
+    def _events(self, partial_blocks: bool) -> list[tuple[int, Event]]:
+        """Reads the batch once and turns it into events. partial_blocks: also report commits of unfinished blocks."""
+        assert self.batch is not None
+        status, record = jax.device_get(programs.loop_status(self.batch))
+        events: list[tuple[int, Event]] = []
+        for index, row in enumerate(self.rows):
+            if row is None:
                 continue
-            job, seat.committed = seat.job, int(committed[index])
-            full = done[index] and (bool(ended[index]) or seat.committed == self.config.diff_block_size)
-            if records is not None and (news := job.tell(_row(records, index), seat.committed)):
-                found.append((job.ticket, news))
+            state, row.committed = row.state, int(status.committed[index])
+            ended = bool(status.ended[index])
+            own = jax.tree.map(lambda a, index=index: a[index], record)
+            full = status.waiting[index] and (ended or row.committed == self.config.diff_block_size)
+            if partial_blocks and (commits := state.new_commits(own, row.committed)):
+                events.append((state.ticket, commits))
             if not full:
-                seat.fresh = bool(done[index])
+                row.prepare = bool(status.waiting[index])
                 continue
-            self._keep_slot(index, seat, bool(stale[index]) or bool(ended[index]))
-            record = programs.read_record(self.rows.record, np.int32(index))
-            record = record if job.request.record_hidden else dataclasses.replace(record, hidden=None)
-            event = job.finish_block(jax.device_get(record), seat.committed, bool(ended[index]), int(passes[index]))
-            found.append((job.ticket, event))
-            seat.fresh, seat.committed = True, 0
-            if job.ended:
-                found.append((job.ticket, job.trace()))
-                self._leave(index)
-        return found
+            self._cache_slot(index, row, bool(status.stale[index]) or ended)
+            if self.record_hidden:
+                hidden = programs.read_hidden(self.batch.record, np.int32(index))
+                own = dataclasses.replace(own, hidden=jax.device_get(hidden))
+            events.append((state.ticket, state.finish_block(own, row.committed, ended, int(status.passes[index]))))
+            row.prepare, row.committed = True, 0
+            if state.ended:
+                events.append((state.ticket, state.trace()))
+                self._release(index)
+        return events
 
-    def _keep_slot(self, index: int, seat: _Seat, unfit: bool) -> None:
-        """A is finished now; where its keys and values are up to date they go into the cache."""
-        W, first = self.config.diff_block_size, seat.job.first
-        if unfit or first + W > self.capacity or any(cached != first for cached in seat.cached):
+    def _cache_slot(self, index: int, row: _Row, outdated: bool) -> None:
+        """Moves A's keys and values from the slot into the cache, now that A is final; where they are outdated, or the
+        cache has no room, the next block computes them anew."""
+        W, first = self.config.diff_block_size, row.state.first
+        if outdated or first + W > self.capacity or any(cached != first for cached in row.cached):
             return
-        assert self.rows is not None
-        self.cache = programs.append_slot(self.cache, self.rows.slot, np.int32(index), np.int32(first))
-        seat.cached = [first + W] * self.branches
+        assert self.batch is not None
+        self.cache = programs.append_slot(self.cache, self.batch.slot, np.int32(index), np.int32(first))
+        row.cached = [first + W] * self.branches
 
-    def _leave(self, index: int) -> None:
-        assert self.rows is not None
-        self.seats[index] = None
-        self.rows = programs.deactivate(self.rows, np.int32(index))
+    def _release(self, index: int) -> None:
+        assert self.batch is not None
+        self.rows[index] = None
+        self.batch = programs.deactivate(self.batch, np.int32(index))
 
 
 def cache_capacity(blocks: int) -> int:
-    """Attention blocks to make room for when `blocks` are needed: even, of few sizes, at most a quarter too many."""
+    """Attention blocks to allocate when `blocks` are needed: even, of few sizes, at most a quarter too many."""
     step = max(2, 1 << max(blocks.bit_length() - 3, 0))
     return max(-(-blocks // step), 1) * step
-
-
-def _row(records: bd.BlockRecord, index: int) -> bd.BlockRecord:
-    return jax.tree.map(lambda a: a[index], records)

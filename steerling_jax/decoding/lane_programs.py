@@ -1,4 +1,4 @@
-"""The small compiled programs around the decoding loop: rows in and out of a batch, and prompts into the cache.
+"""The small compiled programs around the decoding loop: rows into and out of a batch, prompts into the cache.
 
 Legend: B rows of the batch, N branches, G key/value heads, S cached positions, W the diffusion block, d head size.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -61,6 +62,7 @@ def write_block(row: KeyValueCache, block: KeyValueCache, start: jax.Array) -> K
 
 @partial(jax.jit, static_argnames=("length",))
 def read_block(row: KeyValueCache, start: jax.Array, *, length: int) -> KeyValueCache:
+    """Keys and values of `length` positions from `start` on, each (G, length, d)."""
     return jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, start, length, axis=1), row)
 
 
@@ -77,7 +79,7 @@ def write_row(cache: KeyValueCache, row: KeyValueCache, index: jax.Array, branch
 
 @partial(jax.jit, donate_argnames=("cache",))
 def append_slot(cache: KeyValueCache, slot: KeyValueCache, index: jax.Array, start: jax.Array) -> KeyValueCache:
-    """A row's slot, of the true canvas, at position `start` of its caches."""
+    """The true canvas's slot of a row, written at position `start` of its cache."""
 
     def put(old: jax.Array, slot: jax.Array) -> jax.Array:
         return jax.lax.dynamic_update_slice(old, slot[index, :, 0][None].astype(old.dtype), (index, 0, 0, start, 0))
@@ -87,80 +89,106 @@ def append_slot(cache: KeyValueCache, slot: KeyValueCache, index: jax.Array, sta
 
 @partial(jax.jit, static_argnames=("length",))
 def widen(cache: KeyValueCache, *, length: int) -> KeyValueCache:
-    """Room for more positions."""
+    """The cache with room for `length` positions."""
     return jax.tree.map(lambda a: jnp.pad(a, ((0, 0),) * 3 + ((0, length - a.shape[3]), (0, 0))), cache)
 
 
 @jax.jit
 def rearrange(
-    cache: KeyValueCache, rows: bd.BatchState, source: jax.Array, kept: jax.Array
+    cache: KeyValueCache, rows: bd.BatchState, source: jax.Array, in_use: jax.Array
 ) -> tuple[KeyValueCache, bd.BatchState]:
-    """A batch of another size: row b is the old row source[b]; those not `kept` are out of use."""
+    """A batch of another size: row b is the old row source[b]; those not `in_use` are inactive."""
     cache, rows = jax.tree.map(lambda a: a[source], (cache, rows))
-    active = rows.rules.active & kept
-    return cache, dataclasses.replace(rows, rules=dataclasses.replace(rows.rules, active=active))
+    active = rows.settings.active & in_use
+    return cache, dataclasses.replace(rows, settings=dataclasses.replace(rows.settings, active=active))
 
 
 @partial(jax.jit, donate_argnames=("rows",))
 def start_block(
-    rows: bd.BatchState, index: jax.Array, rules: StepSettings, window: jax.Array, counts: jax.Array
+    rows: bd.BatchState, index: jax.Array, settings: StepSettings, window: jax.Array, counts: jax.Array
 ) -> bd.BatchState:
-    """A row at the start of a sampler block: nothing committed, A to be computed. window (2W,), counts (V,)."""
+    """A row at the start of a sampler block: nothing committed, A yet to be computed. window (2W,), counts (V,)."""
     K = rows.hidden.shape[2]
     zero, no = jnp.int32(0), jnp.bool_(False)
     canvas = Canvas(window, counts, zero, zero, no, jnp.bool_(True))
     canvas = jax.tree.map(lambda a: jnp.broadcast_to(a, (K, *a.shape)), canvas)
     return dataclasses.replace(
         rows,
-        rules=_put(rows.rules, index, rules),
+        settings=_put(rows.settings, index, settings),
         canvas=_put(rows.canvas, index, canvas),
         passes=rows.passes.at[index].set(0),
     )
 
 
 @partial(jax.jit, donate_argnames=("rows",))
-def change_rules(rows: bd.BatchState, index: jax.Array, rules: StepSettings) -> bd.BatchState:
-    """A row going on under another injection, which A must be computed with again."""
+def change_settings(rows: bd.BatchState, index: jax.Array, settings: StepSettings) -> bd.BatchState:
+    """A row that continues under another injection: A must be recomputed with it."""
     canvas = dataclasses.replace(rows.canvas, stale=rows.canvas.stale.at[index].set(True))
-    return dataclasses.replace(rows, rules=_put(rows.rules, index, rules), canvas=canvas)
+    return dataclasses.replace(rows, settings=_put(rows.settings, index, settings), canvas=canvas)
 
 
 @partial(jax.jit, donate_argnames=("rows",))
 def deactivate(rows: bd.BatchState, index: jax.Array) -> bd.BatchState:
-    rules = dataclasses.replace(rows.rules, active=rows.rules.active.at[index].set(False))
-    return dataclasses.replace(rows, rules=rules)
+    settings = dataclasses.replace(rows.settings, active=rows.settings.active.at[index].set(False))
+    return dataclasses.replace(rows, settings=settings)
+
+
+class LoopStatus(NamedTuple):
+    """What the host reads of each row (B,) after the loop: whether it needs the host, commits in its block, whether its
+    turn has ended, passes in its block, whether A's keys and values are outdated."""
+
+    waiting: jax.Array
+    committed: jax.Array
+    ended: jax.Array
+    passes: jax.Array
+    stale: jax.Array
 
 
 @jax.jit
-def look(rows: bd.BatchState) -> tuple[jax.Array, ...]:
-    """What the host must know after the loop, each (B,): whether the row waits for it, commits of the block, whether a
-    turn has ended, passes, whether A's keys and values are out of date."""
+def loop_status(rows: bd.BatchState) -> tuple[LoopStatus, bd.BlockRecord]:
+    """The status and the record of all rows without hidden rows: small arrays, which the host fetches in one go."""
     canvas = rows.canvas
-    return bd.waiting(rows), canvas.committed[:, 0], canvas.ended[:, 0], rows.passes, canvas.stale[:, 0]
+    status = LoopStatus(bd.waiting(rows), canvas.committed[:, 0], canvas.ended[:, 0], rows.passes, canvas.stale[:, 0])
+    return status, dataclasses.replace(rows.record, hidden=None)
 
 
 @jax.jit
-def read_record(record: bd.BlockRecord, index: jax.Array) -> bd.BlockRecord:
-    return jax.tree.map(lambda a: a[index], record)
+def read_hidden(record: bd.BlockRecord, index: jax.Array) -> jax.Array:
+    """The hidden rows (W, D) of one row's record."""
+    assert record.hidden is not None
+    return record.hidden[index]
 
 
-@partial(jax.jit, static_argnames=("size", "branches", "drafts", "config", "compute"))
+@partial(jax.jit, static_argnames=("size", "branches", "drafts", "record_hidden", "config", "compute"))
 def blank_rows(
-    rules: StepSettings, *, size: int, branches: int, drafts: int, config: ModelConfig, compute: Compute
+    settings: StepSettings,
+    *,
+    size: int,
+    branches: int,
+    drafts: int,
+    record_hidden: bool,
+    config: ModelConfig,
+    compute: Compute,
 ) -> bd.BatchState:
-    """A batch of `size` rows out of use, for rules like these."""
+    """A batch of `size` rows that are not in use, with settings of this structure."""
     W, D, V = config.diff_block_size, config.n_embd, config.vocab_size
-    rules = jax.tree.map(lambda a: jnp.broadcast_to(jnp.asarray(a), (size, *jnp.shape(a))), rules)
-    rules = dataclasses.replace(rules, active=jnp.zeros(size, bool))
+    settings = jax.tree.map(lambda a: jnp.broadcast_to(jnp.asarray(a), (size, *jnp.shape(a))), settings)
+    settings = dataclasses.replace(settings, active=jnp.zeros(size, bool))
     numbers, flags = jnp.zeros((size, drafts), jnp.int32), jnp.zeros((size, drafts), bool)
     windows, counts = jnp.zeros((size, drafts, 2 * W), jnp.int32), jnp.zeros((size, drafts, V), jnp.int32)
     row = jnp.zeros((size, W), jnp.int32)
     return bd.BatchState(
-        rules=rules,
+        settings=settings,
         canvas=Canvas(windows, counts, numbers, numbers, flags, flags),
         slot=empty_cache(config, compute, (size, branches, drafts), W),
         hidden=jnp.zeros((size, branches, drafts, 2 * W, D), compute.dtype),
-        record=bd.BlockRecord(row, row, row, jnp.zeros((size, W)), jnp.zeros((size, W, D), compute.dtype)),
+        record=bd.BlockRecord(
+            step=row,
+            offset=row,
+            token=row,
+            logit=jnp.zeros((size, W)),
+            hidden=jnp.zeros((size, W, D), compute.dtype) if record_hidden else None,
+        ),
         passes=jnp.zeros(size, jnp.int32),
     )
 

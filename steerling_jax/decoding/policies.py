@@ -1,7 +1,8 @@
-"""How a decoding step decides: penalties, order of positions, how many, which tokens, and when a turn ends.
+"""Policies of a decoding step: penalties, the order and number of positions to commit, their tokens, and when a turn
+ends.
 
-A policy is a small frozen dataclass, called on one row's `StepView`; its fields are arrays, so rows with other numbers
-share a program. Adding one takes a few lines:
+A policy is a small frozen dataclass that is called on one row's `StepView`. Its fields are arrays, so that rows with
+different numbers share a program. Adding one takes a few lines:
 
     @struct.dataclass
     class LeftToRight:
@@ -32,12 +33,13 @@ from steerling_jax.decoding.sampling import confidence, draw, entropy_temperatur
 
 @struct.dataclass
 class StepView:
-    """What a policy sees of one row before a step.
+    """One row before a step, as policies see it.
 
-    logits (R, V) float32: raw without suppressed words for a penalty; penalised, banned ids at −inf, for the others.
-    open (R,) bool: whether the position is still masked; only open ones can be committed. position (R,) int32,
-    absolute. counts (V,) int32: how often each id is on the canvas, the mask included. step () int32: of the sampler
-    block, from 0. seed () uint32. token (R,) int32: what was drawn, for a stop policy; else zeros.
+    logits (R, V) float32: for a penalty, raw logits minus the suppression; for the others, after the penalty, with
+    banned ids at −inf. open (R,) bool: whether the position is still masked; only open positions can be committed.
+    position (R,) int32, absolute. counts (V,) int32: how often each id is on the canvas, the mask included. step ()
+    int32: of the sampler block, from 0. seed () uint32. token (R,) int32: the tokens that were drawn, for a stop
+    policy; zeros for the others.
     """
 
     logits: jax.Array
@@ -64,18 +66,18 @@ class Policy(Protocol):
 
 @struct.dataclass
 class RepetitionPenalty:
-    """Logits of ids on the canvas: positive ones divided by `penalty` () float32, negative ones multiplied."""
+    """Divides positive logits of ids on the canvas by `penalty` () float32, and multiplies negative ones by it."""
 
     penalty: jax.Array | float
 
     def __call__(self, view: StepView) -> jax.Array:
-        held_down = jnp.where(view.logits > 0, view.logits / self.penalty, view.logits * self.penalty)
-        return jnp.where((view.counts > 0)[None, :], held_down, view.logits)
+        penalised = jnp.where(view.logits > 0, view.logits / self.penalty, view.logits * self.penalty)
+        return jnp.where((view.counts > 0)[None, :], penalised, view.logits)
 
 
 @struct.dataclass
 class MostConfident:
-    """Positions whose likeliest token is likeliest come first."""
+    """Orders positions by the probability of their most likely token, highest first."""
 
     def __call__(self, view: StepView) -> jax.Array:
         return confidence(view.logits)
@@ -83,7 +85,7 @@ class MostConfident:
 
 @struct.dataclass
 class Even:
-    """`base` positions a step, the first `extra` steps of a block taking one more."""
+    """Commits `base` positions a step, and one more in the first `extra` steps of a block."""
 
     base: jax.Array | int
     extra: jax.Array | int
@@ -94,8 +96,8 @@ class Even:
 
 @struct.dataclass
 class ConfidentEnough:
-    """All positions at least as confident as `threshold`, and one where there are none. Not exact: fewer passes, and
-    tokens chosen without seeing each other."""
+    """Commits all positions whose confidence is at least `threshold`, or else the most confident one. Not exact: it
+    saves passes by choosing tokens that do not see each other."""
 
     threshold: jax.Array | np.floating | float
 
@@ -106,7 +108,7 @@ class ConfidentEnough:
 
 @struct.dataclass
 class Greedy:
-    """The likeliest token."""
+    """Takes the most likely token."""
 
     def __call__(self, view: StepView) -> jax.Array:
         return jnp.argmax(view.logits, axis=-1).astype(jnp.int32)
@@ -114,8 +116,8 @@ class Greedy:
 
 @struct.dataclass
 class Nucleus:
-    """Sampling among the likeliest tokens whose mass before them is at most top_p, at a temperature; 0 stands for one
-    from 0.3 (sure) to 0.7 (torn) by the entropy of the row. Each draw is keyed by seed and position."""
+    """Samples from the nucleus: the most likely tokens whose preceding mass is at most top_p, at a temperature; 0 means
+    one from 0.3 to 0.7 by the row's entropy (published). Each draw is keyed by seed and position."""
 
     temperature: jax.Array | float
     top_p: jax.Array | float

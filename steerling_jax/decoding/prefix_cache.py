@@ -1,7 +1,8 @@
-"""Keys and values of attention blocks that several requests begin with, kept for the next one.
+"""Keys and values of attention blocks at the start of prompts, shared between requests.
 
-A finished block's keys and values depend on its tokens and on all before them, and on nothing else as long as none of
-them is masked or steered. So they are found by a hash of the tokens up to the block's end.
+The keys and values of a final block depend on its own tokens and on all tokens before it (attention is block-causal),
+and on nothing else while none of these is masked or steered. So a block's key is a hash of all tokens up to its end:
+equal blocks after different beginnings have different keys.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from steerling_jax.models.steerling.backbone import KeyValueCache
 
 
 def prefix_keys(tokens: np.ndarray, block: int) -> Iterator[bytes]:
-    """One key for each whole block of tokens (T,), of all tokens up to its end."""
+    """One key for each whole block of tokens (T,): the hash of all tokens up to its end, not of the block alone."""
     digest = hashlib.blake2b(digest_size=16)
     for start in range(0, len(tokens) - block + 1, block):
         digest.update(np.ascontiguousarray(tokens[start : start + block], np.int32).tobytes())
@@ -25,9 +26,10 @@ def prefix_keys(tokens: np.ndarray, block: int) -> Iterator[bytes]:
 
 
 class PrefixCache:
-    """Blocks' keys and values, each (G, W, d) a layer, up to `limit` bytes; the longest unused go first.
+    """Keys and values of blocks, each (G, W, d) a layer, up to `limit` bytes; the least recently used are dropped
+    first.
 
-    hits, misses: blocks found, and looked for in vain.
+    hits, misses: how many look-ups found their block, and how many did not.
     """
 
     def __init__(self, limit: int):
@@ -38,6 +40,7 @@ class PrefixCache:
         return key in self._blocks
 
     def get(self, key: bytes) -> KeyValueCache | None:
+        """The block with this key, now the most recently used one; None if it is not stored."""
         found = self._blocks.get(key)
         if found is None:
             self.misses += 1
@@ -47,6 +50,7 @@ class PrefixCache:
         return found
 
     def put(self, key: bytes, block: KeyValueCache) -> None:
+        """Stores a block, and drops others as the limit requires; one larger than the limit is not stored."""
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(block))
         if key in self._blocks or size > self.limit:
             return

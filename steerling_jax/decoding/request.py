@@ -1,4 +1,4 @@
-"""What is asked of the decoder, and the state of one request on the host: its canvas, its commits, its trace."""
+"""A request to the decoder, its events, and its state on the host: canvas, commits, trace."""
 
 from __future__ import annotations
 
@@ -18,8 +18,12 @@ from steerling_jax.steering.plan import SteeringPlan
 
 @dataclass(frozen=True)
 class Request:
-    """prompt: ids (P,). seed: of the draws, in place of the configuration's. policies: in place of what the
-    configuration means. drafts: canvases a pass, more than 1 for lossless drafting."""
+    """One text to write.
+
+    prompt: ids (P,). seed: of the draws; it overrides the configuration's. policies: override what the configuration
+    means. drafts: canvases that a pass reads; more than 1 for lossless drafting. record_hidden: keep the committed
+    positions' hidden rows in the trace.
+    """
 
     prompt: np.ndarray
     generation: GenerationConfig
@@ -30,7 +34,7 @@ class Request:
     record_hidden: bool = False
 
     def check(self, config: ModelConfig) -> None:
-        """Raises `UserError` where this model cannot do it."""
+        """Raises `UserError` if this model cannot write it."""
         self.generation.check(config, [int(i) for i in self.prompt])
         require(0 <= self.seed < 2**32, f"seed is {self.seed}, but it must be from 0 to {2**32 - 1}.")
         most = config.diff_block_size
@@ -39,7 +43,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Committed:
-    """Tokens written since the last event. canvas: ids (P + max_new_tokens,) int32 so far."""
+    """Tokens committed since the last event. canvas: ids (P + max_new_tokens,) int32 so far."""
 
     commits: tuple[Commit, ...]
     canvas: np.ndarray
@@ -47,7 +51,7 @@ class Committed:
 
 @dataclass(frozen=True)
 class BlockDone:
-    """A sampler block is written. number: 1 to blocks; canvas: ids (P + max_new_tokens,) int32 so far."""
+    """A sampler block is complete. number: from 1 to `blocks`. canvas: ids (P + max_new_tokens,) int32 so far."""
 
     number: int
     blocks: int
@@ -59,7 +63,7 @@ Event = Committed | BlockDone | Trace
 
 
 class RequestState:
-    """A request under way."""
+    """A request in progress: what the host knows of it between passes."""
 
     def __init__(self, ticket: int, request: Request, config: ModelConfig):
         self.ticket, self.request, self.config = ticket, request, config
@@ -69,14 +73,14 @@ class RequestState:
         self.blocks = generation.sampler_blocks(config)
         self.steps = (generation.steps or generation.max_new_tokens) // self.blocks
         if request.policies.schedule is not None:
-            self.steps = W  # at most so many a block
+            self.steps = W  # a schedule of its own takes at most so many steps a block
         self.policies = request.policies.completed(generation, W, self.blocks, config.eot_id)
-        self.number = 0  # of the sampler block being written
+        self.number = 0  # of the current sampler block, from 0
         self.ended = False
         self.commits: list[Commit] = []
         self.hidden: list[np.ndarray] = []
         self.passes = 0
-        self.told = 0  # commits of this block that events have told of
+        self.reported = 0  # commits of this block that events have reported
 
     @property
     def prompt_length(self) -> int:
@@ -95,7 +99,7 @@ class RequestState:
 
     @property
     def window(self) -> np.ndarray:
-        """Ids (2W,) of A and B, masks past the canvas."""
+        """Ids (2W,) of A and B; masks past the canvas."""
         W = self.config.diff_block_size
         window = np.full(2 * W, self.config.mask_token_id, np.int32)
         inside = self.canvas[self.first : self.first + 2 * W]
@@ -106,18 +110,19 @@ class RequestState:
         """Tokens written so far, `committed` of them in this block."""
         return self.number * self.config.diff_block_size + committed
 
-    def tell(self, record: BlockRecord, committed: int) -> Committed | None:
-        """What is new in this block's record, each (W,) on the host."""
-        if committed == self.told:
+    def new_commits(self, record: BlockRecord, committed: int) -> Committed | None:
+        """The commits of this block that no event has reported; record: the block's, (W,) each, on the host."""
+        if committed == self.reported:
             return None
-        fresh = self._commits(record, self.told, committed)
-        self.told = committed
+        fresh = self._commits(record, self.reported, committed)
+        self.reported = committed
         canvas = self.canvas.copy()
         canvas[self.begin + record.offset[:committed]] = record.token[:committed]
         return Committed(tuple(fresh), canvas)
 
     def finish_block(self, record: BlockRecord, committed: int, ended: bool, passes: int) -> BlockDone:
-        """Writes the block to the canvas; what follows an end of turn is overwritten, and masks before it stay."""
+        """Writes the block to the canvas. As published, ids after an end of turn are overwritten by eos, and positions
+        before it that are still masked stay masked."""
         r = jax.tree.map(lambda a: a[:committed], record)
         positions = self.begin + r.offset
         self.canvas[positions] = r.token
@@ -127,7 +132,7 @@ class RequestState:
         self.commits += fresh
         if self.request.record_hidden:
             self.hidden.append(r.hidden.astype(np.float32))
-        self.number, self.told = self.number + 1, 0
+        self.number, self.reported = self.number + 1, 0
         self.passes += passes
         text = self.canvas[self.prompt_length : self.begin]
         stopped = np.isin(text, self.request.generation.stop_tokens or ()).any()
@@ -135,6 +140,7 @@ class RequestState:
         return BlockDone(self.number, self.blocks, tuple(fresh), self.canvas.copy())
 
     def trace(self) -> Trace:
+        """The record of the whole generation."""
         hidden = np.concatenate(self.hidden) if self.request.record_hidden else None
         request, prompt = self.request, np.asarray(self.request.prompt, np.int32)
         return Trace(

@@ -1,7 +1,7 @@
-"""Pure functions on rows of logits: how sure a position is, and which token it draws.
+"""Pure functions on rows of logits: the confidence of a position, and the draw of its token.
 
-A draw's randomness is `fold_in(key(seed), position)`: it depends on the seed and on
-the absolute position alone, never on caching, batching or the step. Source: `generate_full` of the published package.
+The key of a draw is `fold_in(key(seed), position)`: it depends on the seed and the absolute position alone, never on
+caching, batching or the step. Source: `generate_full` of the published package.
 
 Legend: R rows, V vocabulary.
 """
@@ -33,7 +33,7 @@ def entropy_temperature(logits_V: jax.Array, top_p: jax.Array | float) -> jax.Ar
 
 
 def in_nucleus(logits_V: jax.Array, top_p: jax.Array | float) -> tuple[jax.Array, jax.Array]:
-    """Ids by falling probability (V,), and for each whether it is in the nucleus (V,) bool; the first always is."""
+    """Ids (V,) by descending probability, and whether each is in the nucleus, (V,) bool; the first always is."""
     order = jnp.argsort(-logits_V)
     probs = jax.nn.softmax(logits_V)[order]
     before = jnp.cumsum(probs) - probs
@@ -43,6 +43,6 @@ def in_nucleus(logits_V: jax.Array, top_p: jax.Array | float) -> tuple[jax.Array
 def draw(key: jax.Array, logits_V: jax.Array, top_p: jax.Array | float) -> jax.Array:
     """A token id () int32 from the nucleus of logits (V,), already divided by a temperature."""
     order, keep = in_nucleus(logits_V, top_p)
-    # Noise belongs to ids, not to ranks: where rounding swaps two ranks, the draw stays the same.
+    # Noise is indexed by id, not by rank: where rounding swaps two ranks, the draw stays the same.
     noise = jax.random.gumbel(key, logits_V.shape)[order]
     return order[jnp.argmax(jnp.where(keep, logits_V[order] + noise, -jnp.inf))].astype(jnp.int32)

@@ -1,4 +1,5 @@
-"""One denoising step, from logits to tokens on the canvas: pure, on the logits of a pass or on a guess's old ones.
+"""One denoising step: from the logits of a pass to tokens on the canvas. Pure functions, vectorised over rows and
+drafts.
 
 Legend: B rows, K drafts, W the diffusion block, R candidate positions, L layers, D width, V vocabulary.
 """
@@ -19,12 +20,13 @@ from steerling_jax.models.steerling.config import ModelConfig
 
 @struct.dataclass
 class StepSettings:
-    """What stays the same while a row writes one sampler block. Of one row here; a batch leads with B.
+    """What stays fixed while one row writes a sampler block; in a batch every leaf leads with B.
 
-    policies: complete. suppression (V,) float32, subtracted from raw logits. seed () uint32. total: length of the
-    canvas. prompt: of the prompt. begin: the sampler block's first position. first: A's first position, all before it
-    being cached. patience: number of commits at which the host must look (a change of the injection), at most W.
-    guidance () float32. at_masks, at_prompt (L, D) float32: what is injected. active: whether the row is in use.
+    policies: all five are set. suppression: (V,) float32, subtracted from raw logits. seed: () uint32. total, prompt:
+    lengths of the canvas and of the prompt. begin: the sampler block's first position. first: A's first position; all
+    positions before it are cached. commit_limit: commits in this block after which the loop returns to the host, since
+    the injection changes there; at most W. guidance: () float32. at_masks, at_prompt: (L, D) float32, injections at
+    masked positions and at the prompt's. active: whether the row is in use.
     """
 
     policies: Policies
@@ -34,7 +36,7 @@ class StepSettings:
     prompt: jax.Array
     begin: jax.Array
     first: jax.Array
-    patience: jax.Array
+    commit_limit: jax.Array
     guidance: jax.Array
     at_masks: jax.Array
     at_prompt: jax.Array
@@ -43,8 +45,9 @@ class StepSettings:
 
 @struct.dataclass
 class Canvas:
-    """What changes, of one row. window (2W,) ids of A and B; counts (V,) how often each id is on the whole canvas;
-    committed, step: of the sampler block; ended: whether a turn has ended; stale: whether A must be computed again."""
+    """What changes from step to step, for one row. window: (2W,) ids of A and B. counts: (V,), how often each id occurs
+    on the whole canvas. committed, step: commits and steps in the sampler block. ended: whether the turn has ended.
+    stale: whether A has changed since its keys and values were computed."""
 
     window: jax.Array
     counts: jax.Array
@@ -53,15 +56,15 @@ class Canvas:
     ended: jax.Array
     stale: jax.Array
 
-    def finished(self, rules: StepSettings) -> jax.Array:
-        """Whether no step can be taken before the host has looked, () bool."""
-        return self.ended | (self.committed >= rules.patience)
+    def finished(self, settings: StepSettings) -> jax.Array:
+        """Whether the row needs the host before its next step, () bool."""
+        return self.ended | (self.committed >= settings.commit_limit)
 
 
 @struct.dataclass
 class StepCommits:
-    """A step's commits, most confident first. used (R,) bool: how many of the rest are real. candidate (R,): which
-    row of the logits; offset within the sampler block, token, raw logit, each (R,); step ()."""
+    """The commits of one step, most confident first, padded to R. used: (R,) bool, which entries are commits.
+    candidate: (R,), the row of the logits. offset within the sampler block, token, raw logit: (R,) each. step: ()."""
 
     used: jax.Array
     candidate: jax.Array
@@ -71,69 +74,74 @@ class StepCommits:
     step: jax.Array
 
 
-def open_positions(rules: StepSettings, canvas: Canvas, config: ModelConfig) -> jax.Array:
-    """Which positions of one row's sampler block are still masked, (W,) bool."""
-    block = lax.dynamic_slice(canvas.window, (rules.begin - rules.first,), (config.diff_block_size,))
+def open_positions(settings: StepSettings, canvas: Canvas, config: ModelConfig) -> jax.Array:
+    """Masked positions of one row's sampler block, (W,) bool."""
+    block = lax.dynamic_slice(canvas.window, (settings.begin - settings.first,), (config.diff_block_size,))
     return block == config.mask_token_id
 
 
 def take_step(
-    rules: StepSettings, canvas: Canvas, raw: jax.Array, candidates: jax.Array, config: ModelConfig
+    settings: StepSettings, canvas: Canvas, raw: jax.Array, candidates: jax.Array, config: ModelConfig
 ) -> tuple[Canvas, StepCommits]:
-    """The canvases (B, K) after one step each, and its commits. raw (B, K, R, V) are logits of the positions whose
-    offsets are `candidates` (B, K, R). A canvas that is finished stays as it is."""
+    """One step on each canvas (B, K): the canvases after it, and its commits.
 
-    def drafts(function):  # over rows and drafts; rules belong to rows
+    raw: (B, K, R, V), logits of the positions with the offsets `candidates` (B, K, R) in the sampler block. A finished
+    canvas stays as it is.
+    """
+
+    def drafts(function):  # over rows and drafts; settings belong to rows
         return jax.vmap(jax.vmap(function, (None, 0, 0, 0)))
 
-    views, ranking, quota = drafts(partial(_rank, config=config))(rules, canvas, raw, candidates)
+    views, ranking, quota = drafts(partial(_rank, config=config))(settings, canvas, raw, candidates)
 
     def draw(n: jax.Array, tokens: jax.Array) -> jax.Array:
-        def one(rules: StepSettings, view: StepView, ranking: jax.Array, tokens: jax.Array) -> jax.Array:
-            assert rules.policies.choice is not None
-            return tokens.at[n].set(rules.policies.choice(view.at(ranking[n][None]))[0])
+        def one(settings: StepSettings, view: StepView, ranking: jax.Array, tokens: jax.Array) -> jax.Array:
+            assert settings.policies.choice is not None
+            return tokens.at[n].set(settings.policies.choice(view.at(ranking[n][None]))[0])
 
-        return drafts(one)(rules, views, ranking, tokens)
+        return drafts(one)(settings, views, ranking, tokens)
 
-    # One draw after the other, as many as the busiest row needs: sampling sorts the vocabulary.
+    # Sampling sorts the vocabulary, so it runs once for each token that is committed, as often as the busiest row
+    # needs, and not for every candidate.
     tokens = lax.fori_loop(0, jnp.max(quota), draw, jnp.zeros_like(ranking))
     settle = jax.vmap(jax.vmap(partial(_settle, config=config), (None, 0, 0, 0, 0, 0, 0, 0)))
-    return settle(rules, canvas, views, ranking, quota, tokens, raw, candidates)
+    return settle(settings, canvas, views, ranking, quota, tokens, raw, candidates)
 
 
 def _rank(
-    rules: StepSettings, canvas: Canvas, raw: jax.Array, candidates: jax.Array, config: ModelConfig
+    settings: StepSettings, canvas: Canvas, raw: jax.Array, candidates: jax.Array, config: ModelConfig
 ) -> tuple[StepView, jax.Array, jax.Array]:
-    """One row's view, its candidates in the order of commitment (R,), and how many of them to commit."""
-    policies, R = rules.policies, candidates.shape[0]
+    """One row's view, its candidates (R,) in the order of commitment, and the number to commit."""
+    policies, R = settings.policies, candidates.shape[0]
     assert policies.penalty is not None
     assert policies.order is not None
     assert policies.schedule is not None
-    masked = open_positions(rules, canvas, config)[candidates] & ~canvas.finished(rules)
+    masked = open_positions(settings, canvas, config)[candidates] & ~canvas.finished(settings)
     view = StepView(
-        raw - rules.suppression[None, :],
+        raw - settings.suppression[None, :],
         masked,
-        rules.begin + candidates,
+        settings.begin + candidates,
         canvas.counts,
         canvas.step,
-        rules.seed,
+        settings.seed,
         jnp.zeros(R, jnp.int32),
     )
-    banned = jnp.isin(jnp.arange(raw.shape[-1]), _never_written(config))
+    banned = jnp.isin(jnp.arange(raw.shape[-1]), _banned_ids(config))
     view = dataclasses.replace(view, logits=jnp.where(banned[None, :], -jnp.inf, policies.penalty(view)))
-    lowest = jnp.finfo(jnp.float32).min  # NaN is no confidence at all, but the position is still open
+    lowest = jnp.finfo(jnp.float32).min  # a NaN score comes last, yet before positions that are not open (−inf)
     score = jnp.where(masked, jnp.nan_to_num(policies.order(view), nan=lowest, neginf=lowest), -jnp.inf)
-    # Ties, as where probabilities round to 1, have no published order; later positions first agrees with what was seen.
+    # Ties, as between probabilities that round to 1, have no specified order in the published package (torch.topk);
+    # taking later positions first agrees with its recorded outputs.
     ranking = R - 1 - jnp.argsort(-score[::-1])
     return view, ranking, jnp.minimum(jnp.maximum(policies.schedule(view), 1), jnp.sum(masked))
 
 
-def _never_written(config: ModelConfig) -> jax.Array:
+def _banned_ids(config: ModelConfig) -> jax.Array:
     return jnp.array([config.eos_token_id, config.mask_token_id, config.pad_token_id])
 
 
 def _settle(
-    rules: StepSettings,
+    settings: StepSettings,
     canvas: Canvas,
     view: StepView,
     ranking: jax.Array,
@@ -143,20 +151,20 @@ def _settle(
     candidates: jax.Array,
     config: ModelConfig,
 ) -> tuple[Canvas, StepCommits]:
-    """One row's canvas with its tokens (R,), in the order of `ranking`, up to the first that ends the turn."""
+    """One row's canvas after its commits: tokens (R,) in the order of `ranking`, up to the first that ends the turn."""
     W = config.diff_block_size
-    assert rules.policies.stop is not None
+    assert settings.policies.stop is not None
     within = jnp.arange(ranking.shape[0]) < quota
-    stops = within & rules.policies.stop(dataclasses.replace(view.at(ranking), token=tokens))
+    stops = within & settings.policies.stop(dataclasses.replace(view.at(ranking), token=tokens))
     used = within & (jnp.cumsum(stops) - stops == 0)
     offset = candidates[ranking]
-    place = rules.begin - rules.first + offset
+    place = settings.begin - settings.first + offset
     count = jnp.sum(used)
     after = Canvas(
         window=canvas.window.at[jnp.where(used, place, 2 * W)].set(tokens, mode="drop"),
         counts=canvas.counts.at[config.mask_token_id].add(-count).at[tokens].add(used.astype(jnp.int32)),
         committed=canvas.committed + count,
-        step=canvas.step + ~canvas.finished(rules),
+        step=canvas.step + ~canvas.finished(settings),
         ended=canvas.ended | jnp.any(stops & used),
         stale=canvas.stale | jnp.any(used & (place < W)),
     )

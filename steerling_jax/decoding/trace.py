@@ -15,7 +15,8 @@ from steerling_jax.steering.plan import SteeringPlan
 
 
 class Commit(NamedTuple):
-    """Tokens written in one step, most confident first. target_logits are raw: before suppression, penalty and bans."""
+    """The tokens committed in one step, most confident first. target_logits are raw: before suppression, penalty and
+    bans."""
 
     step: int
     positions: tuple[int, ...]
@@ -44,12 +45,12 @@ class Trace:
 
     @property
     def steering(self) -> tuple[str, ...]:
-        """Labels of the steerings that acted."""
+        """Labels of the steerings that were active."""
         return self.plan.labels if self.plan else ()
 
     @property
     def clamps(self) -> RowClamps | None:
-        """Concepts that were clamped."""
+        """The clamps that were active, as the heads take them."""
         return self.plan.clamps.rows() if self.plan is not None and self.plan.clamps is not None else None
 
     @property
@@ -57,7 +58,7 @@ class Trace:
         return len(self.prompt)
 
     def check(self, config: ModelConfig) -> None:
-        """Raises `UserError` where this model cannot have written it, or where it contradicts itself."""
+        """Raises `UserError` if this model cannot have written the trace, or if the trace contradicts itself."""
         other = "is of another model: "
         P, T, flat = self.prompt_length, len(self.tokens), list(self.flat())
         ids = np.concatenate([self.prompt, self.tokens, np.asarray([token for _, _, token, _ in flat], np.int32)])
@@ -90,7 +91,7 @@ class Trace:
                 yield commit.step, position, token, logit
 
     def snapshot(self, step: int) -> np.ndarray:
-        """The canvas (P + max_new_tokens,) as it was before the commits of `step`."""
+        """The canvas (P + max_new_tokens,) before the commits of `step`."""
         canvas = np.full(len(self.tokens), self.mask_id, np.int32)
         canvas[: self.prompt_length] = self.prompt
         for earlier, position, token, _ in self.flat():
@@ -99,7 +100,8 @@ class Trace:
         return canvas
 
     def injected(self, step: int, n_layers: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-        """What was added after each layer in the pass of `step`, at masked and at prompt positions, two (L, D)."""
+        """The injections after each layer in the pass of `step`, at masked positions and at the prompt's: two (L,
+        D)."""
         if self.plan is None:
             nothing = np.zeros((n_layers, width), np.float32)
             return nothing, nothing

@@ -21,6 +21,7 @@ from steerling_jax.decoding.trace import Trace
 from steerling_jax.steering.plan import SteeringPlan, prepare_steering
 from tests.decoding.test_generation import FLOAT32, GREEDY, PUSHED, SMALL, events, params_of, run
 from tests.decoding.test_sampling import chi_square_limit
+from tests.worlds.decoding import decode
 from tests.worlds.reference_decoder import reference_decode
 
 SAMPLED = sj.GenerationConfig(max_new_tokens=16, use_entropy_sampling=False, temperature=0.9)
@@ -114,9 +115,6 @@ def test_few_programs_serve_a_stream_of_requests():
     after = decoding.compiled_programs()
     assert after["decode_rows"] - again["decode_rows"] <= sizes
     assert after["widen"] == again["widen"]
-    roomy.submit(requests()[1])
-    roomy.advance(1)
-    assert [lane.capacity for lane in roomy._lanes.values()] == [64]
 
 
 def test_rows_are_shared_by_all_lanes_in_order_of_arrival():
@@ -130,20 +128,6 @@ def test_rows_are_shared_by_all_lanes_in_order_of_arrival():
         assert decoder.running <= 2
     assert sorted(begun) == tickets
     assert all(abs(place - tickets.index(ticket)) <= 1 for place, ticket in enumerate(begun)), begun
-
-
-def test_requests_that_only_wait_have_no_cache():
-    decoder = Decoder(PARAMS, config=SMALL, compute=FLOAT32, rows=1)
-    first, other, last = requests()[0], dataclasses.replace(requests()[1], generation=GREEDY), requests()[2]
-    for one in (first, other, last):
-        decoder.submit(one)
-    waited = False
-    while decoder.busy:
-        decoder.advance()
-        for one in decoder._lanes.values():
-            assert bool(one.running) == bool(one.cache) == (one.rows is not None)
-            waited |= decoder.running == 1 and not one.running
-    assert waited
 
 
 def test_every_commit_is_told_as_it_happens(wanted: list[Trace]):
@@ -237,7 +221,7 @@ class LeftToRight:
 
 
 def test_a_policy_of_ones_own():
-    *_, trace = decoding.decode(
+    *_, trace = decode(
         PARAMS,
         np.arange(5),
         config=SMALL,
@@ -257,7 +241,7 @@ def test_a_policy_of_ones_own():
 def test_committing_all_that_is_confident_takes_fewer_passes():
     def passes(threshold: float) -> tuple[int, Trace]:
         policies = Policies(schedule=ConfidentEnough(jnp.float32(threshold)))
-        *_, trace = decoding.decode(
+        *_, trace = decode(
             PARAMS, np.arange(5), config=SMALL, compute=FLOAT32, generation=GREEDY, seed=1, policies=policies
         )
         assert isinstance(trace, Trace)

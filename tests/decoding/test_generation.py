@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import steerling_jax as sj
 from steerling_jax.decoding import decoder as decoding
 from steerling_jax.decoding import lane
-from steerling_jax.decoding.decoder import BlockDone, decode
+from steerling_jax.decoding.decoder import BlockDone
 from steerling_jax.decoding.generation import generate, stream, text_ids
 from steerling_jax.decoding.generation_config import GenerationConfig
 from steerling_jax.decoding.trace import Trace
@@ -26,6 +26,7 @@ from steerling_jax.models.steerling.backbone import unstack_layers
 from steerling_jax.models.steerling.config import ConceptConfig, ModelConfig
 from steerling_jax.models.steerling.model import compiled_forward, compiled_hidden, init_params
 from steerling_jax.steering.config import SteeringConfig
+from tests.worlds.decoding import decode
 from tests.worlds.reference_decoder import reference_decode
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -116,7 +116,7 @@ def generate(mesh: Mesh, first: TrainState) -> tuple[list[list[int]], Counts]:
         exchanged.append(collectives(compiled))
         return compiled(*args)
 
-    lane.bd = type("Watched", (), {**vars(block_decoding), "decode_rows": staticmethod(watched)})
+    lane.block_loop = type("Watched", (), {**vars(block_decoding), "decode_rows": staticmethod(watched)})
     with jax.set_mesh(mesh):
         params = jax.device_put(params, param_shardings(config, mesh))
         decoder = Decoder(params, config=config, compute=Compute())

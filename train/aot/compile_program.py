@@ -74,7 +74,7 @@ def _compile_decoding(config: ModelConfig, mesh: Mesh, rows: int) -> jax.stages.
     row_axes = _row_axes(mesh, rows)
     cache = jax.eval_shape(lambda: empty_cache(config, _INFERENCE, (rows, 1), config.block_size))
     blank = lane_programs.blank_rows.eval_shape(
-        _greedy_settings(config), size=rows, branches=1, drafts=1, config=config, compute=_INFERENCE
+        _greedy_settings(config), size=rows, branches=1, drafts=1, record_hidden=True, config=config, compute=_INFERENCE
     )
     # Keys and values are sharded over heads too, (B, N, G, S, d) and (B, N, K, G, W, d); all else over rows alone.
     heads = "tensor" if config.kv_heads % mesh.shape["tensor"] == 0 else None
@@ -158,5 +158,5 @@ def _greedy_settings(config: ModelConfig) -> StepSettings:
         at_masks=tables,
         at_prompt=tables,
     )
-    values |= dict.fromkeys(("total", "prompt", "begin", "first", "patience"), np.int32(0))
+    values |= dict.fromkeys(("total", "prompt", "begin", "first", "commit_limit"), np.int32(0))
     return StepSettings(policies=Policies().completed(generation, config.diff_block_size, 1, None), **values)
