@@ -26,7 +26,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--max-new-tokens", type=int, default=128, metavar="N", help="a multiple of the block (default: %(default)s)")
     add("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
     add("--concepts", type=int, default=5, metavar="N", help="concepts of each kind per chunk (default: %(default)s)")
-    add("--json", action="store_true", help="print the text and the report as JSON, see docs/trace.md")
+    add("--json", action="store_true", help="print the text and the report as JSON, see docs/design/trace-format.md")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -6,7 +6,7 @@ Time      not measured
 Result    not measured; a model this small learns the form of an answer, hardly more
 
 conversations.jsonl has a conversation a line, {"messages": [{"role": "user", "content": "What does re.sub do?"},
-{"role": "assistant", "content": "It replaces what a pattern matches."}]}; docs/phases.md has the rules. The model
+{"role": "assistant", "content": "It replaces what a pattern matches."}]}; docs/guide/phases.md has the rules. The model
 gets three ids more, for turns. These are embeddings, which adapters leave as they are: without `lora` they are trained
 too.
 """

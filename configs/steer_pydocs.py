@@ -4,7 +4,7 @@ Command   steerling train --config steer_pydocs --corpus CORPUS    (the bundled 
 Hardware  two cores of a Xeon with AMX
 Time      two minutes (200 steps of 1,024 tokens)
 Result    a strong push moves a concept's score by 24 instead of 15 log-odds; held-out bits a byte 2.00 instead of 1.89
-          (docs/phases.md)
+          (docs/results/steering.md)
 """
 
 import dataclasses

@@ -4,7 +4,7 @@ Command   steerling train --config steerling_8b --distributed --out RUN --corpus
           steerling compile --config steerling_8b --topology v5e:16x16                    (on any machine, no TPU)
 Hardware  from 256 v5e or v6e chips, 128 v5p chips or 64 tpu7x chips on; nothing of it has run on any of them
 Memory    docs/results/compile.md has what the TPU compiler says for each of them
-Corpus    cl100k tokens and exactly 33,732 known concepts: docs/training.md, "A corpus for the 8 B shape"
+Corpus    cl100k tokens and exactly 33,732 known concepts: docs/guide/training.md, "A corpus for the 8 B shape"
 
 A step is 256 sequences of 4,096 tokens, a million tokens, as models of this size are trained; 1.29 million steps are
 the 1.35 T tokens of the published model. Activations are bfloat16; weights and the optimizer's moments are float32,

@@ -8,7 +8,7 @@ looked-up weights. That takes the same time for any distribution of concepts. In
 not help, because the most common concepts are in most chunks.
 
 Blocks are stored with the chunks on the last axis. On CPUs an entry of many chunks is then added in one vector
-operation: a sixth of the time of a sum per chunk for signatures, half of it for rows (docs/benchmarks.md).
+operation: a sixth of the time of a sum per chunk for signatures, half of it for rows (docs/results/training-data.md).
 
 Legend: S devices, M chunks of a block on a device, D width, K entries, C concepts, k best.
 """

@@ -1,4 +1,4 @@
-"""An explanation as one JSON document. docs/trace.md describes its fields; the HTML page shows the same document."""
+"""An explanation as one JSON document, which the page shows too. docs/design/trace-format.md describes its fields."""
 
 from __future__ import annotations
 

@@ -75,7 +75,10 @@ _COLUMNS = {
 
 
 def make_tables(explanation: Explanation) -> dict[str, Rows]:
-    """The rows of each table; docs/trace.md describes the columns. Attributions that were not requested are empty."""
+    """The rows of each table; docs/design/trace-format.md describes the columns.
+
+    Attributions that were not requested are empty.
+    """
     return {
         "tokens": _tokens(explanation),
         "concepts": _concepts(explanation),

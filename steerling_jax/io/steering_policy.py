@@ -25,5 +25,5 @@ def read_policy(path: str | Path) -> tuple[SteeringRule, ...]:
     except OSError as error:
         raise UserError(f"Cannot read the policy {path}: {error.strerror}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid TOML ({error}); see docs/steering.md for an example.") from error
+        raise UserError(f"{path} is not valid TOML ({error}); see docs/guide/steering.md for an example.") from error
     return parse_policy(document, path.name)

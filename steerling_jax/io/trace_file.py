@@ -1,4 +1,4 @@
-"""Traces in files: JSON, as docs/trace.md describes."""
+"""Traces in files: JSON, as docs/design/trace-format.md describes."""
 
 from __future__ import annotations
 

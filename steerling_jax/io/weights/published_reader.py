@@ -1,7 +1,7 @@
 """Reads a published model folder (safetensors) into our parameters, tensor by tensor.
 
 Weights stay (out, in); layers are stacked on a leading axis, and fused projections are split into pieces
-(docs/design.md, "Parameters"). `published_layout` lists what a folder must hold, `safetensors_format` reads the files.
+(docs/design/parameters.md). `published_layout` lists what a folder must hold, `safetensors_format` reads the files.
 """
 
 from __future__ import annotations
