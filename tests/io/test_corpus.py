@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from steerling_jax.corpus.reader import Chunk
 from steerling_jax.errors import UserError
+from steerling_jax.io.corpus import layout as writing
 from steerling_jax.io.corpus import store as reading
-from steerling_jax.io.corpus import writer as writing
 from steerling_jax.io.corpus.pieces import NO_ORIGIN, PieceSize
 from steerling_jax.io.corpus.store import ARRAYS, MAX_LABELS, CorpusStore
 from steerling_jax.io.corpus.writer import corpus_writer
@@ -298,7 +298,7 @@ def test_documents_of_many_are_in_many_files_and_all_say_what_the_corpus_is(
     whole = write(tmp_path / "whole", [[3]] * 12)
     documents, sha256 = whole.documents, whole.documents_sha256
     for module in (reading, writing):
-        monkeypatch.setattr(module, "DOCUMENTS_A_FILE", 5)
+        monkeypatch.setattr(module, "DOCUMENTS_PER_FILE", 5)
     split = write(tmp_path / "split", [[3]] * 12)
     files = sorted(path.name for path in split.folder.glob("documents*"))
     assert files == ["documents-00001.jsonl", "documents-00002.jsonl", "documents.jsonl"]

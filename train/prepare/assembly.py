@@ -10,9 +10,9 @@ import json
 from functools import lru_cache
 from typing import Any
 
+from steerling_jax.io.corpus.layout import Shard, StoreLayout
 from steerling_jax.io.corpus.pieces import PieceSize
 from steerling_jax.io.corpus.store import ARRAYS, documents_file
-from steerling_jax.io.corpus.writer import Shard, StoreLayout
 from steerling_jax.io.disk_errors import report_disk_errors
 from steerling_jax.train.prepare.labelling import stored_piece
 from steerling_jax.train.prepare.preparation import Preparation

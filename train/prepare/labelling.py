@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import islice
 
-from steerling_jax.io.corpus.pieces import MadePiece, StoredPiece, token_dtype
+from steerling_jax.io.corpus.pieces import MemoryPiece, StoredPiece, token_dtype
 from steerling_jax.io.corpus.store import SPLITS
 from steerling_jax.train.corpus.annotators import TextChunk, annotate
 from steerling_jax.train.corpus.chunking import chunks
@@ -61,13 +61,13 @@ def label_part(preparation: Preparation, part: int) -> None:
     by_split["train"] = [train[i] for i in preparation.document_order(part, len(train))]
     sizes = {}
     for split, documents in by_split.items():
-        piece = MadePiece(preparation.tokenizer.special, preparation.tokenizer.vocab_size)
+        piece = MemoryPiece(preparation.tokenizer.special, preparation.tokenizer.vocab_size)
         for document in documents:
             cut = list(_chunks(preparation, part, document))
             labels, origins = annotate(preparation.annotators, document, _text_chunks([text for text, _ in cut]))
             rows = [(ids, labels_of_chunk) for (_, ids), labels_of_chunk in zip(cut, labels)]
             piece.add(document.name, document.source, document.sha256, rows, origins)
-        stored_piece(preparation, part, split).keep(piece, piece.size)
+        stored_piece(preparation, part, split).write(piece, piece.size)
         sizes[split] = asdict(piece.size)
     # Written last: a part is complete when this file exists, so a killed worker's half-written part is done again.
     preparation.work.write_json(f"parts/{part:06}.json", sizes)

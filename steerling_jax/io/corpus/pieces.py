@@ -1,7 +1,7 @@
-"""Pieces of a corpus store: documents with their tokens, chunks and labels, numbered from the piece's own beginning.
+"""Pieces of a corpus store: documents with their tokens, chunks and labels, numbered from the piece's own start.
 
-A store is pieces one after another (`corpus_writer.py` says where each goes). A piece is made in memory and may be kept
-as a few files, so that another process, or a later run, can place it.
+A store is its pieces, one after another (`layout.py` says which rows are whose). A piece is made in memory, and can be
+written to a few files, so that another process or a later run puts it into the store.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ NO_ORIGIN = 255  # in `chunk_origins`, where there is no label
 
 @dataclass(frozen=True)
 class PieceSize:
-    """last_end: where the piece's last chunk ends, 0 if it has none."""
+    """Numbers of documents, chunks and tokens. last_end: where the piece's last chunk ends, 0 if it has none."""
 
     documents: int
     chunks: int
@@ -41,7 +41,7 @@ class ChunkTable(NamedTuple):
 
 
 class PieceDocument(NamedTuple):
-    """A document and where its tokens end in the piece; they begin where those of the one before end."""
+    """A document and the position in the piece where its tokens end; they start where the previous document's end."""
 
     name: str
     source: str
@@ -50,21 +50,21 @@ class PieceDocument(NamedTuple):
 
 
 class CorpusPiece(Protocol):
-    """What the writer of a store asks of a piece."""
+    """What writing a store requires of a piece."""
 
     def tokens(self, start: int, end: int) -> np.ndarray: ...
     def chunk_table(self) -> ChunkTable: ...
     def documents(self) -> list[PieceDocument]: ...
 
 
-class MadePiece:
+class MemoryPiece:
     """A piece in memory, filled document by document."""
 
     def __init__(self, special: SpecialIds, vocab_size: int):
         self._special, self._dtype = special, token_dtype(vocab_size)
         self._tokens: list[np.ndarray] = []
         self._spans: list[tuple[int, int]] = []
-        self._owners: list[int] = []
+        self._chunk_documents: list[int] = []
         self._labels: list[np.ndarray] = []
         self._origins: list[np.ndarray] = []
         self._documents: list[PieceDocument] = []
@@ -78,19 +78,19 @@ class MadePiece:
         chunks: Sequence[tuple[Sequence[int], Sequence[int]]],
         origins: Sequence[Sequence[int]] | None = None,
     ) -> None:
-        """One document, as (token ids, concept labels) of each chunk; labels beyond the first 16 are left out.
+        """Adds a document, given as (token ids, concept labels) of each chunk; labels beyond the first 16 are dropped.
 
-        origins: of each chunk's labels, which annotator gave them (default: the first).
+        origins: for each chunk, the number of the annotator of each label (default: the first annotator).
         """
         tokens = [self._special.bos_id]
         for number, (ids, labels) in enumerate(chunks):
             start = self._count + len(tokens)
             self._spans.append((start, start + len(ids)))
             tokens += [*ids, self._special.endofchunk_id]
-            given = origins[number] if origins is not None else [0] * len(labels)
-            self._labels.append(_row(labels, -1, np.int32))
-            self._origins.append(_row(given, NO_ORIGIN, np.uint8))
-        self._owners += [len(self._documents)] * len(chunks)
+            label_origins = origins[number] if origins is not None else [0] * len(labels)
+            self._labels.append(_padded(labels, -1, np.int32))
+            self._origins.append(_padded(label_origins, NO_ORIGIN, np.uint8))
+        self._chunk_documents += [len(self._documents)] * len(chunks)
         tokens.append(self._special.eos_id)
         self._tokens.append(np.asarray(tokens, self._dtype))
         self._count += len(tokens)
@@ -98,62 +98,70 @@ class MadePiece:
 
     @property
     def size(self) -> PieceSize:
+        """The piece's size so far."""
         return PieceSize(len(self._documents), len(self._spans), self._count, self._spans[-1][1] if self._spans else 0)
 
     def tokens(self, start: int, end: int) -> np.ndarray:
+        """Tokens `start` to `end` of the piece."""
         self._tokens = [np.concatenate([np.zeros(0, self._dtype), *self._tokens])]
         return self._tokens[0][start:end]
 
     def chunk_table(self) -> ChunkTable:
+        """The piece's chunks."""
         rows = len(self._spans)
         return ChunkTable(
             np.array(self._spans, np.int64).reshape(rows, 2),
-            np.array(self._owners, np.int32),
+            np.array(self._chunk_documents, np.int32),
             np.array(self._labels, np.int32).reshape(rows, MAX_LABELS),
             np.array(self._origins, np.uint8).reshape(rows, MAX_LABELS),
         )
 
     def documents(self) -> list[PieceDocument]:
+        """The piece's documents."""
         return self._documents
 
 
 @dataclass(frozen=True)
 class StoredPiece:
-    """A piece in files whose names begin with `name`."""
+    """A piece in three files of `folder`: NAME.tokens (raw, `dtype`), NAME.chunks.npz and NAME.documents.jsonl."""
 
-    place: StoragePath
+    folder: StoragePath
     name: str
     dtype: str
 
-    def keep(self, piece: CorpusPiece, size: PieceSize) -> None:
+    def write(self, piece: CorpusPiece, size: PieceSize) -> None:
+        """Writes a piece into the files."""
         table = io.BytesIO()
         np.savez(table, **piece.chunk_table()._asdict())
-        self.place.write(f"{self.name}.tokens", piece.tokens(0, size.tokens).tobytes())
-        self.place.write(f"{self.name}.chunks.npz", table.getvalue())
+        self.folder.write(f"{self.name}.tokens", piece.tokens(0, size.tokens).tobytes())
+        self.folder.write(f"{self.name}.chunks.npz", table.getvalue())
         lines = [json.dumps(document, ensure_ascii=False) for document in piece.documents()]
-        self.place.write(f"{self.name}.documents.jsonl", "\n".join(lines).encode("utf-8", errors="replace"))
+        self.folder.write(f"{self.name}.documents.jsonl", "\n".join(lines).encode("utf-8", errors="replace"))
 
     def tokens(self, start: int, end: int) -> np.ndarray:
+        """Tokens `start` to `end` of the piece; only these are read."""
         width = np.dtype(self.dtype).itemsize
-        content = self.place.read(f"{self.name}.tokens", start * width, end * width) if end > start else b""
+        content = self.folder.read(f"{self.name}.tokens", start * width, end * width) if end > start else b""
         return np.frombuffer(content or b"", self.dtype)
 
     def chunk_table(self) -> ChunkTable:
-        (content,) = self.place.read_many([f"{self.name}.chunks.npz"])
+        """The piece's chunks."""
+        (content,) = self.folder.read_many([f"{self.name}.chunks.npz"])
         with np.load(io.BytesIO(content)) as table:
             return ChunkTable(**table)
 
     def documents(self) -> list[PieceDocument]:
-        (content,) = self.place.read_many([f"{self.name}.documents.jsonl"])
+        """The piece's documents."""
+        (content,) = self.folder.read_many([f"{self.name}.documents.jsonl"])
         return [PieceDocument(*json.loads(line)) for line in content.decode().split("\n") if line]
 
 
 def token_dtype(vocab_size: int) -> str:
-    """The smallest dtype that holds the vocabulary."""
+    """The smallest dtype that holds all ids of a vocabulary."""
     return "uint16" if vocab_size <= 1 << 16 else "uint32"
 
 
-def _row(values: Sequence[int], filler: int, dtype: type[np.generic]) -> np.ndarray:
+def _padded(values: Sequence[int], filler: int, dtype: type[np.generic]) -> np.ndarray:
     row = np.full(MAX_LABELS, filler, dtype)
     row[: len(values)] = list(values)[:MAX_LABELS]
     return row

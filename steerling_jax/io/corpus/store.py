@@ -1,8 +1,8 @@
 """The corpus store: tokens, chunks, labels and documents in one folder, read a slice at a time.
 
-Written once (`corpus_writer.py`); training streams it and attribution points back into it, by the same
-chunk numbers and token offsets. The arrays are zarr3 through TensorStore, in shards of tens of megabytes with inner
-chunks of about one.
+It is written once (`layout.py`, `writer.py`). Training streams it and attribution refers to it, by the same chunk
+numbers and token offsets. The arrays are zarr3, through TensorStore, in shards of tens of megabytes with inner chunks
+of about one megabyte: few files, and a read of a slice fetches little more than the slice.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ FORMAT_VERSION = 1
 MAX_LABELS = 16
 SPLITS = ("train", "heldout")
 STRIDE = 1024  # tokens between entries of `stride_chunks`, the index from tokens to chunks
-DOCUMENTS_A_FILE = 1 << 16  # records in one file of documents
+DOCUMENTS_PER_FILE = 1 << 16
 _CACHE_BYTES = 256 << 20
 _MANIFEST_KEYS = {"tokenizer_sha256", "vocab_size", "special_ids", "splits", "counts", "concepts", "source"}
-_AGAIN = "make the corpus again with `steerling prepare`"
+_REBUILD = "make the corpus again with `steerling prepare`"
 
-# Array: trailing shape, dtype (None: the smallest that holds the vocabulary), rows in a shard, rows in an inner chunk.
+# Array: trailing shape, dtype (None: the smallest that holds the vocabulary), rows per shard, rows per inner chunk.
 ARRAYS: dict[str, tuple[tuple[int, ...], str | None, int, int]] = {
     "tokens": ((), None, 1 << 25, 1 << 18),
     "chunk_spans": ((2,), "int64", 1 << 22, 1 << 16),
@@ -42,21 +42,24 @@ ARRAYS: dict[str, tuple[tuple[int, ...], str | None, int, int]] = {
 
 
 class CorpusStore:
-    """A store opened for reading. Opening reads the manifest; tokens, chunks and documents are read when asked for."""
+    """A store opened for reading. Opening reads the manifest; tokens, chunks and documents are read on request.
+
+    Raises `UserError` if the folder holds no store, or one that is damaged or of another format version.
+    """
 
     def __init__(self, folder: str | Path):
-        self.folder, self.place = Path(folder), StoragePath(folder)
-        self.manifest = _read_manifest(self.place)
+        self.folder, self._storage = Path(folder), StoragePath(folder)
+        self.manifest = _read_manifest(self._storage)
         self.special = SpecialIds(**self.manifest["special_ids"])
         context = ts.Context({"cache_pool": {"total_bytes_limit": _CACHE_BYTES}})
         try:
             self._arrays = {
-                name: ts.open(array_spec(self.place, name), open=True, read=True, context=context).result()
+                name: ts.open(array_spec(self._storage, name), open=True, read=True, context=context).result()
                 for name in ARRAYS
                 if name != "chunk_origins" or self.annotators
             }
         except ValueError as error:
-            raise UserError(f"The corpus {self.folder} is damaged or incomplete: {_AGAIN}.") from error
+            raise UserError(f"The corpus {self.folder} is damaged or incomplete: {_REBUILD}.") from error
 
     def check_tokenizer(self, sha256: str) -> None:
         """Raises `UserError` unless the store was made with the tokenizer of that hash."""
@@ -67,7 +70,7 @@ class CorpusStore:
             )
 
     def split(self, name: str) -> tuple[int, int]:
-        """Token range of the split `train` or `heldout`."""
+        """Token range, half-open, of the split `train` or `heldout`."""
         start, end = self.manifest["splits"][name]
         return start, end
 
@@ -83,7 +86,7 @@ class CorpusStore:
 
     @property
     def annotators(self) -> list[str]:
-        """Who gave the labels, by the numbers in `chunk_origins`; none in stores made before labels had origins."""
+        """The annotators' names, by their numbers in `chunk_origins`; empty for stores of versions without origins."""
         return self.manifest.get("annotators", [])
 
     @property
@@ -102,25 +105,25 @@ class CorpusStore:
         for name in self._documents_files:
             first = len(records)
             try:
-                for line in (self.place.read(name) or b"").decode().rstrip("\n").split("\n"):
+                for line in (self._storage.read(name) or b"").decode().rstrip("\n").split("\n"):
                     records.append(DocumentRecord(**json.loads(line)))
             except (ValueError, TypeError) as error:
-                where = f"{self.place}/{name}, line {len(records) - first + 1},"
-                raise UserError(f"{where} cannot be read: {_AGAIN}.") from error
+                where = f"{self._storage}/{name}, line {len(records) - first + 1},"
+                raise UserError(f"{where} cannot be read: {_REBUILD}.") from error
         return records
 
     @cached_property
     def documents_sha256(self) -> str:
-        """Of all documents' records: which texts, in which order."""
+        """SHA-256 of all documents' records: identifies the texts and their order."""
         digest = hashlib.sha256()
         for name in self._documents_files:
-            digest.update(self.place.read(name) or b"")
+            digest.update(self._storage.read(name) or b"")
         return digest.hexdigest()
 
     @property
     def _documents_files(self) -> list[str]:
         count = sum(split["documents"] for split in self.manifest["counts"].values())
-        return [documents_file(number) for number in range(max(1, -(-count // DOCUMENTS_A_FILE)))]
+        return [documents_file(number) for number in range(max(1, -(-count // DOCUMENTS_PER_FILE)))]
 
     def read(self, array: str, start: int, end: int) -> np.ndarray:
         """Rows `start` to `end` of one of the store's arrays."""
@@ -136,19 +139,23 @@ class CorpusStore:
         return self.read("tokens", start, end)
 
     def chunk(self, number: int) -> Chunk:
-        """Chunk `number`: where it is, whose it is, what it is about."""
+        """Chunk `number`: its token span, its document, its labels."""
         (start, end), *_ = self.read("chunk_spans", number, number + 1).tolist()
         (document,) = self.read("chunk_documents", number, number + 1).tolist()
         labels = self.read("chunk_labels", number, number + 1)[0]
         return Chunk(start, end, document, tuple(labels[labels >= 0].tolist()))
 
     def chunks_between(self, start: int, end: int) -> tuple[int, int]:
-        """Numbers, half-open, of the chunks with a token in `start` to `end`. Reads a few rows, however large M is."""
+        """Numbers, half-open, of the chunks with a token in `start` to `end`.
+
+        `stride_chunks` narrows the search to the chunks of a few thousand tokens, so a few rows are read, whatever the
+        number of chunks.
+        """
         index = self._arrays["stride_chunks"]
         strides = self.read(
             "stride_chunks", min(start // STRIDE, index.shape[0]), min(-(-end // STRIDE) + 1, index.shape[0])
         )
-        if not strides.size:
+        if not strides.size:  # `start` is after the last chunk
             return self.chunk_count, self.chunk_count
         first = int(strides[0])
         last = int(strides[-1]) + 1 if -(-end // STRIDE) < index.shape[0] else self.chunk_count
@@ -157,29 +164,29 @@ class CorpusStore:
         return (first + int(inside[0]), first + int(inside[-1]) + 1) if inside.size else (first, first)
 
 
-def _read_manifest(place: StoragePath) -> dict[str, Any]:
-    path = f"{place}/manifest.json"
+def _read_manifest(folder: StoragePath) -> dict[str, Any]:
+    path = f"{folder}/manifest.json"
     try:
-        content = place.read("manifest.json")
+        content = folder.read("manifest.json")
         if content is None:
-            raise UserError(f"There is no corpus at {place}: make one with `steerling prepare`.")
+            raise UserError(f"There is no corpus at {folder}: make one with `steerling prepare`.")
         manifest = json.loads(content)
         version = manifest["format_version"]
-        whole = manifest.keys() >= _MANIFEST_KEYS
+        missing = _MANIFEST_KEYS - manifest.keys()
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} cannot be read as a corpus manifest: {_AGAIN}.") from error
+        raise UserError(f"{path} cannot be read as a corpus manifest: {_REBUILD}.") from error
     if version != FORMAT_VERSION:
-        raise UserError(f"The corpus {place} has format {version}, this version reads {FORMAT_VERSION}: {_AGAIN}.")
-    if not whole:
-        raise UserError(f"{path} has no {min(_MANIFEST_KEYS - manifest.keys())}: {_AGAIN}.")
+        raise UserError(f"The corpus {folder} has format {version}, this version reads {FORMAT_VERSION}: {_REBUILD}.")
+    if missing:
+        raise UserError(f"{path} has no {min(missing)}: {_REBUILD}.")
     return manifest
 
 
-def array_spec(place: StoragePath, name: str) -> dict[str, Any]:
-    """TensorStore's description of an array of the store at `place`."""
-    return {"driver": "zarr3", "kvstore": (place / name).array_url}
+def array_spec(folder: StoragePath, name: str) -> dict[str, Any]:
+    """TensorStore's spec of a zarr3 array in `folder`."""
+    return {"driver": "zarr3", "kvstore": (folder / name).array_url}
 
 
 def documents_file(number: int) -> str:
-    """Name of the file with the records of documents 65,536 · number and on."""
+    """Name of the file that holds the records of documents 65,536 · number and on."""
     return f"documents-{number:05}.jsonl" if number else "documents.jsonl"
