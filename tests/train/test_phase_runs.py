@@ -124,7 +124,7 @@ bare = config
 
 def config():
     import dataclasses
-    from steerling_jax.instruction_objective import InstructionObjective
+    from steerling_jax.objectives.instruction import InstructionObjective
     from steerling_jax.train.run.run_config import instruct_ids
     run = bare()
     return dataclasses.replace(

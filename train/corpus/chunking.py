@@ -18,8 +18,11 @@ _ENDS_PARAGRAPH = re.compile(rf"{_PARAGRAPH}\Z")
 
 
 def chunks(text: str, tokenizer: Tokenizer, target: int, *, code: bool = False) -> Iterator[tuple[str, list[int]]]:
-    """(text, token ids) of each chunk: at most about `target` tokens, and at least half of it except at the ends of
-    paragraphs and of the document."""
+    """(text, token ids) of each chunk of at most about `target` tokens.
+
+    code: divides at line ends instead of sentence ends. A chunk ends early where the next sentence or line would not
+    fit, and at the end of a paragraph if it has at least half of the tokens.
+    """
     # Units are measured one by one, but a chunk's text is encoded as a whole, and tokens may span two units: the sum of
     # the units' sizes is an estimate, usually slightly too large.
     chunk, size = "", 0

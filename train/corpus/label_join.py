@@ -51,8 +51,11 @@ def build_table(table: TableSettings, ids: dict[int, int], folder: StoragePath) 
         chunks.append(chunk)
         lengths.append(length)
         labels.append(np.array(list(dict.fromkeys(ids[id] for id in row_ids)), np.int32))
-    order = np.lexsort((np.array(chunks), np.array(keys, _KEY)))  # by key, then by chunk
+    # Sorted by key and then by chunk: a document's rows are consecutive and in the order of its text, which is what
+    # locating them by their lengths relies on.
+    order = np.lexsort((np.array(chunks), np.array(keys, _KEY)))
     sizes = np.array([len(labels[i]) for i in order], np.int64)
+    # The first row of each document; with the number of all rows behind the last, document i ends at rows[i + 1].
     unique, rows = np.unique(np.array(keys, _KEY)[order], return_index=True)
     arrays = {
         "keys": unique,
@@ -97,6 +100,8 @@ class TableLabels:
         if at == len(keys) or keys[at] != key:
             return []
         first, last = int(rows[at]), int(rows[at + 1])
+        # Where the table's chunks would end if their texts were the document, then scaled to the document's length: a
+        # text that was normalised is shorter or longer, by about the same factor in all chunks.
         ends = np.cumsum(self._arrays["lengths"][first:last])
         # Without texts, all lengths are 0, and each row spans the whole document.
         scale = len(document.text) / ends[-1] if ends[-1] else 0.0

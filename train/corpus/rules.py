@@ -56,6 +56,7 @@ class RuleLabels:
 
     def _word_labels(self, text: str, source: str) -> set[int]:
         words = _WORD.findall(text.lower())
+        # A set intersection: most of a chunk's words and pairs are in no concept, and are not looked up one by one.
         phrases = {*words, *(f"{a} {b}" for a, b in itertools.pairwise(words))}
         ids = {id for phrase in phrases & self._by_word.keys() for id in self._by_word[phrase]}
         return {id for id in ids if _applies(self._by_id[id], source)}

@@ -49,11 +49,11 @@ class Batches:
 
     def __init__(self, run: RunConfig, store: CorpusStore):
         self._run, self._store = run, store
-        self.answers = None if run.data.messages is None else read_answers(run, store, run.data.messages)
+        self.answers = None if run.data.messages is None else _read_answers(run, store, run.data.messages)
 
     def placed(self, share: ProcessShare, first: int) -> Iterator[Batch]:
         """The batches from number `first` on, sharded over the mesh; each process reads its own rows."""
-        batches: Iterator[Example] = iter(self._from(first, share.rows))
+        batches: Iterator[Example] = iter(self._shuffled(first, share.rows))
         objective = self._run.objective
         if isinstance(objective, SteeringObjective):
             batches = with_concepts(batches, lift_table(self._store, objective), self._run.seed, first)
@@ -64,14 +64,15 @@ class Batches:
 
         For conversations, the numbers of the answers only.
         """
-        sequences = next(iter(self._from(step - 1, None)))["sequence"]
+        sequences = next(iter(self._shuffled(step - 1, None)))["sequence"]
         contents = {"step": step, "sequences": sequences.tolist()}
         if self.answers is not None:
             return contents
         spans = Sequences(self._store, "train", self._run.data.seq_len, self._run.data.max_chunks)
         return contents | {"chunks": [list(self._store.chunks_between(*spans.span(int(i)))) for i in sequences]}
 
-    def _from(self, first: int, rows: Sequence[int] | None) -> grain.IterDataset:
+    def _shuffled(self, first: int, rows: Sequence[int] | None) -> grain.IterDataset:
+        """The batches from number `first` on; `rows` of each, or all."""
         data, seed = self._run.data, self._run.seed
         if self.answers is not None:
             return shuffled_batches(self.answers, batch_size=data.batch_size, seed=seed, rows=rows, first_batch=first)
@@ -86,7 +87,7 @@ class Batches:
         )
 
 
-def read_answers(run: RunConfig, store: CorpusStore, path: str) -> Conversations:
+def _read_answers(run: RunConfig, store: CorpusStore, path: str) -> Conversations:
     """The conversations in a file, in the corpus's token ids and the three that mark turns.
 
     Raises `UserError` for a corpus without a tokenizer.

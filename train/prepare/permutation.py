@@ -37,10 +37,10 @@ class Permutation:
         value = np.asarray(positions, np.uint64)
         if value.size and int(value.max()) >= self.size:
             raise ValueError(f"an index is {int(value.max())}, but the permutation is of {self.size} items")
-        # Cycle walking: the network permutes 0 … 2^(2k) − 1, which contains 0 … size − 1. A value that lands outside is
-        # sent through again. On its cycle of the large permutation it returns inside at last, at the latest at itself,
-        # and two positions never reach the same item; so the result is a bijection of 0 … size − 1. The large domain is
-        # less than four times as large as `size`, so this takes fewer than four rounds on average.
+        # Cycle walking: the network permutes 0 … 2^(2k) − 1, which contains 0 … size − 1. A value outside is sent
+        # through again. Its cycle of the large permutation leads back inside, at the latest to the position itself, and
+        # two positions never reach the same item; so the result is a bijection of 0 … size − 1. The large domain has at
+        # most four times as many numbers, so a position takes at most four passes on average.
         value = self._network(value)
         while (outside := value >= self.size).any():
             value[outside] = self._network(value[outside])

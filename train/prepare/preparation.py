@@ -221,7 +221,7 @@ def start_preparation(work: StoragePath, plan: PreparationPlan, vocabulary: byte
 
 _PLAN_WORDS = {
     "parts": "input files",
-    "vocabulary": "tokens",
+    "vocabulary": "token ids",
     "table_ids": "tables of labels",
     "tables": "tables of labels",
 }

@@ -40,6 +40,7 @@ def cluster_documents(preparation: Preparation, name: str) -> None:
         smallest: dict[int, str] = {}
         for cluster, key in zip(clusters, own_keys):
             smallest[cluster] = min(smallest.get(cluster, key), key)
+        # Only the differences are written: most documents of most corpora are their own cluster.
         keys = {
             sha256: smallest[cluster]
             for sha256, cluster, key in zip(hashes, clusters, own_keys)

@@ -24,7 +24,7 @@ def survey_part(preparation: Preparation, part: int) -> None:
     labels, lines = DocumentLabels([concept.name for concept in plan.concepts]), LineCount()
     counts: dict[str, int] = {}
     hashes, in_samples, characters = [], 0, 0
-    # The number of the part's first line is the sum of the lines of the parts before it, which are being counted now.
+    # The number of the part's first line is still unknown (0): it follows from the line counts that this stage writes.
     for document in read_part(preparation.parts[part], preparation.source_of(part), 0, lines):
         labels.ids_of(document)
         counts[document.source] = counts.get(document.source, 0) + 1

@@ -24,6 +24,7 @@ def train_vocabulary(preparation: Preparation, name: str) -> None:
     """Trains the vocabulary on all training text or, in a large corpus, on an equal amount from each of some parts."""
     parts, characters = list(range(len(preparation.parts))), _CHARACTERS
     if preparation.survey["characters"] > _CHARACTERS:
+        # The same amount from each, so that no source or end of the input dominates the vocabulary.
         parts = evenly_spaced(len(parts), _PARTS)
         characters //= len(parts)
 

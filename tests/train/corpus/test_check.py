@@ -13,8 +13,13 @@ from steerling_jax.io.corpus.store import CorpusStore
 from steerling_jax.io.tokenizers.sentencepiece import SentencePieceTokenizer
 from steerling_jax.train.corpus.ontology import read_concepts
 
-SEA = ["The boat sails on the sea.", "Waves rock the boat.", "Sails fill with wind at sea.", "A harbour for the boat.",
-       "The sea has high waves today."]  # fmt: skip
+SEA = [
+    "The boat sails on the sea.",
+    "Waves rock the boat.",
+    "Sails fill with wind at sea.",
+    "A harbour for the boat.",
+    "The sea has high waves today.",
+]
 LAND = ["The train runs on rails.", "A field of wheat.", "The car is on the road.", "Houses line the road."]
 
 
@@ -48,8 +53,10 @@ def test_users_files_from_check_to_corpus(tmp_path: Path, capsys: pytest.Capture
     assert main(["prepare", "--check", str(tmp_path), "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [(row["kind"], row["name"]) for row in rows] == [
-        ("concept", "The sea"), ("concept", "Houses"), ("source", "tales"),
-    ]  # fmt: skip
+        ("concept", "The sea"),
+        ("concept", "Houses"),
+        ("source", "tales"),
+    ]
     assert "of 9 are right" in rows[0]["found"]
     assert rows[1]["found"] == "by rule (1 words), right for 1 examples"
     assert "1 files, " in rows[2]["found"]

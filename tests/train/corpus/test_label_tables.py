@@ -47,14 +47,20 @@ def atlas(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("atlas")
     rows = [
-        {"doc_int_id": number, "chunk_id": i, "chunk_text": text, "chunk_status": "ok",
-         "content_ids": LABELS.get((number, i), ([], []))[0], "tone_ids": LABELS.get((number, i), ([], []))[1]}
-        for number, texts in DOCUMENTS.items() for i, text in enumerate(texts)
-    ]  # fmt: skip
+        {
+            "doc_int_id": number,
+            "chunk_id": i,
+            "chunk_text": text,
+            "chunk_status": "ok",
+            "content_ids": LABELS.get((number, i), ([], []))[0],
+            "tone_ids": LABELS.get((number, i), ([], []))[1],
+        }
+        for number, texts in DOCUMENTS.items()
+        for i, text in enumerate(texts)
+    ]
     (folder / "chunks").mkdir()
-    parquet.write_table(
-        pa.Table.from_pylist(rows[::-1]), folder / "chunks" / "0.parquet"
-    )  # the order of rows does not matter
+    # Reversed: the order of a table's rows does not matter.
+    parquet.write_table(pa.Table.from_pylist(rows[::-1]), folder / "chunks" / "0.parquet")
     parquet.write_table(pa.Table.from_pylist(INVENTORY), folder / "concepts.parquet")
     (folder / "labels.toml").write_text(SETTINGS)
     lines = [json.dumps({"text": "".join(texts), "doc": number}) for number, texts in DOCUMENTS.items()]
@@ -81,8 +87,12 @@ def test_a_table_in_the_published_columns(atlas: Path, tmp_path: Path):
         origins = made.read("chunk_origins", number, number + 1)[0]
         text = tokenizer.decode(made.tokens(chunk.start, chunk.end).tolist())
         found[text] = {names[label] for label, origin in zip(chunk.labels, origins) if origin == 1}
-    at = {start: labels for start in ("Bread", "It needs", "Boats", "Waves", "Wind")
-          for text, labels in found.items() if text.startswith(start)}  # fmt: skip
+    at = {
+        start: labels
+        for start in ("Bread", "It needs", "Boats", "Waves", "Wind")
+        for text, labels in found.items()
+        if text.startswith(start)
+    }
     assert at["Bread"] == {"Baking", "Calm"}
     assert at["It needs"] == {"Baking", "Threads"}
     assert at["Boats"] == {"Sailing"}

@@ -12,8 +12,13 @@ from steerling_jax.train.corpus.documents import Document
 from steerling_jax.train.corpus.learned_labels import hashed_words, learn, model_embeddings
 from steerling_jax.train.corpus.ontology import ConceptDefinition
 
-SEA = ["The boat sails on the sea.", "Waves rock the boat.", "Sails fill with wind at sea.", "A harbour for the boat.",
-       "The sea has high waves today."]  # fmt: skip
+SEA = [
+    "The boat sails on the sea.",
+    "Waves rock the boat.",
+    "Sails fill with wind at sea.",
+    "A harbour for the boat.",
+    "The sea has high waves today.",
+]
 LAND = ["The train runs on rails.", "A field of wheat.", "The car is on the road.", "Houses line the road."]
 
 
@@ -38,8 +43,12 @@ def test_learned_concepts():
 
 def test_learned_over_a_models_states():
     """The bundled model's embeddings generalise to words that are in no example."""
-    examples = ["Open a socket and connect to the server.", "The client sends the request to a remote host.",
-                "A TCP connection is accepted on this port.", "Bind the address, then listen."]  # fmt: skip
+    examples = [
+        "Open a socket and connect to the server.",
+        "The client sends the request to a remote host.",
+        "A TCP connection is accepted on this port.",
+        "Bind the address, then listen.",
+    ]
     others = ["Sort the list in ascending order.", "The date is formatted with strftime.", "Compile the pattern."]
     background = ["Returns the name of the file.", "Raise ValueError if it is empty.", "A thread waits for the lock."]
     learned = learn([concept(0, examples, others)], background, model_embeddings("steerling-pydocs"))

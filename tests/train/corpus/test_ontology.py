@@ -103,8 +103,11 @@ def test_added_concepts_are_numbered_after_the_bundled_ones(tmp_path: Path):
     assert [c.id for c in found] == list(range(len(CONCEPTS) + 2))
     assert [c.id for c in read_concepts([tmp_path / "a.toml"])] == [0]
     assert found[-1].about() == {
-        "id": len(CONCEPTS) + 1, "name": "Weaving", "group": "topic", "description": "Making cloth with needles.",
-    }  # fmt: skip
+        "id": len(CONCEPTS) + 1,
+        "name": "Weaving",
+        "group": "topic",
+        "description": "Making cloth with needles.",
+    }
     check_examples(found)
 
 

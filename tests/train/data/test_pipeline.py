@@ -102,8 +102,11 @@ def test_shapes(store: CorpusStore):
     (batch,) = batches(store, 1)
     chunks = default_max_chunks(T)
     assert {name: value.shape for name, value in batch.items()} == {
-        "tokens": (4, T), "chunk_index": (4, T), "chunk_labels": (4, chunks, 16), "sequence": (4,),
-    }  # fmt: skip
+        "tokens": (4, T),
+        "chunk_index": (4, T),
+        "chunk_labels": (4, chunks, 16),
+        "sequence": (4,),
+    }
 
 
 def test_resumes_exactly(store: CorpusStore):

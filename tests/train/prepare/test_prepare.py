@@ -30,8 +30,21 @@ from steerling_jax.train.prepare.config import CorpusInputs, PrepareConfig, Runn
 from steerling_jax.train.prepare.prepare import prepare
 
 WORDS = [
-    "thread", "lock", "socket", "the", "of", "in", "file", "list", "and", "path", "test", "queue", "sorted", "json",
-]  # fmt: skip
+    "thread",
+    "lock",
+    "socket",
+    "the",
+    "of",
+    "in",
+    "file",
+    "list",
+    "and",
+    "path",
+    "test",
+    "queue",
+    "sorted",
+    "json",
+]
 TEXTS = [" ".join(random.Random(i).choices(WORDS, k=60)) + f". Number {i}.\n" for i in range(120)]
 PART = 6000  # bytes: about fifteen documents
 CONFIG = PrepareConfig(vocab_size=300, part_bytes=PART, heldout_share=0.2)
@@ -150,7 +163,7 @@ def test_is_not_resumed_with_other_settings(folder: Path, tmp_path: Path, tokeni
     with pytest.raises(UserError, match=r"store\.work contains an interrupted preparation with different settings"):
         prepare(tmp_path / "store", inputs, replace(CONFIG, seed=5))
     other = SentencePieceTokenizer(train_sentencepiece([text[::-1] for text in TEXTS], 300))
-    with pytest.raises(UserError, match="with different tokens"):
+    with pytest.raises(UserError, match="with different token ids"):
         prepare(tmp_path / "store", files(folder, other), CONFIG)
     prepare(tmp_path / "store", inputs, CONFIG)
 
