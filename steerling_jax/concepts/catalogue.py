@@ -1,6 +1,6 @@
-"""The concepts of a model by name: which there are, how to find one, and which one a name means.
+"""The catalogue of a model's concepts: search by words, and resolution of names, ids and groups to ids.
 
-A catalogue need not be complete: concepts without an entry are known by their number alone.
+A catalogue need not be complete: a concept without an entry is identified by its id alone.
 """
 
 from __future__ import annotations
@@ -18,13 +18,17 @@ Head = Literal["known", "discovered"]
 HEADS: tuple[Head, ...] = get_args(Head)
 
 _WORD = re.compile(r"\w+")
-_NEAR = 4  # names offered in place of one that is not there
-_DIGITS = 18  # of an id; Python does not read numbers of thousands
+_SUGGESTIONS = 4  # names suggested for one that does not exist
+_DIGITS = 18  # of an id: Python refuses to parse integers of thousands of digits
 
 
 @dataclass(frozen=True)
 class Concept:
-    """One concept. id: its number within its head. flags: marks such as "sensitive", shown and otherwise unused."""
+    """One concept of a catalogue.
+
+    id: its number within its head. group: the name of a group of concepts, "" for none. flags: marks such as
+    "sensitive", which are displayed and otherwise unused.
+    """
 
     id: int
     name: str
@@ -36,35 +40,36 @@ class Concept:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """Concepts with names, each id once a head, in a model with so many known and discovered concepts."""
+    """The named concepts of a model with `known` and `discovered` concepts in all; each id occurs once in a head."""
 
     concepts: tuple[Concept, ...]
     known: int
     discovered: int = 0
 
     def count(self, head: Head) -> int:
+        """The number of concepts of a head, with and without an entry."""
         return self.known if head == "known" else self.discovered
 
     def get(self, concept_id: int, head: Head = "known") -> Concept:
-        """The concept with this id; one without an entry is called 'concept 12'."""
-        found = self._by_id.get((head, concept_id))
-        return Concept(concept_id, f"concept {concept_id}", head=head) if found is None else found
+        """The concept with this id; one without an entry has the name 'concept 12'."""
+        entry = self._by_id.get((head, concept_id))
+        return Concept(concept_id, f"concept {concept_id}", head=head) if entry is None else entry
 
     def find(self, query: str, head: Head = "known") -> list[Concept]:
-        """Concepts for a query, best first; all of them, in order of id, for an empty one. `#12` and `group:NAME` mean
-        what they do in `resolve`.
+        """The concepts that match a query, best first; for an empty query all concepts, by id.
 
-        Each word of the query counts where a word of the name, or else of description and group, is equal to it or
-        begins with it. Concepts with fewer of the query's words than the best one has are left out.
+        `#12` and `group:NAME` mean the same as in `resolve`. Otherwise a word of the query matches a concept if a word
+        of the concept's name, or else of its description or group, equals it or begins with it. Only the concepts that
+        match as many words of the query as the best one are returned.
         """
         if _is_exact(query):
             return [self.get(i, head) for i in self.resolve(query, head)]
-        wanted = _words(query)
-        if not wanted:
+        query_words = _words(query)
+        if not query_words:
             return [self.get(i, head) for i in range(self.count(head))]
         scored = []
         for one, in_name, in_text in self._indexed:
-            values = [_worth(word, in_name, in_text) for word in wanted] if one.head == head else []
+            values = [_score(word, in_name, in_text) for word in query_words] if one.head == head else []
             if hits := sum(value > 0 for value in values):
                 exact = comparable(query) == comparable(one.name)
                 scored.append(((-hits, not exact, -sum(values), len(in_name), one.id), one))
@@ -72,20 +77,20 @@ class Catalogue:
         return [one for order, one in scored if order[0] == scored[0][0][0]]
 
     def resolve(self, text: str | int, head: Head = "known") -> tuple[int, ...]:
-        """Ids that a text means: a name (in any case), a number or `#12`, or `group:NAME` for all of a group.
+        """The ids that a text refers to: a name (in any case), a number or `#12`, or `group:NAME` for a whole group.
 
-        A number that is some concept's name is that name; `#12` is always the id. Raises `UserError` for what is not
-        there or means several.
+        A number that is the name of a concept refers to that concept; `#12` is always the id. Raises `UserError` for
+        what does not exist and for a name of several concepts.
         """
         text = str(text).strip()
         if text.casefold().startswith("group:"):
             return self._group(text.partition(":")[2], head)
-        found = [one.id for one in self._by_name.get(comparable(text), ()) if one.head == head]
-        if len(found) > 1:
-            ids = " and ".join(f"#{i}" for i in found)
+        matching = [one.id for one in self._by_name.get(comparable(text), ()) if one.head == head]
+        if len(matching) > 1:
+            ids = " and ".join(f"#{i}" for i in matching)
             raise UserError(f"Several {head} concepts are called {text!r}; give one of their ids, {ids}.")
-        if found:
-            return (found[0],)
+        if matching:
+            return (matching[0],)
         number = text.removeprefix("#")
         if number.isdecimal():
             if len(number) > _DIGITS or int(number) >= self.count(head):
@@ -96,21 +101,22 @@ class Catalogue:
                     else f"This model has no {head} concepts."
                 )
             return (int(number),)
-        raise UserError(self._unknown(text, head))
+        raise UserError(self._not_found(text, head))
 
     def near(self, text: str, head: Head = "known") -> list[str]:
-        """A few names that may have been meant: like the text, with a word like it, or found by it."""
-        by_text: dict[str, list[str]] = {}  # a name's own text and each of its words, to names
+        """A few names that the text may be a misspelling of: names like it, with a word like it, or that match it."""
+        by_text: dict[str, list[str]] = {}  # whole names and each of their words, to names
         for one, in_name, _ in self._indexed:
             for key in (comparable(one.name), *in_name) if one.head == head else ():
                 by_text.setdefault(key, []).append(one.name)
-        similar = difflib.get_close_matches(comparable(text), by_text, n=_NEAR, cutoff=0.7)
+        similar = difflib.get_close_matches(comparable(text), by_text, n=_SUGGESTIONS, cutoff=0.7)
         names = [name for key in similar for name in by_text[key]]
-        found = [] if _is_exact(text) else [one.name for one in self.find(text, head)[:_NEAR]]
-        return list(dict.fromkeys([*names, *found]))[:_NEAR]
+        matching = [] if _is_exact(text) else [one.name for one in self.find(text, head)[:_SUGGESTIONS]]
+        return list(dict.fromkeys([*names, *matching]))[:_SUGGESTIONS]
 
     @property
     def groups(self) -> list[str]:
+        """The names of all groups, sorted."""
         return sorted({one.group for one in self.concepts if one.group})
 
     def _group(self, name: str, head: Head) -> tuple[int, ...]:
@@ -119,27 +125,29 @@ class Catalogue:
         )
         if not ids:
             groups = self.groups
-            offered = difflib.get_close_matches(name, groups, n=_NEAR) or groups[:_NEAR]
-            hint = f"groups are {_listed(offered)}" if offered else "its concepts have no groups"
+            suggestions = difflib.get_close_matches(name, groups, n=_SUGGESTIONS) or groups[:_SUGGESTIONS]
+            hint = f"groups are {_listed(suggestions)}" if suggestions else "its concepts have no groups"
             raise UserError(f"There is no group {name.strip()!r} of {head} concepts; {hint}.")
         return ids
 
-    def _unknown(self, text: str, head: Head) -> str:
+    def _not_found(self, text: str, head: Head) -> str:
+        """The message for a text that is neither a name nor an id."""
         other = [one for one in self._by_name.get(comparable(text), ()) if one.head != head]
         if other:
             return f"{text!r} is a {other[0].head} concept, but a {head} one is needed here."
         if not any(one.head == head for one in self.concepts):
             last = self.count(head) - 1
             return (
-                f"{text!r} is no id, and the {head} concepts of this model have no names; give an id from 0 to {last}."
+                f"{text!r} is not an id, and the {head} concepts of this model have no names; give an id from 0 to "
+                f"{last}."
             )
         near = self.near(text, head)
-        hint = f"near are {_listed(near)}" if near else "`steerling concepts` lists them"
-        return f"There is no {head} concept {text!r}; {hint}."
+        hint = f"did you mean {_listed(near, ' or ')}?" if near else "`steerling concepts` lists them."
+        return f"There is no {head} concept {text!r}; {hint}"
 
     @cached_property
     def _indexed(self) -> list[tuple[Concept, list[str], list[str]]]:
-        """Each concept with the words of its name, and of its description and group."""
+        """Each concept with the words of its name, and those of its description and group."""
         return [(one, _words(one.name), _words(f"{one.description} {one.group}")) for one in self.concepts]
 
     @cached_property
@@ -148,13 +156,14 @@ class Catalogue:
 
     @cached_property
     def _by_name(self) -> dict[str, list[Concept]]:
-        found: dict[str, list[Concept]] = {}
+        by_name: dict[str, list[Concept]] = {}
         for one in self.concepts:
-            found.setdefault(comparable(one.name), []).append(one)
-        return found
+            by_name.setdefault(comparable(one.name), []).append(one)
+        return by_name
 
 
 def _is_exact(text: str) -> bool:
+    """Whether a text is an id or a group, which are resolved and not searched for."""
     text = text.strip().casefold()
     return text.startswith("group:") or text.removeprefix("#").isdecimal()
 
@@ -164,12 +173,12 @@ def _words(text: str) -> list[str]:
 
 
 def comparable(text: str) -> str:
-    """What names are compared by."""
+    """A name in the form in which names are compared: any case, any white space."""
     return " ".join(text.casefold().split())
 
 
-def _worth(word: str, in_name: list[str], in_text: list[str]) -> int:
-    """A name counts more than a description, a whole word more than a beginning."""
+def _score(word: str, in_name: list[str], in_text: list[str]) -> int:
+    """The score of a query's word for a concept: name before description, a whole word before a beginning."""
     if word in in_name:
         return 8
     if any(other.startswith(word) for other in in_name):
@@ -179,5 +188,5 @@ def _worth(word: str, in_name: list[str], in_text: list[str]) -> int:
     return int(any(other.startswith(word) for other in in_text))
 
 
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(repr(name) for name in names)
+def _listed(names: Iterable[str], separator: str = ", ") -> str:
+    return separator.join(repr(name) for name in names)

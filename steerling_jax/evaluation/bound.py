@@ -1,10 +1,11 @@
-"""Measuring a model: the likelihood bound, what each part of the decomposition is worth, and concept detection.
+"""Evaluation of a batch: the bound on the likelihood, with and without each part of the decomposition, and evidence
+for concepts.
 
-Pure functions of (params, arrays, key), jitted; programs choose the texts, add up and divide (`train/evaluation`).
-All of them denoise each block after *clean* earlier blocks, as inference does, and are deterministic in the key.
+These are compiled functions of (params, arrays, key) that return sums; `heldout_figures` chooses the texts, adds up and
+divides. They denoise each block after *clean* earlier blocks, as inference does, and are deterministic in the key.
 
-Legend: B sequences, T positions, D width, L tokens in a diffusion block, n blocks in all (B·T/L), M rows (masked
-positions), S chunks in a sequence, C known concepts.
+Legend: B sequences, T positions, D width, L tokens of a diffusion block, n blocks in all (B·T/L), M rows (masked
+positions), S chunks of a sequence, C known concepts.
 """
 
 from __future__ import annotations
@@ -31,26 +32,26 @@ from steerling_jax.objectives.noise import mask_tokens
 
 Sums = dict[str, jax.Array]
 
-# What goes to the output projection, by the name of what is left out.
+# Figures of the bound, by the part that is left out of what the output projection reads.
 VARIANTS = ("full", "without_epsilon", "without_known", "without_discovered")
 SHARES = ("known", "discovered", "epsilon")
 
 
 class Subsets(NamedTuple):
-    """masked (B, T) bool, and what a masked position counts, weight (B, T) float32."""
+    """Which positions are masked, (B, T) bool, and the weight of a masked position, (B, T) float32."""
 
     masked: jax.Array
     weight: jax.Array
 
 
 def block_subsets(key: jax.Array, valid: jax.Array, block: int) -> Subsets:
-    """A random subset of each block's valid positions (B, T) bool, for an unbiased estimate of the likelihood bound.
+    """Draws a subset of each block's valid positions (B, T) bool, for an unbiased estimate of the likelihood bound.
 
-    The bound weighs cross-entropy by 1/t for a level t uniform in (0, 1] and tokens masked with probability t.
-    Integrated over t, a given subset of k out of m positions has weight 1/k · 1/(m over k). So k is drawn uniformly
-    from 1 … m, the subset uniformly from those of size k, and a masked position counts m/k: the same mean, without the
-    noise of how many positions a level happens to mask, and without a smallest level. k is stratified over the batch's
-    blocks.
+    The bound weights the cross-entropy by 1/t, for a level t uniform in (0, 1] and tokens masked with probability t.
+    Integrated over t, a given subset of k out of m positions has the weight 1/k · 1/(m over k). So k is drawn uniformly
+    from 1 … m, the subset uniformly from those of size k, and a masked position has the weight m/k. This has the same
+    mean, without the variance of the number of masked positions at a level, and needs no smallest level. k is
+    stratified over the blocks of the batch.
     """
     rows = valid.reshape(-1, block)
     n = rows.shape[0]
@@ -58,14 +59,18 @@ def block_subsets(key: jax.Array, valid: jax.Array, block: int) -> Subsets:
     strata = (jax.random.permutation(order_key, n) + jax.random.uniform(offset_key, (n,))) / n
     size = jnp.sum(rows, axis=1)
     k = jnp.minimum(jnp.floor(strata * size).astype(jnp.int32) + 1, size)
-    place = jnp.where(rows, jax.random.uniform(subset_key, rows.shape), 2.0)  # positions that are not valid come last
-    rank = jnp.argsort(jnp.argsort(place, axis=1), axis=1)
+    # A random order of the valid positions; those that are not valid come last. The argsort of an argsort is the rank.
+    order = jnp.where(rows, jax.random.uniform(subset_key, rows.shape), 2.0)
+    rank = jnp.argsort(jnp.argsort(order, axis=1), axis=1)
     weight = jnp.broadcast_to((size / jnp.maximum(k, 1))[:, None], rows.shape)
     return Subsets((rank < k[:, None]).reshape(valid.shape), weight.astype(jnp.float32).reshape(valid.shape))
 
 
 def most_masked(n: int, block: int) -> int:
-    """The most positions that `block_subsets` masks in n blocks: the strata bound their sum."""
+    """The largest number of positions that `block_subsets` masks in n blocks.
+
+    k is stratified, so the i-th smallest of the n sizes is at most L (i + 1) / n + 1, which adds up to this bound.
+    """
     return min(n * block, block * (n + 1) // 2 + n + 1)
 
 
@@ -73,14 +78,14 @@ def most_masked(n: int, block: int) -> int:
 def likelihood_sums(
     params: Params, tokens: jax.Array, valid: jax.Array, key: jax.Array, *, config: ModelConfig, compute: Compute
 ) -> Sums:
-    """Sums over one random subset of each block, for tokens (B, T) int32 and valid (B, T) bool, T a multiple of the
-    block.
+    """Sums over one random subset of each block, for tokens (B, T) int32 and valid (B, T) bool, T a multiple of L.
 
-    `full`, `without_epsilon`, `without_known`, `without_discovered`: nats of the bound for all valid tokens, special
-    tokens like any other, with that part left out of what goes to the output projection (no rescaling); all on the same
-    masks, so that differences are what a part is worth. `full_square`: of each block's nats, for a standard error.
-    `tokens`, `blocks`, `masked`: counts. `share_*`: of the parts' logits |part · w| at masked positions, w the row of
-    the true token; `best_share_*`: of the most likely token. A bare backbone has only `full` and counts.
+    `full`, `without_epsilon`, `without_known`, `without_discovered`: the bound in nats for all valid tokens, special
+    tokens included, with that part left out of what the output projection reads (without rescaling). All use the same
+    masks, so that differences measure a part's contribution. `full_square`: the sum of the squares of the blocks' nats,
+    for a standard error. `tokens`, `blocks`, `masked`: counts. `share_*`: the parts' shares in Σ |part · w| at masked
+    positions, w the output row of the true token; `best_share_*`: of the most likely token. A bare backbone has only
+    `full`, `full_square` and the counts.
     """
     B, T = tokens.shape
     L = config.diff_block_size
@@ -139,12 +144,11 @@ def presence_evidence(
     config: ModelConfig,
     compute: Compute,
 ) -> tuple[jax.Array, jax.Array]:
-    """Evidence for each known concept in each chunk, (B, chunks, C) float32, and what was masked, (B, T) bool: tokens
-    (B, T) int32, with probability `level` (). chunk_index (B, T) int32 is −1 for positions of no chunk.
+    """The evidence for each known concept in each chunk, (B, S, C) float32, and what was masked, (B, T) bool.
 
-    Evidence is −log(1 − P) for the objective's `P = 1 − Π (1 − k)` over masked tokens: it orders chunks as P does,
-    never saturates, and adds up over the pieces of a chunk that a sequence's end has cut. `log_presence` in the
-    objective gives log P.
+    tokens (B, T) int32 are masked with the probability `level` (). chunk_index (B, T) int32: −1 for positions of no
+    chunk; chunks: S. The evidence is −log(1 − P) for the objective's `P = 1 − Π (1 − k)` over masked tokens. It orders
+    chunks as P does, does not saturate, and adds up over the pieces of a chunk that the end of a sequence has cut.
     """
     assert config.concept is not None
     B, T = tokens.shape
@@ -155,8 +159,8 @@ def presence_evidence(
     counted = jnp.where(masked, chunk_index, -1)
 
     def step(evidence: jax.Array, new: bn.ConceptBlock) -> jax.Array:
-        found = chunk_evidence(new.logits, counted, chunks)
-        return lax.dynamic_update_slice_in_dim(evidence, found, new.start, axis=2)
+        of_block = chunk_evidence(new.logits, counted, chunks)
+        return lax.dynamic_update_slice_in_dim(evidence, of_block, new.start, axis=2)
 
-    none = jnp.zeros((B, chunks, spec.n_concepts))
-    return bn.scan_concept_blocks(step, none, view, spec.block, compute.operands), masked
+    zeros = jnp.zeros((B, chunks, spec.n_concepts))
+    return bn.scan_concept_blocks(step, zeros, view, spec.block, compute.operands), masked

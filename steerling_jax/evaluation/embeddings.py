@@ -1,4 +1,4 @@
-"""One vector for a text, taken where the model's representation has a name."""
+"""Embeddings of texts: hidden states, or the part of them from known or discovered concepts, pooled over tokens."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ def embed(
     pooling: Pooling = "mean",
     batch_size: int = 16,
 ) -> np.ndarray | list[np.ndarray]:
-    """A text's embedding (D,) float32, or (T, D) with pooling "none"; N texts' (N, D), or a list of N (T, D).
+    """The embedding of a text, (D,) float32, or (T, D) with pooling "none"; of N texts (N, D), or a list of N (T, D).
 
-    Many texts go through in batches of `batch_size`, padded to one of a few lengths, each with one program; padding is
-    never seen. What comes out is what one by one would give, up to rounding.
-
-    kind: the last hidden states, what goes to the logits, or the part of it from known or from discovered concepts
-    (hidden − known features in a model without discovered concepts, as published). Raises `UserError` for bad values.
+    kind: "hidden", the last hidden states; "composed", what the output projection reads; "known" or "discovered", the
+    part of it from these concepts (in a model without discovered concepts hidden − known features, as published).
+    pooling: over the tokens. Several texts are processed in batches of `batch_size`, padded to one of a few lengths so
+    that few programs are compiled; no token attends to padding, so a text's embedding does not depend on the others, up
+    to rounding. Raises `UserError` for invalid values.
     """
     require(
         kind in ("hidden", "composed", "known", "discovered"),
@@ -76,20 +76,20 @@ def embed(
     if not _are_many(text_or_ids):
         return _embed(bundle, [encode(bundle, text_or_ids, "text")], kind, pooling, 1)[0]  # type: ignore[arg-type]
     texts = [encode(bundle, text, f"text {number}") for number, text in enumerate(text_or_ids)]  # type: ignore[arg-type]
-    found = _embed(bundle, texts, kind, pooling, batch_size)
-    return found if pooling == "none" else np.stack(found)
+    embedded = _embed(bundle, texts, kind, pooling, batch_size)
+    return embedded if pooling == "none" else np.stack(embedded)
 
 
 def _are_many(text_or_ids: Any) -> bool:
-    """Whether it is several texts: a sequence of strings or of sequences, not of ids."""
+    """Whether the argument is several texts: a sequence of strings or of sequences of ids, not of ids."""
     if isinstance(text_or_ids, str) or len(text_or_ids) == 0:
         return False
     return isinstance(text_or_ids[0], str) or np.ndim(text_or_ids[0]) > 0
 
 
 def _embed(bundle: Bundle, texts: list[np.ndarray], kind: Kind, pooling: Pooling, batch_size: int) -> list[np.ndarray]:
-    """Of every text's tokens (T,) what `embed` gives."""
-    found: dict[int, np.ndarray] = {}
+    """The embeddings of texts given as tokens (T,), in their order."""
+    embedded: dict[int, np.ndarray] = {}
     for padded, numbers in by_length([len(text) for text in texts], bundle.config).items():
         for first in range(0, len(numbers), batch_size):
             batch = numbers[first : first + batch_size]
@@ -98,12 +98,12 @@ def _embed(bundle: Bundle, texts: list[np.ndarray], kind: Kind, pooling: Pooling
                 bundle.params, tokens, lengths, config=bundle.config, compute=bundle.compute, kind=kind
             )
             for number, rows, length in zip(batch, np.asarray(features, np.float32), lengths, strict=False):
-                found[number] = _pooled(rows[:length], pooling).copy()  # no view, which would keep the batch alive
-    return [found[number] for number in range(len(texts))]
+                embedded[number] = _pooled(rows[:length], pooling).copy()  # a view would keep the whole batch in memory
+    return [embedded[number] for number in range(len(texts))]
 
 
 def _pooled(rows: np.ndarray, pooling: Pooling) -> np.ndarray:
-    """(T, D) to (D,), or as it is."""
+    """Features (T, D) of a text to (D,), or unchanged for "none"."""
     if pooling == "mean":
         return rows.mean(axis=0)
     return {"last": rows[-1], "first": rows[0], "none": rows}[pooling]
@@ -113,7 +113,7 @@ def _pooled(rows: np.ndarray, pooling: Pooling) -> np.ndarray:
 def _features(
     params: Params, tokens: jax.Array, lengths: jax.Array, *, config: ModelConfig, compute: Compute, kind: Kind
 ) -> jax.Array:
-    """tokens (B, T), of which `lengths` (B,) are real, to features (B, T, D). No logits are computed."""
+    """tokens (B, T), padded after `lengths` (B,), to features (B, T, D)."""
     mask = padding_mask(lengths, tokens.shape[1], config.diff_block_size)
     x = embed_tokens(params, tokens, compute)
     hidden = run_backbone(params, x, config=config, compute=compute, attention=mask).hidden

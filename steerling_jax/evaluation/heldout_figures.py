@@ -1,6 +1,6 @@
-"""Figures of held-out texts: the bound in nats, what each part of the decomposition is worth, evidence for concepts.
+"""Figures of a model on held-out texts: the likelihood bound, the cost of leaving out each part, evidence for concepts.
 
-The loops around `evaluation.py`, for programs: sequences in, sums over them out.
+These are the loops over batches around the compiled functions in `bound`.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.parallel.sharding import to_host
 from steerling_jax.progress import Progress, no_progress
 
-LEVEL = 0.5  # share of masked tokens at which concepts are detected
-POSITIVES = 20  # chunks with a concept, for its AUC to count
+LEVEL = 0.5  # the share of masked tokens at which concepts are detected
+POSITIVES = 20  # the number of chunks with a concept from which on its area under the ROC curve counts
 _BATCH_TOKENS = 4096
 _PROBE_CHUNKS = 100_000
 
@@ -40,8 +40,12 @@ def likelihood(
     seed: int = 0,
     progress: Progress = no_progress,
 ) -> dict[str, Any]:
-    """The bound in nats a token and bits a byte with its standard error, `cost_*` in nats a token, and shares of
-    logits."""
+    """The likelihood bound on held-out texts and the parts' contributions to it, over `draws` random maskings.
+
+    nats_per_token, bits_per_byte, bits_per_byte_error (a standard error); cost_*: nats a token that the bound loses
+    without a part; share_*: the part's share in the logit of the true token; concept_share: of known and discovered
+    concepts together; best_concept_share: the same for the most likely token.
+    """
     totals = dict[str, float]()
     size = max(1, _BATCH_TOKENS // held.tokens.shape[1])
     for sums in batch_sums(params, held, config, compute, size=size, draws=draws, seed=seed, progress=progress):
@@ -61,7 +65,7 @@ def batch_sums(
     seed: int = 0,
     progress: Progress = no_progress,
 ) -> Iterator[dict[str, float]]:
-    """`evaluation.likelihood_sums` of `size` sequences at a time: draw by draw, in the order of the sequences."""
+    """`bound.likelihood_sums` of each batch of `size` sequences, draw by draw, in the order of the sequences."""
     key, batches = jax.random.key(seed), -(-len(held.tokens) // size)
     pad = -held.tokens.shape[1] % config.diff_block_size
     for draw in range(draws):
@@ -76,27 +80,31 @@ def batch_sums(
 def _figures(totals: Mapping[str, float], held: HeldOut) -> dict[str, Any]:
     tokens, blocks = totals["tokens"], totals["blocks"]
     mean = totals["full"] / blocks
-    # Of the estimate for this text: blocks' nats differ by text and by mask, so this is rather too large.
+    # The standard error of the estimate for this text. The blocks' nats differ by text as well as by mask, and only the
+    # masks are random, so this overestimates it.
     error = math.sqrt(max(totals["full_square"] / blocks - mean**2, 0.0) / blocks) * blocks / tokens
-    found: dict[str, Any] = {"nats_per_token": totals["full"] / tokens}
+    figures: dict[str, Any] = {"nats_per_token": totals["full"] / tokens}
     if held.byte_count:
         scale = held.token_count / held.byte_count / math.log(2)
-        found |= {"bits_per_byte": found["nats_per_token"] * scale, "bits_per_byte_error": error * scale}
+        figures |= {"bits_per_byte": figures["nats_per_token"] * scale, "bits_per_byte_error": error * scale}
     for name in VARIANTS[1:]:
         if name in totals:
-            found[name.replace("without", "cost")] = (totals[name] - totals["full"]) / tokens
+            figures[name.replace("without", "cost")] = (totals[name] - totals["full"]) / tokens
     if "share_known" in totals:
         shares = {name: totals[f"share_{name}"] / totals["masked"] for name in SHARES}
-        found["concept_share"] = shares["known"] + shares["discovered"]
-        found |= {f"share_{name}": share for name, share in shares.items()}
-        found["best_concept_share"] = 1 - totals["best_share_epsilon"] / totals["masked"]
-    return found | {"tokens": held.token_count}
+        figures["concept_share"] = shares["known"] + shares["discovered"]
+        figures |= {f"share_{name}": share for name, share in shares.items()}
+        figures["best_concept_share"] = 1 - totals["best_share_epsilon"] / totals["masked"]
+    return figures | {"tokens": held.token_count}
 
 
 @dataclass(frozen=True)
 class Detections:
-    """For m chunks, by their numbers `chunk` (m,): evidence (m, C) float64, positive (m, C) bool, and `visible`, what
-    was left of their text."""
+    """Evidence for concepts in m chunks of held-out text.
+
+    evidence (m, C) float64; positive (m, C) bool, the labels; chunk (m,), the chunks' numbers in the corpus store;
+    visible: the tokens of each chunk that were not masked.
+    """
 
     evidence: np.ndarray
     positive: np.ndarray
@@ -115,7 +123,10 @@ def detect(
     seed: int = 1,
     progress: Progress = no_progress,
 ) -> Detections:
-    """Evidence for each concept in each chunk that has a masked token; the pieces of a cut chunk are added up."""
+    """The evidence for each concept in each chunk that has a masked token, at noise `level`.
+
+    A chunk that the end of a sequence cuts in two has the sum of the evidence of its pieces.
+    """
     assert config.concept is not None
     size, pad = max(1, _BATCH_TOKENS // held.tokens.shape[1]), -held.tokens.shape[1] % config.diff_block_size
     chunks = held.chunk_numbers
@@ -126,36 +137,39 @@ def detect(
     for number, (tokens, _, index, first) in enumerate(held.batches(size)):
         tokens, index = np.pad(tokens, ((0, 0), (0, pad))), np.pad(index, ((0, 0), (0, pad)), constant_values=-1)
         at = jax.random.fold_in(jax.random.key(seed), number)
-        found, masked = to_host(
+        of_batch, masked = to_host(
             presence_evidence(
                 params, tokens, index, np.float32(level), at, chunks=held.chunks, config=config, compute=compute
             )
         )
         chunk = first[:, None] + np.arange(held.chunks)
         real = np.broadcast_to(np.arange(held.chunks) <= index.max(axis=1, keepdims=True), chunk.shape)
-        np.add.at(evidence, np.searchsorted(chunks, chunk[real]), found[real])
+        np.add.at(evidence, np.searchsorted(chunks, chunk[real]), of_batch[real])
         of_token = np.searchsorted(chunks, first[:, None] + index)
         np.add.at(masked_count, of_token[masked & (index >= 0)], 1)
-        left = ~masked & (index >= 0)
-        seen_tokens.append(tokens[left])
-        seen_chunks.append(of_token[left])
+        unmasked = ~masked & (index >= 0)
+        seen_tokens.append(tokens[unmasked])
+        seen_chunks.append(of_token[unmasked])
         progress(f"detection at t = {level:g}", number + 1, -(-len(held.tokens) // size))
-    kept = np.flatnonzero(masked_count)
+    with_masks = np.flatnonzero(masked_count)
     visible = Bags.grouped(np.concatenate(seen_tokens), np.concatenate(seen_chunks), len(chunks))
-    positive = positives_of(store, chunks[kept], config.concept.n_concepts)
-    return Detections(evidence[kept], positive, chunks[kept], visible.take(kept))
+    positive = positives_of(store, chunks[with_masks], config.concept.n_concepts)
+    return Detections(evidence[with_masks], positive, chunks[with_masks], visible.take(with_masks))
 
 
 def probe_scores(
-    found: Detections, store: Corpus, level: float, progress: Progress = no_progress
+    detections: Detections, store: Corpus, level: float, progress: Progress = no_progress
 ) -> dict[str, np.ndarray]:
-    """Scores (m, C) of the same chunks by probes trained on the training split's labels, which see a chunk's whole text
-    or only what this noise left (they see nothing of other chunks): `probe_whole_text`, `probe_visible_text`."""
+    """Scores (m, C) of the same chunks by probes, which are trained on the labels of the training split.
+
+    A probe reads the tokens of one chunk: all of them (`probe_whole_text`) or those that the noise left unmasked
+    (`probe_visible_text`).
+    """
     start, end = store.chunks_between(*store.split("train"))
     end = min(end, start + _PROBE_CHUNKS)
-    texts, labels = chunk_bags(store, start, end), chunk_positives(store, start, end, found.positive.shape[1])
-    whole = bags_of(store, found.chunk)
+    texts, labels = chunk_bags(store, start, end), chunk_positives(store, start, end, detections.positive.shape[1])
+    whole = bags_of(store, detections.chunk)
     scores = {}
-    for name, hidden, bags in (("probe_whole_text", 0.0, whole), ("probe_visible_text", level, found.visible)):
+    for name, hidden, bags in (("probe_whole_text", 0.0, whole), ("probe_visible_text", level, detections.visible)):
         scores[name] = fit_probe(texts, labels, store.vocab_size, hidden=hidden, progress=progress, name=name)(bags)
     return scores

@@ -1,4 +1,8 @@
-"""How sure a mean is: percentile intervals by bootstrap."""
+"""Confidence intervals by bootstrap: the 2.5 % and 97.5 % percentiles of a statistic over resampled units.
+
+Written out instead of using `scipy.stats.bootstrap` because that function resamples by a NumPy generator, which would
+change every published interval, has no resampling within groups, and gives NaN where a single resample has no value.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ import numpy as np
 
 
 class Estimate(NamedTuple):
-    """A mean, the ends of its 95 % interval, and of how many values it is."""
+    """A mean or other statistic, the ends of its 95 % interval, and the number of values it is computed from."""
 
     mean: float
     low: float
@@ -19,9 +23,9 @@ class Estimate(NamedTuple):
 
 
 def bootstrap_mean(groups: Sequence[np.ndarray], key: jax.Array, draws: int = 1000) -> Estimate | None:
-    """The mean of the groups' means, NaNs left out; values are drawn again within each group, groups stay.
+    """The mean of the groups' means; NaNs are left out. None where there is no value.
 
-    None where there is no value.
+    Values are resampled within each group, so the interval is for the given groups and not for others like them.
     """
     groups = [g[~np.isnan(g)] for g in (np.asarray(group, np.float64) for group in groups)]
     groups = [g for g in groups if len(g)]
@@ -36,12 +40,14 @@ def bootstrap_mean(groups: Sequence[np.ndarray], key: jax.Array, draws: int = 10
 
 
 def bootstrap(statistic: Callable[[np.ndarray], float], units: int, key: jax.Array, draws: int = 1000) -> Estimate:
-    """Any figure of `units` units, drawn again: statistic(rows (units,) int) gives it, with all rows once and with each
-    draw. Draws without a figure (NaN) are left out."""
+    """A statistic of `units` units, which are resampled: `statistic` gets the numbers (units,) int of the drawn units.
+
+    Resamples whose statistic is NaN are left out.
+    """
     if not units:
         return Estimate(float("nan"), float("nan"), float("nan"), 0)
     rows = np.asarray(jax.random.randint(key, (draws, units), 0, units))
-    found = np.array([statistic(one) for one in rows])
-    found = found[~np.isnan(found)]
-    low, high = np.quantile(found, (0.025, 0.975)) if len(found) else (float("nan"),) * 2
+    values = np.array([statistic(one) for one in rows])
+    values = values[~np.isnan(values)]
+    low, high = np.quantile(values, (0.025, 0.975)) if len(values) else (float("nan"),) * 2
     return Estimate(float(statistic(np.arange(units))), float(low), float(high), units)

@@ -1,7 +1,9 @@
-"""A bound on the likelihood of a text that a masked model can give: the average over random maskings.
+"""The bound that a masked diffusion model gives on the likelihood of a text: an average over random maskings.
 
-Mask m of a continuation's n tokens at random, score those m, divide by m / n: the expectation over m uniform in 1 … n
-is a bound on −log p(continuation | context). Source: the published package's evaluation.
+Mask m of the n tokens of a continuation at random, sum the cross-entropies of those m, and divide by m / n. The
+expectation over m uniform in 1 … n is an upper bound on −log p(continuation | context).
+
+Source: the published package's evaluation.
 """
 
 from __future__ import annotations
@@ -26,13 +28,13 @@ from steerling_jax.models.steerling.backbone import embed_tokens, run_backbone
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.decompose import lm_logits, logit_features
 
-_ROWS = 128  # positions scored at once: their logits are (_ROWS, V)
+_ROWS = 128  # positions whose logits (_ROWS, V) are computed at once
 
 Part = str | Sequence[int]
 
 
 class _Text(NamedTuple):
-    """tokens (n,) int32: the context's, then the continuation's from `start` on."""
+    """A context and its continuation: tokens (n,) int32, of which those from `start` on are the continuation's."""
 
     tokens: np.ndarray
     start: int
@@ -49,10 +51,10 @@ def log_likelihood(
 ) -> float:
     """The bound on log p(continuation | context) in nats, for the whole continuation; 0.0 for an empty one.
 
-    samples: maskings drawn; seed: of the draw, which does not depend on `batch_size`. cfg_scale: guidance, logits
-    `uncond + (scale + 1)(cond − uncond)` with the context masked in `uncond`; what comes out is then a score and no
-    bound. Mask ids within the context are read, not scored. Raises `UserError` for bad values and for texts longer than
-    the model's context.
+    samples: the number of maskings; seed: of their draw, which does not depend on `batch_size`. cfg_scale: the scale of
+    guidance, with logits `uncond + (scale + 1)(cond − uncond)` and the context masked in `uncond`; the result is then a
+    score and not a bound. Mask ids within the context are part of the input and are not scored. Raises `UserError` for
+    invalid values and for texts longer than the model's context.
     """
     return log_likelihoods(
         bundle, [(context, continuation)], samples=samples, seed=seed, batch_size=batch_size, cfg_scale=cfg_scale
@@ -68,49 +70,52 @@ def log_likelihoods(
     batch_size: int = 16,
     cfg_scale: float = 0.0,
 ) -> list[float]:
-    """`log_likelihood` of each (context, continuation), many in one pass: the same numbers, up to rounding."""
-    found = dict(score_pairs(bundle, pairs, samples=samples, seed=seed, batch_size=batch_size, cfg_scale=cfg_scale))
-    return [found[number] for number in range(len(pairs))]
+    """`log_likelihood` of each (context, continuation) pair, in batches: the same numbers, up to rounding."""
+    scores = dict(score_pairs(bundle, pairs, samples=samples, seed=seed, batch_size=batch_size, cfg_scale=cfg_scale))
+    return [scores[number] for number in range(len(pairs))]
 
 
 def score_pairs(
     bundle: Bundle, pairs: Sequence[tuple[Part, Part]], *, samples: int, seed: int, batch_size: int, cfg_scale: float
 ) -> Iterator[tuple[int, float]]:
-    """`log_likelihoods` as they are found, (number of the pair, value), the shortest texts first.
+    """`log_likelihoods`, each as soon as it is complete: (number of the pair, value), the shortest texts first.
 
-    A batch holds maskings of one or of many pairs, padded to one of a few lengths (`batching.padded_length`), each with
-    one program. Every pair is drawn with the same seed, so that texts of equal length are masked alike: what is
-    compared, answers to one question say, differs by less noise.
+    A batch holds maskings of one or several pairs, padded to one of a few lengths (`batching.padded_length`), so that
+    few programs are compiled. The maskings of every pair are drawn with the same seed, so texts of equal length have
+    the same masks, and the difference between two of them (answers to the same question, for example) has less
+    variance.
     """
     for name, value in (("samples", samples), ("batch_size", batch_size)):
         require(value >= 1, f"{name} is {value}, but it must be at least 1.")
     require(
-        cfg_scale >= 0 and math.isfinite(cfg_scale), f"cfg_scale is {cfg_scale}, but it must be a number from 0 on."
+        cfg_scale >= 0 and math.isfinite(cfg_scale),
+        f"cfg_scale is {cfg_scale}, but it must be a finite number of at least 0.",
     )
     texts = [_text(bundle, pair, "context and continuation") for pair in pairs]
     for padded, numbers in by_length([len(text.tokens) for text in texts], bundle.config).items():
         rows = _maskings(texts, numbers, samples, seed)
-        totals, left = dict.fromkeys(numbers, 0.0), dict.fromkeys(numbers, samples)
+        totals, remaining = dict.fromkeys(numbers, 0.0), dict.fromkeys(numbers, samples)
         while batch := list(islice(rows, batch_size)):
             losses = _losses(bundle, [(texts[number], mask) for number, mask in batch], batch_size, padded, cfg_scale)
             for (number, mask), loss in zip(batch, losses, strict=True):
                 totals[number] += loss * mask.size / mask.sum()
-                left[number] -= 1
-                if not left[number]:
+                remaining[number] -= 1
+                if not remaining[number]:
                     yield number, -totals.pop(number) / samples
-        yield from ((number, 0.0) for number in totals)  # nothing to score
+        yield from ((number, 0.0) for number in totals)  # empty continuations
 
 
 def draw_masks(length: int, samples: int, seed: int) -> np.ndarray:
     """Which of `length` tokens each sample masks, (samples, length) bool.
 
-    Counts are spread evenly over 1 … length from a random start, so that each is uniform while their average hardly
-    varies (published: a start for every 32 samples); which tokens is a random order for each sample.
+    The numbers of masked tokens are spread evenly over 1 … length from a random start: each is uniformly distributed,
+    while their average hardly varies. (The published package draws a start for every 32 samples.) Which tokens are
+    masked is a random order for each sample.
     """
     start_key, order_key = jax.random.split(jax.random.key(seed))
     start = int(jax.random.randint(start_key, (), 0, length))
     counts = (start + np.arange(samples) * length // samples) % length + 1
-    width = 1 << (length - 1).bit_length()  # few shapes, so that drawing is compiled a few times only
+    width = 1 << (length - 1).bit_length()  # a power of two, so that the draw is compiled for few shapes
     order = np.asarray(jax.random.uniform(order_key, (samples, width)))[:, :length].argsort(axis=1)
     return order < counts[:, None]
 
@@ -123,7 +128,10 @@ def _text(bundle: Bundle, pair: tuple[Part, Part], what: str) -> _Text:
 
 
 def split(bundle: Bundle, context: Part, continuation: Part) -> tuple[list[int], list[int]]:
-    """Ids of both. Texts are encoded together, spaces at the seam going to the continuation (published)."""
+    """The token ids of context and continuation.
+
+    Two texts are encoded together, and spaces between them belong to the continuation (published).
+    """
     if not isinstance(context, str) or not isinstance(continuation, str):
         ids = [bundle.tokenizer.encode(part) if isinstance(part, str) else part for part in (context, continuation)]
         return [int(i) for i in ids[0]], [int(i) for i in ids[1]]
@@ -134,7 +142,7 @@ def split(bundle: Bundle, context: Part, continuation: Part) -> tuple[list[int],
 
 
 def _maskings(texts: list[_Text], numbers: list[int], samples: int, seed: int) -> Iterator[tuple[int, np.ndarray]]:
-    """(number of the text, which of its continuation's tokens are masked), sample by sample."""
+    """(number of the text, which of its continuation's tokens are masked) for every text and sample."""
     for number in numbers:
         length = len(texts[number].tokens) - texts[number].start
         if length:
@@ -144,7 +152,7 @@ def _maskings(texts: list[_Text], numbers: list[int], samples: int, seed: int) -
 def _losses(
     bundle: Bundle, batch: list[tuple[_Text, np.ndarray]], rows: int, padded: int, cfg_scale: float
 ) -> list[float]:
-    """Cross-entropies, summed over the masked tokens, of each text and mask of a batch."""
+    """The cross-entropies of each text and mask of a batch, summed over the masked tokens."""
     canvas, lengths = stack([text.tokens for text, _ in batch], rows, padded)
     starts, chosen = np.zeros(rows, np.int32), np.zeros((rows, padded), bool)
     for row, (text, mask) in enumerate(batch):
@@ -177,7 +185,7 @@ def _masked_losses(
     compute: Compute,
     guided: bool,
 ) -> jax.Array:
-    """Cross-entropies (B,) summed over the chosen, masked positions (B, T) of a canvas (B, T).
+    """Cross-entropies (B,) of the canvas (B, T), summed over the positions `chosen` (B, T) bool, which are masked.
 
     lengths (B,): where padding begins; starts (B,): where the continuation begins.
     """
@@ -190,12 +198,13 @@ def _masked_losses(
         mask = jnp.concatenate([mask, mask])
     x = embed_tokens(params, tokens, compute)
     hidden = run_backbone(params, x, config=config, compute=compute, attention=mask).hidden
-    passes = hidden.reshape(-1, B * T, hidden.shape[-1])  # with the context, and without it where guided
+    passes = hidden.reshape(-1, B * T, hidden.shape[-1])  # with the context and, if guided, without it
     count = jnp.sum(chosen)
+    # The logits of all positions would not fit into memory, so only the chosen positions are scored, _ROWS at a time.
     index = jnp.nonzero(chosen.reshape(-1), size=-(-B * T // _ROWS) * _ROWS, fill_value=0)[0]
 
     def score(number: jax.Array, losses: jax.Array) -> jax.Array:
-        """Adds the losses of one slice of the chosen positions."""
+        """Adds the losses of one slice of the chosen positions to their rows' sums."""
         at = jax.lax.dynamic_slice_in_dim(index, number * _ROWS, _ROWS)
         cond, *uncond = (
             lm_logits(params, logit_features(params, rows[at], config, compute), compute) for rows in passes

@@ -1,8 +1,11 @@
-"""What the words alone tell: concepts by logistic regression on a chunk's token counts.
+"""A probe: logistic regression from a chunk's token counts to its concepts, as a baseline for the model's detection.
 
-The yardstick for the model's concept detection, and the judge of steered texts. A token counts log(1 + how often it is
-there). With `hidden` it learns from chunks in which that share of tokens is left out at random, anew in each epoch, as
-the model sees noisy text.
+It also judges steered texts. The feature of a token is log(1 + its count in the chunk). With `hidden`, that share of
+the tokens is left out at random, as the model sees noisy text.
+
+The probe is trained by AdamW on mini-batches and not by L-BFGS as in `logistic`: with `hidden` the loss is an
+expectation over masks, which are drawn again in every epoch, and the features (m, V) of a whole corpus do not fit into
+memory.
 
 Legend: m chunks, L tokens of the longest, V vocabulary, C concepts.
 """
@@ -18,12 +21,13 @@ import numpy as np
 import optax
 
 from steerling_jax.corpus.bags import Bags
+from steerling_jax.progress import Progress, no_progress
 
 _BATCH = 256
 _EPOCHS = 8
-_LEAST_UPDATES = 600
+_LEAST_UPDATES = 600  # small corpora are repeated until there are so many
 _RATE = 0.02
-_DECAY = 1e-4  # decoupled, times the rate
+_DECAY = 1e-4  # decoupled weight decay, multiplied by the rate
 
 Weights = dict[str, jax.Array]
 
@@ -35,10 +39,14 @@ def fit_probe(
     *,
     hidden: float = 0.0,
     seed: int = 0,
-    progress: Callable[[str, int, int], None] = lambda *_: None,
+    progress: Progress = no_progress,
     name: str = "probe",
 ) -> Callable[[Bags], np.ndarray]:
-    """Learns from bags and positive (m, C) bool; gives a function from bags to scores (m, C). Deterministic."""
+    """Trains a probe on the tokens of m chunks and their labels positive (m, C) bool.
+
+    Returns a function from bags to scores (m, C) float32. hidden: the share of tokens left out in training. progress:
+    see `progress.Progress`, with the stage `name`. Deterministic in `seed`.
+    """
     batches = -(-len(bags) // _BATCH)
     epochs = max(_EPOCHS, -(-_LEAST_UPDATES // batches))
     steps = epochs * batches
@@ -89,9 +97,10 @@ def _update(
 
 @jax.jit
 def _logits(weights: Weights, tokens: jax.Array) -> jax.Array:
-    """(m, C) for tokens (m, L): rows of the table are gathered, so no (m, V) array is built."""
-    there = tokens >= 0
+    """The logits (m, C) for tokens (m, L), −1 for padding; gathers rows of the table, so no (m, V) array is built."""
+    used = tokens >= 0
     count = jnp.sum((tokens[:, :, None] == tokens[:, None, :]), axis=2)  # of this token in the chunk
-    value = jnp.where(there, jnp.log1p(count) / count, 0.0)
+    # A token that occurs `count` times is added up `count` times, so each time it contributes a share of its feature.
+    value = jnp.where(used, jnp.log1p(count) / count, 0.0)
     rows = weights["token"][jnp.maximum(tokens, 0)]
     return jnp.einsum("ml,mlc->mc", value, rows) + weights["bias"][None, :]

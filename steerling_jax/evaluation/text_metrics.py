@@ -1,4 +1,4 @@
-"""What can be counted of a text's tokens alone."""
+"""Metrics of the diversity of a text, from its tokens alone."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 
 def distinct(ids: Sequence[int], n: int) -> float | None:
-    """Different n-grams over all; None for a text shorter than n."""
+    """The number of different n-grams over the number of all n-grams; None for a text shorter than n."""
     grams = _grams(ids, n)
     return len(set(grams)) / len(grams) if grams else None
 
 
 def repeated(ids: Sequence[int], n: int) -> float | None:
-    """Share of the n-grams that occur more than once; None for a text shorter than n."""
+    """The share of the n-grams that occur more than once; None for a text shorter than n."""
     grams = _grams(ids, n)
     return sum(count for count in Counter(grams).values() if count > 1) / len(grams) if grams else None
 

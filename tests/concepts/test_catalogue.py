@@ -90,8 +90,8 @@ def test_names_ids_and_groups_are_resolved():
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("regulr expressions", "no known concept 'regulr expressions'; near are 'Regular expressions'"),
-        ("expresions", "near are .*'Expressions and statements'"),
+        ("regulr expressions", "no known concept 'regulr expressions'; did you mean 'Regular expressions'"),
+        ("expresions", "did you mean .*'Expressions and statements'"),
         ("xyzzy", "`steerling concepts` lists them"),
         ("Twice", "Several known concepts are called 'Twice'; give one of their ids, #7 and #8"),
         ("100", "no known concept 100; the ids are 0 to 99"),

@@ -104,7 +104,9 @@ def test_rules_that_contradict_each_other_are_named():
 
 
 def test_errors_about_unknown_names_name_the_rule():
-    with pytest.raises(sj.UserError, match=r"^p\.toml, rule 1: There is no known concept 'Emial'; near are 'Email'"):
+    with pytest.raises(
+        sj.UserError, match=r"^p\.toml, rule 1: There is no known concept 'Emial'; did you mean 'Email'"
+    ):
         steer(*parse_policy({"rule": [{"action": "amplify", "concept": "Emial"}]}, "p.toml"))
     with pytest.raises(sj.UserError, match=r"^There is no group 'topics'"):
         steer(parse_option("suppress", "group:topics"))

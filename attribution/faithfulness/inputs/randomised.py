@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from steerling_jax.attribution.faithfulness.figures import estimate
-from steerling_jax.attribution.faithfulness.inputs.perturbed import ranks, visible
+from steerling_jax.attribution.faithfulness.inputs.perturbed import visible
 from steerling_jax.attribution.faithfulness.kept import PartialResults
 from steerling_jax.bundle import Bundle
 from steerling_jax.decoding.generation import Generation
 from steerling_jax.decoding.trace import Trace
+from steerling_jax.evaluation.rank_correlation import rank_correlations
 from steerling_jax.explain.inputs.integrated_gradients import attribute_inputs
 from steerling_jax.explain.inputs.targets import TokenLogProbability
 from steerling_jax.models.backbone import Params
@@ -73,8 +74,5 @@ def shuffled_weights(params: Params, first: int, embeddings: bool, key: jax.Arra
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float:
-    """Rank correlation of (m,) and (m,); NaN for fewer than three."""
-    if len(a) < 3:
-        return float("nan")
-    x, y = ranks(a), ranks(b)
-    return float(np.corrcoef(x, y)[0, 1])
+    """The rank correlation of (m,) and (m,); NaN for fewer than three values and for constant ones."""
+    return float(rank_correlations(a[None], b[None])[0]) if len(a) >= 3 else float("nan")

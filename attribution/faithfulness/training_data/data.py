@@ -22,13 +22,13 @@ from steerling_jax.attribution.faithfulness.training_data.evidence_scores import
 )
 from steerling_jax.attribution.faithfulness.training_data.metrics import (
     datamodelling_scores,
-    rank_correlations,
     recall_at,
     reciprocal_rank,
 )
 from steerling_jax.attribution.faithfulness.training_data.tail_patch import tail_patch
 from steerling_jax.attribution.index.passages import Passage
 from steerling_jax.evaluation.intervals import bootstrap
+from steerling_jax.evaluation.rank_correlation import rank_correlations
 from steerling_jax.io.atomic import atomic_path
 from steerling_jax.io.corpus.heldout import store_tokenizer
 from steerling_jax.progress import Progress

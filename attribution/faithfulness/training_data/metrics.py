@@ -7,18 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-
-def rank_correlations(predicted: np.ndarray, observed: np.ndarray) -> np.ndarray:
-    """Spearman's correlation of each row, (Q,) for (Q, m) each; NaN where a row is constant."""
-    a, b = (np.stack([_ranks(row) for row in rows]) for rows in (predicted, observed))
-    norm = np.sqrt(np.sum(a * a, axis=1) * np.sum(b * b, axis=1))
-    return np.where(norm > 0, np.sum(a * b, axis=1) / np.where(norm > 0, norm, 1), np.nan)
-
-
-def _ranks(row: np.ndarray) -> np.ndarray:
-    """Centred ranks (m,), equal values sharing theirs."""
-    _, inverse, counts = np.unique(row, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[inverse] - (len(row) + 1) / 2
+from steerling_jax.evaluation.rank_correlation import rank_correlations
 
 
 def datamodelling_scores(scores: np.ndarray, kept: np.ndarray, answers: np.ndarray) -> np.ndarray:

@@ -30,7 +30,6 @@ from steerling_jax.attribution.faithfulness.planted.world import LENGTH, SMALL, 
 from steerling_jax.attribution.faithfulness.training_data.evidence_scores import bm25, damped, ngram_overlap
 from steerling_jax.attribution.faithfulness.training_data.metrics import (
     datamodelling_scores,
-    rank_correlations,
     recall_at,
     reciprocal_rank,
 )
@@ -38,6 +37,7 @@ from steerling_jax.cli.main import main
 from steerling_jax.concepts.lift import lifted_tokens
 from steerling_jax.corpus.labelled_chunks import chunk_bags, chunk_positives
 from steerling_jax.errors import UserError
+from steerling_jax.evaluation.rank_correlation import rank_correlations
 from steerling_jax.io.corpus.heldout import store_tokenizer
 from steerling_jax.io.corpus.store import CorpusStore
 
