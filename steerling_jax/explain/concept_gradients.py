@@ -1,8 +1,9 @@
-"""How one concept acts on another through the layers: the gradient of a head's logit to what is injected after a layer.
+"""Gradients of concepts with respect to injected concepts: how one concept acts on another through the layers.
 
-For a target (concept j at position t) and a source (concept i): by how much j's logit at t moves for a small multiple
-of E_i added after layer l at position s. One backward pass a target gives it for all sources, layers and positions;
-only the concepts asked for are touched, never a table of all pairs.
+For a target (concept j at position t) and a source (concept i), the gradient is the change of j's logit at t per unit
+of E_i added to the hidden state after layer l at position s. By the chain rule it is the product of the gradient with
+respect to the hidden state and E_i. One backward pass per target therefore gives it for all sources, layers and
+positions, and only the requested concepts are computed, never a table of all pairs.
 
 Legend: n targets, m sources, L layers, T positions, D width, B targets of a batch.
 """
@@ -33,7 +34,7 @@ from steerling_jax.models.steerling.config import ModelConfig
 
 
 class TargetConcept(NamedTuple):
-    """A concept at a position of the canvas."""
+    """A concept at a position of the canvas, whose logit is differentiated."""
 
     concept_id: int
     position: int
@@ -49,9 +50,11 @@ class SourceConcept(NamedTuple):
 
 @dataclass(frozen=True)
 class ConceptGradients:
-    """logits (n,) and activations (n,) float32: of the targets as they are.
-    gradients (n, m, L, T) float32: of a target's logit to the multiple of a source's embedding that is added after
-    layer l + 1 at a position. A logit at its limit of ±15 has none.
+    """Gradients of n target concepts with respect to m injected source concepts.
+
+    logits, activations (n,) float32: the targets' values without injection.
+    gradients (n, m, L, T) float32: the change of a target's logit per unit of a source's embedding that is added after
+    layer l + 1 at a position. The model clips logits to ±15, so a logit at that limit has the gradient 0.
     """
 
     targets: tuple[TargetConcept, ...]
@@ -62,13 +65,15 @@ class ConceptGradients:
 
     @property
     def of_activations(self) -> np.ndarray:
-        """(n, m, L, T): the same, of the targets' activations."""
+        """Gradients (n, m, L, T) of the targets' activations: those of the logits times the slope of the sigmoid."""
         slope = self.activations * (1 - self.activations)
         return self.gradients * slope[:, None, None, None]
 
     def injected(self, layer: int, positions: np.ndarray) -> np.ndarray:
-        """(n, m): the logits' response to a source injected after every layer numbered at least `layer`, at
-        `positions` (T,) bool, as steering injects it."""
+        """The change (n, m) of the logits per unit of a source that is injected as in steering.
+
+        That is, after every layer from `layer` (counted from 1) on, at `positions` (T,) bool.
+        """
         return self.gradients[:, :, max(layer, 1) - 1 :, positions].sum(axis=(2, 3))
 
 
@@ -82,27 +87,30 @@ def concept_gradients(
     prompt_length: int = 0,
     batch_size: int = 8,
 ) -> ConceptGradients:
-    """tokens (T,): a canvas with mask ids, as `trace.snapshot(step)` gives it.
+    """Gradients of the `targets` with respect to the `sources` on one canvas.
 
-    injected: of a steered canvas, two tables (L, D) for its masked positions and its prompt, as `trace.injected(step,
-    L, D)` gives them, with the prompt_length. Raises `UserError` for concepts and positions that are not there.
+    tokens (T,): a canvas with mask ids, as from `trace.snapshot(step)`. injected, prompt_length: for a steered canvas,
+    the two tables (L, D) for masked positions and the prompt, as from `trace.injected(step, L, D)`, and the length of
+    the prompt. batch_size: targets per backward pass. Raises `UserError` for concepts that the model does not have and
+    positions outside the canvas.
     """
     config = bundle.config
     canvas = check_token_ids(tokens, config, "tokens")
     if canvas.shape[0] != 1:
-        raise UserError(f"tokens has {canvas.shape[0]} rows; give one canvas at a time.")
+        raise UserError(f"tokens has {canvas.shape[0]} rows; give one canvas.")
     T = canvas.shape[1]
     if not targets or not sources:
-        raise UserError("Name at least one target and one source: a concept acts on a concept.")
-    for one in (*targets, *sources):
-        check_concepts(config, one.head, [one.concept_id])
-    if outside := [one.position for one in targets if not 0 <= one.position < T]:
+        raise UserError("Give at least one target and one source.")
+    for concept in (*targets, *sources):
+        check_concepts(config, concept.head, [concept.concept_id])
+    if outside := [target.position for target in targets if not 0 <= target.position < T]:
         raise UserError(f"Position {outside[0]} is outside the text of {T} tokens.")
+    # One of a few lengths, so that canvases of many lengths share a program; attention does not see the padding.
     length = padded_length(T, config)
     padded = np.pad(canvas[0], (0, length - T), constant_values=config.mask_token_id)
     visible = np.arange(length) < T
-    none = np.zeros((config.n_layers, config.n_embd), np.float32)
-    at_masks, at_prompt = (none, none) if injected is None else injected
+    no_injection = np.zeros((config.n_layers, config.n_embd), np.float32)
+    at_masks, at_prompt = (no_injection, no_injection) if injected is None else injected
     steering = steering_of_canvases(padded[None], prompt_length, config.mask_token_id, at_masks[None], at_prompt[None])
     vectors = jnp.concatenate([_embedding(bundle, source) for source in sources])
     logits = np.zeros(len(targets), np.float32)
@@ -115,7 +123,7 @@ def concept_gradients(
             rows = numbers[first : first + batch_size]
             filled = rows + rows[:1] * (batch_size - len(rows))
             ids, at = (np.asarray([targets[i][field] for i in filled], np.int32) for field in (0, 1))
-            found, slopes = _responses(
+            batch_logits, batch_gradients = _logits_and_gradients(
                 bundle.params,
                 padded,
                 visible,
@@ -127,19 +135,20 @@ def concept_gradients(
                 config=config,
                 compute=bundle.compute,
             )
-            logits[rows] = np.asarray(found)[: len(rows)]
-            gradients[rows] = np.asarray(slopes)[: len(rows), :, :, :T]
+            logits[rows] = np.asarray(batch_logits)[: len(rows)]
+            gradients[rows] = np.asarray(batch_gradients)[: len(rows), :, :, :T]
     activations = np.asarray(jax.nn.sigmoid(logits))
     return ConceptGradients(tuple(targets), tuple(sources), logits, activations, gradients)
 
 
 def _embedding(bundle: Bundle, source: SourceConcept) -> jax.Array:
+    """The embedding (1, D) of a source."""
     ids = jnp.asarray([source.concept_id], jnp.int32)
     return concept_embeddings(bundle.params, ids, head=source.head, config=bundle.config, compute=bundle.compute)
 
 
 @partial(jax.jit, static_argnames=("head", "config", "compute"))
-def _responses(
+def _logits_and_gradients(
     params: Params,
     canvas: jax.Array,
     visible: jax.Array,
@@ -154,7 +163,7 @@ def _responses(
 ) -> tuple[jax.Array, jax.Array]:
     """Logits (B,) of concepts ids (B,) at positions (B,) of canvas (T,), and gradients (B, m, L, T) for vectors (m, D).
 
-    visible (T,) bool: what is no padding.
+    visible (T,) bool: False at padding.
     """
     B, T = len(ids), len(canvas)
     x = jnp.broadcast_to(embed_tokens(params, canvas, compute), (B, T, config.n_embd))
@@ -162,14 +171,16 @@ def _responses(
     numbers = at // config.diff_block_size
     mask = (numbers[:, None] >= numbers[None, :]) & visible[None, :]
 
-    def logits(rows: jax.Array) -> tuple[jax.Array, jax.Array]:
-        hidden = run_backbone(
-            params, x, config=config, compute=compute, attention=mask, edits=(*steering, LayerEdit(push=rows))
-        ).hidden
+    def logits(pushes: jax.Array) -> tuple[jax.Array, jax.Array]:
+        edits = (*steering, LayerEdit(push=pushes))
+        hidden = run_backbone(params, x, config=config, compute=compute, attention=mask, edits=edits).hidden
         view, _ = view_concepts(params, hidden[jnp.arange(B), positions], head, config, compute)
-        found = bn.logits_of(view, ids[:, None], compute.operands)[:, 0]
-        return found.sum(), found  # a row of the batch depends on its own canvas only
+        values = bn.logits_of(view, ids[:, None], compute.operands)[:, 0]
+        return values.sum(), values
 
-    nothing = jnp.zeros((config.n_layers, B, T, config.n_embd), jnp.float32)
-    slopes, found = jax.grad(logits, has_aux=True)(nothing)
-    return found, jnp.einsum("lbtd,md->bmlt", slopes, vectors)
+    # The gradient is taken with respect to zeros that are added after every layer, which is the gradient with respect
+    # to the hidden states there without changing them. Rows of the batch are independent copies of the canvas, so the
+    # gradient of the sum of the logits is that of each row's own logit.
+    zeros = jnp.zeros((config.n_layers, B, T, config.n_embd), jnp.float32)
+    gradients, values = jax.grad(logits, has_aux=True)(zeros)
+    return values, jnp.einsum("lbtd,md->bmlt", gradients, vectors)

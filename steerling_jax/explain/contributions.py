@@ -25,7 +25,7 @@ from steerling_jax.decoding.trace import Trace
 from steerling_jax.decoding.window import steering_of_canvases
 from steerling_jax.errors import UserError
 from steerling_jax.explain.finite import require_finite
-from steerling_jax.explain.logit_shares import LogitShares, guided, shares_of
+from steerling_jax.explain.logit_shares import LogitShares, combine_branches, logit_shares
 from steerling_jax.models.steerling.decompose import RowClamps
 from steerling_jax.models.steerling.model import compiled_hidden
 
@@ -110,7 +110,7 @@ def concept_contributions(bundle: Bundle, trace: Trace) -> Contributions:
     if trace.guidance > 0:
         # The combination is linear, so it has to happen while net shares are still signed; |·| comes afterwards.
         other = _in_batches(bundle, hidden_rows(bundle, trace, unconditional=True), tokens, offsets, clamps)
-        shares = guided(shares, other, trace.guidance)
+        shares = combine_branches(shares, other, trace.guidance)
     nets = {name: np.abs(getattr(shares, name)) for name in ("net_known", "net_discovered", "net_epsilon")}
     shares = shares._replace(**nets)
     listed = shares.known_contributions.sum(axis=1) + shares.discovered_contributions.sum(axis=1)
@@ -141,7 +141,7 @@ def _in_batches(
     batches = []
     for i in range(0, len(tokens), _ROWS):
         part = (each[i : i + _ROWS] for each in (hidden, tokens, offsets))
-        batches.append(jax.device_get(shares_of(bundle.params, *part, clamps, bundle.config, bundle.compute)))
+        batches.append(jax.device_get(logit_shares(bundle.params, *part, clamps, bundle.config, bundle.compute)))
     shares = LogitShares(*(np.concatenate(parts)[:n] for parts in zip(*batches, strict=True)))
     require_finite(shares.epsilon)
     return shares
@@ -169,5 +169,8 @@ def hidden_rows(bundle: Bundle, trace: Trace, *, unconditional: bool = False) ->
         hidden = compiled_hidden(
             bundle.params, jnp.asarray(canvases), config=config, compute=bundle.compute, edits=edits
         )
-        rows += [np.asarray(hidden[i, np.asarray(c.positions)], np.float32) for i, c in enumerate(batch)]
+        # One gather for the batch: only the committed rows are fetched from the device, and in one transfer.
+        canvas_of_row = np.repeat(np.arange(len(batch)), [len(c.positions) for c in batch])
+        positions = np.concatenate([c.positions for c in batch])
+        rows.append(np.asarray(hidden[canvas_of_row, positions], np.float32))
     return np.concatenate(rows) if rows else np.zeros((0, config.n_embd), np.float32)

@@ -44,7 +44,7 @@ class LogitShares(NamedTuple):
 
 
 @partial(jax.jit, static_argnums=(5, 6))
-def shares_of(
+def logit_shares(
     params: Params,
     hidden: jax.Array,
     tokens: jax.Array,
@@ -53,8 +53,11 @@ def shares_of(
     config: ModelConfig,
     compute: Compute,
 ) -> LogitShares:
-    """hidden (N, D) float32, tokens and offsets after the prompt (N,) to shares: heads in the model's arithmetic,
-    products in float32."""
+    """Shares of the logits of tokens (N,) committed from hidden rows (N, D) float32.
+
+    offsets (N,): positions counted from the end of the prompt, which select the clamps of a row. The heads run in the
+    model's compute dtype, because their choice of concepts has to be that of generation; products are in float32.
+    """
     concept = config.concept
     assert concept is not None
     rows = hidden.astype(compute.dtype)
@@ -72,6 +75,7 @@ def shares_of(
     u_hat = jnp.zeros_like(k_hat) if parts.discovered is None else parts.discovered.features.astype(jnp.float32)
 
     def along(vectors: jax.Array) -> jax.Array:
+        """The logit that vectors (N, D) add to each row's token."""
         return jnp.sum(vectors * target, axis=-1)
 
     return LogitShares(
@@ -87,56 +91,60 @@ def shares_of(
 def _listed(
     params: Params, head: HeadOutput, clamps: Clamps | None, spec: HeadSpec, target: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """The reported concepts, and those clamped: ids (−1 for none), weights and contributions (N, K), and the sum of
-    their vectors (N, D).
+    """The listed concepts' ids (−1 for none), weights and contributions (N, K), and the sum of their vectors (N, D).
 
-    A factorised head takes the target through its basis, so that only rank-wide rows are gathered.
+    Listed are the head's reported top k and the clamped concepts. target (N, D): the tokens' rows of lm_head.
     """
     view = view_head(params, spec, _EXACT, target)  # only its tables are used
     parts = [(head.topk_indices, jax.nn.sigmoid(head.topk_logits))]
-    there = jnp.ones(head.topk_indices.shape, bool)
-    if clamps is not None:  # in place of what the head says of them, listed or not
-        (ids, weights), here = parts[0], clamps.positions[:, None]
-        own = jnp.broadcast_to(clamps.ids[None, :], (len(ids), clamps.ids.shape[0]))
-        replaced = here & (ids[:, :, None] == own[:, None, :]).any(axis=-1)
-        parts = [(ids, jnp.where(replaced, 0.0, weights)), (own, jnp.where(here, clamps.values[None, :], 0.0))]
-        there = jnp.concatenate([~replaced, jnp.broadcast_to(here, own.shape)], axis=1)
+    used = jnp.ones(head.topk_indices.shape, bool)
+    if clamps is not None:
+        # A clamped concept has the clamp's weight, whether the head lists it or not. It gets a slot of its own, and
+        # the slot in which the head lists it is emptied, so that no concept counts twice.
+        (ids, weights), active = parts[0], clamps.positions[:, None]
+        clamped = jnp.broadcast_to(clamps.ids[None, :], (len(ids), clamps.ids.shape[0]))
+        replaced = active & (ids[:, :, None] == clamped[:, None, :]).any(axis=-1)
+        parts = [(ids, jnp.where(replaced, 0.0, weights)), (clamped, jnp.where(active, clamps.values[None, :], 0.0))]
+        used = jnp.concatenate([~replaced, jnp.broadcast_to(active, clamped.shape)], axis=1)
     ids, weights = (jnp.concatenate(both, axis=1) for both in zip(*parts, strict=True))
+    # For a factorised head E_c = basis · coef_c, so E_c · target = coef_c · (basisᵀ · target): the target is projected
+    # once, and rows of the small rank are gathered in place of rows of the width.
     query = target if view.basis is None else matmul_t(target, view.basis.T, "float32")
 
-    def dots(row: tuple[jax.Array, jax.Array]) -> jax.Array:
+    def products(row: tuple[jax.Array, jax.Array]) -> jax.Array:
         index, q = row
         return jnp.take(view.values, index, axis=0).astype(jnp.float32) @ q
 
-    contributions = weights * jax.lax.map(dots, (ids, query))
+    # Row by row: all N · K gathered vectors at once would be the largest array of the program.
+    contributions = weights * jax.lax.map(products, (ids, query))
     vectors = jnp.zeros_like(target)
     for part in parts:
         vectors = vectors + bn.mix_concepts(view, *part, spec.block, _EXACT)
-    return jnp.where(there, ids, -1), weights, contributions, vectors
+    return jnp.where(used, ids, -1), weights, contributions, vectors
 
 
-def guided(conditional: LogitShares, unconditional: LogitShares, guidance: float) -> LogitShares:
+def combine_branches(conditional: LogitShares, unconditional: LogitShares, guidance: float) -> LogitShares:
     """Every share as (1 + guidance) · conditional − guidance · unconditional."""
     s = np.float32(guidance)
     known, discovered = (
-        _united(conditional[first : first + 3], unconditional[first : first + 3], s) for first in (0, 3)
+        _combine_concepts(conditional[first : first + 3], unconditional[first : first + 3], s) for first in (0, 3)
     )
     rest = ((1 + s) * c - s * u for c, u in zip(conditional[6:], unconditional[6:], strict=True))
     return LogitShares(*known, *discovered, *rest)
 
 
-def _united(conditional: Any, unconditional: Any, s: np.float32) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _combine_concepts(conditional: Any, unconditional: Any, s: np.float32) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Ids, weights and contributions (n, 2K) of both branches' (n, K) combined.
 
     A concept that both branches list is summed in its conditional slot; the second K slots are for those that only the
     unconditional branch lists.
     """
-    (ids, *mine), (other_ids, *others) = conditional, unconditional
+    (ids, *values), (other_ids, *other_values) = conditional, unconditional
     same = other_ids[:, :, None] == ids[:, None, :]
-    alone = ~same.any(axis=2)
+    only_other = ~same.any(axis=2)
     weights, contributions = (
-        np.concatenate([(1 + s) * a - s * np.einsum("nij,ni->nj", same, b), np.where(alone, -s * b, 0.0)], axis=1)
-        for a, b in zip(mine, others, strict=True)
+        np.concatenate([(1 + s) * a - s * np.einsum("nij,ni->nj", same, b), np.where(only_other, -s * b, 0.0)], axis=1)
+        for a, b in zip(values, other_values, strict=True)
     )
-    united = np.concatenate([ids, np.where(alone, other_ids, -1)], axis=1)
-    return united, weights.astype(np.float32), contributions.astype(np.float32)
+    combined = np.concatenate([ids, np.where(only_other, other_ids, -1)], axis=1)
+    return combined, weights.astype(np.float32), contributions.astype(np.float32)

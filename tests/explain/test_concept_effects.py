@@ -250,7 +250,7 @@ def test_gradients_of_activations(told):
             [SourceConcept(10**6, "discovered")],
             "There is no discovered concept 1000000; the ids are 0 to",
         ),
-        ([], [SourceConcept(0)], "Name at least one target and one source"),
+        ([], [SourceConcept(0)], "Give at least one target and one source"),
     ],
 )
 def test_gradients_complain(told, targets, sources, sentence):

@@ -22,7 +22,7 @@ from steerling_jax.decoding.generation_config import GenerationConfig
 from steerling_jax.decoding.policies import Policies
 from steerling_jax.decoding.step import StepSettings
 from steerling_jax.errors import require
-from steerling_jax.explain.inputs import snapshots as snapshot_passes
+from steerling_jax.explain.inputs import snapshot_programs
 from steerling_jax.explain.inputs.targets import TOKEN_LOGIT
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.steerling.backbone import empty_cache
@@ -98,7 +98,7 @@ def _compile_attribution(run: RunConfig, mesh: Mesh, rows: int) -> jax.stages.Co
     tables = struct((1, config.n_layers, config.n_embd), jnp.float32)
     canvases, ids, number = struct((rows, T), jnp.int32), struct((rows,), jnp.int32), struct((), jnp.int32)
     guidance = struct((), jnp.float32)
-    cases = snapshot_passes.CaseTable(canvases, ids, ids, TOKEN_LOGIT, number, number, tables, tables, guidance, None)
+    cases = snapshot_programs.CaseTable(canvases, ids, ids, TOKEN_LOGIT, number, number, tables, tables, guidance, None)
     by_row = partial(_struct, mesh, PartitionSpec(None, row_axes))
     which, points = struct((_PASSES, rows), jnp.int32), struct((_PASSES, rows), jnp.float32)
     arguments = (
@@ -110,7 +110,7 @@ def _compile_attribution(run: RunConfig, mesh: Mesh, rows: int) -> jax.stages.Co
         whole(number),
     )
     with jax.set_mesh(mesh):
-        return snapshot_passes.summed_gradients.lower(
+        return snapshot_programs.summed_gradients.lower(
             *arguments, config=config, compute=compute, guided=False, kind=type(TOKEN_LOGIT)
         ).compile()
 

@@ -91,7 +91,7 @@ def _similarity(
 ) -> jax.Array:
     """(T,) float32 for one target; the leaves of `target` and `token` have the shape (1,).
 
-    kind: the target's class, see `snapshots.summed_gradients`.
+    kind: the target's class, see `snapshot_programs.summed_gradients`.
     """
     rows = jnp.zeros((1, config.n_embd))
     direction = jax.grad(lambda rows: target.value(params, rows, token, config, compute).sum())(rows)[0]

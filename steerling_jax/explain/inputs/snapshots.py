@@ -1,38 +1,30 @@
 """Passes over snapshots: values and gradients of targets on the path from mask embeddings to a snapshot's embeddings.
 
 A snapshot is the canvas on which a token was committed. At each position an input is interpolated between the mask
-embedding (0) and the embedding of the snapshot's token (1); positions that are still masked do not change. A target is
-computed from the hidden row after the final norm. The concept heads therefore do not run, except for a target that is a
-concept. In a model without the epsilon correction, lm_head is applied to the hidden row and not to the composed one, as
-in the published package. Text generated with clamped concepts goes through the heads, with the clamps.
+embedding (0) and the embedding of the snapshot's token (1); positions that are still masked do not change. This module
+groups the work into calls of a few compiled programs (`snapshot_programs`).
 
 Legend: n explained targets, T canvas positions, S positions of a cut canvas, N cases of a call, M passes of a call, B
-rows of a pass, R patterns, L layers, D width.
+rows of a pass, R patterns.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from steerling_jax.bundle import Bundle
 from steerling_jax.decoding.trace import Trace
-from steerling_jax.decoding.window import steering_of_canvases
 from steerling_jax.errors import require
 from steerling_jax.explain.finite import require_finite
 from steerling_jax.explain.inputs.commits import Case
-from steerling_jax.models.backbone import Params
+from steerling_jax.explain.inputs.snapshot_programs import CaseTable, path_values, summed_gradients
 from steerling_jax.models.batching import padded_length
-from steerling_jax.models.compute import Compute
-from steerling_jax.models.steerling.backbone import embed_tokens, run_backbone, unstack_layers
-from steerling_jax.models.steerling.config import ModelConfig
-from steerling_jax.models.steerling.decompose import RowClamps, logit_features
+from steerling_jax.models.steerling.backbone import unstack_layers
 
 _PASSES = 64  # the largest number of passes in one call of a program
 _SHORTEST = 128  # canvases are not cut below this: compiling another program takes longer than the cut saves
@@ -87,7 +79,7 @@ class SnapshotPasses:
             S, R = table.canvases.shape[1], keep.shape[1]
             case_rows = np.repeat(np.arange(len(group)), R)
             values = [
-                np.asarray(_values(self.params, table, *arrays, count, **static)).reshape(-1)
+                np.asarray(path_values(self.params, table, *arrays, count, **static)).reshape(-1)
                 for count, arrays in self._packed(case_rows, keep[at, :, :S].reshape(-1, S))
             ]
             result[at] = np.concatenate(values)[: len(case_rows)].reshape(-1, R)
@@ -154,117 +146,3 @@ def _index_of(tables: tuple[np.ndarray, np.ndarray], distinct: list[tuple[np.nda
             return index
     distinct.append(tables)
     return len(distinct) - 1
-
-
-class CaseTable(NamedTuple):
-    """The N cases of one call.
-
-    canvases (N, S), positions and tokens (N,) int32; target: a target with leaves (N,). Shared by all cases: mask id,
-    prompt length, injection tables (1, L, D), guidance strength, and the clamped concepts if the target reads logits.
-    """
-
-    canvases: Any
-    positions: Any
-    tokens: Any
-    target: Any
-    mask_id: Any
-    prompt: Any
-    at_masks: Any
-    at_prompt: Any
-    guidance: Any
-    clamps: RowClamps | None
-
-
-class _Paths(NamedTuple):
-    """The paths of B cases: base + α · difference.
-
-    base, difference (B, S, D) float32: mask embeddings, and the snapshot's embeddings minus these. value: a function
-    from embeddings (B, S, D) to the targets' values (B,).
-    """
-
-    base: jax.Array
-    difference: jax.Array
-    value: Any
-
-
-def _paths(
-    params: Params, cases: CaseTable, which: jax.Array, config: ModelConfig, compute: Compute, guided: bool
-) -> _Paths:
-    """The paths of the cases with the indices `which` (B,)."""
-    canvases, positions, tokens, target = jax.tree.map(lambda leaf: leaf[which], cases[:4])
-    full = embed_tokens(params, canvases, compute).astype(jnp.float32)
-    base = embed_tokens(params, jnp.full_like(canvases, cases.mask_id), compute).astype(jnp.float32)
-    in_prompt = jnp.broadcast_to(jnp.arange(full.shape[1])[None, :] < cases.prompt, canvases.shape)
-
-    def hidden_rows(x: jax.Array, canvases: jax.Array) -> jax.Array:
-        edits = steering_of_canvases(canvases, cases.prompt, cases.mask_id, cases.at_masks, cases.at_prompt)
-        hidden = run_backbone(params, x.astype(compute.dtype), config=config, compute=compute, edits=edits).hidden
-        rows = hidden[jnp.arange(len(which)), positions]
-        if cases.clamps is not None:
-            rows = logit_features(params, rows, config, compute, cases.clamps, positions - cases.prompt)
-        return rows.astype(jnp.float32)
-
-    def value(x: jax.Array) -> jax.Array:
-        rows = hidden_rows(x, canvases)
-        if guided:
-            # Logits are linear in the row, so combining the rows of the two branches combines their logits. In the
-            # unconditional branch the prompt is masked whatever x has there, so it adds no gradient at the prompt.
-            unprompted = jnp.where(in_prompt, cases.mask_id, canvases)
-            unconditional = hidden_rows(jnp.where(in_prompt[:, :, None], base, x), unprompted)
-            rows = unconditional + (cases.guidance + 1) * (rows - unconditional)
-        return target.value(params, rows, tokens, config, compute)
-
-    return _Paths(base, full - base, value)
-
-
-@partial(jax.jit, static_argnames=("config", "compute", "guided", "kind"))
-def summed_gradients(
-    params: Params,
-    cases: CaseTable,
-    which: jax.Array,
-    points: jax.Array,
-    weights: jax.Array,
-    count: jax.Array,
-    *,
-    config: ModelConfig,
-    compute: Compute,
-    guided: bool,
-    kind: type,
-) -> jax.Array:
-    """Weighted sums of gradients (N, S) float32 over the rows `which`, `points`, `weights` (M, B) of `count` passes.
-
-    `count` is a traced value and the loop holds one pass in memory, so one program serves any number of quadrature
-    points with the same memory.
-    kind: the target's class, a static argument so that each class has its own program. The pytree is not enough: JAX
-    (0.10, 0.12) compares the structures of two dataclasses with the same fields as equal.
-    """
-
-    def add(i: jax.Array, total: jax.Array) -> jax.Array:
-        path = _paths(params, cases, which[i], config, compute, guided)
-        # A row of the batch depends on its own case only, so the gradient of the sum is each row's own gradient.
-        gradient = jax.grad(lambda x: path.value(x).sum())(path.base + points[i][:, None, None] * path.difference)
-        return total.at[which[i]].add(weights[i][:, None] * jnp.sum(path.difference * gradient, axis=-1))
-
-    return jax.lax.fori_loop(0, count, add, jnp.zeros(cases.canvases.shape, jnp.float32))
-
-
-@partial(jax.jit, static_argnames=("config", "compute", "guided", "kind"))
-def _values(
-    params: Params,
-    cases: CaseTable,
-    which: jax.Array,
-    keep: jax.Array,
-    count: jax.Array,
-    *,
-    config: ModelConfig,
-    compute: Compute,
-    guided: bool,
-    kind: type,
-) -> jax.Array:
-    """The targets' values (M, B) float32 of `count` passes over rows `which` (M, B) with `keep` (M, B, S)."""
-
-    def evaluate(i: jax.Array, values: jax.Array) -> jax.Array:
-        path = _paths(params, cases, which[i], config, compute, guided)
-        return values.at[i].set(path.value(path.base + keep[i][:, :, None] * path.difference))
-
-    return jax.lax.fori_loop(0, count, evaluate, jnp.zeros(which.shape, jnp.float32))
