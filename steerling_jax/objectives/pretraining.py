@@ -92,22 +92,22 @@ class ObjectiveConfig:
         B, T = tokens.shape
         levels = noise_levels(level_key, (B, -(-T // W)), progress, self.noise)
         noisy, masked = mask_tokens(mask_key, tokens, levels, config)
-        kept = first_masked(masked, self.rows)
-        weight = kept / jnp.repeat(levels, W, axis=1)[:, :T]
+        in_rows = first_masked(masked, self.rows)
+        weight = in_rows / jnp.repeat(levels, W, axis=1)[:, :T]
         drop_key, known_key, discovered_key, force_known, force_discovered = jax.random.split(path_key, 5)
         cosine = 0.5 - 0.5 * jnp.cos(jnp.pi * progress)
         drawn = {
             "noisy": noisy,
             "levels": levels,
-            "masked": kept,
-            "left_out": jnp.sum(masked & ~kept, axis=1),
+            "masked": in_rows,
+            "left_out": jnp.sum(masked & ~in_rows, axis=1),
             "drop_epsilon": jax.random.uniform(drop_key, (B, T)) < _scheduled(self.epsilon_dropout, progress),
             "drop_known": jax.random.uniform(known_key, (B, T)) < self.known_dropout,
             "drop_discovered": jax.random.uniform(discovered_key, (B, T)) < self.unknown_dropout,
-            "present": masked_chunks(kept, batch["chunk_index"], batch["chunk_labels"].shape[1]),
+            "present": masked_chunks(in_rows, batch["chunk_index"], batch["chunk_labels"].shape[1]),
         }
         shared = {
-            "rows": jnp.sum(kept),
+            "rows": jnp.sum(in_rows),
             "tokens": jnp.sum(weight),  # a masked token stands for 1/t tokens, so this estimates how many there are
             "chunks": jnp.sum(drawn["present"]),
             "use_labels": jax.random.uniform(force_known) < _scheduled(self.known_forcing, cosine),

@@ -86,23 +86,23 @@ class SteeringObjective:
         B, T = tokens.shape
         levels = noise_levels(level_key, (B, -(-T // W)), progress, self.noise)
         noisy, masked = mask_tokens(mask_key, tokens, levels, config)
-        kept = first_masked(masked, self.rows)
+        in_rows = first_masked(masked, self.rows)
         concept = batch["concept"]
         chosen = (concept >= 0) & (jax.random.uniform(choice_key, concept.shape) < self.pushed)
         low, high = map(math.log, self.strength)
         strength = jnp.exp(low + (high - low) * jax.random.uniform(strength_key, concept.shape))
         pushed = _of_chunk(chosen, batch["chunk_index"], False) & masked
         shared = {
-            "rows": jnp.sum(kept),
-            "tokens": jnp.sum(kept / jnp.repeat(levels, W, axis=1)[:, :T]),
-            "pushed": jnp.sum(pushed & kept),
+            "rows": jnp.sum(in_rows),
+            "tokens": jnp.sum(in_rows / jnp.repeat(levels, W, axis=1)[:, :T]),
+            "pushed": jnp.sum(pushed & in_rows),
         }
         drawn = {
             "noisy": noisy,
             "levels": levels,
-            "masked": kept,
+            "masked": in_rows,
             "pushed": pushed,
-            "left_out": jnp.sum(masked & ~kept, axis=1),
+            "left_out": jnp.sum(masked & ~in_rows, axis=1),
             "strength": jnp.where(chosen, strength, 0.0),
         }
         return Draws({**batch, **drawn}, shared)
