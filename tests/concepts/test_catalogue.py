@@ -1,4 +1,4 @@
-"""Concepts by name: reading a catalogue, searching it, what a name means, and which tokens a concept promotes."""
+"""The catalogue: reading, searching, resolving names, ids and groups; and the tokens that a concept promotes."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_names_ids_and_groups_are_resolved():
         ("group:", "no group '' of known concepts"),
     ],
 )
-def test_what_cannot_be_resolved_is_told_with_what_may_have_been_meant(text: str, words: str):
+def test_errors_suggest_what_may_have_been_meant(text: str, words: str):
     with pytest.raises(sj.UserError, match=words):
         CATALOGUE.resolve(text)
 

@@ -1,4 +1,4 @@
-"""The count of model FLOPs: against numbers worked out by hand, against XLA's own count, and its share of a peak."""
+"""Model FLOPs against numbers computed by hand and against XLA's own count, and the peak rates of devices."""
 
 from __future__ import annotations
 
@@ -134,11 +134,11 @@ def test_heads_against_xla() -> None:
     model = dataclasses.replace(SMALL, interpretable=True, concept=CONCEPTS)
     found = forward_flops(model, batch_size=1, seq_len=64, rows=64)
     params, rows = param_shapes(model), shape(64, 128, dtype="float32")
-    unknown = discovered_spec(CONCEPTS)
-    assert unknown is not None
+    discovered = discovered_spec(CONCEPTS)
+    assert discovered is not None
     for name, spec, ours, width in (
         ("known_head", known_spec(CONCEPTS), found.known, 128),
-        ("unknown_head", unknown, found.discovered, 32),
+        ("unknown_head", discovered, found.discovered, 32),
     ):
         xla = counted_by_xla(lambda p, x, spec=spec: heads.run_head(p, x, spec, Compute()).features, params[name], rows)
         dense = 2 * 64 * width * (spec.n_concepts - 8)

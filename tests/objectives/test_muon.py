@@ -1,4 +1,4 @@
-"""Muon: which parameters are its own, what its updates are, and where its moments lie."""
+"""Muon: which parameters it updates, the size of its updates, and the sharding of its moments."""
 
 from __future__ import annotations
 

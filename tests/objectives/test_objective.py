@@ -1,4 +1,4 @@
-"""The training objective: each loss against a plain version, gradients where they must (and must not) flow."""
+"""The objective of pre-training: each loss against a plain version, and which parameters get a gradient from it."""
 
 from __future__ import annotations
 
@@ -84,10 +84,10 @@ def test_without_dropping_epsilon_concepts_get_no_gradient() -> None:
     grads, _ = gradients(dataclasses.replace(DIFFUSION_ALONE, epsilon_dropout=(0.0, 0.0)))
     for head in ("known_head", "unknown_head"):
         largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(grads[head]))
-        assert largest == 0.0, f"{head}: composed equals hidden, so diffusion cannot teach it"
+        assert largest == 0.0, f"{head}: composed equals hidden, so diffusion cannot train it"
 
 
-def test_dropping_epsilon_teaches_both_heads() -> None:
+def test_dropping_epsilon_trains_both_heads() -> None:
     free = dataclasses.replace(
         DIFFUSION_ALONE, epsilon_dropout=(1.0, 1.0), known_forcing=(0.0, 0.0), unknown_forcing=(0.0, 0.0)
     )
@@ -97,7 +97,7 @@ def test_dropping_epsilon_teaches_both_heads() -> None:
             assert float(jnp.abs(leaf).max()) > 0.0, f"{head}{jax.tree_util.keystr(path)}"
 
 
-def test_residual_teaches_the_discovered_head_only() -> None:
+def test_residual_trains_the_discovered_head_only() -> None:
     only = ObjectiveConfig(concept_weight=0.0, residual_weight=1.0, independence_weight=0.0, epsilon_dropout=(0.0, 0.0))
     with_residual, _ = gradients(only)
     without, _ = gradients(dataclasses.replace(only, residual_weight=0.0))
@@ -168,17 +168,17 @@ def test_log1m_exp_has_finite_gradients_everywhere() -> None:
 
 def test_independence_is_the_same_in_both_forms() -> None:
     for M, D in ((40, 8), (8, 40)):
-        known, unknown = (jax.random.normal(jax.random.key(i), (M, D)) for i in range(2))
-        phi, psi = (np.asarray(x - x.mean(0, keepdims=True), np.float64) for x in (known, unknown))
+        known, discovered = (jax.random.normal(jax.random.key(i), (M, D)) for i in range(2))
+        phi, psi = (np.asarray(x - x.mean(0, keepdims=True), np.float64) for x in (known, discovered))
         expected = np.square(psi.T @ phi).sum() / (D**2 * (M - 1))
-        assert float(independence_loss(known, unknown, jnp.ones(M))) == pytest.approx(expected, rel=1e-4)
+        assert float(independence_loss(known, discovered, jnp.ones(M))) == pytest.approx(expected, rel=1e-4)
 
 
 def test_residual_leaves_fillers_out() -> None:
     zero = jnp.zeros(3, jnp.int32)
     rows = MaskedRows(jnp.ones((3, 2)), zero, zero, jnp.ones(3), jnp.asarray([1.0, 1.0, 0.0]), zero)
-    unknown = jnp.asarray([[1.0, 1.0], [0.0, 0.0], [9.0, 9.0]])
-    assert float(residual_loss(unknown, rows, jnp.zeros((3, 2)))) == pytest.approx(0.5)
+    discovered = jnp.asarray([[1.0, 1.0], [0.0, 0.0], [9.0, 9.0]])
+    assert float(residual_loss(discovered, rows, jnp.zeros((3, 2)))) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("distribution", ["uniform", "gaussian"])

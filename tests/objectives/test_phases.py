@@ -1,4 +1,4 @@
-"""Phases of training: micro-batches, adapters, steering training, instruction tuning, and where gradients go."""
+"""Training phases: micro-batches, adapters, steering training and instruction tuning, with their gradients."""
 
 from __future__ import annotations
 
