@@ -25,16 +25,30 @@ FOLDERS = r"attribution|benchmarks|configs|docs|infer|steerling_jax|tests|tpu_sc
 PATH_IN_CODE = re.compile(rf"`((?:{FOLDERS})/[\w./-]+\.\w+)`")
 
 
+# Pages whose examples need only the bundled model; in two processes, because loading and compiling takes longest.
+EXAMPLES = {
+    "Python": ["README.md", "docs/guide/python.md"],
+    "guide": [
+        f"docs/guide/{name}.md" for name in ("first-steps", "trace", "input-attribution", "concepts", "evaluation")
+    ],
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["README.md", "docs/guide/python.md", "docs/guide/concepts.md"])
-def test_examples_run(page: str, tmp_path: Path) -> None:
-    """A page's Python examples run as they are, one after the other, in a process of their own."""
-    examples = re.findall(r"^```python\n(.+?)^```", (REPOSITORY / page).read_text(encoding="utf-8"), re.DOTALL | re.M)
-    assert examples
+@pytest.mark.parametrize("pages", EXAMPLES.values(), ids=EXAMPLES)
+def test_examples_run(pages: list[str], tmp_path: Path) -> None:
+    """The Python examples of a page run as they are, one after the other."""
+    script = []
+    for page in pages:
+        examples = re.findall(
+            r"^```python\n(.+?)^```", (REPOSITORY / page).read_text(encoding="utf-8"), re.DOTALL | re.M
+        )
+        assert examples, page
+        script.append(f"exec(compile({''.join(examples)!r}, {page!r}, 'exec'), {{'__name__': '__main__'}})")
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "2", "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-W", "error", "-c", "\n".join(examples)]
+    command = [sys.executable, "-W", "error", "-c", "\n".join(script)]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"{page}: {done.stderr[-3000:]}"
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
