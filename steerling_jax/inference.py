@@ -1,4 +1,4 @@
-"""`forward` for people: array-likes in, one sentence for each mistake, compiled once per shape and options."""
+"""`sj.forward`: validates its arguments, then runs the forward pass, which is compiled once per shape and options."""
 
 from __future__ import annotations
 
@@ -32,22 +32,23 @@ def forward(
     edits: Sequence[LayerEdit] = (),
     large_head_threshold: int = bn.LARGE_CONCEPT_THRESHOLD,
 ) -> ForwardResult:
-    """Logits (B, T, V) and the decomposition behind them, for token ids (T,) or (B, T), mask ids included.
+    """Logits (B, T, V) and their decomposition into concepts, for token ids (T,) or (B, T), mask ids included.
 
     dense: also every concept's logit and weight, (B, T, C).
-    intervene_known, intervene_unknown: concept id to activation, at `positions`, bool (T,) or (B, T), default all.
-    epsilon: "published" (a known-concept clamp turns the correction off) or "frozen" (an edit moves `composed` by
-    exactly its delta).
-    injection: (T, D) or (B, T, D), added `inject_alpha` times after every layer whose 1-based number is at least
-    `inject_layer`, default half the layers.
+    intervene_known, intervene_unknown: known and discovered concept ids to the activations that they are clamped to.
+    positions: where they are clamped, bool (T,) or (B, T); default all.
+    epsilon: the correction term under a clamp, "published" (it is off where a known concept is clamped) or "frozen" (it
+    is that of the unclamped pass, so that a clamp changes `composed` by exactly its own difference).
+    injection: (T, D) or (B, T, D), multiplied by `inject_alpha` and added after every layer whose number (from 1) is at
+    least `inject_layer`; default half the layers.
     edits: further changes to the outputs of layers (`models.edits.LayerEdit`), after the injection.
-    large_head_threshold: concepts above which clamps follow the sparse rule.
-    Raises `UserError` for bad values.
+    large_head_threshold: the number of concepts above which clamps follow the rule for sparse heads.
+    Raises `UserError` for invalid values, with the argument's name in `.field`.
     """
     config = bundle.config
     tokens = check_token_ids(token_ids, config)
     if epsilon not in ("published", "frozen"):
-        raise UserError(f"epsilon is {epsilon!r}, but it must be 'published' or 'frozen'.")
+        raise UserError(f"epsilon is {epsilon!r}, but it must be 'published' or 'frozen'.", "epsilon")
     where = _check_positions(positions, tokens.shape)
     known_count, unknown_count = concept_counts(config)
     return compiled_forward(
@@ -70,28 +71,32 @@ def _check_positions(positions: Any, shape: tuple[int, ...]) -> np.ndarray:
         return np.ones(shape, bool).reshape(-1)
     where = np.asarray(positions)
     if where.dtype != np.bool_:
-        raise UserError(f"positions holds {where.dtype} values; give booleans, one a token.")
+        raise UserError(f"positions contains {where.dtype} values; give booleans, one for each token.", "positions")
     if where.shape not in (shape, shape[1:]):
-        raise UserError(f"positions has the shape {where.shape}; give {shape}, as token_ids.")
+        raise UserError(f"positions has the shape {where.shape}; give {shape}, that of token_ids.", "positions")
     return np.broadcast_to(where, shape).reshape(-1)
 
 
 def _clamps(
-    option: str, kind: str, values: Mapping[int, float] | None, count: int, positions: np.ndarray
+    argument: str, kind: str, values: Mapping[int, float] | None, count: int, positions: np.ndarray
 ) -> Clamps | None:
-    """An empty mapping clamps nothing (published)."""
+    """One head's clamps. None for an empty mapping too, as in the published package."""
     if not values:
         return None
     if count == 0:
-        raise UserError(f"{option} needs a model with {kind} concepts; this one has none.")
+        raise UserError(f"{argument} needs a model with {kind} concepts; this one has none.", argument)
     ids = list(values)
     for number in ids:
         if not isinstance(number, int | np.integer) or not 0 <= number < count:
-            raise UserError(f"{option} names the concept {number!r}, but {kind} concepts are 0 to {count - 1}.")
+            raise UserError(
+                f"{argument} names the concept {number!r}, but {kind} concepts are 0 to {count - 1}.", argument
+            )
     try:
         numbers = np.asarray([float(value) for value in values.values()], np.float32)
     except (TypeError, ValueError):
-        raise UserError(f"{option} must map concept ids to numbers, not {list(values.values())!r}.") from None
+        raise UserError(
+            f"{argument} must map concept ids to numbers, not {list(values.values())!r}.", argument
+        ) from None
     return Clamps(jnp.asarray(ids, jnp.int32), jnp.asarray(numbers), jnp.asarray(positions))
 
 
@@ -102,10 +107,14 @@ def _injection(
     if injection is None:
         return ()
     direction = np.asarray(injection, np.float32)
-    wanted = (*shape, config.n_embd)
-    if direction.shape not in (wanted, wanted[1:]):
-        raise UserError(f"injection has the shape {direction.shape}; give {wanted}: batch, positions, width.")
+    expected = (*shape, config.n_embd)
+    if direction.shape not in (expected, expected[1:]):
+        raise UserError(
+            f"injection has the shape {direction.shape}; give {expected}: batch, positions, width.", "injection"
+        )
     if layer is None:
-        layer = config.n_layers // 2  # as steering does; the config's own default, 16, is past the end of small models
-    vector = np.float32(alpha) * np.broadcast_to(direction, wanted)
+        layer = (
+            config.n_layers // 2
+        )  # as in steering; the published default, 16, is beyond the last layer of small models
+    vector = np.float32(alpha) * np.broadcast_to(direction, expected)
     return (inject(jnp.asarray(vector), layers=from_layer(layer, config.n_layers)),)

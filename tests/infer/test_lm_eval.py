@@ -168,8 +168,8 @@ def test_the_tasks_own_temperature(bundle):
 def test_long_contexts_lose_their_beginning(bundle):
     lm = SteerlingLM(bundle, samples=2, max_length=20, cfg_scale=1.5)
     [(score, greedy)] = lm.loglikelihood(requests("loglikelihood", ("x" * 90 + "It is ", "red")))
-    kept = sj.log_likelihood(bundle, "x" * 11 + "It is", " red", samples=2, cfg_scale=1.5)
-    assert score == pytest.approx(kept, rel=1e-5)
+    expected = sj.log_likelihood(bundle, "x" * 11 + "It is", " red", samples=2, cfg_scale=1.5)
+    assert score == pytest.approx(expected, rel=1e-5)
     assert greedy is False
 
 

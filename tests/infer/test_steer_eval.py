@@ -144,7 +144,7 @@ def test_repetition_by_hand():
 
 
 def test_lift_by_hand():
-    # The concept's chunks are the first two: 6 of 12 tokens. Id 5 stands there 3 times of 4, id 7 once of once.
+    # The concept's chunks are the first two: 6 of 12 tokens. Id 5 occurs there 3 times of 4, id 7 once of once.
     bags = Bags(np.array([[5, 5, 1], [5, 7, 1], [1, 1, 5], [1, 2, 3]], np.int32))
     positive = np.array([[True], [True], [False], [False]])
     (found,) = lifted_tokens(bags, positive, 9, support=1, least=1.2, most=9)
