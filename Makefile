@@ -13,7 +13,7 @@ LIBTPU := $(abspath $(VENV))/tpu/libtpu/libtpu.so
 TPU_COMPILER = $$(test ! -f $(LIBTPU) || echo TPU_LIBRARY_PATH=$(LIBTPU))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint pytest format docs wheel parity compile-matrix clean
+.PHONY: help demo test test-slow lint pytest format docs wheel parity compile-matrix clean
 
 help:  ## Show this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 24
@@ -21,11 +21,14 @@ help:  ## Show this list
 demo: $(VENV)/.installed  ## Write a text with the bundled model and show which concepts it came from
 	$(BIN)/steerling demo
 
-test: lint pytest  ## Everything that must hold: ruff, pyright, pytest
+test: lint pytest  ## Style, types and the quick tests
 
 # One after the other, also under `make -j`: they share two cores and read better in order.
 pytest: $(VENV)/.installed-dev $(VENV)/.installed-tpu | lint
-	env $(TPU_COMPILER) $(BIN)/python -m pytest $(PYTEST_FLAGS)
+	env $(TPU_COMPILER) $(BIN)/python -m pytest $(PYTEST_FLAGS) -m "not slow"
+
+test-slow: $(VENV)/.installed-dev $(VENV)/.installed-tpu  ## The tests marked slow: whole commands, kills, notebooks, many meshes
+	env $(TPU_COMPILER) $(BIN)/python -m pytest $(PYTEST_FLAGS) -m slow
 
 lint: $(VENV)/.installed-dev  ## Style and types
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""Texts of many lengths through few programs: grouped by padded length, padding hidden from attention.
+"""Texts of many lengths in few programs: grouped by padded length, with padding masked out of attention.
 
 Legend: B rows, T padded positions.
 """
@@ -19,7 +19,7 @@ from steerling_jax.models.steerling.config import ModelConfig
 def padded_length(length: int, config: ModelConfig) -> int:
     """The shortest length of 1, 2, 3, 4, 6, 8, 12, 16, … diffusion blocks, or the whole context, that holds `length`.
 
-    Doubling in two steps keeps programs few (two for each doubling of the context) and wastes hardly over a third.
+    Two sizes for each doubling of the context keep programs few and padding to a third of the length, or little more.
     """
     blocks = max(1, -(-length // config.diff_block_size))
     power = 1 << (blocks - 1).bit_length()
@@ -29,7 +29,7 @@ def padded_length(length: int, config: ModelConfig) -> int:
 
 
 def by_length(lengths: Sequence[int], config: ModelConfig) -> dict[int, list[int]]:
-    """Padded length to the numbers of the texts that fit in it, shortest first."""
+    """Groups texts by padded length, shortest first: padded length to the indices of its texts."""
     groups: dict[int, list[int]] = defaultdict(list)
     for number, length in enumerate(lengths):
         groups[padded_length(length, config)].append(number)
@@ -37,7 +37,7 @@ def by_length(lengths: Sequence[int], config: ModelConfig) -> dict[int, list[int
 
 
 def stack(texts: Sequence[np.ndarray], rows: int, padded: int) -> tuple[np.ndarray, np.ndarray]:
-    """At most `rows` texts as tokens (rows, padded) int32 and lengths (rows,) int32; rows to spare hold one token."""
+    """At most `rows` texts as tokens (rows, padded) int32 and lengths (rows,) int32; unused rows have the length 1."""
     tokens, lengths = np.zeros((rows, padded), np.int32), np.ones(rows, np.int32)
     for row, text in enumerate(texts):
         tokens[row, : len(text)] = text
@@ -46,6 +46,6 @@ def stack(texts: Sequence[np.ndarray], rows: int, padded: int) -> tuple[np.ndarr
 
 
 def padding_mask(lengths: jax.Array, padded: int, block: int) -> jax.Array:
-    """(B, T, T) bool: block-causal attention that never looks at what comes after a row's length (B,)."""
+    """The mask (B, T, T) bool of block-causal attention without the positions past each row's length (B,)."""
     at = jnp.arange(padded)
     return block_causal_mask(at, at, block)[None] & (at[None, :] < lengths[:, None])[:, None, :]

@@ -21,7 +21,9 @@ def matmul_t(x: jax.Array, w: jax.Array, operands: str) -> jax.Array:
     Gradients are computed the same way, so that a low-precision matrix unit is used in both directions.
     """
     out = w.shape[:-1]
-    if current_mesh() is None:  # two maps as one, or a CPU would turn the weight round each time
+    # Several maps as one product, or XLA's CPU backend would transpose the weight in every call. On a mesh they stay
+    # apart, since each is sharded by itself.
+    if current_mesh() is None:
         w = w.reshape(-1, w.shape[-1])
     exact = x.dtype == w.dtype == jnp.dtype(operands) == jnp.float32
     y: Any = _dot_t(x, w) if exact else _low_precision_matmul_t(x, w, operands)
@@ -53,7 +55,7 @@ def _matmul_backward(operands, saved, g):
         ((tuple(axis + 1 for axis in outputs), outputs), ((), ())),
         preferred_element_type=jnp.float32,
     )
-    # In the dtype that x was kept in: no slower on any backend, and on a CPU twice as fast as narrow transposed
+    # In the dtype of x, as stored: no slower on any backend, and on a CPU twice as fast as transposed low-precision
     # operands.
     dw = lax.dot_general(
         g_rows.astype(x.dtype), x.reshape(-1, x.shape[-1]), (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32
@@ -67,7 +69,8 @@ _low_precision_matmul_t.defvjp(_matmul_forward, _matmul_backward)
 class Linear(nn.Module):
     """`x @ weight.T (+ bias)`: x (..., in) to (..., out) in the compute dtype.
 
-    features (m, out) are m maps of the same input side by side, to (..., m, out): each can be split over devices alike.
+    With features (m, out) it computes m maps of the same input, to (..., m, out), so that each map can be sharded over
+    devices in the same way.
     """
 
     features: int | tuple[int, int]

@@ -1,8 +1,8 @@
-"""Attention by JAX's splash kernel for TPUs: no score matrix in memory, and blocks that no query may see are skipped.
+"""Attention by JAX's splash kernel for TPUs: no score matrix in memory, and tiles that no query may see are skipped.
 
-Both patterns of training as masks that the kernel computes for itself: block-causal, and the clean and the noisy copy
-of `two_copy_attention.py`. What a query may see depends on its diffusion block alone, so the masks work on one number
-a query, prepared here, and the kernel divides nothing.
+Both attention patterns of training, block-causal and the two copies of `two_copy_attention.py`, as masks that the
+kernel computes tile by tile. What a query sees depends only on its diffusion block, so each mask compares keys with one
+number a query, prepared here (`q_sequence`): the kernel itself then needs no integer division, which TPUs lack.
 
 Legend: B sequences, T positions, H heads, G key/value heads, d head size.
 """
@@ -30,7 +30,8 @@ class BlockCausalMask(masks._ComputableMask):
     def __init__(self, length: int, block: int):
         super().__init__((length, length), lambda query, key: key <= query)
         self.block = block
-        self.q_sequence = self.q_sequence // block * block + block - 1  # the last position of its block
+        # The last position of the query's own block: `key <= query` is then block-causal.
+        self.q_sequence = self.q_sequence // block * block + block - 1
 
     def __eq__(self, other: object) -> bool:
         return type(other) is type(self) and vars(other)["block"] == self.block and other.shape == self.shape
@@ -45,29 +46,33 @@ class TwoCopyMask(BlockCausalMask):
     def __init__(self, length: int, block: int):
         super().__init__(length, block)
         T = length // 2
-        # Of a noisy query: the first position of its block, so that it is T or more, and a clean one's is less.
+        # For noisy queries the first position of their block instead: at least T, while those of clean queries are
+        # less, so that one number tells both the copy and the block.
         self.q_sequence[T:] -= block - 1
 
         def sees(query: Any, key: Any) -> Any:
             noisy = query >= T
             own = noisy & (key >= query) & (key < query + block)
+            # A noisy query's block begins at query − T in the clean copy; it sees the clean keys before that.
             return own | (key <= query - noisy * (T + 1))
 
         self.mask_function = sees
 
 
 def attend_block_causal(q: jax.Array, k: jax.Array, v: jax.Array, block: int, interpret: bool = False) -> jax.Array:
-    """q (B, T, H, d), k and v (B, T, G, d), T a multiple of 128, to (B, T, H, d). interpret: without a TPU, slowly."""
+    """q (B, T, H, d), k and v (B, T, G, d), T a multiple of 128, to (B, T, H, d). interpret: run the kernel without a
+    TPU, slowly, as tests do."""
     return _attend(q, k, v, BlockCausalMask(q.shape[1], block), interpret)
 
 
 def attend_two_copies(q: jax.Array, k: jax.Array, v: jax.Array, block: int, interpret: bool = False) -> jax.Array:
-    """The same over 2T positions, the clean copy first; 2T a multiple of 128 and T of `block`."""
+    """The same over 2T positions, the clean copy first; 2T is a multiple of 128, and T of `block`."""
     return _attend(q, k, v, TwoCopyMask(q.shape[1], block), interpret)
 
 
 def _attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: BlockCausalMask, interpret: bool) -> jax.Array:
-    """On a mesh: sequences over the batch axes, heads over `tensor`, key/value heads repeated where there are fewer."""
+    """Runs the kernel, which XLA cannot partition, in a `shard_map`: sequences are split over the batch axes and heads
+    over `tensor`; key/value heads are repeated where there are fewer than devices."""
     length, d = q.shape[1], q.shape[3]
     require(
         length % _LANES == 0,

@@ -1,8 +1,9 @@
-"""Attention over a clean and a noisy copy of one sequence, for training with clean context (see `noise.denoise`).
+"""Attention over a clean and a noisy copy of one sequence, for training with clean context (see `denoise`).
 
-Clean positions see clean blocks up to their own; noisy ones see clean earlier blocks and their own noisy block. Only
-those two score matrices, (2T, T) and (T, block), are ever built: under half of a masked (2T, 2T). The backward pass
-recomputes them from q, k and the log-sum-exp, so that nothing of that size is kept between the passes.
+Clean positions see clean blocks up to their own; noisy positions see clean earlier blocks and their own noisy block. So
+two score matrices suffice, (2T, T) against the clean copy and (T, block) within noisy blocks: less than half of a
+masked (2T, 2T). As in flash attention, the backward pass recomputes them from q, k and the log-sum-exp of each query,
+so that the forward pass stores nothing of that size.
 
 Legend: B sequences, T positions of one copy, G key/value heads, h queries a group, d head size, n blocks of b
 positions.
@@ -63,6 +64,7 @@ def _forward(q: jax.Array, k: jax.Array, v: jax.Array, block: int):
     scores, own = _scores(q, k, block)
     clean_v, noisy_v = _halves(v, block)
     T = clean_v.shape[-2]
+    # One softmax over both matrices: a noisy query's peak and total span the clean keys and those of its own block.
     own_peak = own.max(-1).reshape(*own.shape[:3], T)
     peak = scores.max(-1)
     peak = jnp.concatenate([peak[..., :T], jnp.maximum(peak[..., T:], own_peak)], axis=-1)
@@ -84,16 +86,19 @@ def _backward(block: int, saved, g: jax.Array):
     T = clean_k.shape[-2]
     scores, own = _scores(q, k, block)
     by_block = (*own.shape[:-1], 1)
+    # Softmax weights p again, from the saved log-sum-exp; then ds = p (dp − Σ_s p_s dp_s), where the sum over keys is
+    # g · out, so that it needs no score matrix (Dao et al., FlashAttention, 2022, appendix B).
     weights = jnp.exp(scores - log_total[..., None])
     own = jnp.exp(own - log_total[..., T:].reshape(by_block))
-    centre = jnp.sum(g.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)  # Σ_s p_s dp_s of each query
+    centre = jnp.sum(g.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
     d_scores = weights * (_einsum("bghtd,bgsd->bghts", g, clean_v) - centre[..., None])
     d_own = own * (_einsum("bghntd,bgnsd->bghnts", noisy_g, noisy_v) - centre[..., T:].reshape(by_block))
     weights, own, d_scores, d_own = (a.astype(dtype) for a in (weights, own, d_scores, d_own))
     dq = _einsum("bghts,bgsd->bghtd", d_scores, clean_k)
     dq_own = _einsum("bghnts,bgnsd->bghntd", d_own, noisy_k).reshape(*dq.shape[:3], T, -1)
     dq = jnp.concatenate([dq[..., :T, :], dq[..., T:, :] + dq_own], axis=-2)
-    # The small operand is the one to be turned: (d, 2T) times (2T, T), not (T, 2T) times (2T, d).
+    # The product is computed as (d, 2T) · (2T, T) and then transposed: XLA's CPU backend would otherwise transpose the
+    # large operand, (2T, T).
     dk = _join(
         _einsum("bghtd,bghts->bgds", q, d_scores).swapaxes(-1, -2), _einsum("bghnts,bghntd->bgnsd", d_own, noisy_q)
     )

@@ -51,10 +51,12 @@ def meshes(found: dict[str, Any]) -> dict[str, Any]:
     return found["meshes"]
 
 
+@pytest.mark.slow
 def test_splash_attention_on_a_mesh_is_the_reference(found: dict[str, Any]) -> None:
     assert found["splash"] < 3e-6
 
 
+@pytest.mark.slow
 def test_every_mesh_gives_what_one_device_gives(meshes: dict[str, Any]) -> None:
     """Losses and gradients of a training step to 1e-5 of their size; eight texts written together to the token."""
     assert len(meshes) == 10
@@ -64,6 +66,7 @@ def test_every_mesh_gives_what_one_device_gives(meshes: dict[str, Any]) -> None:
         assert found["same texts"], f"other texts on data×fsdp×tensor = {mesh}"
 
 
+@pytest.mark.slow
 def test_devices_exchange_what_they_should(meshes: dict[str, Any]) -> None:
     found = {mesh: {program: here[program] for program in ("train", "decode")} for mesh, here in meshes.items()}
     if os.environ.get("REWRITE_COLLECTIVES"):
@@ -84,6 +87,7 @@ def test_devices_exchange_what_they_should(meshes: dict[str, Any]) -> None:
     assert not changes, "Other exchanges between devices (data×fsdp×tensor):\n" + "\n".join(changes) + "\n" + REWRITE
 
 
+@pytest.mark.slow
 def test_no_concept_table_leaves_a_device(meshes: dict[str, Any]) -> None:
     """Split over all devices by concepts, tables and scores stay; candidates and the rows' features go."""
     for program in ("train", "decode"):
