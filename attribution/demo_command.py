@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from steerling_jax.cli.arguments import add_model_option
 from steerling_jax.cli.generation_options import generate_with_progress
 from steerling_jax.errors import require
 
@@ -22,7 +23,7 @@ PROMPT = "socket.create_connection(address, timeout)\n\nConnect to"
 def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("text", nargs="?", default=PROMPT, metavar="TEXT", help="what to continue (default: a line of documentation)")
-    add("--model", metavar="MODEL", help="a folder, a checkpoint, a bundled model or a Hub id (default: bundled)")
+    add_model_option(parser)
     add("--max-new-tokens", type=int, default=128, metavar="N", help="a multiple of the block (default: %(default)s)")
     add("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
     add("--concepts", type=int, default=5, metavar="N", help="concepts of each kind per chunk (default: %(default)s)")

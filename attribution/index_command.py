@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from steerling_jax.cli.arguments import add_model_option
+
 HELP = """\
 Index a corpus store for a model, to find the training data behind a text.
 
@@ -24,7 +26,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("corpus", type=Path, metavar="CORPUS", help="a corpus store, made by `steerling prepare`")
     add("index", type=Path, metavar="INDEX", help="the folder of the index; an existing index is continued")
-    add("--model", metavar="MODEL", help="a folder, a checkpoint, a bundled model or a Hub id (default: bundled)")
+    add_model_option(parser)
     add(
         "--split",
         choices=("train", "heldout", "all"),

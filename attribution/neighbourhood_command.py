@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from steerling_jax.cli.arguments import add_model_option
 from steerling_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("concepts", nargs="*", metavar="CONCEPT", help="discovered:ID, or a known concept's name or #ID, or group:NAME")
     add("--all", choices=("known", "discovered"), help="describe all concepts of a head")
-    add("--model", metavar="MODEL", help="a folder, a checkpoint, a bundled model or a Hub id (default: bundled)")
+    add_model_option(parser)
     add("--corpus", type=Path, required=True, metavar="FOLDER", help="a corpus store, made with the model's tokenizer")
     add("--tokens", type=int, metavar="N", help="tokens of the training split to read (default: all)")
     add(

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from steerling_jax.cli.arguments import number_in_range
+from steerling_jax.cli.arguments import add_model_option, number_in_range
 from steerling_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ examples:
 def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--tasks", required=True, metavar="NAMES", help="tasks or groups of tasks, separated by commas")
-    add("--model", metavar="MODEL", help="a folder, a checkpoint, a bundled model or a Hub id (default: bundled)")
+    add_model_option(parser)
     add(
         "--dtype",
         choices=("float32", "bfloat16"),

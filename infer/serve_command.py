@@ -6,7 +6,7 @@ import argparse
 from socket import socket
 from typing import TYPE_CHECKING
 
-from steerling_jax.cli.arguments import number_in_range
+from steerling_jax.cli.arguments import add_model_option, number_in_range
 from steerling_jax.cli.steering_options import add_steering_options, parse_steering_options, with_catalogue
 from steerling_jax.errors import UserError
 
@@ -27,7 +27,7 @@ examples:
 def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     positive, not_negative = number_in_range(int, 1), number_in_range(int, 0)
-    add("--model", metavar="MODEL", help="a folder, a checkpoint, a bundled model or a Hub id (default: bundled)")
+    add_model_option(parser)
     add(
         "--host",
         default="127.0.0.1",

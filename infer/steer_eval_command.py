@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from steerling_jax.cli.arguments import number_in_range
+from steerling_jax.cli.arguments import add_model_option, number_in_range
 from steerling_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ examples:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--model", metavar="MODEL", help="a folder, a checkpoint, a bundled model or a Hub id (default: bundled)")
+    add_model_option(parser)
     add(
         "--corpus", type=Path, required=True, metavar="FOLDER", help="a corpus store with labels and held-out documents"
     )

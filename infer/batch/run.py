@@ -1,8 +1,8 @@
 """A batch: a file of requests to a file of results, resumed where it was interrupted.
 
 A request is `{"id", "prompt" or "prompt_ids", …}` with any of `generation_request.FIELDS`. Results are written in the
-order in which texts finish; those that asked for it contain the trace, as docs/guide/trace.md describes it. A request
-that is invalid gets an error in place of a text and does not stop the others; the next run tries it again.
+order in which texts finish; those that asked for it contain the trace, as docs/design/trace-format.md describes it. A
+request that is invalid gets an error in place of a text and does not stop the others; the next run tries it again.
 """
 
 from __future__ import annotations

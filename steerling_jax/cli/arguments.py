@@ -9,14 +9,17 @@ from typing import TypeVar
 Number = TypeVar("Number", int, float)
 
 
+_MODEL_HELP = "a folder, a checkpoint, the name of a bundled model or a Hub id (default: the bundled model)"
+
+
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Adds the positional MODEL, which `sj.load` takes; None means the bundled model."""
-    parser.add_argument(
-        "model",
-        nargs="?",
-        metavar="MODEL",
-        help="a folder, a checkpoint, the name of a bundled model or a Hub id (default: the bundled model)",
-    )
+    parser.add_argument("model", nargs="?", metavar="MODEL", help=_MODEL_HELP)
+
+
+def add_model_option(parser: argparse.ArgumentParser) -> None:
+    """Adds --model, for commands whose positional argument is something else."""
+    parser.add_argument("--model", metavar="MODEL", help=_MODEL_HELP)
 
 
 def number_in_range(kind: type[Number], minimum: Number, maximum: Number | None = None) -> Callable[[str], Number]:
@@ -25,7 +28,7 @@ def number_in_range(kind: type[Number], minimum: Number, maximum: Number | None 
     kind: `int` or `float`. Both bounds are inclusive; without `maximum`, any larger number is valid. NaN never is.
     """
     noun = "a whole number" if kind is int else "a number"
-    bounds = f"of at least {minimum}" if maximum is None else f"from {minimum} to {maximum}"
+    bounds = f"of at least {minimum:.10g}" if maximum is None else f"from {minimum:.10g} to {maximum:.10g}"
 
     def parse(text: str) -> Number:
         try:

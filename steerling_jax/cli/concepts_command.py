@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 from typing import TYPE_CHECKING
 
-from steerling_jax.cli.arguments import number_in_range
+from steerling_jax.cli.arguments import add_model_option, number_in_range
 from steerling_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="QUERY",
         help="words of a name or description, an id, or group:NAME (default: all concepts)",
     )
-    add("--model", metavar="MODEL", help="a folder, a checkpoint, a bundled model or a Hub id (default: bundled)")
+    add_model_option(parser)
     add("--head", choices=("known", "discovered"), default="known", help="default: %(default)s")
     add(
         "--limit",

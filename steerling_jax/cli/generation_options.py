@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from steerling_jax.cli.arguments import number_in_range
+from steerling_jax.cli.arguments import add_model_option, number_in_range
 from steerling_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def add_generation_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("text", nargs="?", metavar="TEXT", help="the text to continue")
     add("--prompt-ids", metavar="IDS", help='token ids in place of TEXT, for example "5 17 4"')
-    add("--model", metavar="MODEL", help="a folder, a checkpoint, a bundled model or a Hub id (default: bundled)")
+    add_model_option(parser)
     add(
         "--max-new-tokens",
         type=int,

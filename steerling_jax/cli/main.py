@@ -63,7 +63,7 @@ class Parser(argparse.ArgumentParser):
     """A parser that raises `UserError` in place of printing its usage and exiting."""
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message.rstrip('.')}; see `{self.prog} --help`.")
+        raise UserError(f"{message.removeprefix('argument ').rstrip('.')}; see `{self.prog} --help`.")
 
 
 def commands() -> dict[str, EntryPoint]:
