@@ -61,8 +61,11 @@ class InstructionObjective:
         return NoiseConfig(floor=self.floor)
 
     def draw(self, batch: Batch, key: jax.Array, progress: jax.Array, config: ModelConfig) -> Draws:
-        """batch: tokens (B, T) int32; answer (B, T) int32, the number of the sampler block of each token of the answer,
-        from 0, and −1 for all other tokens. A block's first position must be at most T − `diff_block_size`."""
+        """The random draws of a step; see `Objective.draw`.
+
+        batch: tokens (B, T) int32; answer (B, T) int32, the number of the sampler block of each token of the answer,
+        from 0, and −1 for all other tokens. A block's first position must be at most T − `diff_block_size`.
+        """
         level_key, mask_key, block_key, drop_key = jax.random.split(key, 4)
         tokens, answer = batch["tokens"], batch["answer"]
         B, T = tokens.shape

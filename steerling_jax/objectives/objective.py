@@ -8,7 +8,7 @@ Legend: B sequences, T positions, S chunks a sequence.
 
 from __future__ import annotations
 
-from typing import ClassVar, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from flax import struct
 from steerling_jax.models.backbone import Params
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.steerling.config import ModelConfig
-from steerling_jax.objectives.noise import NoiseConfig
+from steerling_jax.objectives.noise import NoiseConfig, mask_tokens, noise_levels
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -74,6 +74,39 @@ def first_masked(masked: jax.Array, share: float) -> jax.Array:
     are no rows."""
     room = masked.shape[1] if share >= 1 else int(masked.shape[1] * share)
     return masked & (jnp.cumsum(masked, axis=1) <= room)
+
+
+class DrawnNoise(NamedTuple):
+    """The noise of a step: masked (B, T) bool, and what an objective's `Draws` hold of it.
+
+    sequences: noisy tokens (B, T), levels (B, n), masked (B, T) without what has no row, and how many these are,
+    left_out (B,). shared: rows, the number of masked positions with a row; tokens, an estimate of the number of tokens.
+    """
+
+    masked: jax.Array
+    sequences: Batch
+    shared: Batch
+
+
+def draw_noise(
+    level_key: jax.Array,
+    mask_key: jax.Array,
+    tokens: jax.Array,
+    progress: jax.Array,
+    noise: NoiseConfig,
+    share: float,
+    config: ModelConfig,
+) -> DrawnNoise:
+    """Draws the noise levels of all blocks of tokens (B, T) and masks them; rows for `share` · T of each sequence."""
+    (B, T), W = tokens.shape, config.diff_block_size
+    levels = noise_levels(level_key, (B, -(-T // W)), progress, noise)
+    noisy, masked = mask_tokens(mask_key, tokens, levels, config)
+    in_rows = first_masked(masked, share)
+    # A masked token stands for 1/t tokens.
+    weight = in_rows / jnp.repeat(levels, W, axis=1)[:, :T]
+    left_out = jnp.sum(masked & ~in_rows, axis=1)
+    sequences = {"noisy": noisy, "levels": levels, "masked": in_rows, "left_out": left_out}
+    return DrawnNoise(masked, sequences, {"rows": jnp.sum(in_rows), "tokens": jnp.sum(weight)})
 
 
 def part_of(local: jax.Array, total: jax.Array) -> jax.Array:

@@ -35,8 +35,8 @@ from steerling_jax.objectives.concept_losses import (
     residual_loss,
     scale_gradient,
 )
-from steerling_jax.objectives.noise import NoiseConfig, mask_tokens, noise_levels
-from steerling_jax.objectives.objective import Batch, Draws, Metrics, Objective, first_masked, part_of
+from steerling_jax.objectives.noise import NoiseConfig
+from steerling_jax.objectives.objective import Batch, Draws, Metrics, Objective, draw_noise, part_of
 from steerling_jax.objectives.rows import MaskedRows, at_rows, gather_rows, masked_chunks
 
 
@@ -86,34 +86,27 @@ class ObjectiveConfig:
             )
 
     def draw(self, batch: Batch, key: jax.Array, progress: jax.Array, config: ModelConfig) -> Draws:
-        """batch: tokens and chunk_index (B, T), chunk_labels (B, S, K), all int32, −1 for none."""
+        """The random draws of a step; see `Objective.draw`.
+
+        batch: tokens and chunk_index (B, T), chunk_labels (B, S, K), all int32, −1 for none.
+        """
         level_key, mask_key, path_key = jax.random.split(key, 3)
-        tokens, W = batch["tokens"], config.diff_block_size
-        B, T = tokens.shape
-        levels = noise_levels(level_key, (B, -(-T // W)), progress, self.noise)
-        noisy, masked = mask_tokens(mask_key, tokens, levels, config)
-        in_rows = first_masked(masked, self.rows)
-        weight = in_rows / jnp.repeat(levels, W, axis=1)[:, :T]
+        B, T = batch["tokens"].shape
+        noise = draw_noise(level_key, mask_key, batch["tokens"], progress, self.noise, self.rows, config)
         drop_key, known_key, discovered_key, force_known, force_discovered = jax.random.split(path_key, 5)
         cosine = 0.5 - 0.5 * jnp.cos(jnp.pi * progress)
         drawn = {
-            "noisy": noisy,
-            "levels": levels,
-            "masked": in_rows,
-            "left_out": jnp.sum(masked & ~in_rows, axis=1),
             "drop_epsilon": jax.random.uniform(drop_key, (B, T)) < _scheduled(self.epsilon_dropout, progress),
             "drop_known": jax.random.uniform(known_key, (B, T)) < self.known_dropout,
             "drop_discovered": jax.random.uniform(discovered_key, (B, T)) < self.unknown_dropout,
-            "present": masked_chunks(in_rows, batch["chunk_index"], batch["chunk_labels"].shape[1]),
+            "present": masked_chunks(noise.sequences["masked"], batch["chunk_index"], batch["chunk_labels"].shape[1]),
         }
         shared = {
-            "rows": jnp.sum(in_rows),
-            "tokens": jnp.sum(weight),  # a masked token stands for 1/t tokens, so this estimates how many there are
             "chunks": jnp.sum(drawn["present"]),
             "use_labels": jax.random.uniform(force_known) < _scheduled(self.known_forcing, cosine),
             "use_residual": jax.random.uniform(force_discovered) < _scheduled(self.unknown_forcing, progress),
         }
-        return Draws({**batch, **drawn}, shared)
+        return Draws({**batch, **noise.sequences, **drawn}, {**noise.shared, **shared})
 
     def loss(
         self, params: Params, drawn: Draws, progress: jax.Array, *, config: ModelConfig, compute: Compute

@@ -36,8 +36,8 @@ from steerling_jax.models.steerling.backbone import lm_head_weight
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.decompose import lm_logits
 from steerling_jax.models.steerling.denoise import denoise
-from steerling_jax.objectives.noise import NoiseConfig, mask_tokens, noise_levels
-from steerling_jax.objectives.objective import Batch, Draws, Metrics, first_masked, part_of
+from steerling_jax.objectives.noise import NoiseConfig
+from steerling_jax.objectives.objective import Batch, Draws, Metrics, draw_noise, part_of
 from steerling_jax.objectives.pretraining import TOKEN_WEIGHTS, check_token_weight
 from steerling_jax.objectives.rows import MaskedRows, at_rows, gather_rows
 from steerling_jax.parallel.lookup import look_up
@@ -79,33 +79,21 @@ class SteeringObjective:
             require(getattr(self, name) >= 1, f"objective.{name} is {getattr(self, name)}, but it must be at least 1.")
 
     def draw(self, batch: Batch, key: jax.Array, progress: jax.Array, config: ModelConfig) -> Draws:
-        """batch: tokens and chunk_index (B, T); concept (B, S), the one of each chunk's concepts that may be pushed, −1
-        for none; lifted (B, S, W), the tokens that this concept lifts, −1 unused; all int32."""
+        """The random draws of a step; see `Objective.draw`.
+
+        batch: tokens and chunk_index (B, T); concept (B, S), the one of each chunk's concepts that may be pushed, −1
+        for none; lifted (B, S, W), the tokens that this concept lifts, −1 unused; all int32.
+        """
         level_key, mask_key, choice_key, strength_key = jax.random.split(key, 4)
-        tokens, W = batch["tokens"], config.diff_block_size
-        B, T = tokens.shape
-        levels = noise_levels(level_key, (B, -(-T // W)), progress, self.noise)
-        noisy, masked = mask_tokens(mask_key, tokens, levels, config)
-        in_rows = first_masked(masked, self.rows)
+        noise = draw_noise(level_key, mask_key, batch["tokens"], progress, self.noise, self.rows, config)
         concept = batch["concept"]
         chosen = (concept >= 0) & (jax.random.uniform(choice_key, concept.shape) < self.pushed)
         low, high = map(math.log, self.strength)
         strength = jnp.exp(low + (high - low) * jax.random.uniform(strength_key, concept.shape))
-        pushed = _of_chunk(chosen, batch["chunk_index"], False) & masked
-        shared = {
-            "rows": jnp.sum(in_rows),
-            "tokens": jnp.sum(in_rows / jnp.repeat(levels, W, axis=1)[:, :T]),
-            "pushed": jnp.sum(pushed & in_rows),
-        }
-        drawn = {
-            "noisy": noisy,
-            "levels": levels,
-            "masked": in_rows,
-            "pushed": pushed,
-            "left_out": jnp.sum(masked & ~in_rows, axis=1),
-            "strength": jnp.where(chosen, strength, 0.0),
-        }
-        return Draws({**batch, **drawn}, shared)
+        pushed = _of_chunk(chosen, batch["chunk_index"], False) & noise.masked
+        drawn = {"pushed": pushed, "strength": jnp.where(chosen, strength, 0.0)}
+        shared = {"pushed": jnp.sum(pushed & noise.sequences["masked"])}
+        return Draws({**batch, **noise.sequences, **drawn}, {**noise.shared, **shared})
 
     def loss(
         self, params: Params, drawn: Draws, progress: jax.Array, *, config: ModelConfig, compute: Compute
