@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 HELP = """\
 Measure whether attributions are correct: inputs, concepts, training data, bad outputs.
 
-With --planted, a small model is trained on a world of our own in which the truth is known; only there can training data
-be measured, by training again without it. A run that was stopped goes on where it was. docs/faithfulness.md says what
-the figures mean.
+With --planted, a small model is trained on a generated corpus whose facts are known; only there can training data be
+measured, by training again without it. A run that was stopped resumes. docs/design/faithfulness.md defines the
+figures.
 
 examples:
   steerling faithfulness --corpus ./corpus --out measured

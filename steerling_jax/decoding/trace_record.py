@@ -1,6 +1,6 @@
 """A trace with all that is needed to explain it later, and its plain form, which files and batch results hold.
 
-docs/trace.md describes the form field by field.
+docs/design/trace-format.md describes the form field by field.
 """
 
 from __future__ import annotations

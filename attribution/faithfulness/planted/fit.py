@@ -22,7 +22,7 @@ STRETCHES = 10  # parts of a run
 
 @dataclass(frozen=True)
 class Documents:
-    """Documents of one length as training examples (docs/design.md), with a leading axis of documents.
+    """Documents of one length as training examples (docs/design/corpus.md), with a leading axis of documents.
 
     source: of each, a number; documents of a source are in or out together.
     """
