@@ -1,4 +1,4 @@
-"""Where a model is: a folder, the name of a bundled model, or an id on the Hugging Face Hub."""
+"""Resolves what a user gives as a model to a folder: a path, a bundled model's name, or a Hugging Face Hub id."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def bundled_models() -> dict[str, Path]:
-    """Models that come with the package, by name."""
+    """Folders of the models that are part of the package, by name."""
     root = Path(str(files("steerling_jax"))) / "bundled"
     return (
         {path.name: path for path in sorted(root.iterdir()) if (path / "config.json").is_file()}
@@ -25,15 +25,17 @@ def bundled_models() -> dict[str, Path]:
 
 
 def resolve(path_or_name: str | Path | None = None) -> Path:
-    """The folder of a model: one that exists, else a bundled one by name, else a download. None: the first bundled one.
+    """The folder of a model.
 
-    Downloads go through huggingface_hub, its cache, token and progress display. Raises `UserError` if nothing is found.
+    A folder that exists takes precedence over a bundled model of that name, and that over a download from the Hub,
+    which uses huggingface_hub's cache, token and progress display. None gives the first bundled model. Raises
+    `UserError` if nothing is found.
     """
     bundled = bundled_models()
     if path_or_name is None:
         if not bundled:
             raise UserError(
-                "No model comes with this installation; give a folder or a Hub id such as guidelabs/steerling-8b."
+                "This installation has no bundled model; give a folder or a Hub id such as guidelabs/steerling-8b."
             )
         return next(iter(bundled.values()))
     name = str(path_or_name)
@@ -46,25 +48,25 @@ def resolve(path_or_name: str | Path | None = None) -> Path:
         return bundled[name]
     if _HUB_ID.fullmatch(name):
         return download(name)
-    near = difflib.get_close_matches(name, bundled, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"bundled models are: {', '.join(bundled) or 'none'}."
+    similar = difflib.get_close_matches(name, bundled, n=1)
+    hint = f"did you mean {similar[0]!r}?" if similar else f"bundled models are: {', '.join(bundled) or 'none'}."
     raise UserError(f"There is no folder and no bundled model {name!r}; {hint}")
 
 
 def download(repo: str) -> Path:
-    """The local snapshot of a Hub model, fetched if it is not in the cache. Raises `UserError` in one sentence."""
+    """The local snapshot of a Hub model, downloaded unless it is cached. Raises `UserError` if that fails."""
     from huggingface_hub import errors, snapshot_download
 
-    wanted = ["config.json", SINGLE, INDEX, "model-*.safetensors", *COMPANIONS]
+    patterns = ["config.json", SINGLE, INDEX, "model-*.safetensors", *COMPANIONS]
     try:
-        return Path(snapshot_download(repo, allow_patterns=wanted))
+        return Path(snapshot_download(repo, allow_patterns=patterns))
     except errors.GatedRepoError as error:
         reason = "is gated: accept its terms on huggingface.co and log in with `hf auth login`"
         raise UserError(f"The Hub model {repo} {reason}.") from error
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError) as error:
         reason = "neither a folder nor a model on the Hugging Face Hub; if it is private, log in with `hf auth login`"
         raise UserError(f"{repo} is {reason}.") from error
-    except Exception as error:  # whatever the network and its libraries raise
+    except Exception as error:  # the network libraries under huggingface_hub raise exceptions of their own
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise UserError(
                 f"No space is left to download {repo}; free some, or set HF_HOME to another disk."

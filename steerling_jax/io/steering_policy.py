@@ -1,4 +1,4 @@
-"""Reading a steering policy, a TOML file of rules:
+"""Reads a steering policy, a TOML file of rules:
 
 [[rule]]
 action = "suppress"
@@ -18,7 +18,7 @@ from steerling_jax.steering.rules import SteeringRule
 
 
 def read_policy(path: str | Path) -> tuple[SteeringRule, ...]:
-    """The rules in a file. Raises `UserError` that names the file, the rule and the field."""
+    """The rules in a file. Raises `UserError` that names the file and, for an invalid rule, the rule and the field."""
     path = Path(path)
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Traces in files: JSON, as docs/design/trace-format.md describes."""
+"""Reads and writes traces as JSON files; docs/design/trace-format.md describes the format."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from steerling_jax.io.training_documents import read_training_documents
 
 
 def model_origin(bundle: Bundle) -> Origin:
-    """The model's origin, with the training texts that its folder's `documents.json` names, where there is one."""
+    """The model's identity for a trace, with its training documents if its folder has a `documents.json`."""
     trained = read_training_documents(bundle.folder)
     if trained is None:
         return origin_of(bundle)
@@ -25,40 +25,48 @@ def model_origin(bundle: Bundle) -> Origin:
 
 
 def write_trace(path: str | os.PathLike[str], record: TraceRecord) -> None:
-    """Writes `record`, whole or not at all; hidden rows are left out, since they can be computed again."""
+    """Writes `record` atomically, without its hidden states, since they can be computed again."""
     with atomic_path(path) as target:
         target.write_text(trace_text(record), encoding="utf-8", errors="backslashreplace")
 
 
 def trace_text(record: TraceRecord) -> str:
-    """The file's text: one field a line, one commit a line."""
+    """The content of a trace file: one line per field, and one per commit."""
     plain = to_plain(record)
     commits = ",\n  ".join(json.dumps(commit) for commit in plain.pop("commits"))
-    # A text may hold a lone surrogate, which has no bytes but can be written as JSON's \udXXX.
+    # Text is written readably rather than as \u escapes. A lone surrogate has no UTF-8 form; `write_trace` escapes it.
     fields = [f" {json.dumps(name)}: {json.dumps(value, ensure_ascii=False)}" for name, value in plain.items()]
     return "{\n" + ",\n".join([*fields, f' "commits": [\n  {commits}\n ]']) + "\n}\n"
 
 
 def read_trace(path: str | os.PathLike[str], id: str | int | None = None) -> TraceRecord:
-    """Reads a trace; `id` picks the one of a line in a batch's results. Raises `UserError` that names the file."""
+    """Reads a trace.
+
+    Args:
+        path: a trace file, or with `id`, a file of batch results.
+        id: the id of the batch result whose trace to read.
+
+    Raises:
+        UserError: the file cannot be read, is not a trace, or has no result with that id and a trace.
+    """
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"Cannot read the trace {path}: {error.strerror}.") from error
     except UnicodeDecodeError:
-        raise UserError(f"{path} is no trace; give a file that `steerling generate --trace` wrote.") from None
+        raise UserError(f"{path} is not a trace; give a file that `steerling generate --trace` wrote.") from None
     if id is not None:
         return from_plain(_batch_line(path, text, id).get("trace"), f"{path}, {id!r}")
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is no trace, or its end is missing ({error}); make it again.") from None
+        raise UserError(f"{path} is not a trace, or it is truncated ({error}); make it again.") from None
     return from_plain(value, str(path))
 
 
 def _batch_line(path: Path, text: str, id: str | int) -> Mapping[str, Any]:
-    for line in text.split("\n"):  # not at every line end that Unicode knows
+    for line in text.split("\n"):  # not `splitlines`, which also splits at U+2028 and others, inside of JSON strings
         try:
             value = json.loads(line)
         except (ValueError, RecursionError):

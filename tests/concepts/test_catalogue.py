@@ -140,7 +140,7 @@ def _schema() -> pyarrow.Schema:
         ({"id": 100, "name": "x"}, "an id below 100"),
         ({"id": True, "name": "x"}, "is not a known concept"),
         ({"id": 5, "name": " "}, "is not a known concept"),
-        ({"id": 2, "name": "again"}, "the known concept 2 is there twice"),
+        ({"id": 2, "name": "again"}, "the known concept 2 is listed twice"),
         ({"id": 5, "name": "x", "head": "guessed"}, "the head of 'x' is 'guessed'"),
         ({"id": 5, "name": "x", "group": 7}, "group of 'x' is 7"),
         ({"id": 5, "name": "x", "flags": [1]}, "flags of 'x' is 1"),
@@ -155,10 +155,10 @@ def test_bad_files_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(sj.UserError, match=r"no file .*none\.parquet"):
         read_catalogue(tmp_path / "none.parquet", SMALL)
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 no more")
-    with pytest.raises(sj.UserError, match=r"bad\.parquet is not a Parquet file"):
+    with pytest.raises(sj.UserError, match=r"bad\.parquet is not a valid Parquet file"):
         read_catalogue(tmp_path / "bad.parquet", SMALL)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(sj.UserError, match=r"bad\.parquet needs pyarrow"):
+    with pytest.raises(sj.UserError, match=r"bad\.parquet requires pyarrow"):
         read_catalogue(tmp_path / "bad.parquet", SMALL)
 
 

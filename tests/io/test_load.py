@@ -88,7 +88,7 @@ def test_bundled_names(golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(sj.UserError, match="is a file"):
         hub.resolve(tmp_path / "file")
     monkeypatch.setattr(hub, "bundled_models", dict)
-    with pytest.raises(sj.UserError, match="No model comes with"):
+    with pytest.raises(sj.UserError, match="has no bundled model"):
         hub.resolve()
 
 

@@ -261,10 +261,10 @@ def test_missing_fields_and_half_files_are_told(record: TraceRecord, tmp_path: P
             from_plain(value, "t.json")
     for size in (0, 1, len(whole) // 2, len(whole) - 3):
         path.write_bytes(whole[:size])
-        with pytest.raises(UserError, match=r"t\.json is no trace, or its end is missing"):
+        with pytest.raises(UserError, match=r"t\.json is not a trace, or it is truncated"):
             read_trace(path)
     path.write_bytes(b"\xff\xfe")
-    with pytest.raises(UserError, match="is no trace"):
+    with pytest.raises(UserError, match="is not a trace"):
         read_trace(path)
     with pytest.raises(UserError, match="Cannot read the trace"):
         read_trace(tmp_path / "none.json")

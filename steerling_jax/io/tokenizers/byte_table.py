@@ -1,4 +1,4 @@
-"""Decoding for vocabularies whose every piece is a string of bytes."""
+"""The base class of tokenizers whose pieces are byte strings: decoding, printable pieces, chat prompts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from steerling_jax.tokenizer import SpecialIds
 
 
 class ByteTable(ABC):
-    """Decoding for vocabularies whose every piece is a string of bytes. `pieces[id]` is None where there is no text."""
+    """A tokenizer whose pieces are byte strings; `pieces[id]` is None for an id without text."""
 
     def __init__(self, pieces: Sequence[bytes | None], special: SpecialIds, vocab_size: int, sha256: str):
         self.vocab_size, self.special, self.sha256 = vocab_size, special, sha256
@@ -21,13 +21,13 @@ class ByteTable(ABC):
         self._pieces = [None if i in self._names else piece for i, piece in enumerate(pieces)]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of `ids`; special and unused ids are left out, half a character becomes U+FFFD."""
+        """Text of `ids`, without special and unused ids; an incomplete UTF-8 character becomes U+FFFD."""
         table = self._pieces
-        found = (table[i] for i in map(int, ids) if 0 <= i < len(table))
-        return b"".join(piece for piece in found if piece is not None).decode("utf-8", errors="replace")
+        pieces = (table[i] for i in map(int, ids) if 0 <= i < len(table))
+        return b"".join(piece for piece in pieces if piece is not None).decode("utf-8", errors="replace")
 
     def piece(self, id: int) -> str:
-        """Printable form of one id; part of a character is shown as `<0xE2>`, an unused id as `<unused 7>`."""
+        """Printable form of one id: part of a UTF-8 character as `<0xE2>`, an unused id as `<unused 7>`."""
         id = int(id)
         if id in self._names:
             return self._names[id]
@@ -45,29 +45,29 @@ class ByteTable(ABC):
         """Ids of `text`, never special ones."""
 
     def chat_prompt(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """Ids of a conversation (`{"role", "content"}` each), ending where the assistant is to speak.
+        """Ids of a conversation (messages with `role` and `content`), ending with the header of the assistant's turn.
 
-        A turn is `<|start_header_id|>ROLE<|end_header_id|>\\n\\nTEXT<|endofchunk|><|eot_id|>`. Only for a model of
-        conversations.
+        A turn is `<|start_header_id|>ROLE<|end_header_id|>\\n\\nTEXT<|endofchunk|><|eot_id|>`.
+        For instruct models only.
         """
         ids: list[int] = []
         for message in messages:
-            ids += [*self._opened_turn(message["role"], message["content"]), *self.turn_end]
-        return ids + self._opened_turn("assistant", "")
+            ids += [*self._turn_start(message["role"], message["content"]), *self.turn_end]
+        return ids + self._turn_start("assistant", "")
 
     @property
     def turn_end(self) -> list[int]:
-        """What closes a turn, of a model of conversations."""
+        """The ids that end a turn; for instruct models only."""
         assert self.special.eot_id is not None
         return [self.special.endofchunk_id, self.special.eot_id]
 
-    def _opened_turn(self, role: str, text: str) -> list[int]:
+    def _turn_start(self, role: str, text: str) -> list[int]:
         start, end = self.special.headers
         return [start, *self.encode(role), end, *self.encode(f"\n\n{text}")]
 
 
 def read_vocabulary(path: str | Path) -> bytes:
-    """A vocabulary file's bytes, or a `UserError` that names it."""
+    """A vocabulary file's bytes. Raises `UserError` if it cannot be read or is empty."""
     try:
         data = Path(path).read_bytes()
     except OSError as error:

@@ -1,4 +1,4 @@
-"""New vocabularies, made with SentencePiece from a corpus's own text."""
+"""Trains vocabularies from text, with SentencePiece."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from steerling_jax.tokenizer import SPECIALS
 
 
 def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> bytes:
-    """A SentencePiece model of `vocab_size - 5` pieces, as the bytes of a `tokenizer.model` file.
+    """Trains a SentencePiece model of `vocab_size - 5` pieces; returns the content of a `tokenizer.model` file.
 
-    Byte-pair encoding: counts only, so the same texts give the same model on any machine. Text is taken as it is (no
-    normalisation), indentation gets pieces of its own, digits stand alone, unknown characters are spelled out in bytes.
+    Byte-pair encoding depends on counts only, so the same texts give the same model on any machine. The text is not
+    normalised; indentation may form pieces, each digit is a piece, unknown characters are encoded as bytes. Raises
+    `UserError` if the text does not suffice for `vocab_size`.
     """
     import sentencepiece
 
@@ -43,15 +44,15 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> bytes:
     except RuntimeError as error:
         raise UserError(
             f"Cannot make a vocabulary of {vocab_size} tokens from this text: "
-            "choose a vocab_size between 400 and what so much text fills."
+            "choose a smaller vocab_size, of at least 400, or give more text."
         ) from error
     return model.getvalue()
 
 
 def train_word_vocabulary(texts: Iterable[str]) -> bytes:
-    """A SentencePiece model with a piece for every word between spaces, most frequent first; others are unknown.
+    """Trains a SentencePiece model with a piece for each word between spaces, however rare, most frequent first.
 
-    Raises nothing for a word that is rare: all are kept. Source of the settings: SentencePiece's model type `word`.
+    Words that are not in `texts` are unknown. Source: SentencePiece's model type `word`.
     """
     import sentencepiece
 
@@ -76,7 +77,7 @@ def train_word_vocabulary(texts: Iterable[str]) -> bytes:
 
 
 def _slices(texts: Iterable[str], size: int = 100_000) -> Iterator[str]:
-    """Long texts in parts: the trainer silently skips what is over its limit."""
+    """Splits long texts: the trainer silently skips sentences longer than its limit."""
     for text in texts:
         text = text.encode("utf-8", errors="replace").decode().replace(SPACE, " ")
         for start in range(0, len(text), size):

@@ -1,7 +1,7 @@
-"""What a published folder holds: which tensors a config asks for, and whether they are there.
+"""The published model folder: which tensors a config requires, and checks that the files hold exactly those.
 
 Source: the "Weights" table of the published model (package `steerling` 0.2.0). Only `config.json`, the index and the
-files' headers are read here. Legend: D width, V vocabulary, F inner width, R rank.
+headers of the weight files are read here. Legend: D width, V vocabulary, F inner width, R rank.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from steerling_jax.models.steerling.published_config import Layout, config_from_
 from steerling_jax.models.steerling.published_shapes import PIECES
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-# What else belongs to a model: its vocabulary, the names of its concepts, its card, the Hub's code for it.
+# Other files of a model: its vocabulary, the names of its concepts, its card, the Hub's code for it.
 COMPANIONS = (
     "tokenizer*",
     "*.tiktoken",
@@ -45,7 +45,7 @@ COMPANIONS = (
 
 @dataclass(frozen=True)
 class TensorPiece:
-    """Consecutive rows of a published tensor: the parameter at `path`, or a layer of it, of this shape."""
+    """Consecutive rows of a published tensor that form the parameter at `path`, or one layer of it."""
 
     path: ParamPath
     shape: tuple[int, ...]
@@ -53,8 +53,10 @@ class TensorPiece:
 
 @dataclass(frozen=True)
 class PublishedTensor:
-    """One tensor of the published layout, and its rows as our parameters, in order; `layer` is the place in a stack of
-    layers, if any."""
+    """One tensor of the published layout, and the pieces that its rows form, in order.
+
+    layer: its index on the leading axis of a stacked parameter; None for a parameter that is not stacked.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -63,7 +65,7 @@ class PublishedTensor:
 
 
 def expected_tensors(config: ModelConfig) -> Iterator[PublishedTensor]:
-    """Every tensor of the published layout, in order. `lm_head.weight` is absent when tied."""
+    """All tensors of the published layout, in order. `lm_head.weight` is absent when tied to the embedding."""
     prefix = "" if config.concept is None else "transformer."
     D = config.n_embd
 
@@ -102,6 +104,11 @@ def _layer_tensors(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]
 
 
 def _pieces(config: ModelConfig, name: str, shape: tuple[int, ...]) -> tuple[TensorPiece, ...]:
+    """The pieces of a layer's tensor; one piece unless it is a fused projection.
+
+    Queries, keys and values, and gate and up projection, are fused in the published files. They are separate parameters
+    here, so that each can be sharded along its own output axis.
+    """
     *module, projection, kind = name.split(".")
     if projection not in PIECES:
         return (TensorPiece(("blocks", *module, projection, kind), shape),)
@@ -147,7 +154,10 @@ def _scorer(head: str, rows: int, D: int, attention: bool) -> tuple[str, tuple[i
 
 
 def read_config(folder: Path) -> tuple[ModelConfig, Layout, dict[str, Any]]:
-    """The `config.json` of a published folder: config, layout, keys that are only carried along."""
+    """Reads `config.json`: the config, the layout it is written in, and the fields that the model itself does not use.
+
+    Raises `UserError` if it is missing or invalid.
+    """
     if not folder.is_dir():
         raise UserError(f"There is no folder {folder}; give a folder with config.json and {SINGLE}.")
     path = folder / "config.json"
@@ -160,7 +170,10 @@ def read_config(folder: Path) -> tuple[ModelConfig, Layout, dict[str, Any]]:
 
 
 def find_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """All tensors of `model.safetensors`, or of the shards that the index names. Headers only."""
+    """All tensors of `model.safetensors`, or of the shards named by the index. Reads the headers only.
+
+    Raises `UserError` if a file is missing or damaged, or the index does not match the shards.
+    """
     if (folder / SINGLE).is_file():
         return read_header(folder / SINGLE)
     index = folder / INDEX
@@ -172,8 +185,11 @@ def find_tensors(folder: Path) -> dict[str, StoredTensor]:
     tensors: dict[str, StoredTensor] = {}
     for shard in sorted(set(weight_map.values())):
         path = folder / shard
+        # A name with a folder in it, such as `../x`, would read files outside the model.
         if Path(shard).name != shard or not path.is_file():
-            raise UserError(f"{index} names the shard {shard!r}, which is not in the folder; copy or download it.")
+            raise UserError(
+                f"{index} names the shard {shard!r}, which is not in the folder; copy or download it again."
+            )
         for name, tensor in read_header(path).items():
             if weight_map.get(name) != shard:
                 raise UserError(f"{path} holds tensor {name!r}, which {INDEX} does not place there; copy both again.")
@@ -187,27 +203,28 @@ def find_tensors(folder: Path) -> dict[str, StoredTensor]:
 def match_tensors(
     config: ModelConfig, tensors: Mapping[str, StoredTensor], folder: Path
 ) -> dict[ParamPath, list[StoredTensor]]:
-    """Groups stored tensors, or their rows, by parameter, layers in order.
+    """Groups the stored tensors, or their rows, by parameter; the layers of a stacked parameter in order.
 
-    `UserError` names a tensor that is missing, unknown or misshapen. Source: a tied model's `lm_head.weight` is absent
-    from the published files; a copy of the embedding is tolerated.
+    A tied model's `lm_head.weight` is absent from the published files; a copy of the embedding is accepted. Raises
+    `UserError` that names a tensor that is missing, unknown or of another shape than the config requires.
     """
     groups: dict[ParamPath, list[StoredTensor]] = {}
     names = set()
     for expected in expected_tensors(config):
-        found = tensors.get(expected.name)
-        if found is None:
+        tensor = tensors.get(expected.name)
+        if tensor is None:
             raise UserError(
-                f"{folder}: tensor {expected.name!r} is missing; do config.json and the weights belong together?"
+                f"{folder}: tensor {expected.name!r} is missing; use the config.json and the weights of one model."
             )
-        if found.shape != expected.shape:
+        if tensor.shape != expected.shape:
             raise UserError(
-                f"{found.file}: tensor {expected.name!r} has shape {list(found.shape)} where config.json asks for "
-                f"{list(expected.shape)}; do the two belong together?"
+                f"{tensor.file}: tensor {expected.name!r} has shape {list(tensor.shape)} where config.json requires "
+                f"{list(expected.shape)}; use the config.json and the weights of one model."
             )
-        offset = found.offset
+        # Rows are contiguous in the file, so each piece is a tensor of its own at an offset: nothing is copied.
+        offset = tensor.offset
         for piece in expected.pieces:
-            rows = replace(found, shape=piece.shape, offset=offset)
+            rows = replace(tensor, shape=piece.shape, offset=offset)
             groups.setdefault(piece.path, []).append(rows)
             offset += rows.nbytes
         names.add(expected.name)
@@ -224,6 +241,6 @@ def match_tensors(
 
 
 def companion_files(folder: str | Path) -> list[Path]:
-    """The files of a model folder that go with its weights wherever they go: vocabulary, concept names, card."""
+    """The files of a model folder that are copied along with its weights: vocabulary, concept names, card."""
     folder = Path(folder)
     return sorted({path for pattern in COMPANIONS for path in folder.glob(pattern) if path.is_file()})

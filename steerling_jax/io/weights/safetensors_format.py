@@ -1,8 +1,8 @@
-"""The safetensors file format: headers checked before anything is believed, tensors mapped and written one by one.
+"""The safetensors file format: headers are validated, tensors memory-mapped and written one by one.
 
-Read and written here rather than through the `safetensors` package, whose NumPy side lacks bfloat16 in some versions
-and can only write a file whose tensors are all in memory. Format: 8 bytes of header length (little endian), a JSON
-header `{name: {dtype, shape, data_offsets}}`, then the data without holes.
+The `safetensors` package is not used, because its NumPy interface lacks bfloat16 in some versions and writes only files
+whose tensors are all in memory. Format: 8 bytes of header length (little endian), a JSON header
+`{name: {dtype, shape, data_offsets}}`, then the tensors' data without gaps.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from steerling_jax.errors import UserError
 DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype(np.float16)}
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _MAX_HEADER = 100_000_000  # the reference implementation's limit
-_COPY_BYTES = 1 << 24
+_COMPARE_BYTES = 1 << 24  # compared at a time
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor lies: `offset` is in bytes from the start of `file`."""
+    """A tensor in a file; `offset` is in bytes from the start of `file`."""
 
     file: Path
     dtype: np.dtype
@@ -37,19 +37,24 @@ class StoredTensor:
 
     @property
     def nbytes(self) -> int:
+        """Size in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     def map(self) -> np.ndarray:
-        """The tensor, read-only and mapped: pages count against memory only while the result is alive."""
+        """The tensor, memory-mapped and read-only.
+
+        Pages are read when they are accessed, and are not counted as the process's memory once the array is freed. So
+        a model larger than the free memory can be converted or sharded tensor by tensor.
+        """
         try:
             return np.memmap(self.file, self.dtype, "r", self.offset, self.shape)
         except (OSError, ValueError) as error:
-            raise damaged(self.file, "it has become shorter") from error
+            raise _damaged(self.file, "it has become shorter") from error
 
 
 @dataclass(frozen=True)
 class TensorToWrite:
-    """A tensor that is made only when its turn comes."""
+    """A tensor whose values `make` computes when it is written, so that one tensor is in memory at a time."""
 
     name: str
     dtype: np.dtype
@@ -58,33 +63,39 @@ class TensorToWrite:
 
     @property
     def nbytes(self) -> int:
+        """Size in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def damaged(path: Path, detail: str) -> UserError:
+def _damaged(path: Path, detail: str) -> UserError:
     return UserError(f"{path} is truncated or corrupt ({detail}); copy or download it again.")
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
-    """The tensors of a file, by name. Raises `UserError` where the header does not describe the file exactly."""
+    """The tensors of a file, by name; the data is not read.
+
+    A truncated download, an HTML error page or a corrupted header is found here, before any tensor is used. Raises
+    `UserError` unless the header describes the file exactly.
+    """
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
             prefix = file.read(8)
             if len(prefix) < 8:
-                raise damaged(path, f"{size} bytes are too few for a header")
+                raise _damaged(path, f"{size} bytes are too few for a header")
             (length,) = struct.unpack("<Q", prefix)
+            # Checked before reading: a damaged length could ask for exabytes.
             if length > min(size - 8, _MAX_HEADER):
-                raise damaged(path, f"its header claims {length} bytes of {size}")
+                raise _damaged(path, f"its header claims {length} bytes of {size}")
             text = file.read(length)
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror}; check that the file is there and readable.") from error
     try:
         header = json.loads(text)
     except ValueError as error:
-        raise damaged(path, "its header is not JSON") from error
+        raise _damaged(path, "its header is not JSON") from error
     if not isinstance(header, dict):
-        raise damaged(path, "its header is not a JSON object")
+        raise _damaged(path, "its header is not a JSON object")
     header.pop("__metadata__", None)
     start = 8 + length
     tensors = {name: _entry(path, name, fields, start) for name, fields in header.items()}
@@ -93,48 +104,54 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
 
 
 def _entry(path: Path, name: str, fields: Any, start: int) -> StoredTensor:
+    """A tensor from its header entry; `start`: where the file's data begins."""
     try:
         kind, shape, (begin, end) = fields["dtype"], fields["shape"], fields["data_offsets"]
-        whole = all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in (*shape, begin, end))
+        # `true` is valid JSON and an int in Python.
+        valid = all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in (*shape, begin, end))
     except (KeyError, TypeError, ValueError) as error:
-        raise damaged(path, f"its entry for tensor {name!r} is malformed") from error
-    if not whole:
-        raise damaged(path, f"its entry for tensor {name!r} is malformed")
+        raise _damaged(path, f"its entry for tensor {name!r} is malformed") from error
+    if not valid:
+        raise _damaged(path, f"its entry for tensor {name!r} is malformed")
     if not isinstance(kind, str) or kind not in DTYPES:
         raise UserError(f"{path}: tensor {name!r} has type {kind!r}; convert it to one of {', '.join(DTYPES)}.")
     tensor = StoredTensor(path, DTYPES[kind], tuple(shape), start + begin)
     if end - begin != tensor.nbytes:
-        raise damaged(path, f"tensor {name!r} has {end - begin} bytes where its shape needs {tensor.nbytes}")
+        raise _damaged(path, f"tensor {name!r} has {end - begin} bytes where its shape needs {tensor.nbytes}")
     return tensor
 
 
 def _check_layout(path: Path, tensors: dict[str, StoredTensor], start: int, size: int) -> None:
-    """The data must be exactly the tensors one after another, as the reference implementation demands."""
+    """Raises `UserError` unless the data consists of exactly the tensors, one after another.
+
+    The reference implementation requires it too: gaps could hide data, and overlapping tensors could make a small file
+    claim an enormous model.
+    """
     at = start
     for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].nbytes)):
         if tensor.offset + tensor.nbytes > size:
-            raise damaged(path, f"tensor {name!r} ends after byte {size}, the end of the file")
+            raise _damaged(path, f"tensor {name!r} ends after byte {size}, the end of the file")
         if tensor.offset != at:
-            raise damaged(path, f"there is a gap or an overlap before tensor {name!r}")
+            raise _damaged(path, f"there is a gap or an overlap before tensor {name!r}")
         at += tensor.nbytes
     if at != size:
-        raise damaged(path, f"{size - at} bytes belong to no tensor")
+        raise _damaged(path, f"{size - at} bytes belong to no tensor")
 
 
 def same_bytes(a: StoredTensor, b: StoredTensor) -> bool:
-    """Whether two stored tensors are equal bit for bit (so a NaN equals itself)."""
+    """Whether two stored tensors are equal bit for bit, so that a NaN equals itself."""
     if (a.dtype, a.shape) != (b.dtype, b.shape):
         return False
     raw_a, raw_b = (np.memmap(t.file, np.uint8, "r", t.offset, (t.nbytes,)) for t in (a, b))
-    spans = range(0, a.nbytes, _COPY_BYTES)
-    return all(np.array_equal(raw_a[i : i + _COPY_BYTES], raw_b[i : i + _COPY_BYTES]) for i in spans)
+    spans = range(0, a.nbytes, _COMPARE_BYTES)
+    return all(np.array_equal(raw_a[i : i + _COMPARE_BYTES], raw_b[i : i + _COMPARE_BYTES]) for i in spans)
 
 
 def write_file(path: Path, tensors: Sequence[TensorToWrite]) -> None:
-    """Writes a file, one tensor in memory at a time. Raises `OSError`, as on a full disk."""
-    # Wider types first keep every tensor aligned to its element.
+    """Writes a file, with one tensor in memory at a time. Raises `OSError`, for example when the disk is full."""
+    # Wider dtypes first, so that each tensor is aligned to its element size (with the header padded to 8 bytes).
     ordered = sorted(tensors, key=lambda t: (-t.dtype.itemsize, t.name))
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers refuses files without it
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers rejects files without it
     at = 0
     for tensor in ordered:
         header[tensor.name] = {
