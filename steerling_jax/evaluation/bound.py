@@ -92,6 +92,8 @@ def likelihood_sums(
     subsets = block_subsets(key, valid, L)
     noisy = jnp.where(subsets.masked, config.mask_token_id, tokens)
     hidden = denoise(params, tokens, noisy, config=config, compute=compute, clean_context=True)
+    # The number of masked positions is not known when the program is compiled, so there are rows for the most possible;
+    # the rows left over repeat position 0 and get the weight 0.
     capacity = most_masked(B * T // L, L)
     index = jnp.nonzero(subsets.masked.reshape(-1), size=capacity, fill_value=0)[0]
     masked = jnp.sum(subsets.masked)
@@ -102,27 +104,44 @@ def likelihood_sums(
         nats = cross_entropy(params, rows, target, compute)
         sums = {"full": jnp.sum(nats * weight)}
     else:
-        parts = decompose(params, rows, config=config, compute=compute)
-        # Where epsilon is part of the sum, the sum is the hidden rows: adding it up again would only round it.
-        composed = parts.composed if parts.epsilon is None else rows
-        features = {
-            "epsilon": jnp.zeros_like(rows) if parts.epsilon is None else parts.epsilon,
-            "known": parts.known.features,
-            "discovered": parts.discovered_features,
-        }
-        logits = lm_logits(params, composed, compute)
-        nats = optax.softmax_cross_entropy_with_integer_labels(logits, target)
-        sums = {"full": jnp.sum(nats * weight)}
-        for name, part in features.items():
-            without = cross_entropy(params, composed - part, target, compute)
-            sums[f"without_{name}"] = jnp.sum(without * weight)
-        for prefix, token in (("share_", target), ("best_share_", jnp.argmax(logits, axis=1))):
-            shares = _logit_shares(params, [features[name] for name in SHARES], token)
-            shares = jnp.sum(shares * row_valid[:, None], axis=0)
-            sums |= {prefix + name: shares[i] for i, name in enumerate(SHARES)}
+        nats, sums = _part_sums(params, rows, target, weight, row_valid, config, compute)
     block_nats = jax.ops.segment_sum(nats * weight, index // L, B * T // L)
     counts = {"tokens": jnp.sum(valid), "blocks": jnp.sum(valid.reshape(-1, L).any(axis=1)), "masked": masked}
     return sums | counts | {"full_square": jnp.sum(jnp.square(block_nats))}
+
+
+def _part_sums(
+    params: Params,
+    rows: jax.Array,
+    target: jax.Array,
+    weight: jax.Array,
+    row_valid: jax.Array,
+    config: ModelConfig,
+    compute: Compute,
+) -> tuple[jax.Array, Sums]:
+    """The nats (M,) of hidden rows (M, D) of a model with concepts, and the sums that tell its parts apart.
+
+    target (M,): the true tokens; weight (M,) of the nats; row_valid (M,): 0 for a filler, which has no weight either.
+    """
+    parts = decompose(params, rows, config=config, compute=compute)
+    # Where epsilon is part of the sum, the sum is the hidden rows: adding it up again would only round it.
+    composed = parts.composed if parts.epsilon is None else rows
+    features = {
+        "epsilon": jnp.zeros_like(rows) if parts.epsilon is None else parts.epsilon,
+        "known": parts.known.features,
+        "discovered": parts.discovered_features,
+    }
+    logits = lm_logits(params, composed, compute)
+    nats = optax.softmax_cross_entropy_with_integer_labels(logits, target)
+    sums = {"full": jnp.sum(nats * weight)}
+    for name, part in features.items():
+        without = cross_entropy(params, composed - part, target, compute)
+        sums[f"without_{name}"] = jnp.sum(without * weight)
+    for prefix, token in (("share_", target), ("best_share_", jnp.argmax(logits, axis=1))):
+        shares = _logit_shares(params, [features[name] for name in SHARES], token)
+        shares = jnp.sum(shares * row_valid[:, None], axis=0)
+        sums |= {prefix + name: shares[i] for i, name in enumerate(SHARES)}
+    return nats, sums
 
 
 def _logit_shares(params: Params, features: Sequence[jax.Array], token: jax.Array) -> jax.Array:

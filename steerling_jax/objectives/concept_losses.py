@@ -44,11 +44,14 @@ def presence_loss(view: HeadView, rows: MaskedRows, labels: jax.Array, block: in
     chunk = rows.chunk.reshape(B, -1)
     present = masked_chunks(chunk >= 0, chunk, S)
 
+    # Each device adds up the nats of its own concepts and sequences; only the total, a scalar, is exchanged.
     def work(view: HeadView, chunk: jax.Array, present: jax.Array, labels: jax.Array) -> jax.Array:
         def step(total: jax.Array, new: ConceptBlock) -> jax.Array:
             evidence = chunk_evidence(new.logits, chunk, S)
+            # Labels are compared with the block's ids, which needs no (B, S, C) array of positives.
             concept = new.start + jnp.arange(evidence.shape[2], dtype=jnp.int32)
             positive = (labels[:, :, :, None] == concept[None, None, None, :]).any(axis=2)
+            # −log P for a positive concept, −log(1 − P), the evidence itself, for the others.
             nats = jnp.where(positive, -log_presence(evidence), evidence)
             return total + jnp.sum(jnp.where(new.fresh[None] & present[:, :, None], nats, 0.0))
 
@@ -65,6 +68,7 @@ def chunk_evidence(logits: jax.Array, chunk: jax.Array, chunks: int) -> jax.Arra
     and each row's chunk (B, R), −1 for none.
     """
     nats = jax.nn.softplus(logits).reshape(*chunk.shape, -1)
+    # A sum of logarithms of many tokens: the default precision of a TPU, bfloat16, would lose the small ones.
     member = chunk_of(chunk, chunks).astype(nats.dtype)
     return jnp.einsum("bsr,brn->bsn", member, nats, precision=lax.Precision.HIGHEST)
 

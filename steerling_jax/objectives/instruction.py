@@ -71,6 +71,7 @@ class InstructionObjective:
         B, T = tokens.shape
         level = noise_levels(level_key, (B, 1), progress, self.noise)
         blocks = jnp.max(answer, axis=1, keepdims=True) + 1
+        # One block of each answer, uniformly.
         block = jnp.minimum((jax.random.uniform(block_key, (B, 1)) * blocks).astype(jnp.int32), blocks - 1)
         masked = (answer == block) & (jax.random.uniform(mask_key, (B, T)) < level)
         drawn = {

@@ -24,18 +24,19 @@ def look_up(table: jax.Array, tokens: jax.Array, dtype: str) -> jax.Array:
     (batch,) = partition_spec(("batch",), tokens.shape[:1], mesh)
     swap = width is not None and batch is not None  # the batch is then sharded over `width` too
 
-    def own(table: jax.Array, tokens: jax.Array) -> jax.Array:
+    def local(table: jax.Array, tokens: jax.Array) -> jax.Array:
         if swap:
             tokens = lax.all_gather(tokens, width, axis=0, tiled=True)
         at = tokens if rows is None else tokens - lax.axis_index(rows) * table.shape[0]
         taken = jnp.take(table, at, axis=0, mode="clip").astype(dtype)
         if rows is not None:
             # Each token is in exactly one shard; the others add zero, so the sum is exact.
-            local = (at >= 0) & (at < table.shape[0])
-            taken = lax.psum(jnp.where(local[:, :, None], taken, 0), rows)
+            held = (at >= 0) & (at < table.shape[0])
+            taken = lax.psum(jnp.where(held[:, :, None], taken, 0), rows)
         if swap:
             return lax.all_to_all(taken, width, split_axis=0, concat_axis=2, tiled=True)
         return taken if width is None else lax.all_gather(taken, width, axis=2, tiled=True)
 
     specs = PartitionSpec(rows, width), PartitionSpec(batch)
-    return jax.shard_map(own, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(batch), check_vma=False)(table, tokens)
+    mapped = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(batch), check_vma=False)
+    return mapped(table, tokens)

@@ -74,6 +74,7 @@ def top_concepts(view: HeadView, k: int, block: int, operands: str = "float32") 
     """
     C = view.n_concepts
     k = min(k, C)
+    # On a mesh the streamed form also serves small heads: one `top_k` over sharded concepts would gather the scores.
     if block >= C and current_mesh() is None:
         logits, index = lax.top_k(dense_logits(view, operands), k)
         return logits, index.astype(jnp.int32)
@@ -97,6 +98,7 @@ def scan_concept_blocks(
     count = view.keys.shape[0] if view.axis else C
     block = min(block, count)
 
+    # Without the checkpoint a scan stores the logits of every block for its backward pass: all (N, C) of them.
     @jax.checkpoint
     def body(carry: Carry, number: jax.Array) -> Carry:
         start = jnp.minimum(number * block, count - block)
@@ -140,6 +142,7 @@ def mix_concepts(view: HeadView, index: jax.Array, weights: jax.Array, block: in
         rows = view.values.shape[0]
         at, local = own_rows(view, index, rows)
         if block >= view.n_concepts:
+            # A shard is used with its padding rows, whose weights are 0; unsharded tables are cut to the concepts.
             width = rows if view.axis else view.n_concepts
             table = scatter_rows(at if local is None else jnp.where(local, at, width), weights, width)
             return sum_over_concepts(view, matmul_t(table, view.values[:width].T, compute.operands))
@@ -164,7 +167,7 @@ def mix_all(view: HeadView, block: int, compute: Compute) -> jax.Array:
     def work(view: HeadView) -> jax.Array:
         def step(total: jax.Array, new: ConceptBlock) -> jax.Array:
             values = view.embeddings_of(new.start, new.logits.shape[1])
-            weights = jnp.where(new.fresh, jax.nn.sigmoid(new.logits), 0.0)
+            weights = jnp.where(new.fresh, jax.nn.sigmoid(new.logits), 0.0)  # overlapping concepts count once
             return total + matmul_t(weights, values.T, compute.operands)
 
         zeros = jnp.zeros((view.query.shape[0], view.values.shape[1]))

@@ -45,11 +45,13 @@ def on_own_concepts(
     axes = tuple(name for name in (*several, concept_axis) if name)
 
     def local(tables: dict[str, jax.Array], *rows: jax.Array) -> jax.Array:
+        # Parts of the view that are not in `parts` stay unsharded: `work` must not use them.
         own = view._replace(**tables, axis=concept_axis, axes=axes)
         count = tables["keys" if "keys" in tables else "values"].shape[0]
         first = lax.axis_index(concept_axis) * count if concept_axis else 0
         return work(own._replace(first=first), *rows)
 
+    # `shard_map` and not automatic partitioning: left to itself XLA gathers the tables for the scans and look-ups.
     specs = {part: PartitionSpec(batch_axes if part == "query" else concept_axis) for part in parts}
     return jax.shard_map(
         local,
@@ -78,6 +80,7 @@ def merge_best(view: HeadView, scores: jax.Array, index: jax.Array) -> jax.Array
     """
     if not view.axis:
         return index
+    # The k best of all are among the k best of each device, so N · k candidates move instead of N · C scores.
     scores, index = (lax.all_gather(a, view.axis, axis=1, tiled=True) for a in (scores, index))
     at = lax.top_k(scores, index.shape[1] // lax.axis_size(view.axis))[1]
     return jnp.take_along_axis(index, at, axis=1)
@@ -92,6 +95,7 @@ def own_rows(view: HeadView, index: jax.Array, rows: int) -> tuple[jax.Array, ja
     """
     if not view.axis:
         return index, None
+    # Padding rows of the last shard would pass the first two tests.
     at = index - view.first
     local = (at >= 0) & (at < rows) & (index < view.n_concepts)
     return jnp.where(local, at, 0), local

@@ -116,6 +116,7 @@ def decompose(
     known = run_known_head(params, hidden, config, compute, clamps.known, rule, dense, large)
     read = lax.stop_gradient(hidden) if stop_discovered_gradient else hidden
     discovered = run_discovered_head(params, read, config, compute, clamps.discovered, rule, dense, large)
+    # Without a discovered head, all that is not known goes to the logits as it is (published), and epsilon is about 0.
     if discovered is None:
         reference = known.unclamped if rule == "frozen" else known.features
         beside_known, unclamped = (hidden - reference,) * 2
