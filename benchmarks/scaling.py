@@ -37,7 +37,7 @@ from steerling_jax.models.steerling.model import param_shapes
 from steerling_jax.objectives.noise import NoiseConfig, expected_masked_share
 from steerling_jax.objectives.optimizer import OptimizerConfig
 from steerling_jax.objectives.pretraining import ObjectiveConfig
-from steerling_jax.train.evaluation.evaluate import evaluate_full
+from steerling_jax.train.evaluation.evaluate import EvaluationConfig, evaluate_full
 from steerling_jax.train.run.run_config import DataConfig, RunConfig, special_ids
 
 CONCEPTS, BARE = "concepts", "bare"
@@ -176,7 +176,7 @@ def measured(run: RunConfig, store: CorpusStore, folder: Path, *, probes: bool) 
         raise SystemExit(code)
     seconds = time.perf_counter() - begin
     config, params, _ = read_published(folder / run.name / "export", dtype="float32")
-    figures = evaluate_full(params, config, Compute(), store, seq_len=SEQ_LEN, baselines=probes)
+    figures = evaluate_full(params, config, Compute(), store, EvaluationConfig(SEQ_LEN, baselines=probes))
     for detection in figures.get("detection", {}).values():
         del detection["by_concept"]  # a figure per concept, which the report does not use
     return figures, seconds

@@ -1,14 +1,14 @@
-"""Instruction tuning of the bundled model on conversations of yours, through adapters.
+"""Instruction tuning of the bundled model on your own conversations, with LoRA adapters.
 
 Command   steerling train --config instruct_pydocs --corpus CORPUS    (in a folder with conversations.jsonl)
-Hardware  two CPU cores will do
+Hardware  two CPU cores
 Time      not measured
-Result    not measured; a model this small learns the form of an answer, hardly more
+Result    not measured; a model of this size learns the form of an answer and little else
 
-conversations.jsonl has a conversation a line, {"messages": [{"role": "user", "content": "What does re.sub do?"},
-{"role": "assistant", "content": "It replaces what a pattern matches."}]}; docs/guide/phases.md has the rules. The model
-gets three ids more, for turns. These are embeddings, which adapters leave as they are: without `lora` they are trained
-too.
+conversations.jsonl has one conversation per line, {"messages": [{"role": "user", "content": "What does re.sub do?"},
+{"role": "assistant", "content": "It replaces what a pattern matches."}]}; see docs/guide/phases.md. The vocabulary
+gets three turn tokens. Adapters do not train embeddings, so their embeddings stay as initialised; without `lora` they
+are trained too.
 """
 
 import dataclasses

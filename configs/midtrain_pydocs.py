@@ -1,14 +1,14 @@
-"""Mid-training of the bundled model: levels of noise drawn evenly, no teacher forcing, discovered concepts kept apart
-from epsilon too.
+"""Mid-training of the bundled model: uniform noise levels, no teacher forcing, discovered concepts independent of
+epsilon too.
 
-Command   steerling train --config midtrain_pydocs --corpus CORPUS    (the bundled model's; without it, it is made)
+Command   steerling train --config midtrain_pydocs --corpus CORPUS    (the bundled model's; prepared if missing)
 Hardware  two cores of a Xeon with AMX
-Time      not measured; about as long a step as pydocs
+Time      not measured; a step takes about as long as in pydocs
 Result    not measured
 
-The published model keeps 32 known and 128 discovered concepts a position in this phase. That is `topk_known`,
-`topk_known_features` and `unknown_topk` of the model, which may differ from those it starts from: the weights are the
-same. The bundled model has 136 known concepts and keeps the 16 and 48 that it was trained with.
+In this phase the published model has 32 active known and 128 active discovered concepts per position. These are
+`topk_known`, `topk_known_features` and `unknown_topk` of the model, which may differ from those of the initial weights,
+as they change no shape. The bundled model has 136 known concepts and stays at 16 and 48, as before.
 """
 
 import dataclasses

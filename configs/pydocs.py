@@ -1,13 +1,13 @@
-"""The bundled model: learns Python's own documentation, as every interpreter carries it.
+"""The bundled model, trained on the documentation that comes with every Python interpreter.
 
 Command   GLIBC_TUNABLES=glibc.malloc.hugetlb=1 steerling train --config pydocs
-Hardware  two cores of a Xeon with AMX, shared with other work for most of the run
+Hardware  two cores of a Xeon with AMX, which other processes used too for most of the run
 Time      about two hours of steps (10.2 M tokens, 5.9 epochs)
-Result    likelihood bound 1.89 bits a byte on held-out documents, which does not beat a token trigram (the model card
-          has the figures); detection AUC 0.969; loss without epsilon +0.27 nats; net concept share 0.71
+Result    likelihood bound of 1.89 bits per byte on held-out documents, no better than a token trigram (figures in the
+          model card); detection AUC 0.969; loss without epsilon +0.27 nats; net concept share 0.71
 
-The shipped run had steps=6000 and unknown_dropout=0 up to step 6,000; it went on with this config, and with steps=13000
-between steps 6,000 and 8,182. With an accelerator, more steps are the first thing to change.
+The bundled model was trained with steps=6000 and unknown_dropout=0 up to step 6,000, with steps=13000 from there to
+step 8,182, and then with this config. On an accelerator, increase the number of steps first.
 """
 
 from steerling_jax.models.compute import Compute
@@ -18,7 +18,7 @@ from steerling_jax.objectives.pretraining import ObjectiveConfig
 from steerling_jax.train.run.run_config import DataConfig, RunConfig, special_ids
 
 VOCABULARY = 4096
-CONCEPTS = 136  # those of train/corpus/ontology.toml
+CONCEPTS = 136  # of train/corpus/ontology.toml
 WIDTH = 256
 
 
@@ -39,7 +39,7 @@ def config() -> RunConfig:
         n_head=4,
         n_kv_heads=2,
         n_embd=WIDTH,
-        block_size=2048,  # trained on 256 at a time; longer texts run, less well
+        block_size=2048,  # trained on sequences of 256; longer texts are possible, with a higher loss
         diff_block_size=8,
         rope_base=10_000.0,
         intermediate_size=640,
@@ -48,7 +48,8 @@ def config() -> RunConfig:
         **special_ids(VOCABULARY),
     )
     objective = ObjectiveConfig(
-        # In two copies: a step costs twice as much, and every block learns from the context that inference gives it.
+        # Trains on a clean and a noisy copy: a step costs twice as much, but every block has a clean context before it,
+        # as in generation.
         noise=NoiseConfig(clean_context=True, floor=0.2),
         token_weight="inverse_t",
         concept_weight=0.1,

@@ -1,10 +1,10 @@
-"""Steering training of the bundled model: what a pushed concept is to do to its text, learned from the corpus's labels.
+"""Steering training of the bundled model: what a steered concept does to the text, from the labels of the corpus.
 
-Command   steerling train --config steer_pydocs --corpus CORPUS    (the bundled model's; without it, it is made)
+Command   steerling train --config steer_pydocs --corpus CORPUS    (the bundled model's; prepared if missing)
 Hardware  two cores of a Xeon with AMX
 Time      two minutes (200 steps of 1,024 tokens)
-Result    a strong push moves a concept's score by 24 instead of 15 log-odds; held-out bits a byte 2.00 instead of 1.89
-          (docs/results/steering.md)
+Result    strong steering changes a concept's score by 24 instead of 15 log-odds; 2.00 instead of 1.89 held-out bits
+          per byte (docs/results/steering.md)
 """
 
 import dataclasses

@@ -2,16 +2,15 @@
 
 Command   steerling train --config steerling_32b --distributed --out RUN --corpus CORPUS   (on every host of a pod)
           steerling compile --config steerling_32b --topology v5p:4x4x8                    (on any machine, no TPU)
-Hardware  from 128 v5p chips on; nothing of it has run on any of them
-Memory    docs/results/compile.md has what the TPU compiler says
+Hardware  128 v5p chips or more; it has not been run on TPUs
+Memory    as the TPU compiler reports it: docs/results/compile.md
 
-The shape keeps what the 8 B one fixes and widens the rest. Heads stay 128 wide, the inner width stays four times the
-width, so that all sides are multiples of 512 and fill a matrix unit. Width 6,144 and 57 layers: wider and deeper by the
-same half and more, as 4,096 and 32 are to each other within a sixth. 48 heads over 8 key/value heads split evenly along
-a `tensor` of 2, 4 or 8. Concepts, their ranks and the vocabulary are those of 8 B: the concept module falls from 4 % of
-the parameters to under 2 %.
+Heads are 128 wide and the MLP is four times as wide as the model, as in the 8 B shape, so that all dimensions are
+multiples of 512 and fill the matrix unit. Width and depth grow by similar factors, from 4,096 to 6,144 and from 32 to
+57 layers. 48 query heads over 8 key/value heads can be sharded equally along a `tensor` axis of 2, 4 or 8. Concepts,
+their ranks and the vocabulary are those of 8 B: the concept module falls from 4 % to under 2 % of the parameters.
 
-128 sequences of 8,192 tokens would cost attention twice as much, so the context stays 4,096; 256 sequences a step.
+A step is 256 sequences of 4,096 tokens. 128 sequences of 8,192 tokens would cost twice as much in attention.
 """
 
 import dataclasses

@@ -1,18 +1,19 @@
-"""The published 8 B shape, pre-trained from nothing on a pod.
+"""The published 8 B shape, pre-trained from scratch on a pod.
 
 Command   steerling train --config steerling_8b --distributed --out RUN --corpus CORPUS   (on every host of a pod)
           steerling compile --config steerling_8b --topology v5e:16x16                    (on any machine, no TPU)
-Hardware  from 256 v5e or v6e chips, 128 v5p chips or 64 tpu7x chips on; nothing of it has run on any of them
-Memory    docs/results/compile.md has what the TPU compiler says for each of them
-Corpus    cl100k tokens and exactly 33,732 known concepts: docs/guide/training.md, "A corpus for the 8 B shape"
+Hardware  256 v5e or v6e chips, 128 v5p chips or 64 tpu7x chips, or more; it has not been run on TPUs
+Memory    as the TPU compiler reports it for each of them: docs/results/compile.md
+Corpus    cl100k tokens and exactly 33,732 known concepts: docs/guide/training.md
 
-A step is 256 sequences of 4,096 tokens, a million tokens, as models of this size are trained; 1.29 million steps are
-the 1.35 T tokens of the published model. Activations are bfloat16; weights and the optimizer's moments are float32,
-twelve bytes a parameter, split over all chips (`fsdp`), so that no chip holds more than a gigabyte of them. A layer's
-weights are gathered when its turn comes. `tensor` stays 1: every chip has at least one whole sequence, and splitting
-layers would add an exchange to each product where gathering weights overlaps with the layer before. Layers are computed
-again in the backward pass (`remat`): what 32 of them keep for one sequence would fill a v5e. Attention is the splash
-kernel: 32 heads' scores of 4,096 by 4,096 positions would be 2 GiB, written and read several times a layer.
+A step is 256 sequences of 4,096 tokens, a million tokens, as usual for models of this size; 1.29 million steps are the
+1.35 T tokens of the published model. Activations are bfloat16. Parameters and the optimizer's moments are float32,
+twelve bytes per parameter, sharded over all chips (`fsdp`), so that no chip holds more than a gigabyte of them; the
+weights of a layer are gathered just before it is computed. `tensor` is 1: every chip has at least one whole sequence,
+and tensor parallelism would add communication to each product, while gathering weights overlaps with the previous
+layer. Layers are recomputed in the backward pass (`remat`): the activations of 32 layers for one sequence would fill a
+v5e. Attention uses the splash kernel: the scores of 32 heads for 4,096 by 4,096 positions would be 2 GiB, written and
+read several times per layer.
 """
 
 from steerling_jax.models.compute import Compute
@@ -58,8 +59,9 @@ def config() -> RunConfig:
         name="steerling_8b",
         model=model,
         compute=Compute(dtype="bfloat16", remat=True, attention="splash"),
-        # Half of all positions are masked on average, and the levels of a sequence's 64 blocks are spread evenly, so
-        # the count's standard deviation is 26: 2,304 rows (18 tiles of 128) are nearly ten of them above its mean.
+        # On average half of the 4,096 positions are masked. The noise levels of the 64 blocks of a sequence are spread
+        # evenly, so the standard deviation of the count is 26: 2,304 rows (18 tiles of 128) are nearly ten of them
+        # above the mean, and practically no masked position is left out.
         objective=ObjectiveConfig(noise=NoiseConfig(distribution="uniform"), rows=0.5625),
         optimizer=OptimizerConfig(
             peak_rate=3e-4, warmup_steps=2000, schedule="wsd", final_fraction=0.1, weight_decay=0.1

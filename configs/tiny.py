@@ -1,9 +1,9 @@
-"""A first try, and what the tests train: a small model on a few hundred of the interpreter's docstrings.
+"""A first example, which the tests train too: a small model on a few hundred docstrings of the interpreter.
 
 Command   steerling train --config tiny
 Hardware  two CPU cores
-Time      37 s of processor time, about half of it to make the corpus and to compile
-Result    the diffusion loss falls from 6.9 to 6.0 nats a masked token: it has learned which words are frequent
+Time      37 s of processor time, about half of it to prepare the corpus and to compile
+Result    the diffusion loss falls from 6.9 to 6.0 nats per masked token: the model learns which words are frequent
 """
 
 from steerling_jax.models.compute import Compute
@@ -12,7 +12,7 @@ from steerling_jax.objectives.optimizer import OptimizerConfig
 from steerling_jax.train.run.run_config import DataConfig, RunConfig, special_ids
 
 VOCABULARY = 1024
-CONCEPTS = 136  # those of train/corpus/ontology.toml
+CONCEPTS = 136  # of train/corpus/ontology.toml
 WIDTH = 64
 
 

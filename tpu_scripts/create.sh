@@ -1,29 +1,33 @@
 #!/usr/bin/env bash
-# Asks for a pod of TPUs as a queued resource, and waits until it is there.
+# Requests a TPU pod as a queued resource, and waits until it is active.
 usage() {
   cat <<'TEXT'
 create.sh NAME --accelerator v5litepod-256 --zone ZONE --project PROJECT [--slices N] [--spot | --reserved]
           [--runtime IMAGE] [--dry-run]
+
+Requests a TPU pod as a queued resource, and waits until it is active.
+
+TPU_POLL_SECONDS   between two queries of the state (default: 30)
 TEXT
 }
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 source "$(dirname "$0")/lib.sh"
 read_options "$@"
-need name place accelerator
-no_reservation
+require name place accelerator
+reject_reservation
 
 image=$(runtime)
-which=(--node-id="$NAME")
+node_options=(--node-id="$NAME")
 if ((SLICES > 1)); then
-  which=(--node-count="$SLICES" --node-prefix="$NAME")
+  node_options=(--node-count="$SLICES" --node-prefix="$NAME")
 fi
-queued create --accelerator-type="$ACCELERATOR" --runtime-version="$image" "${which[@]}" "${KIND[@]}"
+queued create --accelerator-type="$ACCELERATOR" --runtime-version="$image" "${node_options[@]}" "${KIND[@]}"
 [[ -z $DRY_RUN ]] || exit 0
-while now=$(state) && [[ $now != ACTIVE ]]; do
-  case $now in
-    FAILED | SUSPENDED | SUSPENDING | NONE) fail "The request for $NAME is $now; delete.sh removes it." ;;
+while current=$(state) && [[ $current != ACTIVE ]]; do
+  case $current in
+    FAILED | SUSPENDED | SUSPENDING | NONE) fail "The request for $NAME is $current; remove it with delete.sh." ;;
   esac
-  say "$NAME is $now"
+  log "$NAME is $current"
   sleep "${TPU_POLL_SECONDS:-30}"
 done
-say "$NAME is ACTIVE"
+log "$NAME is ACTIVE"

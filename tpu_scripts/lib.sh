@@ -1,26 +1,26 @@
 # shellcheck shell=bash
-# What the scripts share: options, --dry-run, and the words of gcloud. Sourced, not run.
+# Functions that the scripts share: options, --dry-run, and calls of gcloud. Sourced, not run.
 set -euo pipefail
 
-# shellcheck disable=SC2034 # some are for the scripts alone
+# shellcheck disable=SC2034 # some are used only by the scripts
 NAME='' ZONE=${TPU_ZONE:-} PROJECT=${TPU_PROJECT:-} ACCELERATOR='' RUNTIME='' RESERVATION='' SLICES=1
 KIND=() COMMAND=() DRY_RUN=''
 
-say() { printf '%s\n' "$*" >&2; }
+log() { printf '%s\n' "$*" >&2; }
 
 fail() {
-  say "error: $*"
+  log "error: $*"
   exit 2
 }
 
-# Words as a shell would read them.
+# Prints the arguments, quoted for a shell.
 quoted() {
   local line
   printf -v line '%q ' "$@"
   printf '%s' "${line% }"
 }
 
-# Runs a command, or prints it where --dry-run was given.
+# Runs a command; with --dry-run, prints it instead.
 run() {
   if [[ -n $DRY_RUN ]]; then
     printf '%s\n' "$(quoted "$@")"
@@ -29,7 +29,7 @@ run() {
   fi
 }
 
-# NAME [OPTIONS] [-- COMMAND…]; what each script needs of them it checks with `need`.
+# Parses NAME [OPTIONS] [-- COMMAND…]. A script checks the ones that it needs with `require`.
 read_options() {
   while (($#)); do
     case $1 in
@@ -44,31 +44,33 @@ read_options() {
       --) shift && COMMAND=("$@") && break ;;
       -*) fail "There is no option $1; see --help." ;;
       *)
-        [[ -z $NAME ]] || fail "There are two names, $NAME and $1; quote the command after --."
+        [[ -z $NAME ]] || fail "There are two names, $NAME and $1; put the command after --."
         NAME=$1 && shift
         ;;
     esac
   done
-  [[ $SLICES =~ ^[1-9][0-9]*$ ]] || fail "--slices is $SLICES; give a whole number."
+  [[ $SLICES =~ ^[1-9][0-9]*$ ]] || fail "--slices is $SLICES; give a whole number of at least 1."
 }
 
-need() {
+# Fails where one of these is missing: name, place (zone and project), accelerator, command.
+require() {
   local option
   for option in "$@"; do
     case $option in
       name) [[ -n $NAME ]] || fail "Give the pod a name; see --help." ;;
       place) [[ -n $ZONE && -n $PROJECT ]] || fail "Give --zone and --project, or set TPU_ZONE and TPU_PROJECT." ;;
-      accelerator) [[ -n $ACCELERATOR ]] || fail "Give --accelerator, v5litepod-256 say." ;;
+      accelerator) [[ -n $ACCELERATOR ]] || fail "Give --accelerator, for example v5litepod-256." ;;
       command) ((${#COMMAND[@]})) || fail "Give a command after --." ;;
     esac
   done
 }
 
-no_reservation() {
-  [[ -z $RESERVATION ]] || fail "A queued resource finds the project's reservation itself; give --reserved."
+# --reservation is for gke.sh.
+reject_reservation() {
+  [[ -z $RESERVATION ]] || fail "A queued resource uses the project's reservation; give --reserved without a name."
 }
 
-# The system image that goes with an accelerator.
+# Prints the system image for the accelerator.
 runtime() {
   if [[ -n $RUNTIME ]]; then
     printf '%s' "$RUNTIME"
@@ -79,12 +81,12 @@ runtime() {
     v5litepod-*) printf v2-alpha-tpuv5-lite ;;
     v5p-*) printf v2-alpha-tpuv5 ;;
     v6e-*) printf v2-alpha-tpuv6e ;;
-    tpu7x-*) fail "tpu7x is given out through GKE only; use gke.sh." ;;
-    *) fail "No image is known for $ACCELERATOR; give one with --runtime." ;;
+    tpu7x-*) fail "tpu7x is available only through GKE; use gke.sh." ;;
+    *) fail "The image for $ACCELERATOR is unknown; give one with --runtime." ;;
   esac
 }
 
-# Names of the pod's slices.
+# Prints the names of the pod's slices.
 nodes() {
   if ((SLICES == 1)); then
     printf '%s\n' "$NAME"
@@ -95,14 +97,14 @@ nodes() {
 
 queued() { run gcloud compute tpus queued-resources "$1" "$NAME" --zone="$ZONE" --project="$PROJECT" "${@:2}"; }
 
-# One of gcloud's words for where a request stands; NONE where there is no such request, UNKNOWN where gcloud could not
-# tell. The two must not be taken for each other: what is gone is made again, after what is left of it was deleted.
+# Prints the state of the request, as gcloud names it: NONE where there is no request, UNKNOWN where gcloud failed.
+# These two must not be confused: watch.sh creates a pod again when it is gone, but not when a query fails.
 state() {
-  local errors found
+  local errors current
   errors=$(mktemp)
-  if found=$(gcloud compute tpus queued-resources describe "$NAME" --zone="$ZONE" --project="$PROJECT" \
+  if current=$(gcloud compute tpus queued-resources describe "$NAME" --zone="$ZONE" --project="$PROJECT" \
     --format='value(state.state)' 2>"$errors"); then
-    printf '%s' "$found"
+    printf '%s' "$current"
   elif grep --quiet NOT_FOUND "$errors"; then
     printf NONE
   else
@@ -111,13 +113,13 @@ state() {
   rm -f "$errors"
 }
 
-# Runs a shell line on every host of every slice at once; fails where one of them does.
+# Runs a shell command on all hosts of all slices at the same time; fails where it fails on any host.
 on_all_hosts() {
   local node waiting=() failed=0 process
   for node in $(nodes); do
     run gcloud compute tpus tpu-vm ssh "$node" --zone="$ZONE" --project="$PROJECT" --worker=all --command="$1" &
     waiting+=($!)
-    [[ -z $DRY_RUN ]] || wait "$!" # printed in order
+    [[ -z $DRY_RUN ]] || wait "$!" # to print them in order
   done
   for process in "${waiting[@]}"; do
     wait "$process" || failed=1

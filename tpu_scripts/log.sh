@@ -1,17 +1,19 @@
 #!/usr/bin/env bash
-# Shows the end of the command's output on every host of a pod, and its exit code where it has ended.
+# Prints the last lines of the command's output on every host of a pod, and its exit code once it has finished.
 usage() {
   cat <<'TEXT'
 log.sh NAME --zone ZONE --project PROJECT [--slices N] [--dry-run]
 
-TPU_LOG_LINES   of each host (default: 10)
+Prints the last lines of the command's output on every host of a pod, and its exit code once it has finished.
+
+TPU_LOG_LINES   lines per host (default: 10)
 TEXT
 }
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 source "$(dirname "$0")/lib.sh"
 read_options "$@"
-need name place
+require name place
 
-# shellcheck disable=SC2016 # for the shell there
-shown='echo "== $(hostname)"; cd ~/steerling && tail -n LINES log && { [ ! -f code ] || echo "ended with $(cat code)"; }'
+# shellcheck disable=SC2016 # expanded on the hosts
+shown='echo "== $(hostname)"; cd ~/steerling && tail -n LINES log && { [ ! -f code ] || echo "exit code $(cat code)"; }'
 on_all_hosts "${shown/LINES/${TPU_LOG_LINES:-10}}"

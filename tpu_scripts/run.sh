@@ -1,20 +1,23 @@
 #!/usr/bin/env bash
-# Starts a command on every host of a pod, in ~/steerling with its environment, and leaves it running there, in place of
-# one that still runs, which has time to save first. Its output is in ~/steerling/log (that of the command before in
-# log.before), its exit code in ~/steerling/code once it has ended.
+# Starts a command in the background on every host of a pod, in ~/steerling with its virtual environment. A previous
+# command that still runs is stopped first, with time to save. The output is in ~/steerling/log (that of the previous
+# command in log.before), the exit code in ~/steerling/code once it has finished.
 usage() {
   cat <<'TEXT'
 run.sh NAME --zone ZONE --project PROJECT [--slices N] [--dry-run] -- COMMAND…
 
+Starts a command in the background on every host of a pod; log.sh shows its output. A previous command that still runs
+is stopped first.
+
 run.sh my-pod … -- steerling train --config /shared/my_config.py --distributed --out /shared/run
 
-TPU_STOP_SECONDS   how long the command before may take to end once it is asked to (default: 300)
+TPU_STOP_SECONDS   how long the previous command may take to stop before it is killed (default: 300)
 TEXT
 }
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 source "$(dirname "$0")/lib.sh"
 read_options "$@"
-need name place command
+require name place command
 
 inside="echo \$\$ > group; source .venv/bin/activate; $(quoted "${COMMAND[@]}") > log 2>&1; echo \$? > code.new && mv code.new code"
 gone="kill -0 -- -\$group 2>/dev/null || break; sleep 1"

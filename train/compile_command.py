@@ -7,6 +7,7 @@ import dataclasses
 import os
 from typing import TYPE_CHECKING, Any
 
+from steerling_jax.cli.arguments import number_in_range
 from steerling_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--topology", required=True, metavar="CHIP:SIDES", help="v5e:16x16, v5p:4x4x8, tpu7x:4x4x4 …")
     parser.add_argument(
         "--slices",
-        type=int,
+        type=number_in_range(int, 1),
         default=1,
         metavar="N",
         help="number of slices (default: 1)",
@@ -46,8 +47,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="MODE",
         help="train: a step (default); decode: a pass of the decoding loop; attribute: a pass of integrated gradients",
     )
-    parser.add_argument("--rows", type=int, default=8, metavar="N", help="rows of a pass (default: 8)")
-    parser.add_argument("--batch-size", type=int, metavar="N", help="sequences of a step (default: the config's)")
+    parser.add_argument(
+        "--rows", type=number_in_range(int, 1), default=8, metavar="N", help="rows of a pass (default: 8)"
+    )
+    parser.add_argument(
+        "--batch-size", type=number_in_range(int, 1), metavar="N", help="sequences of a step (default: the config's)"
+    )
     parser.add_argument(
         "--mesh",
         metavar="AXIS=N,…",
@@ -55,7 +60,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--layers",
-        type=int,
+        type=number_in_range(int, 1),
         metavar="N",
         help="number of layers (default: the config's; decoding compiles 2 and 4 and extrapolates to it)",
     )
@@ -95,10 +100,6 @@ def report_for(args: argparse.Namespace, note: Any) -> Report:
 
     if args.mode not in MODES:
         raise UserError(f"--mode is {args.mode!r}, but it must be {', '.join(MODES[:-1])} or {MODES[-1]}.")
-    for option in ("rows", "slices", "batch_size", "layers"):
-        value = getattr(args, option)
-        if value is not None and value < 1:
-            raise UserError(f"--{option.replace('_', '-')} is {value}, but it must be at least 1.")
     chip = chips.chip_of(args.topology)
     config = _override(load_config(args.config), args)
     shape = _mesh_shape(args, config)

@@ -1,4 +1,4 @@
-"""`steerling train`: corpus, training, export, in one command that goes on from wherever it was stopped."""
+"""`steerling train`: prepares a corpus if necessary, trains, and exports; continues a run that was stopped."""
 
 from __future__ import annotations
 
@@ -12,16 +12,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from steerling_jax.errors import UserError, require
+from steerling_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from steerling_jax.io.corpus.store import CorpusStore
-    from steerling_jax.train.data.conversations import Conversations
     from steerling_jax.train.run.run_config import RunConfig
-    from steerling_jax.train.run.start import InitialWeights
 
 HELP = """\
-Train a model from a config; resumes exactly where it stopped.
+Train a model from a config; resumes an interrupted run exactly.
 
 examples:
   steerling train --config tiny
@@ -34,26 +31,28 @@ examples:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, metavar="NAME", help="a config's name, or a .py file with config()")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="the run's folder (default: runs/NAME)")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="folder of the run (default: runs/NAME)")
     parser.add_argument(
         "--corpus",
         metavar="FOLDER",
-        help="a corpus store; made from this Python's documentation if absent (default: the config's, or OUT/corpus)",
+        help="corpus store; prepared from Python's documentation if missing (default: the config's, or OUT/corpus)",
     )
-    parser.add_argument("--steps", type=int, metavar="N", help="train for so many steps instead of the config's")
+    parser.add_argument("--steps", type=int, metavar="N", help="number of steps (default: the config's)")
     parser.add_argument(
         "--start-from",
         metavar="MODEL",
-        help="take the parameters of step 0 from there: a model's or training run's folder, or a bundled model's name",
+        help="start from the parameters of this model: a folder of a model or training run, or a bundled model's name",
     )
     parser.add_argument("--profile", metavar="FIRST:LAST", help="write a profiler trace of these steps to OUT/profile")
-    parser.add_argument("--tensorboard", action="store_true", help="write OUT/tensorboard too")
-    parser.add_argument("--json", action="store_true", help="print the outcome as JSON")
-    many = parser.add_argument_group("several processes", "each runs this command, on a folder that all of them see")
-    many.add_argument("--distributed", action="store_true", help="the platform says who they are (TPU pods, Slurm)")
-    many.add_argument("--coordinator", metavar="HOST:PORT", help="an address on the first process's machine")
-    many.add_argument("--process-count", type=int, metavar="N", help="how many")
-    many.add_argument("--process-index", type=int, metavar="I", help="which one this is, from 0")
+    parser.add_argument("--tensorboard", action="store_true", help="also write metrics to OUT/tensorboard")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    many = parser.add_argument_group("several processes", "each runs this command, with a folder that all can access")
+    many.add_argument(
+        "--distributed", action="store_true", help="find the others through the platform (TPU pods, Slurm)"
+    )
+    many.add_argument("--coordinator", metavar="HOST:PORT", help="an address on the machine of the first process")
+    many.add_argument("--process-count", type=int, metavar="N", help="number of processes")
+    many.add_argument("--process-index", type=int, metavar="I", help="index of this process, from 0")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -61,15 +60,15 @@ def run(args: argparse.Namespace) -> int:
     from steerling_jax.io.checkpoints.training_folder import lock_folder
     from steerling_jax.train.run.config_files import load_config
     from steerling_jax.train.run.metrics import check_tensorboard
-    from steerling_jax.train.run.processes import by_the_first, is_first, join
+    from steerling_jax.train.run.processes import initialise_processes, is_first_process, run_on_first_process
     from steerling_jax.train.run.profiler import parse_steps
 
-    given = (args.coordinator, args.process_count, args.process_index)
-    if any(value is not None for value in given) and None in given:
+    process_options = (args.coordinator, args.process_count, args.process_index)
+    if any(value is not None for value in process_options) and None in process_options:
         raise UserError("--coordinator, --process-count and --process-index belong together; give all three.")
     args.profile = None if args.profile is None else parse_steps(args.profile)
     if args.distributed or args.coordinator is not None:
-        join(*given)
+        initialise_processes(*process_options)
     if args.tensorboard:
         check_tensorboard()
     config = load_config(args.config)
@@ -78,146 +77,73 @@ def run(args: argparse.Namespace) -> int:
     if args.start_from is not None:
         config = dataclasses.replace(config, start_from=args.start_from)
     out = args.out or Path("runs") / config.name
-    # Orbax logs a failed save with its traceback; ours is a sentence.
+    # Orbax logs the traceback of a failed save; the command prints one sentence.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
-    with contextlib.ExitStack() as held:
-        by_the_first(lambda: held.enter_context(lock_folder(out)))
-        _keep_compiled(out)
-        outcome, code = _train(config, args, out)
-    if not is_first():
+    with contextlib.ExitStack() as stack:
+        run_on_first_process(lambda: stack.enter_context(lock_folder(out)))
+        _set_compilation_cache(out)
+        result, code = _train(config, args, out)
+    if not is_first_process():
         return code
     if args.json:
-        print_json(outcome)
+        print_json(result)
     elif code == 0:
-        note(f"Trained {outcome['step']} steps; the model is in {outcome['export']}.")
+        note(f"Trained {result['step']} steps; the model is in {result['export']}.")
     return code
 
 
 def _train(config: RunConfig, args: argparse.Namespace, out: Path) -> tuple[dict[str, Any], int]:
-    import jax
-
-    from steerling_jax.cli.console import note, stderr
-    from steerling_jax.io.corpus.store import CorpusStore
-    from steerling_jax.parallel.sharding import make_mesh
-    from steerling_jax.train.data.batches import Batches
+    """(result for --json, exit code)."""
+    from steerling_jax.cli.console import note
     from steerling_jax.train.evaluation.evaluate import evaluator
-    from steerling_jax.train.run.events import Done, Evaluated, Stopped
-    from steerling_jax.train.run.loop import train
-    from steerling_jax.train.run.parameter_table import parameter_rows, parameter_table
-    from steerling_jax.train.run.processes import ProcessShare, by_the_first, is_first
-    from steerling_jax.train.run.run_folder import check_corpus, has_checkpoints, open_folder
-    from steerling_jax.train.run.show import show
-    from steerling_jax.train.run.start import find_weights
+    from steerling_jax.train.run.display import display
+    from steerling_jax.train.run.events import Evaluated, RunFinished, RunStopped
+    from steerling_jax.train.run.loop import LoopOptions, train
+    from steerling_jax.train.run.open_run import open_run
+    from steerling_jax.train.run.processes import is_first_process
 
-    if config.compute.attention == "splash" and jax.default_backend() != "tpu":
-        raise UserError("compute.attention is 'splash', which needs TPUs, and there are none here: use 'xla'.")
-    share = ProcessShare(make_mesh(config.mesh), config.data.batch_size, config.accumulate)
-    # What a run began with is not needed any more once it has saved, except under adapters.
-    other = None if has_checkpoints(out) and config.lora is None else find_weights(config)
-    place = _place(args.corpus or config.data.corpus, out)
-
-    batches: list[Batches] = []
-
-    def begin() -> None:
-        store = _corpus(config, place, other)
-        check_corpus(config, store)
-        if other is not None:
-            other.check_corpus(store)
-        batches.append(Batches(config, store))
-        _tell_left_out(batches[0].answers)
-        open_folder(config, store, out)
-        if not args.json:
-            stderr().print(parameter_table(parameter_rows(config, share.mesh)))
-
-    by_the_first(begin)
-    store = CorpusStore(place)
-    batches = batches or [Batches(config, store)]
-    evaluate = evaluator(config, store)
-    outcome: dict[str, Any] = {"config": config.name, "folder": out}
-    with _signals() as caught:
-        events = train(
-            config,
-            store,
-            out,
-            share,
-            other=other,
-            evaluate=evaluate,
+    opened = open_run(config, args.corpus, out, table=not args.json)
+    result: dict[str, Any] = {"config": config.name, "folder": out}
+    with _catch_signals() as caught:
+        options = LoopOptions(
+            initial=opened.initial,
+            evaluate=evaluator(config, opened.store),
             stop=lambda: bool(caught),
             tensorboard=args.tensorboard,
             profile=args.profile,
-            batches=batches[0],
+            batches=opened.batches,
         )
-        for event in show(events, config, tables=not args.json) if is_first() else events:
+        events = train(config, opened.store, out, opened.share, options)
+        for event in display(events, config, tables=not args.json) if is_first_process() else events:
             match event:
                 case Evaluated():
-                    outcome["evaluation"] = event.results
-                case Stopped():
-                    if is_first():
-                        note(f"Stopped and saved at step {event.step}; the same command goes on from there.")
-                    return {**outcome, "step": event.step, "stopped": True}, 128 + (caught or [signal.SIGTERM])[0]
-                case Done():
-                    outcome |= {"step": event.step, "clock": event.clock, "export": _export(config, out, event.params)}
-    return outcome, 0
-
-
-def _tell_left_out(answers: Conversations | None) -> None:
-    from steerling_jax.cli.console import note
-
-    if answers is not None and answers.too_long:
-        note(
-            f"{answers.too_long} of {len(answers) + answers.too_long} answers are left out: after their prompts "
-            "data.seq_len has no room for a block. Raise it to train on them."
-        )
+                    result["evaluation"] = event.results
+                case RunStopped():
+                    if is_first_process():
+                        note(f"Stopped and saved at step {event.step}; run the same command to continue.")
+                    return {**result, "step": event.step, "stopped": True}, 128 + (caught or [signal.SIGTERM])[0]
+                case RunFinished():
+                    result |= {"step": event.step, "clock": event.clock, "export": _export(config, out, event.params)}
+    return result, 0
 
 
 def _export(config: RunConfig, out: Path, params: Any) -> Path:
+    """Writes the model in the published layout. All processes take part in gathering the parameters."""
     from steerling_jax.io.weights.published_writer import write_published
     from steerling_jax.parallel.sharding import to_first_host
-    from steerling_jax.train.run.processes import by_the_first
+    from steerling_jax.train.run.processes import run_on_first_process
     from steerling_jax.train.run.run_folder import companions
 
-    whole = to_first_host(params)
-    by_the_first(lambda: write_published(out / "export", config.model, whole, files=companions(out)))
+    gathered = to_first_host(params)
+    run_on_first_process(lambda: write_published(out / "export", config.model, gathered, files=companions(out)))
     return out / "export"
 
 
-def _corpus(config: RunConfig, folder: Path, other: InitialWeights | None) -> CorpusStore:
-    """Opens the store at `folder`; where there is nothing, makes it from the interpreter's documentation first, in the
-    tokens of the weights that training starts from."""
-    from steerling_jax.io.corpus.store import CorpusStore
+def _set_compilation_cache(out: Path) -> None:
+    """Caches compiled programs in the run's folder, unless JAX_COMPILATION_CACHE_DIR names another one.
 
-    if folder.exists():
-        return CorpusStore(folder)
-    from steerling_jax.cli.console import stages
-    from steerling_jax.train.corpus.python_documents import python_documents
-    from steerling_jax.train.prepare.config import CorpusInputs, PrepareConfig
-    from steerling_jax.train.prepare.model_tokenizer import model_tokenizer
-    from steerling_jax.train.prepare.prepare import prepare
-
-    inputs = CorpusInputs(
-        documents=python_documents(), tokenizer=None if other is None else model_tokenizer(other.folder)
-    )
-    settings = PrepareConfig(
-        vocab_size=config.data.vocab_size,
-        chunk_tokens=config.data.chunk_tokens,
-        seed=config.seed,
-        shares=config.data.sources or {},
-    )
-    with stages() as progress:
-        return prepare(folder, inputs, settings, progress=progress)
-
-
-def _place(given: str | None, out: Path) -> Path:
-    require(
-        given is None or "://" not in given,
-        f"The corpus {given} is in a bucket, and training reads from disks: mount it, and give the folder.",
-    )
-    return out / "corpus" if given is None else Path(given)
-
-
-def _keep_compiled(out: Path) -> None:
-    """Compiled programs stay in the run's folder unless JAX was told another place: a restart is quick, and runs the
-    very same program (on a GPU, compiling anew may choose other kernels, and so other last bits).
+    A restart is then faster, and runs the same program: on a GPU, compiling again may choose other kernels by timing
+    them, which round differently, and the resumed run would not be bit-identical.
     """
     import jax
 
@@ -227,21 +153,22 @@ def _keep_compiled(out: Path) -> None:
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collects the first SIGINT or SIGTERM for the loop to see; the second acts as usual."""
+def _catch_signals() -> Iterator[list[int]]:
+    """Collects the first SIGINT or SIGTERM, for the loop to stop after the current step. The handlers are then
+    restored, so that a second signal ends the process at once."""
     caught: list[int] = []
-    before: dict[int, Callable[..., Any] | int | None] = {}
+    previous: dict[int, Callable[..., Any] | int | None] = {}
 
     def catch(number: int, _: Any) -> None:
         caught.append(number)
         restore()
 
     def restore() -> None:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        before[number] = signal.signal(number, catch)
+        previous[number] = signal.signal(number, catch)
     try:
         yield caught
     finally:

@@ -40,7 +40,7 @@ from steerling_jax.models.steerling.model import compiled_forward, init_params
 from steerling_jax.objectives.concept_losses import log_presence
 from steerling_jax.tokenizer import IdsOnlyTokenizer
 from steerling_jax.train.evaluate_command import UNKNOWN_SEQ_LEN, sequence_length
-from steerling_jax.train.evaluation.evaluate import evaluate_full
+from steerling_jax.train.evaluation.evaluate import EvaluationConfig, evaluate_full
 from steerling_jax.train.run.run_config import special_ids
 from tests.worlds.training_world import make_corpus
 
@@ -303,7 +303,7 @@ def test_detection_in_sequences_of_any_length_and_of_a_sample(store: CorpusStore
 
 def test_report_is_whole(store: CorpusStore):
     config = tiny(block=8, vocab_size=64, concepts=8)
-    found = evaluate_full(fresh(config), config, COMPUTE, store, seq_len=32, draws=1)
+    found = evaluate_full(fresh(config), config, COMPUTE, store, EvaluationConfig(seq_len=32, draws=1))
     assert {"nats_per_token", "cost_epsilon", "concept_share", "baselines", "detection"} <= found.keys()
     assert found["baselines"]["trigram"]["nats_per_token"] == pytest.approx(math.log(60), rel=0.2)  # it is noise
     detection = found["detection"]["0.5"]

@@ -1,4 +1,4 @@
-"""The scripts for pods: shellcheck, what --dry-run prints, and a whole life of a pod with a gcloud that pretends."""
+"""The scripts for pods: shellcheck, what --dry-run prints, and the life of a pod with a simulated gcloud."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PLACE = ["--zone", "us-west4-a", "--project", "mine"]
 # `describe` tells the next of the states; `ssh` runs the line here, in a home of its own for each machine.
 GCLOUD = """#!/usr/bin/env python3
 import json, os, pathlib, subprocess, sys
-root = pathlib.Path(os.environ["PRETENDED"])
+root = pathlib.Path(os.environ["SIMULATED"])
 words = sys.argv[1:]
 with (root / "calls").open("a") as calls:
     calls.write(json.dumps(words) + "\\n")
@@ -40,7 +40,7 @@ elif "ssh" in words:
     line = next(word for word in words if word.startswith("--command=")).removeprefix("--command=")
     sys.exit(subprocess.run(["bash", "-c", line], env=os.environ | {"HOME": str(home)}).returncode)
 """
-# In place of Python on the pretended machines: its pip brings a uv that writes down what it is asked for.
+# In place of Python on the simulated machines: its pip brings a uv that writes down what it is asked for.
 PYTHON = """#!/bin/bash
 [ "$*" = "-m pip install --quiet --user uv" ] && mkdir -p ~/.local/bin && cat > ~/.local/bin/uv << 'UV'
 #!/bin/bash
@@ -114,7 +114,7 @@ def test_dry_runs_print_what_would_be_done():
         ("create.sh", ["pod", "--accelerator", "v5p-8"], "Give --zone and --project"),
         ("create.sh", ["pod", *PLACE], "Give --accelerator"),
         ("create.sh", ["pod", *PLACE, "--accelerator", "tpu7x-8"], "use gke.sh"),
-        ("create.sh", ["pod", *PLACE, "--accelerator", "gpu-8"], "No image is known"),
+        ("create.sh", ["pod", *PLACE, "--accelerator", "gpu-8"], "The image for gpu-8 is unknown"),
         ("create.sh", PLACE, "Give the pod a name"),
         ("run.sh", ["pod", *PLACE], "Give a command after --"),
         ("run.sh", ["pod", *PLACE, "--slice", "2"], "no option --slice"),
@@ -131,7 +131,7 @@ def test_dry_runs_print_what_would_be_done():
         ("watch.sh", ["pod", *PLACE, "--zone"], "--zone needs a value"),
     ],
 )
-def test_mistakes_are_told(name: str, words: list[str], told: str):
+def test_invalid_options_are_reported(name: str, words: list[str], told: str):
     done = script(name, *words)
     assert done.returncode == 2
     assert told in done.stderr
@@ -139,7 +139,7 @@ def test_mistakes_are_told(name: str, words: list[str], told: str):
 
 
 @pytest.fixture
-def pretended(tmp_path: Path) -> dict[str, str]:
+def simulated(tmp_path: Path) -> dict[str, str]:
     """An environment with a gcloud of ours first in its path."""
     (tmp_path / "bin").mkdir()
     for name, text in (("gcloud", GCLOUD), ("python3-of-the-pod", PYTHON)):
@@ -147,29 +147,29 @@ def pretended(tmp_path: Path) -> dict[str, str]:
         (tmp_path / "bin" / name).chmod(0o755)
     line = "mkdir -p ~/steerling/bin && ln -sf " + str(tmp_path / "bin/python3-of-the-pod") + " ~/steerling/bin/python3"
     return {
-        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "PRETENDED": str(tmp_path), "TPU_POLL_SECONDS": "0.2",
+        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "SIMULATED": str(tmp_path), "TPU_POLL_SECONDS": "0.2",
         "TPU_SETUP_LINE": f"{line} && PATH=~/steerling/bin:$PATH",
     }  # fmt: skip
 
 
 def calls(root: Path) -> list[str]:
-    """What gcloud was asked to do, but for looking."""
+    """The actions of gcloud, without queries and ssh."""
     words = [json.loads(line) for line in (root / "calls").read_text().splitlines()]
     return [line[3] for line in words if line[3] not in ("describe", "ssh")]
 
 
-def test_watching_makes_the_pod_again_and_starts_the_command_until_it_ends(pretended: dict[str, str], tmp_path: Path):
+def test_watch_recreates_the_pod_and_restarts_the_command_until_it_succeeds(simulated: dict[str, str], tmp_path: Path):
     """There is no pod at first; the command fails once; then the pod is preempted; then all goes well. Now and then the
     cloud does not answer, which is no reason to make anything again."""
     states = "UNREACHABLE NOT_FOUND PROVISIONING UNREACHABLE ACTIVE ACTIVE UNREACHABLE ACTIVE ACTIVE SUSPENDED ACTIVE"
     (tmp_path / "states").write_text(states)
     command = f"echo $HOME >> {tmp_path}/runs; [ $(grep -c '\"create\"' {tmp_path}/calls) -gt 1 ]"
     kinds = ["--accelerator", "v5p-8", "--slices", "2"]
-    done = script("watch.sh", "pod", *PLACE, *kinds, "--", "bash", "-c", command, **pretended)
+    done = script("watch.sh", "pod", *PLACE, *kinds, "--", "bash", "-c", command, **simulated)
     assert done.returncode == 0, done.stderr
     assert "The command failed on a host of pod" in done.stderr
-    assert "pod is gone; making it again" in done.stderr
-    assert "The command has ended on pod" in done.stderr
+    assert "pod is gone; creating it again" in done.stderr
+    assert "The command has finished on pod" in done.stderr
     assert calls(tmp_path) == ["delete", "create", "delete", "create"]
     runs = (tmp_path / "runs").read_text().splitlines()
     assert len(runs) >= 6, "each of the two slices runs it at first, after a failure, and after the preemption"
@@ -177,22 +177,22 @@ def test_watching_makes_the_pod_again_and_starts_the_command_until_it_ends(prete
     assert "steerling-jax[tpu]" in (tmp_path / "home/pod-0/installed").read_text()
 
 
-def test_watching_a_pod_where_nothing_runs_sets_it_up_and_starts_the_command(pretended: dict[str, str], tmp_path: Path):
+def test_watch_sets_up_a_pod_where_nothing_runs(simulated: dict[str, str], tmp_path: Path):
     """A host that was started anew forgets its processes and keeps its disk."""
     (tmp_path / "states").write_text("ACTIVE")
     home = tmp_path / "home" / "pod" / "steerling"
     home.mkdir(parents=True)
     (home / "group").write_text("4194304\n")  # of no process: larger than any number that Linux gives
-    done = script("watch.sh", "pod", *PLACE, "--accelerator", "v5p-8", "--", "echo", "it", "ran", **pretended)
+    done = script("watch.sh", "pod", *PLACE, "--accelerator", "v5p-8", "--", "echo", "it", "ran", **simulated)
     assert done.returncode == 0, done.stderr
-    assert "The command does not run on pod; setting it up" in done.stderr
+    assert "The command is not running on pod; setting up the pod" in done.stderr
     assert calls(tmp_path) == [], "nothing was made or deleted"
-    shown = script("log.sh", "pod", *PLACE, **pretended)
+    shown = script("log.sh", "pod", *PLACE, **simulated)
     assert "it ran" in shown.stdout
-    assert "ended with 0" in shown.stdout
+    assert "exit code 0" in shown.stdout
 
 
-def test_a_host_that_has_no_exit_code_to_show_has_not_ended_well(pretended: dict[str, str], tmp_path: Path):
+def test_a_host_without_an_exit_code_has_not_succeeded(simulated: dict[str, str], tmp_path: Path):
     """One host's disk was full, so that its file is empty; the other one's command ended."""
     (tmp_path / "states").write_text("ACTIVE")
     for number, code in enumerate(("0\n", "")):
@@ -201,67 +201,67 @@ def test_a_host_that_has_no_exit_code_to_show_has_not_ended_well(pretended: dict
         (home / "code").write_text(code)
     kinds = ["--accelerator", "v5p-8", "--slices", "2"]
     command = f"echo $HOME >> {tmp_path}/runs"
-    done = script("watch.sh", "pod", *PLACE, *kinds, "--", "bash", "-c", command, **pretended)
+    done = script("watch.sh", "pod", *PLACE, *kinds, "--", "bash", "-c", command, **simulated)
     assert done.returncode == 0, done.stderr
-    assert "The command does not run on pod; setting it up" in done.stderr
+    assert "The command is not running on pod; setting up the pod" in done.stderr
     assert len((tmp_path / "runs").read_text().splitlines()) == 2
 
 
-def test_a_pod_that_says_nothing_has_not_ended(pretended: dict[str, str], tmp_path: Path):
+def test_a_pod_that_does_not_answer_has_not_finished(simulated: dict[str, str], tmp_path: Path):
     """gcloud says nothing of the hosts at the first look; then the pod is gone, and cannot be had again."""
     (tmp_path / "states").write_text("ACTIVE FAILED")
     silent = tmp_path / "bin" / "gcloud"
     silent.write_text(silent.read_text().replace('elif "ssh" in words:', 'elif "ssh" in words:\n    sys.exit()'))
     watch = [FOLDER / "watch.sh", "pod", *PLACE, "--accelerator", "v5p-8", "--", "true"]
-    with subprocess.Popen(watch, env=pretended, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(watch, env=simulated, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
-        assert process.stderr.readline() == "pod is gone; making it again.\n"
+        assert process.stderr.readline() == "pod is gone; creating it again.\n"
         process.terminate()
 
 
-def test_an_exit_code_is_there_whole_or_not_at_all(pretended: dict[str, str], tmp_path: Path):
+def test_an_exit_code_is_written_atomically(simulated: dict[str, str], tmp_path: Path):
     """No byte can be written once the command runs, as on a full disk."""
     home = tmp_path / "home/pod/steerling"
     (home / ".venv/bin").mkdir(parents=True)
     (home / ".venv/bin/activate").write_text("trap '' XFSZ; ulimit -f 0\n")
-    assert script("run.sh", "pod", *PLACE, "--", "true", **pretended).returncode == 0
+    assert script("run.sh", "pod", *PLACE, "--", "true", **simulated).returncode == 0
     group = int((home / "group").read_text())
     while Path(f"/proc/{group}").exists():
         time.sleep(0.05)
     assert not (home / "code").exists()
 
 
-def test_the_setup_line_of_the_guide_may_run_again(pretended: dict[str, str], tmp_path: Path):
+def test_the_setup_command_of_the_guide_can_be_repeated(simulated: dict[str, str], tmp_path: Path):
     """As after a reboot of one host of many. A folder is mounted where it is, and once."""
     (line,) = re.findall(r"TPU_SETUP_LINE='(.*)'", (REPOSITORY / "docs/guide/pods.md").read_text())
-    sudo = "case $1 in mkdir) mkdir $2 $PRETENDED/shared ;; mount) mkdir $PRETENDED/shared/mounted ;; esac"
-    for name, text in (("sudo", sudo), ("mountpoint", "[ -d $PRETENDED/shared/mounted ]")):
+    sudo = "case $1 in mkdir) mkdir $2 $SIMULATED/shared ;; mount) mkdir $SIMULATED/shared/mounted ;; esac"
+    for name, text in (("sudo", sudo), ("mountpoint", "[ -d $SIMULATED/shared/mounted ]")):
         (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{text}\n")
         (tmp_path / "bin" / name).chmod(0o755)
     for _ in range(2):
-        done = script("setup.sh", "pod", *PLACE, "--", f"{line} && {pretended['TPU_SETUP_LINE']}", **pretended)
+        done = script("setup.sh", "pod", *PLACE, "--", f"{line} && {simulated['TPU_SETUP_LINE']}", **simulated)
         assert done.returncode == 0, done.stderr
     assert len((tmp_path / "home/pod/installed").read_text().splitlines()) == 2
 
 
-def test_a_command_ends_before_the_next_one_starts(pretended: dict[str, str], tmp_path: Path):
+def test_a_command_is_stopped_before_the_next_one_starts(simulated: dict[str, str], tmp_path: Path):
     """As a training does, it saves when it is asked to end."""
     (tmp_path / "home/pod/steerling/.venv/bin").mkdir(parents=True)
     (tmp_path / "home/pod/steerling/.venv/bin/activate").touch()
     said = tmp_path / "said"
     first = f"trap 'sleep 1; echo saved | tee -a {said}; exit' TERM; echo began >> {said}; while :; do sleep 0.1; done"
-    assert script("run.sh", "pod", *PLACE, "--", "bash", "-c", first, **pretended).returncode == 0
+    assert script("run.sh", "pod", *PLACE, "--", "bash", "-c", first, **simulated).returncode == 0
     while not said.is_file():
         time.sleep(0.05)
-    assert script("run.sh", "pod", *PLACE, "--", "bash", "-c", f"echo next >> {said}", **pretended).returncode == 0
+    assert script("run.sh", "pod", *PLACE, "--", "bash", "-c", f"echo next >> {said}", **simulated).returncode == 0
     while "next" not in said.read_text():
         time.sleep(0.05)
     assert said.read_text().split() == ["began", "saved", "next"]
     assert "saved" in (tmp_path / "home/pod/steerling/log.before").read_text()
 
 
-def test_a_request_that_cannot_be_met_is_told(pretended: dict[str, str], tmp_path: Path):
+def test_a_failed_request_is_reported(simulated: dict[str, str], tmp_path: Path):
     (tmp_path / "states").write_text("WAITING_FOR_RESOURCES FAILED")
-    done = script("create.sh", "pod", *PLACE, "--accelerator", "v5p-8", **pretended)
+    done = script("create.sh", "pod", *PLACE, "--accelerator", "v5p-8", **simulated)
     assert done.returncode == 2
     assert "The request for pod is FAILED" in done.stderr

@@ -11,8 +11,9 @@ import pytest
 from steerling_jax.cli.main import main
 from steerling_jax.io.corpus.store import CorpusStore
 from steerling_jax.tokenizer import IdsOnlyTokenizer
-from steerling_jax.train.evaluation import samples
-from steerling_jax.train.evaluation.samples import RUN, Sample, measures
+from steerling_jax.train.evaluation import sample_measures
+from steerling_jax.train.evaluation.sample_measures import RUN, measures
+from steerling_jax.train.evaluation.samples import Sample
 from tests.worlds.training_world import make_corpus
 
 
@@ -29,7 +30,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> CorpusStore:
 
 
 def test_measures(store: CorpusStore, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(samples, "_SLICE", 1000)  # runs across the seams count too
+    monkeypatch.setattr(sample_measures, "_SLICE", 1000)  # runs across the seams count too
     tokens = store.tokens(0, 3000).astype(int).tolist()
     special = set(store.special.names())
     at = next(i for i in range(995, 3000) if not special & set(tokens[i : i + 12]))
@@ -44,16 +45,16 @@ def test_measures(store: CorpusStore, monkeypatch: pytest.MonkeyPatch):
 
 def test_runs_are_told_apart():
     tokens = np.random.default_rng(0).integers(0, 4096, 50_000)
-    assert len(np.unique(samples._runs(tokens))) == 50_000 - RUN + 1
-    assert len(samples._runs(tokens[: RUN - 1])) == 0
+    assert len(np.unique(sample_measures._runs(tokens))) == 50_000 - RUN + 1
+    assert len(sample_measures._runs(tokens[: RUN - 1])) == 0
 
 
 @pytest.mark.parametrize(
     ("args", "words"),
     [
         (["evaluate", "no-such/model"], "no-such/model"),
-        (["evaluate", "--levels", "0"], "--levels holds 0"),
-        (["evaluate", "--samples", "-1"], "--samples is -1"),
+        (["evaluate", "--levels", "0"], "--levels has 0"),
+        (["evaluate", "--samples", "-1"], "--samples: expected a whole number of at least 0, not '-1'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

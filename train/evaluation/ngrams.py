@@ -1,15 +1,15 @@
-"""Baselines that count: n-gram models of tokens, by interpolated modified Kneser–Ney smoothing.
+"""N-gram models of tokens as baselines, with interpolated modified Kneser–Ney smoothing.
 
 Source: Chen and Goodman, "An empirical study of smoothing techniques for language modeling" (1999), with one discount
 each for counts of 1, 2 and more, per order. The highest order uses counts, the lower ones the number of different
 tokens that an n-gram was seen after; the unigram is interpolated with the uniform distribution over the vocabulary.
 
-The text is one stream, special tokens included, so a document may be predicted from the end of the one before it. Every
-token is predicted once, and the bytes are those of the text: what closes chunks and documents costs bits and carries no
-bytes. `steerling_jax.evaluation` counts the model's bits in the same way.
+The text is one stream, special tokens included, so a document may be predicted from the end of the previous one. Every
+token is predicted once, and the bytes are those of the text: tokens that end a chunk or a document cost bits and have
+no bytes. `steerling_jax.evaluation` counts the model's bits in the same way.
 
-An n-gram is known by the number of its first n − 1 tokens' n-gram and its last token, which fit in one int64 for any
-vocabulary. Legend: N tokens, G distinct n-grams of an order.
+The key of an n-gram is (the number of the (n − 1)-gram of its first tokens) · vocabulary size + its last token. It fits
+in an int64 for any n, where n token ids would not. Legend: N tokens, G distinct n-grams of an order.
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ _UNSEEN = -1
 
 @dataclass(frozen=True)
 class Order:
-    """One order's table. keys (G,) int64 sorted, what identifies an n-gram; discounted (G,) float64, its count less the
-    discount. By its first n − 1 tokens: total, the sum of counts, and freed, what the discounts left over.
+    """The table of one order.
+
+    keys: (G,) int64, sorted. discounted: (G,) float64, the count of each n-gram minus its discount.
+    total, freed: by number of the (n − 1)-gram of the first tokens, the sums of counts and of discounts.
     """
 
     keys: np.ndarray
@@ -35,44 +37,47 @@ class Order:
 
 @dataclass(frozen=True)
 class NgramModel:
-    """orders[n − 1] is the table of n-grams."""
+    """An interpolated model; orders[n − 1] is the table of n-grams."""
 
     vocab_size: int
     orders: tuple[Order, ...]
 
     def log_probabilities(self, tokens: np.ndarray) -> np.ndarray:
-        """Natural logarithm of each token's probability after those before it, (N,) float64 for tokens (N,).
+        """Natural logarithm of the probability of each token given those before it: (N,) float64 for tokens (N,).
 
-        The first tokens have what context there is.
+        The first tokens have a shorter context. Each order interpolates with the one below,
+        p_n = (discounted count + freed · p_{n−1}) / total, from the uniform distribution up.
         """
         tokens = np.asarray(tokens, np.int64)
         p = np.full(len(tokens), 1.0 / self.vocab_size)
-        # The n-gram that starts at each token, and its first n − 1 tokens'; of the empty one there is only one.
+        # The number of the (n − 1)-gram that starts at each token, _UNSEEN where training has none; the empty one is 0.
         context = np.zeros(len(tokens), np.int64)
         for n, order in enumerate(self.orders, 1):
             if n > len(tokens):
                 break
             start = len(tokens) - n + 1
             context = context[:start]
-            found = _find(order.keys, _keys(context, tokens[n - 1 :], self.vocab_size))
+            number = _find(order.keys, _keys(context, tokens[n - 1 :], self.vocab_size))
             seen = (context != _UNSEEN) & (order.total[context] > 0)
-            count = np.where(found != _UNSEEN, order.discounted[found], 0.0)
+            count = np.where(number != _UNSEEN, order.discounted[number], 0.0)
             total = np.where(seen, order.total[context], 1.0)
             p[n - 1 :] = np.where(seen, (count + order.freed[context] * p[n - 1 :]) / total, p[n - 1 :])
-            context = found
+            context = number
         return np.log(p)
 
 
 def fit_ngrams(tokens: np.ndarray, order: int, vocab_size: int) -> NgramModel:
-    """Counts tokens (N,) into a model of n-grams up to `order` ≥ 1."""
+    """The model of n-grams up to `order` ≥ 1 of tokens (N,)."""
     return count_ngrams(tokens, order, vocab_size).model(order)
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Counts of every order's n-grams, from which models of any lower order are made. A list item an order: keys, as in
-    `Order`, count, tails, from how many different tokens an n-gram was seen after, and contexts, the number of its
-    first n − 1 tokens."""
+    """Counts of the n-grams of all orders, for models of this order and lower ones. Lists have an item for each order.
+
+    keys: as in `Order`. count: occurrences. contexts: the number of the (n − 1)-gram of the first tokens.
+    tails: the number of different tokens after which an n-gram occurs, which lower orders use in place of the count.
+    """
 
     vocab_size: int
     keys: list[np.ndarray]
@@ -81,6 +86,7 @@ class Counts:
     contexts: list[np.ndarray]
 
     def model(self, order: int) -> NgramModel:
+        """The model of n-grams up to `order`."""
         order = min(order, len(self.keys))
         tables = []
         for n in range(order):
@@ -90,19 +96,20 @@ class Counts:
 
 
 def count_ngrams(tokens: np.ndarray, order: int, vocab_size: int) -> Counts:
-    """Counts the n-grams of tokens (N,) up to `order`, in some hundred bytes of memory a token."""
+    """Counts the n-grams of tokens (N,) up to `order`; needs some hundred bytes of memory per token."""
     tokens = np.asarray(tokens, np.int64)
     counts = Counts(vocab_size, [], [], [], [])
-    numbers = np.zeros(len(tokens), np.int64)  # of the (n − 1)-gram that starts at each place
+    numbers = np.zeros(len(tokens), np.int64)  # of the (n − 1)-gram that starts at each token
     for n in range(1, min(order, len(tokens)) + 1):
-        places = len(tokens) - n + 1
+        starts = len(tokens) - n + 1
         keys, first, inverse, count = np.unique(
-            _keys(numbers[:places], tokens[n - 1 :], vocab_size),
+            _keys(numbers[:starts], tokens[n - 1 :], vocab_size),
             return_index=True,
             return_inverse=True,
             return_counts=True,
         )
         if n > 1:
+            # Each n-gram, counted once, adds one to its last n − 1 tokens, which start one token later.
             counts.tails.append(np.bincount(numbers[first + 1], minlength=len(counts.keys[-1])))
         counts.keys.append(keys)
         counts.count.append(count)
@@ -118,7 +125,10 @@ def _table(keys: np.ndarray, count: np.ndarray, context: np.ndarray, contexts: i
 
 
 def _discounts(count: np.ndarray) -> np.ndarray:
-    """Discounts (4,) of counts 0, 1, 2 and more, from how many n-grams have which count."""
+    """Discounts (4,) of the counts 0, 1, 2 and more, from n_k, the number of n-grams with count k.
+
+    D_k = k − (k + 1) Y n_{k+1} / n_k with Y = n_1 / (n_1 + 2 n_2) (Chen and Goodman).
+    """
     ones, twos, threes, fours = (int(np.sum(count == k)) for k in (1, 2, 3, 4))
     if not ones or not twos:  # too little text to estimate from
         return np.array([0.0, 0.5, 0.5, 0.5])
@@ -126,7 +136,7 @@ def _discounts(count: np.ndarray) -> np.ndarray:
     d1 = 1 - 2 * y * twos / ones
     d2 = 2 - 3 * y * threes / twos
     d3 = 3 - 4 * y * fours / threes if threes else d2
-    # Counts of counts that do not fall off, as small texts have them, would give discounts out of range.
+    # In small texts, counts of counts may not decrease, and the formula may give discounts out of range.
     return np.array([0.0, *(np.clip(d, 0.1, k - 0.1) for k, d in enumerate((d1, d2, d3), 1))])
 
 
@@ -134,7 +144,7 @@ def _keys(context: np.ndarray, token: np.ndarray, vocab_size: int) -> np.ndarray
     return np.where(context == _UNSEEN, _UNSEEN, context * vocab_size + token)
 
 
-def _find(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Where each wanted key is in sorted `keys`, or −1."""
-    at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-    return np.where(keys[at] == wanted, at, _UNSEEN)
+def _find(keys: np.ndarray, queries: np.ndarray) -> np.ndarray:
+    """The index of each query in sorted `keys`, or _UNSEEN."""
+    index = np.minimum(np.searchsorted(keys, queries), len(keys) - 1)
+    return np.where(keys[index] == queries, index, _UNSEEN)

@@ -1,4 +1,4 @@
-"""Where a run's time goes, and how fast its steps are."""
+"""Time of a run by phase, and the speed of its steps."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ from steerling_jax.objectives.steering import SteeringObjective
 from steerling_jax.train.run.run_config import RunConfig
 
 PHASES = ("init", "compile", "data", "step", "eval", "save")
-OTHER = "other"  # showing, writing lines, waiting for whoever drives the loop
+OTHER = "other"  # writing metrics, and the program that handles the events
 
 
 class Clock:
-    """Seconds by phase, over restarts. Time between the last save and a kill is lost, as are the steps made in it."""
+    """Seconds by phase, summed over restarts. It is saved with each checkpoint, so the time of steps that are lost when
+    a process is killed is not counted."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = dict.fromkeys(PHASES, 0.0)
         self.starts = 1
-        self._begin, self._before = time.perf_counter(), 0.0
+        self._start, self._before = time.perf_counter(), 0.0
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Counts what happens inside towards `name`."""
+        """Adds the time inside the `with` block to phase `name`."""
         start = time.perf_counter()
         try:
             yield
@@ -38,7 +39,7 @@ class Clock:
             self.seconds[name] += time.perf_counter() - start
 
     def add(self, saved: Mapping[str, Any]) -> None:
-        """Goes on from the clock of a checkpoint."""
+        """Adds the clock of a checkpoint (`to_json`)."""
         self.starts += int(saved["starts"])
         for name, seconds in saved["seconds"].items():
             self._before += float(seconds)
@@ -46,14 +47,14 @@ class Clock:
                 self.seconds[name] = self.seconds.get(name, 0.0) + float(seconds)
 
     def to_json(self) -> dict[str, Any]:
-        """`starts` of the run, and `seconds` by phase, which add up to its time."""
-        everything = self._before + time.perf_counter() - self._begin
-        seconds = {**self.seconds, OTHER: everything - sum(self.seconds.values())}
+        """`starts`: how often the run was started; `seconds` by phase, which sum to the run's time."""
+        total = self._before + time.perf_counter() - self._start
+        seconds = {**self.seconds, OTHER: total - sum(self.seconds.values())}
         return {"starts": self.starts, "seconds": {name: round(value, 3) for name, value in seconds.items()}}
 
 
 class Speed:
-    """Over the last 32 steps, data and compute, without evaluating and saving."""
+    """Speed over the last 32 steps: time for data and for steps, without evaluations and saves."""
 
     def __init__(self, run: RunConfig, clock: Clock):
         self._flops = step_flops(run).total
@@ -67,7 +68,7 @@ class Speed:
 
     @property
     def steps_per_second(self) -> float | None:
-        """None before two steps were done."""
+        """None before the second step."""
         span = self._busy[-1] - self._busy[0]
         return (len(self._busy) - 1) / span if span > 0 else None
 
@@ -78,33 +79,33 @@ class Speed:
 
     @property
     def flops_per_second(self) -> float | None:
-        """Model FLOPs (`steerling_jax/models/steerling/flops.py`), of all devices."""
+        """Model FLOPs (`models/steerling/flops.py`) a second, of all devices."""
         speed = self.steps_per_second
         return None if speed is None else speed * self._flops
 
     @property
     def mfu(self) -> float | None:
-        """Model FLOPs as a share of what all devices could do at most; None where that is not known, as on CPUs."""
+        """Model FLOPs over the peak of all devices (MFU); None where the peak is unknown, as on CPUs."""
         flops = self.flops_per_second
         return None if self._peak is None or flops is None else flops / self._peak
 
     def to_json(self) -> dict[str, float]:
-        """For a line of metrics, what is known of it: each step's is of the steps before it."""
-        found = {
+        """The values that are known, for a line of metrics. They are of the steps before the line's."""
+        values = {
             "tokens_per_second": (self.tokens_per_second, 1),
             "model_flops_per_second": (self.flops_per_second, None),
             "mfu": (self.mfu, 4),
         }
-        return {name: round(value, digits) for name, (value, digits) in found.items() if value is not None}
+        return {name: round(value, digits) for name, (value, digits) in values.items() if value is not None}
 
 
 def step_flops(run: RunConfig) -> Flops:
     """Model FLOPs of one step of a run."""
     noise, data, model = run.objective.noise, run.data, run.model
-    if isinstance(run.objective, SteeringObjective):  # of the heads it asks for one score a row, which is left out
+    if isinstance(run.objective, SteeringObjective):  # uses one score a row of the concept heads, which is left out
         model = dataclasses.replace(model, interpretable=False, concept=None)
     share = expected_masked_share(noise)
-    if data.messages is not None:  # one block of each sequence
+    if data.messages is not None:  # only one block of each sequence is masked
         share *= model.diff_block_size / data.seq_len
     return training_flops(
         model,

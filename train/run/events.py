@@ -1,4 +1,4 @@
-"""What the training loop tells whoever drives it. Step 1 is the first."""
+"""Events of the training loop, for the program that drives it. Steps are numbered from 1."""
 
 from __future__ import annotations
 
@@ -9,26 +9,31 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Began:
-    """Training goes on after `step` (0: from the start). order: what came from where, the first thing first.
-    unreadable: newer checkpoints that were passed over, with the reasons."""
+class RunStarted:
+    """Training starts after `step` (0: a new run).
+
+    sources: one sentence each on where parameters, optimizer state, data and metrics come from.
+    unreadable: newer checkpoints that were skipped, as (step, reason).
+    """
 
     step: int
-    order: tuple[str, ...]
+    sources: tuple[str, ...]
     unreadable: tuple[tuple[int, str], ...]
 
 
 @dataclass(frozen=True)
-class Compiled:
-    """The step is compiled, or was found in the compilation cache."""
+class StepCompiled:
+    """The training step was compiled, or loaded from the compilation cache."""
 
     seconds: float
 
 
 @dataclass(frozen=True)
-class Step:
-    """Step `step` is done; told one step late, while the next one runs. mfu: share of the devices' peak. None where
-    that is not known, as after the first step."""
+class StepDone:
+    """Metrics of `step`. The event comes while the next step runs on the device, so one step late.
+
+    tokens_per_second, mfu (model FLOPs utilisation, 0 to 1): None where unknown, as after the first step.
+    """
 
     step: int
     metrics: Mapping[str, float]
@@ -37,8 +42,9 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Spike:
-    """The loss of `step` stands far above those before it, whose median is `median`. sequences: of its batch."""
+class LossSpike:
+    """The loss of `step` is far above the losses before it, whose median is `median`. sequences: numbers of the
+    sequences of its batch."""
 
     step: int
     loss: float
@@ -48,37 +54,51 @@ class Spike:
 
 @dataclass(frozen=True)
 class Evaluated:
+    """Held-out figures after `step`, as JSON values."""
+
     step: int
     results: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Saved:
+class CheckpointSaved:
     """The checkpoint of `step` is complete on disk."""
 
     step: int
 
 
 @dataclass(frozen=True)
-class Profiled:
-    """A trace is written under `folder`."""
+class TraceWritten:
+    """A profiler trace was written to `folder`."""
 
     folder: Path
 
 
 @dataclass(frozen=True)
-class Stopped:
-    """Asked to stop: everything up to `step` is saved."""
+class RunStopped:
+    """The run was asked to stop; everything up to `step` is saved. clock: seconds by phase."""
 
     step: int
     clock: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Done:
+class RunFinished:
+    """All steps are done. params: of the model, with adapters merged. clock: seconds by phase."""
+
     step: int
     params: Any
     clock: Mapping[str, Any]
 
 
-Event = Began | Compiled | Step | Spike | Evaluated | Saved | Profiled | Stopped | Done
+Event = (
+    RunStarted
+    | StepCompiled
+    | StepDone
+    | LossSpike
+    | Evaluated
+    | CheckpointSaved
+    | TraceWritten
+    | RunStopped
+    | RunFinished
+)

@@ -1,7 +1,8 @@
-"""The training loop, as a generator of events: it computes and saves, and whoever drives it shows.
+"""The training loop: a generator that computes and saves, and yields events for the program to display.
 
-A run killed at any moment goes on from its last checkpoint to the same parameters, bit for bit: a step's randomness and
-its batch depend on (seed, step) alone. Several processes run the loop together, in step (`processes.py`).
+A run that is killed at any moment and started again reaches the same parameters, bit for bit: the batch and the random
+numbers of a step depend on (seed, step) alone, and a checkpoint holds everything else. Several processes run the loop
+together (`processes.py`).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,181 +20,218 @@ from steerling_jax.errors import UserError
 from steerling_jax.io.checkpoints.training import TrainingCheckpoints
 from steerling_jax.io.corpus.store import CorpusStore
 from steerling_jax.models.backbone import Params
-from steerling_jax.objectives.training_step import Batch, Metrics, model_params
+from steerling_jax.objectives.training_step import Batch, Metrics, TrainState, model_params
 from steerling_jax.train.data.batches import Batches
 from steerling_jax.train.run.clock import Clock, Speed
 from steerling_jax.train.run.events import (
-    Began,
-    Compiled,
-    Done,
+    CheckpointSaved,
     Evaluated,
     Event,
-    Profiled,
-    Saved,
-    Spike,
-    Step,
-    Stopped,
+    LossSpike,
+    RunFinished,
+    RunStarted,
+    RunStopped,
+    StepCompiled,
+    StepDone,
+    TraceWritten,
 )
+from steerling_jax.train.run.initial_weights import InitialWeights
+from steerling_jax.train.run.loss_monitor import LossMonitor
 from steerling_jax.train.run.metrics import MetricsLog
-from steerling_jax.train.run.processes import ProcessAgreement, ProcessShare, Timer, is_first
+from steerling_jax.train.run.processes import ProcessAgreement, ProcessShare, SaveTimer, is_first_process
 from steerling_jax.train.run.profiler import Profiler
 from steerling_jax.train.run.run_config import RunConfig
-from steerling_jax.train.run.start import InitialWeights, StartingPoint, begin
+from steerling_jax.train.run.starting_point import restore_or_initialise
 from steerling_jax.train.run.step import compile_step
-from steerling_jax.train.run.watch import Watch
 
 Evaluate = Callable[[Any], Mapping[str, Any]]
 
 
-def train(
-    run: RunConfig,
-    store: CorpusStore,
-    folder: Path,
-    share: ProcessShare,
-    *,
-    other: InitialWeights | None = None,
-    evaluate: Evaluate | None = None,
-    stop: Callable[[], bool] = lambda: False,
-    tensorboard: bool = False,
-    profile: tuple[int, int] | None = None,
-    batches: Batches | None = None,
-) -> Iterator[Event]:
-    """Trains in `folder` from its newest checkpoint, or from `other` weights, or from a fresh draw, and ends with
-    `Stopped` or `Done`.
+@dataclass(frozen=True)
+class LoopOptions:
+    """What the program that drives a run chooses, beside its config.
 
-    `evaluate(params)` gives JSON values; `stop()` is asked after each step; `profile` are the first and the last step
-    to trace; `batches` are those of this run and store, where they are open already. Raises `UserError` for a full
-    disk, unreadable checkpoints, or a loss that stays non-finite.
+    initial: the parameters to start from (`RunConfig.start_from`); None for a random initialisation.
+    evaluate: from the model's parameters to held-out figures, as JSON values; None for no evaluation.
+    stop: called after each step; where it returns True, the run saves and stops.
+    tensorboard: also write metrics for TensorBoard.
+    profile: the first and the last step to trace with the profiler.
+    batches: those of the run, where they are open already.
     """
+
+    initial: InitialWeights | None = None
+    evaluate: Evaluate | None = None
+    stop: Callable[[], bool] = lambda: False
+    tensorboard: bool = False
+    profile: tuple[int, int] | None = None
+    batches: Batches | None = None
+
+
+def train(
+    run: RunConfig, store: CorpusStore, folder: Path, share: ProcessShare, options: LoopOptions | None = None
+) -> Iterator[Event]:
+    """Trains in `folder`, from its newest checkpoint if it has one, and ends with `RunStopped` or `RunFinished`.
+
+    Raises `UserError` for a full disk, unreadable checkpoints, a `profile` of steps that are done, or a loss that stays
+    non-finite.
+    """
+    options = options or LoopOptions()
     clock = Clock()
     with ExitStack() as stack:
         checkpoints = stack.enter_context(TrainingCheckpoints(folder, keep=run.keep, keep_every=run.keep_every))
         with clock.phase("init"):
-            begun = begin(run, share.mesh, checkpoints, folder, other)
-            batches = batches or Batches(run, store)
-            placed = batches.placed(share, begun.step)
-        left = begun.step < run.steps
-        if profile is not None and left and (profile[1] <= begun.step or profile[0] > run.steps):
-            raise UserError(
-                f"--profile asks for steps {profile[0]} to {profile[1]}, but {begun.step + 1} to {run.steps} are left: "
-                "choose among them."
-            )
-        if begun.clock is not None:
-            clock.add(begun.clock)
-        # One process writes for all.
-        log = stack.enter_context(MetricsLog(folder, begun.step, tensorboard=tensorboard)) if is_first() else None
-        if log is not None and begun.step < run.steps:
-            log.write("start", begun.step, {"order": begun.order, "unreadable": dict(begun.unreadable)})
-        yield Began(begun.step, begun.order, begun.unreadable)
-        profiler = stack.enter_context(closing(Profiler(profile, folder)))
-        watch = Watch(batches, folder, skipped=int(jax.device_get(begun.state.skipped)))
-        loop = _Loop(run, checkpoints, log, clock, evaluate, watch, profiler, placed, begun)
-        yield from loop.events(ProcessAgreement(share.mesh), stop)
+            start = restore_or_initialise(run, share.mesh, checkpoints, folder, options.initial)
+            batches = options.batches or Batches(run, store)
+            placed = batches.placed(share, start.step)
+        _check_profile(options.profile, start.step, run.steps)
+        if start.clock is not None:
+            clock.add(start.clock)
+        log = None
+        if is_first_process():  # the metrics are the same on all processes, and one writes them
+            log = stack.enter_context(MetricsLog(folder, start.step, tensorboard=options.tensorboard))
+            if start.step < run.steps:
+                log.write("start", start.step, {"order": start.sources, "unreadable": dict(start.unreadable)})
+        yield RunStarted(start.step, start.sources, start.unreadable)
+        loop = _Loop(
+            run=run,
+            options=options,
+            checkpoints=checkpoints,
+            log=log,
+            clock=clock,
+            monitor=LossMonitor(batches, folder, skipped=int(jax.device_get(start.state.skipped))),
+            profiler=stack.enter_context(closing(Profiler(options.profile, folder))),
+            batches=placed,
+            speed=Speed(run, clock),
+            save_timer=SaveTimer(run.checkpoint_minutes),
+            state=start.state,
+            base=start.base,
+            step=start.step,
+        )
+        yield from loop.events(ProcessAgreement(share.mesh))
 
 
+def _check_profile(profile: tuple[int, int] | None, done: int, steps: int) -> None:
+    """A finished run ignores --profile, so that its command can be repeated."""
+    if profile is not None and done < steps and (profile[1] <= done or profile[0] > steps):
+        raise UserError(
+            f"--profile asks for steps {profile[0]} to {profile[1]}, but steps {done + 1} to {steps} remain: choose "
+            "some of these."
+        )
+
+
+@dataclass
 class _Loop:
-    """The loop's variables, and one method for each thing it does."""
+    """The variables of the loop, and one method for each thing it does."""
 
-    def __init__(
-        self,
-        run: RunConfig,
-        checkpoints: TrainingCheckpoints,
-        log: MetricsLog | None,
-        clock: Clock,
-        evaluate: Evaluate | None,
-        watch: Watch,
-        profiler: Profiler,
-        batches: Iterator[Batch],
-        begun: StartingPoint,
-    ):
-        self.run, self.checkpoints, self.log, self.clock, self.evaluate = run, checkpoints, log, clock, evaluate
-        self.watch, self.profiler, self.batches = watch, profiler, batches
-        self.state, self.base, self.step = begun.state, begun.base, begun.step
-        self.speed, self.timer = Speed(run, clock), Timer(run.checkpoint_minutes)
-        self._late: tuple[int, Metrics] | None = None  # of the last step, not fetched yet
+    run: RunConfig
+    options: LoopOptions
+    checkpoints: TrainingCheckpoints
+    log: MetricsLog | None
+    clock: Clock
+    monitor: LossMonitor
+    profiler: Profiler
+    batches: Iterator[Batch]
+    speed: Speed
+    save_timer: SaveTimer
+    state: TrainState
+    base: Params | None
+    step: int
+    pending: tuple[int, Metrics] | None = None  # metrics of the last step, on the device
 
-    def events(self, agreement: ProcessAgreement, stop: Callable[[], bool]) -> Iterator[Event]:
-        """Everything up to `Done` or `Stopped`."""
+    def events(self, agreement: ProcessAgreement) -> Iterator[Event]:
+        """Everything up to `RunFinished` or `RunStopped`."""
         compiled = None
         while self.step < self.run.steps:
             with self.clock.phase("data"):
                 batch = next(self.batches)
             if compiled is None:
+                # Only now: the shapes and shardings of a batch are known from the first one.
                 before = self.clock.seconds["compile"]
                 with self.clock.phase("compile"):
                     compiled = compile_step(self.run, self.state, batch, self.base)
-                yield Compiled(self.clock.seconds["compile"] - before)
+                yield StepCompiled(self.clock.seconds["compile"] - before)
             with self.clock.phase("step"), self.profiler.step(self.step + 1, self.state):
+                # Dispatches and returns. The state that goes in is donated, so nothing may use it afterwards.
                 self.state, metrics = compiled(self.state, batch, self.base)
-            yield from self._report()  # the step before this one, while this one runs
+            # Fetching metrics waits for their step. Those of the step before are fetched while this one runs, so that
+            # the device always has work.
+            yield from self._report()
             self.step += 1
-            self._late = (self.step, metrics)
+            self.pending = (self.step, metrics)
             last = self.step == self.run.steps
-            stopping, due = agreement.ask(stop(), self.timer.rings())
+            stopping, save_due = agreement.ask(self.options.stop(), self.save_timer.is_due())
             stopping = stopping and not last
             if self.profiler.finish(self.step, self.state, last=last or stopping):
-                yield Profiled(self.profiler.folder)
-            if stopping:  # who asks may not wait for an evaluation
+                yield TraceWritten(self.profiler.folder)
+            if stopping:
+                # A preempted machine may have half a minute left, less than an evaluation takes: save before it.
                 yield from self._save()
-                yield from self._wait()
+                yield from self._wait_for_save()
             if last or self.step % self.run.eval_every == 0:
                 yield from self._evaluate()
-            if not stopping and (last or due or self.step % self.run.checkpoint_every == 0):
+            if not stopping and (last or save_due or self.step % self.run.checkpoint_every == 0):
                 yield from self._save()
             if (saved := self.checkpoints.finished()) is not None:
-                yield Saved(saved)
+                yield CheckpointSaved(saved)
             if stopping:
-                yield Stopped(self.step, self.clock.to_json())
+                yield RunStopped(self.step, self.clock.to_json())
                 return
-        yield from self._wait()
-        yield Done(self.step, self._params(), self.clock.to_json())
+        yield from self._wait_for_save()
+        yield RunFinished(self.step, self._params(), self.clock.to_json())
 
-    def _report(self) -> Iterator[Step | Spike]:
-        """Fetches the metrics of the step that is waiting for it, and writes them down."""
-        if self._late is None:
+    def _report(self) -> Iterator[StepDone | LossSpike]:
+        """Fetches the pending metrics, writes them and checks the loss."""
+        if self.pending is None:
             return
-        (step, metrics), self._late = self._late, None
+        (step, metrics), self.pending = self.pending, None
         with self.clock.phase("step"):
             values = {name: value.item() for name, value in jax.device_get(metrics).items()}
         self.speed.step_done()
         if step == 1 or step % self.run.log_every == 0 or step == self.run.steps:
             self._write("step", step, {**values, **self.speed.to_json()})
-        yield Step(step, values, self.speed.tokens_per_second, self.speed.mfu)
-        spike = self.watch.look(step, values)
+        yield StepDone(step, values, self.speed.tokens_per_second, self.speed.mfu)
+        spike = self.monitor.check(step, values)
         if spike is not None:
             self._write("spike", step, {"loss": spike.loss, "median": spike.median, "sequences": spike.sequences})
             yield spike
 
     def _write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        """Writes a line of metrics. JSON has no NaN and no infinity: they become null."""
         if self.log is not None:
             finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
             self.log.write(kind, step, finite)
 
     def _evaluate(self) -> Iterator[Event]:
-        if self.evaluate is None:
+        if self.options.evaluate is None:
             return
         yield from self._report()
+        # Kernels are sharded by the mesh in the context, as in the compiled step.
         with self.clock.phase("eval"), jax.set_mesh(self.state.step.sharding.mesh):
-            results = dict(self.evaluate(self._params()))
+            results = dict(self.options.evaluate(self._params()))
         self._write("evaluation", self.step, results)
         yield Evaluated(self.step, results)
 
     def _params(self) -> Params:
-        """The model's, adapters merged."""
+        """The parameters of the model, with adapters merged."""
         return model_params(self.run, self.state.params, self.base)
 
     def _save(self) -> Iterator[Event]:
-        # Lines first: a checkpoint must not be older than what is written about its steps, nor younger.
+        """Starts to save; the save goes on in the background.
+
+        metrics.jsonl is complete up to this step and on disk before the save starts. A run that is restored from this
+        checkpoint does not repeat its steps, so lines that were still missing would be missing for ever; later lines
+        are removed on restoring (`MetricsLog`).
+        """
         yield from self._report()
         if self.log is not None:
             self.log.sync()
-        yield from self._wait()
+        yield from self._wait_for_save()  # of the previous checkpoint: one at a time
         with self.clock.phase("save"):
             self.checkpoints.save(self.step, self.state, self.clock.to_json())
-        self.timer.restart()
+        self.save_timer.restart()
 
-    def _wait(self) -> Iterator[Saved]:
+    def _wait_for_save(self) -> Iterator[CheckpointSaved]:
         with self.clock.phase("save"):
             saved = self.checkpoints.wait()
         if saved is not None:
-            yield Saved(saved)
+            yield CheckpointSaved(saved)

@@ -1,4 +1,4 @@
-"""Where a run's numbers go: `metrics.jsonl` always, TensorBoard when asked for."""
+"""Writes the metrics of a run to `metrics.jsonl`, and to TensorBoard on request."""
 
 from __future__ import annotations
 
@@ -18,14 +18,16 @@ METRICS_FILE = "metrics.jsonl"
 
 
 class MetricsLog:
-    """Appends to `metrics.jsonl` in the run's folder, from `step` on: what a lost stretch had written later is cut off,
-    so that each step stands there once.
+    """Appends to `metrics.jsonl` in the folder of a run that goes on after `step`.
+
+    Lines of later steps are removed first: these steps were lost when the process was killed and are done again, so
+    that each step is in the file once.
     """
 
     def __init__(self, folder: Path, step: int, *, tensorboard: bool = False):
         self.path = folder / METRICS_FILE
-        self._cut(step)
-        self._board = _board(folder, step) if tensorboard else None
+        self._remove_after(step)
+        self._board = _open_tensorboard(folder, step) if tensorboard else None
         try:
             self._file = self.path.open("a", encoding="utf-8")
         except OSError as error:
@@ -41,13 +43,14 @@ class MetricsLog:
             self._board.close()
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        """One line, `{"kind": …, "step": …, …}`, on disk (for this machine's life) when it returns."""
+        """Writes one line, `{"kind": …, "step": …, …}`, and hands it to the operating system: it survives a killed
+        process, though not a power failure (`sync`)."""
         try:
             self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
             self._file.flush()
         except OSError as error:
             raise UserError(
-                f"Cannot write {self.path}: {error.strerror}; free some space, then run the same command again."
+                f"Cannot write {self.path}: {error.strerror}; free some space and run the same command again."
             ) from error
         if self._board is not None:
             for name, value in values.items():
@@ -55,27 +58,28 @@ class MetricsLog:
                     self._board.add_scalar(f"{kind}/{name}", value, step)
 
     def sync(self) -> None:
-        """To the disk itself: before a checkpoint, which must not outlive the lines that led to it."""
+        """Flushes the file to the disk. Call it before saving a checkpoint: a run that is restored from that does not
+        write the lines of earlier steps again."""
         with contextlib.suppress(OSError):
             os.fsync(self._file.fileno())
         if self._board is not None:
             self._board.flush()
 
-    def _cut(self, step: int) -> None:
+    def _remove_after(self, step: int) -> None:
         try:
             lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
         except FileNotFoundError:
             return
         except OSError as error:
             raise UserError(f"Cannot read {self.path}: {error.strerror}.") from error
-        kept = [line for line in lines if _belongs(line, step)]
-        if len(kept) < len(lines):
+        remaining = [line for line in lines if _is_up_to(line, step)]
+        if len(remaining) < len(lines):
             with atomic_path(self.path) as path:
-                path.write_text("".join(kept), encoding="utf-8")
+                path.write_text("".join(remaining), encoding="utf-8")
 
 
-def _belongs(line: str, step: int) -> bool:
-    """Whether a line is whole and not of a step after `step`."""
+def _is_up_to(line: str, step: int) -> bool:
+    """Whether a line is complete and of a step up to `step`. The last line of a killed process may be cut off."""
     try:
         return line.endswith("\n") and json.loads(line)["step"] <= step
     except (ValueError, KeyError, TypeError):
@@ -83,12 +87,12 @@ def _belongs(line: str, step: int) -> bool:
 
 
 def check_tensorboard() -> None:
-    """Raises `UserError` where the package that writes for TensorBoard is missing."""
+    """Raises `UserError` where the package that writes TensorBoard files is not installed."""
     if importlib.util.find_spec("tensorboardX") is None:
         raise UserError("--tensorboard needs tensorboardX: pip install 'steerling-jax[tensorboard]'.")
 
 
-def _board(folder: Path, step: int) -> Any:
+def _open_tensorboard(folder: Path, step: int) -> Any:
     check_tensorboard()
-    module = importlib.import_module("tensorboardX")  # an extra: by name, so that no check asks for it
+    module = importlib.import_module("tensorboardX")  # by name: an optional dependency, which type checkers would miss
     return module.SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)

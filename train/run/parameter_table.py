@@ -1,4 +1,4 @@
-"""The table of parameters that a run shows before it begins: what is trained, where it lies, what decays."""
+"""The table of parameters that is printed before a run: shape, sharding, bytes on a device, weight decay."""
 
 from __future__ import annotations
 
@@ -22,13 +22,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ParameterRow:
-    """One parameter. split: the mesh axes along its own, `·,fsdp` say, a dot for none. device_bytes: what a device
-    holds of it, without the optimizer's moments."""
+    """One trained parameter.
+
+    sharding: the mesh axis along each of its axes, `·,fsdp` for example; a dot for none.
+    device_bytes: bytes of it on one device, without the optimizer's moments.
+    decays: whether weight decay applies.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
-    split: str
+    sharding: str
     device_bytes: int
     decays: bool
 
@@ -38,22 +42,23 @@ class ParameterRow:
 
 
 def parameter_rows(run: RunConfig, mesh: Mesh) -> list[ParameterRow]:
-    """All parameters of a run on this mesh, without making them."""
+    """All trained parameters of a run on this mesh, without allocating them."""
     params = jax.eval_shape(partial(init_state, run)).params
-    places, decays = state_shardings(run, mesh).params, decay_mask(params)
+    shardings, decays = state_shardings(run, mesh).params, decay_mask(params)
     rows = []
-    for (path, leaf), place, decay in zip(
-        jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(places), jax.tree.leaves(decays), strict=True
+    for (path, leaf), sharding, decay in zip(
+        jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(shardings), jax.tree.leaves(decays), strict=True
     ):
-        local = place.shard_shape(leaf.shape)
+        local = sharding.shard_shape(leaf.shape)
         name = jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/weight")
         size = math.prod(local) * leaf.dtype.itemsize
-        rows.append(ParameterRow(name, leaf.shape, leaf.dtype.name, _split(place.spec, leaf.shape, local), size, decay))
+        axes = _axes(sharding.spec, leaf.shape, local)
+        rows.append(ParameterRow(name, leaf.shape, leaf.dtype.name, axes, size, decay))
     return rows
 
 
-def _split(spec: Sequence[Any], whole: tuple[int, ...], local: tuple[int, ...]) -> str:
-    """Axes of one device split nothing."""
+def _axes(spec: Sequence[Any], whole: tuple[int, ...], local: tuple[int, ...]) -> str:
+    """The mesh axes of a sharding, without those of size 1, which change nothing."""
     axes = [
         "·" if there == here else axis if isinstance(axis, str) else "+".join(axis)
         for axis, there, here in zip(spec, whole, local)
@@ -62,24 +67,24 @@ def _split(spec: Sequence[Any], whole: tuple[int, ...], local: tuple[int, ...]) 
 
 
 def parameter_table(rows: Sequence[ParameterRow]) -> Table:
-    """For a person."""
+    """A table for the terminal."""
     from rich.table import Table
 
-    split = any(row.split for row in rows)
+    is_sharded = any(row.sharding for row in rows)
     table = Table(title="Parameters", title_justify="left", show_footer=True, box=None, padding=(0, 1, 0, 0))
     table.add_column("parameter", footer="all", no_wrap=True)
     table.add_column("shape", justify="right", no_wrap=True)
     table.add_column("number", justify="right", no_wrap=True, footer=f"{sum(row.count for row in rows):,}")
     table.add_column("dtype")
-    if split:
-        table.add_column("split over", no_wrap=True)
-    table.add_column("on each", justify="right", no_wrap=True, footer=_size(sum(row.device_bytes for row in rows)))
+    if is_sharded:
+        table.add_column("sharded over", no_wrap=True)
+    table.add_column("per device", justify="right", no_wrap=True, footer=_size(sum(row.device_bytes for row in rows)))
     table.add_column("decay")
     for row in rows:
         shape = "×".join(map(str, row.shape))
-        where = [row.split] if split else []
+        sharding = [row.sharding] if is_sharded else []
         decay = "yes" if row.decays else ""
-        table.add_row(row.name, shape, f"{row.count:,}", row.dtype, *where, _size(row.device_bytes), decay)
+        table.add_row(row.name, shape, f"{row.count:,}", row.dtype, *sharding, _size(row.device_bytes), decay)
     return table
 
 

@@ -1,7 +1,8 @@
-"""Several processes that train one model: how they find each other, what each one reads, what they agree on.
+"""Training with several processes: initialisation, the rows that each one reads, and decisions that all must share.
 
-Every process runs the same program on the same global arrays, of which it holds a part. With one process all of this
-is as if it were not there.
+Every process runs the same program on the same global arrays, of which it holds a part. All must run the same
+collectives in the same order: a process that branches differently from the others waits for ever. With one process,
+nothing here communicates.
 """
 
 from __future__ import annotations
@@ -21,57 +22,64 @@ from steerling_jax.io.checkpoints.digests import gather_problem
 from steerling_jax.parallel.sharding import batch_sharding
 
 
-def join(coordinator: str | None, count: int | None, index: int | None) -> None:
-    """Joins the other processes; on TPU pods, GKE and Slurm the platform knows what is None. Before any other use of
-    JAX. Raises `UserError` where they cannot be found."""
-    # JAX's own preemption service takes SIGTERM over and tells nobody before training asks it; `Agreement` is ours.
+def initialise_processes(coordinator: str | None, count: int | None, index: int | None) -> None:
+    """Connects this process to the others. Call it before any other use of JAX.
+
+    On TPU pods, GKE and Slurm, JAX finds the values that are None. Raises `UserError` where the processes do not find
+    each other.
+    """
+    # JAX's preemption service would install its own SIGTERM handler, and the one of the train command would not see
+    # the signal. `ProcessAgreement` makes all processes stop at the same step.
     jax.config.update("jax_enable_preemption_service", False)
-    # On CPUs, programs that wait for other processes may lock each other out when they are dispatched ahead.
+    # On CPUs, programs with collectives may deadlock when several are dispatched before the first has finished.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     try:
         jax.distributed.initialize(coordinator, count, index)
     except (ValueError, RuntimeError) as error:
         raise UserError(
             f"The processes did not find each other ({error_summary(error)}): give --coordinator HOST:PORT, "
-            "--process-count and --process-index, the same coordinator and count to all."
+            "--process-count and --process-index, with the same coordinator and count for all of them."
         ) from error
 
 
-def is_first() -> bool:
-    """Whether this is the process that writes what only one may write."""
+def is_first_process() -> bool:
+    """Whether this is process 0, which writes the files that only one process may write."""
     return jax.process_index() == 0
 
 
-def by_the_first(work: Callable[[], None]) -> None:
-    """Has the first process do what only one may do; the others wait. Where it refuses, all of them raise `UserError`,
-    so that none waits for ever."""
+def run_on_first_process(work: Callable[[], None]) -> None:
+    """Runs `work` on the first process while the others wait. Where it raises `UserError`, every process raises one.
+
+    Without that agreement the other processes would go on to the next collective and wait there for ever.
+    """
     refusal = None
-    if is_first():
+    if is_first_process():
         try:
             work()
         except UserError as error:
             refusal = error
     if gather_problem(None if refusal is None else str(refusal)) is not None:
-        raise refusal or UserError("The first process does not go on: see what it says.")
+        raise refusal or UserError("The first process failed; see its error message.")
 
 
 class ProcessShare:
-    """A batch's rows that belong to this process, by the mesh."""
+    """The rows of each batch that this process reads, from the mesh."""
 
     def __init__(self, mesh: Mesh, batch_size: int, accumulate: int = 1):
-        ways = mesh.shape["data"] * mesh.shape["fsdp"]
-        times = f" times accumulate ({accumulate})" if accumulate > 1 else ""
+        """Raises `UserError` where the devices cannot share a batch, or one of its `accumulate` parts, equally."""
+        devices = mesh.shape["data"] * mesh.shape["fsdp"]
+        parts = f" times accumulate ({accumulate})" if accumulate > 1 else ""
         require(
-            batch_size % (ways * accumulate) == 0,
-            f"data.batch_size is {batch_size}, but it must be a multiple of {ways}, the devices along data and fsdp"
-            f"{times}.",
+            batch_size % (devices * accumulate) == 0,
+            f"data.batch_size is {batch_size}, but it must be a multiple of {devices}, the devices along data and fsdp"
+            f"{parts}.",
         )
         self.mesh, self.batch_size, self.sharding = mesh, batch_size, batch_sharding(mesh)
-        parts = self.sharding.addressable_devices_indices_map((batch_size,)).values()
-        self.rows = sorted({row for part in parts if part for row in range(*part[0].indices(batch_size))})
+        indices = self.sharding.addressable_devices_indices_map((batch_size,)).values()
+        self.rows = sorted({row for index in indices if index for row in range(*index[0].indices(batch_size))})
 
     def place(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-        """The process's rows of a batch, to global arrays."""
+        """Global arrays of a batch, from the rows of this process."""
         return {
             name: jax.make_array_from_process_local_data(self.sharding, value, (self.batch_size, *value.shape[1:]))
             for name, value in batch.items()
@@ -79,39 +87,45 @@ class ProcessShare:
 
 
 class ProcessAgreement:
-    """Questions with yes and no, that all processes must answer alike, since what follows are collectives.
+    """Answers yes-or-no questions alike on all processes: yes where any process says yes.
 
-    Alone, the answers are those just given. Together, they are whether anyone said yes one call ago: nobody waits.
+    Whether to stop and whether to save depends on a signal or a clock that one process sees before the others, but
+    both are collectives, so all processes must decide the same at the same step. Asking is a small collective on the
+    devices, which queues behind the training step; waiting for its result would make the host wait for that step. So
+    `ask` returns the result of the previous call, which is ready: decisions come one step late, and nothing waits.
+    With one process the answers are those just given.
     """
 
     def __init__(self, mesh: Mesh):
-        self._places = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-        self._anyone: Any = jax.jit(partial(jnp.max, axis=0), out_shardings=NamedSharding(mesh, PartitionSpec()))
+        # One vote for each device, as a device is the unit that holds a part of a global array.
+        self._sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+        self._any: Any = jax.jit(partial(jnp.max, axis=0), out_shardings=NamedSharding(mesh, PartitionSpec()))
         self._devices = mesh.size
-        self._last: jax.Array | None = None
+        self._previous: jax.Array | None = None
 
-    def ask(self, *mine: bool) -> tuple[bool, ...]:
-        """The answers of all to as many questions."""
+    def ask(self, *votes: bool) -> tuple[bool, ...]:
+        """For each question, whether any process voted yes in the previous call. All processes call it together."""
         if jax.process_count() == 1:
-            return mine
-        before, votes = self._last, np.tile(np.array(mine, np.int32), (self._devices, 1))
-        self._last = self._anyone(jax.make_array_from_callback(votes.shape, self._places, lambda part: votes[part]))
-        return (False,) * len(mine) if before is None else tuple(bool(vote) for vote in np.asarray(before))
+            return votes
+        previous, table = self._previous, np.tile(np.array(votes, np.int32), (self._devices, 1))
+        self._previous = self._any(jax.make_array_from_callback(table.shape, self._sharding, lambda part: table[part]))
+        return (False,) * len(votes) if previous is None else tuple(bool(vote) for vote in np.asarray(previous))
 
 
-class Timer:
-    """Tells the first process that it is time to save, in place of the others: their clocks may differ."""
+class SaveTimer:
+    """Says when `minutes` have passed since the last save (None: never). Only the first process measures: the clocks of
+    the processes differ, and one decision is enough."""
 
     def __init__(self, minutes: float | None):
         self._seconds = None if minutes is None else 60 * minutes
-        self._begin = time.monotonic()
+        self._start = time.monotonic()
 
     def restart(self) -> None:
-        self._begin = time.monotonic()
+        self._start = time.monotonic()
 
-    def rings(self) -> bool:
-        """Whether so many minutes have passed since the last call of `restart`, or since it rang."""
-        if self._seconds is None or not is_first() or time.monotonic() - self._begin < self._seconds:
+    def is_due(self) -> bool:
+        """Whether the time has passed. True once; then it starts again, as the decision takes effect a step later."""
+        if self._seconds is None or not is_first_process() or time.monotonic() - self._start < self._seconds:
             return False
         self.restart()
         return True

@@ -1,10 +1,10 @@
-"""What a training folder holds beside its checkpoints, and the refusals: another run's folder, another model's corpus.
+"""The files in a run's folder, and the checks that a run may use it: same run, same corpus, matching model.
 
-OUT/run.json           the run, its model, what its corpus is (steerling_jax/io/checkpoints/training_folder.py)
-OUT/corpus/            the store, unless another was named
+OUT/run.json           the run, its model and the identity of its corpus (io/checkpoints/training_folder.py)
+OUT/corpus/            the corpus store, unless another one is named
 OUT/tokenizer.model (or *.tiktoken), concepts.json, documents.json     of the corpus, for the export
 OUT/checkpoints/, metrics.jsonl, tensorboard/, profile/, compiled/
-OUT/nonfinite.json     what was read when the numbers stayed non-finite (watch.py)
+OUT/nonfinite.json     the data of steps whose numbers stayed non-finite (loss_monitor.py)
 OUT/export/            the finished model in the published layout
 """
 
@@ -29,12 +29,12 @@ from steerling_jax.train.run.run_config import RunConfig, special_ids
 
 
 def corpus_identity(store: CorpusStore) -> dict[str, str]:
-    """What must not change under a run: the vocabulary, and which texts in which order."""
+    """What must not change during a run: the vocabulary, and the documents and their order."""
     return {"tokenizer_sha256": store.manifest["tokenizer_sha256"], "documents_sha256": store.documents_sha256}
 
 
 def check_corpus(run: RunConfig, store: CorpusStore) -> None:
-    """Raises `UserError` unless the model's vocabulary, special ids and concepts are the corpus's own."""
+    """Raises `UserError` unless the vocabulary, special ids and number of concepts of the model are the corpus's."""
     where = f"The corpus {store.folder}"
     tokenizer = vocabulary_file(store.folder)
     if tokenizer is not None:
@@ -42,7 +42,7 @@ def check_corpus(run: RunConfig, store: CorpusStore) -> None:
     if store.vocab_size != run.data.vocab_size:
         raise UserError(
             f"{where} has a vocabulary of {store.vocab_size}, but config {run.name!r} one of {run.data.vocab_size}: "
-            "it was made with another tokenizer; choose another with --corpus, or make it again."
+            "it was prepared with another tokenizer; give another corpus with --corpus, or prepare it again."
         )
     special = asdict(store.special)
     for name in special_ids(run.model.vocab_size):
@@ -53,49 +53,52 @@ def check_corpus(run: RunConfig, store: CorpusStore) -> None:
     if run.model.concept is not None and run.model.concept.n_concepts != concepts:
         raise UserError(
             f"{where} has {concepts} known concepts, but config {run.name!r} has n_concepts "
-            f"{run.model.concept.n_concepts}: set concept.n_concepts to {concepts}, or choose another with --corpus."
+            f"{run.model.concept.n_concepts}: set concept.n_concepts to {concepts}, or give another with --corpus."
         )
 
 
 def open_folder(run: RunConfig, store: CorpusStore, out: Path) -> None:
-    """Makes `out` this run's folder, or checks that it is: `UserError` names the first field that differs."""
+    """Writes run.json to a new folder, or checks that `out` is the folder of this run.
+
+    Raises `UserError` that names the first field, or the part of the data, that differs.
+    """
     identity = corpus_identity(store)
     if run.data.messages is not None:
-        identity["messages_sha256"] = _hash(Path(run.data.messages))
+        identity["messages_sha256"] = _sha256(Path(run.data.messages))
     saved = read_run(out)
     if saved is None:
         if (out / CHECKPOINTS).exists():
-            raise UserError(f"{out} has checkpoints but no run.json to say of what; choose another folder with --out.")
+            raise UserError(f"{out} has checkpoints but no run.json; choose another folder with --out.")
         _write_companions(store, out)
         write_run(out, run=run.to_json(), corpus=identity)
         return
     difference = first_difference(saved["run"], run.to_json())
     if difference is not None:
         raise UserError(
-            f"{out} holds a run of another config: {difference}. Undo the change, or choose another folder with --out."
+            f"{out} contains a run with another config: {difference}. Undo the change, or choose another --out."
         )
     if saved["corpus"] != identity:
         if saved["corpus"].get("messages_sha256") != identity.get("messages_sha256"):
-            raise UserError(f"{out} holds a run on other conversations: give its own, or choose another with --out.")
+            raise UserError(f"{out} contains a run on other conversations: give its own, or choose another --out.")
         retokenized = saved["corpus"]["tokenizer_sha256"] != identity["tokenizer_sha256"]
+        other = "another tokenizer" if retokenized else "other documents"
         raise UserError(
-            f"{out} holds a run on a corpus {'with another tokenizer' if retokenized else 'of other documents'} than "
-            f"{store.folder}: "
-            "give its own with --corpus, or choose another folder with --out."
+            f"{out} contains a run on a corpus with {other} than {store.folder}: give its corpus with --corpus, or "
+            "choose another --out."
         )
     _check_concepts(store, out)
 
 
 def _check_concepts(store: CorpusStore, out: Path) -> None:
-    """Labels are numbers: the same texts under other numbers would be another run."""
+    """Labels are concept numbers, which mean something else where the list of concepts differs."""
     if read_json_array(out / "concepts.json") != store.concepts:
         raise UserError(
-            f"{out} holds a run on a corpus with other concepts, or in another order, than {store.folder}: give "
-            "its own with --corpus, or choose another folder with --out."
+            f"{out} contains a run on a corpus with other concepts, or in another order, than {store.folder}: give its "
+            "corpus with --corpus, or choose another --out."
         )
 
 
-def _hash(path: Path) -> str:
+def _sha256(path: Path) -> str:
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
@@ -103,11 +106,12 @@ def _hash(path: Path) -> str:
 
 
 def has_checkpoints(out: Path) -> bool:
-    """Whether a run here has saved anything."""
+    """Whether the run in this folder has saved a checkpoint."""
     return any(path.name.isdigit() for path in (out / CHECKPOINTS).glob("*"))
 
 
 def _write_companions(store: CorpusStore, out: Path) -> None:
+    """Copies what the export needs of the corpus, which may move: vocabulary, concepts and document hashes."""
     vocabulary = vocabulary_file(store.folder)
     if vocabulary is not None:
         with atomic_path(out / vocabulary.name) as path:
@@ -126,6 +130,6 @@ def _write_companions(store: CorpusStore, out: Path) -> None:
 
 
 def companions(out: Path) -> list[Path]:
-    """The files that go along with the model."""
+    """The files that are exported with the model."""
     named = [vocabulary_file(out), out / "concepts.json", out / "documents.json"]
     return [path for path in named if path is not None and path.is_file()]

@@ -31,7 +31,7 @@ def test_a_folder_of_another_run_is_refused(run: RunConfig, store: CorpusStore, 
     open_folder(run, store, tmp_path)
     open_folder(run, store, tmp_path)
     wider = dataclasses.replace(run, model=dataclasses.replace(run.model, n_layers=3))
-    with pytest.raises(UserError, match=r"run of another config: model\.n_layers is 3, was 2"):
+    with pytest.raises(UserError, match=r"run with another config: model\.n_layers is 3, was 2"):
         open_folder(wider, store, tmp_path)
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(UserError, match=r"run.json cannot be read"):
@@ -48,7 +48,7 @@ def test_another_corpus_is_refused(run: RunConfig, store: CorpusStore, tmp_path:
     with pytest.raises(UserError, match=r"corpus with another tokenizer than .*retokenized"):
         open_folder(run, retokenized, tmp_path / "out")
     rewritten = CorpusStore(make_corpus(tmp_path / "rewritten", seed=1))
-    with pytest.raises(UserError, match=r"corpus of other documents than .*rewritten"):
+    with pytest.raises(UserError, match=r"corpus with other documents than .*rewritten"):
         open_folder(run, rewritten, tmp_path / "out")
     turned = CorpusStore(make_corpus(tmp_path / "turned"))
     turned.manifest["concepts"] = turned.concepts[::-1]
@@ -60,7 +60,7 @@ def test_a_corpus_that_does_not_fit_the_model_is_refused(run: RunConfig, store: 
     check_corpus(run, store)
     larger = CorpusStore(make_corpus(tmp_path / "larger", FakeTokenizer(vocab_size=65)))
     with pytest.raises(
-        UserError, match="has a vocabulary of 65, but config 'small' one of 64: it was made with another"
+        UserError, match="has a vocabulary of 65, but config 'small' one of 64: it was prepared with another"
     ):
         check_corpus(run, larger)
     assert run.model.concept is not None

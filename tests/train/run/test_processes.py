@@ -110,8 +110,8 @@ def test_two_processes_stopped_and_continued_by_three(world: World, alone: list[
     }
     flip_largest(out / f"checkpoints/{newest}/state/ocdbt.process_1")
     told = finish(world.start("moved", "data=1, fsdp=3, tensor=1", processes=3), 0)
-    assert f"The checkpoint of step {newest} cannot be read (process 1 cannot read it); passed over." in told[0]
-    assert f"Going on from step {before}." in told[0]
+    assert f"The checkpoint of step {newest} cannot be read (process 1 cannot read it); skipping it." in told[0]
+    assert f"Resuming from step {before}." in told[0]
     assert_same_losses(world.lines("moved"), alone)
     starts = [json.loads((world.root / name / "run.json").read_text())["start"] for name in ("alone", "moved")]
     assert starts[0] == starts[1], "of weights that lie on several devices the fingerprint is the same"
@@ -134,8 +134,8 @@ def test_a_bad_mesh_is_told(world: World):
 def test_what_the_first_refuses_all_refuse(world: World, alone: list[dict]):
     """Another config for the folder of a run: nobody waits for who has left."""
     told = finish(world.start("alone", "data=2, fsdp=1, tensor=1", processes=2, more="seed=3,"), 2)
-    assert "holds a run of another config" in told[0]
-    assert "The first process does not go on" in told[1]
+    assert "contains a run with another config" in told[0]
+    assert "The first process failed" in told[1]
 
 
 GATHER = """
@@ -143,15 +143,15 @@ import sys
 import jax, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from steerling_jax.parallel.sharding import MeshShape, make_mesh, to_first_host
-from steerling_jax.train.run.processes import is_first, join
-join(sys.argv[1], 2, int(sys.argv[2]))
+from steerling_jax.train.run.processes import initialise_processes, is_first_process
+initialise_processes(sys.argv[1], 2, int(sys.argv[2]))
 mesh = make_mesh(MeshShape(fsdp=2))
 wanted = np.arange(6 * 4 * 2, dtype=np.float32).reshape(6, 4, 2)
 for spec in (PartitionSpec("fsdp"), PartitionSpec(None, "fsdp"), PartitionSpec()):
     split = jax.make_array_from_callback(wanted.shape, NamedSharding(mesh, spec), lambda part: wanted[part])
     for piece in (1, 150, 10**6):
         found = to_first_host({"a": split}, piece)["a"]
-        assert (found is None) == (not is_first())
+        assert (found is None) == (not is_first_process())
         assert found is None or np.array_equal(found, wanted)
 """
 

@@ -129,7 +129,7 @@ def test_full_disk_while_saving(world: World, tmp_path: Path) -> None:
     assert not (out / "export").exists()
     code, told = world.run(out, "--tensorboard")
     assert code == 0, told
-    assert f"Going on from step {STEPS - EVERY}." in told
+    assert f"Resuming from step {STEPS - EVERY}." in told
     assert (out / "export/model.safetensors").read_bytes() == (world.finished / "export/model.safetensors").read_bytes()
     check_tensorboard(out, first=STEPS - EVERY + 1)
 

@@ -33,12 +33,13 @@ from steerling_jax.train.data.steering_examples import lift_table
 from steerling_jax.train.prepare.config import CorpusInputs, PrepareConfig
 from steerling_jax.train.prepare.prepare import prepare
 from steerling_jax.train.run.config_files import load_config
-from steerling_jax.train.run.events import Done, Event
-from steerling_jax.train.run.loop import train
+from steerling_jax.train.run.events import Event, RunFinished
+from steerling_jax.train.run.initial_weights import find_initial_weights
+from steerling_jax.train.run.loop import LoopOptions, train
 from steerling_jax.train.run.processes import ProcessShare
 from steerling_jax.train.run.run_config import RunConfig, instruct_ids
 from steerling_jax.train.run.run_folder import check_corpus, open_folder
-from steerling_jax.train.run.start import find_weights
+from tests.worlds.paths import REPOSITORY
 from tests.worlds.training_world import BARE_CONFIG, CONFIG, make_corpus
 
 
@@ -54,7 +55,7 @@ class World:
     def train(self, out: Path, run: RunConfig, **options: Any) -> Iterator[Event]:
         open_folder(run, self.store, out)
         share = ProcessShare(make_mesh(MeshShape()), run.data.batch_size, run.accumulate)
-        return train(run, self.store, out, share, other=find_weights(run), **options)
+        return train(run, self.store, out, share, LoopOptions(initial=find_initial_weights(run), **options))
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +78,8 @@ def test_adapters_stop_and_go_on(world: World, tmp_path: Path) -> None:
     list(world.train(tmp_path / "halves", run, stop=lambda: next(asked)))
     began, *_, halves = world.train(tmp_path / "halves", run)
     assert "parameters under the adapters" in str(began)
-    assert isinstance(whole, Done)
-    assert isinstance(halves, Done)
+    assert isinstance(whole, RunFinished)
+    assert isinstance(halves, RunFinished)
     jax.tree.map(np.testing.assert_array_equal, whole.params, halves.params)
     changed = {
         jax.tree_util.keystr(path, simple=True, separator="/")
@@ -99,7 +100,7 @@ def test_a_model_of_texts_gains_the_ids_of_turns(world: World, tmp_path: Path) -
     data = dataclasses.replace(world.run.data, messages=str(tmp_path / "talk.jsonl"))
     run = dataclasses.replace(world.run, model=model, data=data, objective=InstructionObjective())
     check_corpus(run, world.store)
-    other = find_weights(run)
+    other = find_initial_weights(run)
     assert other is not None
     table = other.read(model, make_mesh(MeshShape()))["tok_emb"]["weight"]
     np.testing.assert_array_equal(table[:64], world.params["tok_emb"]["weight"])
@@ -209,7 +210,7 @@ jax.tree.map(partial(np.testing.assert_allclose, rtol=0, atol=limit), plain.para
 def test_an_update_on_eight_devices_is_that_on_one(how: str) -> None:
     """Muon, micro-batches and adapters on a mesh of (2, 2, 2)."""
     env = {**os.environ, "JAX_NUM_CPU_DEVICES": "8"}
-    root = Path(__file__).parents[2]
+    root = REPOSITORY
     done = subprocess.run(
         [sys.executable, "-c", SHARDED, how], env=env, cwd=root, capture_output=True, text=True, check=False
     )

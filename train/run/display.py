@@ -1,0 +1,109 @@
+"""Displays the events of training on standard error: a progress bar on a terminal, otherwise lines now and then."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from steerling_jax.cli.console import note, stderr
+from steerling_jax.train.run.events import (
+    CheckpointSaved,
+    Evaluated,
+    Event,
+    LossSpike,
+    RunFinished,
+    RunStarted,
+    RunStopped,
+    StepCompiled,
+    StepDone,
+    TraceWritten,
+)
+from steerling_jax.train.run.run_config import RunConfig
+
+MAX_SEQUENCES = 8  # in the message about a spike
+LINE_SECONDS = 10  # between two lines, where there is no terminal
+
+
+def display(events: Iterator[Event], run: RunConfig, *, tables: bool = True) -> Iterator[Event]:
+    """Yields the events unchanged and displays each. tables: print the time by phase at the end."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        SpinnerColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = [
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[status]}"),
+    ]
+    columns += [TimeElapsedColumn(), TimeRemainingColumn()]
+    live = stderr().is_terminal
+    with Progress(*columns, console=stderr(), transient=True, disable=not live) as bar:
+        task = bar.add_task("preparing", total=run.steps, status="")
+        last_line = time.monotonic()
+        for event in events:
+            match event:
+                case RunStarted():
+                    for step, reason in event.unreadable:
+                        note(f"The checkpoint of step {step} cannot be read ({reason}); skipping it.")
+                    if event.step:
+                        note(f"Resuming from step {event.step}.")
+                    for number, source in enumerate(event.sources, start=1):
+                        note(f"  {number}. {source}")
+                    bar.update(task, completed=event.step)
+                case StepCompiled():
+                    note(f"Compiled in {event.seconds:.1f} s.")
+                    bar.update(task, description="training")
+                case StepDone():
+                    status = f"loss {event.metrics['loss']:.3f}"
+                    status += f"  {event.tokens_per_second:,.0f} tokens/s" if event.tokens_per_second else ""
+                    status += "" if event.mfu is None else f"  MFU {event.mfu:.1%}"
+                    bar.update(task, completed=event.step, status=status)
+                    if not live and (time.monotonic() - last_line > LINE_SECONDS or event.step in (1, run.steps)):
+                        last_line = time.monotonic()
+                        note(f"step {event.step}/{run.steps}  {status}")
+                case LossSpike():
+                    sequences = ", ".join(map(str, event.sequences[:MAX_SEQUENCES]))
+                    sequences += ", …" if len(event.sequences) > MAX_SEQUENCES else ""
+                    note(
+                        f"Loss spike at step {event.step}: {event.loss:.3f}, where the recent median is "
+                        f"{event.median:.3f}; sequences of the batch: {sequences}."
+                    )
+                case Evaluated():
+                    numbers = "  ".join(f"{name} {value:.4g}" for name, value in _numbers(event.results))
+                    note(f"step {event.step}: {numbers}")
+                case CheckpointSaved():
+                    bar.update(task, description=f"training (saved {event.step})")
+                case TraceWritten():
+                    note(f"The profiler trace is in {event.folder}.")
+                case RunStopped() | RunFinished() if tables:
+                    stderr().print(_time_table(event.clock))
+            yield event
+
+
+def _numbers(results: Any) -> Iterator[tuple[str, float]]:
+    return ((name, value) for name, value in results.items() if isinstance(value, int | float))
+
+
+def _time_table(clock: Mapping[str, Any]) -> Any:
+    """A table of seconds by phase, over all starts of the run."""
+    from rich.table import Table
+
+    seconds = clock["seconds"]
+    total = sum(seconds.values())
+    starts = f"{clock['starts']} starts" if clock["starts"] > 1 else "1 start"
+    table = Table(title=f"Time, {starts}", title_justify="left", show_footer=True, box=None, padding=(0, 1, 0, 0))
+    table.add_column("phase", footer="all")
+    table.add_column("seconds", justify="right", footer=f"{total:,.1f}")
+    table.add_column("share", justify="right")
+    for phase, value in seconds.items():
+        table.add_row(phase, f"{value:,.1f}", f"{value / total:.1%}")
+    return table
