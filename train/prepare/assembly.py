@@ -23,6 +23,7 @@ LAYOUT_FILE = "layout.json"
 
 
 def layout_tasks(preparation: Preparation) -> list[str]:
+    """The layout file, if it does not exist yet."""
     return preparation.missing([LAYOUT_FILE])
 
 
@@ -77,6 +78,7 @@ def _shard_file(shard: Shard) -> str:
 
 
 def write_shard(preparation: Preparation, task: tuple[str, int]) -> None:
+    """Writes one shard of an array, or one file of document records."""
     pieces = [
         stored_piece(preparation, part, split) for split, parts in _part_orders(preparation).items() for part in parts
     ]
@@ -85,11 +87,12 @@ def write_shard(preparation: Preparation, task: tuple[str, int]) -> None:
 
 
 def manifest_tasks(preparation: Preparation) -> list[str]:
-    # Always: the manifest is the last file of a store, whose presence makes the store complete.
+    """The manifest, always: it is the last file of a store, whose presence makes the store complete."""
     return ["manifest.json"]
 
 
 def write_manifest(preparation: Preparation, name: str) -> None:
+    """Writes the manifest: what the store was made from, its annotators and concepts, and its sizes."""
     config = preparation.config
     source: dict[str, Any] = {
         "sources": dict(sorted(config.shares.items())),

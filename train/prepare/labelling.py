@@ -22,6 +22,7 @@ _BACKGROUND_CHUNKS, _BACKGROUND_PARTS = 2048, 64  # what learned concepts are co
 
 
 def annotator_tasks(preparation: Preparation) -> list[str]:
+    """The last file of each annotator that is not built yet."""
     # `label_rows` is the last array of a table to be written.
     tables = [f"annotators/{number:02}/label_rows" for number in range(len(preparation.plan.tables))]
     return preparation.missing([*tables, *([LEARNED_FILE] if preparation.learned_concepts else [])])
@@ -49,6 +50,7 @@ def build_annotator(preparation: Preparation, name: str) -> None:
 
 
 def label_tasks(preparation: Preparation) -> list[int]:
+    """The parts whose pieces are not written yet."""
     return preparation.parts_missing_in("parts")
 
 

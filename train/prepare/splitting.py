@@ -16,6 +16,7 @@ def is_clustered(preparation: Preparation) -> bool:
 
 
 def cluster_tasks(preparation: Preparation) -> list[str]:
+    """The file of clusters, if it does not exist yet."""
     return preparation.missing(["clusters.json"])
 
 

@@ -15,6 +15,7 @@ HASH_BYTES = 16  # of each document's SHA-256, stored by the survey
 
 
 def survey_tasks(preparation: Preparation) -> list[int]:
+    """The parts that are not surveyed yet."""
     return preparation.parts_missing_in("survey")
 
 
@@ -37,6 +38,7 @@ def survey_part(preparation: Preparation, part: int) -> None:
 
 
 def count_tasks(preparation: Preparation) -> list[str]:
+    """The file of totals, if it does not exist yet."""
     return preparation.missing(["survey.json"])
 
 

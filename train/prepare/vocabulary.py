@@ -17,6 +17,7 @@ _PARTS = 256  # the most parts that this text is taken from
 
 
 def vocabulary_tasks(preparation: Preparation) -> list[str]:
+    """The vocabulary file, if one is to be trained and does not exist yet."""
     return preparation.missing([SENTENCEPIECE_FILE]) if preparation.plan.vocabulary is None else []
 
 
