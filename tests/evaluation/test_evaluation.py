@@ -39,7 +39,7 @@ from steerling_jax.models.steerling.denoise import denoise
 from steerling_jax.models.steerling.model import compiled_forward, init_params
 from steerling_jax.objectives.concept_losses import log_presence
 from steerling_jax.tokenizer import IdsOnlyTokenizer
-from steerling_jax.train.evaluate_command import UNKNOWN_SEQ_LEN, sequence_length
+from steerling_jax.train.evaluate_command import DEFAULT_SEQ_LEN, sequence_length
 from steerling_jax.train.evaluation.evaluate import EvaluationConfig, evaluate_full
 from steerling_jax.train.run.run_config import special_ids
 from tests.worlds.training_world import make_corpus
@@ -311,7 +311,7 @@ def test_report_is_whole(store: CorpusStore):
 
 
 def test_length_of_sequences(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
-    """As asked, as trained, or a usual one, and then the command says so."""
+    """The given length, that of the training, or a default, which the command reports."""
     long = dataclasses.replace(tiny(), block_size=1024)
     bundle = Bundle(long, {}, IdsOnlyTokenizer(special_ids_of(long), V), name="a model", folder=tmp_path)
     assert sequence_length(700, bundle) == 700
@@ -319,8 +319,8 @@ def test_length_of_sequences(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
         sequence_length(2000, bundle)
     assert sequence_length(None, dataclasses.replace(bundle, config=tiny())) == 64
     assert capfd.readouterr().err == ""
-    assert sequence_length(None, bundle) == UNKNOWN_SEQ_LEN
-    assert f"{UNKNOWN_SEQ_LEN} tokens here, of a context of 1024" in capfd.readouterr().err
+    assert sequence_length(None, bundle) == DEFAULT_SEQ_LEN
+    assert f"using {DEFAULT_SEQ_LEN} tokens, of a context of 1024" in capfd.readouterr().err
     (tmp_path / "run.json").write_text('{"run": {"data": {"seq_len": 512}}}')
     assert sequence_length(None, bundle) == 512
     assert capfd.readouterr().err == ""
