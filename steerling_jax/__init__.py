@@ -1,6 +1,6 @@
 """Steerling, the interpretable causal diffusion language model, in JAX: `import steerling_jax as sj; sj.load(...)`.
 
-Names are imported when they are first used, so that importing the package alone imports no JAX.
+The public names are imported on first use, so that importing the package does not import JAX, which takes a second.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from steerling_jax.models.steerling.config import ModelConfig as ModelConfig
     from steerling_jax.steering.config import SteeringConfig as SteeringConfig
 
-_HOME = {
+_MODULES = {
     "Bundle": "bundle",
     "load": "loading",
     "forward": "inference",
@@ -59,16 +59,16 @@ _HOME = {
     "UserError": "errors",
 }
 
-__all__ = list(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = list(_MODULES)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})
+    return sorted({*globals(), *_MODULES})

@@ -23,7 +23,25 @@ from steerling_jax.tokenizer import SpecialIds, Tokenizer
 
 @dataclass(frozen=True)
 class Bundle:
-    """A model ready to use. `concept_names[i]` names known concept i, where the model's folder says so."""
+    """A model ready to use, as `sj.load` returns it; the first argument of the functions of this package.
+
+    Attributes:
+        config: sizes and options of the model.
+        params: the parameters, nested dicts of arrays; layers are stacked on a leading axis.
+        tokenizer: encodes text to ids and decodes ids to text.
+        compute: dtypes of activations and matrix products.
+        name: what the model was loaded as, for messages and reports.
+        extras: what the published folder says beyond the config, for a later export.
+        concept_names: names of the known concepts by id; None if the model's folder has no `concepts.json`.
+        folder: the folder that the model was loaded from; None for a model made in memory.
+        catalogue: the loaded catalogue of concepts; use `concepts`, which is there without one too.
+
+    Example:
+        >>> bundle = sj.load()
+        >>> ids = bundle.tokenizer.encode("Regular expressions")
+        >>> result = sj.forward(bundle, ids)
+        >>> concept = bundle.concepts.get(3)
+    """
 
     config: ModelConfig
     params: Params
@@ -37,8 +55,10 @@ class Bundle:
 
     @cached_property
     def concepts(self) -> Catalogue:
-        """The catalogue of the model's concepts, without names where none was loaded. Raises `UserError` for a model
-        without concepts."""
+        """The catalogue of the model's concepts; without names if none was loaded.
+
+        Raises `UserError` for a model without concepts.
+        """
         if self.catalogue is not None:
             return self.catalogue
         known, discovered = concept_counts(self.config)
@@ -47,48 +67,60 @@ class Bundle:
         return Catalogue((), known, discovered)
 
 
-def check_token_ids(token_ids: Any, config: ModelConfig, what: str = "token_ids") -> np.ndarray:
-    """Token ids as int32 (B, T). `UserError` when empty, ragged, too long, no integers, or not in the vocabulary."""
+def check_token_ids(token_ids: Any, config: ModelConfig, argument: str = "token_ids") -> np.ndarray:
+    """Validates token ids (T,) or (B, T) and returns them as int32 (B, T).
+
+    Raises `UserError`, naming `argument`, if they are empty, of unequal lengths, too long for the model, not integers,
+    or outside the vocabulary.
+    """
     try:
         tokens = np.asarray(token_ids)
     except ValueError:
-        raise UserError(f"{what} has rows of different lengths; give rows of one length.") from None
+        raise UserError(f"{argument} has rows of different lengths; give rows of one length.") from None
     if tokens.size == 0:
-        raise UserError(f"{what} is empty; give at least one token.")
+        raise UserError(f"{argument} is empty; give at least one token.")
     if tokens.ndim not in (1, 2):
-        raise UserError(f"{what} has the shape {tokens.shape}; give (T,) or (B, T).")
+        raise UserError(f"{argument} has the shape {tokens.shape}; give (T,) or (B, T).")
     if not np.issubdtype(tokens.dtype, np.integer):
-        raise UserError(f"{what} holds {tokens.dtype} values; give integer token ids.")
+        raise UserError(f"{argument} holds {tokens.dtype} values; give integer token ids.")
     outside = tokens[(tokens < 0) | (tokens >= config.vocab_size)]
     if outside.size:
-        raise UserError(f"{what} holds the id {outside[0]}, outside the vocabulary of {config.vocab_size}.")
+        raise UserError(f"{argument} holds the id {outside[0]}, outside the vocabulary of {config.vocab_size}.")
     if tokens.shape[-1] > config.block_size:
-        raise UserError(f"{what} has {tokens.shape[-1]} tokens, more than the model's context of {config.block_size}.")
+        raise UserError(
+            f"{argument} has {tokens.shape[-1]} tokens, more than the model's context of {config.block_size}."
+        )
     return np.atleast_2d(tokens).astype(np.int32)
 
 
-def encode(bundle: Bundle, text_or_ids: str | Sequence[int], what: str) -> np.ndarray:
-    """Text through the model's tokenizer, or ids as they are, to checked ids (T,) int32."""
+def encode(bundle: Bundle, text_or_ids: str | Sequence[int], argument: str) -> np.ndarray:
+    """Encodes text with the model's tokenizer, or takes ids as they are; returns validated ids (T,) int32.
+
+    Raises `UserError`, naming `argument`, for an empty text or invalid ids.
+    """
     if isinstance(text_or_ids, str):
         if not text_or_ids:
-            raise UserError(f"{what} is empty; give some text.")
+            raise UserError(f"{argument} is empty; give some text.")
         text_or_ids = bundle.tokenizer.encode(text_or_ids)
-    tokens = check_token_ids(text_or_ids, bundle.config, what)
+    tokens = check_token_ids(text_or_ids, bundle.config, argument)
     if tokens.shape[0] != 1:
-        raise UserError(f"{what} has {tokens.shape[0]} rows; give one at a time.")
+        raise UserError(f"{argument} has {tokens.shape[0]} rows; give one at a time.")
     return tokens[0]
 
 
 def check_weights(params: Params, name: str) -> None:
-    """Raises `UserError` where a weight is no number."""
+    """Raises `UserError` if a parameter contains NaN or infinite values; `name` is the model's, for the message."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if not bool(jnp.isfinite(leaf).all()):
             where = "/".join(str(getattr(key, "key", key)) for key in path)
-            raise UserError(f"{name or 'The model'} has a weight in {where} that is no number (NaN): load a sound one.")
+            raise UserError(
+                f"{name or 'The model'}: {where} contains NaN or infinite values; the checkpoint is damaged, "
+                "load another one."
+            )
 
 
 def special_ids(config: ModelConfig) -> SpecialIds:
-    """The special ids of a configuration, in the form that tokenizers take."""
+    """The special ids of a config, in the form that tokenizers take."""
     return SpecialIds(
         mask_id=config.mask_token_id,
         endofchunk_id=config.endofchunk_token_id,

@@ -1,4 +1,4 @@
-"""What the project needs of a tokenizer: a protocol, and the special ids of a vocabulary."""
+"""The tokenizer interface, the special ids of a vocabulary, and the tokenizer for folders without a vocabulary."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TURN_TOKENS = 3  # further ids of an instruct model: start and end of a turn's r
 
 @dataclass(frozen=True)
 class SpecialIds:
-    """The ids that are no text: what is masked, what ends a chunk, a document, a turn."""
+    """The ids that stand for no text: mask, end of chunk, start of document, padding, end of document, end of turn."""
 
     mask_id: int
     endofchunk_id: int
@@ -26,23 +26,23 @@ class SpecialIds:
 
     @classmethod
     def last_of(cls, vocab_size: int) -> SpecialIds:
-        """The published order, at the end of the vocabulary: … eos, pad, bos, endofchunk, mask."""
+        """The last five ids of a vocabulary, in the published order: eos, pad, bos, endofchunk, mask."""
         return cls(*(vocab_size - 1 - i for i in range(SPECIALS)))
 
     def names(self) -> dict[int, str]:
-        """Printable names by id, `<|mask|>` and so on."""
+        """Printable names by id, such as `<|mask|>`."""
         named = ((f.name.removesuffix("_id"), getattr(self, f.name)) for f in fields(self))
         return {value: f"<|{name}|>" for name, value in named if value is not None}
 
     @property
     def headers(self) -> tuple[int, int]:
-        """The ids around a turn's role, the two before the end of turn; of a model of conversations only."""
+        """The ids before and after a turn's role, the two below the end of turn; for instruct models only."""
         assert self.eot_id is not None
         return self.eot_id - 2, self.eot_id - 1
 
 
 class Tokenizer(Protocol):
-    """What the rest of the house needs of a tokenizer."""
+    """Text to token ids and back."""
 
     @property
     def vocab_size(self) -> int:
@@ -56,7 +56,7 @@ class Tokenizer(Protocol):
 
     @property
     def sha256(self) -> str:
-        """Hash of the vocabulary: two tokenizers with one hash give the same ids."""
+        """SHA-256 of the vocabulary: tokenizers with equal hashes give equal ids."""
         ...
 
     def encode(self, text: str) -> list[int]:
@@ -64,16 +64,16 @@ class Tokenizer(Protocol):
         ...
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of `ids`, special ones left out."""
+        """Text of `ids`, without special ones."""
         ...
 
     def piece(self, id: int) -> str:
-        """One id in printable form: spaces stay, control characters are escaped."""
+        """Printable form of one id: spaces unchanged, control characters escaped."""
         ...
 
 
 class IdsOnlyTokenizer:
-    """For a model folder without a vocabulary: text is ids in decimal, separated by spaces."""
+    """The tokenizer of a model folder without a vocabulary: its text is ids in decimal, separated by spaces."""
 
     def __init__(self, special: SpecialIds, vocab_size: int):
         self.special, self.vocab_size = special, vocab_size
@@ -81,7 +81,7 @@ class IdsOnlyTokenizer:
         self._names = special.names()
 
     def encode(self, text: str) -> list[int]:
-        """The ids written in `text`."""
+        """The ids in `text`. Raises `UserError` for other text, and for ids outside the vocabulary."""
         try:
             ids = [int(word) for word in text.split()]
         except ValueError:
@@ -93,7 +93,7 @@ class IdsOnlyTokenizer:
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The ids in decimal, special ones left out."""
+        """The ids in decimal, without special ones."""
         return " ".join(str(int(i)) for i in ids if int(i) not in self._names)
 
     def piece(self, id: int) -> str:

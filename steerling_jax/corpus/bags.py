@@ -1,4 +1,4 @@
-"""The tokens of chunks as one padded table."""
+"""The tokens of several chunks as one padded array."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Bags:
-    """Tokens of m chunks, (m, L) int32, −1 where there are fewer."""
+    """The tokens of m chunks: (m, L) int32, padded with −1."""
 
     tokens: np.ndarray
 
     @classmethod
     def grouped(cls, tokens: np.ndarray, chunk: np.ndarray, count: int) -> Bags:
-        """From tokens (N,) and the chunk of each, chunk (N,) in 0 … count − 1."""
+        """Groups tokens (N,) by the chunk of each, `chunk` (N,) in 0 … count − 1."""
         order = np.argsort(chunk, kind="stable")
         tokens, chunk = tokens[order], chunk[order]
         sizes = np.bincount(chunk, minlength=count)
@@ -24,6 +24,7 @@ class Bags:
         return cls(table)
 
     def take(self, rows: np.ndarray) -> Bags:
+        """The chunks at `rows`."""
         return Bags(self.tokens[rows])
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""What the core needs of a corpus: a protocol that a store on disk implements, and its records."""
+"""The interface through which the core reads a corpus, and its records."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from steerling_jax.tokenizer import SpecialIds
 
 @dataclass(frozen=True)
 class DocumentRecord:
-    """One line of a file of documents; the text itself is the span's tokens."""
+    """A document of a corpus: its name, source, hash and split, and its half-open token span."""
 
     name: str
     source: str
@@ -25,7 +25,7 @@ class DocumentRecord:
 
 @dataclass(frozen=True)
 class Chunk:
-    """One chunk: half-open token span (without its `<|endofchunk|>`), its document's number, its known concepts."""
+    """A chunk: its half-open token span (without `<|endofchunk|>`), its document's number, its known concepts."""
 
     start: int
     end: int
@@ -34,7 +34,7 @@ class Chunk:
 
 
 class Corpus(Protocol):
-    """A labelled corpus that is read a slice at a time; `io.corpus.store.CorpusStore` is one on disk."""
+    """A labelled corpus, read a slice at a time; `io.corpus.store.CorpusStore` implements it on disk."""
 
     folder: Path
     special: SpecialIds

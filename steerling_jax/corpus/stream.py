@@ -1,4 +1,4 @@
-"""The corpus's tokens in order, some sequences at a time: for passes over corpora that fit no memory."""
+"""Streams a corpus's tokens in order, in batches, for passes over corpora larger than memory."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ from steerling_jax.corpus.reader import Corpus
 
 
 class TokenBatch(NamedTuple):
-    """tokens (B, T) int32, padding at the end of the last batch; chunk (B, T) int64: each token's chunk number in the
-    store, −1 for none."""
+    """A batch of consecutive tokens.
+
+    tokens: (B, T) int32, padded at the end of the last batch. chunk: (B, T) int64, each token's chunk number, −1 for
+    none.
+    """
 
     tokens: np.ndarray
     chunk: np.ndarray
 
 
 def stream_tokens(store: Corpus, start: int, end: int, seq_len: int, size: int) -> Iterator[TokenBatch]:
-    """Every token of [start, end) once, in sequences of `seq_len`, `size` at a time; the last batch is filled up."""
+    """Yields each token of [start, end) once, in batches of `size` sequences of `seq_len`; the last batch is padded."""
     for first in range(start, end, seq_len * size):
         last = min(first + seq_len * size, end)
         tokens = np.full(seq_len * size, store.special.pad_id, np.int32)

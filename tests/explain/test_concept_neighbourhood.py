@@ -187,7 +187,7 @@ def test_other_corpora_and_broken_weights_are_refused(topic_bundle: Bundle, topi
     with pytest.raises(UserError, match="was made with another tokenizer than this model's"):
         concept_activity(other, topic_store, [SourceConcept(0)])
     broken = dict(topic_bundle.params, tok_emb={"weight": jnp.full((64, 32), jnp.nan)})
-    with pytest.raises(UserError, match=r"planted has a weight in tok_emb/weight that is no number \(NaN\)"):
+    with pytest.raises(UserError, match="planted: tok_emb/weight contains NaN"):
         concept_activity(dataclasses.replace(topic_bundle, params=broken), topic_store, [SourceConcept(0)], seq_len=64)
 
 
