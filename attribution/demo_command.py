@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from steerling_jax.cli.arguments import add_model_option
+from steerling_jax.cli.arguments import add_model_option, number_in_range
 from steerling_jax.cli.generation_options import generate_with_progress
-from steerling_jax.errors import require
 
 HELP = """\
 Generate a continuation and show, chunk by chunk, the concepts that it came from.
@@ -26,12 +25,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_model_option(parser)
     add("--max-new-tokens", type=int, default=128, metavar="N", help="a multiple of the block (default: %(default)s)")
     add("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
-    add("--concepts", type=int, default=5, metavar="N", help="concepts of each kind per chunk (default: %(default)s)")
+    add(
+        "--concepts",
+        type=number_in_range(int, 1),
+        default=5,
+        metavar="N",
+        help="concepts of each kind per chunk (default: %(default)s)",
+    )
     add("--json", action="store_true", help="print the text and the report as JSON, see docs/design/trace-format.md")
 
 
 def run(args: argparse.Namespace) -> None:
-    require(args.concepts >= 1, f"--concepts is {args.concepts}; give at least 1.")
     from steerling_jax.cli.console import note, print_json, stdout
 
     note("Loading JAX and the model …")

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from steerling_jax.cli.arguments import add_model_option
+from steerling_jax.cli.arguments import add_model_option, number_in_range
 from steerling_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,33 +33,34 @@ PANELS = 6  # up to so many concepts are shown in full, more as a table
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
+    positive = number_in_range(int, 1)
     add("concepts", nargs="*", metavar="CONCEPT", help="discovered:ID, or a known concept's name or #ID, or group:NAME")
     add("--all", choices=("known", "discovered"), help="describe all concepts of a head")
     add_model_option(parser)
     add("--corpus", type=Path, required=True, metavar="FOLDER", help="a corpus store, made with the model's tokenizer")
-    add("--tokens", type=int, metavar="N", help="tokens of the training split to read (default: all)")
+    add("--tokens", type=positive, metavar="N", help="tokens of the training split to read (default: all)")
     add(
         "--heldout-tokens",
-        type=int,
+        type=positive,
         default=200_000,
         metavar="N",
         help="held-out tokens to score names on (default: %(default)s)",
     )
     add("--level", type=float, default=0.5, metavar="T", help="share of masked tokens (default: %(default)s)")
-    add("--seq-len", type=int, default=256, metavar="N", help="tokens per sequence (default: %(default)s)")
-    add("--strongest", type=int, default=50, metavar="N", help="chunks that a name is made from (default: %(default)s)")
-    add("--chunks", type=int, default=5, metavar="N", help="chunks to show (default: %(default)s)")
-    add("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
+    add("--seq-len", type=positive, default=256, metavar="N", help="tokens per sequence (default: %(default)s)")
+    add(
+        "--strongest",
+        type=positive,
+        default=50,
+        metavar="N",
+        help="chunks that a name is made from (default: %(default)s)",
+    )
+    add("--chunks", type=positive, default=5, metavar="N", help="chunks to show (default: %(default)s)")
+    add("--seed", type=number_in_range(int, 0), default=0, metavar="N", help="default: %(default)s")
     add("--json", action="store_true", help="print everything as JSON")
 
 
 def run(args: argparse.Namespace) -> None:
-    for name in ("tokens", "heldout_tokens", "seq_len", "strongest", "chunks"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name.replace('_', '-')} is {value}, but it must be at least 1.")
-    if args.seed < 0:
-        raise UserError(f"--seed is {args.seed}, but it must not be negative.")
     if bool(args.concepts) == (args.all is not None):
         raise UserError("Give either concepts, as in discovered:123, or --all known or --all discovered.")
     import steerling_jax as sj

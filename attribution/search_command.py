@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from steerling_jax.attribution.index.evidence import SCORES
+from steerling_jax.cli.arguments import number_in_range
 
 if TYPE_CHECKING:
     from steerling_jax.attribution.index.evidence import Evidence
@@ -28,7 +29,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--model", metavar="MODEL", help="the model that it was indexed with (default: the bundled one)")
     add("--before", default="", metavar="TEXT", help="text before TEXT, which the model reads as context")
     add("--scores", nargs="+", choices=SCORES, default=SCORES, metavar="SCORE", help=f"default: {' '.join(SCORES)}")
-    add("--chunk-tokens", type=int, default=64, metavar="N", help="tokens per query (default: %(default)s)")
+    add(
+        "--chunk-tokens",
+        type=number_in_range(int, 1),
+        default=64,
+        metavar="N",
+        help="tokens per query (default: %(default)s)",
+    )
     add("-k", type=int, default=5, metavar="N", help="hits per score (default: %(default)s)")
     add("--json", action="store_true", help="print the evidence as JSON")
 
@@ -38,8 +45,6 @@ def run(args: argparse.Namespace) -> None:
     from steerling_jax.errors import UserError
     from steerling_jax.io.corpus.store import CorpusStore
 
-    if args.chunk_tokens < 1:
-        raise UserError(f"--chunk-tokens is {args.chunk_tokens}, but it must be at least 1.")
     corpus = CorpusStore(args.corpus)
     note("Loading JAX and the model …")
     import steerling_jax as sj

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from steerling_jax.cli.arguments import number_in_range
 from steerling_jax.cli.generation_options import (
     add_generation_options,
     check_generation_options,
@@ -43,7 +44,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--id", metavar="ID", help="the line of --from to explain, if that is a file of batch results")
     add("--continuation", metavar="TEXT", help="a given text after TEXT, read from left to right; @FILE reads a file")
     add = parser.add_argument_group("explanation").add_argument
-    add("--concepts", type=int, default=5, metavar="N", help="concepts of each kind to show (default: %(default)s)")
+    add(
+        "--concepts",
+        type=number_in_range(int, 1),
+        default=5,
+        metavar="N",
+        help="concepts of each kind to show (default: %(default)s)",
+    )
     add("--no-inputs", action="store_true", help="skip attribution to input tokens, which takes the longest")
     add("--index", metavar="FOLDER", help="also search the training data, in an index of `steerling index`")
     add("--corpus", metavar="STORE", help="the corpus store of that index")
@@ -99,7 +106,6 @@ def run(args: argparse.Namespace) -> None:
 
 def _check(args: argparse.Namespace) -> None:
     check_generation_options(args)
-    require(args.concepts >= 1, f"--concepts is {args.concepts}; give at least 1.")
     require(args.id is None or args.source is not None, "--id selects a line of --from; give both.")
     require(args.token is None or args.graph is not None, "--token selects the token of --graph; give both.")
     require((args.index is None) == (args.corpus is None), "--index and --corpus go together; give both.")

@@ -34,10 +34,10 @@ def number_in_range(kind: type[Number], minimum: Number, maximum: Number | None 
         try:
             number = kind(text)
         except ValueError:
-            number = None
+            raise argparse.ArgumentTypeError(f"is {text!r}, but it must be {noun} {bounds}") from None
         # Written so that NaN, for which every comparison is false, is rejected too.
-        if number is not None and minimum <= number and (maximum is None or number <= maximum):
-            return number
-        raise argparse.ArgumentTypeError(f"expected {noun} {bounds}, not {text!r}")
+        if not (minimum <= number and (maximum is None or number <= maximum)):
+            raise argparse.ArgumentTypeError(f"is {text}, but it must be {noun} {bounds}")
+        return number
 
     return parse

@@ -18,6 +18,7 @@ import argparse
 import difflib
 import importlib
 import os
+import re
 import sys
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint, entry_points, version
@@ -63,7 +64,9 @@ class Parser(argparse.ArgumentParser):
     """A parser that raises `UserError` in place of printing its usage and exiting."""
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message.removeprefix('argument ').rstrip('.')}; see `{self.prog} --help`.")
+        # argparse writes "argument --rows: …". The types of `cli.arguments` continue it: "--rows is 0, but …".
+        message = re.sub(r"^argument ([^:]+): is ", r"\1 is ", message)
+        raise UserError(f"{message.rstrip('.')}; see `{self.prog} --help`.")
 
 
 def commands() -> dict[str, EntryPoint]:

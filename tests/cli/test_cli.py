@@ -6,12 +6,14 @@ import os
 import signal
 import subprocess
 import sys
+from argparse import ArgumentTypeError
 from importlib.metadata import entry_points, version
 from pathlib import Path
 
 import pytest
 
 from steerling_jax.cli import console, main
+from steerling_jax.cli.arguments import number_in_range
 from steerling_jax.errors import UserError
 
 COMMANDS = sorted(point.name for point in entry_points(group=main.GROUP))
@@ -155,6 +157,30 @@ def test_sizes(text: str, count: int):
         ["a", "b", "--max-shard-size", text]
     )
     assert args.max_shard_size == count
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("0", "--limit is 0, but it must be a whole number of at least 1; see `steerling concepts --help`."),
+        ("1.5", "--limit is '1.5', but it must be a whole number of at least 1; see `steerling concepts --help`."),
+    ],
+)
+def test_numbers_out_of_range_are_reported_in_one_sentence(text: str, message: str):
+    parser = main.command_parser("concepts", main.load_command("concepts", main.commands()))
+    with pytest.raises(UserError) as raised:
+        parser.parse_args(["--limit", text])
+    assert str(raised.value) == message
+
+
+@pytest.mark.parametrize(("text", "valid"), [("0", True), ("0.25", True), ("1", True), ("1.01", False), ("nan", False)])
+def test_ranges_include_their_ends(text: str, valid: bool):
+    parse = number_in_range(float, 0.0, 1.0)
+    if valid:
+        assert parse(text) == float(text)
+    else:
+        with pytest.raises(ArgumentTypeError, match=f"is {text}, but it must be a number from 0 to 1"):
+            parse(text)
 
 
 def test_parser_raises_sentences():

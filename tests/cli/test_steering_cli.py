@@ -38,8 +38,8 @@ def test_concepts_of_the_bundled_model(capsys: pytest.CaptureFixture[str], monke
     ("args", "words"),
     [
         (("emial",), "similar names are 'Email and MIME'"),
-        (("--limit", "0"), "--limit: expected a whole number of at least 1, not '0'"),
-        (("--tokens", "-1"), "--tokens: expected a whole number of at least 0, not '-1'"),
+        (("--limit", "0"), "--limit is 0, but it must be a whole number of at least 1"),
+        (("--tokens", "-1"), "--tokens is -1, but it must be a whole number of at least 0"),
         (("group:topics",), "There is no group 'topics'"),
         (("100000",), "There is no known concept 100000"),
         (("--catalogue", "none.json"), "none.json"),

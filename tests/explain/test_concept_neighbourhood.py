@@ -173,7 +173,7 @@ def test_command_prints_panels_tables_and_json(topic_bundle: Bundle, topic_store
             ["discovered:5", "--level", "1.5"],
             "level is 1.5, but the share of masked tokens must be above 0 and at most 1.",
         ),
-        (["discovered:5", "--tokens", "0"], "--tokens is 0, but it must be at least 1."),
+        (["discovered:5", "--tokens", "0"], "--tokens is 0, but it must be a whole number of at least 1"),
     ],
 )
 def test_command_complains(topic_bundle: Bundle, topic_store: CorpusStore, monkeypatch, capsys, arguments, sentence):

@@ -188,7 +188,7 @@ def test_repair_removes_what_has_to_be_done_again(tmp_path: Path):
         (["--input", "nothing.jsonl", "--output", "out.jsonl"], "Cannot read nothing.jsonl"),
         (
             ["--input", "in.jsonl", "--output", "out.jsonl", "--rows", "0"],
-            "--rows: expected a whole number of at least 1",
+            "--rows is 0, but it must be a whole number",
         ),
         (["--input", "/dev/null", "--output", "out.jsonl"], "must be a regular file"),
         (["--input", "in.jsonl", "--output", "out.jsonl", "--json"], "--json is for one text"),

@@ -110,7 +110,7 @@ def test_the_command_prints_a_table(harness, capsys):
     [
         (["--tasks", "steerling_choises"], "has no task 'steerling_choises'"),
         (["--tasks", ","], "--tasks is empty"),
-        (["--tasks", "steerling_choices", "--limit", "0"], "--limit: expected a whole number of at least 1"),
+        (["--tasks", "steerling_choices", "--limit", "0"], "--limit is 0, but it must be a whole number of at least 1"),
         (["--tasks", "steerling_choices", "--samples", "0"], "samples is 0"),
         (["--tasks", "steerling_choices", "--max-length", "4"], "more than the model's context of 4"),
         (["--tasks", "steerling_choices", "--max-length", "129"], "max_length is 129"),

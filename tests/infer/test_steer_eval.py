@@ -423,7 +423,7 @@ def test_command(model: Path, store: CorpusStore, tmp_path: Path, capsys: pytest
     [
         (["--strengths", "2,x"], "--strengths is '2,x'"),
         (["--strengths", "0"], "a strength must be above 0"),
-        (["--samples", "0"], "--samples: expected a whole number of at least 1, not '0'"),
+        (["--samples", "0"], "--samples is 0, but it must be a whole number of at least 1"),
         (["--concepts", "0"], "--concepts is 0"),
         (["--concepts", "Concept"], "did you mean 'Concept"),
         (["--concepts", "zebra"], "'zebra', which the corpus does not have"),

@@ -54,7 +54,7 @@ def test_runs_are_told_apart():
     [
         (["evaluate", "no-such/model"], "no-such/model"),
         (["evaluate", "--levels", "0"], "--levels has 0"),
-        (["evaluate", "--samples", "-1"], "--samples: expected a whole number of at least 0, not '-1'"),
+        (["evaluate", "--samples", "-1"], "--samples is -1, but it must be a whole number of at least 0"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -76,10 +76,10 @@ REFUSED = {
     "v5e:2x2 --mesh tensor=3": "does not fit 4 devices",
     "v5e:2x2 --mesh width=3": "AXIS one of data",
     "v5e:2x2 --mesh tensor=wide": "AXIS=N",
-    "v5e:2x2 --rows 0": "--rows: expected a whole number of at least 1, not '0'",
-    "v5e:2x2 --slices 0": "--slices: expected a whole number of at least 1, not '0'",
-    "v5e:2x2 --batch-size -4": "--batch-size: expected a whole number of at least 1, not '-4'",
-    "v5e:2x2 --layers 0": "--layers: expected a whole number of at least 1, not '0'",
+    "v5e:2x2 --rows 0": "--rows is 0, but it must be a whole number of at least 1",
+    "v5e:2x2 --slices 0": "--slices is 0, but it must be a whole number of at least 1",
+    "v5e:2x2 --batch-size -4": "--batch-size is -4, but it must be a whole number of at least 1",
+    "v5e:2x2 --layers 0": "--layers is 0, but it must be a whole number of at least 1",
 }
 
 
