@@ -54,6 +54,7 @@ def test_examples_run(pages: list[str], tmp_path: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
 def test_links_and_paths_exist(page: Path) -> None:
     text = FENCED.sub("", page.read_text(encoding="utf-8"))
+    assert not re.search(r"^```", text, re.MULTILINE), f"{page.name} has a code block that does not end"
     broken = [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if not exists(page, link)]
     missing = [path for path in PATH_IN_CODE.findall(text) if not (REPOSITORY / path).exists()]
     assert not broken, f"{page.name} links to {broken}, which do not exist: correct the links"
