@@ -19,7 +19,7 @@ FOLDER = REPOSITORY / "tpu_scripts"
 SCRIPTS = sorted(path.name for path in FOLDER.glob("*.sh"))
 PLACE = ["--zone", "us-west4-a", "--project", "mine"]
 
-# `describe` tells the next of the states; `ssh` runs the line here, in a home of its own for each machine.
+# `describe` prints the next state; `ssh` runs the command here, with a home directory for each machine.
 GCLOUD = """#!/usr/bin/env python3
 import json, os, pathlib, subprocess, sys
 root = pathlib.Path(os.environ["SIMULATED"])
@@ -40,7 +40,7 @@ elif "ssh" in words:
     line = next(word for word in words if word.startswith("--command=")).removeprefix("--command=")
     sys.exit(subprocess.run(["bash", "-c", line], env=os.environ | {"HOME": str(home)}).returncode)
 """
-# In place of Python on the simulated machines: its pip brings a uv that writes down what it is asked for.
+# In place of Python on the simulated machines: its pip installs a uv that records its arguments.
 PYTHON = """#!/bin/bash
 [ "$*" = "-m pip install --quiet --user uv" ] && mkdir -p ~/.local/bin && cat > ~/.local/bin/uv << 'UV'
 #!/bin/bash
@@ -109,7 +109,7 @@ def test_dry_runs_print_what_would_be_done():
 
 
 @pytest.mark.parametrize(
-    ("name", "words", "told"),
+    ("name", "words", "message"),
     [
         ("create.sh", ["pod", "--accelerator", "v5p-8"], "Give --zone and --project"),
         ("create.sh", ["pod", *PLACE], "Give --accelerator"),
@@ -131,10 +131,10 @@ def test_dry_runs_print_what_would_be_done():
         ("watch.sh", ["pod", *PLACE, "--zone"], "--zone needs a value"),
     ],
 )
-def test_invalid_options_are_reported(name: str, words: list[str], told: str):
+def test_invalid_options_are_reported(name: str, words: list[str], message: str):
     done = script(name, *words)
     assert done.returncode == 2
-    assert told in done.stderr
+    assert message in done.stderr
     assert done.stderr.startswith("error: ")
 
 
@@ -245,7 +245,7 @@ def test_the_setup_command_of_the_guide_can_be_repeated(simulated: dict[str, str
 
 
 def test_a_command_is_stopped_before_the_next_one_starts(simulated: dict[str, str], tmp_path: Path):
-    """As a training does, it saves when it is asked to end."""
+    """Like training, the first command saves when it receives SIGTERM."""
     (tmp_path / "home/pod/steerling/.venv/bin").mkdir(parents=True)
     (tmp_path / "home/pod/steerling/.venv/bin/activate").touch()
     said = tmp_path / "said"

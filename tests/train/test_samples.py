@@ -1,4 +1,4 @@
-"""What is counted of samples, and the command `evaluate` on bad input."""
+"""Figures of samples, and invalid options of `steerling evaluate`."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> CorpusStore:
 
 
 def test_measures(store: CorpusStore, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(sample_measures, "_SLICE", 1000)  # runs across the seams count too
+    monkeypatch.setattr(sample_measures, "_SLICE", 1000)  # so that runs cross the seams of slices
     tokens = store.tokens(0, 3000).astype(int).tolist()
     special = set(store.special.names())
     at = next(i for i in range(995, 3000) if not special & set(tokens[i : i + 12]))
     copied, invented = tokens[at : at + 12], [1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1]
     bundle = SimpleNamespace(tokenizer=Letters(store.special, store.vocab_size))
-    found = measures([Sample("a", 0, "", "", copied, invented)], bundle, store)  # type: ignore[arg-type]
-    assert found["samples"]["copied"] == 1.0
-    assert found["reference"]["copied"] == 0.0
-    assert found["samples"]["known_words"] == found["reference"]["known_words"] == 1.0
-    assert found["reference"]["distinct_2"] == pytest.approx(1 / 11)
+    figures = measures([Sample("a", 0, "", "", copied, invented)], bundle, store)  # type: ignore[arg-type]
+    assert figures["samples"]["copied"] == 1.0
+    assert figures["reference"]["copied"] == 0.0
+    assert figures["samples"]["known_words"] == figures["reference"]["known_words"] == 1.0
+    assert figures["reference"]["distinct_2"] == pytest.approx(1 / 11)
 
 
-def test_runs_are_told_apart():
+def test_hashes_of_runs_do_not_collide():
     tokens = np.random.default_rng(0).integers(0, 4096, 50_000)
     assert len(np.unique(sample_measures._runs(tokens))) == 50_000 - RUN + 1
     assert len(sample_measures._runs(tokens[: RUN - 1])) == 0
@@ -63,7 +63,7 @@ def test_bad_input(args, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     (tmp_path / "there").mkdir()
     assert main(args) == 2
-    said = capsys.readouterr().err
-    assert words in said
-    assert said.count("\n") == 1
+    errors = capsys.readouterr().err
+    assert words in errors
+    assert errors.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["there"]

@@ -36,7 +36,7 @@ class CountingRuns:
     def __init__(self, root: Path, patch: pytest.MonkeyPatch):
         (root / "small.py").write_text(CONFIG)
         self.whole = load_config(root / "small.py")
-        # Without concepts and with one layer: most of the time here goes into compiling the draw of parameters.
+        # Without concepts and with one layer, as most of the time goes into compiling the initialisation.
         bare = dataclasses.replace(self.whole.model, n_layers=1, interpretable=False, concept=None)
         self.config = dataclasses.replace(self.whole, model=bare)
         self.store, self.patch = CorpusStore(make_corpus(root / "corpus")), patch
@@ -47,11 +47,11 @@ class CountingRuns:
     def draw(self, seed: int) -> Any:
         return jax.jit(partial(init_params, self.config.model))(jax.random.key(seed))
 
-    def train(self, out: Path, loss: Callable[[int], float] = lambda step: 3.0, **how: Any) -> Iterator[Event]:
-        """Events of a run whose step only counts; a loss that is not finite is skipped. how: settings of the run, and
+    def train(self, out: Path, loss: Callable[[int], float] = lambda step: 3.0, **settings: Any) -> Iterator[Event]:
+        """Events of a run whose step only counts; a loss that is not finite is skipped. settings: of the run, and
         `stop`, `profile` and `evaluate`."""
-        options = {name: how.pop(name) for name in ("stop", "profile", "evaluate") if name in how}
-        run = dataclasses.replace(self.config, checkpoint_every=1000, **how)
+        options = {name: settings.pop(name) for name in ("stop", "profile", "evaluate") if name in settings}
+        run = dataclasses.replace(self.config, checkpoint_every=1000, **settings)
 
         def step(state: Any, batch: Any, base: Any) -> tuple[Any, dict[str, jax.Array]]:
             value = loss(int(state.step) + 1)
@@ -66,5 +66,5 @@ class CountingRuns:
 
 
 def metrics_lines(out: Path, kind: str) -> list[dict]:
-    found = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in found if line["kind"] == kind]
+    entries = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in entries if line["kind"] == kind]

@@ -19,15 +19,15 @@ from tests.worlds.attention_masks import two_copy_mask
 
 
 @pytest.mark.parametrize(("T", "block", "tile"), [(512, 64, 512), (512, 512, 512), (192, 24, 128), (384, 128, 256)])
-def test_kernels_do_the_tiles_in_which_anything_is_seen(T: int, block: int, tile: int) -> None:
+def test_kernels_compute_the_tiles_in_which_any_query_sees_a_key(T: int, block: int, tile: int) -> None:
     at = jnp.arange(2 * T)
     for two_copies, seen in ((True, two_copy_mask(T, block)), (False, block_causal_mask(at, at, block))):
         tiles = np.asarray(seen).reshape(2 * T // tile, tile, 2 * T // tile, tile).any((1, 3))
         assert tiled_pairs(T if two_copies else 2 * T, block, two_copies) == tile**2 * tiles.sum()
 
 
-def test_two_copies_in_kernels_are_more_than_twice_one() -> None:
-    """Of n tiles a side each copy sees n (n + 1) / 2 of the clean copy, and the noisy one n of its own."""
+def test_kernel_flops_of_two_copies() -> None:
+    """With n tiles per side, each copy sees n (n + 1) / 2 tiles of the clean copy, and the noisy one n of itself."""
     run = load_config("steerling_8b")
     assert (run.data.seq_len, run.compute.remat) == (4096, True)
     run = dataclasses.replace(run, objective=ObjectiveConfig(noise=NoiseConfig(clean_context=True)))

@@ -1,4 +1,4 @@
-"""FLOPs and collectives of compiled programs, against counts by hand; text that cannot be parsed."""
+"""FLOPs and collectives of compiled programs, compared with counts by hand; text that cannot be parsed."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def layers(x: jax.Array, weights: jax.Array) -> jax.Array:
 
 
 def test_the_body_of_a_loop_counts_as_often_as_it_runs() -> None:
-    found = compiled(layers, X, W)
-    assert found.flops == 5 * PRODUCT
-    assert found.open_loops == 0
+    costs = compiled(layers, X, W)
+    assert costs.flops == 5 * PRODUCT
+    assert costs.open_loops == 0
 
 
 def test_recomputation_is_counted() -> None:
-    """Forward, again in the backward pass, and two products back."""
+    """One product in the forward pass, and in the backward pass the same again and two more."""
     assert compiled(jax.grad(layers, (0, 1)), X, W).flops == 4 * 5 * PRODUCT
 
 
@@ -43,11 +43,11 @@ def test_a_loop_whose_length_depends_on_data_counts_once_and_is_reported() -> No
     def power(x: jax.Array, n: jax.Array) -> jax.Array:
         return jax.lax.fori_loop(0, n, lambda _, a: a @ a, x)
 
-    found = compiled(power, jax.ShapeDtypeStruct((8, 8), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32))
-    assert (found.flops, found.open_loops) == (2 * 8**3, 1)
+    costs = compiled(power, jax.ShapeDtypeStruct((8, 8), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32))
+    assert (costs.flops, costs.open_loops) == (2 * 8**3, 1)
 
 
-def test_the_costly_branch_counts() -> None:
+def test_the_costliest_branch_of_a_conditional_counts() -> None:
     def either(yes: jax.Array, x: jax.Array) -> jax.Array:
         return jax.lax.cond(yes, lambda a: a @ a @ a, lambda a: a @ a, x)
 
@@ -85,8 +85,8 @@ COLLECTIVES = {
 @pytest.mark.parametrize("name", COLLECTIVES)
 def test_collectives(name: str) -> None:
     line, size, sent = COLLECTIVES[name]
-    found = program_costs(hlo(f"ROOT %c = {line}, channel_id=1"), [0] * 8)
-    assert list(found.collectives.values()) == [Traffic(1, size, sent, 0)]
+    costs = program_costs(hlo(f"ROOT %c = {line}, channel_id=1"), [0] * 8)
+    assert list(costs.collectives.values()) == [Traffic(1, size, sent, 0)]
 
 
 def test_only_groups_with_members_in_several_slices_send_between_slices() -> None:
@@ -117,10 +117,10 @@ def test_collectives_in_loops_and_between_slices() -> None:
         "%t0 = (s32[], bf16[8,4]{1,0}) tuple(%zero, %p)",
         "ROOT %loop = (s32[], bf16[8,4]{1,0}) while(%t0), condition=%condition, body=%body",
     )
-    found = program_costs(hlo(*lines, before=body), [0, 0, 1, 1])
-    # From 2 to below 7 in steps of 2, as where rounds were unrolled.
-    assert found.collectives == {"all-reduce": Traffic(3, 3 * 64, 3 * 64, 3 * 64)}
-    assert found.open_loops == 0
+    costs = program_costs(hlo(*lines, before=body), [0, 0, 1, 1])
+    # From 2 to below 7 in steps of 2, as in a loop that was unrolled.
+    assert costs.collectives == {"all-reduce": Traffic(3, 3 * 64, 3 * 64, 3 * 64)}
+    assert costs.open_loops == 0
     assert program_costs(hlo(*lines, before=body), [0] * 4).sent_between == 0
 
 
@@ -134,23 +134,23 @@ def test_a_collective_in_a_chain_of_fusions_counts_where_it_starts() -> None:
 
     before = fusion(1, "AsyncCollectiveStart") + "\n\n" + fusion(2, "AsyncCollectiveDone")
     lines = [f"%f{number} = bf16[32,4]{{1,0}} fusion(%p), kind=kCustom, calls=%part{number}" for number in (1, 2)]
-    found = program_costs(hlo(*lines, before=before), [0] * 4)
-    assert found.collectives == {"all-gather": Traffic(1, 256, 192, 0)}
+    costs = program_costs(hlo(*lines, before=before), [0] * 4)
+    assert costs.collectives == {"all-gather": Traffic(1, 256, 192, 0)}
 
 
-def test_what_hosts_carry_between_slices() -> None:
+def test_collectives_between_slices_through_the_hosts() -> None:
     lines = (
         "%t = token[] after-all()",
         "%s = (bf16[8,4]{1,0}, u32[], token[]) send(%p, %t), channel_id=3, is_host_transfer=true, "
         'frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",'
         '_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}',
     )
-    found = program_costs(hlo(*lines), [0, 0, 1, 1])
-    assert found.collectives == {"all-reduce": Traffic(1, 64, 64, 64)}
+    costs = program_costs(hlo(*lines), [0, 0, 1, 1])
+    assert costs.collectives == {"all-reduce": Traffic(1, 64, 64, 64)}
 
 
 def test_a_product_as_the_tpu_compiler_writes_it() -> None:
-    """(3, 16, 8) by (3, 8, 5): the batch of 3 is a spatial dimension with holes, where 3 of 9 pairs meet."""
+    """(3, 16, 8) by (3, 8, 5): the batch of 3 is a dilated spatial dimension, where 3 of 9 pairs meet."""
     lines = (
         "%a = bf16[3,16,8]{2,1,0} parameter(1)",
         "%b = bf16[3,5,8]{2,1,0} parameter(2)",
@@ -166,8 +166,8 @@ def test_kernels_with_and_without_an_estimate() -> None:
         f"%k = bf16[8,4]{{1,0}} custom-call(%p), {known}",
         'ROOT %u = bf16[8,4]{1,0} custom-call(%k), custom_call_target="tpu_custom_call"',
     )
-    found = program_costs(hlo(*lines))
-    assert (found.flops, found.kernels, found.unknown_kernels) == (640, 2, 1)
+    costs = program_costs(hlo(*lines))
+    assert (costs.flops, costs.kernels, costs.unknown_kernels) == (640, 2, 1)
 
 
 def test_a_computation_for_a_sparse_core_ends_where_its_attributes_follow() -> None:
@@ -197,7 +197,7 @@ UNREADABLE = {
 
 
 @pytest.mark.parametrize("name", UNREADABLE)
-def test_text_of_another_xla_is_refused_with_what_to_do(name: str, monkeypatch, tmp_path: Path) -> None:
+def test_text_that_cannot_be_parsed_is_reported_with_what_to_do(name: str, monkeypatch, tmp_path: Path) -> None:
     """The message names the versions that the parser is for, and a file to report."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     text, reason = UNREADABLE[name]

@@ -1,4 +1,4 @@
-"""HBM traffic of compiled programs, against counts by hand."""
+"""HBM traffic of compiled programs, compared with counts by hand."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from steerling_jax.train.aot.hlo import program_costs
 from tests.worlds.hlo_text import hlo
 
 
-def test_memory_counts_slices_not_what_they_are_cut_from_and_nothing_on_the_chip() -> None:
+def test_a_sliced_operand_counts_as_its_slices_and_on_chip_memory_does_not_count() -> None:
     fused = """%fused (q: bf16[100,4], i: s32[]) -> bf16[8,4] {
   %q = bf16[100,4]{1,0} parameter(0)
   %i = s32[] parameter(1)
@@ -24,7 +24,7 @@ def test_memory_counts_slices_not_what_they_are_cut_from_and_nothing_on_the_chip
         "%f = bf16[8,4]{1,0:T(8,128)S(1)} fusion(%big, %at), kind=kLoop, calls=%fused",
         "ROOT %out = bf16[8,4]{1,0} add(%f, %p)",
     )
-    # The slice and the index; then p in and the sum out. The fusion's result stays on the chip.
+    # Read: the slice, the index and p; written: the sum. The result of the fusion is in on-chip memory.
     assert program_costs(hlo(*lines, before=fused)).memory == (64 + 4) + (64 + 64)
 
 
@@ -47,15 +47,15 @@ ASYNCHRONOUS = {
 
 
 @pytest.mark.parametrize("name", ASYNCHRONOUS)
-def test_an_asynchronous_collective_reads_what_it_is_given_and_writes_what_it_makes(name: str) -> None:
-    start, result, found = ASYNCHRONOUS[name]
+def test_an_asynchronous_collective_reads_its_operands_and_writes_its_results(name: str) -> None:
+    start, result, expected = ASYNCHRONOUS[name]
     groups = "source_target_pairs={{0,1},{1,0}}" if "permute" in start else "replica_groups={{0,1,2,3}}"
     done = re.findall(r"[a-z-]+(?=-start)", start)[0] + "-done"
     lines = f"%s = {start}, channel_id=1, {groups}", f"ROOT %d = {result} {done}(%s)"
-    assert program_costs(hlo(*lines), [0] * 4).memory == found
+    assert program_costs(hlo(*lines), [0] * 4).memory == expected
 
 
-def test_what_a_host_fetches_is_read_once() -> None:
+def test_a_transfer_to_the_host_reads_its_operand_once() -> None:
     lines = (
         "%t = token[] after-all()",
         "%s = (bf16[8,4]{1,0}, u32[], token[]) send(%p, %t), channel_id=1, is_host_transfer=true",
@@ -64,7 +64,7 @@ def test_what_a_host_fetches_is_read_once() -> None:
     assert program_costs(hlo(*lines)).memory == 64
 
 
-def test_what_a_collective_gathers_beside_other_work_is_written_once() -> None:
+def test_the_buffer_of_an_overlapped_collective_is_written_once() -> None:
     gather = """%g = bf16[32,4]{1,0} all-gather(%q), replica_groups={{0,1,2,3}}, frontend_attributes={chain_id="7"}"""
     before = f"""%starts (q: bf16[8,4]) -> bf16[32,4] {{
   %q = bf16[8,4]{{1,0}} parameter(0)

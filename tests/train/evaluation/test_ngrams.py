@@ -1,4 +1,4 @@
-"""The n-gram baselines against a plain implementation with dictionaries, and against what probabilities must do."""
+"""The n-gram baselines compared with a plain implementation with dictionaries; their probabilities sum to one."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ def brute_probability(tokens: list[int], history: tuple[int, ...], word: int, or
 
 @pytest.mark.parametrize("order", [1, 2, 3, 5])
 @pytest.mark.parametrize("length", [40, 400])
-def test_equals_the_definition(order: int, length: int):
+def test_probabilities_equal_the_definition(order: int, length: int):
     train, held_out = text(length), text(30, seed=1)
-    held_out[7] = V - 1  # never seen
+    held_out[7] = V - 1  # not in training
     got = np.exp(fit_ngrams(train, order, V).log_probabilities(held_out))
     for i, word in enumerate(held_out.tolist()):
         history = tuple(held_out[max(0, i - order + 1) : i].tolist())

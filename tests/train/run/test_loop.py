@@ -1,4 +1,4 @@
-"""What the training loop reports, displays and refuses. Runs in real processes are in test_training.py."""
+"""What the training loop reports, displays and refuses. Runs in separate processes are in test_training.py."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CountingRuns]:
 
 
 def sequences_of(run: RunConfig, store: CorpusStore, step: int) -> list[int]:
-    """Independently of `batches.py`: the batches one after the other."""
+    """The sequences of a step, independently of `batches.py`: from all batches in order."""
     batches = training_examples(store, seq_len=run.data.seq_len, batch_size=run.data.batch_size, seed=run.seed)
     for number, batch in enumerate(batches, start=1):
         if number == step:
@@ -51,14 +51,14 @@ def sequences_of(run: RunConfig, store: CorpusStore, step: int) -> list[int]:
     raise AssertionError
 
 
-def test_saved_by_the_clock(world: CountingRuns, tmp_path: Path) -> None:
+def test_checkpoint_minutes(world: CountingRuns, tmp_path: Path) -> None:
     events = list(world.train(tmp_path, steps=3, keep=9, checkpoint_minutes=1e-9))
     assert [event.step for event in events if isinstance(event, CheckpointSaved)] == [1, 2, 3]
 
 
-def test_speed_is_in_every_line(world: CountingRuns, tmp_path: Path) -> None:
+def test_the_speed_is_in_the_metrics(world: CountingRuns, tmp_path: Path) -> None:
     *events, _ = world.train(tmp_path, steps=4)
-    assert [event.mfu for event in events if isinstance(event, StepDone)] == [None] * 4  # nobody knows a CPU's peak
+    assert [event.mfu for event in events if isinstance(event, StepDone)] == [None] * 4  # the peak of a CPU is unknown
     first, *_, last = metrics_lines(tmp_path, "step")
     assert "tokens_per_second" not in first, "one step says nothing of the time between steps"
     run = world.config
@@ -67,8 +67,8 @@ def test_speed_is_in_every_line(world: CountingRuns, tmp_path: Path) -> None:
     assert "mfu" not in last
 
 
-def test_evaluations_know_the_mesh(world: CountingRuns, tmp_path: Path) -> None:
-    """As steps do: kernels have to be told how their operands are split."""
+def test_evaluations_run_with_the_mesh_of_the_run(world: CountingRuns, tmp_path: Path) -> None:
+    """Kernels look up there how their operands are sharded."""
 
     def evaluate(_: Any) -> dict[str, Any]:
         return {"axes": list(jax.sharding.get_abstract_mesh().axis_names)}
@@ -88,19 +88,19 @@ def test_a_spike_is_reported_with_its_batch(world: CountingRuns, tmp_path: Path)
     assert (line["step"], line["sequences"]) == (40, list(spike.sequences))
 
 
-def test_ordinary_noise_is_no_spike() -> None:
-    draw, rule = random.Random(0), SpikeDetector()
+def test_noise_is_not_a_spike() -> None:
+    draw, detector = random.Random(0), SpikeDetector()
     falling = [10 * math.exp(-step / 300) + 2 + 0.1 * draw.gauss(0, 1) for step in range(2000)]
-    assert [rule.check(loss) for loss in falling] == [None] * 2000
-    assert rule.check(math.nan) is None
-    assert rule.check(4.0) == pytest.approx(2.0, abs=0.1)
-    assert rule.check(4.0) is None  # of consecutive high losses the first counts
+    assert [detector.check(loss) for loss in falling] == [None] * 2000
+    assert detector.check(math.nan) is None
+    assert detector.check(4.0) == pytest.approx(2.0, abs=0.1)
+    assert detector.check(4.0) is None  # of consecutive high losses the first counts
 
 
 def test_a_profiler_trace_on_request(world: CountingRuns, tmp_path: Path) -> None:
     events = list(world.train(tmp_path, steps=4, profile=(2, 3)))
     (profiled,) = (event for event in events if isinstance(event, TraceWritten))
-    # Told when its last step is done, which is before the metrics of that step are fetched.
+    # The event comes when the last traced step is done, before the metrics of that step are fetched.
     assert [event.step for event in events[: events.index(profiled)] if isinstance(event, StepDone)] == [1, 2]
     assert any(path.stat().st_size for path in profiled.folder.rglob("*.xplane.pb"))
 
@@ -151,7 +151,7 @@ def test_steps_to_profile(text: str) -> None:
         parse_steps(text)
 
 
-def test_too_many_bad_steps_in_a_row(world: CountingRuns, tmp_path: Path) -> None:
+def test_many_consecutive_non_finite_steps_end_the_run(world: CountingRuns, tmp_path: Path) -> None:
     bad = 4
     with pytest.raises(
         UserError, match=rf"not finite in the last {MAX_SKIPPED} steps.* listed in .*nonfinite.json"

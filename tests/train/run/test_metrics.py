@@ -11,7 +11,7 @@ from steerling_jax.train.run.clock import Clock
 from steerling_jax.train.run.metrics import MetricsLog
 
 
-def test_metrics_go_on_from_the_restored_step(tmp_path: Path) -> None:
+def test_metrics_resume_at_the_restored_step(tmp_path: Path) -> None:
     with MetricsLog(tmp_path, 0) as log:
         for step in range(1, 8):
             log.write("step", step, {"loss": step / 2})
@@ -30,11 +30,11 @@ def test_the_clock_adds_up_over_restarts() -> None:
     with clock.phase("step"):
         pass
     clock.add({"starts": 2, "seconds": {"step": 10.0, "save": 1.5}})
-    told = clock.to_json()
-    assert told["starts"] == 3
-    assert 10.0 <= told["seconds"]["step"] < 10.1
-    assert told["seconds"]["save"] == 1.5
-    assert told["seconds"]["other"] >= 0
+    saved = clock.to_json()
+    assert saved["starts"] == 3
+    assert 10.0 <= saved["seconds"]["step"] < 10.1
+    assert saved["seconds"]["save"] == 1.5
+    assert saved["seconds"]["other"] >= 0
     again = Clock()
-    again.add(told)
+    again.add(saved)
     assert sum(again.to_json()["seconds"].values()) == pytest.approx(11.5, abs=0.1)

@@ -1,4 +1,4 @@
-"""Phases as runs: adapters that stop and go on, weights that gain the ids of turns, steering from a corpus's labels."""
+"""Runs of other phases: adapters that are resumed, weights that gain turn tokens, steering from corpus labels."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ from tests.worlds.training_world import BARE_CONFIG, CONFIG, make_corpus
 
 @dataclasses.dataclass
 class World:
-    """A run of few steps that starts from a model, whose parameters are `params`."""
+    """A run of a few steps that starts from a model with the parameters `params`."""
 
     run: RunConfig
     store: CorpusStore
     params: Any
-    whole: ModelConfig  # with concepts, which the run's has not
+    whole: ModelConfig  # with concepts; the run's has none
 
     def train(self, out: Path, run: RunConfig, **options: Any) -> Iterator[Event]:
         open_folder(run, self.store, out)
@@ -71,11 +71,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return World(run, CorpusStore(make_corpus(root / "corpus")), params, whole)
 
 
-def test_adapters_stop_and_go_on(world: World, tmp_path: Path) -> None:
+def test_adapters_are_resumed(world: World, tmp_path: Path) -> None:
     run = dataclasses.replace(world.run, lora=LoraConfig(rank=2, modules=("attn/c_q",)), accumulate=2)
     *_, whole = world.train(tmp_path / "whole", run)
-    asked = iter([False, True])
-    list(world.train(tmp_path / "halves", run, stop=lambda: next(asked)))
+    stops = iter([False, True])
+    list(world.train(tmp_path / "halves", run, stop=lambda: next(stops)))
     began, *_, halves = world.train(tmp_path / "halves", run)
     assert "parameters under the adapters" in str(began)
     assert isinstance(whole, RunFinished)
@@ -95,7 +95,7 @@ def test_adapters_stop_and_go_on(world: World, tmp_path: Path) -> None:
         load_checkpoint_params(tmp_path / "whole")
 
 
-def test_a_model_of_texts_gains_the_ids_of_turns(world: World, tmp_path: Path) -> None:
+def test_a_text_model_gains_turn_tokens(world: World, tmp_path: Path) -> None:
     model = dataclasses.replace(world.run.model, vocab_size=67, **instruct_ids(67))
     data = dataclasses.replace(world.run.data, messages=str(tmp_path / "talk.jsonl"))
     run = dataclasses.replace(world.run, model=model, data=data, objective=InstructionObjective())
@@ -111,8 +111,8 @@ def test_a_model_of_texts_gains_the_ids_of_turns(world: World, tmp_path: Path) -
         Batches(run, world.store)
 
 
-def test_conversations_through_the_command(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """What is wrong is told before a folder is there, so that the mended file can be trained on in its place."""
+def test_instruction_tuning_with_the_command(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Invalid conversations are refused before the folder is written, so that the corrected file can be used there."""
     texts = [f"{word} jumps over the lazy dog, {i} times\n" * 6 for i, word in enumerate(["the fox", "a cat"] * 20)]
     documents = [Document(f"d{i}", "code", text) for i, text in enumerate(texts)]
     config = PrepareConfig(vocab_size=300, heldout_share=0.3)
@@ -197,9 +197,9 @@ with jax.set_mesh(mesh):
     state = jax.device_put(state, places)
     batch = jax.device_put(batch, batch_sharding(mesh))
     base = None if base is None else jax.device_put(base, param_shardings(CONFIG, mesh))
-    split, found = jax.jit(partial(update, recipe=recipe))(state, batch, KEY, base=base)
+    split, split_metrics = jax.jit(partial(update, recipe=recipe))(state, batch, KEY, base=base)
 for name in metrics:
-    np.testing.assert_allclose(found[name], metrics[name], rtol=1e-4, err_msg=name)
+    np.testing.assert_allclose(split_metrics[name], metrics[name], rtol=1e-4, err_msg=name)
 # An entry moves by at most about the rate, and Muon's iteration turns rounding into some thousandths of that.
 limit = 5e-3 * optimizer.peak_rate
 jax.tree.map(partial(np.testing.assert_allclose, rtol=0, atol=limit), plain.params, split.params)
@@ -207,7 +207,7 @@ jax.tree.map(partial(np.testing.assert_allclose, rtol=0, atol=limit), plain.para
 
 
 @pytest.mark.parametrize("how", ["whole", pytest.param("lora", marks=pytest.mark.slow)])
-def test_an_update_on_eight_devices_is_that_on_one(how: str) -> None:
+def test_an_update_on_eight_devices_equals_that_on_one(how: str) -> None:
     """Muon, micro-batches and adapters on a mesh of (2, 2, 2)."""
     env = {**os.environ, "JAX_NUM_CPU_DEVICES": "8"}
     root = REPOSITORY

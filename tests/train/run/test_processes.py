@@ -1,4 +1,4 @@
-"""Training by several real processes over loopback, and on other meshes: the same run as one process on one device."""
+"""Training with several processes over loopback and on other meshes has the losses of one process on one device."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Processes = list[subprocess.Popen]
 
 
 class World:
-    """A corpus, a model to begin with, and runs of a short config on meshes of all sorts."""
+    """A corpus, a model to start from, and runs of a short config on different meshes."""
 
     def __init__(self, root: Path):
         self.root, self.corpus = root, make_corpus(root / "corpus")
@@ -63,10 +63,10 @@ class World:
 
 
 def finish(processes: Processes, code: int) -> list[str]:
-    told = [process.communicate(timeout=300)[1] for process in processes]
-    for process, text in zip(processes, told, strict=True):
+    errors = [process.communicate(timeout=300)[1] for process in processes]
+    for process, text in zip(processes, errors, strict=True):
         assert process.returncode == code, text[-3000:]
-    return told
+    return errors
 
 
 @pytest.fixture(scope="module")
@@ -76,20 +76,20 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 @pytest.fixture(scope="module")
 def alone(world: World) -> list[dict]:
-    """What one process on one device says of each step."""
+    """The metrics of each step, from one process on one device."""
     finish(world.start("alone", "data=1, fsdp=1, tensor=1"), 0)
     return world.lines("alone")
 
 
-def assert_same_losses(found: list[dict], wanted: list[dict]) -> None:
-    assert [line["step"] for line in found] == list(range(1, SHORT + 1))
+def assert_same_losses(actual: list[dict], expected: list[dict]) -> None:
+    assert [line["step"] for line in actual] == list(range(1, SHORT + 1))
     for name in ("loss", "diffusion", "presence", "residual", "independence", "gradient_norm"):
-        ours, theirs = ([line[name] for line in lines] for lines in (found, wanted))
+        ours, theirs = ([line[name] for line in lines] for lines in (actual, expected))
         np.testing.assert_allclose(ours, theirs, rtol=2e-4, err_msg=f"{name}: is each row of a batch read once?")
 
 
 def test_two_processes_stopped_and_continued_by_three(world: World, alone: list[dict]):
-    """One run, the same as that of one process. Two processes with two devices each, from given weights, saving by the
+    """The losses are those of one process. Two processes with two devices each start from given weights and save by the
     clock, which only agrees if they agree when; SIGTERM to the second of them: both save and leave. Then a bit flips in
     what the second one wrote, and three processes on another mesh go on from the checkpoint before."""
     out = world.root / "moved"
@@ -98,8 +98,8 @@ def test_two_processes_stopped_and_continued_by_three(world: World, alone: list[
     assert first.stderr is not None
     assert any(line.startswith("step 1/") for line in first.stderr)
     second.send_signal(signal.SIGTERM)
-    told = finish(started, 128 + signal.SIGTERM)
-    assert "Stopped and saved at step" in told[0]
+    errors = finish(started, 128 + signal.SIGTERM)
+    assert "Stopped and saved at step" in errors[0]
     done = len(world.lines("moved"))
     assert 2 <= done < SHORT, "the run was over before the signal came, or saved nothing before"
     before, newest = sorted(int(path.name) for path in (out / "checkpoints").iterdir())[-2:]
@@ -109,12 +109,12 @@ def test_two_processes_stopped_and_continued_by_three(world: World, alone: list[
         "digests-1-of-2.json",
     }
     flip_largest(out / f"checkpoints/{newest}/state/ocdbt.process_1")
-    told = finish(world.start("moved", "data=1, fsdp=3, tensor=1", processes=3), 0)
-    assert f"The checkpoint of step {newest} cannot be read (process 1 cannot read it); skipping it." in told[0]
-    assert f"Resuming from step {before}." in told[0]
+    errors = finish(world.start("moved", "data=1, fsdp=3, tensor=1", processes=3), 0)
+    assert f"The checkpoint of step {newest} cannot be read (process 1 cannot read it); skipping it." in errors[0]
+    assert f"Resuming from step {before}." in errors[0]
     assert_same_losses(world.lines("moved"), alone)
     starts = [json.loads((world.root / name / "run.json").read_text())["start"] for name in ("alone", "moved")]
-    assert starts[0] == starts[1], "of weights that lie on several devices the fingerprint is the same"
+    assert starts[0] == starts[1], "the fingerprint of sharded weights is the same"
     assert [line["step"] for line in world.lines("moved", "start")] == [0, before]
 
 
@@ -125,17 +125,17 @@ def flip_largest(folder: Path) -> None:
     path.write_bytes(flipped)
 
 
-def test_a_bad_mesh_is_told(world: World):
-    (told,) = finish(world.start("refused", "data=8, fsdp=1, tensor=1", devices=8), 2)
-    assert "must be a multiple of 8" in told
+def test_a_mesh_that_does_not_divide_the_batch_is_refused(world: World):
+    (errors,) = finish(world.start("refused", "data=8, fsdp=1, tensor=1", devices=8), 2)
+    assert "must be a multiple of 8" in errors
     assert not (world.root / "refused").exists()
 
 
-def test_what_the_first_refuses_all_refuse(world: World, alone: list[dict]):
-    """Another config for the folder of a run: nobody waits for who has left."""
-    told = finish(world.start("alone", "data=2, fsdp=1, tensor=1", processes=2, more="seed=3,"), 2)
-    assert "contains a run with another config" in told[0]
-    assert "The first process failed" in told[1]
+def test_all_processes_fail_where_the_first_one_does(world: World, alone: list[dict]):
+    """Another config for the folder of a run: no process waits for one that has exited."""
+    errors = finish(world.start("alone", "data=2, fsdp=1, tensor=1", processes=2, more="seed=3,"), 2)
+    assert "contains a run with another config" in errors[0]
+    assert "The first process failed" in errors[1]
 
 
 GATHER = """
@@ -146,17 +146,17 @@ from steerling_jax.parallel.sharding import MeshShape, make_mesh, to_first_host
 from steerling_jax.train.run.processes import initialise_processes, is_first_process
 initialise_processes(sys.argv[1], 2, int(sys.argv[2]))
 mesh = make_mesh(MeshShape(fsdp=2))
-wanted = np.arange(6 * 4 * 2, dtype=np.float32).reshape(6, 4, 2)
+expected = np.arange(6 * 4 * 2, dtype=np.float32).reshape(6, 4, 2)
 for spec in (PartitionSpec("fsdp"), PartitionSpec(None, "fsdp"), PartitionSpec()):
-    split = jax.make_array_from_callback(wanted.shape, NamedSharding(mesh, spec), lambda part: wanted[part])
+    split = jax.make_array_from_callback(expected.shape, NamedSharding(mesh, spec), lambda part: expected[part])
     for piece in (1, 150, 10**6):
-        found = to_first_host({"a": split}, piece)["a"]
-        assert (found is None) == (not is_first_process())
-        assert found is None or np.array_equal(found, wanted)
+        actual = to_first_host({"a": split}, piece)["a"]
+        assert (actual is None) == (not is_first_process())
+        assert actual is None or np.array_equal(actual, expected)
 """
 
 
-def test_arrays_come_to_the_first_process_piece_by_piece():
+def test_arrays_are_gathered_on_the_first_process_in_pieces():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -165,7 +165,7 @@ def test_arrays_come_to_the_first_process_piece_by_piece():
     finish([subprocess.Popen(line, env=environment, stderr=subprocess.PIPE, text=True) for line in lines], 0)
 
 
-def test_sizes():
+def test_mesh_sizes():
     assert MeshShape().sizes(8) == (1, 8, 1)
     assert MeshShape(data=-1, fsdp=2, tensor=2).sizes(8) == (2, 2, 2)
     for shape, devices, words in (

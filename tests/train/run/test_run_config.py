@@ -54,8 +54,11 @@ def saved_run(run: RunConfig) -> RunConfig:
 
 
 def test_run_json_keeps_its_bytes(run: RunConfig, tmp_path: Path) -> None:
-    """A new run writes the bytes that earlier versions wrote. Users resume runs that an
-    earlier version started: leave new fields out of run.json while they have their defaults, or raise its version."""
+    """A new run writes the bytes that earlier versions wrote.
+
+    Users resume runs that an earlier version started: leave new fields out of run.json while they have their defaults,
+    or raise its format version.
+    """
     store = CorpusStore(make_corpus(tmp_path / "corpus"))
     (tmp_path / "out").mkdir()
     open_folder(saved_run(run), store, tmp_path / "out")

@@ -28,10 +28,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CountingRuns]:
         yield CountingRuns(tmp_path_factory.mktemp("long"), patch)
 
 
-def test_the_order_of_what_comes_from_where(world: CountingRuns, tmp_path: Path) -> None:
-    """Fresh, stopped after 3 steps, gone on with: said, and written down with the step it belongs to."""
-    asked = iter([False, False, True])
-    first, *_, last = world.train(tmp_path, steps=6, stop=lambda: next(asked))
+def test_the_sources_of_a_new_and_a_resumed_run(world: CountingRuns, tmp_path: Path) -> None:
+    """A new run is stopped after 3 steps and resumed; the sources are in the event and in metrics.jsonl."""
+    stops = iter([False, False, True])
+    first, *_, last = world.train(tmp_path, steps=6, stop=lambda: next(stops))
     assert isinstance(first, RunStarted)
     assert first.sources == (
         "parameters: random, seed 0",
@@ -52,8 +52,8 @@ def test_the_order_of_what_comes_from_where(world: CountingRuns, tmp_path: Path)
     assert [(line["step"], line["order"]) for line in metrics_lines(tmp_path, "start")][1] == (3, list(first.sources))
 
 
-def test_other_weights(world: CountingRuns, tmp_path: Path) -> None:
-    """From a published folder, and from the training folder that makes of it: the very numbers, a fresh optimizer."""
+def test_initial_weights(world: CountingRuns, tmp_path: Path) -> None:
+    """From a published folder, and then from that run's training folder: equal parameters, a new optimizer state."""
     before = str(world.model)
     for name in ("first", "second"):
         began, *_, done = world.train(tmp_path / name, steps=2, start_from=before)
@@ -68,7 +68,7 @@ def test_other_weights(world: CountingRuns, tmp_path: Path) -> None:
     assert run["start"]["fingerprint"] in began.sources[0]
 
 
-def test_other_weights_that_change_are_refused(world: CountingRuns, tmp_path: Path) -> None:
+def test_initial_weights_that_change_are_refused(world: CountingRuns, tmp_path: Path) -> None:
     out, model = tmp_path / "out", tmp_path / "model"
     write_published(model, world.config.model, world.params)
     next(world.train(out, steps=2, start_from=str(model)))  # killed before anything was saved
@@ -79,7 +79,7 @@ def test_other_weights_that_change_are_refused(world: CountingRuns, tmp_path: Pa
         world.train(out, steps=2)
 
 
-def test_other_weights_that_do_not_fit_are_refused(world: CountingRuns, tmp_path: Path) -> None:
+def test_initial_weights_of_another_shape_are_refused(world: CountingRuns, tmp_path: Path) -> None:
     run = dataclasses.replace(world.config, start_from=str(world.model))
     wider = dataclasses.replace(run, model=dataclasses.replace(run.model, intermediate_size=100))
     with pytest.raises(UserError, match=r"model has blocks.mlp.c_fc.weight of shape \(1, 2, 128, 32\), but the model"):
@@ -91,7 +91,7 @@ def test_other_weights_that_do_not_fit_are_refused(world: CountingRuns, tmp_path
         find_initial_weights(dataclasses.replace(run, start_from="absent"))
 
 
-def test_other_weights_with_other_words_or_concepts_are_refused(world: CountingRuns, tmp_path: Path) -> None:
+def test_initial_weights_with_other_tokens_or_concepts_are_refused(world: CountingRuns, tmp_path: Path) -> None:
     other = InitialWeights(tmp_path, world.whole.model)
     other.check_corpus(world.store)
     concepts = [concept | {"name": f"renamed {concept['id']}"} for concept in world.store.concepts]
@@ -103,7 +103,7 @@ def test_other_weights_with_other_words_or_concepts_are_refused(world: CountingR
         other.check_corpus(world.store)
 
 
-def test_a_damaged_training_folder_is_no_start(world: CountingRuns, tmp_path: Path) -> None:
+def test_a_damaged_training_folder_is_refused_as_initial_weights(world: CountingRuns, tmp_path: Path) -> None:
     *_, done = world.train(tmp_path / "out", steps=1)
     assert isinstance(done, RunFinished)
     path = max((tmp_path / "out/checkpoints/1/state").rglob("*"), key=lambda path: path.stat().st_size)

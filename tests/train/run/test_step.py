@@ -35,7 +35,7 @@ def batch_of(run: RunConfig, store: CorpusStore) -> dict[str, np.ndarray]:
     return next(iter(examples))
 
 
-def test_a_step_without_finite_numbers_changes_nothing_but_is_counted(run: RunConfig, store: CorpusStore) -> None:
+def test_a_non_finite_step_is_counted_and_changes_nothing(run: RunConfig, store: CorpusStore) -> None:
     step, batch = jax.jit(partial(train_step, run=run)), batch_of(run, store)
     state = jax.jit(partial(init_state, run))()
     good, metrics = step(state, batch)

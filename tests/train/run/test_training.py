@@ -1,4 +1,4 @@
-"""Training in real processes: killed, stopped, refused, out of space."""
+"""`steerling train` in separate processes: killed, stopped, refused, on a full disk."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     root = tmp_path_factory.mktemp("training")
     (root / "small.py").write_text(BARE_CONFIG)
     made = World(root, root / "small.py", make_corpus(root / "corpus"), root / "finished")
-    code, told = made.run(made.finished)
-    assert code == 0, told
+    code, output = made.run(made.finished)
+    assert code == 0, output
     return made
 
 
 def wait_for_compiled(process: subprocess.Popen) -> bool:
-    """Reads what the process says until it has compiled the step; False if it ended before."""
+    """Reads standard error until the step is compiled; False if the process ended before."""
     assert process.stderr is not None
     return any(line.startswith("Compiled") for line in process.stderr)
 
@@ -65,71 +65,71 @@ def assert_same_run(out: Path, other: Path) -> None:
 
 
 @pytest.mark.slow
-def test_killed_again_and_again_ends_as_if_never_killed(world: World, tmp_path: Path) -> None:
+def test_a_run_that_is_killed_repeatedly_ends_as_one_that_is_not(world: World, tmp_path: Path) -> None:
     draw, out = random.Random(20), tmp_path / "out"
     for attempt in range(6):
         process = world.start(out)
-        if attempt % 3 == 1:  # anywhere in the start-up too
+        if attempt % 3 == 1:  # during the start-up
             time.sleep(draw.uniform(0, 2))
         elif wait_for_compiled(process):
             time.sleep(draw.uniform(0, 0.25))
         process.kill()
-        _, told = process.communicate()
-        assert process.returncode == -signal.SIGKILL, f"ended before it could be killed, at start {attempt + 1}: {told}"
-    code, told = world.run(out)
-    assert code == 0, told
+        _, output = process.communicate()
+        assert process.returncode == -signal.SIGKILL, f"start {attempt + 1} ended before it was killed: {output}"
+    code, output = world.run(out)
+    assert code == 0, output
     assert_same_run(out, world.finished)
     assert not list((out / "checkpoints").glob("*tmp*"))
-    # Every start ran the very same program: it was compiled once, by the undisturbed run.
+    # Every start ran the same program: it was compiled once, by the uninterrupted run.
     assert len(list((world.root / "compiled").glob("jit_train_step*-cache"))) == 1
 
 
 @pytest.mark.slow
-def test_asked_to_stop_saves_and_says_so(world: World, tmp_path: Path) -> None:
+def test_a_signal_stops_and_saves(world: World, tmp_path: Path) -> None:
     out = tmp_path / "out"
     for number in (signal.SIGTERM, signal.SIGINT):
         process = world.start(out)
         assert wait_for_compiled(process)
         process.send_signal(number)
-        _, told = process.communicate(timeout=300)
-        assert process.returncode == 128 + number, told
-        assert "Stopped and saved at step" in told
-        assert "Traceback" not in told
+        _, output = process.communicate(timeout=300)
+        assert process.returncode == 128 + number, output
+        assert "Stopped and saved at step" in output
+        assert "Traceback" not in output
         saved = [int(path.name) for path in (out / "checkpoints").iterdir()]
-        assert f"at step {max(saved)};" in told
-    code, told = world.run(out)
-    assert code == 0, told
-    assert f"  1. state and clock, step {max(saved)}: {out.absolute() / 'checkpoints' / str(max(saved))}\n" in told
-    assert re.search(r"Time, 3 starts(.*\n)+init .*\n(.*\n)+all ", told)
+        assert f"at step {max(saved)};" in output
+    code, output = world.run(out)
+    assert code == 0, output
+    assert f"  1. state and clock, step {max(saved)}: {out.absolute() / 'checkpoints' / str(max(saved))}\n" in output
+    assert re.search(r"Time, 3 starts(.*\n)+init .*\n(.*\n)+all ", output)
     assert_same_run(out, world.finished)
 
 
-def test_a_finished_run_is_left_as_it_is(world: World, tmp_path: Path) -> None:
+def test_a_finished_run_is_not_changed(world: World, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(world.finished, out)
-    code, told = world.run(out)
-    assert code == 0, told
+    code, output = world.run(out)
+    assert code == 0, output
     assert_same_run(out, world.finished)
 
 
 def test_full_disk_while_saving(world: World, tmp_path: Path) -> None:
-    """And TensorBoard's files after it: they hold what metrics.jsonl does, from the step that was restored."""
+    """Then the run resumes, and TensorBoard's files have the values of metrics.jsonl from the restored step on."""
     out = world.unfinished(tmp_path / "out")
     limit = 12_000  # bytes a file: below a checkpoint's, above the metrics that the last steps append
     (out / "metrics.jsonl").write_text("")
-    code, told = world.run(
+    code, output = world.run(
         out, before=f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))"
     )
-    assert code == 2, told
+    assert code == 2, output
     place = out.absolute() / "checkpoints"
-    assert f"error: The checkpoint of step {STEPS} could not be saved in {place}: file too large;" in told
-    assert "Traceback" not in told
-    # Nothing half-written; the one before is as good as ever.
+    assert f"error: The checkpoint of step {STEPS} could not be saved in {place}: file too large;" in output
+    assert "Traceback" not in output
+    # No partial checkpoint is left, and the previous one is intact.
     assert sorted(path.name for path in (out / "checkpoints").iterdir()) == [str(STEPS - EVERY)]
     assert not (out / "export").exists()
-    code, told = world.run(out, "--tensorboard")
-    assert code == 0, told
-    assert f"Resuming from step {STEPS - EVERY}." in told
+    code, output = world.run(out, "--tensorboard")
+    assert code == 0, output
+    assert f"Resuming from step {STEPS - EVERY}." in output
     assert (out / "export/model.safetensors").read_bytes() == (world.finished / "export/model.safetensors").read_bytes()
     check_tensorboard(out, first=STEPS - EVERY + 1)
 
@@ -138,21 +138,21 @@ def check_tensorboard(out: Path, first: int) -> None:
     event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2")
     (path,) = (out / "tensorboard").iterdir()
     events = [event_pb2.Event.FromString(record) for record in records(path.read_bytes())]
-    # What an earlier process may have written of these steps is void.
+    # TensorBoard discards what an earlier process may have written of these steps.
     assert [event.step for event in events if event.HasField("session_log")] == [first]
-    found = {(value.tag, event.step): value.simple_value for event in events for value in event.summary.value}
+    written = {(value.tag, event.step): value.simple_value for event in events for value in event.summary.value}
     expected: dict[tuple[str, int], float] = {}
     for line in map(json.loads, (out / "metrics.jsonl").read_text().splitlines()):
         kind, step = line.pop("kind"), line.pop("step")
         if step >= first:
             expected |= {(f"{kind}/{name}", step): value for name, value in line.items() if value is not None}
     assert {step for _, step in expected} == set(range(first, STEPS + 1))
-    assert {("step/loss", STEPS), ("evaluation/nats_per_token", STEPS)} <= found.keys()
-    assert found == pytest.approx(expected, rel=1e-6)
+    assert {("step/loss", STEPS), ("evaluation/nats_per_token", STEPS)} <= written.keys()
+    assert written == pytest.approx(expected, rel=1e-6)
 
 
 def records(file: bytes) -> Iterator[bytes]:
-    """The records of an event file: eight bytes of length and four to check it, the record, four to check that."""
+    """The records of an event file: length (8 bytes) and its checksum (4), the record, and its checksum (4)."""
     while file:
         size = int.from_bytes(file[:8], "little")
         yield file[12 : 12 + size]
@@ -166,7 +166,7 @@ def test_another_run_in_the_same_folder_is_refused(world: World, tmp_path: Path)
         pass
 
 
-def test_a_disk_without_locks_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_without_locks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from steerling_jax.io.checkpoints import training_folder
 
     def fail(*_: object) -> None:
@@ -178,7 +178,7 @@ def test_a_disk_without_locks_is_told(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_corpus_in_a_bucket_is_refused(world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Not made anew from Python's documentation, in a folder called `gs:`."""
+    """Rather than preparing a corpus in a local folder called `gs:`."""
     (tmp_path / "small.py").write_text(CONFIG)
     line = ["train", "--config", str(tmp_path / "small.py"), "--corpus", "gs://b/corpus", "--out", str(tmp_path / "o")]
     assert main(line) == 2
@@ -186,7 +186,7 @@ def test_a_corpus_in_a_bucket_is_refused(world: World, tmp_path: Path, capfd: py
     assert not (tmp_path / "o").exists()
 
 
-def test_export_is_whole(world: World) -> None:
+def test_the_export_is_complete(world: World) -> None:
     export = world.finished / "export"
     assert {path.name for path in export.iterdir()} >= {
         "config.json",
