@@ -54,6 +54,7 @@ class SteeringConfig:
     label: str = ""
 
     def __post_init__(self) -> None:
+        # Values are converted to plain Python numbers, from NumPy or from the strings that JSON has as keys.
         object.__setattr__(self, "concept_ids", _ids("concept_ids", self.concept_ids))
         for name in ("relu_logit_mask", "intervene_known", "intervene_unknown"):
             values = getattr(self, name)

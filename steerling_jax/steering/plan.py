@@ -85,6 +85,7 @@ class SteeringPlan:
         for part in self.parts:
             if part.cutoff is None or written < part.cutoff:
                 table = masks if part.where == "masks" else prompt
+                # After every layer from the first on, not only once: the published package injects into each of them.
                 table[max(part.layer - 1, 0) :] += np.float32(part.alpha) * part.direction
         return masks, prompt
 
@@ -147,7 +148,9 @@ def concept_direction(
 
 def _injection(params: Params, one: SteeringConfig, config: ModelConfig, compute: Compute) -> InjectedDirection:
     unit, peak = concept_direction(params, one.concept_ids, one.weights)
+    # The direction alone is rounded. It is scaled in float32, so that several injections are summed without rounding.
     direction = np.asarray(unit.astype(compute.dtype).astype(jnp.float32))
+    # Divided by the peak, alpha · direction raises the logit of the best-aligned token by the target, in any model.
     alpha = one.mai_lm_target / (peak if one.normalize_mai_lm_target else 1.0)
     cutoff = one.cutoff_tokens if one.inject_alpha_schedule == "hard_cutoff" else None
     return InjectedDirection(direction, alpha, one.first_layer(config.n_layers), cutoff, one.where)
@@ -165,6 +168,7 @@ def merge_clamps(configs: Sequence[SteeringConfig]) -> ClampPlan | None:
     Raises `UserError` where two clamp the same concept, or differ in their offsets or their epsilon: a forward pass has
     one of each.
     """
+    # Injections and suppressions of several configurations are summed, but an activation can have one value only.
     clamping = [one for one in configs if one.clamps]
     if not clamping:
         return None

@@ -57,6 +57,7 @@ def _resolve(
     name = _display_name(rule, catalogue, focal)
     if rule.action == "clamp":
         return _clamp(rule, ids, name)
+    # Amplifying and suppressing the same concepts would partly cancel out, which can only be a mistake.
     earlier = actions.setdefault(tuple(sorted(ids)), rule)
     if earlier.action != rule.action:
         one, other = (f"{r.origin or 'an option'} says {r.action}" for r in (earlier, rule))

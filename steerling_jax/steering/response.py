@@ -45,6 +45,7 @@ def response_steering(
     require(top >= 1, f"top is {top}, but it must be at least 1.", "top")
     activations = mean_activations(bundle, response)
     ids = np.argsort(-activations, kind="stable")[:top]
+    # A response can have fewer than `top` active concepts; the others would only be noise in the direction.
     ids = ids[activations[ids] > 0]
     weights = tuple(activations[ids].tolist())
     names = [bundle.concepts.get(i).name for i in ids[:_NAMED].tolist()]

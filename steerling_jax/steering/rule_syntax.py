@@ -61,6 +61,7 @@ def parse_option(option: str, text: str) -> SteeringRule:
     option: without its dashes.
     """
     head = _CLAMPS.get(option.replace("-", "_"))
+    # From the right, since a concept's name can contain "=" itself.
     name, equals, number = text.rpartition("=")
     name, value = (name.strip(), number.strip()) if equals else (text.strip(), None)
     where = f"--{option} {text!r}"
