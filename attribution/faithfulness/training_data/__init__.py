@@ -1,0 +1,1 @@
+"""Faithfulness of training-data attribution, measured in the planted world."""

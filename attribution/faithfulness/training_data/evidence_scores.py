@@ -1,4 +1,4 @@
-"""How strongly each chunk speaks for each query, by every score that is compared: arrays (Q, N)."""
+"""The scores that are compared: for each query and chunk how strongly the chunk is evidence, arrays (Q, N)."""
 
 from __future__ import annotations
 
@@ -10,26 +10,34 @@ from typing import NamedTuple
 
 import numpy as np
 
-from steerling_jax.attribution.faithfulness.planted.model import TrainedModel
+from steerling_jax.attribution.faithfulness.planted.training import TrainedModel
 from steerling_jax.attribution.index.gradients import gradient_features
 from steerling_jax.attribution.index.influence import influence
 from steerling_jax.attribution.index.passages import Masking, Passage
 from steerling_jax.attribution.index.projection import Projection
-from steerling_jax.attribution.index.signatures import compute_signatures, concept_count, row_scores, signature_scores
+from steerling_jax.attribution.index.signatures import (
+    Signatures,
+    compute_signatures,
+    concept_count,
+    row_scores,
+    signature_scores,
+)
 from steerling_jax.attribution.index.suffixes import verbatim_scores
 from steerling_jax.errors import UserError
 from steerling_jax.objectives.training_step import Recipe
 from steerling_jax.progress import Progress
 
-LONGEST = 3  # words of an n-gram
-# Of chunks, and of queries: these ask for one word, which needs its prompt.
+MAX_NGRAM = 3
+# A query's answer is one word, which can be predicted only if most of the words before it are visible.
 MASKING, QUERY_MASKING = Masking(level=0.5, draws=4), Masking(level=0.25, draws=8)
 DAMPING = 1.0  # in units of the mean squared norm of a chunk's gradient
 
 
-class Texts(NamedTuple):
-    """queries, chunks: token ids without special ones, a query's up to what is asked for. query_passages,
-    chunk_passages: the same for the model."""
+class ScoredTexts(NamedTuple):
+    """Queries and chunks as token ids without special tokens, and as passages for the model.
+
+    A query ends with the queried words.
+    """
 
     queries: list[np.ndarray]
     chunks: list[np.ndarray]
@@ -38,21 +46,21 @@ class Texts(NamedTuple):
 
 
 def check_bm25() -> None:
-    """Raises `UserError` where the library is not installed."""
+    """Raises `UserError` if the library bm25s is not installed."""
     try:
         import bm25s  # noqa: F401
     except ModuleNotFoundError:
         raise UserError(
-            "The training-data part compares with BM25 of the library bm25s: install it with "
+            "The training-data part needs the library bm25s for BM25: install it with "
             "`pip install 'steerling-jax[faithfulness]'`."
         ) from None
 
 
 def bm25(queries: Sequence[np.ndarray], chunks: Sequence[np.ndarray]) -> np.ndarray:
-    """Okapi BM25 with the library's defaults, over token ids as words."""
+    """Okapi BM25 with the library's defaults; token ids are the words."""
     import bm25s
 
-    logging.getLogger("bm25s").setLevel(logging.WARNING)  # it tells each step
+    logging.getLogger("bm25s").setLevel(logging.WARNING)  # it logs each step
 
     def words(rows: Sequence[np.ndarray]) -> list[list[str]]:
         return [[str(token) for token in row] for row in rows]
@@ -63,15 +71,15 @@ def bm25(queries: Sequence[np.ndarray], chunks: Sequence[np.ndarray]) -> np.ndar
 
 
 def ngram_overlap(queries: Sequence[np.ndarray], chunks: Sequence[np.ndarray]) -> np.ndarray:
-    """Share of a query's n-grams that the chunk has too, each as often, averaged over n from 1 to `LONGEST`."""
-    found = np.zeros((len(queries), len(chunks)))
-    for n in range(1, LONGEST + 1):
-        have = [_ngrams(chunk, n) for chunk in chunks]
+    """Share of a query's n-grams that the chunk has as often, averaged over n from 1 to `MAX_NGRAM`."""
+    scores = np.zeros((len(queries), len(chunks)))
+    for n in range(1, MAX_NGRAM + 1):
+        chunk_ngrams = [_ngrams(chunk, n) for chunk in chunks]
         for q, query in enumerate(queries):
-            asked = _ngrams(query, n)
-            total = max(asked.total(), 1)
-            found[q] += [(asked & counts).total() / total / LONGEST for counts in have]
-    return found
+            ngrams = _ngrams(query, n)
+            total = max(ngrams.total(), 1)
+            scores[q] += [(ngrams & counts).total() / total / MAX_NGRAM for counts in chunk_ngrams]
+    return scores
 
 
 def _ngrams(tokens: np.ndarray, n: int) -> Counter[tuple[int, ...]]:
@@ -79,7 +87,7 @@ def _ngrams(tokens: np.ndarray, n: int) -> Counter[tuple[int, ...]]:
     return Counter(tuple(row[i : i + n]) for i in range(len(row) - n + 1))
 
 
-def lexical_scores(texts: Texts, seed: int) -> dict[str, np.ndarray]:
+def lexical_scores(texts: ScoredTexts, seed: int) -> dict[str, np.ndarray]:
     """The scores that need no model."""
     shape = (len(texts.queries), len(texts.chunks))
     return {
@@ -90,46 +98,50 @@ def lexical_scores(texts: Texts, seed: int) -> dict[str, np.ndarray]:
     }
 
 
-def model_scores(models: Sequence[TrainedModel], texts: Texts, recipe: Recipe, tell: Progress) -> dict[str, np.ndarray]:
-    """The scores that read the texts with the model, averaged over models: signatures and hidden rows of each one's
-    last parameters, influence of its checkpoints too."""
+def model_scores(
+    models: Sequence[TrainedModel], texts: ScoredTexts, recipe: Recipe, progress: Progress
+) -> dict[str, np.ndarray]:
+    """The scores that read the texts with the model, averaged over models.
+
+    Signatures and hidden rows are of each model's final parameters, influence is the mean over its checkpoints.
+    """
     config, compute = recipe.model, recipe.compute
     passages = [*texts.query_passages, *texts.chunk_passages]
-    Q, found = len(texts.query_passages), dict[str, list[np.ndarray]]()
-    draws = 0
+    Q, scores = len(texts.query_passages), dict[str, list[np.ndarray]]()
+    seed = 0
     for number, model in enumerate(models):
-        tell("scores", number, len(models))
-        described = compute_signatures(model.params, passages, config=config, compute=compute, masking=MASKING)
-        query, chunks = (type(described)(*(a[rows] for a in described)) for rows in (slice(0, Q), slice(Q, None)))
-        found.setdefault("signature", []).append(signature_scores(query, chunks, concept_count(config)))
-        found.setdefault("representation", []).append(row_scores(query.rows, chunks.rows))
+        progress("scores", number, len(models))
+        signatures = compute_signatures(model.params, passages, config=config, compute=compute, masking=MASKING)
+        query, chunks = (Signatures(*(a[rows] for a in signatures)) for rows in (slice(0, Q), slice(Q, None)))
+        scores.setdefault("signature", []).append(signature_scores(query, chunks, concept_count(config)))
+        scores.setdefault("representation", []).append(row_scores(query.rows, chunks.rows))
         for params in model.checkpoints:
-            asked, told = (
+            query_gradients, chunk_gradients = (
                 gradient_features(
                     params,
                     some,
                     config=config,
                     compute=compute,
-                    masking=replace(masking, seed=draws),
+                    masking=replace(masking, seed=seed),
                     projection=Projection(None),
                     batch_size=16,
                 )
                 for some, masking in ((texts.query_passages, QUERY_MASKING), (texts.chunk_passages, MASKING))
             )
-            draws += 1  # other masks for each checkpoint, so that their mean is of more of them
-            scores = influence(asked, told, "dot")
-            found.setdefault("influence, one step", []).append(scores / np.abs(scores).mean())
-            found.setdefault("influence", []).append(damped(asked, told))
-    tell("scores", len(models), len(models))
-    return {name: np.mean(each, axis=0) for name, each in found.items()}
+            seed += 1  # other masks for each checkpoint, so that the mean is over more masks
+            one_step = influence(query_gradients, chunk_gradients, "dot")
+            scores.setdefault("influence, one step", []).append(one_step / np.abs(one_step).mean())
+            scores.setdefault("influence", []).append(damped_influence(query_gradients, chunk_gradients))
+    progress("scores", len(models), len(models))
+    return {name: np.mean(each, axis=0) for name, each in scores.items()}
 
 
-def damped(query: np.ndarray, chunks: np.ndarray, damping: float = DAMPING) -> np.ndarray:
-    """Inner products of gradients (Q, F) and (N, F) in the metric of the damped second moment of all chunks, (Q, N),
-    over their mean size.
+def damped_influence(query: np.ndarray, chunks: np.ndarray, damping: float = DAMPING) -> np.ndarray:
+    """Influence (Q, N) in the metric of the damped second moment of all chunks' gradients, divided by its mean size.
 
-    The metric of the whole gradient, not block by block: `Gᵀ(GGᵀ + λ)⁻¹` is as large as there are chunks, not features.
-    Source: Park et al., TRAK (2023), with whole gradients for projected ones and without their weights.
+    From gradients (Q, F) and (N, F). The metric is of the whole gradient, not block by block as in `index.influence`:
+    by the identity (GᵀG + λ)⁻¹Gᵀ = Gᵀ(GGᵀ + λ)⁻¹ the matrix to invert is (N, N), and a planted corpus has few chunks.
+    Source: Park et al., TRAK (2023), with whole instead of projected gradients and without its weights.
     """
     kernel = (chunks @ chunks.T).astype(np.float64)
     kernel += damping * np.trace(kernel) / len(kernel) * np.eye(len(kernel))

@@ -1,4 +1,4 @@
-"""Is a ranking of training data right? By retraining without it, by a step on it, by where the truth was put."""
+"""Metrics of rankings of training data: by retraining, and by planted evidence."""
 
 from __future__ import annotations
 
@@ -10,33 +10,35 @@ import numpy as np
 from steerling_jax.evaluation.rank_correlation import rank_correlations
 
 
-def datamodelling_scores(scores: np.ndarray, kept: np.ndarray, answers: np.ndarray) -> np.ndarray:
-    """The linear datamodelling score of each query, (Q,): does the sum of a corpus's scores tell how well it teaches
-    the answer?
+def datamodelling_scores(scores: np.ndarray, members: np.ndarray, answers: np.ndarray) -> np.ndarray:
+    """Linear datamodelling score of each query, (Q,).
 
-    scores (Q, N) of chunks, kept (m, N) bool: what each corpus has, answers (m, Q): of the model trained on it.
+    The rank correlation, over m corpora, of the sum of a corpus's scores with the answer of the model trained on it.
+    scores: (Q, N) of chunks; members: (m, N) bool, the chunks of each corpus; answers: (m, Q) log-probabilities.
     Source: Park et al., TRAK (2023); Ilyas et al., Datamodels (2022).
     """
-    return rank_correlations(scores @ kept.T.astype(np.float64), answers.T)
+    return rank_correlations(scores @ members.T.astype(np.float64), answers.T)
 
 
 def reciprocal_rank(scores: np.ndarray, evidence: Sequence[int]) -> float:
-    """1 over the place of the first evidence among scores (N,). Of equal scores the evidence comes last."""
-    return 1.0 / min(_place(scores, chunk, evidence) for chunk in evidence) if evidence else math.nan
+    """1 / (rank of the first evidence) by scores (N,); among equal scores the evidence is ranked last."""
+    return 1.0 / min(_rank(scores, chunk, evidence) for chunk in evidence) if evidence else math.nan
 
 
 def recall_at(scores: np.ndarray, evidence: Sequence[int], k: int) -> float:
-    """Share of the evidence (at most k of it) among the k highest scores (N,). Of equal scores the evidence comes
-    last."""
+    """Share of the evidence (of at most k chunks of it) among the k highest of scores (N,).
+
+    Among equal scores the evidence is ranked last.
+    """
     if not evidence:
         return math.nan
     others = np.delete(scores, evidence)
-    found = sorted(scores[list(evidence)], reverse=True)
-    places = [int(np.sum(others >= value)) + before + 1 for before, value in enumerate(found)]
-    return sum(place <= k for place in places) / min(len(evidence), k)
+    values = sorted(scores[list(evidence)], reverse=True)
+    ranks = [int(np.sum(others >= value)) + before + 1 for before, value in enumerate(values)]
+    return sum(rank <= k for rank in ranks) / min(len(evidence), k)
 
 
-def _place(scores: np.ndarray, chunk: int, evidence: Sequence[int]) -> int:
-    """From 1, other evidence not counted."""
+def _rank(scores: np.ndarray, chunk: int, evidence: Sequence[int]) -> int:
+    """Rank of a chunk from 1, without the other evidence."""
     others = np.delete(scores, evidence)
     return int(np.sum(others >= scores[chunk])) + 1

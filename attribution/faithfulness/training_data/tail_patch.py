@@ -1,6 +1,6 @@
-"""One step on what was retrieved: does it raise the answer's probability?
+"""Tail patch: the change of an answer's log-probability by one training step on the retrieved chunks.
 
-Source: Chang et al., Scalable influence and fact tracing (2024), who call it the tail patch.
+Source: Chang et al., Scalable influence and fact tracing for large language model pretraining (2024).
 """
 
 from __future__ import annotations
@@ -11,28 +11,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from steerling_jax.attribution.faithfulness.planted.fit import Params
-from steerling_jax.attribution.faithfulness.planted.model import FactPrompt, log_probabilities
+from steerling_jax.attribution.faithfulness.planted.fact_prompts import FactPrompts, target_log_probabilities
+from steerling_jax.attribution.faithfulness.planted.training import Params
 from steerling_jax.models.steerling.decompose import cross_entropy
 from steerling_jax.models.steerling.denoise import denoise
 from steerling_jax.objectives.training_step import Recipe
 
-STEP = 0.1  # length of the step, in units of the parameters' norm times 1/1000
-_DRAWS = 8
-_MASKED = 0.4  # as in training
+STEP = 1e-4  # length of the step, in units of the parameters' norm
+_DRAWS = 8  # maskings of each document
+_MASKED = 0.4  # share of masked tokens, as in training
 
 
-def tail_patch(params: Params, tokens: np.ndarray, asked: FactPrompt, chosen: np.ndarray, recipe: Recipe) -> np.ndarray:
-    """The change of each query's log p, (Q,) float64, by a step of gradient descent on its documents `chosen` (Q, k),
-    out of tokens (N, T).
+def tail_patch(
+    params: Params, tokens: np.ndarray, prompts: FactPrompts, chosen: np.ndarray, recipe: Recipe
+) -> np.ndarray:
+    """Change (Q,) float64 of each prompt's log-probability by a gradient step on its documents `chosen` (Q, k), which
+    number rows of tokens (N, T).
 
-    All steps have one length, so that what is compared is the direction: easy and hard documents move the model alike.
+    All steps have the same length, so that only their directions are compared: a step along the gradient itself would
+    be longer for documents that the model predicts badly.
     """
-    before = log_probabilities(
-        params, asked.tokens[None], asked.place, asked.target, config=recipe.model, compute=recipe.compute
+    before = target_log_probabilities(
+        params, prompts.tokens[None], prompts.place, prompts.target, config=recipe.model, compute=recipe.compute
     )[0]
     after = [
-        _patched(params, tokens[chunks], asked.tokens[q], asked.place[q], asked.target[q], recipe=recipe)
+        _patched(params, tokens[chunks], prompts.tokens[q], prompts.place[q], prompts.target[q], recipe=recipe)
         for q, chunks in enumerate(chosen)
     ]
     return np.asarray(after, np.float64) - np.asarray(before, np.float64)
@@ -42,7 +45,7 @@ def tail_patch(params: Params, tokens: np.ndarray, asked: FactPrompt, chosen: np
 def _patched(
     params: Params, tokens: jax.Array, query: jax.Array, place: jax.Array, target: jax.Array, *, recipe: Recipe
 ) -> jax.Array:
-    """log p of one query's target after a step on documents (k, T)."""
+    """Log-probability of one prompt's target after a step on documents (k, T)."""
     model, compute = recipe.model, recipe.compute
     rows = jnp.tile(tokens, (_DRAWS, 1))
     masked = jax.random.uniform(jax.random.key(0), rows.shape) < _MASKED
@@ -54,10 +57,10 @@ def _patched(
         return jnp.sum(nats * masked.reshape(-1)) / jnp.sum(masked)
 
     gradient = jax.grad(loss)(params)
-    scale = STEP * 1e-3 * _norm(params) / jnp.maximum(_norm(gradient), 1e-12)
+    scale = STEP * _norm(params) / jnp.maximum(_norm(gradient), 1e-12)
     moved = jax.tree.map(lambda leaf, g: leaf - scale * g, params, gradient)
-    found = log_probabilities(moved, query[None, None], place[None], target[None], config=model, compute=compute)
-    return found[0, 0]
+    after = target_log_probabilities(moved, query[None, None], place[None], target[None], config=model, compute=compute)
+    return after[0, 0]
 
 
 def _norm(tree: Params) -> jax.Array:

@@ -1,32 +1,38 @@
-"""The three measures on a tiny model: every figure is there, bounds hold, and what must be exact is."""
+"""The inputs, concepts and outputs parts on a tiny model: all figures exist, bounds hold, exact figures are exact."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from typing import cast
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from steerling_jax.attribution.faithfulness import outputs
-from steerling_jax.attribution.faithfulness.concepts import concepts, effects
-from steerling_jax.attribution.faithfulness.figures import table
-from steerling_jax.attribution.faithfulness.inputs import inputs, randomised
-from steerling_jax.attribution.index.reader import Index
+from steerling_jax.attribution.faithfulness.concepts import effects
+from steerling_jax.attribution.faithfulness.concepts.measure import measure as measure_concepts
+from steerling_jax.attribution.faithfulness.concepts.settings import ConceptSettings
+from steerling_jax.attribution.faithfulness.figures import text_table
+from steerling_jax.attribution.faithfulness.inputs import perturbations, prompt_figures, weight_randomisation
+from steerling_jax.attribution.faithfulness.inputs.measure import measure as measure_inputs
+from steerling_jax.attribution.faithfulness.inputs.settings import InputSettings
+from steerling_jax.attribution.faithfulness.outputs import text_figures, text_sets
+from steerling_jax.attribution.faithfulness.outputs.measure import OWN_TEXT
+from steerling_jax.attribution.faithfulness.outputs.measure import measure as measure_outputs
+from steerling_jax.attribution.faithfulness.outputs.settings import OutputSettings
+from steerling_jax.attribution.index.evidence import Score
 from steerling_jax.bundle import Bundle
 from steerling_jax.cli.console import plain
 from steerling_jax.errors import UserError
 from steerling_jax.io.corpus.store import CorpusStore
 from tests.worlds.training_world import FakeTokenizer
 
-MEASURES = {"inputs": inputs.measure, "concepts": concepts.measure, "outputs": outputs.measure}
+MEASURES = {"inputs": measure_inputs, "concepts": measure_concepts, "outputs": measure_outputs}
 
 
 def figures(result: dict) -> dict[tuple[str, str], dict]:
     json.dumps(plain(result), allow_nan=False)
-    assert len(table(result)) == len(result["figures"]) + 1
+    assert len(text_table(result)) == len(result["figures"]) + 1
     for figure in result["figures"]:
         if figure["mean"] is not None:
             assert figure["low"] - 1e-9 <= figure["mean"] <= figure["high"] + 1e-9 or figure["n"] < 4
@@ -34,9 +40,15 @@ def figures(result: dict) -> dict[tuple[str, str], dict]:
 
 
 def test_inputs(topic_bundle: Bundle, topic_store: CorpusStore):
-    found = figures(inputs.measure(topic_bundle, topic_store, prompts=2, targets=1, features=3, randomised=2))
+    settings = InputSettings(prompts=2, targets=1, features=3, randomised=2)
+    found = figures(measure_inputs(topic_bundle, topic_store, settings))
     for figure in ("comprehensiveness, normalised", "sufficiency, normalised"):
-        for method in (*inputs.METHODS, inputs.OF_LOGIT, inputs.RANDOM, inputs.SHAPLEY):
+        for method in (
+            *prompt_figures.METHODS,
+            prompt_figures.IG_OF_LOGIT,
+            perturbations.RANDOM,
+            prompt_figures.SHAPLEY,
+        ):
             assert -1e-9 <= found[figure, method]["mean"] <= 1 + 1e-9
     assert (
         found["comprehensiveness, nats", "worst order"]["mean"]
@@ -45,11 +57,11 @@ def test_inputs(topic_bundle: Bundle, topic_store: CorpusStore):
     last = "largest change of a log-probability by other tokens in"
     assert found[last, "later attention blocks"]["mean"] < 1e-5
     assert found[last, "the prompt"]["mean"] > 1e-3
-    assert {of for figure, of in found if figure.startswith("rank correlation")} == set(randomised.CASCADE)
+    assert {of for figure, of in found if figure.startswith("rank correlation")} == set(weight_randomisation.CASCADE)
 
 
 def test_concepts(topic_bundle: Bundle, topic_store: CorpusStore):
-    result = concepts.measure(topic_bundle, topic_store, prompts=2, seq_len=64, most_tokens=1024)
+    result = measure_concepts(topic_bundle, topic_store, ConceptSettings(prompts=2, seq_len=64, most_tokens=1024))
     found = figures(result)
     for head in ("known", "discovered"):
         exact = f"share and logit, removed in the head, frozen ({head}, tokens)"
@@ -65,19 +77,23 @@ def test_concepts(topic_bundle: Bundle, topic_store: CorpusStore):
         assert np.isfinite(found["loss more, nats a token", f"{part} removed"]["mean"])
 
 
-def test_outputs(topic_bundle: Bundle, topic_store: CorpusStore, monkeypatch):
-    monkeypatch.setattr(outputs, "REPEATED", 2.0)  # a model that has learned nothing repeats itself
-    monkeypatch.setattr(outputs, "best_values", lambda index, tokens, start, end: {"verbatim": (float(start), 9.0)})
-    result = outputs.measure(topic_bundle, topic_store, prompts=3, everyday=False, index=cast(Index, object()))
+def test_outputs(topic_bundle: Bundle, topic_store: CorpusStore):
+    # An untrained model is repetitive: with a share above 1 its texts count as good.
+    settings = OutputSettings(prompts=3, everyday=False, repeated_share=2.0)
+
+    def evidence(tokens: np.ndarray, start: int, end: int) -> dict[Score, tuple[float, float]]:
+        return {"verbatim": (float(start), 9.0)}
+
+    result = measure_outputs(topic_bundle, topic_store, settings, evidence=evidence)
     found = figures(result)
-    assert result["settings"]["texts"][outputs.GOOD] == 3
-    assert result["settings"]["texts"][outputs.OFF_TOPIC] == 3
-    for texts in (outputs.GOOD, outputs.OWN_TEXT):
-        assert found["evidence: best verbatim", texts]["mean"] == outputs.PROMPT_TOKENS
+    assert result["settings"]["texts"][text_sets.GOOD] == 3
+    assert result["settings"]["texts"][text_sets.OFF_TOPIC] == 3
+    for texts in (text_sets.GOOD, OWN_TEXT):
+        assert found["evidence: best verbatim", texts]["mean"] == settings.prompt_tokens
         assert found["evidence: verbatim above its threshold", texts]["mean"] == 1
-    for figure in (*outputs.ATTRIBUTION, *outputs.PLAIN):
-        assert found[figure, outputs.GOOD]["n"] == 3
-    shares = [found[f"net share, {name}", outputs.GOOD]["mean"] for name in ("known", "discovered", "epsilon")]
+    for figure in (*text_figures.ATTRIBUTION, *text_figures.BASELINES):
+        assert found[figure, text_sets.GOOD]["n"] == 3
+    shares = [found[f"net share, {name}", text_sets.GOOD]["mean"] for name in ("known", "discovered", "epsilon")]
     assert sum(shares) == pytest.approx(1, abs=1e-3)
 
 
@@ -90,7 +106,7 @@ def test_bad_input(measure, topic_bundle: Bundle, topic_store: CorpusStore):
         measure(dataclasses.replace(topic_bundle, params=broken), topic_store)
 
 
-@pytest.mark.parametrize("measure", [concepts.measure, outputs.measure])
+@pytest.mark.parametrize("measure", [measure_concepts, measure_outputs])
 def test_bare_backbone(measure, topic_bundle: Bundle, topic_store: CorpusStore):
     bare = dataclasses.replace(topic_bundle.config, concept=None, interpretable=False)
     with pytest.raises(UserError, match="bare backbone"):

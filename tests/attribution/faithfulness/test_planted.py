@@ -1,4 +1,5 @@
-"""The planted world keeps its promises, rankings are measured as by hand, the command goes on after a kill."""
+"""The planted world has its documented properties, metrics equal hand computation, the command continues after a
+kill."""
 
 from __future__ import annotations
 
@@ -9,25 +10,25 @@ import subprocess
 import sys
 import time
 from argparse import Namespace
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
 from steerling_jax.attribution import faithfulness_command as command
-from steerling_jax.attribution.faithfulness import outputs
-from steerling_jax.attribution.faithfulness.concepts import concepts
-from steerling_jax.attribution.faithfulness.inputs import inputs
-from steerling_jax.attribution.faithfulness.planted import model as planted_model
-from steerling_jax.attribution.faithfulness.planted.corpus import write_world
-from steerling_jax.attribution.faithfulness.planted.fit import Documents, draw_batches
-from steerling_jax.attribution.faithfulness.planted.half_corpora import halves
-from steerling_jax.attribution.faithfulness.planted.run import open_planted
-from steerling_jax.attribution.faithfulness.planted.world import LENGTH, SMALL, World, WorldSize, make_world, trigrams
-from steerling_jax.attribution.faithfulness.training_data.evidence_scores import bm25, damped, ngram_overlap
+from steerling_jax.attribution.faithfulness import part_settings
+from steerling_jax.attribution.faithfulness.outputs.text_sets import SHUFFLED
+from steerling_jax.attribution.faithfulness.planted.recipe import DOCUMENT_TOKENS, planted_recipe
+from steerling_jax.attribution.faithfulness.planted.retraining import draw_halves
+from steerling_jax.attribution.faithfulness.planted.training import Documents, draw_batches
+from steerling_jax.attribution.faithfulness.planted.workspace import open_workspace
+from steerling_jax.attribution.faithfulness.planted.world import CHUNK_WORDS, SMALL, World, WorldSize
+from steerling_jax.attribution.faithfulness.planted.world_generator import generate_world
+from steerling_jax.attribution.faithfulness.planted.write_corpus import write_world
+from steerling_jax.attribution.faithfulness.training_data.evidence_scores import bm25, damped_influence, ngram_overlap
 from steerling_jax.attribution.faithfulness.training_data.metrics import (
     datamodelling_scores,
     recall_at,
@@ -46,7 +47,7 @@ SIZE = WorldSize()
 
 @pytest.fixture(scope="module")
 def world() -> World:
-    return make_world(3, SIZE)
+    return generate_world(3, SIZE)
 
 
 @pytest.fixture(scope="module")
@@ -57,12 +58,17 @@ def store(world: World, tmp_path_factory: pytest.TempPathFactory) -> CorpusStore
 # The generator.
 
 
+def trigrams(words: Sequence[str]) -> set[tuple[str, ...]]:
+    """All sequences of three consecutive words."""
+    return {tuple(words[i : i + 3]) for i in range(len(words) - 2)}
+
+
 def test_a_seed_is_one_world(world: World) -> None:
-    assert make_world(3, SIZE) == world
-    assert make_world(4, SIZE).chunks != world.chunks
+    assert generate_world(3, SIZE) == world
+    assert generate_world(4, SIZE).chunks != world.chunks
 
 
-def test_a_fact_that_is_asked_shares_no_three_words_with_what_tells_it(world: World) -> None:
+def test_a_paraphrase_shares_no_three_words_in_a_row_with_its_evidence(world: World) -> None:
     queries = [query for query in world.queries if query.kind == "paraphrase"]
     assert len(queries) == SIZE.asked
     for query in queries:
@@ -76,7 +82,7 @@ def test_a_fact_that_is_asked_shares_no_three_words_with_what_tells_it(world: Wo
             assert chunk.fact.subject in query.words
 
 
-def test_no_chunk_tells_an_untold_fact(world: World) -> None:
+def test_no_chunk_states_an_untold_fact(world: World) -> None:
     for query in world.queries:
         if query.kind == "untold":
             assert query.evidence == ()
@@ -91,17 +97,17 @@ def test_passages_are_copied_or_edited_by_a_tenth(world: World) -> None:
             assert len(query.evidence) == SIZE.copies
             for number in query.evidence:
                 other = sum(a != b for a, b in zip(query.words, world.chunks[number].words))
-                assert other == (0 if query.kind == "duplicated" else round(LENGTH / 10))
+                assert other == (0 if query.kind == "duplicated" else round(CHUNK_WORDS / 10))
 
 
-def test_evidence_of_a_fact_lies_in_books_that_can_be_left_out(world: World) -> None:
+def test_evidence_of_a_fact_is_in_several_books(world: World) -> None:
     book = [number for number, chunks in enumerate(world.books) for _ in chunks]
     for query in world.queries:
         if query.kind == "paraphrase":
             assert len({book[number] for number in query.evidence}) == SIZE.told_in
 
 
-def test_the_words_of_a_topic_are_lifted_as_planted(world: World, store: CorpusStore) -> None:
+def test_the_words_of_a_topic_are_lifted(world: World, store: CorpusStore) -> None:
     first, last = 0, len(world.chunks)
     bags, positive = chunk_bags(store, first, last), chunk_positives(store, first, last, SIZE.topics)
     share = positive.mean(axis=0)
@@ -110,7 +116,7 @@ def test_the_words_of_a_topic_are_lifted_as_planted(world: World, store: CorpusS
     for topic, lifted in enumerate(found):
         planted = {tokenizer.encode(word)[0] for word in world.lifted[topic]}
         ours = np.isin(lifted.tokens, list(planted))
-        # A word that stands in no other topic's chunks is lifted by 1 / the topic's share, exactly.
+        # A word that occurs in no other topic's chunks has a lift of exactly 1 / (the topic's share of chunks).
         np.testing.assert_allclose(lifted.lift[ours], 1 / share[topic], rtol=1e-9)
         assert ours.sum() >= 0.8 * len(planted)
 
@@ -127,27 +133,27 @@ def test_the_store_holds_a_document_for_each_chunk(world: World, store: CorpusSt
 # Training data as arrays.
 
 
-def test_batches_are_of_the_kept_documents_and_all_of_them(store: CorpusStore) -> None:
+def test_batches_contain_all_member_documents_and_no_others(store: CorpusStore) -> None:
     documents = Documents.read(store)
-    kept = np.flatnonzero(documents.source < 4)
-    batches = draw_batches(documents, kept, batch=8, steps=len(kept) // 8, seed=0)
+    members = np.flatnonzero(documents.source < 4)
+    batches = draw_batches(documents, members, batch=8, steps=len(members) // 8, seed=0)
     drawn = {row.tobytes() for row in batches["tokens"].reshape(-1, 16)}
-    assert drawn <= {documents.examples["tokens"][number].tobytes() for number in kept}
-    assert len(drawn) > 0.8 * len(kept)
-    again = draw_batches(documents, kept, batch=8, steps=len(kept) // 8, seed=0)
+    assert drawn <= {documents.examples["tokens"][number].tobytes() for number in members}
+    assert len(drawn) > 0.8 * len(members)
+    again = draw_batches(documents, members, batch=8, steps=len(members) // 8, seed=0)
     np.testing.assert_array_equal(again["tokens"], batches["tokens"])
 
 
-def test_the_recipe_fills_its_blocks(store: CorpusStore) -> None:
-    config = planted_model.recipe(store).model
+def test_documents_fill_whole_diffusion_blocks(store: CorpusStore) -> None:
+    config = planted_recipe(store).model
     assert Documents.read(store).examples["tokens"].shape[1] % config.diff_block_size == 0
 
 
 def test_halves_are_halves() -> None:
-    kept = halves(21, 6, seed=1)
-    assert (kept.sum(axis=1) == 10).all()
-    assert len(np.unique(kept, axis=0)) == 6
-    np.testing.assert_array_equal(halves(21, 3, seed=1), kept[:3])
+    halves = draw_halves(21, 6, seed=1)
+    assert (halves.sum(axis=1) == 10).all()
+    assert len(np.unique(halves, axis=0)) == 6
+    np.testing.assert_array_equal(draw_halves(21, 3, seed=1), halves[:3])
 
 
 # Measures.
@@ -163,11 +169,11 @@ def test_rank_correlation_is_spearmans() -> None:
 
 def test_datamodelling_score_of_a_linear_world_is_one() -> None:
     draw = np.random.default_rng(0)
-    truth, kept = draw.normal(size=(3, 40)), draw.random((24, 40)) < 0.5
-    answers = (truth @ kept.T).T
-    np.testing.assert_allclose(datamodelling_scores(truth, kept, answers), 1.0)
-    np.testing.assert_allclose(datamodelling_scores(-truth, kept, answers), -1.0)
-    assert abs(datamodelling_scores(draw.normal(size=(3, 40)), kept, answers).mean()) < 0.4
+    truth, members = draw.normal(size=(3, 40)), draw.random((24, 40)) < 0.5
+    answers = (truth @ members.T).T
+    np.testing.assert_allclose(datamodelling_scores(truth, members, answers), 1.0)
+    np.testing.assert_allclose(datamodelling_scores(-truth, members, answers), -1.0)
+    assert abs(datamodelling_scores(draw.normal(size=(3, 40)), members, answers).mean()) < 0.4
 
 
 def test_ranks_and_recall_by_hand() -> None:
@@ -194,7 +200,9 @@ def test_damped_influence_is_the_damped_metric_in_feature_space() -> None:
     query, chunks = draw.normal(size=(3, 7)).astype(np.float32), draw.normal(size=(20, 7)).astype(np.float32)
     damping = 0.3 * np.sum(chunks**2) / len(chunks)
     expected = query @ np.linalg.inv(chunks.T @ chunks + damping * np.eye(7)) @ chunks.T
-    np.testing.assert_allclose(damped(query, chunks, 0.3), expected / np.abs(expected).mean(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        damped_influence(query, chunks, 0.3), expected / np.abs(expected).mean(), rtol=1e-4, atol=1e-5
+    )
 
 
 # The command.
@@ -203,9 +211,7 @@ OPTIONS = ["--planted", "--parts", "data", "--subsets", "3", "--twice", "2", "--
 
 
 @pytest.mark.slow
-def test_resumes_after_a_kill_and_ends_as_if_nothing_had_been(
-    tmp_path: Path, child_environment: dict[str, str]
-) -> None:
+def test_the_command_continues_after_a_kill(tmp_path: Path, child_environment: dict[str, str]) -> None:
     arguments = [sys.executable, "-m", "steerling_jax.cli.main", "faithfulness", *OPTIONS, "--out", str(tmp_path)]
     first = tmp_path / "planted" / "halves" / "half-000-seed-0.json"
     process = subprocess.Popen(arguments, env=child_environment, stderr=subprocess.PIPE)
@@ -229,7 +235,7 @@ def test_resumes_after_a_kill_and_ends_as_if_nothing_had_been(
     assert "| recall@10 | duplicated: verbatim | 1.000 |" in report
     assert (tmp_path / "figures.svg").exists()
     digest = hashlib.sha256((tmp_path / "data.json").read_bytes()).hexdigest()
-    assert main([*arguments[3:]]) == 0  # nothing left to do: what is there is shown
+    assert main([*arguments[3:]]) == 0  # everything is measured: the command only shows it
     assert hashlib.sha256((tmp_path / "data.json").read_bytes()).hexdigest() == digest
     first.write_text('{"kept": [1], "answers": []}')
     (tmp_path / "data.json").unlink()
@@ -239,18 +245,26 @@ def test_resumes_after_a_kill_and_ends_as_if_nothing_had_been(
 def test_the_other_parts_read_documents_of_the_planted_length(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    """On a model that has learned nothing: the figures are there, the texts as long as its documents."""
-    few: dict[Any, dict] = {inputs: {"targets": 1, "features": 3, "randomised": 2}, concepts: {}, outputs: {}}
-    for part, settings in few.items():
-        monkeypatch.setattr(part, "measure", partial(part.measure, prompts=2, **settings))
-    monkeypatch.setattr(outputs, "REPEATED", 2.0)  # it repeats itself
+    """With an untrained model: all figures exist, and the texts have the length of its documents."""
+    few: dict[str, dict] = {
+        "input_settings": {"prompts": 2, "targets": 1, "features": 3, "randomised": 2},
+        "concept_settings": {"prompts": 2},
+        "output_settings": {"prompts": 2, "repeated_share": 2.0},  # an untrained model is repetitive
+    }
+    for name, changes in few.items():
+        make = getattr(part_settings, name)
+        monkeypatch.setattr(
+            part_settings,
+            name,
+            lambda seed, planted, make=make, changes=changes: replace(make(seed, planted), **changes),
+        )
     arguments = ["--planted", "--world", "small", "--steps", "10", "--parts", "inputs,concepts,outputs", "--json"]
     assert main(["faithfulness", *arguments, "--out", str(tmp_path)]) == 0
     found = json.loads(capsys.readouterr().out)["parts"]
     for part in found.values():
-        assert part["settings"]["prompt_tokens"] + part["settings"]["new_tokens"] == planted_model.DOCUMENT
+        assert part["settings"]["prompt_tokens"] + part["settings"]["new_tokens"] == DOCUMENT_TOKENS
         assert not list(tmp_path.glob("*.unfinished"))
-    assert found["outputs"]["settings"]["rules"]["off topic"] == outputs.SHUFFLED
+    assert found["outputs"]["settings"]["rules"]["off topic"] == SHUFFLED
     names = {figure["figure"] for part in found.values() for figure in part["figures"]}
     assert {"comprehensiveness, normalised", "net share of logit mass", "nats a token"} <= names
 
@@ -270,31 +284,33 @@ def options(**changed: object) -> Namespace:
         ({"planted": False, "corpus": Path("c"), "parts": "data"}, "planted model only"),
         ({"model": "steerling-pydocs"}, "leave MODEL out"),
         ({"index": Path("index")}, "--index is of a corpus"),
-        ({"planted": False, "corpus": Path("c"), "index": Path("i"), "parts": "inputs"}, "--index is for the outputs"),
-        ({"planted": False, "corpus": Path("c"), "world": "small"}, "--world is of the planted model"),
+        (
+            {"planted": False, "corpus": Path("c"), "index": Path("i"), "parts": "inputs"},
+            "--index is for the outputs part",
+        ),
+        ({"planted": False, "corpus": Path("c"), "world": "small"}, "--world is for the planted model"),
         ({"subsets": 1}, "--subsets is 1"),
         ({"twice": 5}, "--twice is 5"),
         ({"steps": 15}, "--steps is 15"),
         ({"seed": -1}, "--seed is -1"),
-        ({"out": Path(__file__)}, "no folder"),
+        ({"out": Path(__file__)}, "not a folder"),
     ],
 )
-def test_refusals(changed: dict, words: str) -> None:
+def test_invalid_options(changed: dict, words: str) -> None:
     with pytest.raises(UserError, match=words):
         command.check(options(**changed))
 
 
-def test_parts_keep_their_order_and_data_needs_the_planted_world() -> None:
+def test_parts_are_in_order_and_data_needs_the_planted_world() -> None:
     assert command.check(options(parts="outputs, inputs")) == ["inputs", "outputs"]
     assert command.check(options()) == ["inputs", "concepts", "data", "outputs"]
     assert command.check(options(planted=False, corpus=Path("c"))) == ["inputs", "concepts", "outputs"]
-    assert command.STEPS == planted_model.STEPS
 
 
-def test_a_folder_of_another_world_is_refused(tmp_path: Path) -> None:
-    open_planted(tmp_path, 0, 10, SMALL)
+def test_a_folder_of_another_world_is_rejected(tmp_path: Path) -> None:
+    open_workspace(tmp_path, 0, 10, SMALL)
     with pytest.raises(UserError, match="another seed, size or number of steps"):
-        open_planted(tmp_path, 1, 10, SMALL)
+        open_workspace(tmp_path, 1, 10, SMALL)
     (tmp_path / "planted.json").write_text("{")
     with pytest.raises(UserError, match="cannot be read"):
-        open_planted(tmp_path, 0, 10, SMALL)
+        open_workspace(tmp_path, 0, 10, SMALL)

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -323,8 +322,8 @@ def test_a_short_split_is_indexed(bundle: sj.Bundle, corpus: CorpusStore, tmp_pa
 
 def test_faithfulness_rejects_an_index_of_heldout_documents(bundle: sj.Bundle, corpus: CorpusStore, tmp_path: Path):
     build_index(corpus, bundle, tmp_path, replace(SETTINGS, splits=("heldout",)))
-    with pytest.raises(UserError, match="holds held-out documents, which would find themselves"):
-        faithfulness_command._index(Namespace(index=tmp_path), corpus, bundle)
+    with pytest.raises(UserError, match="contains held-out documents, which would find themselves"):
+        faithfulness_command.open_train_index(tmp_path, corpus, bundle)
 
 
 @pytest.mark.parametrize("damage", ["a unit", "an array", "a shard", "unit.json", "NaN"])

@@ -1,30 +1,37 @@
-"""Training small models on documents held in memory, many times: all steps of a stretch in one compiled scan."""
+"""Training small models many times on documents in memory.
+
+The steps of a tenth of a run are one compiled scan, so that Python has no part in the many short steps.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from steerling_jax.attribution.faithfulness.planted.recipe import BATCH
 from steerling_jax.errors import UserError
 from steerling_jax.io.corpus.store import MAX_LABELS, CorpusStore
 from steerling_jax.objectives.training_step import Recipe, TrainState, init_state, update
 
 Params = dict[str, Any]
 Batch = dict[str, np.ndarray]
-STRETCHES = 10  # parts of a run
+PARTS = 10  # equal parts of a run, after each of which the parameters can be saved
+SAVED_PARTS = (2, PARTS - 1)  # parts after which the parameters are saved
 
 
 @dataclass(frozen=True)
 class Documents:
     """Documents of one length as training examples (docs/design/corpus.md), with a leading axis of documents.
 
-    source: of each, a number; documents of a source are in or out together.
+    Attributes:
+        examples: Arrays of a training batch, by name.
+        source: Number of each document's source (a book). Documents of a source are left out together.
     """
 
     examples: Batch
@@ -32,13 +39,13 @@ class Documents:
 
     @classmethod
     def read(cls, store: CorpusStore) -> Documents:
-        """The training split's, one sequence each. Raises `UserError` where they are of different lengths."""
+        """Reads the training split, one sequence per document. Raises `UserError` if their lengths differ."""
         records = [record for record in store.documents if record.split == "train"]
         start, end = store.split("train")
         length = records[0].end - records[0].start
         if any(record.end - record.start != length for record in records):
             raise UserError(
-                f"The documents of {store.folder} differ in length: only planted corpora can be fitted here."
+                f"The documents of {store.folder} differ in length: only a planted corpus can be used here."
             )
         n = len(records)
         first, last = store.chunks_between(start, end)
@@ -62,35 +69,51 @@ class Documents:
         return len(self.source)
 
 
-def draw_batches(documents: Documents, kept: np.ndarray, *, batch: int, steps: int, seed: int) -> Batch:
-    """Batches for `steps` steps, (steps, batch, …), of the documents numbered in `kept`: in each epoch all of them, in
-    another order."""
+def draw_batches(documents: Documents, members: np.ndarray, *, batch: int, steps: int, seed: int) -> Batch:
+    """Batches (steps, batch, …) of the documents numbered in `members`, in another order in each epoch."""
     draw = np.random.default_rng(seed)
-    epochs = -(-steps * batch // len(kept))
-    order = np.concatenate([draw.permutation(kept) for _ in range(epochs)])[: steps * batch]
+    epochs = -(-steps * batch // len(members))
+    order = np.concatenate([draw.permutation(members) for _ in range(epochs)])[: steps * batch]
     order = order.reshape(steps, batch)
     return {name: value[order] for name, value in documents.examples.items()}
 
 
 def fit(recipe: Recipe, batches: Batch, seed: int) -> Iterator[tuple[int, Params, dict[str, float]]]:
-    """Trains from the start on `batches` (steps, B, …). After each of `STRETCHES` equal parts of the run gives the
-    step, the parameters and the mean metrics of the stretch."""
+    """Trains a new model on `batches` (steps, B, …).
+
+    After each of `PARTS` equal parts of the run, yields the step, the parameters and the part's mean metrics.
+    """
     key = jax.random.key(seed)
-    state = _start(key, recipe=recipe)
-    size = recipe.steps // STRETCHES  # one compiled program for every run
+    state = _initial_state(key, recipe=recipe)
+    size = recipe.steps // PARTS  # the same for all runs of a recipe, so one program is compiled
     for start in range(0, recipe.steps, size):
         part = {name: jnp.asarray(value[start : start + size]) for name, value in batches.items()}
-        state, metrics = _run(state, part, key, recipe=recipe)
+        state, metrics = _run_part(state, part, key, recipe=recipe)
         yield start + size, state.params, {name: float(value) for name, value in metrics.items()}
 
 
 @partial(jax.jit, static_argnames="recipe")
-def _start(key: jax.Array, *, recipe: Recipe) -> TrainState:
+def _initial_state(key: jax.Array, *, recipe: Recipe) -> TrainState:
     return init_state(recipe, key)
 
 
 @partial(jax.jit, static_argnames="recipe")
-def _run(state: TrainState, batches: dict[str, jax.Array], key: jax.Array, *, recipe: Recipe):
-    """As many updates as `batches` has; also the metrics' means."""
+def _run_part(state: TrainState, batches: dict[str, jax.Array], key: jax.Array, *, recipe: Recipe):
+    """One update per batch; returns the state and the metrics' means."""
     state, metrics = jax.lax.scan(lambda state, batch: update(state, batch, key, recipe=recipe), state, batches)
     return state, jax.tree.map(jnp.mean, metrics)
+
+
+class TrainedModel(NamedTuple):
+    """A model of the whole corpus: its seed, its final parameters, and those after each of `SAVED_PARTS`."""
+
+    seed: int
+    params: Params
+    checkpoints: tuple[Params, ...]
+
+
+def train(recipe: Recipe, documents: Documents, seed: int) -> TrainedModel:
+    """Trains a model on all documents."""
+    batches = draw_batches(documents, np.arange(len(documents)), batch=BATCH, steps=recipe.steps, seed=seed)
+    params = [params for _, params, _ in fit(recipe, batches, seed)]
+    return TrainedModel(seed, params[-1], tuple(params[i] for i in SAVED_PARTS))

@@ -1,4 +1,4 @@
-"""The planted world as a corpus store: a vocabulary of whole words, labels, books as sources."""
+"""Writes a planted world as a corpus store, with a vocabulary of whole words, topics as labels and books as sources."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from steerling_jax.io.tokenizers.vocabulary import train_word_vocabulary
 
 
 def write_world(world: World, folder: Path) -> CorpusStore:
-    """Writes the store, as `steerling prepare` lays it out. A word is a token."""
+    """Writes the store in the format of `steerling prepare`. Each word is one token, each chunk one document."""
     tokenizer = SentencePieceTokenizer(train_word_vocabulary(_texts(world)))
     concepts = [
         {"id": i, "name": name, "group": "planted", "description": " ".join(words)}

@@ -1,0 +1,1 @@
+"""Attribution of bad outputs: repetitive, senseless and off-topic texts."""
