@@ -146,12 +146,12 @@ def _schema() -> pyarrow.Schema:
         ({"id": 5, "name": "x", "flags": [1]}, "flags of 'x' is 1"),
     ],
 )
-def test_bad_entries_are_named(entry: object, words: str):
+def test_errors_name_the_invalid_entry(entry: object, words: str):
     with pytest.raises(sj.UserError, match=f"^list: .*{words}"):
         make_catalogue([*ENTRIES, entry], SMALL, "list")
 
 
-def test_bad_files_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_errors_name_the_invalid_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(sj.UserError, match=r"no file .*none\.parquet"):
         read_catalogue(tmp_path / "none.parquet", SMALL)
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 no more")

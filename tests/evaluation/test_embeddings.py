@@ -23,8 +23,11 @@ def test_embeddings_are_the_decomposition(bundle):
     ids = [5, 9, 40, 3]
     parts = sj.forward(bundle, ids).decomposition
     fields: dict[Kind, Any] = {
-        "hidden": parts.hidden, "composed": parts.composed, "known": parts.known_features, "discovered": parts.unk_hat
-    }  # fmt: skip
+        "hidden": parts.hidden,
+        "composed": parts.composed,
+        "known": parts.known_features,
+        "discovered": parts.unk_hat,
+    }
     for kind, expected in fields.items():
         rows = sj.embed(bundle, ids, kind, pooling="none")
         np.testing.assert_allclose(rows, expected[0], atol=1e-5)
@@ -34,7 +37,7 @@ def test_embeddings_are_the_decomposition(bundle):
 
 
 def test_embedding_without_a_discovered_head(golden):
-    """The published stand-in: what is not known."""
+    """As published: hidden − known features stand in for the discovered ones."""
     bundle = sj.load(golden / "known_only")
     parts = sj.forward(bundle, [5, 9, 40, 3]).decomposition
     rows = sj.embed(bundle, [5, 9, 40, 3], "discovered", pooling="none")
@@ -42,7 +45,7 @@ def test_embedding_without_a_discovered_head(golden):
     np.testing.assert_allclose(rows, parts.hidden[0] - parts.known_features[0], atol=1e-5)
 
 
-def test_many_texts_are_as_one_by_one(bundle):
+def test_several_texts_have_the_embeddings_of_each_one(bundle):
     """Lengths within a block of 16, at its edge and over several; also against `forward`, which pads nothing."""
     random = np.random.default_rng(0)
     texts = [random.integers(0, 290, length).tolist() for length in (3, 16, 17, 40, 1, 32)]
@@ -86,7 +89,7 @@ def test_padded_lengths(bundle):
     assert len(set(padded)) == 12
 
 
-def test_mistakes(bundle, golden):
+def test_invalid_arguments(bundle, golden):
     cases: tuple[tuple[dict[str, Any], str], ...] = (
         ({"text_or_ids": ""}, "empty"),
         ({"text_or_ids": []}, "empty"),

@@ -76,7 +76,7 @@ def tiny(block: int = L, vocab_size: int = V, concepts: int = 6, concept_block: 
 
 
 def sharpened(config: ModelConfig) -> dict:
-    """Fresh parameters, made larger so that what is visible matters."""
+    """Initial parameters, scaled up so that the logits depend on the visible tokens."""
     return jax.tree.map(lambda a: a * 4.0 if a.ndim > 1 else a, fresh(config))
 
 
@@ -262,7 +262,7 @@ def test_heldout_holds_every_token_and_chunk_once(store: CorpusStore, seq_len: i
     assert read_heldout(store, seq_len, most_tokens=3 * seq_len).token_count == 3 * seq_len
 
 
-def test_figures_do_not_depend_on_filling_up(store: CorpusStore):
+def test_figures_do_not_depend_on_the_filled_up_batch(store: CorpusStore):
     config = tiny(block=8, vocab_size=64, concepts=8)
     params = fresh(config)
     held = read_heldout(store, 32)
@@ -280,7 +280,7 @@ def test_figures_do_not_depend_on_filling_up(store: CorpusStore):
 
 @pytest.mark.parametrize(("seq_len", "most"), [(30, None), (64, 512)])
 def test_detection_in_sequences_of_any_length_and_of_a_sample(store: CorpusStore, seq_len: int, most: int | None):
-    """Sampled sequences may lie far apart in a split: only chunks that they hold take memory."""
+    """Sampled sequences may be far apart in a split: only the chunks in them take memory."""
     config = tiny(block=8, vocab_size=64, concepts=8)
     held = read_heldout(store, seq_len, most_tokens=most)
     detected = detect(fresh(config), held, store, config, COMPUTE, 1.0)
@@ -301,7 +301,7 @@ def test_detection_in_sequences_of_any_length_and_of_a_sample(store: CorpusStore
     np.testing.assert_allclose(detected.evidence[here], other.evidence[there], rtol=1e-4, atol=1e-6)
 
 
-def test_report_is_whole(store: CorpusStore):
+def test_report_is_complete(store: CorpusStore):
     config = tiny(block=8, vocab_size=64, concepts=8)
     found = evaluate_full(fresh(config), config, COMPUTE, store, EvaluationConfig(seq_len=32, draws=1))
     assert {"nats_per_token", "cost_epsilon", "concept_share", "baselines", "detection"} <= found.keys()
@@ -326,7 +326,7 @@ def test_length_of_sequences(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     assert capfd.readouterr().err == ""
 
 
-def test_probe_learns_words():
+def test_probe_learns_tokens():
     draw = np.random.default_rng(0)
     tokens = draw.integers(0, 30, (1500, 12)).astype(np.int32)
     tokens[draw.random(tokens.shape) < 0.2] = -1

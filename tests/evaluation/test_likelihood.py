@@ -26,7 +26,7 @@ def log_softmax(logits) -> np.ndarray:
 
 @pytest.mark.parametrize("family", ["base", "no_epsilon"])
 def test_one_token_has_one_masking(golden, family):
-    """For one token the bound is its exact log-probability behind the mask, whatever the samples."""
+    """For one token the bound is its exact log-probability at the mask, whatever the number of samples."""
     bundle = sj.load(golden / family)
     context = list(range(1, 20))
     logits = sj.forward(bundle, [*context, bundle.config.mask_token_id]).logits[0, -1]
@@ -84,8 +84,8 @@ def test_likelihood_depends_on_the_seed_alone(bundle):
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0])
-def test_many_pairs_are_as_one_by_one(golden, scale):
-    """Contexts and continuations of many lengths, some empty, in any order and company."""
+def test_several_pairs_have_the_scores_of_each_one(golden, scale):
+    """Contexts and continuations of many lengths, some empty, in any order and any batch."""
     bundle, random = sj.load(golden / "backbone"), np.random.default_rng(3)
     sizes = ((5, 3), (0, 20), (30, 1), (16, 0), (10, 16), (22, 9), (1, 1), (5, 3), (0, 0))
     pairs = [tuple(random.integers(0, 290, size).tolist() for size in pair) for pair in sizes]
@@ -127,7 +127,7 @@ def test_every_count_and_every_token_is_equally_likely():
         np.testing.assert_allclose(drawn[:, sample].mean(axis=0), 0.6, atol=0.1)
 
 
-def test_nothing_and_too_much(bundle):
+def test_empty_and_too_long_texts(bundle):
     assert sj.log_likelihood(bundle, [1, 2], []) == 0.0
     for arguments, words in (
         (([1] * 200, [2] * 100), "context of 256"),

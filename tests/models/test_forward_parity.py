@@ -112,7 +112,7 @@ def test_clamps_need_concepts(golden):
 
 
 def test_a_frozen_epsilon_moves_composed_by_exactly_the_edit(bundle, golden):
-    """The delta of concept c is (value − its weight) E_c, its weight being 0 where it was not kept."""
+    """The delta of concept c is (value − its weight) E_c, its weight being 0 where it was not selected."""
     ids = np.load(golden / "base" / "forward.npz")["input_ids"]
     plain = sj.forward(bundle, ids).decomposition
     edits = {"known": {3: 0.9, 7: 0.0}, "unknown": {5: 0.7}}
@@ -176,7 +176,7 @@ TOKENS = np.random.default_rng(1).integers(0, 100, (1, 24))
 
 @pytest.mark.parametrize("changes", [{}, {"topk_known": None, "apply_topk_to_unknown": False}], ids=["top-k", "all"])
 def test_streaming_and_one_matmul_agree(changes):
-    """A head that fits in one block takes one matrix product, a larger one streams: same values, same gradients."""
+    """A head that fits in one block uses one matrix product, a larger one streams: same values, same gradients."""
     params = random_params(small())
     target = jnp.asarray(np.random.default_rng(2).standard_normal((1, 24, 48)), jnp.float32)
 

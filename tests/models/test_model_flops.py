@@ -82,7 +82,7 @@ def test_training_by_hand() -> None:
     assert found.total == found.layers + found.attention + found.concepts + found.output
 
 
-def test_a_pair_is_counted_if_the_mask_has_it() -> None:
+def test_pairs_are_those_of_the_mask() -> None:
     for length, block in ((64, 16), (50, 16), (7, 16)):
         q, k = np.indices((length, length)) // block
         assert block_causal_pairs(length, block) == np.sum(q >= k)
@@ -130,7 +130,7 @@ def test_decoding_and_forward_against_xla() -> None:
 
 
 def test_heads_against_xla() -> None:
-    """Scores and query; what is kept is mixed by one dense product in a head of one block, which we do not count."""
+    """Scores and query. A head of one block mixes the selected concepts by a dense product, which is not counted."""
     model = dataclasses.replace(SMALL, interpretable=True, concept=CONCEPTS)
     found = forward_flops(model, batch_size=1, seq_len=64, rows=64)
     params, rows = param_shapes(model), shape(64, 128, dtype="float32")

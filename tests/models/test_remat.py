@@ -1,4 +1,4 @@
-"""Computing layers again in the backward pass changes no number, whatever their attention."""
+"""Rematerialisation changes no loss and no gradient, with either form of attention."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CONFIG = ModelConfig(
 
 
 def test_remat_changes_nothing() -> None:
-    """Two copies have an attention that is a function, which remat has to be told of."""
+    """The attention of two copies is a function of arrays, which `remat` must accept as an argument."""
     params = init_params(CONFIG, jax.random.key(0))
     tokens = jnp.arange(16, dtype=jnp.int32)[None] % 27
 

@@ -37,7 +37,7 @@ def test_every_parameter_has_axes_of_its_rank(family: str) -> None:
 
 @pytest.fixture(scope="module")
 def found() -> dict[str, Any]:
-    """What `sharded_runs.py` prints."""
+    """The output of `sharded_runs.py` on eight devices."""
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-W", "error", str(HERE / "worlds" / "sharded_runs.py")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -47,7 +47,7 @@ def found() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def meshes(found: dict[str, Any]) -> dict[str, Any]:
-    """What was found on each mesh."""
+    """The results on each mesh."""
     return found["meshes"]
 
 

@@ -1,4 +1,4 @@
-"""The TPU kernel, interpreted: both masks are the reference's, forward and backward; what it cannot do is told."""
+"""The TPU kernel, interpreted: both masks are the reference's, forward and backward; unsupported lengths raise."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ def test_forward_and_backward_are_those_of_the_reference(pattern: str) -> None:
     chex.assert_trees_all_close(ours[1], theirs[1], atol=2e-5)
 
 
-def test_lengths_that_do_not_fit_the_kernel_are_told() -> None:
+def test_lengths_that_do_not_fit_the_kernel_raise() -> None:
     q = jnp.zeros((1, 96, 2, 16))
     with pytest.raises(UserError, match="'splash', which needs a multiple of 128 positions and got 96"):
         attend_block_causal(q, q, q, 8)
 
 
-def test_attention_is_one_of_two() -> None:
+def test_other_attention_raises() -> None:
     with pytest.raises(UserError, match="'flash', but it must be 'xla' or 'splash'"):
         Compute(attention="flash")  # type: ignore[arg-type]

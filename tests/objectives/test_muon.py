@@ -25,21 +25,26 @@ def by_path(tree) -> dict:
 
 
 def drawn(seed: int) -> Params:
-    """Parameters, or gradients: the sizes count, not the values."""
+    """Parameters or gradients; only their shapes matter."""
     random = np.random.default_rng(seed)
     return jax.tree.map(lambda leaf: random.normal(size=leaf.shape).astype(np.float32), param_shapes(CONFIG))
 
 
-def test_muon_is_for_matrices_whose_every_row_is_in_use() -> None:
+def test_muon_updates_matrices_between_features_only() -> None:
     model = dataclasses.replace(CONFIG, weight_sharing=False, use_bias=True)
     labels = by_path(muon_labels(param_shapes(model)))
     assert {path for path, label in labels.items() if label == "muon"} == {
-        "blocks/attn/c_q/weight", "blocks/attn/c_kv/weight", "blocks/attn/c_proj/weight", "blocks/mlp/c_fc/weight",
-        "blocks/mlp/c_proj/weight", "unknown_head/embedding_basis/weight", "unknown_head/predictor_down/weight",
-    }  # fmt: skip
+        "blocks/attn/c_q/weight",
+        "blocks/attn/c_kv/weight",
+        "blocks/attn/c_proj/weight",
+        "blocks/mlp/c_fc/weight",
+        "blocks/mlp/c_proj/weight",
+        "unknown_head/embedding_basis/weight",
+        "unknown_head/predictor_down/weight",
+    }
 
 
-def test_its_updates_have_one_size_in_every_direction_and_adamws_on_the_whole() -> None:
+def test_updates_have_equal_singular_values_and_the_size_of_adamws() -> None:
     params, grads = drawn(0), drawn(1)
     optimizer = make_optimizer(MUON, 10)
     updates, _ = jax.jit(optimizer.update)(grads, optimizer.init(params), params)
@@ -49,7 +54,7 @@ def test_its_updates_have_one_size_in_every_direction_and_adamws_on_the_whole() 
             matrices = np.asarray(found[path]).reshape(-1, *found[path].shape[-2:])
             for matrix in matrices:  # a stack of them is not one large one
                 sizes = np.linalg.svd(matrix, compute_uv=False) / (MUON.peak_rate * 0.2 * max(matrix.shape) ** 0.5)
-                assert np.sort(sizes)[1] > 0.4, path  # five iterations do not lift one that is almost nothing
+                assert np.sort(sizes)[1] > 0.4, path  # five iterations do not raise one that is almost zero
                 assert sizes.max() < 1.5, path
     # The rest is AdamW as it is without Muon.
     plain = make_optimizer(dataclasses.replace(MUON, kind="adamw"), 10)
@@ -73,7 +78,7 @@ def test_moments_are_found_by_their_parameters(kind) -> None:
     assert moments == (2 * count if kind == "adamw" else count + tables)
 
 
-def test_decay_is_off_where_it_was() -> None:
+def test_decay_applies_to_the_same_parameters_as_with_adamw() -> None:
     params = drawn(0)
     optimizer = make_optimizer(dataclasses.replace(MUON, weight_decay=0.5), 10)
     updates, _ = jax.jit(optimizer.update)(jax.tree.map(np.zeros_like, params), optimizer.init(params), params)

@@ -99,7 +99,7 @@ def test_parts_add_up_to_the_batch(params: Params, objective: Objective, given: 
     for name in whole.keys() - {"independence", "epsilon_independence", "loss"}:
         total = sum(float(values[name]) for values in found)
         assert total == pytest.approx(float(whole[name]), rel=2e-5), name
-    for name in whole.keys() & {"independence", "epsilon_independence"}:  # these are no sums over sequences
+    for name in whole.keys() & {"independence", "epsilon_independence"}:  # these are not sums over sequences
         total = sum(float(values[name]) for values in found)
         assert abs(total / float(whole[name]) - 1) > 1e-3
 
@@ -183,7 +183,7 @@ def test_impossible_adapters(setting: dict[str, Any], message: str) -> None:
 # Steering training.
 
 
-def test_where_steering_training_sends_gradients(params: Params) -> None:
+def test_gradients_of_steering_training(params: Params) -> None:
     grads, metrics = gradients(params, STEERING, steering_batch())
     for part in ("blocks", "tok_emb", "ln_f"):
         assert largest(grads[part]) > 0, part
@@ -214,7 +214,7 @@ def test_steering_training_injects_as_decoding_does(params: Params) -> None:
         np.testing.assert_allclose(found, plan.parts[0].alpha * plan.parts[0].direction, atol=1e-5)
 
 
-def test_respond_and_express_are_what_they_say(params: Params) -> None:
+def test_respond_and_express_equal_a_plain_loop(params: Params) -> None:
     """Against a plain loop over pushed positions, with one noisy copy and the injection through `forward`."""
     objective = dataclasses.replace(STEERING, noise=NoiseConfig(), rows=1.0)
     drawn = objective.draw(steering_batch(), KEY, jnp.float32(0.0), CONFIG)
@@ -363,15 +363,15 @@ def test_the_loss_is_of_the_masked_tokens_of_one_block_of_the_answer(params: Par
     assert float(metrics["diffusion"]) == pytest.approx(np.mean(nats), rel=1e-4)
 
 
-def test_only_answers_are_learned(params: Params) -> None:
+def test_only_answers_have_a_loss(params: Params) -> None:
     given, objective = answer_batch(), InstructionObjective()
     loss = jax.jit(partial(loss_fn, config=CONFIG, compute=Compute(), objective=objective))
     expected, _ = loss(params, given, KEY, jnp.float32(0.0))
     changed = np.asarray(given["tokens"]).copy()
-    changed[:, 24:] = 3  # what is after the answer has no say
+    changed[:, 24:] = 3  # what follows the answer does not matter
     same, _ = loss(params, {**given, "tokens": jnp.asarray(changed)}, KEY, jnp.float32(0.0))
     assert float(same) == float(expected)
-    changed[:, 6] = 3  # what is before it has
+    changed[:, 6] = 3  # what precedes it does
     other, _ = loss(params, {**given, "tokens": jnp.asarray(changed)}, KEY, jnp.float32(0.0))
     assert float(other) != float(expected)
     drawn = objective.draw(given, KEY, jnp.float32(0.0), CONFIG)
