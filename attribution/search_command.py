@@ -71,10 +71,14 @@ def run(args: argparse.Namespace) -> None:
 def _as_dict(text: str, evidence: Evidence) -> dict:
     from steerling_jax.cli.console import plain
 
-    return {"text": text} | plain(evidence) | {
-        "nothing_close": evidence.nothing_close,
-        "sources": {score: evidence.sources(score) for score in evidence.thresholds},
-    }  # fmt: skip
+    return (
+        {"text": text}
+        | plain(evidence)
+        | {
+            "nothing_close": evidence.nothing_close,
+            "sources": {score: evidence.sources(score) for score in evidence.thresholds},
+        }
+    )
 
 
 def _show(text: str, evidence: Evidence) -> None:

@@ -174,8 +174,8 @@ def _given(args: argparse.Namespace, bundle: Bundle) -> TraceRecord:
         after = read_text(Path(after[1:]), "continuation")
     trace = given_trace(bundle, prompt_text_or_ids(args), after)
     decode = bundle.tokenizer.decode
-    before, written = (decode(ids.tolist()) for ids in (trace.prompt, trace.tokens[trace.prompt_length :]))
-    return TraceRecord(trace, model_origin(bundle), before, written)
+    prompt, text = (decode(ids.tolist()) for ids in (trace.prompt, trace.tokens[trace.prompt_length :]))
+    return TraceRecord(trace, model_origin(bundle), prompt, text)
 
 
 def _evidence_search(args: argparse.Namespace, bundle: Bundle) -> EvidenceSearch:

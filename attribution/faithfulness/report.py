@@ -52,7 +52,7 @@ class Results:
         An interrupted measurement continues from its partial results. Raises `UserError` for a damaged file.
         """
         path = self.folder / f"{name}.json"
-        about = {"model": self.model, "asked": dict(settings)}
+        about = {"model": self.model, "asked": dict(settings)}  # the file's field names
         saved = _read(path) if path.exists() else {}
         if {key: saved.get(key) for key in about} != about:
             partial = PartialResults.open(self.folder / f"{name}.unfinished", about)

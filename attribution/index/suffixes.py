@@ -1,6 +1,6 @@
 """Verbatim search: a suffix array over token ids, and the longest spans of a query that occur in a text.
 
-Token ids are compared as numbers. Negative ids match nothing: they stand for the end of a document or a special token.
+Token ids are compared as numbers. Negative ids match nothing: they mark the end of a document or a special token.
 
 Legend: n tokens of the text, q positions of the query.
 """

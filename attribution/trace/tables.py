@@ -37,8 +37,13 @@ def write_tables(folder: Path, tables: dict[str, Rows], explanation: Explanation
     from pyarrow import parquet
 
     record = explanation.record
-    about = {"format": "steerling-tables", "version": "1", "model": record.origin.name,
-             "fingerprint": record.origin.fingerprint, "seed": str(record.seed)}  # fmt: skip
+    about = {
+        "format": "steerling-tables",
+        "version": "1",
+        "model": record.origin.name,
+        "fingerprint": record.origin.fingerprint,
+        "seed": str(record.seed),
+    }
     for name, rows in tables.items():
         schema = pyarrow.schema([(column, getattr(pyarrow, kind)()) for column, kind in _COLUMNS[name].items()])
         table = pyarrow.Table.from_pylist(rows, schema.with_metadata(about))
@@ -93,21 +98,33 @@ def _tokens(explanation: Explanation) -> Rows:
     shares, inputs, trace = explanation.shares, explanation.inputs, explanation.trace
     chunk_of = {p: n for n, chunk in enumerate(explanation.chunks) for p in range(chunk.start, chunk.end)}
     rows: Rows = [
-        {"position": p, "token_id": int(token), "piece": explanation.pieces[p], "in_prompt": p < trace.prompt_length,
-         "chunk": chunk_of.get(p)}
+        {
+            "position": p,
+            "token_id": int(token),
+            "piece": explanation.pieces[p],
+            "in_prompt": p < trace.prompt_length,
+            "chunk": chunk_of.get(p),
+        }
         for p, token in enumerate(trace.tokens)
-    ]  # fmt: skip
+    ]
     for i, p in enumerate(shares.positions.tolist()):
         net = (shares.net_known[i], shares.net_discovered[i], shares.net_epsilon[i])
-        rows[p] |= {"token_id": int(shares.token_ids[i]), "step": int(shares.steps[i]),
-                    "logit": shares.target_logits[i], "epsilon": shares.epsilon[i], "share_error": shares.error[i],
-                    **_by_kind("net", net)}  # fmt: skip
+        rows[p] |= {
+            "token_id": int(shares.token_ids[i]),
+            "step": int(shares.steps[i]),
+            "logit": shares.target_logits[i],
+            "epsilon": shares.epsilon[i],
+            "share_error": shares.error[i],
+            **_by_kind("net", net),
+        }
         if inputs is not None:
             rows[p] |= {
-                "path_logit": inputs.path_logits[i], "baseline_logit": inputs.baseline_logits[i],
-                "completeness_error": inputs.completeness_error[i], "nodes": int(inputs.nodes[i]),
+                "path_logit": inputs.path_logits[i],
+                "baseline_logit": inputs.baseline_logits[i],
+                "completeness_error": inputs.completeness_error[i],
+                "nodes": int(inputs.nodes[i]),
                 "converged": bool(inputs.converged[i]),
-            }  # fmt: skip
+            }
     return rows
 
 
@@ -142,12 +159,16 @@ def _inputs(explanation: Explanation) -> Rows:
 def _chunks(explanation: Explanation) -> Rows:
     return [
         {
-            "chunk": number, "start": chunk.start, "end": chunk.end, "text": chunk.text,
-            **_by_kind("net", chunk.ranking.net_shares), **_by_kind("absolute", chunk.ranking.absolute_shares),
+            "chunk": number,
+            "start": chunk.start,
+            "end": chunk.end,
+            "text": chunk.text,
+            **_by_kind("net", chunk.ranking.net_shares),
+            **_by_kind("absolute", chunk.ranking.absolute_shares),
             "epsilon_percent": chunk.ranking.epsilon_percent,
         }
         for number, chunk in enumerate(explanation.chunks)
-    ]  # fmt: skip
+    ]
 
 
 def _chunk_concepts(explanation: Explanation) -> Rows:

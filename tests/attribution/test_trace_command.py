@@ -107,8 +107,10 @@ def test_guided_text(capsys: pytest.CaptureFixture[str], tmp_path: Path):
 
 def test_batch_results_hold_traces(capsys: pytest.CaptureFixture[str], tmp_path: Path):
     source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-    lines = [{"id": "a", "prompt_ids": [1, 2, 3], "seed": 2, "max_tokens": 16, "trace": True},
-             {"id": 2, "prompt_ids": [5], "max_tokens": 3}]  # fmt: skip
+    lines = [
+        {"id": "a", "prompt_ids": [1, 2, 3], "seed": 2, "max_tokens": 16, "trace": True},
+        {"id": 2, "prompt_ids": [5], "max_tokens": 3},
+    ]
     source.write_text("".join(json.dumps(line) + "\n" for line in lines))
     args = ("generate", "--model", GOLDEN, "--input", str(source), "--output", str(target))
     assert run(capsys, *args)[0] == 0

@@ -267,8 +267,12 @@ def test_coverage_lists_absent_documents(bundle: sj.Bundle, tmp_path: Path):
     corpus = make_corpus(tmp_path / "corpus", bundle, range(3))
     report = build_index(corpus, sj.load(model), tmp_path / "index", SETTINGS, process_count=2)  # half of the units
     assert report["coverage"] == {
-        "trained_on": 2, "indexed": 1, "absent": 1, "absent_names": ["document 9"], "not_trained_on": 2,
-    }  # fmt: skip
+        "trained_on": 2,
+        "indexed": 1,
+        "absent": 1,
+        "absent_names": ["document 9"],
+        "not_trained_on": 2,
+    }
 
 
 # Rejected input ------------------------------------------------------------------------------------------------------
