@@ -120,7 +120,7 @@ def test_impossible_configs(model: Path, edit: Callable[[dict], Any], words: tup
     fails(model, "config.json", *words)
 
 
-def test_config_of_a_far_larger_model_is_told_at_once(model: Path):
+def test_config_of_a_far_larger_model_is_reported_at_once(model: Path):
     edit_config(model, lambda config: config.update(n_layers=10**12))
     fails(model, "transformer.blocks.4.", "missing")
 

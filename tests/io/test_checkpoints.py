@@ -1,4 +1,4 @@
-"""Checkpoints of training: what comes back, what is kept, and what damage does; flips and cuts are real."""
+"""Training checkpoints: what is restored, what is preserved, how damage (flipped bits, cut files) is handled."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def test_state_and_clock_come_back_as_one(tmp_path: Path) -> None:
+def test_state_and_clock_are_restored_together(tmp_path: Path) -> None:
     save(tmp_path, 1, 2)
     found = restore(tmp_path)
     assert (found.step, found.clock, found.unreadable) == (2, {"starts": 2, "seconds": {}}, ())
@@ -74,8 +74,8 @@ def test_a_flipped_bit_anywhere_is_found(tmp_path: Path) -> None:
     assert find_damage(newest) is None
 
 
-def test_orbax_alone_takes_a_flipped_bit_for_a_number(tmp_path: Path) -> None:
-    """Why there are digests. If this fails one day, they can go."""
+def test_orbax_alone_does_not_notice_a_flipped_bit(tmp_path: Path) -> None:
+    """The reason for the digests. If this fails with a later Orbax, they can be removed."""
     noise = np.random.default_rng(0).standard_normal((128, 128), np.float32)
     with TrainingCheckpoints(tmp_path, keep=1) as checkpoints:
         checkpoints.save(1, {"w": jnp.asarray(noise)}, {})
@@ -104,7 +104,7 @@ def test_a_cut_checkpoint_is_passed_over(tmp_path: Path, part: str) -> None:
         assert (found.step, step) == (1, 2)
         assert "bytes instead of" in reason
         np.testing.assert_array_equal(found.state["w"], 1.0)
-        checkpoints.save(2, {"w": jnp.full(4, 5.0)}, found.clock)  # in place of the unreadable one
+        checkpoints.save(2, {"w": jnp.full(4, 5.0)}, found.clock)  # replaces the unreadable one
         assert checkpoints.wait() == 2
         found = checkpoints.restore({"w": jnp.zeros(4)})
     assert found is not None
@@ -113,7 +113,7 @@ def test_a_cut_checkpoint_is_passed_over(tmp_path: Path, part: str) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*never awaited", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_cut_off_before_the_digests(tmp_path: Path) -> None:
-    """Orbax had renamed the folder, so it is whole; what is damaged then Orbax may find, or nobody."""
+    """Orbax had renamed the folder, so it is complete and is loaded, but only Orbax could find damage."""
     save(tmp_path, 1, 2)
     (tmp_path / "checkpoints/2/digests-0-of-1.json").unlink()
     found = restore(tmp_path)
@@ -121,13 +121,13 @@ def test_cut_off_before_the_digests(tmp_path: Path) -> None:
     (tmp_path / "checkpoints/2/state/manifest.ocdbt").unlink()
     found = restore(tmp_path)
     assert (found.step, found.verified, [step for step, _ in found.unreadable]) == (1, True, [2])
-    gc.collect()  # coroutines that Orbax leaves where it fails, and which complain when they go
+    gc.collect()  # coroutines that Orbax leaves unfinished on a failure warn when they are collected
 
 
-def test_a_whole_checkpoint_that_does_not_load_is_never_passed_over(
+def test_an_undamaged_checkpoint_that_does_not_load_is_never_passed_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For want of memory, say: the one before it would be taken, and this one overwritten."""
+    """For lack of memory, say: training would continue from an older one and overwrite it."""
 
     def fail(*_: object) -> None:
         raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
@@ -149,7 +149,7 @@ def test_no_readable_checkpoint_is_an_error_not_a_new_start(tmp_path: Path) -> N
         restore(tmp_path)
 
 
-def test_half_written_checkpoints_are_not_picked_up(tmp_path: Path) -> None:
+def test_half_written_checkpoints_are_not_loaded(tmp_path: Path) -> None:
     save(tmp_path, 1, 2)
     half = tmp_path / "checkpoints/2.orbax-checkpoint-tmp"
     (tmp_path / "checkpoints/2").rename(half)
@@ -157,13 +157,13 @@ def test_half_written_checkpoints_are_not_picked_up(tmp_path: Path) -> None:
     assert not half.exists()
 
 
-def test_what_is_kept(tmp_path: Path) -> None:
+def test_which_checkpoints_are_preserved(tmp_path: Path) -> None:
     save(tmp_path, 1, 2, 3, 4, 5, 6, 7, keep=2, keep_every=3)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["3", "6", "7"]
 
 
 def test_several_processes_share_the_reading(tmp_path: Path) -> None:
-    """What process 1 of two wrote is read by process 1 of two and by process 0 of one."""
+    """The files written by process 1 of two are read by process 1 of two, and by process 0 of one."""
     for name in ("_METADATA", "ocdbt.process_0/d/a", "ocdbt.process_1/d/b", "array_metadatas/process_1"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
@@ -179,7 +179,7 @@ def test_several_processes_share_the_reading(tmp_path: Path) -> None:
     assert find_damage(tmp_path, 1, 2) == find_damage(tmp_path) == "ocdbt.process_1/d/b is missing"
 
 
-def test_a_full_disk_is_recognised_wherever_it_was_met() -> None:
+def test_a_full_disk_is_recognised_whatever_raised_the_error() -> None:
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert disk_error_reason(full) == "no space left on device"
     assert disk_error_reason(

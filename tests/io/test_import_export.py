@@ -99,7 +99,7 @@ def test_checkpoint_in_another_type_and_sharding(golden: Path, tmp_path: Path):
 
 @pytest.fixture
 def training_run(golden: Path, tmp_path: Path) -> Path:
-    """A training run's folder with the steps 10 and 20, as `training_checkpoint` lays it out."""
+    """A training run's folder with the steps 10 and 20, as `checkpoints/training.py` lays it out."""
     config, params, _ = read_published(golden / "base")
     run = {"kind": "training", "format_version": checkpoint.FORMAT_VERSION, "model": config_to_dict(config)}
     run |= {"run": {}, "corpus": {}}

@@ -116,7 +116,7 @@ def test_no_connection(tmp_path: Path, env: dict[str, str]):
     assert not (tmp_path / "ck").exists()
 
 
-def test_what_the_hub_says(monkeypatch: pytest.MonkeyPatch):
+def test_errors_of_the_hub_are_reported(monkeypatch: pytest.MonkeyPatch):
     import huggingface_hub
     from huggingface_hub import errors
 

@@ -1,4 +1,4 @@
-"""Tokenizers: any text comes back, special tokens never come from text, damaged files are told in a sentence."""
+"""Tokenizers: text survives a round trip, never gives special tokens, and damaged files are reported."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_tiktoken_round_trip(tiktoken_file: Path, text: str):
 
 
 def test_tiktoken_takes_any_amount_of_white_space(tiktoken_file: Path):
-    """At once it would end in a panic, which is no Exception."""
+    """Encoded in one piece, it would make tiktoken panic, which is not an Exception."""
     tokenizer = TiktokenTokenizer(tiktoken_file)
     text = "a" + " " * 1_100_000 + "b"
     assert tokenizer.decode(tokenizer.encode(text)) == text

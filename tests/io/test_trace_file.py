@@ -1,4 +1,4 @@
-"""Traces in files: what is read is what was written, what was written explains as much, and mistakes are told."""
+"""Trace files: a trace is read as it was written, explains the same, and invalid files are reported in one sentence."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def record(bundle: sj.Bundle, prompt: Prompt, written: Generation) -> TraceRecor
 
 
 def same(a: TraceRecord, b: TraceRecord) -> None:
-    """All but the trace's plan and hidden rows, which files leave out."""
+    """Compares all but the trace's plan and hidden states, which files omit."""
     for name in ("prompt", "tokens"):
         np.testing.assert_array_equal(getattr(a.trace, name), getattr(b.trace, name))
     left, right = (
@@ -227,10 +227,10 @@ def plain(record: TraceRecord, **changes: Any) -> dict[str, Any]:
         ({"steering_configs": [{"where": "nowhere"}]}, "where is 'nowhere'"),
     ],
 )
-def test_bad_fields_are_told_in_a_sentence(record: TraceRecord, changes: dict[str, Any], words: str):
-    with pytest.raises(UserError, match=r"^t\.json ") as told:
+def test_bad_fields_are_reported(record: TraceRecord, changes: dict[str, Any], words: str):
+    with pytest.raises(UserError, match=r"^t\.json ") as raised:
         from_plain(plain(record, **changes), "t.json")
-    assert words in str(told.value)
+    assert words in str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -242,15 +242,15 @@ def test_bad_fields_are_told_in_a_sentence(record: TraceRecord, changes: dict[st
         ({"positions": ["5", 6]}, "positions is '5'"),
     ],
 )
-def test_bad_commits_are_told_in_a_sentence(record: TraceRecord, changes: dict[str, Any], words: str):
+def test_bad_commits_are_reported(record: TraceRecord, changes: dict[str, Any], words: str):
     value = plain(record)
     value["commits"][0] |= changes
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as raised:
         from_plain(value, "t.json")
-    assert words in str(told.value)
+    assert words in str(raised.value)
 
 
-def test_missing_fields_and_half_files_are_told(record: TraceRecord, tmp_path: Path):
+def test_missing_fields_and_truncated_files_are_reported(record: TraceRecord, tmp_path: Path):
     path = tmp_path / "t.json"
     write_trace(path, record)
     whole = path.read_bytes()
@@ -270,7 +270,7 @@ def test_missing_fields_and_half_files_are_told(record: TraceRecord, tmp_path: P
         read_trace(tmp_path / "none.json")
 
 
-def test_other_models_and_contradictions_are_told(bundle: sj.Bundle, record: TraceRecord):
+def test_other_models_and_contradictions_are_reported(bundle: sj.Bundle, record: TraceRecord):
     check(record, bundle)
     with pytest.raises(UserError, match=r"The trace is of the model .*base.*, not of .*instruct.*; give that model"):
         check(record, sj.load(GOLDEN / "instruct"))
@@ -294,7 +294,7 @@ def test_other_models_and_contradictions_are_told(bundle: sj.Bundle, record: Tra
         check(changed(tokens=np.where(np.arange(35) == 20, 10**6, record.trace.tokens)), bundle)
 
 
-def test_what_cannot_be_recorded_is_told(bundle: sj.Bundle, prompt: Prompt, written: Generation, tmp_path: Path):
+def test_what_cannot_be_recorded_is_reported(bundle: sj.Bundle, prompt: Prompt, written: Generation, tmp_path: Path):
     planned = dataclasses.replace(prompt, steering=written.trace.plan)
     with pytest.raises(UserError, match="steered by a SteeringPlan cannot be recorded"):
         record_of(bundle, origin_of(bundle), planned, written)
@@ -306,7 +306,7 @@ def test_what_cannot_be_recorded_is_told(bundle: sj.Bundle, prompt: Prompt, writ
 
 
 def test_a_turn_that_ended_is_no_contradiction(bundle: sj.Bundle, prompt: Prompt, record: TraceRecord):
-    """What follows an end of turn is overwritten on the canvas, and stays in the commits."""
+    """Tokens after an end of turn are overwritten on the canvas, but stay in the commits."""
     flat = list(record.trace.flat())
     # A token to the left of one that was there before it.
     eot = next(

@@ -1,66 +1,25 @@
-"""The published layout to our parameters and back: names, bytes, types, shards, shardings, memory."""
+"""The published layout to our parameters and back: names, bytes, dtypes, shards."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
 from steerling_jax.errors import UserError
-from steerling_jax.io.weights.published_layout import INDEX, SINGLE, expected_tensors, find_tensors, read_config
-from steerling_jax.io.weights.published_reader import load_shard, read_published
+from steerling_jax.io.weights.published_layout import INDEX, SINGLE, expected_tensors, read_config
+from steerling_jax.io.weights.published_reader import read_published
 from steerling_jax.io.weights.published_writer import write_published
-from steerling_jax.io.weights.safetensors_format import read_header, same_bytes
-from steerling_jax.models.steerling.backbone import Params
-from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.model import param_shapes
+from tests.worlds.published_models import BARE, filled, same_tensors
 
 FAMILIES = sorted(path.parent.name for path in (Path(__file__).parents[1] / "golden").glob("*/config.json"))
-BARE = ModelConfig(
-    interpretable=False,
-    n_layers=2,
-    n_head=4,
-    n_embd=64,
-    n_kv_heads=2,
-    block_size=64,
-    diff_block_size=16,
-    intermediate_size=32,
-    vocab_size=96,
-    concept=None,
-    pad_token_id=91,
-    bos_token_id=92,
-    eos_token_id=90,
-    endofchunk_token_id=93,
-    mask_token_id=94,
-)
-
-
-def same_tensors(a: Path, b: Path) -> bool:
-    ours, theirs = find_tensors(a), find_tensors(b)
-    return ours.keys() == theirs.keys() and all(same_bytes(ours[name], theirs[name]) for name in ours)
-
-
-def filled(config: ModelConfig, seed: int = 0, dtype: str = "float32") -> Params:
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape).astype(jnp.dtype(dtype)), param_shapes(config))
-
-
-def child(code: str, **env: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env={**os.environ, **env}
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def test_all_thirteen_families_are_here():
@@ -98,14 +57,14 @@ def test_import_and_export_give_identical_bytes(golden: Path, tmp_path: Path, fa
     assert same_tensors(golden / family, tmp_path / "out")
     again, written_layout, carried = read_config(tmp_path / "out")
     assert written_layout == layout
-    # The Hub's layout tells `instruct` by `eot_id` alone.
+    # The Hub's layout expresses `instruct` by `eot_id` alone.
     assert dataclasses.replace(again, instruct=config.instruct) == config
     assert carried == (extras.carried if layout == "hub" else {})
     if layout == extras.layout:
-        assert json.loads((tmp_path / "out/config.json").read_text()).items() >= _told(golden / family).items()
+        assert json.loads((tmp_path / "out/config.json").read_text()).items() >= _raw_config(golden / family).items()
 
 
-def _told(folder: Path) -> dict:
+def _raw_config(folder: Path) -> dict:
     return json.loads((folder / "config.json").read_text())
 
 
@@ -204,102 +163,3 @@ def test_parameters_of_another_config_are_refused(tmp_path: Path):
     with pytest.raises(UserError, match=r"blocks\.mlp\.c_fc\.weight"):
         write_published(tmp_path / "m", other, filled(BARE))
     assert list(tmp_path.iterdir()) == []
-
-
-def test_the_way_through_a_device_gives_the_same(tmp_path: Path):
-    write_published(tmp_path / "m", BARE, filled(BARE))
-    tensors = find_tensors(tmp_path / "m")
-    layers = [tensors[f"blocks.{i}.mlp.c_fc.weight"] for i in range(2)]
-    bounds = (slice(0, 2), slice(8, 40), slice(16, 64))
-    for dtype in (np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16)):
-        direct, staged = (
-            load_shard(layers, True, bounds, dtype, jax.devices()[0], staged=staged) for staged in (False, True)
-        )
-        assert direct.dtype == staged.dtype == dtype
-        np.testing.assert_array_equal(np.asarray(direct), np.asarray(staged))
-
-
-def test_parameters_may_be_donated(tmp_path: Path):
-    write_published(tmp_path / "m", BARE, filled(BARE))
-    _, params, _ = read_published(tmp_path / "m")
-    expected = jax.tree.map(lambda leaf: np.array(leaf) + 1, params)
-    step = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf + 1, tree), donate_argnums=0)
-    jax.tree.map(np.testing.assert_array_equal, step(params), expected)
-
-
-SHARDED = """
-import jax, numpy as np
-from jax.sharding import NamedSharding, PartitionSpec as P
-from steerling_jax.io.weights.published_reader import read_published
-from steerling_jax.io.weights.published_writer import write_published
-mesh = jax.make_mesh((2, 2), ("a", "b"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
-specs = {"c_fc": P(None, "b", "a"), "c_q": P(None, "a", "b"), "c_kv": P(None, None, "b")}
-specs |= {"c_proj": P("b", None, "a"), "tok_emb": P(("a", "b"))}
-place = lambda path: NamedSharding(mesh, specs.get(path[-2], P()))
-_, plain, _ = read_published(FOLDER)
-_, sharded, _ = read_published(FOLDER, sharding=place)
-_, as_tree, _ = read_published(FOLDER, sharding=jax.tree.map(lambda leaf: leaf.sharding, sharded))
-for path, leaf in jax.tree_util.tree_leaves_with_path(sharded):
-    assert leaf.sharding == place([key.key for key in path]), path
-jax.tree.map(np.testing.assert_array_equal, plain, sharded)
-jax.tree.map(np.testing.assert_array_equal, plain, as_tree)
-config, _, _ = read_published(FOLDER)
-write_published(OUT, config, sharded)
-"""
-
-
-def test_shardings(tmp_path: Path):
-    write_published(tmp_path / "m", BARE, filled(BARE), max_shard_bytes=40_000)
-    names = f"FOLDER, OUT = {str(tmp_path / 'm')!r}, {str(tmp_path / 'out')!r}\n"
-    child(names + SHARDED, JAX_NUM_CPU_DEVICES="4")
-    assert same_tensors(tmp_path / "m", tmp_path / "out")
-
-
-PEAK = """
-import jax, re
-from pathlib import Path
-from steerling_jax.io.weights.published_reader import read_published
-from steerling_jax.io.weights.published_writer import write_published
-jax.device_put(0.0).block_until_ready()
-status = lambda key: 1024 * int(re.search(key + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
-before = status("VmRSS")
-Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-_, params, _ = read_published(FOLDER, dtype=DTYPE)
-print(status("VmHWM") - before - sum(leaf.nbytes for leaf in jax.tree.leaves(params)))
-"""
-
-
-@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux's peak memory counter")
-@pytest.mark.parametrize("dtype", [None, "bfloat16"])
-def test_peak_memory_of_reading(tmp_path: Path, dtype: str | None):
-    """Beyond what stays, far below the 1.3 × largest shard that is promised. 200 MB in three shards."""
-    config = dataclasses.replace(BARE, n_layers=4, n_embd=1024, n_head=8, intermediate_size=2048, vocab_size=16384)
-    params = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.5, np.float32), param_shapes(config))
-    assert 190e6 < sum(leaf.nbytes for leaf in jax.tree.leaves(params)) < 220e6
-    write_published(tmp_path / "m", config, params, max_shard_bytes=72_000_000)
-    shards = list((tmp_path / "m").glob("*.safetensors"))
-    assert len(shards) == 3
-    over = int(child(f"FOLDER, DTYPE = {str(tmp_path / 'm')!r}, {dtype!r}\n" + PEAK))
-    largest = max(path.stat().st_size for path in shards)
-    print(f"{over / 1e6:.1f} MB beyond what stays; largest shard {largest / 1e6:.1f} MB")
-    assert over < 0.5 * largest
-    assert all(read_header(path) for path in shards)
-
-
-def test_full_disk_while_writing(tmp_path: Path):
-    code = f"""
-import resource, jax, numpy as np
-from pathlib import Path
-from steerling_jax.errors import UserError
-from steerling_jax.io.weights.published_reader import read_published
-from steerling_jax.io.weights.published_writer import write_published
-config, params, _ = read_published({str(tmp_path / "m")!r})
-resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
-try:
-    write_published({str(tmp_path / "out")!r}, config, params)
-except UserError as error:
-    print(error)
-"""
-    write_published(tmp_path / "m", BARE, filled(BARE))
-    assert "Cannot write" in child(code)
-    assert [path.name for path in tmp_path.iterdir()] == ["m"]

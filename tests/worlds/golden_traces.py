@@ -1,4 +1,4 @@
-"""The traces that the golden attributions were made from, for the families that have one."""
+"""The traces behind the golden attributions, for the model families that have one."""
 
 from __future__ import annotations
 

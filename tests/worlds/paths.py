@@ -1,4 +1,4 @@
-"""Where the repository's files are, for tests that read them."""
+"""Paths of the repository, for tests that read its files."""
 
 from __future__ import annotations
 

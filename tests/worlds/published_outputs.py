@@ -1,4 +1,4 @@
-"""Comparing `sj.forward` with what the published package returned: golden cases, and random models in tests/parity."""
+"""Compares `sj.forward` with the published package's outputs: golden cases, and random models in tests/parity."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import numpy as np
 
 
 def check(name: str, ours: Any, reference: np.ndarray, note: str = "") -> None:
-    """Within the golden tolerance, 2e-5 + 2e-6 · max|reference|; what is kept as sets, for equal logits have no
-    order."""
+    """Asserts equality within the golden tolerance, 2e-5 + 2e-6 · max|reference|.
+
+    Top-k results are compared as sets, because equal logits have no defined order.
+    """
     ours = np.asarray(ours)
     if "topk" in name:
         ours, reference = np.sort(ours), np.sort(reference)

@@ -1,6 +1,7 @@
-"""The published generation algorithm in a few lines: no cache, the whole canvas every step. Slow and plain.
+"""The published generation algorithm in a few lines: no cache, the whole canvas at every step.
 
-Source: `generate_full` of the published package. Policies are ours, called on the whole canvas's logits.
+Source: `generate_full` of the published package. The policies are those of this package, called on
+the logits of the whole canvas.
 """
 
 from __future__ import annotations
@@ -81,10 +82,10 @@ def reference_decode(
             )
             logits = jnp.where(jnp.asarray(banned)[None, :], -jnp.inf, policy.penalty(view))
             view = dataclasses.replace(view, logits=logits)
-            sure, count = np.asarray(policy.order(view)), min(int(policy.schedule(view)), len(masked))
+            order, count = np.asarray(policy.order(view)), min(int(policy.schedule(view)), len(masked))
             if count == 0:
                 continue
-            picked = (len(masked) - 1 - np.argsort(-sure[::-1], kind="stable"))[:count]  # of ties, the later position
+            picked = (len(masked) - 1 - np.argsort(-order[::-1], kind="stable"))[:count]  # of ties, the later position
             positions = masked[picked]
             tokens = np.asarray(policy.choice(view.at(jnp.asarray(picked)))).tolist()
             if config.eot_id in tokens:

@@ -1,4 +1,4 @@
-"""Models small enough to be served in seconds, and real servers of them."""
+"""Models small enough to be served in seconds, and servers of them in processes of their own."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ CONCEPTS = ("Regular expressions", "Email", "Sockets", "Dates")
 
 
 def write_text_model(folder: Path) -> Path:
-    """Random weights over a vocabulary in which half of the tokens are single bytes."""
+    """Writes a model with random weights and a vocabulary in which half of the tokens are single bytes."""
     concept = ConceptConfig(
         n_concepts=24,
         n_unknown_concepts=40,
@@ -57,7 +57,7 @@ def write_text_model(folder: Path) -> Path:
 
 
 def write_chat_model(folder: Path) -> Path:
-    """An instruct model with the published special ids, whose vocabulary has single bytes only."""
+    """Writes an instruct model with the published special ids and a vocabulary of single bytes."""
     published = TiktokenTokenizer.PUBLISHED
     ids = {f"{name}_token_id": getattr(published, f"{name}_id") for name in ("mask", "endofchunk", "bos", "pad", "eos")}
     config = _config(None, vocab_size=100_284, instruct=True, eot_id=TiktokenTokenizer.EOT, interpretable=False, **ids)
@@ -68,7 +68,7 @@ def write_chat_model(folder: Path) -> Path:
 
 
 def _config(concept: ConceptConfig | None, **fields) -> ModelConfig:
-    """All short prompts and texts of up to 96 tokens share one size of cache, for fewer programs to compile."""
+    """A config whose small context makes all short requests share one cache size, so that few programs are compiled."""
     return ModelConfig(
         n_layers=1,
         n_head=4,
@@ -83,8 +83,8 @@ def _config(concept: ConceptConfig | None, **fields) -> ModelConfig:
 
 
 def _write(folder: Path, config: ModelConfig, known: int | None = None) -> None:
-    """Random weights (JAX's own initialisation would take seconds to compile). known: ids from there on are never the
-    likeliest."""
+    """Writes random weights; JAX's own initialisation would take seconds to compile. known: tokens from this id on are
+    never the most likely."""
     rng = np.random.default_rng(0)
 
     def fill(path, leaf) -> np.ndarray:
@@ -100,7 +100,7 @@ def _write(folder: Path, config: ModelConfig, known: int | None = None) -> None:
 
 
 def sharing_compiled(factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Servers of one test run share what they compile."""
+    """The environment of servers that share one compilation cache for the whole test run."""
     base = factory.getbasetemp()
     base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     return os.environ | {
@@ -136,10 +136,11 @@ class Server:
 
 @contextmanager
 def serving(
-    model: Path, environment: dict[str, str], *options: str, said: str = r"(http://\S+)/v1 "
+    model: Path, environment: dict[str, str], *options: str, ready: str = r"(http://\S+)/v1 "
 ) -> Iterator[Server]:
-    """A server on a free port, not warmed up unless `options` say so, once it has `said` its address; at the end it
-    must stop by itself, without a traceback."""
+    """Starts a server on a free port and yields it once a line of its output matches `ready`, whose first group is the
+    URL. Without warm-up, unless `options` request it. At the end, the server must stop by itself, without a traceback.
+    """
     line = [sys.executable, "-m", "steerling_jax.cli.main", "serve", "--model", str(model), "--port", "0"]
     line += ["--warm-up", "0", *options]
     with subprocess.Popen(line, stderr=subprocess.PIPE, text=True, env=environment) as process:
@@ -149,7 +150,7 @@ def serving(
         reader.start()
         try:
             first = lines.get(timeout=60)
-            found = re.search(said, first)
+            found = re.search(ready, first)
             assert found, first
             server = Server(process, found[1])
             yield server
@@ -165,7 +166,7 @@ def serving(
 
 
 def ask(server: Server, **changes) -> dict:
-    """A request by plain HTTP, answered."""
+    """Sends a request by plain HTTP; returns the parsed response."""
     answer = server.post({"prompt": PROMPT, "max_tokens": 16, "seed": 1} | changes)
     assert answer.status_code == 200, answer.text
     return answer.json()
@@ -176,7 +177,7 @@ def text(answer: dict) -> str:
 
 
 def events(answer: httpx.Response) -> list[str]:
-    """The data of a stream's events."""
+    """The data of the events of a streamed response."""
     assert answer.headers["content-type"].startswith("text/event-stream")
     parts = answer.text.split("\n\n")
     assert parts.pop() == ""

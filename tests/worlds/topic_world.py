@@ -1,4 +1,4 @@
-"""A small corpus with a topic, and a model in which one discovered concept knows it."""
+"""A small corpus with one topic, and a model in which one discovered concept detects it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from steerling_jax.objectives.noise import mask_tokens
 from steerling_jax.train.run.run_config import special_ids
 from tests.worlds.training_world import FakeTokenizer
 
-TOPIC = range(40, 50)  # tokens of which chunks about the topic mostly consist
+TOPIC = range(40, 50)  # most tokens of a chunk about the topic
 KNOWS, CHUNK = 5, 30
 
 
@@ -52,7 +52,7 @@ def config() -> ModelConfig:
 
 
 def make_store(folder: Path) -> CorpusStore:
-    """Documents of four chunks; every third is about the topic."""
+    """Writes documents of four chunks; every third document is about the topic."""
     draw = random.Random(0)
     concepts = [{"id": i, "name": f"concept {i}", "group": "test", "description": ""} for i in range(8)]
     with corpus_writer(folder, FakeTokenizer(), concepts=concepts, source={"kind": "test"}) as writer:
@@ -74,17 +74,17 @@ def about_topic(store: CorpusStore, numbers) -> np.ndarray:
 
 
 def make_bundle(store: CorpusStore) -> Bundle:
-    """Random weights, but for the discovered concept 5: its predictor is fitted to tell the topic at masked tokens."""
+    """Random weights, except that the discovered concept 5 is fitted to detect the topic at masked tokens."""
     params = jax.tree.map(lambda a: a * 4.0 if a.ndim > 1 else a, init_params(config(), jax.random.key(0)))
-    queries, wanted = [], []
+    queries, targets = [], []
     for number, (tokens, chunk) in enumerate(stream_tokens(store, *store.split("train"), 64, 16)):
         noisy, masked = mask_tokens(jax.random.key(number), jnp.asarray(tokens), jnp.full((16, 8), 0.5), config())
         hidden = denoise(params, jnp.asarray(tokens), noisy, config=config(), compute=Compute(), clean_context=True)
         rows = np.asarray(hidden @ params["unknown_head"]["predictor_down"]["weight"].T)
         real = np.asarray(masked) & (chunk >= 0)
         queries.append(rows[real])
-        wanted.append(np.where(about_topic(store, chunk[real]), 6.0, -6.0))
-    fitted = np.linalg.lstsq(np.concatenate(queries), np.concatenate(wanted), rcond=None)[0]
+        targets.append(np.where(about_topic(store, chunk[real]), 6.0, -6.0))
+    fitted = np.linalg.lstsq(np.concatenate(queries), np.concatenate(targets), rcond=None)[0]
     up = params["unknown_head"]["predictor_up"]["weight"]
     params["unknown_head"]["predictor_up"]["weight"] = up.at[KNOWS].set(3 * fitted)
     return Bundle(config(), params, FakeTokenizer(), name="planted")

@@ -1,4 +1,4 @@
-"""Runs small enough to train again and again: their config, a corpus of noise, and real processes that train."""
+"""Runs small enough to be trained many times: their config, a random corpus, and training processes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def config():
         data=DataConfig(vocab_size=64, seq_len=32, batch_size=4))
 """
 
-# Where only processes and files matter: no concepts, so that tracing, most of a restart's time, takes a third of it.
+# For tests of processes and files alone: without concepts, tracing, most of the time of a start, takes a third of it.
 BARE_CONFIG = (
     CONFIG
     + """
@@ -49,7 +49,7 @@ def config():
 
 
 class FakeTokenizer(IdsOnlyTokenizer):
-    """A vocabulary without texts, known by its hash."""
+    """A vocabulary without text, identified by its hash."""
 
     def __init__(self, sha256: str = "0" * 64, vocab_size: int = 64):
         super().__init__(SpecialIds.last_of(vocab_size), vocab_size)
@@ -57,7 +57,7 @@ class FakeTokenizer(IdsOnlyTokenizer):
 
 
 def make_corpus(folder: Path, tokenizer: FakeTokenizer | None = None, seed: int = 0) -> Path:
-    """A store of 100 training and 20 held-out documents of noise, with labels."""
+    """Writes a store of 100 training and 20 held-out documents of random tokens, with labels."""
     draw = random.Random(seed)
     concepts = [{"id": i, "name": f"concept {i}", "group": "test", "description": ""} for i in range(8)]
     with corpus_writer(folder, tokenizer or FakeTokenizer(), concepts=concepts, source={"kind": "test"}) as writer:
@@ -71,7 +71,7 @@ def make_corpus(folder: Path, tokenizer: FakeTokenizer | None = None, seed: int 
 
 @dataclass
 class World:
-    """A config, a corpus, a compilation cache, and a folder where that run went undisturbed."""
+    """A config, a corpus, a compilation cache, and the folder of a run that was not interrupted."""
 
     root: Path
     config: Path
@@ -79,7 +79,7 @@ class World:
     finished: Path
 
     def start(self, out: Path, *more: str, before: str = "") -> subprocess.Popen:
-        """`steerling train` with `more` options in a process of its own, after the Python code `before`."""
+        """Starts `steerling train` with `more` options in its own process, after running the Python code `before`."""
         code = before + "\nimport sys; from steerling_jax.cli.main import main; sys.exit(main())"
         options = ["--config", self.config, "--out", out, "--corpus", self.corpus]
         command = [sys.executable, "-c", code, "train", *map(str, options), *more]
@@ -91,12 +91,13 @@ class World:
         return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
     def run(self, out: Path, *more: str, before: str = "") -> tuple[int, str]:
+        """As `start`, but waits; returns the exit code and standard error."""
         process = self.start(out, *more, before=before)
-        _, told = process.communicate(timeout=300)
-        return process.returncode, told
+        _, errors = process.communicate(timeout=300)
+        return process.returncode, errors
 
     def unfinished(self, out: Path) -> Path:
-        """A copy of the finished run as it was before its last save."""
+        """Copies the finished run, as it was before its last save."""
         shutil.copytree(self.finished, out)
         shutil.rmtree(out / "checkpoints" / str(STEPS))
         shutil.rmtree(out / "export")

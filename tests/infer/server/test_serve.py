@@ -53,7 +53,7 @@ def test_it_writes_what_generate_writes(server: Server, text_model: Path):
 
 def test_it_compiles_before_it_says_that_it_is_ready(text_model: Path, child_environment: dict[str, str]):
     options = ["--rows", "2", "--warm-up", "128"]
-    with serving(text_model, child_environment, *options, said=r"(http://\S+)/health") as server:
+    with serving(text_model, child_environment, *options, ready=r"(http://\S+)/health") as server:
         answer = httpx.get(f"{server.url}/health", timeout=60)
         assert (answer.status_code, answer.json()["status"]) == (503, "starting")
         early = {"prompt": PROMPT, "max_tokens": 2}  # waits
