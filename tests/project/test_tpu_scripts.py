@@ -147,9 +147,11 @@ def simulated(tmp_path: Path) -> dict[str, str]:
         (tmp_path / "bin" / name).chmod(0o755)
     line = "mkdir -p ~/steerling/bin && ln -sf " + str(tmp_path / "bin/python3-of-the-pod") + " ~/steerling/bin/python3"
     return {
-        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "SIMULATED": str(tmp_path), "TPU_POLL_SECONDS": "0.2",
+        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+        "SIMULATED": str(tmp_path),
+        "TPU_POLL_SECONDS": "0.2",
         "TPU_SETUP_LINE": f"{line} && PATH=~/steerling/bin:$PATH",
-    }  # fmt: skip
+    }
 
 
 def calls(root: Path) -> list[str]:

@@ -47,15 +47,24 @@ def _work(entries: Sequence[Entry]) -> str:
         )
         between = sum(one["sent_between"] for one in collectives.values())
         return [
-            name, f"{r['model_flops']['total'] / 1e12:,.2f}", f"{r['costs']['flops'] / 1e12:,.2f}",
-            f"{r['work_over_model']:.2f}", f"{r['costs']['memory'] / GIB:,.1f}", sent or "negligible",
+            name,
+            f"{r['model_flops']['total'] / 1e12:,.2f}",
+            f"{r['costs']['flops'] / 1e12:,.2f}",
+            f"{r['work_over_model']:.2f}",
+            f"{r['costs']['memory'] / GIB:,.1f}",
+            sent or "negligible",
             f"{between / GIB:.3g}" if between else "",
-        ]  # fmt: skip
+        ]
 
     heads = [
-        "program", "TFLOPs of the model", "as compiled", "ratio", "memory traffic, GiB",
-        "sent, GiB (calls)", "of them between slices",
-    ]  # fmt: skip
+        "program",
+        "TFLOPs of the model",
+        "as compiled",
+        "ratio",
+        "memory traffic, GiB",
+        "sent, GiB (calls)",
+        "of them between slices",
+    ]
     return _table(heads, [row(entry["name"], entry["report"]) for entry in entries if entry["report"]["fits"]])
 
 
@@ -64,9 +73,12 @@ def _time(entries: Sequence[Entry]) -> str:
         e = r["estimate"]
         parts = [_milliseconds(e[part]) for part in ("compute", "memory", "links", "network")]
         return [
-            name, *parts, f"{_milliseconds(e['overlapped'])} – {_milliseconds(e['in_turn'])}", e["bound_by"],
+            name,
+            *parts,
+            f"{_milliseconds(e['overlapped'])} – {_milliseconds(e['in_turn'])}",
+            e["bound_by"],
             f"{e['share_in_turn']:.0%} – {e['share_overlapped']:.0%}",
-        ]  # fmt: skip
+        ]
 
     heads = ["program", "products, ms", "memory", "links", "network", "step or pass", "bound by", "share of the peak"]
     return _table(heads, [row(entry["name"], entry["report"]) for entry in entries if entry["report"]["fits"]])
@@ -96,14 +108,25 @@ def _concepts(entries: Sequence[Entry]) -> str:
 def _chips() -> str:
     rows = [
         [
-            chip.name, f"{chip.flops / 1e12:,.0f}", f"{chip.hbm / GIB:.0f}", f"{chip.hbm_rate / 1e9:,.0f}",
-            f"{chip.link_rate / 1e9:,.0f}", f"{chip.network_rate * 8 / 1e9:.0f}", str(chip.devices),
+            chip.name,
+            f"{chip.flops / 1e12:,.0f}",
+            f"{chip.hbm / GIB:.0f}",
+            f"{chip.hbm_rate / 1e9:,.0f}",
+            f"{chip.link_rate / 1e9:,.0f}",
+            f"{chip.network_rate * 8 / 1e9:.0f}",
+            str(chip.devices),
         ]
         for chip in CHIPS.values()
-    ]  # fmt: skip
+    ]
     heads = [
-        "chip", "bfloat16 TFLOP/s", "HBM, GiB", "HBM, GB/s", "links, both ways, GB/s", "network, Gbit/s", "JAX devices"
-    ]  # fmt: skip
+        "chip",
+        "bfloat16 TFLOP/s",
+        "HBM, GiB",
+        "HBM, GB/s",
+        "links, both ways, GB/s",
+        "network, Gbit/s",
+        "JAX devices",
+    ]
     return _table(heads, rows)
 
 

@@ -66,11 +66,6 @@ class NgramModel:
         return np.log(p)
 
 
-def fit_ngrams(tokens: np.ndarray, order: int, vocab_size: int) -> NgramModel:
-    """The model of n-grams up to `order` ≥ 1 of tokens (N,)."""
-    return count_ngrams(tokens, order, vocab_size).model(order)
-
-
 @dataclass(frozen=True)
 class Counts:
     """Counts of the n-grams of all orders, for models of this order and lower ones. Lists have an item for each order.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from steerling_jax.cli.console import note, stderr
 from steerling_jax.train.run.events import (
@@ -21,62 +21,35 @@ from steerling_jax.train.run.events import (
 )
 from steerling_jax.train.run.run_config import RunConfig
 
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
 MAX_SEQUENCES = 8  # in the message about a spike
 LINE_SECONDS = 10  # between two lines, where there is no terminal
 
 
 def display(events: Iterator[Event], run: RunConfig, *, tables: bool = True) -> Iterator[Event]:
     """Yields the events unchanged and displays each. tables: print the time by phase at the end."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        SpinnerColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = [
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[status]}"),
-    ]
-    columns += [TimeElapsedColumn(), TimeRemainingColumn()]
-    live = stderr().is_terminal
-    with Progress(*columns, console=stderr(), transient=True, disable=not live) as bar:
+    with _progress_bar() as bar:
         task = bar.add_task("preparing", total=run.steps, status="")
         last_line = time.monotonic()
         for event in events:
             match event:
                 case RunStarted():
-                    for step, reason in event.unreadable:
-                        note(f"The checkpoint of step {step} cannot be read ({reason}); skipping it.")
-                    if event.step:
-                        note(f"Resuming from step {event.step}.")
-                    for number, source in enumerate(event.sources, start=1):
-                        note(f"  {number}. {source}")
+                    _note_start(event)
                     bar.update(task, completed=event.step)
                 case StepCompiled():
                     note(f"Compiled in {event.seconds:.1f} s.")
                     bar.update(task, description="training")
                 case StepDone():
-                    status = f"loss {event.metrics['loss']:.3f}"
-                    status += f"  {event.tokens_per_second:,.0f} tokens/s" if event.tokens_per_second else ""
-                    status += "" if event.mfu is None else f"  MFU {event.mfu:.1%}"
+                    status = _status(event)
                     bar.update(task, completed=event.step, status=status)
-                    if not live and (time.monotonic() - last_line > LINE_SECONDS or event.step in (1, run.steps)):
+                    due = time.monotonic() - last_line > LINE_SECONDS or event.step in (1, run.steps)
+                    if due and not stderr().is_terminal:
                         last_line = time.monotonic()
                         note(f"step {event.step}/{run.steps}  {status}")
                 case LossSpike():
-                    sequences = ", ".join(map(str, event.sequences[:MAX_SEQUENCES]))
-                    sequences += ", …" if len(event.sequences) > MAX_SEQUENCES else ""
-                    note(
-                        f"Loss spike at step {event.step}: {event.loss:.3f}, where the recent median is "
-                        f"{event.median:.3f}; sequences of the batch: {sequences}."
-                    )
+                    note(_describe_spike(event))
                 case Evaluated():
                     numbers = "  ".join(f"{name} {value:.4g}" for name, value in _numbers(event.results))
                     note(f"step {event.step}: {numbers}")
@@ -87,6 +60,57 @@ def display(events: Iterator[Event], run: RunConfig, *, tables: bool = True) -> 
                 case RunStopped() | RunFinished() if tables:
                     stderr().print(_time_table(event.clock))
             yield event
+
+
+def _progress_bar() -> Progress:
+    """A progress bar on standard error; it shows nothing where that is not a terminal."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        SpinnerColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[status]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=stderr(),
+        transient=True,
+        disable=not stderr().is_terminal,
+    )
+
+
+def _note_start(event: RunStarted) -> None:
+    for step, reason in event.unreadable:
+        note(f"The checkpoint of step {step} cannot be read ({reason}); skipping it.")
+    if event.step:
+        note(f"Resuming from step {event.step}.")
+    for number, source in enumerate(event.sources, start=1):
+        note(f"  {number}. {source}")
+
+
+def _status(event: StepDone) -> str:
+    """Loss and speed, in one line."""
+    status = f"loss {event.metrics['loss']:.3f}"
+    status += f"  {event.tokens_per_second:,.0f} tokens/s" if event.tokens_per_second else ""
+    return status + ("" if event.mfu is None else f"  MFU {event.mfu:.1%}")
+
+
+def _describe_spike(event: LossSpike) -> str:
+    sequences = ", ".join(map(str, event.sequences[:MAX_SEQUENCES]))
+    sequences += ", …" if len(event.sequences) > MAX_SEQUENCES else ""
+    return (
+        f"Loss spike at step {event.step}: {event.loss:.3f}, where the recent median is {event.median:.3f}; "
+        f"sequences of the batch: {sequences}."
+    )
 
 
 def _numbers(results: Any) -> Iterator[tuple[str, float]]:

@@ -31,7 +31,7 @@ class MetricsLog:
         try:
             self._file = self.path.open("a", encoding="utf-8")
         except OSError as error:
-            raise UserError(f"Cannot write {self.path}: {error.strerror}.") from error
+            raise UserError(f"Cannot write {self.path}: {error.strerror}; check its permissions.") from error
 
     def __enter__(self) -> MetricsLog:
         return self
@@ -71,7 +71,7 @@ class MetricsLog:
         except FileNotFoundError:
             return
         except OSError as error:
-            raise UserError(f"Cannot read {self.path}: {error.strerror}.") from error
+            raise UserError(f"Cannot read {self.path}: {error.strerror}; check its permissions.") from error
         remaining = [line for line in lines if _is_up_to(line, step)]
         if len(remaining) < len(lines):
             with atomic_path(self.path) as path:

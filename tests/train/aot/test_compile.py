@@ -140,9 +140,11 @@ PHASES = {
     "steering": {"objective": SteeringObjective()},
     "adapters": {"lora": LoraConfig(rank=2), "start_from": "somewhere"},
     "instruction": {
-        "objective": InstructionObjective(), "data": DataConfig(64, 32, 4, messages="talk.jsonl"), "accumulate": 2,
+        "objective": InstructionObjective(),
+        "data": DataConfig(64, 32, 4, messages="talk.jsonl"),
+        "accumulate": 2,
     },
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("phase", PHASES)

@@ -77,9 +77,11 @@ COLLECTIVES = {
     "all-to-all": ("bf16[8,4]{1,0} all-to-all(%p), replica_groups=mesh['a'=2,'b'=4] {'a'}", 64, 32),
     "permute": (
         "(bf16[8,4]{1,0}, bf16[8,4]{1,0}, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%p), "
-        "source_target_pairs={{0,1},{1,0}}", 64, 64,
+        "source_target_pairs={{0,1},{1,0}}",
+        64,
+        64,
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", COLLECTIVES)

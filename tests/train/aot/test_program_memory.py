@@ -30,20 +30,23 @@ def test_a_sliced_operand_counts_as_its_slices_and_on_chip_memory_does_not_count
 
 ASYNCHRONOUS = {
     "permute": (
-        "(bf16[8,4]{1,0}, bf16[8,4]{1,0}, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%p)", "bf16[8,4]{1,0}",
+        "(bf16[8,4]{1,0}, bf16[8,4]{1,0}, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%p)",
+        "bf16[8,4]{1,0}",
         64 + 64,
     ),
     "onto the chip": (
         "(bf16[8,4]{1,0}, bf16[8,4]{1,0:S(1)}, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%p)",
-        "bf16[8,4]{1,0:S(1)}", 64,
+        "bf16[8,4]{1,0:S(1)}",
+        64,
     ),
     "all-gather": ("(bf16[8,4]{1,0}, bf16[32,4]{1,0}) all-gather-start(%p)", "bf16[32,4]{1,0}", 64 + 256),
     "two": (
         "((bf16[8,4]{1,0}, bf16[8,4]{1,0}), (bf16[32,4]{1,0}, bf16[32,4]{1,0})) all-gather-start(%p, %p)",
-        "(bf16[32,4]{1,0}, bf16[32,4]{1,0})", 2 * (64 + 256),
+        "(bf16[32,4]{1,0}, bf16[32,4]{1,0})",
+        2 * (64 + 256),
     ),
     "all-reduce": ("bf16[8,4]{1,0} all-reduce-start(%p)", "bf16[8,4]{1,0}", 64 + 64),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", ASYNCHRONOUS)

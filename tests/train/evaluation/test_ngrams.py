@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from steerling_jax.train.evaluation.ngrams import count_ngrams, fit_ngrams
+from steerling_jax.train.evaluation.ngrams import NgramModel, count_ngrams
 
 V = 7
 
@@ -20,12 +20,14 @@ def text(length: int, seed: int = 0) -> np.ndarray:
     return np.concatenate([pieces[i] for i in picks])[:length]
 
 
+def fit_ngrams(tokens: np.ndarray, order: int, vocab_size: int) -> NgramModel:
+    return count_ngrams(tokens, order, vocab_size).model(order)
+
+
 def brute_probability(tokens: list[int], history: tuple[int, ...], word: int, order: int) -> float:
     """P(word | history) by the definition, recursing from the highest order down."""
     grams = {n: Counter(tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)) for n in range(1, order + 1)}
-    counts = {
-        n: grams[n] if n == order else Counter(gram[1:] for gram in grams[n + 1]) for n in range(1, order + 1)
-    }  # fmt: skip
+    counts = {n: grams[n] if n == order else Counter(gram[1:] for gram in grams[n + 1]) for n in range(1, order + 1)}
 
     def discount(n: int, count: int) -> float:
         t = [sum(c == k for c in counts[n].values()) for k in range(5)]
