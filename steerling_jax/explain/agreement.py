@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from scipy import stats
 
 from steerling_jax.explain.effects import ConceptEffects
 
@@ -38,8 +39,8 @@ def agreement(predicted: np.ndarray, observed: np.ndarray) -> EffectAgreement:
     sign = float(np.mean(np.sign(x[signed]) == np.sign(y[signed]))) if signed.any() else float("nan")
     if len(x) < 2 or x.std() == 0 or y.std() == 0:
         return EffectAgreement(float("nan"), sign, float("nan"), len(x))
-    covariance = float(np.mean((x - x.mean()) * (y - y.mean())))
-    return EffectAgreement(covariance / float(x.std() * y.std()), sign, covariance / float(x.var()), len(x))
+    line = stats.linregress(x, y)
+    return EffectAgreement(float(line.rvalue), sign, float(line.slope), len(x))
 
 
 def shuffled_concepts(effects: ConceptEffects, key: jax.Array) -> np.ndarray:

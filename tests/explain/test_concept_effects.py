@@ -1,4 +1,4 @@
-"""Effects of removed concepts against the plain forward, concept gradients against finite differences."""
+"""Effects of removed concepts equal clamped forward passes, and concept gradients equal finite differences."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from steerling_jax.models.steerling.backbone import embed_tokens, unstack_layers
 from steerling_jax.models.steerling.layers import Block, Norm, rope_tables
 from tests.worlds.golden_traces import golden_trace
 
-STEPS = 3  # commits looked at
+STEPS = 3  # commits whose effects are compared
 
 
 @pytest.fixture(scope="module")
-def told(golden):
-    """A bundle, its golden trace and the shares of it."""
+def explained(golden):
+    """A bundle, its golden trace and the trace's contributions."""
     bundle = sj.load(golden / "base")
     trace = golden_trace(np.load(golden / "base" / "attribution.npz"), bundle.config.mask_token_id)
     return bundle, trace, sj.concept_contributions(bundle, trace)
 
 
-def some(told, head: Head) -> tuple[ConceptEffects, list[int]]:
-    """Effects, on the tokens of a few positions, of a listed concept and of one that may not be listed."""
-    bundle, trace, shares = told
+def sample_effects(explained, head: Head) -> tuple[ConceptEffects, list[int]]:
+    """Effects on a few tokens of a listed concept and of one that may not be listed."""
+    bundle, trace, shares = explained
     listed = shares.known_ids if head == "known" else shares.discovered_ids
     start = trace.prompt_length
     first = np.flatnonzero((shares.positions >= start) & (shares.positions < start + STEPS))[0]
@@ -46,9 +46,9 @@ def some(told, head: Head) -> tuple[ConceptEffects, list[int]]:
 
 @pytest.mark.parametrize("head", ["known", "discovered"])
 @pytest.mark.parametrize("rule", ["frozen", "published"])
-def test_removal_in_the_head_is_the_clamped_forward(told, head, rule):
-    bundle, trace, shares = told
-    effects, _ = some(told, head)
+def test_removal_in_the_head_is_the_clamped_forward(explained, head, rule):
+    bundle, trace, shares = explained
+    effects, _ = sample_effects(explained, head)
     for pair in (0, 1, len(effects.orders) - 1):
         order, position = effects.orders[pair], effects.positions[pair]
         canvas = trace.snapshot(int(shares.steps[order]))
@@ -66,14 +66,14 @@ def test_removal_in_the_head_is_the_clamped_forward(told, head, rule):
 
 
 @pytest.mark.parametrize("head", ["known", "discovered"])
-def test_frozen_removal_is_the_share(told, head):
-    effects, _ = some(told, head)
+def test_frozen_removal_is_the_share(explained, head):
+    effects, _ = sample_effects(explained, head)
     np.testing.assert_allclose(effects.logit["frozen"], effects.direct, atol=2e-4)
     assert np.abs(effects.direct).max() > 1e-3
 
 
-def test_discovered_concepts_are_refilled_by_the_published_epsilon(told):
-    effects, _ = some(told, "discovered")
+def test_discovered_concepts_are_refilled_by_the_published_epsilon(explained):
+    effects, _ = sample_effects(explained, "discovered")
     np.testing.assert_allclose(effects.logit["published"], 0.0, atol=2e-4)
 
 
@@ -91,9 +91,9 @@ def hidden_without(bundle, canvas: np.ndarray, direction: np.ndarray, first_laye
 
 
 @pytest.mark.parametrize("head", ["known", "discovered"])
-def test_removal_in_the_pass_is_the_plain_loop(told, head):
-    bundle, trace, shares = told
-    effects, _ = some(told, head)
+def test_removal_in_the_pass_is_the_plain_loop(explained, head):
+    bundle, trace, shares = explained
+    effects, _ = sample_effects(explained, head)
     for pair in (0, 3):
         order, position = effects.orders[pair], effects.positions[pair]
         canvas = trace.snapshot(int(shares.steps[order]))
@@ -112,9 +112,9 @@ def test_removal_in_the_pass_is_the_plain_loop(told, head):
         assert abs(effects.logit["pass"][pair]) > 1e-3
 
 
-def test_positions_after_the_text_are_not_seen(told):
-    """Of a text that ends inside an attention block."""
-    bundle, trace, _ = told
+def test_positions_after_the_text_are_not_seen(explained):
+    """In a text that ends inside an attention block."""
+    bundle, trace, _ = explained
     block = bundle.config.diff_block_size
     length = len(trace.tokens) // block * block - block // 2
     text = given_trace(bundle, trace.tokens[: length - 2].tolist(), [1, 2])
@@ -131,8 +131,8 @@ def test_positions_after_the_text_are_not_seen(told):
     assert effects.logit["pass"][last] == pytest.approx(float(plain[2] - edited[2]), abs=5e-4)
 
 
-def test_sums_over_a_chunk(told):
-    effects, ids = some(told, "known")
+def test_sums_over_a_chunk(explained):
+    effects, ids = sample_effects(explained, "known")
     (whole,) = effects.summed([(0, 10**6)])
     assert whole.concept_ids.tolist() == sorted(ids)
     for name in REMOVALS:
@@ -151,8 +151,8 @@ def test_agreement_of_hand_made_values():
     assert np.isnan(agreement(x, np.ones(4)).correlation)
 
 
-def test_shuffling_keeps_each_token_its_shares(told):
-    effects, _ = some(told, "known")
+def test_shuffling_keeps_each_token_its_shares(explained):
+    effects, _ = sample_effects(explained, "known")
     found = shuffled_concepts(effects, jax.random.key(0))
     for order in np.unique(effects.orders):
         here = effects.orders == order
@@ -160,8 +160,8 @@ def test_shuffling_keeps_each_token_its_shares(told):
     assert isinstance(agreement(found, effects.direct), EffectAgreement)
 
 
-def test_no_share_is_handed_to_its_own_concept():
-    """A control that kept some of the real pairs would be no control. A token of one concept has nobody to give to."""
+def test_no_share_stays_at_its_own_concept():
+    """A control with some of the true pairs would agree too well. A token with a single concept gets NaN."""
     orders = np.array([4, 7, 4, 7, 4, 9], np.int32)
     direct = np.arange(1.0, 7.0, dtype=np.float32)
     effects = ConceptEffects("known", orders, orders, np.arange(6, dtype=np.int32), direct, {}, {})
@@ -174,8 +174,8 @@ def test_no_share_is_handed_to_its_own_concept():
         assert agreement(found, direct).pairs == 5
 
 
-def test_effects_complain(told):
-    bundle, trace, shares = told
+def test_invalid_effects_raise(explained):
+    bundle, trace, shares = explained
     with pytest.raises(UserError, match="There is no known concept 100000; the ids are 0 to"):
         concept_effects(bundle, trace, shares, [100_000])
     with pytest.raises(UserError, match=r"No token is committed in \[0, 1\)"):
@@ -185,9 +185,9 @@ def test_effects_complain(told):
 
 
 @pytest.mark.parametrize("head", ["known", "discovered"])
-def test_gradients_are_finite_differences(told, head):
-    """A small real injection of each source after the last layers, through the public forward."""
-    bundle, trace, _ = told
+def test_gradients_are_finite_differences(explained, head):
+    """Against a small injection of each source from every layer on, with the public forward."""
+    bundle, trace, _ = explained
     config = bundle.config
     canvas = trace.snapshot(list(trace.commits)[3].step)
     T, position = len(canvas), trace.prompt_length
@@ -216,14 +216,14 @@ def test_gradients_are_finite_differences(told, head):
                     assert values is not None
                     ends.append(np.array([values[0, t.position, t.concept_id] for t in targets]))
                 difference = (ends[0] - ends[1]) / (2 * step)
-                told_so = found.injected(layer, where)[:, m]
-                np.testing.assert_allclose(told_so, difference, rtol=0.03, atol=3e-3)
+                predicted = found.injected(layer, where)[:, m]
+                np.testing.assert_allclose(predicted, difference, rtol=0.03, atol=3e-3)
     assert np.abs(found.gradients[0]).max() > 1e-2
 
 
-def test_gradients_do_not_reach_back_in_time(told):
-    """What is injected into a later attention block, or after the last layer elsewhere, does nothing."""
-    bundle, trace, _ = told
+def test_gradients_do_not_reach_back_in_time(explained):
+    """Injection into a later attention block, or after the last layer at another position, has no effect."""
+    bundle, trace, _ = explained
     canvas = np.asarray(trace.tokens)
     found = concept_gradients(bundle, canvas, [TargetConcept(4, 2)], [SourceConcept(1)])
     block = bundle.config.diff_block_size
@@ -233,8 +233,8 @@ def test_gradients_do_not_reach_back_in_time(told):
     assert not np.delete(last, 2).any()
 
 
-def test_gradients_of_activations(told):
-    bundle, trace, _ = told
+def test_gradients_of_activations(explained):
+    bundle, trace, _ = explained
     found = concept_gradients(bundle, trace.tokens, [TargetConcept(4, 2)], [SourceConcept(1)])
     a = found.activations[0]
     np.testing.assert_allclose(found.of_activations, found.gradients * (a * (1 - a)), rtol=1e-6)
@@ -253,13 +253,13 @@ def test_gradients_of_activations(told):
         ([], [SourceConcept(0)], "Give at least one target and one source"),
     ],
 )
-def test_gradients_complain(told, targets, sources, sentence):
-    bundle, trace, _ = told
+def test_invalid_gradients_raise(explained, targets, sources, sentence):
+    bundle, trace, _ = explained
     with pytest.raises(UserError, match=sentence):
         concept_gradients(bundle, trace.tokens, targets, sources)
 
 
-def test_effects_of_guided_text_are_refused(told):
-    bundle, trace, shares = told
+def test_effects_of_guided_text_are_refused(explained):
+    bundle, trace, shares = explained
     with pytest.raises(UserError, match="Effects cannot be measured in guided text"):
         concept_effects(bundle, replace(trace, guidance=0.5), shares, [0])

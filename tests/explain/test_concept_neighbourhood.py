@@ -1,4 +1,4 @@
-"""The neighbourhood of concepts on a small corpus with a topic, in a model in which one discovered concept knows it."""
+"""Neighbourhoods of concepts on a small corpus, with a model in which one discovered concept detects its topic."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from tests.worlds.training_world import FakeTokenizer
 
 @pytest.fixture(scope="module")
 def activity(topic_bundle: Bundle, topic_store: CorpusStore) -> Activity:
-    asked = [SourceConcept(KNOWS, "discovered"), SourceConcept(2)]
-    asked += control_concepts(asked, topic_bundle.config, minimum=8)
-    return concept_activity(topic_bundle, topic_store, asked, strongest=20, seq_len=64)
+    requested = [SourceConcept(KNOWS, "discovered"), SourceConcept(2)]
+    requested += control_concepts(requested, topic_bundle.config, minimum=8)
+    return concept_activity(topic_bundle, topic_store, requested, strongest=20, seq_len=64)
 
 
 def test_strongest_chunks_are_of_the_topic(topic_store: CorpusStore, activity: Activity):
@@ -90,8 +90,8 @@ def test_correlation_of_hand_made_moments():
 
 
 def test_activations_are_those_of_the_head(topic_bundle: Bundle, topic_store: CorpusStore):
-    """One batch by a plain loop over its masked tokens."""
-    one = dataclasses.replace(topic_bundle)
+    """One batch against a plain loop over its masked tokens."""
+    one = topic_bundle
     start, _ = topic_store.split("heldout")
     found = concept_activity(
         one, topic_store, [SourceConcept(KNOWS, "discovered")], corpus_tokens=64, heldout_tokens=64, seq_len=64
@@ -109,7 +109,7 @@ def test_activations_are_those_of_the_head(topic_bundle: Bundle, topic_store: Co
         assert value == pytest.approx(weights[np.asarray(masked) & (chunk == number)].mean(), abs=1e-4)
 
 
-def test_chunks_that_batches_cut_are_put_together(topic_bundle: Bundle, topic_store: CorpusStore, monkeypatch):
+def test_chunks_cut_by_batches_are_joined(topic_bundle: Bundle, topic_store: CorpusStore, monkeypatch):
     monkeypatch.setattr(activity_module, "_BATCH_TOKENS", 16)
     found = concept_activity(
         topic_bundle, topic_store, [SourceConcept(0)], level=1.0, seq_len=16, corpus_tokens=64, heldout_tokens=400
@@ -132,14 +132,14 @@ def test_score_of_hand_made_names():
 
 
 def test_controls_are_other_concepts(topic_bundle: Bundle):
-    asked = [SourceConcept(0, "discovered")]
-    found = control_concepts(asked, topic_bundle.config, minimum=4)
+    requested = [SourceConcept(0, "discovered")]
+    found = control_concepts(requested, topic_bundle.config, minimum=4)
     assert len(found) == 3
-    assert asked[0] not in found
+    assert requested[0] not in found
     assert control_concepts([SourceConcept(i) for i in range(8)], topic_bundle.config, minimum=4) == []
 
 
-def test_what_the_command_understands(topic_bundle: Bundle):
+def test_concepts_named_on_the_command_line(topic_bundle: Bundle):
     find = neighbourhood_command.find_concepts
     assert find(topic_bundle, ["discovered:5", "known:#2", "3", "discovered:5"], None) == [
         SourceConcept(5, "discovered"), SourceConcept(2), SourceConcept(3)
@@ -151,9 +151,9 @@ def test_command_prints_panels_tables_and_json(topic_bundle: Bundle, topic_store
     monkeypatch.setattr("steerling_jax.load", lambda _: topic_bundle)
     options = ["--corpus", str(topic_store.folder), "--seq-len", "64", "--strongest", "20"]
     assert main(["neighbourhood", "discovered:5", *options]) == 0
-    told = capsys.readouterr().out
-    assert "discovered:5" in told
-    assert "near, by activity" in told
+    printed = capsys.readouterr().out
+    assert "discovered:5" in printed
+    assert "near, by activity" in printed
     assert main(["neighbourhood", "--all", "known", *options]) == 0
     assert capsys.readouterr().out.count("known:") == 8
     assert main(["neighbourhood", "discovered:5", *options, "--json"]) == 0
@@ -176,7 +176,9 @@ def test_command_prints_panels_tables_and_json(topic_bundle: Bundle, topic_store
         (["discovered:5", "--tokens", "0"], "--tokens is 0, but it must be a whole number of at least 1"),
     ],
 )
-def test_command_complains(topic_bundle: Bundle, topic_store: CorpusStore, monkeypatch, capsys, arguments, sentence):
+def test_invalid_commands_raise(
+    topic_bundle: Bundle, topic_store: CorpusStore, monkeypatch, capsys, arguments, sentence
+):
     monkeypatch.setattr("steerling_jax.load", lambda _: topic_bundle)
     assert main(["neighbourhood", *arguments, "--corpus", str(topic_store.folder)]) == 2
     assert sentence in " ".join(capsys.readouterr().err.split())

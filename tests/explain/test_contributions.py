@@ -1,4 +1,4 @@
-"""Concept contributions equal the golden ones, and what the published package lets disappear is measured."""
+"""Concept contributions equal the golden ones and add up to the recorded logits."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def solved(request, golden):
     case = np.load(folder / "attribution.npz")
     bundle = sj.load(folder)
     trace = golden_trace(case, bundle.config.mask_token_id)
-    told = json.loads((folder / "attribution.json").read_text())
-    return case, told, bundle, sj.concept_contributions(bundle, trace)
+    published = json.loads((folder / "attribution.json").read_text())
+    return case, published, bundle, sj.concept_contributions(bundle, trace)
 
 
 def test_golden_contributions(solved):
@@ -47,9 +47,9 @@ def test_golden_contributions(solved):
 
 def test_golden_ranking(solved):
     """Without a discovered head the published list has an empty slot, 'Discovered: #100' with 0; ours leaves it out."""
-    _, told, _, ours = solved
-    ranking = sj.rank_chunk(ours, *told["chunk"])
-    reference = {entry["label"]: entry["contribution"] for entry in told["chunk_entries"]}
+    _, published, _, ours = solved
+    ranking = sj.rank_chunk(ours, *published["chunk"])
+    reference = {entry["label"]: entry["contribution"] for entry in published["chunk_entries"]}
     found = {entry.label: entry.contribution for entry in ranking}
     assert all(reference[label] == 0.0 for label in reference.keys() - found.keys())
     assert not found.keys() - reference.keys()
@@ -57,20 +57,20 @@ def test_golden_ranking(solved):
         assert share == pytest.approx(reference[label], abs=1e-6)
     sizes = [abs(entry.contribution) for entry in ranking]
     assert sizes == sorted(sizes, reverse=True)
-    assert ranking.epsilon_percent == pytest.approx(told["epsilon_percent"], abs=1e-3)
+    assert ranking.epsilon_percent == pytest.approx(published["epsilon_percent"], abs=1e-3)
     assert sum(ranking.absolute_shares) == pytest.approx(1)
     assert sum(ranking.net_shares) == pytest.approx(1)
 
 
 def test_parts_add_up_to_the_logit(solved):
-    """Computed from vectors, not from what is missing: the error is that of float32."""
+    """Epsilon is computed from the vectors and not from what is missing, so the error is that of float32."""
     _, _, _, ours = solved
     assert ours.error.max() < 1e-4
     total = ours.known_contributions.sum(axis=1) + ours.discovered_contributions.sum(axis=1) + ours.epsilon
     np.testing.assert_allclose(total, ours.target_logits, atol=1e-4)
 
 
-def test_a_wrong_logit_is_noticed(golden, solved):
+def test_a_wrong_logit_shows_in_the_error(golden, solved):
     case, _, bundle, _ = solved
     trace = golden_trace(case, bundle.config.mask_token_id)
     first = trace.commits[0]
@@ -80,7 +80,7 @@ def test_a_wrong_logit_is_noticed(golden, solved):
 
 
 def test_recorded_rows_are_used(golden):
-    """Rows that generation recorded are taken as they are: zeros explain nothing but the bias of a sigmoid."""
+    """Rows that generation recorded are used as they are: rows of zeros give the sigmoid of 0 everywhere."""
     bundle = sj.load(golden / "base")
     case = np.load(golden / "base" / "attribution.npz")
     trace = golden_trace(case, bundle.config.mask_token_id)
@@ -90,7 +90,7 @@ def test_recorded_rows_are_used(golden):
 
 @pytest.mark.parametrize("family", ["no_topk_no_epsilon", "dense_unknown_topk8of12"])
 def test_net_mass_covers_what_is_not_listed(golden, family):
-    """Features may hold more concepts than are listed: rest for `epsilon`, but known in the net mass."""
+    """Concepts in the features that are not listed belong to `epsilon`, but to the net mass of their head."""
     bundle = sj.load(golden / family)
     case = np.load(golden / "base" / "attribution.npz")
     trace = golden_trace(case, bundle.config.mask_token_id)
@@ -102,7 +102,7 @@ def test_net_mass_covers_what_is_not_listed(golden, family):
 
 @pytest.mark.parametrize("family", ["base", "known_only"])
 def test_guided_text_is_explained_by_both_branches(golden, family):
-    """Against dense passes with and without the prompt, each kept concept with its weight there, in NumPy."""
+    """Against dense passes with and without the prompt, with each listed concept's weight there, in NumPy."""
     bundle, s = sj.load(golden / family), 1.5
     settings = sj.GenerationConfig(max_new_tokens=16, seed=2, cfg_scale=s)
     trace = sj.generate(bundle, [5, 6, 7, 8], settings).trace
@@ -149,7 +149,7 @@ def test_guided_text_is_explained_by_both_branches(golden, family):
 
 
 def test_guided_and_steered_text_adds_up(golden):
-    """Both branches are steered: where the prompt is hidden, its masks too."""
+    """Both branches are steered; in the unconditional one, also the masks of the prompt."""
     bundle = sj.load(golden / "base")
     steering = [sj.SteeringConfig.injection([3, 5], 2.0, inject_layer=1), sj.SteeringConfig((7,), 1.0, where="prompt")]
     settings = sj.GenerationConfig(max_new_tokens=16, seed=2, cfg_scale=1.5)
@@ -213,9 +213,9 @@ def test_an_empty_trace_and_an_empty_chunk(golden):
 
 
 def test_names(golden, solved):
-    _, told, _, ours = solved
+    _, published, _, ours = solved
     named = dataclasses.replace(ours, concept_names=tuple(f"name {i}" for i in range(100)))
-    entry = next(entry for entry in sj.rank_chunk(named, *told["chunk"]) if entry.type == "known")
+    entry = next(entry for entry in sj.rank_chunk(named, *published["chunk"]) if entry.type == "known")
     assert entry.label == f"Known: name {entry.concept_id}"
 
 

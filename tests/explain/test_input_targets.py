@@ -1,4 +1,4 @@
-"""Targets and the methods beside integrated gradients, against dense passes, finite differences and plain loops."""
+"""Targets and other methods than integrated gradients, against dense passes, finite differences and plain loops."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ TARGETS: dict[str, AttributionTarget] = {
 
 @pytest.fixture(scope="module")
 def base(golden):
-    """A model and a sampled text of it."""
+    """A model and a text sampled from it."""
     bundle = sj.load(golden / "base")
     settings = sj.GenerationConfig(max_new_tokens=16, seed=3)
     return bundle, sj.generate(bundle, [5, 6, 7, 8, 9, 10, 11, 5], settings).trace
@@ -77,8 +77,8 @@ def test_values_and_gradients(base, dense, name):
         assert ours.path_logits[row] == pytest.approx(float(read(name, dense(x), position, token)), abs=1e-4)
         assert ours.baseline_logits[row] == pytest.approx(float(read(name, dense(base_x), position, token)), abs=1e-4)
         for at in (0, 4, int(np.flatnonzero(canvas != trace.mask_id)[-1])):
-            way = jnp.zeros_like(x).at[at].set(x[at] - base_x[at])
-            up, down = (read(name, dense(x + sign * step * way), position, token) for sign in (1, -1))
+            direction = jnp.zeros_like(x).at[at].set(x[at] - base_x[at])
+            up, down = (read(name, dense(x + sign * step * direction), position, token) for sign in (1, -1))
             slope = float(up - down) / (2 * step)
             assert ours.attributions[row, at] == pytest.approx(slope, abs=2e-3 + 0.02 * abs(slope))
 
@@ -125,7 +125,7 @@ def test_guided_targets(base):
 
 
 @pytest.mark.parametrize("steered", [False, True])
-def test_leaving_one_out_is_a_plain_loop(base, steered):
+def test_leave_one_out_is_a_plain_loop(base, steered):
     bundle, trace = base
     extra: dict[str, Any] = {}
     if steered:
@@ -136,7 +136,7 @@ def test_leaving_one_out_is_a_plain_loop(base, steered):
     for row, order in enumerate(ours.target_orders):
         commit = trace.commits[order]
         canvas = trace.snapshot(commit.step)
-        if steered:  # as the snapshot had it, also where a token is taken away
+        if steered:  # injected where the snapshot had it, also where a token is masked
             table = trace.injected(commit.step, bundle.config.n_layers, bundle.config.n_embd)[0]
             extra = {"injection": np.where((canvas == trace.mask_id)[:, None], table[-1], 0.0), "inject_layer": 1}
 
@@ -165,7 +165,7 @@ def test_controls_do_not_look_through_attention(base):
     assert similar.path_logits == pytest.approx(similar.target_logits, abs=1e-4)
 
 
-def test_values_with_parts_taken_away(base):
+def test_values_of_partial_snapshots(base):
     bundle, trace = base
     ours = sj.attribute_inputs(bundle, trace, nodes=1, sample=3)
     keep = np.zeros((3, 3, len(trace.tokens)), np.float32)
@@ -184,7 +184,7 @@ def test_values_with_parts_taken_away(base):
 
 
 def test_without_the_correction_lm_head_reads_the_hidden_row(golden):
-    """As in the published package: what is explained is then not the logit that was recorded."""
+    """As in the published package; the explained value then differs from the recorded logit."""
     bundle = sj.load(golden / "no_epsilon")
     trace = sj.generate(bundle, [5, 6, 7], sj.GenerationConfig(max_new_tokens=16, seed=1)).trace
     ours = sj.attribute_inputs(bundle, trace, method="recency")

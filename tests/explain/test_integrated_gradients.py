@@ -13,7 +13,6 @@ from flax import struct
 
 import steerling_jax as sj
 from steerling_jax.decoding.trace import Trace
-from steerling_jax.explain.inputs import snapshots as snapshot_passes
 from steerling_jax.explain.inputs.integrated_gradients import quadrature
 from steerling_jax.explain.inputs.record import Tolerance
 from steerling_jax.explain.inputs.targets import ConceptActivation, TokenContrast, TokenLogit
@@ -63,12 +62,9 @@ def test_completeness_improves_with_nodes(base):
     assert errors[24] < 0.02 * np.abs(moved).mean()
 
 
-@pytest.mark.parametrize("shortest", [1, 128])
-def test_masked_positions_and_later_blocks_get_exactly_zero(base, shortest, monkeypatch):
-    """Also where the canvas is not cut, because later blocks cannot be attended to."""
-    monkeypatch.setattr(snapshot_passes, "_SHORTEST", shortest)
+def test_masked_positions_and_later_blocks_get_exactly_zero(base):
+    """The canvas is too short to be cut, so this shows that later blocks cannot be attended to."""
     bundle, trace = base
-    assert len(trace.tokens) < 128
     ours = sj.attribute_inputs(bundle, trace, nodes=2)
     steps = [step for step, *_ in trace.flat()]
     for row, (position, step) in enumerate(zip(ours.target_positions, steps, strict=True)):
@@ -78,13 +74,26 @@ def test_masked_positions_and_later_blocks_get_exactly_zero(base, shortest, monk
         assert ours.attributions[row, :16].any()
 
 
-def test_cuts_and_batches_do_not_matter(base, monkeypatch):
-    """Neither cut canvases nor passes filled with rows of several targets change the result."""
+def test_cut_canvases_do_not_matter(base):
+    """Of a canvas of 152 tokens, targets before position 128 are explained on 128 of them, with the same values."""
+    bundle, _ = base
+    prompt = (np.arange(120) % 200 + 5).tolist()
+    trace = sj.generate(bundle, prompt, sj.GenerationConfig(max_new_tokens=32, seed=1)).trace
+    positions = [121, 127, 128, 150]
+    ours = sj.attribute_inputs(bundle, trace, positions=positions)
+    assert ours.converged.all()  # the gradients' sum is the difference of the values
+    for row, order in enumerate(ours.target_orders):
+        snapshot = trace.snapshot(trace.commits[order].step)
+        logits = sj.forward(bundle, snapshot).logits[0, positions[row]]
+        assert ours.path_logits[row] == pytest.approx(float(logits[ours.target_token_ids[row]]), abs=1e-4)
+        assert not ours.attributions[row, (positions[row] // 16 + 1) * 16 :].any()
+
+
+def test_batch_sizes_do_not_matter(base):
+    """Passes are filled with nodes of any target, in one call or, with one row a pass, in several."""
     bundle, trace = base
-    whole = sj.attribute_inputs(bundle, trace, nodes=2)
-    monkeypatch.setattr(snapshot_passes, "_SHORTEST", 1)
-    monkeypatch.setattr(snapshot_passes, "_PASSES", 2)
-    parts = sj.attribute_inputs(bundle, trace, nodes=2, batch_size=3)
+    whole = sj.attribute_inputs(bundle, trace, nodes=80, sample=4)
+    parts = sj.attribute_inputs(bundle, trace, nodes=80, sample=4, batch_size=1)
     np.testing.assert_allclose(parts.attributions, whole.attributions, rtol=0, atol=2e-5)
     np.testing.assert_allclose(parts.path_logits, whole.path_logits, atol=1e-5)
 
