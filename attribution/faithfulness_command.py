@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from steerling_jax.progress import Progress
 
 HELP = """\
-Measure the faithfulness of attribution: inputs, concepts, training data, bad outputs.
+Measure whether attributions are correct: inputs, concepts, training data, bad outputs.
 
 With --planted, a small model is trained on an artificial corpus in which the truth is known. Training data can only be
 measured there, by training again without it. An interrupted run continues with the same command.
