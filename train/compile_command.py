@@ -25,7 +25,7 @@ examples:
   steerling compile --config tiny --topology v5e:2x2
 
 Needs the TPU compiler: pip install 'steerling-jax[tpu]'. The exit code is 1 where the program does not fit.
-docs/results/compile.md explains the figures and lists those of the 8 B model.
+docs/design/compile.md explains the figures; docs/results/compile.md lists those of the 8 B model.
 """
 
 DEPTHS = (2, 4)  # layers of the decoding loops that are compiled in place of a deeper one
