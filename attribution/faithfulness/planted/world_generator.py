@@ -37,9 +37,9 @@ _STYLES_PER_BOOK = 3  # in which a book states a queried fact
 
 
 class _Style(NamedTuple):
-    """A template as a list of letters, and the style's own words by letter."""
+    """A template as letters, and the style's own words by letter."""
 
-    template: list[str]
+    template: Sequence[str]
     words: dict[str, str]
 
 
