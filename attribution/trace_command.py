@@ -122,11 +122,16 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _check_outputs(args: argparse.Namespace) -> None:
-    """Raises `UserError` if two outputs have one path, if one is inside the tables' folder, or if one is the input."""
+    """Raises `UserError` if an output cannot be written, if two outputs have one path, if one is inside the tables'
+    folder, or if one is the input."""
+    from steerling_jax.io.atomic import resolve_output
+
     outputs = (args.trace, args.html, args.json, args.parquet, args.graph)
     names = [name for name in outputs if name not in (None, "-")]
-    paths = [Path(name).resolve() for name in names]
-    twice = sorted({name for name, path in zip(names, paths, strict=True) if paths.count(path) > 1})
+    targets = [resolve_output(name, folder=name is args.parquet) for name in names]
+    paths = [target.path for target in targets]
+    files = [target.path for target in targets if not target.is_stream]  # /dev/null may be given twice
+    twice = sorted({name for name, path in zip(names, paths, strict=True) if files.count(path) > 1})
     require(not twice, f"Several outputs have the path {', '.join(twice)}; give each its own.")
     if args.source is not None:
         same = [name for name, path in zip(names, paths, strict=True) if path == Path(args.source).resolve()]
@@ -135,8 +140,6 @@ def _check_outputs(args: argparse.Namespace) -> None:
         args.parquet is None or not any(Path(args.parquet).resolve() in path.parents for path in paths),
         f"{args.parquet} is replaced by a folder with only the tables; write the other outputs elsewhere.",
     )
-    for name in (args.trace, args.html, args.json, args.graph):
-        require(name is None or not Path(name).is_dir(), f"{name} is a folder; give the name of a file.")
     if args.parquet is not None:
         from steerling_jax.attribution.trace.tables import check_folder, check_parquet
 

@@ -48,6 +48,10 @@ def run(args: argparse.Namespace) -> int | None:
         _check_batch(args)
         return run_batch(args)
     prompt_text_or_ids(args)
+    if args.trace is not None:
+        from steerling_jax.io.atomic import resolve_output
+
+        resolve_output(args.trace)  # raises before the text is generated
     rules = parse_steering_options(args)  # before the model is loaded, so that invalid rules are reported at once
     import steerling_jax as sj
     from steerling_jax.cli.console import note, print_json

@@ -75,10 +75,13 @@ def run(args: argparse.Namespace) -> None:
     from steerling_jax.cli.console import print_json, stdout
     from steerling_jax.infer.steer_eval.plot import check_plot, plot
     from steerling_jax.infer.steer_eval.report import flat, overall, render, summarise
+    from steerling_jax.io.atomic import resolve_output
     from steerling_jax.io.corpus.store import CorpusStore
 
     if args.plot is not None:
         check_plot(args.plot)
+    if args.csv is not None:
+        resolve_output(args.csv)
     bundle, store = sj.load(args.model), CorpusStore(args.corpus)
     settings = _settings(args, bundle, strengths)
     judge, chosen, texts = _evaluate(bundle, store, args.concepts, settings)

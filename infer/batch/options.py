@@ -15,7 +15,9 @@ def add_batch_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options that `run_batch` reads."""
     group = parser.add_argument_group("many texts", "the other options are defaults, which each line can override")
     group.add_argument("--input", metavar="FILE", help='requests, one a line: {"id": 1, "prompt": "TEXT"}')
-    group.add_argument("--output", metavar="FILE", help="results, one a line; ids that have one are skipped")
+    group.add_argument(
+        "--output", metavar="FILE", help="results, one a line; ids that have one are skipped, except in a pipe"
+    )
     group.add_argument(
         "--rows",
         type=number_in_range(int, 1),

@@ -2,30 +2,71 @@
 
 A process that is killed leaves complete lines and at most one that is cut off. The file itself is therefore the record
 of what is finished: `repair` removes what has to be done again and returns the ids of the rest.
+
+A pipe or a device (`/dev/stdout`) cannot be read back. Results are written to it as they are finished, and every
+request is processed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from steerling_jax.errors import UserError
 from steerling_jax.infer.batch.request_file import Id
-from steerling_jax.io.atomic import atomic_path
+from steerling_jax.io.atomic import atomic_path, resolve_output, write_whole
+
+Append = Callable[[dict[str, Any]], None]
 
 
-def append(path: Path, value: dict[str, Any]) -> None:
+@contextlib.contextmanager
+def open_results(path: Path) -> Iterator[tuple[set[Id], Append]]:
+    """Yields the ids of the results that `path` already has, and a function that appends one result.
+
+    Raises `UserError` where the file cannot be used or holds anything but results.
+    """
+    output = resolve_output(path)
+    if not output.is_stream:
+        yield repair(path), lambda value: _append_to_file(path, value)
+        return
+
+    # Open for the whole run: a reader of a FIFO would take a closed stream for the end of the results.
+    with contextlib.ExitStack() as stack:
+        try:
+            stream = stack.enter_context(output.open_stream())
+        except OSError as error:
+            raise _cannot_write(path, error) from None
+
+        def append(value: dict[str, Any]) -> None:
+            try:
+                write_whole(stream, _line(value))
+            except OSError as error:
+                if isinstance(error, BrokenPipeError) and output.descriptor is not None:
+                    raise  # as for all other output to a descriptor whose reader has exited
+                raise _cannot_write(path, error) from None
+
+        yield set(), append
+
+
+def _append_to_file(path: Path, value: dict[str, Any]) -> None:
     """Appends one line in a single write, so that a killed process can only cut off the last line."""
-    # A text can contain a lone surrogate, which UTF-8 cannot encode but JSON can, as \udXXX.
-    line = json.dumps(value, ensure_ascii=False).encode("utf-8", errors="backslashreplace") + b"\n"
     try:
         with path.open("ab") as file:
-            file.write(line)
+            file.write(_line(value))
     except OSError as error:
-        raise UserError(
-            f"Cannot write {path}: {error.strerror}; free some space, then run the command again."
-        ) from None
+        raise _cannot_write(path, error) from None
+
+
+def _line(value: dict[str, Any]) -> bytes:
+    # A text can contain a lone surrogate, which UTF-8 cannot encode but JSON can, as \udXXX.
+    return json.dumps(value, ensure_ascii=False).encode("utf-8", errors="backslashreplace") + b"\n"
+
+
+def _cannot_write(path: Path, error: OSError) -> UserError:
+    return UserError(f"Cannot write {path}: {error.strerror}; free some space, then run the command again.")
 
 
 def repair(path: Path) -> set[Id]:

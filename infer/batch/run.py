@@ -18,7 +18,7 @@ from steerling_jax.decoding.generation import Generation, Prompt, generate_many
 from steerling_jax.decoding.trace_record import Origin, record_of, to_plain
 from steerling_jax.errors import UserError
 from steerling_jax.infer.batch.request_file import Id, parse_line, read_lines, request_id, request_prompt
-from steerling_jax.infer.batch.result_file import append, repair
+from steerling_jax.infer.batch.result_file import Append, open_results
 from steerling_jax.infer.generation_request import FIELDS, GenerationRequest, parse_generation_request
 from steerling_jax.io.trace_file import model_origin
 from steerling_jax.steering.config import SteeringConfig
@@ -56,19 +56,21 @@ class BatchRun:
 
     def run(self) -> Iterator[int]:
         """Yields `finished` after every result. Raises `UserError` where a file cannot be used."""
-        finished_ids = repair(self.target)
-        pending: dict[int, tuple[Id, GenerationRequest]] = {}
-        # `generate_many` takes prompts from the iterator as rows become free and numbers them in that order: requests
-        # are read while others are being decoded, and the file is never in memory as a whole.
-        prompts = self._prompts(finished_ids, pending)
-        results = generate_many(self.bundle, prompts, rows=self.rows, prefix_cache_bytes=_PREFIX_CACHE_BYTES)
-        for number, generation in results:
-            id, request = pending.pop(number)
-            append(self.target, self._result(id, request, generation))
-            self.written += 1
-            yield self.finished
+        with open_results(self.target) as (finished_ids, append):
+            pending: dict[int, tuple[Id, GenerationRequest]] = {}
+            # `generate_many` takes prompts from the iterator as rows become free and numbers them in that order:
+            # requests are read while others are being decoded, and the file is never in memory as a whole.
+            prompts = self._prompts(finished_ids, append, pending)
+            results = generate_many(self.bundle, prompts, rows=self.rows, prefix_cache_bytes=_PREFIX_CACHE_BYTES)
+            for number, generation in results:
+                id, request = pending.pop(number)
+                append(self._result(id, request, generation))
+                self.written += 1
+                yield self.finished
 
-    def _prompts(self, finished_ids: set[Id], pending: dict[int, tuple[Id, GenerationRequest]]) -> Iterator[Prompt]:
+    def _prompts(
+        self, finished_ids: set[Id], append: Append, pending: dict[int, tuple[Id, GenerationRequest]]
+    ) -> Iterator[Prompt]:
         """Prompts of the requests without a result, entered in `pending`; invalid ones get an error in the results."""
         lines: dict[Id, int] = {}
         number = 0
@@ -83,7 +85,7 @@ class BatchRun:
                 request = self._parse(fields)
             except UserError as error:
                 message = f"{self.source.name}, line {line}: {error}"
-                append(self.target, {"id": id, "line": line, "error": {"message": message}})
+                append({"id": id, "line": line, "error": {"message": message}})
                 self.failed += 1
                 continue
             pending[number] = id, request

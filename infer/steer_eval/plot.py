@@ -20,7 +20,7 @@ from steerling_jax.infer.steer_eval.text_specs import (
     WORDS,
     Condition,
 )
-from steerling_jax.io.atomic import atomic_path
+from steerling_jax.io.atomic import atomic_path, resolve_output
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,6 +46,7 @@ _LEVELS = {
 
 def check_plot(path: Path) -> None:
     """Raises `UserError` where `plot` could not write the file: a long evaluation should not fail at its end."""
+    resolve_output(path)
     if path.suffix not in SUFFIXES:
         raise UserError(f"--plot is {path}, but the name must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}.")
     try:

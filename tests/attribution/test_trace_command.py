@@ -177,7 +177,7 @@ def test_training_data(capsys: pytest.CaptureFixture[str], tmp_path: Path):
         ((*IDS, "--continuation", ""), "The continuation is empty"),
         ((*WRITE, "--no-inputs", "--graph", "g.json", "--token", "1"), "No token was committed at position 1"),
         ((*WRITE, "--no-inputs", "--parquet", "full"), "full contains other files than tables"),
-        ((*WRITE, "--no-inputs", "--html", "p.html", "--json", "full"), "full is a folder"),
+        ((*WRITE, "--no-inputs", "--html", "p.html", "--json", "full"), "Cannot write full: it is a folder"),
         ((*WRITE, "--no-inputs", "--html", "p.html", "--json", "full/mine.txt/d"), "Cannot write full"),
     ],
 )
