@@ -79,6 +79,7 @@ def our_side(folder: Path, new: int) -> Callable[[list[int]], tuple[float, Trace
         begin = time.perf_counter()
         decoder = Decoder(params, config=CONFIG, compute=sj.Compute(), rows=1)
         decoder.submit(Request(np.array(prompt), settings, seed=0, record_hidden=True))
+        events = []
         while decoder.busy:
             events = decoder.advance()
         _, trace = events[-1]

@@ -123,7 +123,7 @@ class _PartialChunk(NamedTuple):
 
     number: int
     sums: np.ndarray
-    count: float
+    positions: float
 
 
 @dataclass(frozen=True)
@@ -151,11 +151,11 @@ class _ActivityReader:
             numbers, sums, counts, moments = self._batch(tokens, chunk, jax.random.fold_in(key, index))
             if len(numbers) and partial_chunk.number == numbers[0]:
                 sums[0] += partial_chunk.sums
-                counts[0] += partial_chunk.count
-            elif partial_chunk.count:  # the held-back chunk ended exactly at the end of the last batch
+                counts[0] += partial_chunk.positions
+            elif partial_chunk.positions:  # the held-back chunk ended exactly at the end of the last batch
                 numbers = np.append(partial_chunk.number, numbers)
                 sums = np.vstack([partial_chunk.sums, sums])
-                counts = np.append(partial_chunk.count, counts)
+                counts = np.append(partial_chunk.positions, counts)
             last = _PartialChunk(int(numbers[-1]), sums[-1], counts[-1]) if len(numbers) else self._no_chunk()
             if index + 1 < batches:
                 partial_chunk, numbers, sums, counts = last, numbers[:-1], sums[:-1], counts[:-1]

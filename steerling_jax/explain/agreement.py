@@ -5,7 +5,7 @@ Legend: p pairs of a committed token and a concept.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -39,7 +39,7 @@ def agreement(predicted: np.ndarray, observed: np.ndarray) -> EffectAgreement:
     sign = float(np.mean(np.sign(x[signed]) == np.sign(y[signed]))) if signed.any() else float("nan")
     if len(x) < 2 or x.std() == 0 or y.std() == 0:
         return EffectAgreement(float("nan"), sign, float("nan"), len(x))
-    line = stats.linregress(x, y)
+    line: Any = stats.linregress(x, y)  # SciPy's types do not name the fields of the result
     return EffectAgreement(float(line.rvalue), sign, float(line.slope), len(x))
 
 
