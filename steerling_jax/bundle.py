@@ -34,7 +34,7 @@ class Bundle:
         extras: what the published folder says beyond the config, for a later export.
         concept_names: names of the known concepts by id; None if the model's folder has no `concepts.json`.
         folder: the folder that the model was loaded from; None for a model made in memory.
-        catalogue: the loaded catalogue of concepts; use `concepts`, which is there without one too.
+        catalogue: the loaded catalogue of concepts; `concepts` is also defined without one.
 
     Example:
         >>> bundle = sj.load()

@@ -12,8 +12,8 @@ The order of writing makes a SIGKILL harmless at any moment:
 1. All processes write state and clock into a folder with Orbax's temporary name. Killed here, the folder is no
    checkpoint; the next start removes it.
 2. The first process renames the folder to STEP. A rename is atomic, so a folder named by a number is complete.
-3. Orbax deletes the checkpoints that need no longer be kept. Until then they are untouched, so at least one complete
-   checkpoint exists at any time after the first save.
+3. Orbax deletes the checkpoints that `keep` and `keep_every` do not preserve. Until then they are untouched, so at
+   least one complete checkpoint exists at any time after the first save.
 4. Each process writes its digests into STEP. Killed before that, the checkpoint loads, but is reported as unverified.
 """
 

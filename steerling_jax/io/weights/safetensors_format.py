@@ -89,7 +89,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
                 raise _damaged(path, f"its header claims {length} bytes of {size}")
             text = file.read(length)
     except OSError as error:
-        raise UserError(f"Cannot read {path}: {error.strerror}; check that the file is there and readable.") from error
+        raise UserError(f"Cannot read {path}: {error.strerror}; check that the file exists and is readable.") from error
     try:
         header = json.loads(text)
     except ValueError as error:
