@@ -18,7 +18,7 @@ import steerling_jax as sj
 from steerling_jax.cli.console import progress_bar
 from steerling_jax.decoding.generation import Prompt, generate_many
 from steerling_jax.errors import require
-from steerling_jax.evaluation.likelihood import score_pairs, split
+from steerling_jax.evaluation.likelihood import Boundary, score_pairs, split
 from steerling_jax.infer.text_stream import StopMatcher
 
 _PREFIX_CACHE_BYTES = 256 << 20
@@ -57,7 +57,8 @@ class SteerlingLM(LM):
     tokens of context and continuation, None for the model's context; a longer context is cut at its beginning.
     max_gen_toks: tokens to generate if the task does not set it, None for 1,024 or half of `max_length`; rounded up to
     whole blocks. steps: denoising steps of a text, None for one a token. sampling: "entropy", as published, which
-    ignores the task's temperature; or "task" for the task's temperature, without a repetition penalty.
+    ignores the task's temperature; or "task" for the task's temperature, without a repetition penalty. boundary: which
+    tokens of a continuation are scored where one spans the context's end, see `evaluation.likelihood.split`.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class SteerlingLM(LM):
         steps: int | None = None,
         sampling: Literal["entropy", "task"] = "entropy",
         dtype: str | None = "float32",
+        boundary: Boundary = "joint",
     ):
         super().__init__()
         self.bundle = model if isinstance(model, sj.Bundle) else sj.load(model, dtype=dtype)
@@ -85,7 +87,7 @@ class SteerlingLM(LM):
         require(sampling in ("entropy", "task"), f"sampling is {sampling!r}, but it must be 'entropy' or 'task'.")
         self.samples, self.cfg_scale, self.seed, self.batch_size = samples, cfg_scale, seed, batch_size
         self.max_gen_toks = min(1024, self.max_length // 2) if max_gen_toks is None else max_gen_toks
-        self.steps, self.sampling = steps, sampling
+        self.steps, self.sampling, self.boundary = steps, sampling, boundary
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """The likelihood bound of each continuation. Whether it is the greedy one is unknown, and always False."""
@@ -148,7 +150,9 @@ class SteerlingLM(LM):
 
     def _pair(self, context: str, continuation: str) -> tuple[Ids, Ids]:
         """Ids of both; the context is cut at its beginning if they do not fit."""
-        before, after = split(self.bundle, context.translate(_ASCII), continuation.translate(_ASCII))
+        before, after = split(
+            self.bundle, context.translate(_ASCII), continuation.translate(_ASCII), boundary=self.boundary
+        )
         room = self.max_length - len(after)
         require(
             room >= 0,

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import islice
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,7 @@ from steerling_jax.models.steerling.decompose import lm_logits, logit_features
 _ROWS = 128  # positions whose logits (_ROWS, V) are computed at once
 
 Part = str | Sequence[int]
+Boundary = Literal["joint", "published"]
 
 
 class _Text(NamedTuple):
@@ -48,16 +49,24 @@ def log_likelihood(
     seed: int = 0,
     batch_size: int = 16,
     cfg_scale: float = 0.0,
+    boundary: Boundary = "joint",
 ) -> float:
     """The bound on log p(continuation | context) in nats, for the whole continuation; 0.0 for an empty one.
 
     samples: the number of maskings; seed: of their draw, which does not depend on `batch_size`. cfg_scale: the scale of
     guidance, with logits `uncond + (scale + 1)(cond − uncond)` and the context masked in `uncond`; the result is then a
-    score and not a bound. Mask ids within the context are part of the input and are not scored. Raises `UserError` for
-    invalid values and for texts longer than the model's context.
+    score and not a bound. Mask ids within the context are part of the input and are not scored. boundary: which tokens
+    of two texts are scored, see `split`. Raises `UserError` for invalid values, for texts longer than the model's
+    context, and where a continuation has no token to score.
     """
     return log_likelihoods(
-        bundle, [(context, continuation)], samples=samples, seed=seed, batch_size=batch_size, cfg_scale=cfg_scale
+        bundle,
+        [(context, continuation)],
+        samples=samples,
+        seed=seed,
+        batch_size=batch_size,
+        cfg_scale=cfg_scale,
+        boundary=boundary,
     )[0]
 
 
@@ -69,16 +78,25 @@ def log_likelihoods(
     seed: int = 0,
     batch_size: int = 16,
     cfg_scale: float = 0.0,
+    boundary: Boundary = "joint",
 ) -> list[float]:
     """`log_likelihood` of each (context, continuation) pair, in batches: the same numbers, up to rounding."""
-    scores = dict(score_pairs(bundle, pairs, samples=samples, seed=seed, batch_size=batch_size, cfg_scale=cfg_scale))
+    encoded = [split(bundle, *pair, boundary=boundary) for pair in pairs]
+    scores = dict(score_pairs(bundle, encoded, samples=samples, seed=seed, batch_size=batch_size, cfg_scale=cfg_scale))
     return [scores[number] for number in range(len(pairs))]
 
 
 def score_pairs(
-    bundle: Bundle, pairs: Sequence[tuple[Part, Part]], *, samples: int, seed: int, batch_size: int, cfg_scale: float
+    bundle: Bundle,
+    pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
+    *,
+    samples: int,
+    seed: int,
+    batch_size: int,
+    cfg_scale: float,
 ) -> Iterator[tuple[int, float]]:
-    """`log_likelihoods`, each as soon as it is complete: (number of the pair, value), the shortest texts first.
+    """`log_likelihoods` of pairs of token ids, each as soon as it is complete: (number of the pair, value), the
+    shortest texts first.
 
     A batch holds maskings of one or several pairs, padded to one of a few lengths (`batching.padded_length`), so that
     few programs are compiled. The maskings of every pair are drawn with the same seed, so texts of equal length have
@@ -120,25 +138,42 @@ def draw_masks(length: int, samples: int, seed: int) -> np.ndarray:
     return order < counts[:, None]
 
 
-def _text(bundle: Bundle, pair: tuple[Part, Part], what: str) -> _Text:
-    before, after = split(bundle, *pair)
-    if not after:
+def _text(bundle: Bundle, pair: tuple[Sequence[int], Sequence[int]], what: str) -> _Text:
+    before, after = pair
+    if not len(after):
         return _Text(np.zeros(0, np.int32), 0)
-    return _Text(check_token_ids(before + after, bundle.config, what)[0], len(before))
+    return _Text(check_token_ids([*before, *after], bundle.config, what)[0], len(before))
 
 
-def split(bundle: Bundle, context: Part, continuation: Part) -> tuple[list[int], list[int]]:
-    """The token ids of context and continuation.
+def split(
+    bundle: Bundle, context: Part, continuation: Part, *, boundary: Boundary = "joint"
+) -> tuple[list[int], list[int]]:
+    """The token ids of a context, and those of its continuation, which are scored.
 
-    Two texts are encoded together, and spaces between them belong to the continuation (published).
+    Two texts are encoded together, and spaces between them belong to the continuation (published). A token may then
+    span both: "unit" and "test" can merge to one token. boundary "joint": the continuation begins at the first token in
+    which the joint encoding departs from that of the context alone, so that a merged token is scored. "published":
+    after as many tokens as the context alone has, so that a merged token is not scored.
+
+    Raises `UserError` for another boundary, and where "published" leaves no token of a continuation.
     """
+    require(boundary in ("joint", "published"), f"boundary is {boundary!r}, but it must be 'joint' or 'published'.")
     if not isinstance(context, str) or not isinstance(continuation, str):
         ids = [bundle.tokenizer.encode(part) if isinstance(part, str) else part for part in (context, continuation)]
         return [int(i) for i in ids[0]], [int(i) for i in ids[1]]
     stem = context.rstrip()
     continuation, context = context[len(stem) :] + continuation, stem
-    before = list(bundle.tokenizer.encode(context)) if context else []
-    return before, list(bundle.tokenizer.encode(context + continuation))[len(before) :]
+    alone = list(bundle.tokenizer.encode(context)) if context else []
+    joint = list(bundle.tokenizer.encode(context + continuation))
+    start = len(alone)
+    if boundary == "joint":
+        start = next((i for i, (a, b) in enumerate(zip(alone, joint)) if a != b), min(len(alone), len(joint)))
+    require(
+        start < len(joint) or not continuation,
+        f"The continuation {continuation!r} has no token of its own after {context[-20:]!r}: its letters are merged "
+        "into the context's last token. Give boundary='joint' to score the merged token.",
+    )
+    return joint[:start], joint[start:]
 
 
 def _maskings(texts: list[_Text], numbers: list[int], samples: int, seed: int) -> Iterator[tuple[int, np.ndarray]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -160,3 +161,37 @@ def test_text_is_split_at_the_seam():
     assert bytes(before) == b"ab"
     assert bytes(after) == b"  c"
     assert split(Bundle(), "", "c") == ([], [ord("c")])  # type: ignore[arg-type]
+
+
+class Merging:
+    """A tokenizer with the merged pieces "unit" and "unittest", else letters."""
+
+    def encode(self, text: str) -> list[int]:
+        found = []
+        while text:
+            piece = next((piece for piece in ("unittest", "unit") if text.startswith(piece)), text[0])
+            found.append({"unittest": 256, "unit": 257}.get(piece) or ord(piece))
+            text = text[len(piece) :]
+        return found
+
+
+def test_a_token_that_spans_the_seam_is_scored():
+    bundle: Any = SimpleNamespace(tokenizer=Merging())
+    assert split(bundle, "a unit", "test") == ([ord("a"), ord(" ")], [256])
+    assert split(bundle, "a unit", "x") == ([ord("a"), ord(" "), 257], [ord("x")])
+    assert split(bundle, "a unit", "") == ([ord("a"), ord(" "), 257], [])
+    assert split(bundle, "a unit", "test!", boundary="published") == ([ord("a"), ord(" "), 256], [ord("!")])
+    with pytest.raises(sj.UserError, match="no token of its own after 'a unit'"):
+        split(bundle, "a unit", "test", boundary="published")
+    with pytest.raises(sj.UserError, match="boundary is 'exact'"):
+        split(bundle, "a", "b", boundary="exact")  # type: ignore[arg-type]
+
+
+def test_a_merged_continuation_is_no_certainty():
+    """With the bundled vocabulary, where "unittest" is one token and "unit" two: its log-probability, and not 0."""
+    bundle = sj.load()
+    encode = bundle.tokenizer.encode
+    assert len(encode("unittest")) < len(encode("unit"))
+    found = sj.log_likelihood(bundle, "unit", "test", samples=4)
+    assert found == pytest.approx(sj.log_likelihood(bundle, [], encode("unittest"), samples=4), abs=1e-4)
+    assert found < -1
