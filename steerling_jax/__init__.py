@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from steerling_jax.explain.ranking import chunk_spans as chunk_spans
     from steerling_jax.explain.ranking import rank_chunk as rank_chunk
     from steerling_jax.inference import forward as forward
+    from steerling_jax.inference import hidden_states as hidden_states
     from steerling_jax.loading import load as load
     from steerling_jax.models.compute import Compute as Compute
     from steerling_jax.models.steerling.config import ConceptConfig as ConceptConfig
@@ -37,6 +38,7 @@ _MODULES = {
     "Bundle": "bundle",
     "load": "loading",
     "forward": "inference",
+    "hidden_states": "inference",
     "generate": "decoding.generation",
     "generate_many": "decoding.generation",
     "stream": "decoding.generation",

@@ -14,8 +14,9 @@ import numpy as np
 
 from steerling_jax.concepts.catalogue import Catalogue
 from steerling_jax.errors import UserError
-from steerling_jax.models.backbone import Params
+from steerling_jax.models.backbone import Backbone, Params
 from steerling_jax.models.compute import Compute
+from steerling_jax.models.steerling.backbone import steerling_backbone
 from steerling_jax.models.steerling.config import ModelConfig, concept_counts
 from steerling_jax.models.steerling.published_config import PublishedExtras
 from steerling_jax.tokenizer import SpecialIds, Tokenizer
@@ -65,6 +66,11 @@ class Bundle:
         if known == 0:
             raise UserError("A catalogue needs a model with concepts; this one is a bare backbone.")
         return Catalogue((), known, discovered)
+
+    @property
+    def backbone(self) -> Backbone:
+        """The model as a `Backbone`: the same object for equal configurations, so that programs are compiled once."""
+        return steerling_backbone(self.config, self.compute)
 
 
 def check_token_ids(token_ids: Any, config: ModelConfig, argument: str = "token_ids") -> np.ndarray:

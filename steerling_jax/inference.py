@@ -1,15 +1,21 @@
-"""`sj.forward`: validates its arguments, then runs the forward pass, which is compiled once per shape and options."""
+"""`sj.forward` and `sj.hidden_states`: a model run once over given tokens, with validated arguments.
+
+Programs are compiled once for each shape and set of options.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from steerling_jax.bundle import Bundle, check_token_ids
+from steerling_jax.bundle import Bundle, check_token_ids, encode
 from steerling_jax.errors import UserError
+from steerling_jax.models.backbone import Backbone, Params
 from steerling_jax.models.edits import LayerEdit, from_layer, inject
 from steerling_jax.models.steerling import bottleneck as bn
 from steerling_jax.models.steerling.config import ModelConfig, concept_counts
@@ -32,7 +38,7 @@ def forward(
     edits: Sequence[LayerEdit] = (),
     large_head_threshold: int = bn.LARGE_CONCEPT_THRESHOLD,
 ) -> ForwardResult:
-    """Logits (B, T, V) and their decomposition into concepts, for token ids (T,) or (B, T), mask ids included.
+    """Logits (B, T, V) and their decomposition into concepts, for a text, or token ids (T,) or (B, T), masks included.
 
     dense: also every concept's logit and weight, (B, T, C).
     intervene_known, intervene_unknown: known and discovered concept ids to the activations that they are clamped to.
@@ -46,7 +52,7 @@ def forward(
     Raises `UserError` for invalid values, with the argument's name in `.field`.
     """
     config = bundle.config
-    tokens = check_token_ids(token_ids, config)
+    tokens = _tokens(bundle, token_ids, "token_ids")
     if epsilon not in ("published", "frozen"):
         raise UserError(f"epsilon is {epsilon!r}, but it must be 'published' or 'frozen'.", "epsilon")
     where = _check_positions(positions, tokens.shape)
@@ -63,6 +69,44 @@ def forward(
         edits=(*_injection(injection, inject_layer, inject_alpha, tokens.shape, config), *edits),
         large=int(large_head_threshold),
     )
+
+
+def hidden_states(bundle: Bundle, text_or_ids: Any, layers: Sequence[int]) -> dict[int, np.ndarray]:
+    """Outputs of blocks, counted from 0, by block: {layer: (B, T, D)} float32, from one pass over the tokens.
+
+    text_or_ids: a text, or token ids (T,) or (B, T), masks included. layers: blocks; the last one's output is read
+    before the final norm. Raises `UserError` for a block that the model lacks; outputs of attention and MLP cannot be
+    read.
+
+    Example:
+        >>> states = sj.hidden_states(bundle, "import json", layers=[0, 3])
+        >>> states[3].shape  # (1, number of tokens, width)
+    """
+    tokens = _tokens(bundle, text_or_ids, "text_or_ids")
+    count = bundle.config.n_layers
+    for layer in layers:
+        if isinstance(layer, bool) or not isinstance(layer, int | np.integer) or not 0 <= layer < count:
+            raise UserError(
+                f"layers contains {layer!r}; give numbers of blocks from 0 to {count - 1}, whose outputs are returned.",
+                "layers",
+            )
+    capture = tuple(sorted({int(layer) for layer in layers}))
+    captured = jax.device_get(_captured(bundle.params, jnp.asarray(tokens), backbone=bundle.backbone, capture=capture))
+    return {layer: np.asarray(values, np.float32) for layer, values in captured.items()}
+
+
+@partial(jax.jit, static_argnames=("backbone", "capture"))
+def _captured(
+    params: Params, tokens: jax.Array, *, backbone: Backbone, capture: tuple[int, ...]
+) -> dict[int, jax.Array]:
+    return backbone.run(params, backbone.embed(params, tokens), capture=capture).captured
+
+
+def _tokens(bundle: Bundle, text_or_ids: Any, argument: str) -> np.ndarray:
+    """Token ids (B, T) int32 of a text or of ids."""
+    if isinstance(text_or_ids, str):
+        return encode(bundle, text_or_ids, argument)[None]
+    return check_token_ids(text_or_ids, bundle.config, argument)
 
 
 def _check_positions(positions: Any, shape: tuple[int, ...]) -> np.ndarray:

@@ -1,0 +1,44 @@
+"""`sj.hidden_states`: the outputs of blocks, against the model's own layers, and what edits of them do."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import steerling_jax as sj
+from steerling_jax.models.edits import inject
+from steerling_jax.models.steerling.layers import Norm
+
+
+@pytest.fixture(scope="module")
+def bundle() -> sj.Bundle:
+    return sj.load()
+
+
+def test_the_last_block_and_the_norm_give_the_hidden_states_of_forward(bundle: sj.Bundle):
+    text, last = "import json", bundle.config.n_layers - 1
+    states = sj.hidden_states(bundle, text, layers=[0, last])
+    assert set(states) == {0, last}
+    normed = Norm(bundle.config).apply({"params": bundle.params["ln_f"]}, jnp.asarray(states[last]))
+    out = sj.forward(bundle, text)
+    np.testing.assert_allclose(normed, out.decomposition.hidden, atol=1e-4)
+    ids = bundle.tokenizer.encode(text)
+    np.testing.assert_array_equal(sj.hidden_states(bundle, [ids, ids], [0])[0][1], states[0][0])
+
+
+def test_an_edit_of_a_block_is_what_later_blocks_read(bundle: sj.Bundle):
+    """Adding a vector to the output of the last block moves the final norm's input, and nothing before it."""
+    ids, last = bundle.tokenizer.encode("import json"), bundle.config.n_layers - 1
+    vector = np.random.default_rng(0).normal(size=(1, 1, bundle.config.n_embd)).astype(np.float32)
+    states = sj.hidden_states(bundle, ids, [last])[last]
+    layers = jnp.arange(bundle.config.n_layers) == last
+    edited = sj.forward(bundle, ids, edits=[inject(jnp.asarray(vector), layers=layers)])
+    expected = Norm(bundle.config).apply({"params": bundle.params["ln_f"]}, jnp.asarray(states + vector))
+    np.testing.assert_allclose(edited.decomposition.hidden, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("layers", [[99], [-1], ["attention.3"], [True]])
+def test_what_is_no_block_is_refused(bundle: sj.Bundle, layers: list):
+    with pytest.raises(sj.UserError, match="numbers of blocks from 0 to"):
+        sj.hidden_states(bundle, "text", layers)
