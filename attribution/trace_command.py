@@ -167,9 +167,9 @@ def _generated(args: argparse.Namespace, bundle: Bundle, rules: tuple[Rule, ...]
 
 
 def _given(args: argparse.Namespace, bundle: Bundle) -> TraceRecord:
-    from steerling_jax.cli.steering_options import read_text
     from steerling_jax.decoding.trace_record import TraceRecord
     from steerling_jax.explain.given_text import given_trace
+    from steerling_jax.io.text_files import read_text
     from steerling_jax.io.trace_file import model_origin
 
     after = args.continuation

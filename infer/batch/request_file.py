@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from steerling_jax.errors import UserError
 from steerling_jax.infer.generation_request import FIELDS, InvalidField, shown
+from steerling_jax.io.text_files import load_json
 
 Id = str | int
 
@@ -35,8 +35,8 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
 def parse_line(text: bytes) -> dict[str, Any]:
     """The fields of a line. Raises `UserError` where it is not a JSON object or has unknown fields."""
     try:
-        fields = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        fields = load_json(text)
+    except ValueError as error:
         raise UserError(f"this is not JSON ({error}); write one object on one line.") from None
     if not isinstance(fields, dict):
         raise UserError("this is JSON, but not an object; write one object on one line.")

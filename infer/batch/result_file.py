@@ -18,6 +18,7 @@ from typing import Any
 from steerling_jax.errors import UserError
 from steerling_jax.infer.batch.request_file import Id
 from steerling_jax.io.atomic import atomic_path, resolve_output, write_whole
+from steerling_jax.io.text_files import load_json
 
 Append = Callable[[dict[str, Any]], None]
 
@@ -94,8 +95,8 @@ def _finished_id(path: Path, number: int, text: bytes) -> Id | None:
     if not text.endswith(b"\n"):
         return None
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
+        value = load_json(text)
+    except ValueError:
         value = None
     if isinstance(value, dict) and ("error" in value or ("text" in value and isinstance(value.get("id"), Id))):
         return None if "error" in value else value["id"]

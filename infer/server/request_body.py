@@ -6,7 +6,6 @@ They have OpenAI's fields and the extensions of `generation_request.FIELDS`.
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ from steerling_jax.infer.generation_request import (
     shown,
 )
 from steerling_jax.infer.server.errors import ApiError
+from steerling_jax.io.text_files import load_json
 
 if TYPE_CHECKING:
     from steerling_jax.bundle import Bundle
@@ -61,8 +61,8 @@ class CompletionRequest:
 def parse_json(body: bytes) -> dict[str, Any]:
     """The body's JSON object, without its null fields. Raises `ApiError`."""
     try:
-        value = json.loads(body, parse_constant=_reject_constant)
-    except (ValueError, RecursionError) as error:
+        value = load_json(body, parse_constant=_reject_constant)
+    except ValueError as error:
         raise ApiError(400, f"The body is not JSON ({error}): send one JSON object.", code="invalid_json") from None
     if not isinstance(value, dict):
         raise ApiError(400, "The body is JSON, but not an object: send one JSON object.", code="invalid_json")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from steerling_jax.cli.arguments import number_in_range
-from steerling_jax.errors import UserError, require
+from steerling_jax.errors import require
 from steerling_jax.steering.config import MAX_STRENGTH
 from steerling_jax.steering.rule_syntax import parse_option, parse_span
 from steerling_jax.steering.rules import DEFAULT_STRENGTHS, EPSILONS, ResponseRule, Rule, SteeringRule
@@ -85,6 +85,8 @@ def parse_steering_options(args: argparse.Namespace) -> tuple[Rule, ...]:
     response = args.like_response
     if response is not None:
         if response.startswith("@"):
+            from steerling_jax.io.text_files import read_text
+
             response = read_text(Path(response[1:]), "response")
         rules.append(ResponseRule(response, args.like_strength))
     return tuple(rules)
@@ -97,16 +99,6 @@ def with_catalogue(bundle: Bundle, path: str | None) -> Bundle:
     from steerling_jax.io.catalogue import read_catalogue
 
     return dataclasses.replace(bundle, catalogue=read_catalogue(path, bundle.config))
-
-
-def read_text(path: Path, description: str) -> str:
-    """A text file's content; `description` is what error messages call the file."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"Cannot read the {description} {path}: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"The {description} {path} is not UTF-8 text ({error.reason}); give a text file.") from error
 
 
 def _clamps(args: argparse.Namespace) -> list[SteeringRule]:

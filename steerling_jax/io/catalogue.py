@@ -93,5 +93,5 @@ def _read_parquet(path: Path) -> list[dict[str, Any]]:
         raise UserError(f"{path} requires pyarrow; `pip install pyarrow`, or give JSON.") from None
     try:
         return parquet.read_table(path).to_pylist()
-    except (OSError, pyarrow.ArrowException) as error:
+    except (OSError, pyarrow.ArrowException, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not a valid Parquet file ({error_summary(error)}).") from error

@@ -9,6 +9,7 @@ from typing import Any
 
 from steerling_jax.errors import UserError
 from steerling_jax.io.atomic import atomic_path
+from steerling_jax.io.text_files import load_json
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
@@ -23,10 +24,10 @@ def read_json_array(path: Path) -> list[Any]:
 
 def _read(path: Path, kind: type, word: str) -> Any:
     try:
-        value = json.loads(path.read_bytes())
+        value = load_json(path.read_bytes())
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror}; is this the right folder?") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"{path} is not valid JSON ({error}); restore the file.") from error
     if not isinstance(value, kind):
         raise UserError(f"{path} must hold a JSON {word}, not a {type(value).__name__}; restore the file.")
@@ -36,7 +37,7 @@ def _read(path: Path, kind: type, word: str) -> Any:
 def write_json(target: str | os.PathLike[str], value: Any) -> None:
     """Writes `value` as indented JSON, atomically."""
     with atomic_path(target) as path:
-        path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        path.write_bytes(_encoded(value, indent=1))
 
 
 def write_model_json(path: Path, value: Any) -> None:
@@ -45,4 +46,10 @@ def write_model_json(path: Path, value: Any) -> None:
     Not atomic by itself: it is for files in a folder that `atomic_path` moves into place as a whole. So an error such
     as a full disk names that folder, and not a file in its temporary location.
     """
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_bytes(_encoded(value, indent=2))
+
+
+def _encoded(value: Any, indent: int) -> bytes:
+    text = json.dumps(value, indent=indent, ensure_ascii=False) + "\n"
+    # A lone surrogate has no UTF-8 form; this writes it as the escape \udXXX, which JSON can read.
+    return text.encode("utf-8", errors="backslashreplace")

@@ -89,7 +89,9 @@ class StoragePath:
 
     def write_json(self, name: str, value: Any) -> None:
         """Writes `value` as indented JSON."""
-        self.write(name, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+        text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+        # A lone surrogate has no UTF-8 form; this writes it as the escape \udXXX, which JSON can read.
+        self.write(name, text.encode("utf-8", errors="backslashreplace"))
 
     def has(self, name: str) -> bool:
         """Whether the file exists."""

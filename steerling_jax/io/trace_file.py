@@ -13,6 +13,7 @@ from steerling_jax.bundle import Bundle
 from steerling_jax.decoding.trace_record import Origin, TraceRecord, from_plain, origin_of, to_plain
 from steerling_jax.errors import UserError
 from steerling_jax.io.atomic import atomic_path
+from steerling_jax.io.text_files import load_json, read_text
 from steerling_jax.io.training_documents import read_training_documents
 
 
@@ -50,17 +51,12 @@ def read_trace(path: str | os.PathLike[str], id: str | int | None = None) -> Tra
         UserError: the file cannot be read, is not a trace, or has no result with that id and a trace.
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"Cannot read the trace {path}: {error.strerror}.") from error
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not a trace; give a file that `steerling generate --trace` wrote.") from None
+    text = read_text(path, "trace")
     if id is not None:
         return from_plain(_batch_line(path, text, id).get("trace"), f"{path}, {id!r}")
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        value = load_json(text)
+    except ValueError as error:
         raise UserError(f"{path} is not a trace, or it is truncated ({error}); make it again.") from None
     return from_plain(value, str(path))
 
@@ -68,8 +64,8 @@ def read_trace(path: str | os.PathLike[str], id: str | int | None = None) -> Tra
 def _batch_line(path: Path, text: str, id: str | int) -> Mapping[str, Any]:
     for line in text.split("\n"):  # not `splitlines`, which also splits at U+2028 and others, inside of JSON strings
         try:
-            value = json.loads(line)
-        except (ValueError, RecursionError):
+            value = load_json(line)
+        except ValueError:
             continue
         if isinstance(value, Mapping) and str(value.get("id")) == str(id) and "trace" in value:
             return value

@@ -264,7 +264,7 @@ def test_missing_fields_and_truncated_files_are_reported(record: TraceRecord, tm
         with pytest.raises(UserError, match=r"t\.json is not a trace, or it is truncated"):
             read_trace(path)
     path.write_bytes(b"\xff\xfe")
-    with pytest.raises(UserError, match="is not a trace"):
+    with pytest.raises(UserError, match=r"t\.json is not UTF-8 text"):
         read_trace(path)
     with pytest.raises(UserError, match="Cannot read the trace"):
         read_trace(tmp_path / "none.json")

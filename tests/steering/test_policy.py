@@ -200,7 +200,7 @@ def test_policy_files_that_cannot_be_read_are_named(tmp_path: Path):
     with pytest.raises(sj.UserError, match=r"Cannot read the policy .*none\.toml"):
         read_policy(tmp_path / "none.toml")
     (tmp_path / "p.toml").write_bytes(b"\xff\xfe")
-    with pytest.raises(sj.UserError, match=r"p\.toml is not valid TOML"):
+    with pytest.raises(sj.UserError, match=r"The policy .*p\.toml is not UTF-8 text"):
         read_policy(tmp_path / "p.toml")
 
 

@@ -40,12 +40,14 @@ def build_table(table: TableSettings, ids: dict[int, int], folder: StoragePath) 
         try:
             row_ids = [id for column in table.labels for id in row.get(column) or ()]
             chunk, length = int(row.get(table.chunk) or 0), len(row.get(table.text) or "")
-        except (TypeError, ValueError):
+            unknown = [id for id in row_ids if id not in ids]  # fails for an id that is a list or an object
+            np.int64(chunk)  # fails for a number beyond 64 bits
+        except (TypeError, ValueError, OverflowError):
             raise UserError(
                 f"{where}: {table.chunk} must be an integer, {table.text} a string, and {', '.join(table.labels)} "
                 "lists of concept ids."
             ) from None
-        if unknown := [id for id in row_ids if id not in ids]:
+        if unknown:
             raise UserError(f"{where} has the concept {unknown[0]!r}, which {table.concepts} does not list.")
         keys.append(_key(str(row[table.document]), table.by))
         chunks.append(chunk)

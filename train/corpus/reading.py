@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import lzma
+import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,12 +12,14 @@ from typing import IO, Any, NamedTuple
 
 from steerling_jax.errors import UserError, error_summary
 from steerling_jax.io.storage import open_binary
+from steerling_jax.io.text_files import decode_text, load_json, replace_surrogates
 from steerling_jax.train.corpus.documents import Document
 from steerling_jax.train.corpus.input_files import InputFile
 from steerling_jax.train.corpus.parts import Part
 from steerling_jax.train.corpus.sources import TextSource
 
 _BATCH_ROWS = 1024  # rows of a Parquet file in memory
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # an escaped one; decoded text has no other
 
 
 @dataclass
@@ -49,7 +51,7 @@ def read_part(
     """
     if part.format == "text":
         for file in part.files:
-            text = _decode(_content(file), file.address)
+            text = decode_text(_content(file), file.address)
             if text.strip():
                 yield Document(file.label, source.name or "text", text)
         return
@@ -143,12 +145,15 @@ def _json_rows(part: Part, first_line_number: int, count: LineCount | None = Non
         if count is not None:
             count.lines += 1
         where = f"{file.address}, line {number}{after}"
-        text = _decode(line, where)
+        text = decode_text(line, where)
         if text.strip():
             try:
-                yield _Row(where, f"{file.label}:{number}", json.loads(text))
+                fields = load_json(text)
             except ValueError as error:
                 raise UserError(f"{where} is not JSON: {error}.") from error
+            if _SURROGATE.search(text):
+                fields = replace_surrogates(fields)
+            yield _Row(where, f"{file.label}:{number}", fields)
 
 
 def _parquet_rows(part: Part, source: TextSource) -> Iterator[_Row]:
@@ -171,10 +176,26 @@ def _batched_rows(
     number = rows_before
     present = [name for name in columns if name in table.schema_arrow.names]
     for batch in table.iter_batches(batch_size=_BATCH_ROWS, row_groups=groups, columns=present):
-        for row in batch.to_pylist():
+        for row in _python_rows(file, batch, number):
             number += 1
             fields = {key: value for key, value in row.items() if value is not None}
             yield _Row(f"{file.address}, row {number}", f"{file.label}:{number}", fields)
+
+
+def _python_rows(file: InputFile, batch: Any, rows_before: int) -> list[dict[str, Any]]:
+    """The rows of an Arrow batch. Raises `UserError` that names the first row with text that is not UTF-8."""
+    try:
+        return batch.to_pylist()
+    except UnicodeDecodeError:  # Arrow does not validate text when it reads a file
+        for number in range(batch.num_rows):
+            try:
+                batch.slice(number, 1).to_pylist()
+            except UnicodeDecodeError as error:
+                raise UserError(
+                    f"{file.address}, row {rows_before + number + 1} has text that is not UTF-8 (byte {error.start}): "
+                    "write the file again."
+                ) from error
+        raise
 
 
 def _document(row: _Row, source: TextSource) -> Document:
@@ -203,12 +224,3 @@ def _document(row: _Row, source: TextSource) -> Document:
 def _content(file: InputFile) -> bytes:
     with opened(file) as content:
         return content.read()
-
-
-def _decode(content: bytes, where: str) -> str:
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{where} is not UTF-8 text (byte {error.start}): convert it, for example with iconv."
-        ) from error

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from steerling_jax.errors import UserError
+from steerling_jax.io.text_files import read_toml
 
 TABLES = ("concept", "source", "labels")
 _TYPE_WORDS = {str: "a string", int: "an integer", float: "a decimal number", list: "a list of strings"}
@@ -20,7 +20,8 @@ def toml_files(paths: Sequence[str | Path]) -> list[Path]:
     """
     files: list[Path] = []
     for path in map(Path, paths):
-        members = sorted(path.rglob("*.toml")) if path.is_dir() else [path]
+        # Hidden files are left out: macOS puts a binary `._NAME.toml` beside a file that it copies.
+        members = sorted(file for file in path.rglob("*.toml") if file.name[0] != ".") if path.is_dir() else [path]
         if not members:
             raise UserError(f"{path} contains no .toml files: add one, or name another folder.")
         files += members
@@ -33,12 +34,7 @@ def toml_tables(path: Path, name: str) -> list[dict[str, Any]]:
     Raises `UserError` for a file that cannot be read or is not TOML, and for top-level tables beside `[[name]]` that
     are none of `TABLES`.
     """
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"Cannot read {path}: {error.strerror}.") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not valid TOML: {error}.") from error
+    content = read_toml(path)
     tables = content.get(name, [])
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
         raise UserError(f"{path}: write [[{name}]], with two brackets, above each {name}.")

@@ -7,7 +7,6 @@ the `chat_prompt` of the turns before it: the same ids that decoding receives.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from steerling_jax.errors import UserError
+from steerling_jax.io.text_files import decode_text, load_json
 from steerling_jax.io.tokenizers.byte_table import ByteTable
 from steerling_jax.train.data.pipeline import Example
 
@@ -34,20 +34,19 @@ class Answer:
 def read_conversations(path: str | Path) -> Iterator[list[Message]]:
     """The messages of each line that is not empty. Raises `UserError` that names the line."""
     try:
-        with Path(path).open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
+        with Path(path).open("rb") as lines:
+            for number, content in enumerate(lines, start=1):
+                line = decode_text(content, f"{path}, line {number}")
                 if line.strip():
                     yield _messages(line, f"{path}, line {number}")
     except OSError as error:
         raise UserError(f"Cannot read the conversations {path}: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text ({error.reason}): save it as UTF-8.") from error
 
 
 def _messages(line: str, where: str) -> list[Message]:
     """The validated messages of one line."""
     try:
-        content = json.loads(line)
+        content = load_json(line)
     except ValueError as error:
         raise UserError(f"{where} is not JSON ({error}): write one conversation per line.") from None
     messages = content.get("messages") if isinstance(content, dict) else None

@@ -68,6 +68,7 @@ def prepare(
     sources = inputs.sources
     if inputs.documents is not None:
         sources = [_write_documents(inputs.documents, Path(work.address))]
+    started = False
     try:
         vocabulary, content = (None, None) if inputs.tokenizer is None else vocabulary_file(inputs.tokenizer)
         plan = PreparationPlan(
@@ -81,14 +82,17 @@ def prepare(
             parts=plan_parts(sources, config.part_bytes),
         )
         start_preparation(work, plan, content)
+        started = True
         if runner.beam_runner is None:
             run_locally(work, runner.workers, progress)
         else:
             run_on_beam(work, runner.beam_runner, runner.beam_options)
     except UserError as error:
         # Bad input is usually found while reading: then nothing is worth keeping, and the corrected command must not
-        # meet a working folder with another plan. After the survey, results are expensive and are kept.
-        if not (resumes or work.has("survey.json") or isinstance(error, WorkerKilled)):
+        # meet a working folder with another plan. After the survey, results are expensive and are kept. A folder with
+        # another plan (it resumes, but did not start) belongs to another preparation.
+        own = started or not resumes
+        if own and not (work.has("survey.json") or isinstance(error, WorkerKilled)):
             work.remove()
         _remove_unused_documents(work)
         raise

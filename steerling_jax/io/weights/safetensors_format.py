@@ -19,10 +19,12 @@ import ml_dtypes
 import numpy as np
 
 from steerling_jax.errors import UserError
+from steerling_jax.io.text_files import load_json
 
 DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype(np.float16)}
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _MAX_HEADER = 100_000_000  # the reference implementation's limit
+_MAX_AXES = 64  # of an array in NumPy
 _COMPARE_BYTES = 1 << 24  # compared at a time
 
 
@@ -91,7 +93,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror}; check that the file exists and is readable.") from error
     try:
-        header = json.loads(text)
+        header = load_json(text)
     except ValueError as error:
         raise _damaged(path, "its header is not JSON") from error
     if not isinstance(header, dict):
@@ -107,8 +109,10 @@ def _entry(path: Path, name: str, fields: Any, start: int) -> StoredTensor:
     """A tensor from its header entry; `start`: where the file's data begins."""
     try:
         kind, shape, (begin, end) = fields["dtype"], fields["shape"], fields["data_offsets"]
-        # `true` is valid JSON and an int in Python.
-        valid = all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in (*shape, begin, end))
+        # `true` is valid JSON and an int in Python. The bounds are those of NumPy; without them, a size could have
+        # thousands of digits, which Python refuses to print.
+        numbers = (*shape, begin, end)
+        valid = len(shape) <= _MAX_AXES and all(type(n) is int and 0 <= n < 1 << 63 for n in numbers)
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(path, f"its entry for tensor {name!r} is malformed") from error
     if not valid:

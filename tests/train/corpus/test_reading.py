@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 
 import fsspec
@@ -39,6 +40,8 @@ def test_folder(tmp_path: Path):
     [
         ("a.txt", b"\xff\xfe", r"a\.txt is not UTF-8"),
         ("a.jsonl", b'{"text": "x"}\n{"text": ', r"a\.jsonl, line 2 is not JSON"),
+        ("a.jsonl", b'{"text": "x"}\n' + b"[" * 100_000, r"a\.jsonl, line 2 is not JSON: it is nested too deeply"),
+        ("a.jsonl", b'{"text": "x", "n": ' + b"9" * 5000 + b"}", r"a\.jsonl, line 1 is not JSON: .*4300 digits"),
         ("a.jsonl", b'{"words": "x"}', r"a\.jsonl, line 1 has no text"),
         ("a.jsonl", b"[1]", "line 1 has no text"),
         ("a.jsonl", b'{"text": "x", "labels": "Threads"}', "line 1: labels must be a list"),
@@ -50,6 +53,35 @@ def test_bad_folder(tmp_path: Path, name: str, content: bytes, message: str):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message):
         assert read(tmp_path)
+
+
+def test_lone_surrogates_in_json_become_question_marks(tmp_path: Path):
+    """As in `text` and `name`, which are encoded the same way; a pair of surrogates is one character."""
+    line = {key: f"{key} \ud800 \U0001f600" for key in ("text", "name", "source", "cluster", "module", "id")}
+    (tmp_path / "a.jsonl").write_text(json.dumps(line | {"labels": ["one \udc00"]}))
+    (document,) = read(tmp_path)
+    values = {key: value.replace("\ud800", "?") for key, value in line.items()}
+    assert document == Document(**values, labels=("one ?",))
+
+
+@pytest.mark.parametrize("column", ["text", "source", "labels"])
+def test_parquet_text_that_is_not_utf8(tmp_path: Path, column: str):
+    """Arrow writes and reads such columns without an error."""
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    offsets, data = [0], b""
+    for value in [b"good"] * 1500 + [b"bad \xff"] + [b"good"] * 10:
+        data += value
+        offsets.append(len(data))
+    buffers = [None, pa.py_buffer(struct.pack(f"<{len(offsets)}i", *offsets)), pa.py_buffer(data)]
+    values = pa.Array.from_buffers(pa.string(), len(offsets) - 1, buffers)
+    columns = {"text": pa.array(["text"] * len(values)), column: values}
+    if column == "labels":
+        columns[column] = pa.ListArray.from_arrays(pa.array(range(len(values) + 1), pa.int32()), values)
+    parquet.write_table(pa.table(columns), tmp_path / "x.parquet")
+    with pytest.raises(UserError, match=r"x\.parquet, row 1501 has text that is not UTF-8 \(byte 4\)"):
+        read(tmp_path)
 
 
 def test_links_to_files_are_read(tmp_path: Path):

@@ -52,6 +52,35 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.parametrize("bad", ["[" * 100_000, '{"text": ' + "9" * 5000 + "}", "{", '{"text": "\xff"}'])
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_mended_line_is_not_refused(texts: Path, tmp_path: Path, bad: str, interrupted: bool, tokenizer):
+    """Nothing remains of the preparation that a bad line ended, also if it resumed an interrupted one."""
+    good = texts.read_text()
+    texts.write_bytes(good.encode() + bad.encode("latin-1"))
+    inputs = CorpusInputs([TextSource((str(texts),))], tokenizer=tokenizer)
+    out, config = tmp_path / "out", PrepareConfig(part_bytes=1000)
+    if interrupted:
+        with pytest.raises(KeyboardInterrupt):
+            prepare(out, inputs, config, progress=stop_at("reading"))
+        assert StoragePath(f"{out}.work").has("job.json")
+    with pytest.raises(UserError, match=r"texts\.jsonl, line "):
+        prepare(out, inputs, config)
+    assert [path.name for path in tmp_path.iterdir()] == ["texts.jsonl"]
+    texts.write_text(good)
+    assert prepare(out, inputs, config).manifest["counts"]["train"]["documents"] > 0
+
+
+def test_lone_surrogates(tmp_path: Path, tokenizer):
+    """In every field of a line; a store, like every UTF-8 file, cannot hold them."""
+    lines = [{"text": text, "source": "s\ud800", "cluster": f"c\udfff{i}", "name": "n\ud800", "module": "m\ud800"}
+             for i, text in enumerate(TEXTS)]  # fmt: skip
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    inputs = CorpusInputs([TextSource((str(tmp_path / "a.jsonl"),))], tokenizer=tokenizer)
+    store = prepare(tmp_path / "out", inputs, PrepareConfig(shares={"s?": 1.0}))
+    assert {(document.source, document.name) for document in store.documents} == {("s?", "n?")}
+
+
 # Stores in a bucket: a local folder, given by its address
 
 
