@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ examples:
     --runner DataflowRunner --runner-options project=P region=R temp_location=gs://bucket/tmp
 """
 
+_NAMED_FILES = 8  # of those that are left out
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
@@ -30,7 +33,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="FILES",
-        help="folders, files or patterns of .txt, .jsonl (also .jsonl.gz) or .parquet files, local or remote "
+        help="folders, files or patterns of .txt, .jsonl, .ndjson or .parquet files, also .gz, .bz2, .xz and .zst, "
+        "local or remote "
         "(default: the documentation of this Python installation)",
     )
     add(
@@ -101,6 +105,8 @@ def run(args: argparse.Namespace) -> None:
         _check(args)
         return
     from steerling_jax.cli.console import note, print_json, stages
+    from steerling_jax.train.corpus.input_files import left_out_files
+    from steerling_jax.train.corpus.sources import TextSource
     from steerling_jax.train.prepare.config import PrepareConfig, RunnerConfig
     from steerling_jax.train.prepare.prepare import prepare
 
@@ -115,6 +121,8 @@ def run(args: argparse.Namespace) -> None:
     )
     runner = RunnerConfig(args.workers, args.runner, args.runner_options)
     inputs = _inputs(args)
+    if left_out := left_out_files([*inputs.sources, *(TextSource(table.files) for table in inputs.tables)]):
+        note(_left_out_note(left_out))
     with stages() as progress:
         store = prepare(args.out, inputs, config, runner, progress)
     counts = store.manifest["counts"]
@@ -126,6 +134,11 @@ def run(args: argparse.Namespace) -> None:
     if store.manifest["source"]["near_duplicates"] != "one side":
         note("The text is too large to search for near-duplicates: each document's own hash decides its split.")
     note(f"The corpus is in {args.out}.")
+
+
+def _left_out_note(files: Sequence[str]) -> str:
+    names = ", ".join(files[:_NAMED_FILES]) + (f" and {len(files) - _NAMED_FILES} more" * (len(files) > _NAMED_FILES))
+    return f"Left out, because their format is not supported: {len(files)} files: {names}."
 
 
 def _check(args: argparse.Namespace) -> None:

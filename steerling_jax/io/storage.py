@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import json
 import os
 import re
@@ -22,6 +23,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from steerling_jax.errors import UserError, error_summary
+from steerling_jax.io.zstd_reader import ZstdReader
 
 _SCHEMES = ("gs://", "s3://", "file://")  # addresses that both fsspec and TensorStore can open
 _PARTIAL = re.compile(r"\.[0-9a-f]{32}\.partial$")
@@ -144,10 +146,11 @@ def file_system(address: str) -> tuple[Any, str]:
 
 @contextlib.contextmanager
 def open_binary(address: str, *, decompress: bool = False) -> Iterator[IO[bytes]]:
-    """Opens a file for reading; `decompress` picks the codec by the file's suffix (.gz, .bz2, .xz)."""
+    """Opens a file for reading; `decompress` picks the codec by the file's suffix (.gz, .bz2, .xz, .zst)."""
     files, path = file_system(address)
-    with files.open(path, "rb", compression="infer" if decompress else None) as content:
-        yield content
+    zstd = decompress and address.lower().endswith(".zst")
+    with files.open(path, "rb", compression="infer" if decompress and not zstd else None) as content:
+        yield io.BufferedReader(ZstdReader(content, address)) if zstd else content
 
 
 def _write_local(target: Path, content: bytes) -> None:

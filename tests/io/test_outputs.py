@@ -143,7 +143,7 @@ def test_standard_output(tmp_path: Path, kind: str, name: str, child_environment
     elif kind == "socket":
         ours, theirs = socket.socketpair()
         with ours, theirs:
-            subprocess.run(command, env=environment, stdout=theirs, check=True)
+            subprocess.run(command, env=environment, stdout=theirs.fileno(), check=True)
             assert b"first\n" + ours.recv(1000) == expected
     else:
         path = tmp_path / "out"

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from steerling_jax.errors import UserError
-from steerling_jax.train.corpus.input_files import source_files
+from steerling_jax.train.corpus.input_files import left_out_files, source_files
 from steerling_jax.train.corpus.label_table import check_table, read_table_settings, table_concepts
 from steerling_jax.train.corpus.learned_labels import hashed_words, learn
 from steerling_jax.train.corpus.ontology import BUNDLED, ConceptDefinition, is_bundled, read_concepts
@@ -46,7 +46,9 @@ def _described(file: Path, concepts: Mapping[str, ConceptDefinition]) -> Iterato
     for source in read_sources(file) if toml_tables(file, "source") else []:
         inputs = source_files(source)
         size = sum(one.size for one in inputs) / 1e6
-        yield "source", source.name, f"{len(inputs)} files, {size:,.1f} MB, {source.license}"
+        left_out = len(left_out_files([source]))
+        others = f"; {left_out} others are left out" if left_out else ""
+        yield "source", source.name, f"{len(inputs)} files, {size:,.1f} MB, {source.license}{others}"
     for table in read_table_settings(file) if toml_tables(file, "labels") else []:
         check_table(table)
         inputs = source_files(TextSource(table.files))
