@@ -176,6 +176,20 @@ def test_shared_prefixes_change_nothing_and_are_found(wanted: list[Trace]):
     assert 0 < small.prefixes.size <= small.prefixes.limit
 
 
+def test_equal_blocks_after_another_beginning_have_keys_and_values_of_their_own():
+    """Each prompt is whole blocks and three tokens. A block's keys and values depend on all tokens before it."""
+    draw = np.random.default_rng(5)
+    one, two, shared, rest = (draw.integers(0, 59, length) for length in (8, 8, 16, 3))
+    prompts = [np.concatenate(parts) for parts in ([one, shared, rest], [two, one, rest], [two, shared, rest])]
+    prompts.append(np.concatenate([shared, one, rest]))  # equal blocks in another order
+    wanted = [Request(prompt, SAMPLED, seed=3, record_hidden=True) for prompt in prompts]
+    decoder = Decoder(PARAMS, config=SMALL, compute=FLOAT32, rows=1, prefix_cache_bytes=2**20)
+    for request in wanted:
+        check_same(drain(decoder, [request])[0], alone(request))
+    # The third prompt finds its first block, which the second one has too, but not those that the first one has.
+    assert decoder.prefixes.hits == 1
+
+
 @pytest.mark.parametrize(("drafts", "rows"), [(2, 2), (4, 1)])
 def test_drafts_change_nothing_but_the_number_of_passes(drafts: int, rows: int, wanted: list[Trace]):
     decoder = Decoder(PARAMS, config=SMALL, compute=FLOAT32, rows=rows)
