@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import json
 import math
+import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +44,9 @@ def progress_bar(*, unit: str = "") -> Progress:
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    columns = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
+    # The default spinner consists of Braille patterns; rich itself replaces only the characters of bars and boxes.
+    spinner = SpinnerColumn("dots" if stderr().encoding.startswith("utf") else "line")
+    columns = [spinner, TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
     if unit:
         columns.append(TextColumn(unit))
     return Progress(*columns, TimeElapsedColumn(), console=stderr(), transient=True, disable=not stderr().is_terminal)
@@ -65,7 +68,9 @@ def stages() -> Iterator[Callable[[str, int, int], None]]:
 
 def print_json(value: Any) -> None:
     """Prints `value` as one JSON document on standard output; see `plain`."""
-    print(json.dumps(plain(value), ensure_ascii=False, indent=2, allow_nan=False))
+    # JSON has escapes of its own: those of Python, which `main` falls back to, are not valid in it.
+    utf8 = (sys.stdout.encoding or "").lower().replace("_", "-") in ("utf-8", "utf8")
+    print(json.dumps(plain(value), ensure_ascii=not utf8, indent=2, allow_nan=False))
 
 
 def plain(value: Any) -> Any:

@@ -9,7 +9,7 @@ A subcommand is a module, registered in the entry-point group `steerling.command
 The module imports nothing heavy at the top: JAX and everything that needs it are imported in `run`, so that
 `steerling COMMAND --help` is quick. Invalid input raises `steerling_jax.errors.UserError`, which is printed as one
 sentence without a traceback (exit code 2). Results go to standard output, notes and progress bars to standard error;
-see `steerling_jax.cli.console`.
+see `steerling_jax.cli.console`. Characters that the terminal's encoding lacks are printed as escapes.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
+import io
 import os
 import re
 import sys
@@ -60,8 +61,32 @@ examples:
 """
 
 
+class PositionalArgument(str):
+    """An argument after `--`, which is positional even where it begins with a dash."""
+
+
 class Parser(argparse.ArgumentParser):
     """A parser that raises `UserError` in place of printing its usage and exiting."""
+
+    def parse_command(self, arguments: Sequence[str]) -> argparse.Namespace:
+        """Parses arguments in which positional ones can come before, after or between the options; those after `--` are
+        positional."""
+        arguments = list(arguments)
+        if "--" in arguments:
+            end = arguments.index("--")
+            arguments[end:] = map(PositionalArgument, arguments[end + 1 :])
+        args = self.parse_intermixed_args(arguments)
+        for name, value in vars(args).items():  # plain strings again
+            if isinstance(value, PositionalArgument):
+                setattr(args, name, str(value))
+            elif isinstance(value, list):
+                setattr(args, name, [str(one) if isinstance(one, PositionalArgument) else one for one in value])
+        return args
+
+    def _parse_optional(self, arg_string: str):
+        # argparse parses intermixed arguments in two passes and forgets `--` between them, so `--` itself cannot do
+        # this.
+        return None if isinstance(arg_string, PositionalArgument) else super()._parse_optional(arg_string)
 
     def error(self, message: str) -> NoReturn:
         # argparse writes "argument --rows: …". The types of `cli.arguments` continue it: "--rows is 0, but …".
@@ -131,14 +156,25 @@ def dispatch(argv: Sequence[str]) -> int:
         return 0
     name, *rest = argv
     module = load_command(name, points)
-    # Intermixed, so that positional arguments can come before, after or between the options.
-    args = command_parser(name, module).parse_intermixed_args(rest)
+    args = command_parser(name, module).parse_command(rest)
     return module.run(args) or 0
+
+
+def accept_all_characters() -> None:
+    """Makes standard output and standard error escape the characters that their encoding lacks.
+
+    The default raises UnicodeEncodeError, in terminals that are not UTF-8 and for lone surrogates anywhere: a text that
+    took minutes to generate would be lost while it is printed. Rich's consoles write to the same streams.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code: 2 for invalid input, 130 if interrupted, 141 for a broken
     pipe."""
+    accept_all_characters()
     try:
         try:
             code = dispatch(sys.argv[1:] if argv is None else argv)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -122,6 +123,62 @@ def test_exit_codes(run: str, code: int, stderr: str):
     assert (done.returncode, done.stderr) == (code, stderr)
 
 
+def in_encoding(encoding: str, *args: str) -> subprocess.CompletedProcess[str]:
+    """The command line with standard streams in an encoding, which also decodes what they write."""
+    line = [sys.executable, "-m", "steerling_jax.cli.main", *args]
+    environment = os.environ | {"PYTHONIOENCODING": encoding}
+    return subprocess.run(line, capture_output=True, encoding=encoding, env=environment, timeout=120)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "euc-kr"])
+def test_output_never_fails_for_a_character(encoding: str):
+    for args in ([], ["trace", "--help"], ["generate", "--help"], ["prepare", "--help"]):
+        assert in_encoding(encoding, *args, *["--help"][len(args) :]).returncode == 0
+    done = in_encoding(encoding, "demo", "한국어 “é” ▁ →", "--max-new-tokens", "16", "--seed", "1")
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
+    assert ("한" if encoding == "euc-kr" else "\\ud55c") in done.stdout
+    done = in_encoding(encoding, "한", "…")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: There is no command ")
+
+
+def test_text_and_json_survive_every_encoding():
+    printed = (
+        "from steerling_jax.cli.console import print_json; "
+        "print('é한\\U0001f600\\udcff'); print_json(['é한\\U0001f600'])"
+    )
+    for encoding in ("ascii", "latin-1", "utf-8"):
+        line = [sys.executable, "-c", stand_in(printed)]
+        environment = os.environ | {"PYTHONIOENCODING": encoding}
+        done = subprocess.run(line, capture_output=True, encoding=encoding, env=environment, timeout=60)
+        assert done.returncode == 0, done.stderr
+        text, *rest = done.stdout.splitlines()
+        assert text == "é한\U0001f600\udcff".encode(encoding, "backslashreplace").decode(encoding)
+        assert json.loads("".join(rest)) == ["é한\U0001f600"]
+
+
+@pytest.mark.parametrize("words", [("--", "-x"), ("--seed", "1", "--", "--help"), ("--", "-- x")], ids=" ".join)
+def test_two_dashes_end_the_options(words: tuple[str, ...]):
+    parser = main.command_parser("generate", main.load_command("generate", main.commands()))
+    text = parser.parse_command(words).text
+    assert (text, type(text)) == (words[-1], str)
+    with pytest.raises(UserError, match="unrecognized arguments: --greedy"):
+        parser.parse_command([*words, "--greedy"])
+
+
+def test_two_dashes_before_paths_and_lists():
+    export = main.command_parser("export", main.load_command("export", main.commands()))
+    args = export.parse_command(["here", "--", "-there"])
+    assert (args.checkpoint, args.folder) == (Path("here"), Path("-there"))
+    near = main.command_parser("neighbourhood", main.load_command("neighbourhood", main.commands()))
+    assert near.parse_command(["--corpus", "c", "--", "-1", "b"]).concepts == ["-1", "b"]
+
+
+def test_generate_continues_a_text_that_begins_with_a_dash():
+    done = steerling("generate", "--max-new-tokens", "16", "--seed", "1", "--json", "--", "-x")
+    assert (done.returncode, json.loads(done.stdout)["generated_tokens"]) == (0, 16), done.stderr
+
+
 def test_interrupt_by_signal():
     # A shell that runs the tests in the background makes them ignore interrupts, and the child inherits that.
     listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
@@ -147,7 +204,7 @@ def test_reader_that_left(size: int):
 
 def test_positional_after_options():
     module = main.load_command("info", main.commands())
-    args = main.command_parser("info", module).parse_intermixed_args(["--json", "small"])
+    args = main.command_parser("info", module).parse_command(["--json", "small"])
     assert (args.model, args.json) == ("small", True)
 
 
