@@ -103,6 +103,10 @@ class Catalogue:
             return (int(number),)
         raise UserError(self._not_found(text, head))
 
+    def has_name(self, text: str, head: Head = "known") -> bool:
+        """Whether a concept of the head is called `text`, in any case."""
+        return any(one.head == head for one in self._by_name.get(comparable(text), ()))
+
     def near(self, text: str, head: Head = "known") -> list[str]:
         """A few names that the text may be a misspelling of: names like it, with a word like it, or that match it."""
         by_text: dict[str, list[str]] = {}  # whole names and each of their words, to names

@@ -17,7 +17,7 @@ from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.steering.config import SteeringConfig
 from steerling_jax.steering.plan import merge_clamps
 from steerling_jax.steering.response import DEFAULT_STRENGTH, response_steering
-from steerling_jax.steering.rules import DEFAULT_STRENGTHS, ResponseRule, Rule, SteeringRule
+from steerling_jax.steering.rules import DEFAULT_STRENGTHS, ResponseRule, Rule, SteeringRule, check_strength
 
 _PRESET_LAYER = 8
 _PRESET_SUPPRESSION = 20.0  # of the promoted tokens' logits, at the preset's strength of 7
@@ -49,10 +49,12 @@ def _resolve(
     rule: SteeringRule, catalogue: Catalogue, config: ModelConfig, actions: dict[tuple[int, ...], SteeringRule]
 ) -> SteeringConfig:
     """One rule's configuration. actions: the first rule that amplifies or suppresses each set of concepts; updated."""
+    if rule.action != "clamp" and catalogue.has_name(rule.option, rule.head):
+        rule = dataclasses.replace(rule, concept=rule.option, strength=None)
     try:
         focal, group = _concept_ids(rule, catalogue)
     except UserError as error:
-        raise UserError(f"{rule.origin}: {error}" if rule.origin else str(error)) from None
+        raise _explained(error, rule, catalogue) from None
     ids = tuple(dict.fromkeys((*focal, *group)))
     name = _display_name(rule, catalogue, focal)
     if rule.action == "clamp":
@@ -69,6 +71,19 @@ def _resolve(
         preset = _suppress(rule, ids, focal or ids, strength)
     label = _label(rule, f"{rule.action} {name} at {strength:g}")
     return dataclasses.replace(preset, where=rule.where, label=label, **_overrides(rule, preset))
+
+
+def _explained(error: UserError, rule: SteeringRule, catalogue: Catalogue) -> UserError:
+    """The error for a concept that does not exist, with the place of the rule."""
+    where = f"--{rule.action} {rule.option!r}"
+    if rule.option and rule.concept == rule.option:  # what follows "=" is not a valid strength
+        try:
+            check_strength(rule.option.rpartition("=")[2].strip(), where)
+        except UserError as invalid:
+            return UserError(f"{str(invalid).rstrip('.')}, or the whole name of a concept.")
+    if catalogue.has_name(rule.option, rule.head):  # a clamp, which needs a value
+        return UserError(f"{where} names a concept, but no value; give '{rule.option}=1'.")
+    return UserError(f"{rule.origin}: {error}" if rule.origin else str(error))
 
 
 def _concept_ids(rule: SteeringRule, catalogue: Catalogue) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -58,18 +58,24 @@ def parse_json(values: Any) -> tuple[Rule, ...]:
 def parse_option(option: str, text: str) -> SteeringRule:
     """A rule from `--amplify` or `--suppress`, `NAME` or `NAME=8`, or from `--clamp` or `--clamp-discovered`, `NAME=1`.
 
-    option: without its dashes.
+    option: without its dashes. A concept's name can contain "=" itself, and only the catalogue knows: the rule has the
+    name and the number after the last "=", and the whole text as `option`, which `resolve_rules` looks up first.
     """
     head = _CLAMPS.get(option.replace("-", "_"))
-    # From the right, since a concept's name can contain "=" itself.
     name, equals, number = text.rpartition("=")
     name, value = (name.strip(), number.strip()) if equals else (text.strip(), None)
     where = f"--{option} {text!r}"
+    whole = text if equals else ""
     if head is not None:
         require(bool(name and value), f"{where} does not set a concept; give NAME=1 (0 is off).")
-        return SteeringRule("clamp", name, value=check_activation(value, "value", where), head=head)
+        value = check_activation(value, "value", where)
+        return SteeringRule("clamp", name, value=value, head=head, option=whole)
     require(bool(name), f"{where} names no concept; give NAME or NAME={DEFAULT_STRENGTHS.get(option, 1):g}.")
-    return SteeringRule(cast(Action, option), name, strength=None if value is None else check_strength(value, where))
+    try:
+        strength = None if value is None else check_strength(value, where)
+    except UserError:
+        name, strength = text, None  # only the whole text can be a name; `resolve_rules` raises if it is not
+    return SteeringRule(cast(Action, option), name, strength=strength, option=whole)
 
 
 def parse_span(text: str, option: str) -> tuple[int, int]:

@@ -42,7 +42,8 @@ class SteeringRule:
     instead of logits; where, at "masks" or at the "prompt". words (suppress): how strongly the tokens that the concept
     promotes are suppressed. Fields of clamp: value, the activation; head; at, the half-open range of positions, counted
     from the first token after the prompt; epsilon, see `SteeringConfig`. origin: the file and number of the rule, for
-    labels and errors.
+    labels and errors. option: the whole text `NAME=X` of a command-line option; where a concept has this name, the rule
+    is about that concept, with the default strength.
     """
 
     action: Action
@@ -51,6 +52,7 @@ class SteeringRule:
     strength: float | None = None
     reason: str = ""
     origin: str = ""
+    option: str = ""
     concepts: Mapping[str, float] | None = None
     layer: int | None = None
     tokens: int | Literal["all"] | None = None

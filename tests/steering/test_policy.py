@@ -88,13 +88,43 @@ def test_a_rule_reaches_every_field_of_the_config():
     with pytest.raises(sj.UserError, match=r"p: concepts are group:topic, but a weight belongs to one concept"):
         steer(make_rule({"action": "amplify", "concepts": {"group:topic": 1}}, "p"))
     reached = {name for rule in (full, clamp) for name in rule} | {"words", "concepts", "head", "concept"}
-    assert reached | {"action", "origin"} == {field.name for field in dataclasses.fields(SteeringRule)}
+    assert reached | {"action", "origin", "option"} == {field.name for field in dataclasses.fields(SteeringRule)}
 
 
 @pytest.mark.parametrize("text", ["Poems=", "Poems=lots", "Poems=-1", "Poems=nan", "Poems=inf", "Poems=1e999"])
 def test_bad_strengths(text: str):
     with pytest.raises(sj.UserError, match=f"--amplify '{text}': the strength is .* not negative"):
-        parse_option("amplify", text)
+        steer(parse_option("amplify", text))
+
+
+def test_names_that_contain_an_equals_sign_are_looked_up_whole_first():
+    names = [{"id": 0, "name": "x"}, {"id": 1, "name": "X=1"}, {"id": 2, "name": "a=b"}, {"id": 3, "name": "d = -2"}]
+    bundle = sj.Bundle(
+        CONFIG,
+        {},
+        IdsOnlyTokenizer(SpecialIds.last_of(64), 64),
+        catalogue=make_catalogue(names, CONFIG, "list"),
+    )
+    for text, (concept, strength) in {
+        "x=1": (1, 8.0),
+        "x=1=2": (1, 2.0),
+        "x=1.0": (0, 1.0),
+        "x": (0, 8.0),
+        "a=b": (2, 8.0),
+        "a=b=0.5": (2, 0.5),
+        "d = -2": (3, 8.0),
+    }.items():
+        (one,) = resolve_rules([parse_option("amplify", text)], bundle)
+        assert (one.concept_ids, one.mai_lm_target) == ((concept,), strength), text
+    (one,) = resolve_rules([parse_option("suppress", "A=B")], bundle)
+    assert one.concept_ids == (2,)
+    for text, ids in {"x=1": {0: 1.0}, "x=1=0.5": {1: 0.5}, "a=b=0": {2: 0.0}}.items():
+        (one,) = resolve_rules([parse_option("clamp", text)], bundle)
+        assert one.intervene_known == ids
+    names[0]["name"] = "y"
+    bundle = dataclasses.replace(bundle, catalogue=make_catalogue(names, CONFIG, "list"))
+    with pytest.raises(sj.UserError, match="--clamp 'x=1' names a concept, but no value; give 'x=1=1'"):
+        resolve_rules([parse_option("clamp", "x=1")], bundle)
 
 
 def test_rules_that_contradict_each_other_are_named():
