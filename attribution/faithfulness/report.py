@@ -29,7 +29,7 @@ _TITLES = {
     "outputs": "Bad outputs",
 }
 _PLOTTED = {  # figures of the data part, with their titles
-    "share of the ceiling": "retraining: share of the seed-to-seed ceiling",
+    "share of the ceiling": "retraining: share of the ceiling",
     "recall@10": "planted evidence: recall@10",
     "tail patch": "a step on the ten best, nats",
 }

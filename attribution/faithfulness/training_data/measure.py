@@ -23,6 +23,7 @@ from steerling_jax.attribution.faithfulness.training_data.evidence_scores import
 )
 from steerling_jax.attribution.faithfulness.training_data.metrics import (
     datamodelling_scores,
+    perfect_score,
     recall_at,
     reciprocal_rank,
 )
@@ -39,8 +40,8 @@ NEAREST = 10  # chunks of a tail patch, and of recall
 _STATED = ("paraphrase", "verbatim")  # kinds of queries whose answer the corpus states
 _NOTES = [
     "Answer: log-probability of a fact's object, masked, after the words before it. Half-corpora are drawn by books of "
-    "eight chunks; a score's datamodelling figure is the mean of its correlations with the answers of each seed. They "
-    "are as noisy as the ceiling, which is the correlation of the two seeds.",
+    "eight chunks; a score's datamodelling figure is the mean of its correlations with the answers of each seed. The "
+    "ceiling is what the expected answers themselves would reach: the square root of the correlation of two seeds.",
     "Tail patch: change of the answer by one step of fixed length on the ten best chunks.",
     "Edited: passages of which the corpus has copies with one word in thirteen replaced.",
 ]
@@ -144,7 +145,7 @@ class _Part:
         return figures
 
     def datamodelling_figures(self, members: np.ndarray, answers: Sequence[np.ndarray]) -> list[dict[str, Any]]:
-        """Linear datamodelling scores, their ceiling, and each score's share of the ceiling.
+        """Linear datamodelling scores, what a perfect score would reach, and each score's share of that.
 
         members: (m, N) bool, the chunks of each half-corpus; answers: for each seed (m', Q), of the first m' of them.
         """
@@ -153,10 +154,11 @@ class _Part:
             rows = np.flatnonzero(self.kinds == kind)
             if not len(rows):
                 continue
-            # No score can agree with a retrained model better than a second model retrained on the same corpora does.
             both = min(map(len, answers))
-            ceiling = rank_correlations(*(one[:both, rows].T for one in answers))
-            figures.append(mean_figure("seed-to-seed ceiling", kind, ceiling, self.key))
+            agreement = rank_correlations(*(one[:both, rows].T for one in answers))
+            figures.append(mean_figure("seed-to-seed correlation", kind, agreement, self.key))
+            perfect = bootstrap(lambda some, of=agreement: perfect_score(of[some]), len(agreement), self.key)
+            figures.append(figure_entry("ceiling", kind, perfect, ""))
             for name, values in self.scores.items():
                 each = [datamodelling_scores(values[rows], members[: len(one)], one[:, rows]) for one in answers]
                 weight = np.array([len(one) for one in answers], float)
@@ -164,7 +166,7 @@ class _Part:
                 score = np.nan_to_num(np.average(each, axis=0, weights=weight))
                 of = f"{kind}: {name}"
                 figures.append(mean_figure("datamodelling score", of, score, self.key, "higher"))
-                figures.append(_share_of_ceiling(of, score, ceiling, self.key))
+                figures.append(_share_of_ceiling(of, score, agreement, self.key))
         return figures
 
     def tail_patch_figures(self, progress: Progress) -> list[dict[str, Any]]:
@@ -196,11 +198,11 @@ class _Part:
         return figures
 
 
-def _share_of_ceiling(of: str, score: np.ndarray, ceiling: np.ndarray, key: jax.Array) -> dict[str, Any]:
-    """Mean datamodelling score over the mean ceiling, both of the same queries in each bootstrap sample."""
+def _share_of_ceiling(of: str, score: np.ndarray, agreement: np.ndarray, key: jax.Array) -> dict[str, Any]:
+    """Mean datamodelling score over the score of perfect knowledge, for the same queries in each bootstrap sample."""
 
     def share(rows: np.ndarray) -> float:
-        known = ceiling[rows][~np.isnan(ceiling[rows])]
-        return float(score[rows].mean() / known.mean()) if known.sum() > 0 else math.nan
+        perfect = perfect_score(agreement[rows])
+        return float(score[rows].mean() / perfect) if perfect > 0 else math.nan
 
     return figure_entry("share of the ceiling", of, bootstrap(share, len(score), key), "higher")

@@ -20,6 +20,17 @@ def datamodelling_scores(scores: np.ndarray, members: np.ndarray, answers: np.nd
     return rank_correlations(scores @ members.T.astype(np.float64), answers.T)
 
 
+def perfect_score(agreement: np.ndarray) -> float:
+    """The datamodelling score that the expected answers would reach, from the correlations (Q,) of two seeds' answers.
+
+    An answer is its expectation over seeds plus noise. If a share ρ of its variance is the expectation's, two seeds
+    correlate with ρ, and the expectation itself correlates with one seed with √ρ, which is more: it has no noise of its
+    own. NaN where no correlation is defined; 0 where seeds do not agree.
+    """
+    known = agreement[~np.isnan(agreement)]
+    return math.sqrt(max(known.mean(), 0.0)) if len(known) else math.nan
+
+
 def reciprocal_rank(scores: np.ndarray, evidence: Sequence[int]) -> float:
     """1 / (rank of the first evidence) by scores (N,); among equal scores the evidence is ranked last."""
     return 1.0 / min(_rank(scores, chunk, evidence) for chunk in evidence) if evidence else math.nan

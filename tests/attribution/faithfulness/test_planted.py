@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -31,6 +32,7 @@ from steerling_jax.attribution.faithfulness.planted.write_corpus import write_wo
 from steerling_jax.attribution.faithfulness.training_data.evidence_scores import bm25, damped_influence, ngram_overlap
 from steerling_jax.attribution.faithfulness.training_data.metrics import (
     datamodelling_scores,
+    perfect_score,
     recall_at,
     reciprocal_rank,
 )
@@ -176,6 +178,22 @@ def test_datamodelling_score_of_a_linear_world_is_one() -> None:
     assert abs(datamodelling_scores(draw.normal(size=(3, 40)), members, answers).mean()) < 0.4
 
 
+def test_perfect_knowledge_reaches_the_ceiling() -> None:
+    """Answers of two seeds around known expectations: the expectations' own score is the ceiling, not above it."""
+    draw = np.random.default_rng(0)
+    truth, members = draw.normal(size=(40, 60)), draw.random((300, 60)) < 0.5
+    expected = (truth @ members.T).T
+    noise = expected.std(axis=0) * 1.1
+    first, second = (expected + noise * draw.normal(size=expected.shape) for _ in range(2))
+    agreement = rank_correlations(first.T, second.T)
+    reached = datamodelling_scores(truth, members, first).mean()
+    assert 0.3 < agreement.mean() < 0.6
+    assert reached / perfect_score(agreement) == pytest.approx(1, abs=0.03)
+    assert reached / agreement.mean() > 1.3
+    assert math.isnan(perfect_score(np.array([np.nan])))
+    assert perfect_score(np.array([-0.2])) == 0
+
+
 def test_ranks_and_recall_by_hand() -> None:
     scores = np.array([0.9, 0.1, 0.5, 0.5, 0.2])
     assert reciprocal_rank(scores, (0,)) == 1
@@ -227,7 +245,14 @@ def test_the_command_continues_after_a_kill(tmp_path: Path, child_environment: d
     assert len(list(first.parent.glob("*.json"))) == 5
     found = json.loads(ended.stdout)["parts"]["data"]
     names = {figure["figure"] for figure in found["figures"]}
-    assert names >= {"seed-to-seed ceiling", "datamodelling score", "tail patch", "recall@10", "reciprocal rank"}
+    assert names >= {
+        "seed-to-seed correlation",
+        "ceiling",
+        "datamodelling score",
+        "tail patch",
+        "recall@10",
+        "reciprocal rank",
+    }
     verbatim = [f for f in found["figures"] if (f["figure"], f["of"]) == ("recall@10", "duplicated: verbatim")]
     assert verbatim[0]["mean"] == 1
     report = (tmp_path / "report.md").read_text()
