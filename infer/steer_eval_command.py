@@ -187,7 +187,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Writes the figures as a table, whole or not at all."""
     from steerling_jax.io.atomic import atomic_path
 
-    with atomic_path(path) as target, target.open("w", newline="", encoding="utf-8") as file:
+    with atomic_path(path) as target, target.open("w", newline="", encoding="utf-8", errors="replace") as file:
         writer = csv.DictWriter(file, rows[0].keys())
         writer.writeheader()
         writer.writerows(rows)

@@ -10,6 +10,7 @@ import numpy as np
 from steerling_jax.attribution.trace.document import KINDS
 from steerling_jax.attribution.trace.explanation import Explanation
 from steerling_jax.errors import UserError
+from steerling_jax.io.text_files import replace_surrogates
 
 Rows = list[dict[str, Any]]
 
@@ -46,7 +47,8 @@ def write_tables(folder: Path, tables: dict[str, Rows], explanation: Explanation
     }
     for name, rows in tables.items():
         schema = pyarrow.schema([(column, getattr(pyarrow, kind)()) for column, kind in _COLUMNS[name].items()])
-        table = pyarrow.Table.from_pylist(rows, schema.with_metadata(about))
+        # A lone surrogate, which a trace's JSON can hold, has no UTF-8 form.
+        table = pyarrow.Table.from_pylist(replace_surrogates(rows), schema.with_metadata(about))
         parquet.write_table(table, folder / f"{name}.parquet", compression="zstd")
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from steerling_jax.concepts.catalogue import HEADS, Catalogue, Concept
 from steerling_jax.errors import UserError, error_summary
 from steerling_jax.io.json_files import read_json_array
+from steerling_jax.io.text_files import replace_surrogates
 from steerling_jax.models.steerling.config import ModelConfig
 
 FILES = ("concepts.json", "concepts.parquet")  # in a model's folder; the first that exists is read
@@ -38,8 +39,9 @@ def read_concept_names(folder: Path, config: ModelConfig) -> tuple[str, ...] | N
 def read_catalogue(path: str | Path, config: ModelConfig) -> Catalogue:
     """Reads a catalogue. Raises `UserError` if it is invalid or has ids that this model does not have."""
     path = Path(path)
-    entries = _read_parquet(path) if path.suffix == ".parquet" else read_json_array(path)
-    return make_catalogue(entries, config, str(path))
+    # A lone surrogate in a name could be neither printed nor written.
+    entries = _read_parquet(path) if path.suffix.lower() == ".parquet" else read_json_array(path)
+    return make_catalogue(replace_surrogates(entries), config, str(path))
 
 
 def make_catalogue(entries: Sequence[Any], config: ModelConfig, source: str) -> Catalogue:

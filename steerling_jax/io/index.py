@@ -36,6 +36,7 @@ from steerling_jax.io.corpus.store import CorpusStore, array_spec
 from steerling_jax.io.disk_errors import report_disk_errors
 from steerling_jax.io.json_files import write_json
 from steerling_jax.io.storage import StoragePath
+from steerling_jax.io.text_files import load_json
 
 FORMAT_VERSION = 2  # version 1 had another influence threshold, computed with fewer maskings
 SEPARATOR = -1  # between documents in a unit's text
@@ -194,7 +195,7 @@ def write_once(path: Path, value: Any) -> Any:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return load_json(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"{path} is missing: is {path.parent} an index? If so, {_REBUILD}.") from None
     except (OSError, ValueError) as error:

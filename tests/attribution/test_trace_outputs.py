@@ -99,6 +99,14 @@ def test_chunks_have_names_and_evidence(document: dict[str, Any], explanation: E
     assert document["trace"]["steering"] == ["inject 1 at 3.0"]
 
 
+def test_tables_of_a_trace_with_lone_surrogates(explanation: Explanation, tmp_path: Path):
+    """JSON can hold them, and so can a trace that was read from a file; Parquet cannot."""
+    tables = {name: [dict(row) for row in rows] for name, rows in make_tables(explanation).items()}
+    tables["concepts"][0]["name"] = "a \ud800"
+    write_tables(tmp_path, tables, explanation)
+    assert pq.read_table(tmp_path / "concepts.parquet")["name"][0].as_py() == "a ?"
+
+
 def test_terminal_report(explanation: Explanation):
     from rich.console import Console
 

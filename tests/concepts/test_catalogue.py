@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import struct
 import sys
 from pathlib import Path
 
@@ -202,3 +203,15 @@ def test_promoted_pieces_of_the_bundled_model():
     assert promoted_pieces(bundle, [], 8) == []
     with pytest.raises(sj.UserError, match="no discovered concept 100000"):
         promoted_pieces(bundle, [100_000], 8, "discovered")
+
+
+def test_names_that_have_no_utf8_form(tmp_path: Path):
+    """Lone surrogates of JSON are replaced; Parquet text that is not UTF-8 is refused. Suffixes have any case."""
+    (tmp_path / "c.json").write_text('[{"id": 0, "name": "a \\ud800"}]')
+    assert read_catalogue(tmp_path / "c.json", SMALL).get(0).name == "a ?"
+    names = pyarrow.Array.from_buffers(
+        pyarrow.string(), 1, [None, pyarrow.py_buffer(struct.pack("<2i", 0, 2)), pyarrow.py_buffer(b"a\xff")]
+    )
+    parquet.write_table(pyarrow.table({"id": [0], "name": names}), tmp_path / "c.PARQUET")
+    with pytest.raises(sj.UserError, match=r"c\.PARQUET is not a valid Parquet file"):
+        read_catalogue(tmp_path / "c.PARQUET", SMALL)

@@ -17,7 +17,8 @@ from orbax.checkpoint import v1 as ocp
 
 from steerling_jax.errors import UserError
 from steerling_jax.io.checkpoints import parameters as checkpoint
-from steerling_jax.io.weights.published_layout import SINGLE, find_tensors, read_config
+from steerling_jax.io.tokenizers.load import vocabulary_file
+from steerling_jax.io.weights.published_layout import SINGLE, companion_files, find_tensors, read_config
 from steerling_jax.io.weights.published_reader import read_published
 from steerling_jax.io.weights.published_writer import write_published
 from steerling_jax.io.weights.safetensors_format import same_bytes
@@ -54,6 +55,20 @@ def test_there_and_back(golden: Path, tmp_path: Path, family: str):
     again, loaded = checkpoint.load_checkpoint_params(tmp_path / "ck")
     write_published(tmp_path / "out", again, loaded, layout=info.layout, carried=info.carried)
     assert same_tensors(golden / family, tmp_path / "out")
+
+
+def test_hidden_files_beside_a_model_are_not_read(text_model: Path, tmp_path: Path):
+    """macOS puts a binary `._NAME` beside each file that it copies."""
+    folder = tmp_path / "model"
+    shutil.copytree(text_model, folder)
+    for path in list(folder.iterdir()):
+        (folder / f"._{path.name}").write_bytes(b"\x00\x05\x16\x07\xff")
+    (folder / "._a.tiktoken").write_bytes(b"\x00\x05\x16\x07\xff")
+    (folder / "._a.vocab").write_bytes(b"\x00\x05\x16\x07\xff")
+    assert vocabulary_file(folder) == folder / "tokenizer.model"
+    (folder / "tokenizer.model").unlink()
+    assert vocabulary_file(folder) is None
+    assert not [path for path in companion_files(folder) if path.name.startswith(".")]
 
 
 @pytest.mark.parametrize(("family", "options"), [("base", ["--layout", "hub"]), ("hub_layout", [])])

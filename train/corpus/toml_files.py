@@ -21,7 +21,7 @@ def toml_files(paths: Sequence[str | Path]) -> list[Path]:
     files: list[Path] = []
     for path in map(Path, paths):
         # Hidden files are left out: macOS puts a binary `._NAME.toml` beside a file that it copies.
-        members = sorted(file for file in path.rglob("*.toml") if file.name[0] != ".") if path.is_dir() else [path]
+        members = sorted(path.rglob("[!.]*.toml")) if path.is_dir() else [path]
         if not members:
             raise UserError(f"{path} contains no .toml files: add one, or name another folder.")
         files += members

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -55,7 +56,7 @@ def prepare(
     config, runner = config or PrepareConfig(), runner or RunnerConfig()
     target, work = StoragePath(out), StoragePath(f"{str(out).rstrip('/')}.work")
     # A local store is renamed into place when complete; one in a bucket is complete when it has its manifest.
-    if target.has("manifest.json") if target.is_remote else Path(out).exists():
+    if target.has("manifest.json") if target.is_remote else os.path.lexists(out):
         raise UserError(f"{out} already exists: choose another --out, or remove it.")
     if target.is_remote and inputs.documents is not None:
         raise UserError(f"{out} is in a bucket, where documents must come from files: name some with --input.")

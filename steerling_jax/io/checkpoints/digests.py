@@ -11,7 +11,6 @@ is complete, but was interrupted between the two; it can be loaded, unverified.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from hashlib import file_digest
@@ -22,6 +21,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from steerling_jax.io.json_files import write_json
+from steerling_jax.io.text_files import load_json
 
 _DIGEST_FILE = re.compile(r"digests-(\d+)-of-(\d+)\.json")
 _PROCESS_FILE = re.compile(r"(?:^|/)(?:ocdbt\.)?process_(\d+)(?:/|$)")  # how Orbax names what one process wrote
@@ -61,7 +61,7 @@ def find_damage(folder: Path, process: int = 0, processes: int = 1) -> str | Non
     """
     for path in _digest_files(folder):
         try:
-            expected = json.loads(path.read_text(encoding="utf-8"))
+            expected = load_json(path.read_bytes())
             for name, (size, sha256) in expected.items():
                 if _reader(name, processes) == process and (problem := _file_damage(folder / name, size, sha256)):
                     return f"{name} {problem}"

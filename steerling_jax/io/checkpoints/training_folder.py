@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from steerling_jax.errors import UserError, error_summary
 from steerling_jax.io.checkpoints.parameters import FORMAT_VERSION, RUN_FILE
 from steerling_jax.io.disk_errors import report_disk_errors
 from steerling_jax.io.json_files import write_json
+from steerling_jax.io.text_files import load_json
 
 
 def write_run(folder: str | Path, *, run: Mapping[str, Any], corpus: Mapping[str, Any]) -> None:
@@ -33,7 +33,7 @@ def read_run(folder: str | Path) -> dict[str, Any] | None:
     """
     path = Path(folder) / RUN_FILE
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = load_json(path.read_bytes())
         kind, version = value["kind"], value["format_version"]
     except FileNotFoundError:
         return None

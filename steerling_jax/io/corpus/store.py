@@ -8,7 +8,6 @@ of about one megabyte: few files, and a read of a slice fetches little more than
 from __future__ import annotations
 
 import hashlib
-import json
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import tensorstore as ts
 from steerling_jax.corpus.reader import Chunk, DocumentRecord
 from steerling_jax.errors import UserError
 from steerling_jax.io.storage import StoragePath
+from steerling_jax.io.text_files import load_json
 from steerling_jax.tokenizer import SpecialIds
 
 FORMAT_VERSION = 1
@@ -106,7 +106,7 @@ class CorpusStore:
             first = len(records)
             try:
                 for line in (self._storage.read(name) or b"").decode().rstrip("\n").split("\n"):
-                    records.append(DocumentRecord(**json.loads(line)))
+                    records.append(DocumentRecord(**load_json(line)))
             except (ValueError, TypeError) as error:
                 where = f"{self._storage}/{name}, line {len(records) - first + 1},"
                 raise UserError(f"{where} cannot be read: {_REBUILD}.") from error
@@ -170,7 +170,7 @@ def _read_manifest(folder: StoragePath) -> dict[str, Any]:
         content = folder.read("manifest.json")
         if content is None:
             raise UserError(f"There is no corpus at {folder}: make one with `steerling prepare`.")
-        manifest = json.loads(content)
+        manifest = load_json(content)
         version = manifest["format_version"]
         missing = _MANIFEST_KEYS - manifest.keys()
     except (OSError, ValueError, KeyError, TypeError) as error:

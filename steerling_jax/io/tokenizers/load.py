@@ -15,7 +15,8 @@ from steerling_jax.tokenizer import IdsOnlyTokenizer, SpecialIds, Tokenizer
 
 def vocabulary_file(folder: str | Path) -> Path | None:
     """The vocabulary file in a folder: `tokenizer.model`, else a `.tiktoken` file, else None."""
-    candidates = [Path(folder, "tokenizer.model"), *sorted(Path(folder).glob("*.tiktoken"))]
+    # Hidden files are not candidates: macOS puts a binary `._NAME.tiktoken` beside a file that it copies.
+    candidates = [Path(folder, "tokenizer.model"), *sorted(Path(folder).glob("[!.]*.tiktoken"))]
     return next((path for path in candidates if path.is_file()), None)
 
 

@@ -243,4 +243,5 @@ def match_tensors(
 def companion_files(folder: str | Path) -> list[Path]:
     """The files of a model folder that are copied along with its weights: vocabulary, concept names, card."""
     folder = Path(folder)
-    return sorted({path for pattern in COMPANIONS for path in folder.glob(pattern) if path.is_file()})
+    files = {path for pattern in COMPANIONS for path in folder.glob(pattern) if path.is_file()}
+    return sorted(path for path in files if not path.name.startswith("."))

@@ -152,6 +152,9 @@ def _check_types(values: Mapping[str, Any], owner: type, where: str) -> None:
             ok = isinstance(value, str)
         if not ok:
             raise UserError(f"{where}: {spec.name} is {value!r}, but it must be of type {kind}.")
+        # Without a limit, sizes could have so many digits that Python refuses to print them. NaN is rejected as well.
+        if isinstance(value, int | float) and not abs(value) < 1 << 63:
+            raise UserError(f"{where}: {spec.name} is not a finite number of at most 64 bits; correct it.")
 
 
 @dataclass(frozen=True)

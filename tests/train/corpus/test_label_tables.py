@@ -125,6 +125,27 @@ def test_tables_by_hash_and_of_whole_documents(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
+    "row",
+    [
+        '{"doc_int_id": 1, "chunk_id": Infinity}',
+        '{"doc_int_id": 1, "chunk_id": NaN}',
+        f'{{"doc_int_id": 1, "chunk_id": {10**400}}}',
+        f'{{"doc_int_id": 1, "chunk_id": {1 << 63}}}',
+        '{"doc_int_id": 1, "chunk_id": [1]}',
+        '{"doc_int_id": 1, "chunk_text": 5}',
+        '{"doc_int_id": 1, "content_ids": [[5]]}',
+        '{"doc_int_id": 1, "content_ids": [{"id": 5}]}',
+        '{"doc_int_id": 1, "content_ids": 5}',
+    ],
+)
+def test_absurd_rows_of_tables_are_named(tmp_path: Path, row: str):
+    (tmp_path / "t.jsonl").write_text(f'{{"doc_int_id": 1, "content_ids": [5]}}\n{row}')
+    table = TableSettings("t", (str(tmp_path / "t.jsonl"),), "")
+    with pytest.raises(UserError, match=r"t\.jsonl, line 2: chunk_id must be an integer, chunk_text a string"):
+        build_table(table, {5: 50}, StoragePath(tmp_path / "joined"))
+
+
+@pytest.mark.parametrize(
     ("old", "new", "message"),
     [
         ("[[labels]]", "[[label]]", "describes no table of labels"),

@@ -71,6 +71,14 @@ def test_a_mended_line_is_not_refused(texts: Path, tmp_path: Path, bad: str, int
     assert prepare(out, inputs, config).manifest["counts"]["train"]["documents"] > 0
 
 
+def test_an_output_that_is_a_broken_link(texts: Path, tmp_path: Path, tokenizer):
+    """Found at the start; a folder cannot be renamed over a link at the end."""
+    (tmp_path / "out").symlink_to("nowhere")
+    with pytest.raises(UserError, match="out already exists"):
+        prepare(tmp_path / "out", CorpusInputs([TextSource((str(texts),))], tokenizer=tokenizer))
+    assert not (tmp_path / "out.work").exists()
+
+
 def test_lone_surrogates(tmp_path: Path, tokenizer):
     """In every field of a line; a store, like every UTF-8 file, cannot hold them."""
     lines = [{"text": text, "source": "s\ud800", "cluster": f"c\udfff{i}", "name": "n\ud800", "module": "m\ud800"}
