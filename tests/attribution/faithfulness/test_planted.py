@@ -22,14 +22,16 @@ from scipy.stats import spearmanr
 from steerling_jax.attribution import faithfulness_command as command
 from steerling_jax.attribution.faithfulness import part_settings
 from steerling_jax.attribution.faithfulness.outputs.text_sets import SHUFFLED
+from steerling_jax.attribution.faithfulness.planted.fact_prompts import answer_log_probabilities
 from steerling_jax.attribution.faithfulness.planted.recipe import DOCUMENT_TOKENS, planted_recipe
-from steerling_jax.attribution.faithfulness.planted.retraining import draw_halves
-from steerling_jax.attribution.faithfulness.planted.training import Documents, draw_batches
-from steerling_jax.attribution.faithfulness.planted.workspace import open_workspace
+from steerling_jax.attribution.faithfulness.planted.retraining import draw_halves, retrain
+from steerling_jax.attribution.faithfulness.planted.training import Documents, draw_batches, train
+from steerling_jax.attribution.faithfulness.planted.workspace import PlantedWorkspace, open_workspace
 from steerling_jax.attribution.faithfulness.planted.world import CHUNK_WORDS, SMALL, World, WorldSize
 from steerling_jax.attribution.faithfulness.planted.world_generator import generate_world
 from steerling_jax.attribution.faithfulness.planted.write_corpus import write_world
 from steerling_jax.attribution.faithfulness.training_data.evidence_scores import bm25, damped_influence, ngram_overlap
+from steerling_jax.attribution.faithfulness.training_data.measure import measure
 from steerling_jax.attribution.faithfulness.training_data.metrics import (
     datamodelling_scores,
     perfect_score,
@@ -43,6 +45,7 @@ from steerling_jax.errors import UserError
 from steerling_jax.evaluation.rank_correlation import rank_correlations
 from steerling_jax.io.corpus.heldout import store_tokenizer
 from steerling_jax.io.corpus.store import CorpusStore
+from steerling_jax.progress import no_progress
 
 SIZE = WorldSize()
 
@@ -156,6 +159,65 @@ def test_halves_are_halves() -> None:
     assert (halves.sum(axis=1) == 10).all()
     assert len(np.unique(halves, axis=0)) == 6
     np.testing.assert_array_equal(draw_halves(21, 3, seed=1), halves[:3])
+    other = draw_halves(21, 6, seed=2)
+    assert not (halves[:, None] == other[None, :]).all(axis=2).any(), "another seed draws other halves"
+
+
+# Retraining.
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> PlantedWorkspace:
+    """A small world whose models are trained for ten steps."""
+    return open_workspace(tmp_path_factory.mktemp("planted-workspace"), 0, 10, SMALL)
+
+
+def test_retraining_is_training_on_a_halfs_documents_with_its_seed(workspace: PlantedWorkspace, tmp_path: Path) -> None:
+    recipe, documents, prompts = workspace.recipe, workspace.documents, workspace.prompts
+    (half,) = draw_halves(int(documents.source.max()) + 1, 1, seed=3)
+    inside = half[documents.source]
+    alone = Documents({name: rows[inside] for name, rows in documents.examples.items()}, documents.source[inside])
+    answers = []
+    for seed in (0, 4):
+        (found,) = retrain(recipe, documents, prompts, half[None], tmp_path, seed=seed, progress=no_progress)
+        model = train(recipe, alone, seed)
+        expected = answer_log_probabilities(model.params, prompts, config=recipe.model, compute=recipe.compute)
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+        answers.append(found)
+    assert np.abs(answers[0] - answers[1]).max() > 0.01
+
+
+def test_the_ceiling_is_the_agreement_of_two_seeds(workspace: PlantedWorkspace) -> None:
+    """With answers and scores that are given as files, which `measure` does not compute again."""
+    seed, subsets, twice = 5, 6, 5
+    queries, source = workspace.world.queries, workspace.documents.source
+    draw, answers = np.random.default_rng(0), {}
+    for retrained, count in ((0, subsets), (1, twice)):
+        answers[retrained] = draw.normal(size=(count, 2, len(queries)))
+        halves = draw_halves(int(source.max()) + 1, count, seed)
+        for number, half in enumerate(halves):
+            values = {"kept": np.flatnonzero(half).tolist(), "answers": answers[retrained][number].tolist()}
+            path = workspace.folder / "halves" / f"half-{number:03d}-seed-{retrained}.json"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(json.dumps(values))
+    scores = draw.normal(size=(len(queries), len(workspace.world.chunks)))
+    np.savez(workspace.folder / "scores.npz", given=scores)
+    result = measure(workspace, progress=no_progress, seed=seed, subsets=subsets, twice=twice)
+    figures = {(figure["figure"], figure["of"]): figure["mean"] for figure in result["figures"]}
+    members = draw_halves(int(source.max()) + 1, subsets, seed)[:, source]
+
+    def correlations(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        return np.array([spearmanr(*pair)[0] for pair in zip(one.T, other.T)], float)  # type: ignore[arg-type]
+
+    for kind in ("paraphrase", "verbatim"):
+        selected = [number for number, query in enumerate(queries) if query.kind == kind]
+        one, other, sums = answers[0][:, 0, selected], answers[1][:, 0, selected], (members @ scores.T)[:, selected]
+        ceiling = correlations(one[:twice], other)
+        assert figures["seed-to-seed ceiling", kind] == pytest.approx(ceiling.mean())
+        # A seed's correlation counts as often as it has models.
+        agreement = subsets * correlations(sums, one) + twice * correlations(sums[:twice], other)
+        agreement = agreement / (subsets + twice)
+        assert figures["datamodelling score", f"{kind}: given"] == pytest.approx(agreement.mean())
 
 
 # Measures.
