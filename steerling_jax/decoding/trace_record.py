@@ -206,7 +206,13 @@ def restore(record: TraceRecord, bundle: Bundle, where: str = "The trace") -> Tr
     check(record, bundle, where)
     if record.trace.plan is not None:
         return record.trace
-    plan = prepare_steering(bundle.params, record.steering, config=bundle.config, compute=bundle.compute)
+    # Records of earlier versions can name a layer that the model lacks. Such an injection did nothing; by now it is an
+    # error in a request.
+    L = bundle.config.n_layers
+    steering = [
+        dataclasses.replace(one, mai_lm_target=0.0) if one.first_layer(L) > L else one for one in record.steering
+    ]
+    plan = prepare_steering(bundle.params, steering, config=bundle.config, compute=bundle.compute)
     return dataclasses.replace(record.trace, plan=plan)
 
 

@@ -85,7 +85,8 @@ class Contributions:
         return np.abs(self.discovered_contributions).sum(axis=1)
 
     def label(self, kind: str, concept_id: int) -> str:
-        """A concept's printed name. As published, the numbers of discovered concepts continue those of known ones."""
+        """A concept's label in the published package, where the numbers of discovered concepts continue those of known
+        ones. Everything that is printed has the number within the head instead, see `ConceptShare`."""
         if kind == "discovered":
             return f"Discovered: #{concept_id + self.n_concepts}"
         return f"Known: {self.concept_names[concept_id]}" if self.concept_names else f"Known: #{concept_id}"

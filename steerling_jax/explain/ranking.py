@@ -21,7 +21,8 @@ from steerling_jax.explain.contributions import Contributions
 class ConceptShare(NamedTuple):
     """A concept's signed share of a chunk.
 
-    type: "known" or "discovered". concept_id: the id within that type. contribution: a fraction of the absolute mass.
+    label: the concept's name or number, as it is printed. type: "known" or "discovered". concept_id: the id within that
+    type, by which all commands and options know the concept. contribution: a fraction of the absolute mass.
     """
 
     label: str
@@ -71,7 +72,7 @@ def rank_chunk(contributions: Contributions, start: int, end: int) -> ChunkRanki
     mass = c.absolute_known + c.absolute_discovered + np.abs(c.remainder)
     mass = np.maximum(mass[inside], 1e-8)
     entries = [
-        ConceptShare(c.label(kind, int(number)), kind, float(share) / (end - start), int(number))
+        ConceptShare(_printed(c, kind, int(number)), kind, float(share) / (end - start), int(number))
         for kind, ids, values in (
             ("known", c.known_ids, c.known_contributions),
             ("discovered", c.discovered_ids, c.discovered_contributions),
@@ -83,6 +84,11 @@ def rank_chunk(contributions: Contributions, start: int, end: int) -> ChunkRanki
     absolute = (c.absolute_known[inside], c.absolute_discovered[inside], np.abs(c.remainder[inside]))
     net = (c.net_known[inside], c.net_discovered[inside], c.net_epsilon[inside])
     return ChunkRanking(start, end, tuple(entries), 100 * epsilon, _mean_shares(absolute), _mean_shares(net))
+
+
+def _printed(contributions: Contributions, kind: str, concept_id: int) -> str:
+    """The concept's label with the number within its head; `Contributions.label` has the published numbering."""
+    return f"Discovered: #{concept_id}" if kind == "discovered" else contributions.label(kind, concept_id)
 
 
 def _sum_by_concept(ids: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

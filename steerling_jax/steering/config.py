@@ -101,10 +101,14 @@ class SteeringConfig:
         cls,
         concept_ids: int | Sequence[int],
         mai_lm_target: float = 8.0,
-        inject_layer: int = 8,
+        inject_layer: int | None = None,
         cutoff_tokens: int = 32,
     ) -> SteeringConfig:
-        """The published preset that amplifies concepts during the first `cutoff_tokens` tokens of the text."""
+        """The published preset that amplifies concepts during the first `cutoff_tokens` tokens of the text.
+
+        inject_layer: as in the class, None for half the layers. The published preset has 8 for its 32 layers, which a
+        small model may not have.
+        """
         ids = (concept_ids,) if isinstance(concept_ids, int) else tuple(concept_ids)
         return cls(ids, mai_lm_target, True, inject_layer, "hard_cutoff", cutoff_tokens)
 
@@ -123,13 +127,19 @@ class SteeringConfig:
         return cls(ids, mai_lm_target, False, inject_layer, relu_logit_mask={concept_id: relu_strength})
 
     def check(self, config: ModelConfig) -> None:
-        """Raises `UserError` where the model does not have the concepts that are named."""
+        """Raises `UserError` where the model does not have the concepts or the layer that are named."""
         concept = config.concept
         if concept is None:
             raise UserError("Steering needs a model with known concepts; this one has none.")
         C = concept.n_concepts
         for i in (*self.concept_ids, *(self.relu_logit_mask or {}), *(self.intervene_known or {})):
             require(0 <= i < C, f"Steering names concept {i}, but the known concepts of this model are 0 to {C - 1}.")
+        first, L = self.first_layer(config.n_layers), config.n_layers
+        require(
+            not self.injects or first <= L,
+            f"inject_layer is {first}, but the layers of this model are 1 to {L}; give one of them, or None.",
+            "inject_layer",
+        )
         U = (concept.n_unknown_concepts or 0) if concept.use_unknown else 0
         for i in self.intervene_unknown or ():
             require(U > 0, "intervene_unknown needs a model with discovered concepts; this one has none.")

@@ -111,7 +111,7 @@ def prepare_steering(
 ) -> SteeringPlan:
     """The plan for this model; a `SteeringPlan` is returned as it is.
 
-    Raises `UserError` where the model does not have the concepts, or where clamps contradict each other.
+    Raises `UserError` where the model does not have the concepts or the layer, or where clamps contradict each other.
     """
     if isinstance(steering, SteeringPlan):
         return steering
@@ -121,13 +121,11 @@ def prepare_steering(
     suppression = jnp.zeros(config.vocab_size)
     for one in configs:
         one.check(config)
-        # A small model can have fewer layers than the number at which the injection would start.
-        injects = one.injects and one.first_layer(config.n_layers) <= config.n_layers
-        if injects:
+        if one.injects:
             parts.append(_injection(params, one, config, compute))
         if one.relu_logit_mask:
             suppression = suppression + _suppression(params, one.relu_logit_mask)
-        if injects or one.clamps or any((one.relu_logit_mask or {}).values()):
+        if one.injects or one.clamps or any((one.relu_logit_mask or {}).values()):
             labels.append(one.describe())
     return SteeringPlan(tuple(parts), suppression, merge_clamps(configs), tuple(labels), config.n_embd)
 

@@ -59,6 +59,11 @@ def _resolve(
     name = _display_name(rule, catalogue, focal)
     if rule.action == "clamp":
         return _clamp(rule, ids, name)
+    require(
+        rule.layer is None or rule.layer <= config.n_layers,
+        f"{rule.origin or 'A rule'}: layer is {rule.layer}, but the layers of this model are 1 to {config.n_layers}.",
+        "layer",
+    )
     # Amplifying and suppressing the same concepts would partly cancel out, which can only be a mistake.
     earlier = actions.setdefault(tuple(sorted(ids)), rule)
     if earlier.action != rule.action:

@@ -289,7 +289,7 @@ def test_impossible_settings_are_named(changes):
 
 
 def test_steering_asks_for_concepts_that_exist(bundle: sj.Bundle):
-    with pytest.raises(UserError, match="knows concepts 0 to 99"):
+    with pytest.raises(UserError, match="the known concepts of this model are 0 to 99"):
         generate(bundle, [1], GREEDY, SteeringConfig.injection(100))
     with pytest.raises(UserError, match="needs a model with known concepts"):
         generate(sj.load(GOLDEN / "backbone"), [1], GREEDY, SteeringConfig.injection(1))

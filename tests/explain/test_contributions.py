@@ -50,7 +50,7 @@ def test_golden_ranking(solved):
     _, published, _, ours = solved
     ranking = sj.rank_chunk(ours, *published["chunk"])
     reference = {entry["label"]: entry["contribution"] for entry in published["chunk_entries"]}
-    found = {entry.label: entry.contribution for entry in ranking}
+    found = {ours.label(entry.type, entry.concept_id): entry.contribution for entry in ranking}
     assert all(reference[label] == 0.0 for label in reference.keys() - found.keys())
     assert not found.keys() - reference.keys()
     for label, share in found.items():
@@ -217,6 +217,22 @@ def test_names(golden, solved):
     named = dataclasses.replace(ours, concept_names=tuple(f"name {i}" for i in range(100)))
     entry = next(entry for entry in sj.rank_chunk(named, *published["chunk"]) if entry.type == "known")
     assert entry.label == f"Known: name {entry.concept_id}"
+
+
+def test_a_discovered_concept_is_printed_with_its_number_within_the_head():
+    """The number by which the catalogue, `--head discovered` and clamps know it; the published one is in `label`."""
+    bundle = sj.load()
+    result = sj.generate(bundle, "Return the", sj.GenerationConfig(max_new_tokens=16, seed=3))
+    shares = sj.concept_contributions(bundle, result.trace)
+    start, end = result.trace.prompt_length, len(result.trace.tokens)
+    entry = next(entry for entry in sj.rank_chunk(shares, start, end) if entry.type == "discovered")
+    assert str(entry).endswith(f"Discovered: #{entry.concept_id}")
+    assert entry.concept_id in shares.discovered_ids
+    (concept,) = bundle.concepts.find(entry.label.removeprefix("Discovered: "), "discovered")
+    assert (concept.id, concept.name) == (entry.concept_id, f"concept {entry.concept_id}")
+    concepts = bundle.config.concept
+    assert concepts is not None
+    assert shares.label("discovered", entry.concept_id) == f"Discovered: #{concepts.n_concepts + entry.concept_id}"
 
 
 def test_chunk_spans():

@@ -127,6 +127,12 @@ def test_names_that_contain_an_equals_sign_are_looked_up_whole_first():
         resolve_rules([parse_option("clamp", "x=1")], bundle)
 
 
+def test_a_rule_for_a_layer_that_the_model_lacks():
+    with pytest.raises(sj.UserError, match=r"p, rule 1: layer is 7, but the layers of this model are 1 to 6"):
+        steer(SteeringRule("amplify", "Email", layer=7, origin="p, rule 1"))
+    assert steer(SteeringRule("amplify", "Email", layer=6))[0].inject_layer == 6
+
+
 def test_rules_that_contradict_each_other_are_named():
     with pytest.raises(sj.UserError, match="Email: an option says amplify, and p, rule 2 says suppress; keep one"):
         steer(SteeringRule("amplify", "1"), SteeringRule("suppress", "email", origin="p, rule 2"))

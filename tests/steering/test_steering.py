@@ -131,7 +131,6 @@ def test_labels_name_those_that_act():
         S((12, 3), 8.0),
         S(),
         S((1,), 0.0),
-        S.injection(1, inject_layer=5),  # the model has four layers
         S.injection_relu(4),
         S((1,), 2.0, where="prompt", label="like the answer"),
         S(intervene_known={2: 1.0}),
@@ -143,6 +142,19 @@ def test_labels_name_those_that_act():
         "clamp known 2 at 1.0",
     )
     assert len(plan.parts) == 3
+
+
+def test_the_injection_preset_acts_in_a_small_model_and_a_layer_that_is_missing_is_refused():
+    assert S.injection(1).inject_layer is None
+    assert S.injection(1, inject_layer=8) == S((1,), 8.0, True, 8, "hard_cutoff", 32)  # the published preset
+    masks, _ = plan_of(S.injection(1)).tables(0, 4)
+    assert [bool(row.any()) for row in masks] == [False, True, True, True]  # from half of the four layers on
+    assert plan_of(S.injection(1, inject_layer=4)).tables(0, 4)[0][3].any()
+    for one in (S.injection(1, inject_layer=8), S((1,), 1.0, inject_layer=5), S.injection_relu(1, inject_layer=5)):
+        with pytest.raises(sj.UserError, match=r"inject_layer is \d, but the layers of") as raised:
+            plan_of(one)
+        assert raised.value.field == "inject_layer"
+    assert plan_of(S((1,), 0.0, inject_layer=5)).parts == ()  # it injects nothing
 
 
 def test_clamps_of_several_steerings_go_together_or_are_refused():
