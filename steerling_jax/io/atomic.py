@@ -52,7 +52,8 @@ class OutputTarget:
             # A duplicate shares the position with the original. Opening `/dev/stdout` again would start at the
             # beginning of the file that standard output is redirected to, and overwrite what was printed.
             for standard in (sys.stdout, sys.stderr):
-                standard.flush()
+                if standard is not None:  # a process may be started with a closed descriptor
+                    standard.flush()
             number = os.dup(self.descriptor)
         with os.fdopen(number, "wb", buffering=0) as stream:
             yield stream

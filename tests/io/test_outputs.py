@@ -155,6 +155,18 @@ def test_standard_output(tmp_path: Path, kind: str, name: str, child_environment
         assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
 
 
+def test_closed_standard_output(child_environment: dict[str, str]):
+    code = (
+        "from steerling_jax.io.atomic import atomic_path\n"
+        "with atomic_path('/dev/stdout') as path: path.write_text('content')"
+    )
+    command = ["bash", "-c", 'exec "$0" -c "$1" >&-', sys.executable, code]
+    done = subprocess.run(command, env=child_environment, stderr=subprocess.PIPE, text=True)
+    assert done.stderr.splitlines()[-1].endswith(
+        "UserError: Cannot write /dev/stdout: Bad file descriptor. Choose another location or free some space."
+    )
+
+
 def test_what_is_refused(tmp_path: Path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "loop").symlink_to("loop")

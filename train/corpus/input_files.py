@@ -117,10 +117,10 @@ def _matching_files(name: str) -> list[InputFile]:
 
 def _check_named(name: str, path: str, info: Mapping[str, Any]) -> None:
     """Raises `UserError` unless the path of a single file can be read as documents."""
-    if InputFile(path, path, 0, "").format is None:
-        raise UserError(f"{name} cannot be read as documents: give {_NAMES}.")
     if (_link_target(path) if info.get("islink") else info)["type"] != "file":
         raise UserError(f"{name} is not a regular file, but input is read more than once: write it to a file first.")
+    if InputFile(path, path, 0, "").format is None:
+        raise UserError(f"{name} cannot be read as documents: give {_NAMES}.")
 
 
 def _link_target(path: str) -> dict[str, Any]:
