@@ -42,7 +42,10 @@ from steerling_jax.objectives.rows import MaskedRows, at_rows, gather_rows, mask
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """Weights and schedules of the losses. Pairs are values at the start and at the end of training.
+    """Weights and schedules of the losses.
+
+    Pairs are values at the start and at the end of training; between these `known_forcing` follows half a cosine, the
+    others a straight line.
 
     token_weight: the weight of a masked token in the diffusion loss, 1 or 1/t.
     epsilon_dropout: the share of masked positions whose token is predicted from k̂ + û alone. Without it the diffusion
