@@ -59,8 +59,8 @@ def load_json(text: str | bytes, parse_constant: Callable[[str], Any] | None = N
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     # Counting brackets is fast, and few documents have so many that the depth must be measured.
-    brackets = ("[", "{") if isinstance(text, str) else (b"[", b"{")
-    if sum(text.count(bracket) for bracket in brackets) > _MAX_DEPTH and _is_too_deep(value):
+    brackets = text.count("[") + text.count("{") if isinstance(text, str) else text.count(b"[") + text.count(b"{")
+    if brackets > _MAX_DEPTH and _is_too_deep(value):
         raise ValueError("it is nested too deeply")
     return value
 
