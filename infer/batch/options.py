@@ -39,7 +39,8 @@ def run_batch(args: argparse.Namespace) -> int:
 
     total = count_requests(source)
     bundle = with_catalogue(sj.load(args.model), args.catalogue)
-    batch = BatchRun(bundle, source, target, _defaults(args), resolve_rules(rules, bundle), args.rows)
+    steering = resolve_rules(rules, bundle)
+    batch = BatchRun(bundle, source, target, _defaults(args), steering, args.rows, report_error=note)
     with progress_bar(unit="texts") as bar:
         task = bar.add_task("writing", total=total)
         for finished in batch.run():

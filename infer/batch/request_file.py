@@ -48,17 +48,20 @@ def parse_line(text: bytes) -> dict[str, Any]:
     return fields
 
 
-def request_id(fields: dict[str, Any], line: int, lines: dict[Id, int]) -> Id:
-    """The id of the request on `line`. lines: id to line of the earlier requests; updated.
+def request_id(fields: dict[str, Any], line: int, lines: dict[str, int]) -> Id:
+    """The id of the request on `line`. lines: the ids of the earlier requests, as text, to their lines; updated.
 
-    Raises `InvalidField` where there is no id, or an earlier line has the same one.
+    Raises `InvalidField` where there is no id, or an earlier line has the same one. 1 and "1" are the same: results are
+    found by their ids on the command line, where both look alike.
     """
-    id = fields.get("id")
+    if "id" not in fields:
+        raise InvalidField('id is missing; give each line its own, as in {"id": 1}.', "id")
+    id = fields["id"]
     if not isinstance(id, Id) or isinstance(id, bool):
         raise InvalidField(f"id is {shown(id)}, but it must be a text or a whole number.", "id")
-    if id in lines:
-        raise InvalidField(f"id {shown(id)} is also that of line {lines[id]}; give each line its own.", "id")
-    lines[id] = line
+    if str(id) in lines:
+        raise InvalidField(f"id {shown(id)} is also that of line {lines[str(id)]}; give each line its own.", "id")
+    lines[str(id)] = line
     return id
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 from steerling_jax.errors import UserError
 from steerling_jax.infer.batch.request_file import Id
 from steerling_jax.io.atomic import atomic_path, resolve_output, write_whole
+from steerling_jax.io.file_lock import lock_file
 from steerling_jax.io.text_files import load_json
 
 Append = Callable[[dict[str, Any]], None]
@@ -27,11 +29,12 @@ Append = Callable[[dict[str, Any]], None]
 def open_results(path: Path) -> Iterator[tuple[set[Id], Append]]:
     """Yields the ids of the results that `path` already has, and a function that appends one result.
 
-    Raises `UserError` where the file cannot be used or holds anything but results.
+    Raises `UserError` where the file cannot be used, holds anything but results, or is the output of another process.
     """
     output = resolve_output(path)
     if not output.is_stream:
-        yield repair(path), lambda value: _append_to_file(path, value)
+        with _lock(path, output.path):
+            yield repair(path), lambda value: _append_to_file(path, value)
         return
 
     # Open for the whole run: a reader of a FIFO would take a closed stream for the end of the results.
@@ -52,6 +55,31 @@ def open_results(path: Path) -> Iterator[tuple[set[Id], Append]]:
         yield set(), append
 
 
+@contextlib.contextmanager
+def _lock(path: Path, resolved: Path) -> Iterator[None]:
+    """Locks the results for this process: two runs would each write the results of all requests.
+
+    The lock is a file of its own, since `repair` replaces the results. A killed process leaves this file behind,
+    unlocked. path: as it was given, for errors. resolved: with symbolic links resolved.
+    """
+    busy = f"Another process is writing results to {path}; wait for it, or choose another file with --output."
+    name = resolved.with_name(f".{resolved.name}.lock")
+    try:
+        resolved.parent.mkdir(parents=True, exist_ok=True)
+        file = name.open("w")
+    except OSError as error:
+        raise _cannot_use(path, error) from None
+    with file:
+        lock_file(file, str(path), "--output", busy)
+        # A process that has just ended may have removed this file, so that a third one locks another of this name.
+        if not name.exists() or not os.path.samestat(os.fstat(file.fileno()), name.stat()):
+            raise UserError(busy)
+        try:
+            yield
+        finally:
+            name.unlink(missing_ok=True)
+
+
 def _append_to_file(path: Path, value: dict[str, Any]) -> None:
     """Appends one line in a single write, so that a killed process can only cut off the last line."""
     try:
@@ -70,6 +98,10 @@ def _cannot_write(path: Path, error: OSError) -> UserError:
     return UserError(f"Cannot write {path}: {error.strerror}; free some space, then run the command again.")
 
 
+def _cannot_use(path: Path, error: OSError) -> UserError:
+    return UserError(f"Cannot use {path} for results: {error.strerror}; choose another file.")
+
+
 def repair(path: Path) -> set[Id]:
     """Ids of the results in `path`, which is created if it does not exist.
 
@@ -86,7 +118,7 @@ def repair(path: Path) -> set[Id]:
             with atomic_path(path) as target, target.open("wb") as out, path.open("rb") as file:
                 out.writelines(text for number, text in enumerate(file, start=1) if ids[number] is not None)
     except OSError as error:
-        raise UserError(f"Cannot use {path} for results: {error.strerror}; choose another file.") from None
+        raise _cannot_use(path, error) from None
     return {id for id in ids.values() if id is not None}
 
 

@@ -7,7 +7,7 @@ request that is invalid gets an error in place of a text and does not stop the o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,7 +31,7 @@ class BatchRun:
     """The files and settings of a batch, and the counts of this run.
 
     defaults: values of fields that a line does not set. steering: applied to all requests. skipped: requests that had a
-    result already; written: results; failed: requests that got an error.
+    result already; written: results; failed: requests that got an error. report_error: called with each error.
     """
 
     bundle: Bundle
@@ -43,6 +43,7 @@ class BatchRun:
     skipped: int = 0
     written: int = 0
     failed: int = 0
+    report_error: Callable[[str], None] = lambda message: None
 
     @cached_property
     def origin(self) -> Origin:
@@ -72,14 +73,15 @@ class BatchRun:
         self, finished_ids: set[Id], append: Append, pending: dict[int, tuple[Id, GenerationRequest]]
     ) -> Iterator[Prompt]:
         """Prompts of the requests without a result, entered in `pending`; invalid ones get an error in the results."""
-        lines: dict[Id, int] = {}
+        lines: dict[str, int] = {}
+        finished = {str(id) for id in finished_ids}
         number = 0
         for line, text in read_lines(self.source):
             id = None
             try:
                 fields = parse_line(text)
                 id = request_id(fields, line, lines)
-                if id in finished_ids:
+                if str(id) in finished:
                     self.skipped += 1
                     continue
                 request = self._parse(fields)
@@ -87,6 +89,7 @@ class BatchRun:
                 message = f"{self.source.name}, line {line}: {error}"
                 append({"id": id, "line": line, "error": {"message": message}})
                 self.failed += 1
+                self.report_error(message)
                 continue
             pending[number] = id, request
             number += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -78,6 +79,36 @@ def test_killed_again_and_again(text_model: Path, results: dict, tmp_path: Path,
     assert target.read_bytes() == written
 
 
+def test_a_second_run_on_the_same_output_is_refused(text_model: Path, tmp_path: Path, child_environment, capsys):
+    source, target = write(tmp_path / "in.jsonl", LINES), tmp_path / "out.jsonl"
+    (tmp_path / "link.jsonl").symlink_to(target)
+    line = [sys.executable, "-m", "steerling_jax.cli.main", "generate", "--model", str(text_model), "--rows", "2"]
+    line += ["--input", str(source), "--output", str(target)]
+    with subprocess.Popen(line, env=child_environment, stderr=subprocess.DEVNULL) as process:
+        end = time.monotonic() + 60
+        while not target.exists() or not target.read_bytes():
+            assert process.poll() is None
+            assert time.monotonic() < end
+            time.sleep(0.005)
+        process.send_signal(signal.SIGSTOP)  # in the middle of its work
+        for path in (target, tmp_path / "link.jsonl"):
+            assert run(text_model, source, path) == 2
+            assert f"Another process is writing results to {path}" in capsys.readouterr().err
+        process.send_signal(signal.SIGCONT)
+        assert process.wait(60) == 0
+    assert Counter(line["id"] for line in read(target)) == Counter(line["id"] for line in LINES)
+    assert run(text_model, source, target) == 0  # the lock is released, and its file removed
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "link.jsonl", "out.jsonl"]
+
+
+def test_ids_that_are_finished_are_skipped_as_numbers_and_as_texts(text_model: Path, tmp_path: Path, capsys):
+    source = write(tmp_path / "in.jsonl", [{"id": "1", "prompt": "a"}, {"id": 2, "prompt": "a", "max_tokens": 3}])
+    target = write(tmp_path / "out.jsonl", [{"id": 1, "text": "b"}])
+    assert run(text_model, source, target) == 0
+    assert [line["id"] for line in read(target)] == [1, 2]
+    assert "1 were there already" in capsys.readouterr().err
+
+
 def read_whole(path: Path) -> list[bytes]:
     return [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
 
@@ -93,26 +124,28 @@ def test_an_invalid_line_does_not_stop_the_others(
         ({"id": "z", "prompt": 5}, "line 7: prompt is 5"), ({"id": True, "prompt": "a"}, "line 8: id is true"),
         ({"id": "line 0", "prompt": "a"}, 'line 9: id "line 0" is also that of line 1'),
         ({"id": "q", "prompt": "a", "steering": {"amplify": {"Nothing": 1}}}, "line 10:"),
-        ({"id": "w", "prompt": "a", "seed": -1}, "line 11: seed is -1"),
+        ({"id": "w", "prompt": "a", "seed": -1}, "line 11: seed is -1"), ({"prompt": "a"}, "line 12: id is missing"),
+        ({"id": None, "prompt": "a"}, "line 13: id is null"), ({"id": 7, "prompt": 1}, "line 14: prompt is 1"),
+        ({"id": "7", "prompt": "a"}, 'line 15: id "7" is also that of line 14'),
     ]  # fmt: skip
     lines = [LINES[0], *(line for line, _ in bad), "\n", LINES[1], LINES[2] | {"id": 2}]
     source, target = write(tmp_path / "in.jsonl", lines), tmp_path / "out.jsonl"
     assert run(text_model, source, target) == 1
-    assert f"3 texts written to {target}; 0 were there already; 10 errors." in capsys.readouterr().err.replace(
-        "\n", " "
-    )
+    printed = capsys.readouterr().err.splitlines()
+    assert f"3 texts written to {target}; 0 were there already; 14 errors." in printed
     found = read(target)
     errors = {line["line"]: line for line in found if "error" in line}
-    assert sorted(errors) == list(range(2, 12))
+    assert sorted(errors) == list(range(2, 16))
     for number, (_, words) in enumerate(bad, start=2):
         assert f"in.jsonl, {words}" in errors[number]["error"]["message"]
+        assert errors[number]["error"]["message"] in printed
     assert {line["id"]: line for line in found if "text" in line} == {
         "line 0": results["line 0"], "line 1": results["line 1"], 2: results["line 2"] | {"id": 2}
     }  # fmt: skip
     lines[6] = LINES[3]  # a corrected line is processed by the next run
     assert run(text_model, write(source, lines), target) == 1
     found = read(target)
-    assert sum("error" in line for line in found) == 9
+    assert sum("error" in line for line in found) == 13
     assert next(line for line in found if line["id"] == "line 3") == results["line 3"]
 
 

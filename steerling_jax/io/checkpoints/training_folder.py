@@ -8,7 +8,6 @@ FOLDER/.lock        locked while a process trains in the folder
 from __future__ import annotations
 
 import contextlib
-import fcntl
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 from steerling_jax.errors import UserError, error_summary
 from steerling_jax.io.checkpoints.parameters import FORMAT_VERSION, RUN_FILE
 from steerling_jax.io.disk_errors import report_disk_errors
+from steerling_jax.io.file_lock import lock_file
 from steerling_jax.io.json_files import write_json
 from steerling_jax.io.text_files import load_json
 
@@ -77,17 +77,8 @@ def lock_folder(folder: str | Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("w")
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"Another process is training in {folder}; wait for it, or choose another folder with --out."
-            ) from None
-        except OSError as error:
-            raise UserError(
-                f"{folder} cannot be locked ({error.strerror}), so two runs could write there: mount its disk "
-                "with locks (NFS: lockd; Lustre: flock), or choose another folder with --out."
-            ) from None
+        busy = f"Another process is training in {folder}; wait for it, or choose another folder with --out."
+        lock_file(lock, str(folder), "--out", busy)
         try:
             yield
         finally:
