@@ -48,18 +48,19 @@ def is_first_process() -> bool:
 
 
 def run_on_first_process(work: Callable[[], None]) -> None:
-    """Runs `work` on the first process while the others wait. Where it raises `UserError`, every process raises one.
+    """Runs `work` on the first process while the others wait. Where it fails, every process raises an exception.
 
-    Without that agreement the other processes would go on to the next collective and wait there for ever.
+    Without that agreement the other processes would go on to the next collective and wait there for ever, whatever the
+    first process raised: so all exceptions are caught here, and raised again after the agreement.
     """
-    refusal = None
+    failure = None
     if is_first_process():
         try:
             work()
-        except UserError as error:
-            refusal = error
-    if gather_problem(None if refusal is None else str(refusal)) is not None:
-        raise refusal or UserError("The first process failed; see its error message.")
+        except Exception as error:
+            failure = error
+    if gather_problem(None if failure is None else str(failure)) is not None:
+        raise failure or UserError("The first process failed; see its error message.")
 
 
 class ProcessShare:
