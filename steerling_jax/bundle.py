@@ -87,6 +87,8 @@ def check_token_ids(token_ids: Any, config: ModelConfig, argument: str = "token_
         raise UserError(f"{argument} is empty; give at least one token.")
     if tokens.ndim not in (1, 2):
         raise UserError(f"{argument} has the shape {tokens.shape}; give (T,) or (B, T).")
+    if tokens.dtype == object or tokens.dtype == np.float64:
+        _check_large_ids(token_ids, config, argument)
     if not np.issubdtype(tokens.dtype, np.integer):
         raise UserError(f"{argument} holds {tokens.dtype} values; give integer token ids.")
     outside = tokens[(tokens < 0) | (tokens >= config.vocab_size)]
@@ -97,6 +99,17 @@ def check_token_ids(token_ids: Any, config: ModelConfig, argument: str = "token_
             f"{argument} has {tokens.shape[-1]} tokens, more than the model's context of {config.block_size}."
         )
     return np.atleast_2d(tokens).astype(np.int32)
+
+
+def _check_large_ids(token_ids: Any, config: ModelConfig, argument: str) -> None:
+    """Raises `UserError` for whole numbers of which some fit no integer type of NumPy, which makes the array one of
+    objects or floats."""
+    for value in np.asarray(token_ids, object).flat:
+        if type(value) is not int:
+            return
+        if not 0 <= value < config.vocab_size:
+            shown = value if abs(value) < 2**128 else "a number of more than 38 digits"
+            raise UserError(f"{argument} holds the id {shown}, outside the vocabulary of {config.vocab_size}.")
 
 
 def encode(bundle: Bundle, text_or_ids: str | Sequence[int], argument: str) -> np.ndarray:

@@ -208,7 +208,10 @@ def make_app(service: Service, *, listening: str, hosts: list[str], origins: lis
     origins = [origin.lower().rstrip("/") for origin in origins]
     middleware = [Middleware(HostOriginMiddleware, service.metrics, listening=listening, hosts=hosts, origins=origins)]
     if origins:
-        middleware.append(Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"]))
+        # Browsers ask for private networks where a public page sends requests to this machine or its network. The page
+        # is one that --allow-origin names.
+        every = {"allow_methods": ["*"], "allow_headers": ["*"], "allow_private_network": True}
+        middleware.append(Middleware(CORSMiddleware, allow_origins=origins, **every))
     return Starlette(
         routes=[
             Route("/v1/completions", service.completions, methods=["POST"]),

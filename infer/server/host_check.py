@@ -27,7 +27,8 @@ class HostOriginMiddleware:
 
     Allowed hosts are loopback names and addresses, the address that is listened on (any address when listening on all
     interfaces) and `hosts`. Allowed origins are none at all, the same origin and `origins`, which are lower case and
-    without a slash at the end, as browsers send them.
+    without a slash at the end, as browsers send them. `/health` also needs no Host, since health checks of load
+    balancers may not send one; browsers always do.
     """
 
     def __init__(
@@ -39,17 +40,17 @@ class HostOriginMiddleware:
         self._origins = set(origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and (error := self.error(scope["headers"])):
+        if scope["type"] == "http" and (error := self.error(scope["headers"], scope["path"])):
             self._metrics.count(error.outcome)
             await error.response()(scope, receive, send)
             return
         await self._app(scope, receive, send)
 
-    def error(self, headers: Iterable[tuple[bytes, bytes]]) -> ApiError | None:
+    def error(self, headers: Iterable[tuple[bytes, bytes]], path: str = "") -> ApiError | None:
         """The error to answer with; None where the headers are allowed."""
         values = {name.lower(): value.decode("latin-1").lower() for name, value in headers}
         host, origin = values.get(b"host", ""), values.get(b"origin")
-        if not self._is_allowed(host):
+        if not self._is_allowed(host) and not (host == "" and path == "/health"):
             return ApiError(
                 403,
                 f"The Host header {host[:80]!r} is not this server's; start it with --allow-host to allow it.",

@@ -39,11 +39,24 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "logit_bias": ({},),
     "response_format": ({"type": "text"},),
     "store": (False,),
+    "metadata": ({},),
     "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "parallel_tool_calls": (True, False),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "modalities": (["text"],),
+    "service_tier": ("auto", "default"),
+    "reasoning_effort": ("none",),
+    "verbosity": ("medium",),
 }
+# Names of end users and caches, which this server does not need. They are ignored.
+_IGNORED_TEXTS = ("user", "safety_identifier", "prompt_cache_key")
+# Fields of a message that clients send back from an answer, with the values that say nothing.
+_NEUTRAL_IN_MESSAGES: dict[str, Any] = {"tool_calls": [], "annotations": []}
 _ONE_TEXT = "this server writes one text a request; send another request for another text"
 _REASONS = {"n": _ONE_TEXT, "best_of": _ONE_TEXT}
-_COMMON = {*FIELDS, *_NEUTRAL, "model", "stream", "stream_options", "user"}
+_COMMON = {*FIELDS, *_NEUTRAL, *_IGNORED_TEXTS, "model", "stream", "stream_options"}
 _ALLOWED = {False: {*_COMMON, "prompt"}, True: {*_COMMON, "messages", "max_completion_tokens"}}  # by `chat`
 _ROLES = ("system", "user", "assistant")
 
@@ -115,8 +128,9 @@ def _check_fields(body: Mapping[str, Any], model: str, *, chat: bool) -> None:
         if name in _NEUTRAL and not any(_same(value, neutral) for neutral in _NEUTRAL[name]):
             reason = _REASONS.get(name, f"only {shown(_NEUTRAL[name][0])}, which changes nothing, is supported")
             raise InvalidField(f"{name} is {shown(value)}, but {reason}.", name, "unsupported_value")
-    if not isinstance(body.get("user", ""), str):
-        raise InvalidField(f"user is {shown(body['user'])}, but it must be a text.", "user")
+    for name in _IGNORED_TEXTS:
+        if not isinstance(body.get(name, ""), str):
+            raise InvalidField(f"{name} is {shown(body[name])}, but it must be a text.", name)
     requested = body.get("model", model)
     if requested != model:
         raise ApiError(
@@ -133,7 +147,10 @@ def _same(value: Any, neutral: Any) -> bool:
 
 
 def _include_usage(options: Any, stream: bool) -> bool:
-    if options is None:
+    if isinstance(options, dict):
+        nothing = ("include_usage", "include_obfuscation")  # where they are false
+        options = {name: value for name, value in options.items() if not (name in nothing and value in (None, False))}
+    if options is None or options == {}:
         return False
     if not isinstance(options, dict) or set(options) - {"include_usage"} or not stream:
         raise InvalidField(
@@ -176,8 +193,12 @@ def _chat_prompt(value: Any, bundle: Bundle) -> Sequence[int]:
 
 def _message(i: int, message: Any) -> dict[str, str]:
     where = f"messages[{i}]"
-    if isinstance(message, dict):  # clients send answers back with their null fields, such as `refusal`
-        message = {name: value for name, value in message.items() if value is not None or name == "content"}
+    if isinstance(message, dict):  # clients send answers back with their null and empty fields, such as `refusal`
+        message = {
+            name: value
+            for name, value in message.items()
+            if name == "content" or (value is not None and value != _NEUTRAL_IN_MESSAGES.get(name))
+        }
     if not isinstance(message, dict) or set(message) != {"role", "content"}:
         raise InvalidField(f"{where} is {shown(message)}, but it must be an object with role and content.", where)
     role, content = message["role"], message["content"]

@@ -136,7 +136,12 @@ def test_chat(child_environment: dict[str, str], tmp_path: Path):
         opening, *parts, last = create(**settings, stream=True)
         with pytest.raises(openai.BadRequestError, match="role and content"):
             create(**settings | {"messages": [{"role": "user", "text": "Hello"}]})
-        for bad in ({"role": "tool", "content": "x"}, {"role": "user", "content": 5}, "Hello"):
+        # An answer that a client sends back, with the fields that its library adds.
+        back = {"role": "assistant", "content": "Hi", "refusal": None, "tool_calls": [], "annotations": []}
+        turns = {"messages": [*messages, back, messages[1]], "max_tokens": 4, "tool_choice": "none"}
+        assert server.post(turns, "/v1/chat/completions").status_code == 200
+        for bad in ({"role": "tool", "content": "x"}, {"role": "user", "content": 5}, "Hello",
+                    back | {"tool_calls": [{}]}):  # fmt: skip
             answer = server.post({"messages": [bad]}, "/v1/chat/completions")
             assert (answer.status_code, answer.json()["error"]["param"][:11]) == (400, "messages[0]")
         spaces = server.post({"prompt": " " * 1_200_000 + "x"})  # more than tiktoken takes at once

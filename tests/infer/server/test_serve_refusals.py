@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,7 +39,11 @@ BAD = [
     ({}, 400, "prompt", "missing"), ({"prompt": ""}, 400, "prompt", "empty"), ({"prompt": []}, 400, "prompt", "empty"),
     ({"prompt": 5}, 400, "prompt", "a text or a list"), ({"prompt": [1, True]}, 400, "prompt", "a text or a list"),
     ({"prompt": ["a", "b"]}, 400, "prompt", "2 prompts"), ({"prompt": [[1], [2]]}, 400, "prompt", "2 prompts"),
-    ({"prompt": [1, 5000]}, 400, "prompt", "vocabulary of 400"), ({"prompt": [10**30]}, 400, "prompt", "prompt"),
+    ({"prompt": [1, 5000]}, 400, "prompt", "vocabulary of 400"),
+    ({"prompt": [10**30]}, 400, "prompt", "vocabulary of 400"),
+    ({"prompt": [1, 2**70]}, 400, "prompt", f"the id {2**70}, outside the vocabulary of 400"),
+    ({"prompt": [-1, 2**63]}, 400, "prompt", "the id -1, outside the vocabulary of 400"),
+    ({"prompt": [2**63]}, 400, "prompt", f"the id {2**63}, outside the vocabulary of 400"),
     ({"prompt": [7] * 300}, 400, "prompt", "context of 128"), ({"prompt": [7] * 120}, 400, "prompt", "context is 128"),
     (OK | {"max_tokens": 0}, 400, "max_tokens", "at least 1"), (OK | {"max_tokens": 97}, 400, "max_tokens", "most 96"),
     (OK | {"max_tokens": 10**30}, 400, "max_tokens", "most 96"), (OK | {"max_tokens": 4.0}, 400, "max_tokens", "whole"),
@@ -54,6 +59,11 @@ BAD = [
     (OK | {"stop": ["a"] * 5}, 400, "stop", "up to 4"), (OK | {"stop": "a" * 300}, 400, "stop", "256 characters"),
     (OK | {"stream": "yes"}, 400, "stream", "true or false"), (OK | {"trace": 1}, 400, "trace", "true or false"),
     (OK | {"stream_options": {"include_usage": True}}, 400, "stream_options", "stream true"),
+    (OK | {"tool_choice": "required"}, 400, "tool_choice", '"none", which changes nothing'),
+    (OK | {"metadata": {"a": "b"}}, 400, "metadata", "changes nothing"),
+    (OK | {"store": True}, 400, "store", "nothing"),
+    (OK | {"tools": [{}]}, 400, "tools", "nothing"), (OK | {"safety_identifier": 1}, 400, "safety_identifier", "text"),
+    (OK | {"parallel_tool_calls": 1}, 400, "parallel_tool_calls", "nothing"),
     (OK | {"n": 2}, 400, "n", "one text a request"), (OK | {"best_of": 3}, 400, "best_of", "one text a request"),
     (OK | {"n": True}, 400, "n", "one text a request"), (OK | {"echo": True}, 400, "echo", "changes nothing"),
     (OK | {"logprobs": 1}, 400, "logprobs", "changes nothing"), (OK | {"user": 1}, 400, "user", "must be a text"),
@@ -140,10 +150,43 @@ def test_hosts_and_origins(server: Server, headers: dict[str, str], status: int)
     assert answer.headers.get("access-control-allow-origin") == allowed
 
 
+@pytest.mark.parametrize(("path", "status"), [("/health", 200), ("/v1/models", 403), ("/metrics", 403)])
+def test_only_the_health_check_needs_no_host(server: Server, path: str, status: int):
+    address = httpx.URL(server.url)
+    for version in ("1.0\r\n", "1.1\r\nHost:\r\nConnection: close\r\n"):
+        with socket.create_connection((address.host, address.port), timeout=10) as connection:
+            connection.sendall(f"GET {path} HTTP/{version}\r\n".encode())
+            line = connection.makefile("rb").readline()
+        assert line.split()[1] == str(status).encode()
+    assert httpx.get(f"{server.url}/health", headers={"Host": "evil.example"}).status_code == 403
+
+
+def test_fields_that_change_nothing_are_accepted(server: Server):
+    plain = server.post(OK | {"seed": 1}).json()["choices"]
+    neutral = {
+        "n": 1, "best_of": 1, "echo": False, "logprobs": False, "presence_penalty": 0.0, "frequency_penalty": 0,
+        "logit_bias": {}, "response_format": {"type": "text"}, "store": False, "metadata": {}, "tools": [],
+        "tool_choice": "none", "parallel_tool_calls": True, "functions": [], "function_call": "none", "suffix": "",
+        "modalities": ["text"], "service_tier": "auto", "user": "me", "safety_identifier": "me",
+        "prompt_cache_key": "mine", "reasoning_effort": None, "stop": [], "stream": False, "stream_options": {},
+    }  # fmt: skip
+    for fields in (neutral, {"tool_choice": "auto", "parallel_tool_calls": False, "service_tier": "default"},
+                   {"stream_options": {"include_usage": False}}):  # fmt: skip
+        answer = server.post(OK | {"seed": 1} | fields)
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["choices"] == plain
+
+
 def test_preflight_requests_of_allowed_pages(server: Server):
     headers = {"Origin": "https://page.example", "Access-Control-Request-Method": "POST",
                "Access-Control-Request-Headers": "authorization,content-type"}  # fmt: skip
     assert httpx.options(f"{server.url}/v1/completions", headers=headers).status_code == 200
+    private = {"Access-Control-Request-Private-Network": "true"}
+    allowed = httpx.options(f"{server.url}/v1/completions", headers=headers | private)
+    assert (allowed.status_code, allowed.headers["access-control-allow-private-network"]) == (200, "true")
+    assert allowed.headers["access-control-allow-origin"] == "https://page.example"
+    foreign = headers | private | {"Origin": "https://evil.example"}
+    assert httpx.options(f"{server.url}/v1/completions", headers=foreign).status_code == 403
     refused = httpx.options(f"{server.url}/v1/completions", headers=headers | {"Origin": "https://evil.example"})
     assert refused.status_code == 403
 

@@ -167,12 +167,13 @@ def test_another_run_in_the_same_folder_is_refused(world: World, tmp_path: Path)
 
 
 def test_a_disk_without_locks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from steerling_jax.io import file_lock
     from steerling_jax.io.checkpoints import training_folder
 
     def fail(*_: object) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(training_folder.fcntl, "flock", fail)
+    monkeypatch.setattr(file_lock.fcntl, "flock", fail)
     with pytest.raises(UserError, match=r"cannot be locked \(No locks"), training_folder.lock_folder(tmp_path):
         pass
 
