@@ -176,18 +176,30 @@ def test_shared_prefixes_change_nothing_and_are_found(wanted: list[Trace]):
     assert 0 < small.prefixes.size <= small.prefixes.limit
 
 
+def prompt_of(*blocks: str) -> Request:
+    """A prompt of blocks of 8 tokens, one for each name, and three tokens more; one sampler block is generated."""
+    short = dataclasses.replace(SAMPLED, max_new_tokens=8)
+    tokens = [np.random.default_rng(ord(name)).integers(0, 59, 8) for name in blocks]
+    return Request(np.concatenate([*tokens, [1, 2, 3]]), short, seed=3, record_hidden=True)
+
+
 def test_equal_blocks_after_another_beginning_have_keys_and_values_of_their_own():
-    """Each prompt is whole blocks and three tokens. A block's keys and values depend on all tokens before it."""
-    draw = np.random.default_rng(5)
-    one, two, shared, rest = (draw.integers(0, 59, length) for length in (8, 8, 16, 3))
-    prompts = [np.concatenate(parts) for parts in ([one, shared, rest], [two, one, rest], [two, shared, rest])]
-    prompts.append(np.concatenate([shared, one, rest]))  # equal blocks in another order
-    wanted = [Request(prompt, SAMPLED, seed=3, record_hidden=True) for prompt in prompts]
+    """A block's keys and values depend on all tokens before it, not on its own or its neighbour's alone."""
     decoder = Decoder(PARAMS, config=SMALL, compute=FLOAT32, rows=1, prefix_cache_bytes=2**20)
-    for request in wanted:
+    for blocks, hits in (("acd", 0), ("bca", 0), ("bcd", 2), ("cda", 0)):
+        before, request = decoder.prefixes.hits, prompt_of(*blocks)
         check_same(drain(decoder, [request])[0], alone(request))
-    # The third prompt finds its first block, which the second one has too, but not those that the first one has.
-    assert decoder.prefixes.hits == 1
+        assert decoder.prefixes.hits - before == hits, blocks
+
+
+def test_blocks_after_one_that_was_dropped_are_not_used():
+    two_blocks = 2 * 2 * 2 * 2 * 8 * 8 * 4
+    decoder = Decoder(PARAMS, config=SMALL, compute=FLOAT32, rows=1, prefix_cache_bytes=two_blocks)
+    wanted = alone(prompt_of(*"acd"))
+    for _ in range(2):  # the second time the first block is not stored any more, and the others still are
+        check_same(drain(decoder, [prompt_of(*"acd")])[0], wanted)
+    assert decoder.prefixes.size == two_blocks
+    assert decoder.prefixes.hits == 0
 
 
 @pytest.mark.parametrize(("drafts", "rows"), [(2, 2), (4, 1)])
