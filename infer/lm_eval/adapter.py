@@ -87,7 +87,8 @@ class SteerlingLM(LM):
         require(sampling in ("entropy", "task"), f"sampling is {sampling!r}, but it must be 'entropy' or 'task'.")
         self.samples, self.cfg_scale, self.seed, self.batch_size = samples, cfg_scale, seed, batch_size
         self.max_gen_toks = min(1024, self.max_length // 2) if max_gen_toks is None else max_gen_toks
-        self.steps, self.sampling, self.boundary = steps, sampling, boundary
+        self.steps, self.sampling = steps, sampling
+        self.boundary: Boundary = boundary
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """The likelihood bound of each continuation. Whether it is the greedy one is unknown, and always False."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -16,13 +18,17 @@ def bundle() -> sj.Bundle:
     return sj.load()
 
 
+def final_norm(bundle: sj.Bundle, x: np.ndarray) -> np.ndarray:
+    normed: Any = Norm(bundle.config).apply({"params": bundle.params["ln_f"]}, jnp.asarray(x))
+    return np.asarray(normed)
+
+
 def test_the_last_block_and_the_norm_give_the_hidden_states_of_forward(bundle: sj.Bundle):
     text, last = "import json", bundle.config.n_layers - 1
     states = sj.hidden_states(bundle, text, layers=[0, last])
     assert set(states) == {0, last}
-    normed = Norm(bundle.config).apply({"params": bundle.params["ln_f"]}, jnp.asarray(states[last]))
     out = sj.forward(bundle, text)
-    np.testing.assert_allclose(normed, out.decomposition.hidden, atol=1e-4)
+    np.testing.assert_allclose(final_norm(bundle, states[last]), out.decomposition.hidden, atol=1e-4)
     ids = bundle.tokenizer.encode(text)
     np.testing.assert_array_equal(sj.hidden_states(bundle, [ids, ids], [0])[0][1], states[0][0])
 
@@ -34,8 +40,7 @@ def test_an_edit_of_a_block_is_what_later_blocks_read(bundle: sj.Bundle):
     states = sj.hidden_states(bundle, ids, [last])[last]
     layers = jnp.arange(bundle.config.n_layers) == last
     edited = sj.forward(bundle, ids, edits=[inject(jnp.asarray(vector), layers=layers)])
-    expected = Norm(bundle.config).apply({"params": bundle.params["ln_f"]}, jnp.asarray(states + vector))
-    np.testing.assert_allclose(edited.decomposition.hidden, expected, atol=1e-4)
+    np.testing.assert_allclose(edited.decomposition.hidden, final_norm(bundle, states + vector), atol=1e-4)
 
 
 @pytest.mark.parametrize("layers", [[99], [-1], ["attention.3"], [True]])
