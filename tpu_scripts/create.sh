@@ -23,9 +23,11 @@ if ((SLICES > 1)); then
 fi
 queued create --accelerator-type="$ACCELERATOR" --runtime-version="$image" "${node_options[@]}" "${KIND[@]}"
 [[ -z $DRY_RUN ]] || exit 0
-while current=$(state) && [[ $current != ACTIVE ]]; do
+while true; do
+  current=$(state) || exit
   case $current in
-    FAILED | SUSPENDED | SUSPENDING | NONE) fail "The request for $NAME is $current; remove it with delete.sh." ;;
+    ACTIVE) break ;;
+    FAILED | SUSPEND* | NONE) fail "The request for $NAME is $current; remove it with delete.sh." ;;
   esac
   log "$NAME is $current"
   sleep "${TPU_POLL_SECONDS:-30}"

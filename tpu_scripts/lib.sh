@@ -97,20 +97,38 @@ nodes() {
 
 queued() { run gcloud compute tpus queued-resources "$1" "$NAME" --zone="$ZONE" --project="$PROJECT" "${@:2}"; }
 
-# Prints the state of the request, as gcloud names it: NONE where there is no request, UNKNOWN where gcloud failed.
-# These two must not be confused: watch.sh creates a pod again when it is gone, but not when a query fails.
+# Prints the state of the request, as gcloud names it: NONE where there is no request, SUSPENDED_BY_USER where it was
+# suspended by a person and not by a preemption, UNKNOWN where gcloud failed. NONE and UNKNOWN must not be confused:
+# watch.sh creates a pod again when it is gone, but not when a query fails. Fails, with gcloud's own message, where no
+# later query can succeed, for example because nobody is logged in: callers need `current=$(state) || exit`.
 state() {
-  local errors current
+  local errors answer current initiator code=0
   errors=$(mktemp)
-  if current=$(gcloud compute tpus queued-resources describe "$NAME" --zone="$ZONE" --project="$PROJECT" \
-    --format='value(state.state)' 2>"$errors"); then
-    printf '%s' "$current"
+  answer=$(gcloud compute tpus queued-resources describe "$NAME" --zone="$ZONE" --project="$PROJECT" \
+    --format='value(state.state,state.stateInitiator)' 2>"$errors") || code=$?
+  read -r current initiator <<<"$answer" || true
+  if ((code == 0)); then
+    [[ $current != SUSPEND* || $initiator != USER ]] || current=SUSPENDED_BY_USER
   elif grep --quiet NOT_FOUND "$errors"; then
-    printf NONE
+    current=NONE
   else
-    printf UNKNOWN
+    cat "$errors" >&2
+    current=UNKNOWN
+    if ((code == 127)) || cannot_recover "$errors"; then
+      rm -f "$errors"
+      fail "gcloud cannot be used; its message is above."
+    fi
   fi
   rm -f "$errors"
+  printf '%s' "$current"
+}
+
+# Whether the messages of gcloud in a file are of an error that lasts: of the login, of permissions or of the request.
+# A failed refresh of the login also advises `gcloud auth login`, but it may be due to the network.
+cannot_recover() {
+  grep --quiet --extended-regexp \
+    'active account|invalid_grant|[Rr]eauthentication|UNAUTHENTICATED|PERMISSION_DENIED|SERVICE_DISABLED|INVALID_ARGUMENT' "$1" ||
+    { grep --quiet 'gcloud auth login' "$1" && ! grep --quiet refreshing "$1"; }
 }
 
 # Runs a shell command on all hosts of all slices at the same time; fails where it fails on any host.

@@ -18,11 +18,27 @@ source "$(dirname "$0")/lib.sh"
 read_options "$@"
 require name place
 
+# Whether an address can be reached from another machine: a URL or `host:path`, but no folder and no `file:` URL.
+reachable() { [[ ($1 == *://* || $1 =~ ^[^/]+:) && $1 != file:* ]]; }
+
+# Fails, or with --dry-run, says so and continues.
+unreachable() {
+  [[ -n $DRY_RUN ]] || fail "$1; set STEERLING_SOURCE."
+  log "warning: $1; set STEERLING_SOURCE."
+}
+
 if [[ -z ${STEERLING_SOURCE:-} ]]; then
   here=$(dirname "$0")
   origin=$(git -C "$here" remote get-url origin 2>/dev/null) || fail "This checkout has no remote named origin; set STEERLING_SOURCE."
+  reachable "$origin" || unreachable "The origin of this checkout is $origin, a folder of this machine that the hosts cannot reach"
+  [[ -n $(git -C "$here" branch --remotes --contains HEAD) ]] ||
+    log "warning: The commit that is checked out here is in no branch of origin, as far as known; the hosts fetch it from there."
   STEERLING_SOURCE="steerling-jax[tpu] @ git+${origin/git@github.com:/https://github.com/}@$(git -C "$here" rev-parse HEAD)"
 fi
+case ${STEERLING_SOURCE#*@ } in
+  . | ./* | .. | ../* | .\[*) unreachable "STEERLING_SOURCE is $STEERLING_SOURCE, a path relative to this folder, which the hosts do not have" ;;
+  /* | file:*) log "STEERLING_SOURCE is $STEERLING_SOURCE, so every host must have this folder, for example mounted." ;;
+esac
 # The Python of the hosts' images may be too old; uv installs one.
 line="mkdir -p ~/steerling && cd ~/steerling && python3 -m pip install --quiet --user uv \
 && ~/.local/bin/uv venv --quiet --clear --python 3.12 .venv \

@@ -31,7 +31,11 @@ if "describe" in words:
     (root / "states").write_text(" ".join(later or [now]))
     if now in ("UNREACHABLE", "NOT_FOUND"):
         sys.exit(f"ERROR: (gcloud.compute.tpus.queued-resources.describe) {now}: …")
-    print(now)
+    if now == "LOGGED_OUT":
+        sys.exit("ERROR: You do not currently have an active account selected.\\nPlease run:\\n  $ gcloud auth login")
+    if now == "NO_NETWORK":
+        sys.exit("ERROR: There was a problem refreshing your auth tokens: timed out. Please run: $ gcloud auth login")
+    print(now.replace(":", "\\t"))
 elif "delete" in words:
     subprocess.run(f"rm -rf {root}/home", shell=True, check=True)
 elif "ssh" in words:
@@ -56,6 +60,16 @@ def script(name: str, *words: str, **environment: str) -> subprocess.CompletedPr
     return subprocess.run(
         [str(FOLDER / name), *words], env=bare | environment, capture_output=True, text=True, timeout=60, check=False
     )
+
+
+@pytest.fixture(autouse=True)
+def no_real_cloud(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reaches a real gcloud or xpk of this machine: these fail, and come first in every script's path."""
+    folder = tmp_path_factory.mktemp("refusing")
+    for name in ("gcloud", "xpk"):
+        (folder / name).write_text("#!/bin/bash\necho 'a test called the real cloud' >&2\nexit 99\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -163,10 +177,12 @@ def calls(root: Path) -> list[str]:
 def test_watch_recreates_the_pod_and_restarts_the_command_until_it_succeeds(simulated: dict[str, str], tmp_path: Path):
     """There is no pod at first; the command fails once; then the pod is preempted; then all goes well. Now and then the
     cloud does not answer, which is no reason to make anything again."""
-    states = "UNREACHABLE NOT_FOUND PROVISIONING UNREACHABLE ACTIVE ACTIVE UNREACHABLE ACTIVE ACTIVE SUSPENDED ACTIVE"
+    states = (
+        "UNREACHABLE NOT_FOUND PROVISIONING NO_NETWORK ACTIVE ACTIVE UNREACHABLE ACTIVE ACTIVE SUSPENDED:SERVICE ACTIVE"
+    )
     (tmp_path / "states").write_text(states)
     command = f"echo $HOME >> {tmp_path}/runs; [ $(grep -c '\"create\"' {tmp_path}/calls) -gt 1 ]"
-    kinds = ["--accelerator", "v5p-8", "--slices", "2"]
+    kinds = ["--accelerator", "v5p-8", "--slices", "2", "--spot"]
     done = script("watch.sh", "pod", *PLACE, *kinds, "--", "bash", "-c", command, **simulated)
     assert done.returncode == 0, done.stderr
     assert "The command failed on a host of pod" in done.stderr
@@ -267,3 +283,70 @@ def test_a_failed_request_is_reported(simulated: dict[str, str], tmp_path: Path)
     done = script("create.sh", "pod", *PLACE, "--accelerator", "v5p-8", **simulated)
     assert done.returncode == 2
     assert "The request for pod is FAILED" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("state", "kinds"),
+    [("SUSPENDED", []), ("SUSPENDING", []), ("SUSPENDED:USER", ["--spot"]), ("SUSPENDED:SERVICE", [])],
+)
+def test_a_suspended_pod_is_reported_and_left_as_it_is(
+    simulated: dict[str, str], tmp_path: Path, state: str, kinds: list[str]
+):
+    (tmp_path / "states").write_text(state)
+    done = script("watch.sh", "pod", *PLACE, "--accelerator", "v5p-8", *kinds, "--", "true", **simulated)
+    assert (done.returncode, calls(tmp_path)) == (2, [])
+    assert done.stderr.startswith("error: pod is suspended")
+    done = script("create.sh", "pod", *PLACE, "--accelerator", "v5p-8", **simulated)
+    assert (done.returncode, "The request for pod is SUSPEND" in done.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("name", ["watch.sh", "create.sh"])
+def test_without_a_login_the_scripts_end_with_the_message_of_gcloud(
+    simulated: dict[str, str], tmp_path: Path, name: str
+):
+    (tmp_path / "states").write_text("UNREACHABLE LOGGED_OUT")
+    command = ["--", "true"] if name == "watch.sh" else []
+    done = script(name, "pod", *PLACE, "--accelerator", "v5p-8", *command, **simulated)
+    assert done.returncode == 2
+    assert "UNREACHABLE" in done.stderr
+    assert "You do not currently have an active account selected." in done.stderr
+    assert done.stderr.endswith("error: gcloud cannot be used; its message is above.\n")
+
+
+def test_invalid_input_ends_the_watch(simulated: dict[str, str], tmp_path: Path):
+    """Exit code 2 on one host; the other one is stopped by a signal because of it."""
+    (tmp_path / "states").write_text("ACTIVE")
+    command = f"echo $HOME >> {tmp_path}/runs; [[ $HOME = *pod-0 ]] || exit 143; echo 'error: no such config'; exit 2"
+    kinds = ["--accelerator", "v5p-8", "--slices", "2"]
+    done = script("watch.sh", "pod", *PLACE, *kinds, "--", "bash", "-c", command, **simulated)
+    assert done.returncode == 2
+    assert "error: no such config" in done.stderr
+    assert "The command reported invalid input on a host of pod" in done.stderr
+    assert len((tmp_path / "runs").read_text().splitlines()) == 2, "it is not started again"
+
+
+def test_setup_names_a_source_that_hosts_cannot_reach(tmp_path: Path):
+    shutil.copytree(FOLDER, tmp_path / "checkout" / "tpu_scripts", ignore=shutil.ignore_patterns("notebooks"))
+    git = ["git", "-C", str(tmp_path / "checkout"), "-c", "user.name=n", "-c", "user.email=e"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "m"], ["remote", "add", "origin", "/home/me/x"]):
+        subprocess.run([*git, *words], check=True)
+    line = [str(tmp_path / "checkout/tpu_scripts/setup.sh"), "pod", *PLACE]
+
+    def run(*words: str, source: str | None = None) -> subprocess.CompletedProcess[str]:
+        environment = {"PATH": os.environ["PATH"]} | ({} if source is None else {"STEERLING_SOURCE": source})
+        return subprocess.run([*line, *words], env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+    done = run("--dry-run")
+    assert (done.returncode, "ssh pod" in done.stdout) == (0, True)
+    assert "warning: The origin of this checkout is /home/me/x, a folder of this machine" in done.stderr
+    done = run()
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "error: The origin of this checkout is /home/me/x" in done.stderr
+    for address in ("https://example.org/x.git", "git@example.org:x.git"):
+        subprocess.run([*git, "remote", "set-url", "origin", address], check=True)
+        done = run("--dry-run")
+        assert "cannot reach" not in done.stderr
+        assert "is in no branch of origin" in done.stderr
+    assert "every host must have this folder" in run("--dry-run", source="/shared/steerling-jax[tpu]").stderr
+    assert "a path relative to this folder" in run("--dry-run", source=".[tpu]").stderr
+    assert run("--dry-run", source="steerling-jax[tpu]").stderr == ""
