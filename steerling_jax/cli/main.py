@@ -161,11 +161,15 @@ def dispatch(argv: Sequence[str]) -> int:
 
 
 def accept_all_characters() -> None:
-    """Makes standard output and standard error escape the characters that their encoding lacks.
+    """Makes standard output and standard error escape the characters that their encoding lacks; if one is closed, it
+    discards what is written.
 
     The default raises UnicodeEncodeError, in terminals that are not UTF-8 and for lone surrogates anywhere: a text that
     took minutes to generate would be lost while it is printed. Rich's consoles write to the same streams.
     """
+    # Python has None for a stream that the shell closed (`>&-`), which cannot be written to or flushed.
+    sys.stdout = sys.stdout or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+    sys.stderr = sys.stderr or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

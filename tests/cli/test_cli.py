@@ -142,6 +142,14 @@ def test_output_never_fails_for_a_character(encoding: str):
     assert done.stderr.startswith("error: There is no command ")
 
 
+@pytest.mark.parametrize("closed", ["1>&-", "2>&-", "1>&- 2>&-"])
+def test_streams_that_the_shell_closed(closed: str):
+    for code, args in ((0, "--help"), (2, "nothing")):
+        line = f'"{sys.executable}" -m steerling_jax.cli.main {args} {closed}'
+        done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60)
+        assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
+
+
 def test_text_and_json_survive_every_encoding():
     printed = (
         "from steerling_jax.cli.console import print_json; "
