@@ -6,8 +6,8 @@ with padding, L layers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -110,14 +110,17 @@ def removed_in_pass(
         parts.append(
             _in_pass(
                 bundle.params,
-                np.stack([canvases[step] for step in at]),
-                positions[rows],
-                tokens[rows],
-                ids[rows],
-                np.int32(trace.prompt_length),
-                np.int32(len(trace.tokens)),
-                tables,
-                np.int32(layer),
+                _Passes(
+                    canvases=np.stack([canvases[step] for step in at]),
+                    positions=positions[rows],
+                    tokens=tokens[rows],
+                    ids=ids[rows],
+                    prompt=np.int32(trace.prompt_length),
+                    total=np.int32(len(trace.tokens)),
+                    at_masks=tables[0],
+                    at_prompt=tables[1],
+                    layer=np.int32(layer),
+                ),
                 head=head,
                 mask_id=mask_id,
                 config=config,
@@ -127,34 +130,38 @@ def removed_in_pass(
     return np.concatenate([np.asarray(part) for part in parts])[: len(ids)]
 
 
+class _Passes(NamedTuple):
+    """Passes in which one concept's direction is removed, and the tokens to score.
+
+    canvases: (B, S), `total` () positions each, of which `prompt` () are the prompt's, then padding. positions, tokens,
+    ids: (B,), the scored positions, their tokens, and the removed concepts. at_masks, at_prompt: (B, L, D), how the
+    text was steered. layer: (), the first layer, from 1, after which the direction is removed.
+    """
+
+    canvases: jax.typing.ArrayLike
+    positions: jax.typing.ArrayLike
+    tokens: jax.typing.ArrayLike
+    ids: jax.typing.ArrayLike
+    prompt: jax.typing.ArrayLike
+    total: jax.typing.ArrayLike
+    at_masks: jax.typing.ArrayLike
+    at_prompt: jax.typing.ArrayLike
+    layer: jax.typing.ArrayLike
+
+
 @partial(jax.jit, static_argnames=("head", "mask_id", "config", "compute"))
 def _in_pass(
-    params: Params,
-    canvases: jax.Array,
-    positions: jax.Array,
-    tokens: jax.Array,
-    ids: jax.Array,
-    prompt: jax.Array,
-    total: jax.Array,
-    tables: Sequence[jax.Array],
-    layer: jax.Array,
-    *,
-    head: Head,
-    mask_id: int,
-    config: ModelConfig,
-    compute: Compute,
+    params: Params, passes: _Passes, *, head: Head, mask_id: int, config: ModelConfig, compute: Compute
 ) -> jax.Array:
-    """Logits and log-probabilities (B, 2) of tokens (B,) at positions (B,) without the concepts ids (B,).
-
-    canvases (B, S): `total` positions each, then padding; steered by two tables (B, L, D), for masks and the prompt.
-    """
+    """Logits and log-probabilities (B, 2) of the tokens of the passes."""
+    canvases, positions, tokens, ids = (jnp.asarray(values) for values in passes[:4])
     direction = concept_embeddings(params, ids, head=head, config=config, compute=compute)
     direction = direction / jnp.maximum(jnp.linalg.norm(direction, axis=1, keepdims=True), 1e-12)
     # The projection comes after the injection of the same layer: what steering adds along the direction goes, too.
-    steering = steering_of_canvases(canvases, prompt, mask_id, tables[0], tables[1])
-    edits = (*steering, project_out(direction, from_layer(layer, config.n_layers)))
+    steering = steering_of_canvases(canvases, passes.prompt, mask_id, passes.at_masks, passes.at_prompt)
+    edits = (*steering, project_out(direction, from_layer(jnp.asarray(passes.layer), config.n_layers)))
     x, at = embed_tokens(params, canvases, compute), jnp.arange(canvases.shape[1])
-    mask = block_causal_mask(at, at, config.diff_block_size) & (at < total)[None, :]
+    mask = block_causal_mask(at, at, config.diff_block_size) & (at < passes.total)[None, :]
     hidden = run_backbone(params, x, config=config, compute=compute, attention=mask, edits=edits).hidden
     rows = hidden[jnp.arange(len(positions)), positions]
     return _scores(params, logit_features(params, rows, config, compute), tokens, compute)
