@@ -135,6 +135,7 @@ def test_a_given_text(capsys: pytest.CaptureFixture[str], tmp_path: Path):
     assert [commit["positions"] for commit in trace["commits"]] == [[3], [4], [5], [6]]
 
 
+@pytest.mark.slow
 def test_training_data(capsys: pytest.CaptureFixture[str], tmp_path: Path):
     """A passage of the corpus is found at its place."""
     bundle, draw = sj.load(GOLDEN), random.Random(0)

@@ -333,6 +333,7 @@ def test_the_command_continues_after_a_kill(tmp_path: Path, child_environment: d
     assert main([*arguments[3:]]) == 2
 
 
+@pytest.mark.slow
 def test_the_other_parts_read_documents_of_the_planted_length(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

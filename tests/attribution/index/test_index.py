@@ -202,6 +202,7 @@ def command(*words: object) -> list[str]:
     return [str(word) for word in words]
 
 
+@pytest.mark.slow
 def test_a_build_continues_after_a_kill(corpus: CorpusStore, built: Path, tmp_path: Path):
     """After SIGKILL in the middle of a unit and a leftover folder, the finished index has the same bytes."""
     folder = tmp_path / "index"
@@ -219,6 +220,7 @@ def test_a_build_continues_after_a_kill(corpus: CorpusStore, built: Path, tmp_pa
     assert not list(folder.glob("units/.*"))
 
 
+@pytest.mark.slow
 def test_two_processes_build_the_index_of_one(
     corpus: CorpusStore, built: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
@@ -232,6 +234,7 @@ def test_two_processes_build_the_index_of_one(
     assert_same(contents(folder), contents(built))
 
 
+@pytest.mark.slow
 def test_only_new_documents_of_a_grown_and_shuffled_corpus_are_indexed(bundle: sj.Bundle, built: Path, tmp_path: Path):
     """The evidence equals that of an index from scratch, which has other units."""
     order = list(range(30))

@@ -88,6 +88,7 @@ def assert_same_losses(actual: list[dict], expected: list[dict]) -> None:
         np.testing.assert_allclose(ours, theirs, rtol=2e-4, err_msg=f"{name}: is each row of a batch read once?")
 
 
+@pytest.mark.slow
 def test_two_processes_stopped_and_continued_by_three(world: World, alone: list[dict]):
     """The losses are those of one process. Two processes with two devices each start from given weights and save by the
     clock, which only agrees if they agree when; SIGTERM to the second of them: both save and leave. Then a bit flips in
