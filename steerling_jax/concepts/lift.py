@@ -18,8 +18,9 @@ import numpy as np
 from steerling_jax.corpus.bags import Bags
 from steerling_jax.models.backbone import Params
 from steerling_jax.models.compute import Compute
+from steerling_jax.models.steerling.backbone import lm_logits
 from steerling_jax.models.steerling.config import ModelConfig
-from steerling_jax.models.steerling.decompose import lm_logits, logit_features
+from steerling_jax.models.steerling.decompose import logit_features
 
 
 class Lifted(NamedTuple):

@@ -30,9 +30,9 @@ from steerling_jax.decoding.step import Canvas, StepCommits, StepSettings, open_
 from steerling_jax.decoding.window import CachedPart, run_window, steering_edits
 from steerling_jax.models.backbone import Params
 from steerling_jax.models.compute import Compute
-from steerling_jax.models.steerling.backbone import KeyValueCache
+from steerling_jax.models.steerling.backbone import KeyValueCache, lm_logits
 from steerling_jax.models.steerling.config import ModelConfig
-from steerling_jax.models.steerling.decompose import RowClamps, lm_logits, logit_features
+from steerling_jax.models.steerling.decompose import RowClamps, logit_features
 
 _FEWEST_ROWS = 16  # fewer rows of logits would not be any faster
 

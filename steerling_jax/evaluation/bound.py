@@ -23,9 +23,9 @@ from steerling_jax.concepts.heads import view_concepts
 from steerling_jax.models.backbone import Params
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.steerling import bottleneck as bn
-from steerling_jax.models.steerling.backbone import lm_head_weight
+from steerling_jax.models.steerling.backbone import lm_head_weight, lm_logits
 from steerling_jax.models.steerling.config import ModelConfig
-from steerling_jax.models.steerling.decompose import cross_entropy, decompose, lm_logits
+from steerling_jax.models.steerling.decompose import cross_entropy, decompose
 from steerling_jax.models.steerling.denoise import denoise
 from steerling_jax.objectives.concept_losses import chunk_evidence
 from steerling_jax.objectives.noise import mask_tokens

@@ -24,9 +24,9 @@ from steerling_jax.errors import require
 from steerling_jax.models.backbone import Params
 from steerling_jax.models.batching import by_length, padding_mask, stack
 from steerling_jax.models.compute import Compute
-from steerling_jax.models.steerling.backbone import embed_tokens, run_backbone
+from steerling_jax.models.steerling.backbone import embed_tokens, lm_logits, run_backbone
 from steerling_jax.models.steerling.config import ModelConfig
-from steerling_jax.models.steerling.decompose import lm_logits, logit_features
+from steerling_jax.models.steerling.decompose import logit_features
 
 _ROWS = 128  # positions whose logits (_ROWS, V) are computed at once
 

@@ -23,8 +23,9 @@ from steerling_jax.errors import require
 from steerling_jax.explain.contributions import hidden_rows
 from steerling_jax.models.backbone import Params
 from steerling_jax.models.compute import Compute
+from steerling_jax.models.steerling.backbone import lm_logits
 from steerling_jax.models.steerling.config import ModelConfig
-from steerling_jax.models.steerling.decompose import lm_logits, logit_features
+from steerling_jax.models.steerling.decompose import logit_features
 
 _ROWS = 64  # positions per call, which has logits (_ROWS, V) in memory
 

@@ -25,9 +25,9 @@ from steerling_jax.models.backbone import Params
 from steerling_jax.models.batching import padded_length
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.edits import from_layer, project_out
-from steerling_jax.models.steerling.backbone import embed_tokens, run_backbone
+from steerling_jax.models.steerling.backbone import embed_tokens, lm_logits, run_backbone
 from steerling_jax.models.steerling.config import ModelConfig
-from steerling_jax.models.steerling.decompose import RowClamps, lm_logits, logit_features
+from steerling_jax.models.steerling.decompose import RowClamps, logit_features
 from steerling_jax.models.steerling.heads import EpsilonRule
 
 _RULES: tuple[EpsilonRule, ...] = ("frozen", "published")

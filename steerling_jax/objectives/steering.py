@@ -32,9 +32,8 @@ from steerling_jax.models.backbone import Params
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.edits import LayerEdit, from_layer, inject
 from steerling_jax.models.steerling import bottleneck as bn
-from steerling_jax.models.steerling.backbone import lm_head_weight
+from steerling_jax.models.steerling.backbone import lm_head_weight, lm_logits
 from steerling_jax.models.steerling.config import ModelConfig
-from steerling_jax.models.steerling.decompose import lm_logits
 from steerling_jax.models.steerling.denoise import denoise
 from steerling_jax.objectives.noise import NoiseConfig
 from steerling_jax.objectives.objective import Batch, Draws, Metrics, draw_noise, part_of

@@ -33,8 +33,9 @@ from steerling_jax.evaluation.probe import fit_probe
 from steerling_jax.io.corpus.heldout import read_heldout
 from steerling_jax.io.corpus.store import CorpusStore
 from steerling_jax.models.compute import Compute
+from steerling_jax.models.steerling.backbone import lm_logits
 from steerling_jax.models.steerling.config import ConceptConfig, ModelConfig
-from steerling_jax.models.steerling.decompose import decompose, lm_logits
+from steerling_jax.models.steerling.decompose import decompose
 from steerling_jax.models.steerling.denoise import denoise
 from steerling_jax.models.steerling.model import compiled_forward, init_params
 from steerling_jax.objectives.concept_losses import log_presence

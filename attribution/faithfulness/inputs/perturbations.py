@@ -17,8 +17,9 @@ from steerling_jax.decoding.generation import Generation
 from steerling_jax.decoding.trace import Trace
 from steerling_jax.models.backbone import Params
 from steerling_jax.models.compute import Compute
+from steerling_jax.models.steerling.backbone import lm_logits
 from steerling_jax.models.steerling.config import ModelConfig
-from steerling_jax.models.steerling.decompose import lm_logits, logit_features
+from steerling_jax.models.steerling.decompose import logit_features
 from steerling_jax.models.steerling.model import compiled_hidden
 
 RANDOM = "random order"

@@ -154,6 +154,18 @@ def lm_head_weight(params: Params) -> jax.Array:
     return params["lm_head"]["weight"] if "lm_head" in params else params["tok_emb"]["weight"]
 
 
+def lm_logits(params: Params, features: jax.Array, compute: Compute) -> jax.Array:
+    """features (..., D) to logits (..., V) float32; rounded to the compute dtype first under faithful rounding."""
+    weight = lm_head_weight(params)
+    # First as it is stored, or the compiler would lay a tied embedding out for this product and gather it for every
+    # other use; then each device's own shard of the vocabulary; then that shard with its whole width.
+    for axes in (("vocab", "embed"), ("logits", "embed"), ("logits", None)):
+        weight = constrain(weight, axes)
+    logits = matmul_t(features, weight, compute.operands)
+    logits = constrain(logits, ("batch", *(None,) * (logits.ndim - 2), "logits"))
+    return logits.astype(compute.dtype).astype(jnp.float32) if compute.faithful_rounding else logits
+
+
 def empty_cache(config: ModelConfig, compute: Compute, leading: tuple[int, ...], length: int) -> KeyValueCache:
     """Room for the keys and values of `length` positions, each (*leading, G, length, d)."""
     shape = (*leading, config.kv_heads, length, config.head_dim)
@@ -205,7 +217,7 @@ def steerling_backbone(config: ModelConfig, compute: Compute) -> Backbone:
         vocab_size=config.vocab_size,
         embed=lambda params, tokens: embed_tokens(params, tokens, compute),
         run=run,
-        logits=lambda params, hidden: matmul_t(hidden, lm_head_weight(params), compute.operands),
+        logits=lambda params, hidden: lm_logits(params, hidden, compute),
         empty_cache=lambda rows, positions: empty_cache(config, compute, (rows,), positions),
     )
 

@@ -11,19 +11,16 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 from flax import struct
 from jax import lax
 
 from steerling_jax.models.backbone import Params
 from steerling_jax.models.compute import Compute
-from steerling_jax.models.layers import matmul_t
 from steerling_jax.models.steerling import bottleneck as bn
-from steerling_jax.models.steerling.backbone import lm_head_weight
+from steerling_jax.models.steerling.backbone import lm_logits
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.heads import Clamps, EpsilonRule, HeadOutput, run_discovered_head, run_known_head
-from steerling_jax.parallel.mesh import constrain
 
 
 class HeadClamps(NamedTuple):
@@ -154,18 +151,6 @@ def logit_features(
         assert offsets is not None
         at_rows = clamps.at(offsets)
     return decompose(params, hidden, config=config, compute=compute, clamps=at_rows).composed
-
-
-def lm_logits(params: Params, features: jax.Array, compute: Compute) -> jax.Array:
-    """features (..., D) to logits (..., V) float32; rounded to the compute dtype first under faithful rounding."""
-    weight = lm_head_weight(params)
-    # First as it is stored, or the compiler would lay a tied embedding out for this product and gather it for every
-    # other use; then each device's own shard of the vocabulary; then that shard with its whole width.
-    for axes in (("vocab", "embed"), ("logits", "embed"), ("logits", None)):
-        weight = constrain(weight, axes)
-    logits = matmul_t(features, weight, compute.operands)
-    logits = constrain(logits, ("batch", *(None,) * (logits.ndim - 2), "logits"))
-    return logits.astype(compute.dtype).astype(jnp.float32) if compute.faithful_rounding else logits
 
 
 def cross_entropy(params: Params, features: jax.Array, targets: jax.Array, compute: Compute) -> jax.Array:

@@ -15,9 +15,9 @@ from steerling_jax.models.backbone import Params
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.edits import LayerEdit
 from steerling_jax.models.steerling import bottleneck as bn
-from steerling_jax.models.steerling.backbone import Layers, embed_tokens, run_backbone
+from steerling_jax.models.steerling.backbone import Layers, embed_tokens, lm_logits, run_backbone
 from steerling_jax.models.steerling.config import ModelConfig
-from steerling_jax.models.steerling.decompose import HeadClamps, Parts, decompose, lm_logits
+from steerling_jax.models.steerling.decompose import HeadClamps, Parts, decompose
 from steerling_jax.models.steerling.head_view import ConceptHead, Table, discovered_spec, known_spec
 from steerling_jax.models.steerling.heads import Clamps, EpsilonRule
 from steerling_jax.models.steerling.layers import rope_tables
