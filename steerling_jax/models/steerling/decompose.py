@@ -1,4 +1,4 @@
-"""The decomposition `hidden = known + discovered + epsilon`, and the output projection that reads its sum.
+"""The decomposition `hidden = known + discovered + epsilon`, and the cross-entropy of logits that read its sum.
 
 The forward pass, decoding, training, evaluation and explanations all call `decompose`; what needs a single head calls
 `heads.run_known_head` or `heads.run_discovered_head`.
