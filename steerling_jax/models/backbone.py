@@ -21,6 +21,24 @@ Params = dict[str, Any]
 Cache = Any
 
 
+class DecoderConfig(Protocol):
+    """What the config of every autoregressive family has, beside its published fields: names as in `ModelConfig`.
+
+    block_size: the context, in positions. eos_ids: the ids that end a text, such as the end of a turn; () for none.
+    """
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def block_size(self) -> int: ...
+    @property
+    def n_layers(self) -> int: ...
+    @property
+    def n_embd(self) -> int: ...
+    @property
+    def eos_ids(self) -> tuple[int, ...]: ...
+
+
 class PassResult(NamedTuple):
     """hidden (B, T, D): after the final norm. cache: for the positions that follow. captured: by layer, counted from 0,
     its output (B, T, D) after edits, for the layers that were asked for."""
@@ -39,15 +57,19 @@ class Run(Protocol):
         x: jax.Array,
         *,
         start: jax.Array | int = 0,
+        lengths: jax.Array | None = None,
         cache: Cache | None = None,
         edits: tuple[Any, ...] = (),
         capture: tuple[int, ...] = (),
     ) -> PassResult:
-        """Embeddings x (B, T, D) of the positions from `start` () int32 on.
+        """Embeddings x (B, T, D) of the positions from `start` on, () int32, or (B,) for each row its own.
 
-        cache: what the positions before `start` left; None for none. The result's cache is it with these positions
-        added. edits: changes to layers' outputs (`models.edits.LayerEdit`), in their order. capture: layers, counted
-        from 0, whose outputs are returned.
+        lengths: (B,) int32, where each row's padding begins, from 0 to T; None for no padding. Padding is at the end of
+        a row: no token sees it, and what later passes see of the cache does not depend on it. Hidden states there have
+        no meaning. A row of length 0 leaves its part of the cache as it is. cache: what the positions before `start`
+        left; None for none. It has room for `start` + T positions, padding included. The result's cache is it with
+        these positions added. edits: changes to layers' outputs (`models.edits.LayerEdit`), in their order. capture:
+        layers, counted from 0, whose outputs are returned.
         """
         ...
 
@@ -58,7 +80,7 @@ class Backbone:
 
     embed: (params, tokens (B, T) int32) to (B, T, D). run: see `Run`. logits: (params, hidden (..., D)) to (..., V)
     float32. empty_cache: (rows, positions) to the cache that `run` takes at position 0, with room for so many
-    positions.
+    positions; every leaf has a row axis, the only one whose size depends on the number of rows.
     """
 
     n_layers: int

@@ -22,6 +22,7 @@ class LayerEdit:
     push: (L or 1, B, T or 1, D), what is added, for each layer or the same for all.
     axis: (B, D) float32 of length 1. level: (B,) float32, the component of x along it after the edit.
     where: (X, T) bool, the positions; None for all. layers: (L,) bool, the layers; None for all.
+    generated_only: whether generation makes the change at generated tokens alone, not at the prompt; it sets `where`.
     """
 
     push: jax.Array | None = None
@@ -29,6 +30,7 @@ class LayerEdit:
     level: jax.Array | None = None
     where: jax.Array | None = None
     layers: jax.Array | None = None
+    generated_only: bool = struct.field(pytree_node=False, default=False)
 
     def apply(self, x: jax.Array, layer: jax.Array | int) -> jax.Array:
         """The output x (X, T, D) of block `layer`, counted from 0, as the next block reads it; in x's dtype."""

@@ -24,16 +24,20 @@ L, D, V = 3, 16, 24
 def toy_backbone() -> Backbone:
     """A stack of gated recurrences: the cache is their state, (L, B, D), whatever the number of positions."""
 
-    def run(params, x, *, start: jax.Array | int = 0, cache=None, edits=(), capture=()):
-        cache = jnp.zeros((L, len(x), D)) if cache is None else cache
+    def run(params, x, *, start: jax.Array | int = 0, lengths=None, cache=None, edits=(), capture=()):
+        B, T, _ = x.shape
+        cache = jnp.zeros((L, B, D)) if cache is None else cache
         states, captured = [], {}
+        held = jnp.arange(T)[:, None] < (jnp.full(B, T) if lengths is None else lengths)[None, :]
         for layer in range(L):
 
-            def step(state, x_t, layer=layer):
-                state = jax.nn.sigmoid(params["decay"][layer])[None] * state + jnp.tanh(x_t @ params["mix"][layer])
+            def step(state, inputs, layer=layer):
+                x_t, held = inputs
+                after = jax.nn.sigmoid(params["decay"][layer])[None] * state + jnp.tanh(x_t @ params["mix"][layer])
+                state = jnp.where(held[:, None], after, state)
                 return state, state
 
-            state, h = jax.lax.scan(step, cache[layer], jnp.swapaxes(x, 0, 1))
+            state, h = jax.lax.scan(step, cache[layer], (jnp.swapaxes(x, 0, 1), held))
             x = apply_edits(x + jnp.swapaxes(h, 0, 1), layer, edits)
             states.append(state)
             captured |= {layer: x} if layer in capture else {}
@@ -116,6 +120,21 @@ def test_steerling_in_two_passes_with_a_cache_is_one_pass(layout: str):
     np.testing.assert_allclose(after.hidden, whole.hidden[:, second], atol=1e-5)
     np.testing.assert_allclose(after.captured[2], whole.captured[2][:, second], atol=1e-5)
     assert set(whole.captured) == {0, 2}
+
+
+def test_steerling_rows_have_starts_and_lengths_of_their_own():
+    """Two texts of 4 and 8 tokens go on by 8 and 4: with padding, in one pass, and each row alone."""
+    params, S = init_params(CONFIG, jax.random.key(0)), 4 * W
+    tokens = jax.random.randint(jax.random.key(1), (2, 3 * W), 0, 40)
+    x = BACKBONE.embed(params, tokens)
+    before = jnp.array([W, 2 * W])
+    first = BACKBONE.run(params, x[:, : 2 * W], lengths=before, cache=BACKBONE.empty_cache(2, S))
+    rest = jnp.stack([x[0, W:], jnp.concatenate([x[1, 2 * W :], x[1, :W]])])  # row 1 is padded with other tokens
+    both = BACKBONE.run(params, rest, start=before, lengths=3 * W - before, cache=first.cache)
+    whole = BACKBONE.run(params, x).hidden
+    np.testing.assert_allclose(both.hidden[0], whole[0, W:], atol=1e-5)
+    np.testing.assert_allclose(both.hidden[1, :W], whole[1, 2 * W :], atol=1e-5)
+    np.testing.assert_allclose(first.hidden[0, :W], whole[0, :W], atol=1e-5)
 
 
 def test_edits_against_numpy():

@@ -18,6 +18,7 @@ from flax import linen as nn
 
 from steerling_jax.models.attention import AttentionPattern, KeysValues, attend_masked, attend_parts, block_causal_mask
 from steerling_jax.models.backbone import Backbone, Cache, Params, PassResult
+from steerling_jax.models.batching import padding_mask
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.edits import LayerEdit, apply_edits
 from steerling_jax.models.layers import matmul_t
@@ -177,7 +178,8 @@ def steerling_backbone(config: ModelConfig, compute: Compute) -> Backbone:
     """The `Backbone` of a Steerling configuration.
 
     With a cache, a pass takes whole diffusion blocks, since the keys and values of a block are final only with all of
-    its tokens. Logits are those of hidden states, without the concept heads (`decompose` has these).
+    its tokens; so do the lengths of rows. Logits are those of hidden states, without the concept heads (`decompose` has
+    these).
     """
 
     def run(
@@ -185,18 +187,21 @@ def steerling_backbone(config: ModelConfig, compute: Compute) -> Backbone:
         x: jax.Array,
         *,
         start: jax.Array | int = 0,
+        lengths: jax.Array | None = None,
         cache: Cache | None = None,
         edits: tuple[LayerEdit, ...] = (),
         capture: tuple[int, ...] = (),
     ) -> PassResult:
+        B, T, _ = x.shape
         if cache is None:
-            return run_backbone(params, x, config=config, compute=compute, edits=edits, capture=capture)
-        (B, T, _), S = x.shape, cache[0][0].shape[2]
-        positions = start + jnp.arange(T)
-        own = jnp.broadcast_to(block_causal_mask(positions, positions, config.diff_block_size), (B, T, T))
-        attention = jax.tree_util.Partial(
-            attend_parts, own=own, visible=[jnp.broadcast_to(jnp.arange(S) < start, (B, S))]
-        )
+            mask = None if lengths is None else padding_mask(lengths, T, config.diff_block_size)
+            return run_backbone(params, x, config=config, compute=compute, attention=mask, edits=edits, capture=capture)
+        S, starts = cache[0][0].shape[2], jnp.broadcast_to(jnp.asarray(start), B)
+        positions = starts[:, None] + jnp.arange(T)[None, :]
+        own = jax.vmap(partial(block_causal_mask, block=config.diff_block_size))(positions, positions)
+        if lengths is not None:
+            own &= (jnp.arange(T)[None, :] < lengths[:, None])[:, None, :]
+        attention = jax.tree_util.Partial(attend_parts, own=own, visible=[jnp.arange(S)[None, :] < starts[:, None]])
         result = run_backbone(
             unstack_layers(params),
             x,
@@ -209,7 +214,7 @@ def steerling_backbone(config: ModelConfig, compute: Compute) -> Backbone:
             capture=capture,
             keep_cache=True,
         )
-        return result._replace(cache=write_positions(cache, heads_first(result.cache), start))
+        return result._replace(cache=jax.vmap(write_positions)(cache, heads_first(result.cache), starts))
 
     return Backbone(
         n_layers=config.n_layers,
