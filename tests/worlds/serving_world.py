@@ -112,11 +112,33 @@ def sharing_compiled(factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @dataclass
 class Server:
-    """A running `steerling serve`. errors: lines of its standard error after the one that says it is ready."""
+    """A running `steerling serve`. errors: lines of its standard error after the one that says it is ready.
+
+    file: of `held_command`, where the server was started with one.
+    """
 
     process: subprocess.Popen[str]
     url: str
+    file: Path | None = None
     errors: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def held(self, calls: int) -> Iterator[None]:
+        """The decoder, which is idle, makes this many calls and no more, until `release` or the end of the block."""
+        self.allow(calls)
+        try:
+            yield
+        finally:
+            self.release()
+
+    def allow(self, calls: int) -> None:
+        """Within `held`: the number of calls since it began."""
+        assert self.file is not None
+        write_whole(self.file, str(calls))
+
+    def release(self) -> None:
+        assert self.file is not None
+        self.file.unlink(missing_ok=True)
 
     @property
     def openai(self) -> openai.OpenAI:
@@ -131,18 +153,37 @@ class Server:
 
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(30)
+        return self.process.wait(90)
+
+
+def write_whole(file: Path, content: str) -> None:
+    """Writes a file that another process reads at any moment."""
+    new = file.with_suffix(".new")
+    new.write_text(content)
+    new.replace(file)
+
+
+def held_command(file: Path | None) -> list[str]:
+    """The words that start `steerling` in a process; with `file`, under `held_command`."""
+    if file is None:
+        return [sys.executable, "-m", "steerling_jax.cli.main"]
+    return [sys.executable, "-P", str(Path(__file__).with_name("held_command.py")), str(file)]
 
 
 @contextmanager
 def serving(
-    model: Path, environment: dict[str, str], *options: str, ready: str = r"(http://\S+)/v1 "
+    model: Path,
+    environment: dict[str, str],
+    *options: str,
+    ready: str = r"(http://\S+)/v1 ",
+    file: Path | None = None,
 ) -> Iterator[Server]:
     """Starts a server on a free port and yields it once a line of its output matches `ready`, whose first group is the
     URL. Without warm-up, unless `options` request it. At the end, the server must stop by itself, without a traceback.
+
+    file: with it, a test can hold the decoder; see `held_command`.
     """
-    line = [sys.executable, "-m", "steerling_jax.cli.main", "serve", "--model", str(model), "--port", "0"]
-    line += ["--warm-up", "0", *options]
+    line = [*held_command(file), "serve", "--model", str(model), "--port", "0", "--warm-up", "0", *options]
     with subprocess.Popen(line, stderr=subprocess.PIPE, text=True, env=environment) as process:
         lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         assert process.stderr is not None
@@ -152,7 +193,7 @@ def serving(
             first = lines.get(timeout=60)
             found = re.search(ready, first)
             assert found, first
-            server = Server(process, found[1])
+            server = Server(process, found[1], file)
             yield server
             if process.poll() is None:
                 assert server.stop() == 0

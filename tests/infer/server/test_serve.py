@@ -51,11 +51,15 @@ def test_it_writes_what_generate_writes(server: Server, text_model: Path):
     assert extra["trace"]["steering"] == []
 
 
-def test_it_compiles_before_it_says_that_it_is_ready(text_model: Path, child_environment: dict[str, str]):
-    options = ["--rows", "2", "--warm-up", "128"]
-    with serving(text_model, child_environment, *options, ready=r"(http://\S+)/health") as server:
+def test_it_compiles_before_it_says_that_it_is_ready(
+    text_model: Path, child_environment: dict[str, str], tmp_path: Path
+):
+    options, file = ["--rows", "2", "--warm-up", "128"], tmp_path / "calls"
+    file.write_text("wait")
+    with serving(text_model, child_environment, *options, ready=r"(http://\S+)/health", file=file) as server:
         answer = httpx.get(f"{server.url}/health", timeout=60)
         assert (answer.status_code, answer.json()["status"]) == (503, "starting")
+        server.release()
         early = {"prompt": PROMPT, "max_tokens": 2}  # waits
         assert httpx.post(f"{server.url}/v1/completions", json=early, timeout=300).status_code == 200
         assert httpx.get(f"{server.url}/health").json() == {"status": "ok"}

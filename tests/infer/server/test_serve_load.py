@@ -1,6 +1,6 @@
 """The server under load: many clients, clients that disconnect, a full queue, SIGTERM, memory over many requests.
 
-STEERLING_SOAK_SECONDS sets how long the last of these takes.
+STEERLING_SOAK_SECONDS makes the last of these take longer.
 """
 
 from __future__ import annotations
@@ -33,8 +33,11 @@ from tests.worlds.serving_world import PROMPT, Server, ask, events, serving, tex
 
 
 @pytest.fixture(scope="module")
-def server(text_model: Path, child_environment: dict[str, str]) -> Iterator[Server]:
-    with serving(text_model, child_environment, "--rows", "2", "--queue", "300") as server:
+def server(
+    text_model: Path, child_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    file = tmp_path_factory.mktemp("held") / "calls"
+    with serving(text_model, child_environment, "--rows", "2", "--queue", "300", file=file) as server:
         yield server
 
 
@@ -65,17 +68,26 @@ def test_many_clients_at_once(server: Server):
 
 
 def test_a_client_that_disconnects_is_cancelled_and_others_are_not(server: Server):
+    """Their rows are free while the decoder has not gone on, and the text of the third has not changed."""
     expected = text(ask(server, max_tokens=48))
     left, tokens = left_and_tokens(server)
     long = {"prompt": PROMPT, "max_tokens": 48, "seed": 9}
-    with ThreadPoolExecutor() as pool:
+    with server.held(0), ThreadPoolExecutor() as pool:
         other = pool.submit(ask, server, max_tokens=48)
-        with httpx.stream("POST", f"{server.url}/v1/completions", json=long | {"stream": True}, timeout=60) as answer:
-            next(answer.iter_lines())
-        leave_at_once(server, long)
+        streamed = long | {"stream": True, "trace": True}
+        with httpx.stream("POST", f"{server.url}/v1/completions", json=streamed, timeout=60) as answer:
+            until(lambda: server.metric("queue_length") == 2)
+            leave_at_once(server, long)
+            until(lambda: left_and_tokens(server)[0] == left + 1 and server.metric("queue_length") == 2)
+            server.allow(1)
+            lines = answer.iter_lines()  # without a name it would be closed, and the connection with it
+            first = json.loads(next(lines).removeprefix("data: "))["trace"]["commits"]
+            until(lambda: server.metric("running_rows") == 2)
+        until(lambda: left_and_tokens(server)[0] == left + 2 and server.metric("running_rows") == 1)
+        server.release()
         assert text(other.result()) == expected
-    until(lambda: left_and_tokens(server)[0] == left + 2 and server.metric("running_rows") == 0)
-    assert left_and_tokens(server)[1] < tokens + 3 * 48
+    until(lambda: server.metric("running_rows") == 0)
+    assert left_and_tokens(server)[1] == tokens + 48 + sum(len(commit["token_ids"]) for commit in first)
 
 
 def leave_at_once(server: Server, body: dict) -> None:
@@ -92,7 +104,7 @@ def left_and_tokens(server: Server) -> tuple[float, float]:
     return float(left.split()[-1]), server.metric("generated_tokens_total")
 
 
-def until(condition, seconds: float = 20) -> None:
+def until(condition, seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "timed out"
@@ -101,20 +113,25 @@ def until(condition, seconds: float = 20) -> None:
 
 def test_stopping_and_a_full_queue(text_model: Path, child_environment: dict[str, str], tmp_path: Path):
     """One row, no queue: the second request is rejected. On SIGTERM the first is written to its end."""
-    long = {"prompt": PROMPT, "max_tokens": 48, "seed": 1, "stream": True}
+    long = {"prompt": PROMPT, "max_tokens": 48, "seed": 1, "stream": True, "trace": True}
     policy = tmp_path / "house.toml"
     policy.write_text('[[rule]]\naction = "amplify"\nconcept = "Email"\nstrength = 30\n')
     options = ["--rows", "1", "--queue", "0", "--policy", str(policy)]
-    with serving(text_model, child_environment, *options) as server, ThreadPoolExecutor() as pool:
+    file = tmp_path / "calls"
+    with serving(text_model, child_environment, *options, file=file) as server, ThreadPoolExecutor() as pool:
         own = ask(server, trace=True, steering={"suppress": {"Dates": 2}})["trace"]["steering"]
         assert ["Email" in own[0], "Dates" in own[1]] == [True, True]
-        with httpx.stream("POST", f"{server.url}/v1/completions", json=long, timeout=60) as answer:
+        with (
+            server.held(1),
+            httpx.stream("POST", f"{server.url}/v1/completions", json=long, timeout=60) as answer,
+        ):
             lines = answer.iter_lines()
             seen = [next(lines)]
             busy = server.post(long)
             ended = pool.submit(server.stop)
             until(lambda: server.post(long).status_code == 503)
             assert httpx.get(f"{server.url}/health").status_code == 503
+            server.release()
             seen += list(lines)
         assert seen[-2:] == ["data: [DONE]", ""]
         assert ended.result() == 0
@@ -124,12 +141,18 @@ def test_stopping_and_a_full_queue(text_model: Path, child_environment: dict[str
 
 
 def test_requests_that_do_not_finish_in_the_grace_time_get_an_error(
-    text_model: Path, child_environment: dict[str, str]
+    text_model: Path, child_environment: dict[str, str], tmp_path: Path
 ):
+    """One has a row and one waits for it, when the server is stopped."""
     long = {"prompt": PROMPT, "max_tokens": 48, "seed": 1}
-    with serving(text_model, child_environment, "--rows", "1", "--grace", "0") as server, ThreadPoolExecutor() as pool:
+    options, file = ["--rows", "1", "--grace", "0"], tmp_path / "calls"
+    with (
+        serving(text_model, child_environment, *options, file=file) as server,
+        ThreadPoolExecutor() as pool,
+        server.held(1),
+    ):
         answers = [pool.submit(server.post, long | {"stream": stream}) for stream in (False, True)]
-        until(lambda: server.metric("running_rows") == 1)
+        until(lambda: server.metric("running_rows") == server.metric("queue_length") == 1)
         assert server.stop() == 0
         whole, streamed = (answer.result() for answer in answers)
     assert (whole.status_code, whole.json()["error"]["code"]) == (503, "stopping")
@@ -220,13 +243,13 @@ def test_a_decoder_that_fails_is_restarted(caplog: pytest.LogCaptureFixture):
 
 def test_soak(server: Server):
     """Requests of all kinds, also invalid ones and clients that disconnect: memory does not grow."""
-    seconds = float(os.environ.get("STEERLING_SOAK_SECONDS", "4"))
+    seconds = float(os.environ.get("STEERLING_SOAK_SECONDS", "0"))
     child = psutil.Process(server.process.pid)
     counts = [0] * 4
 
-    def loop(number: int, end: float) -> None:
+    def loop(number: int, turns: int, end: float) -> None:
         with httpx.Client(base_url=server.url, timeout=60) as client:
-            while time.monotonic() < end:
+            while counts[number] < turns or time.monotonic() < end:
                 turn = counts[number] = counts[number] + 1
                 body = {"prompt": f"{number} {turn}", "max_tokens": 1 + turn % 9}
                 if turn % 50 == 49:
@@ -237,13 +260,13 @@ def test_soak(server: Server):
                     answer = client.post("/v1/completions", json=body | {"stream": turn % 2 == 0})
                     assert answer.status_code == 200, answer.text
 
-    def run(seconds: float) -> int:
+    def run(turns: int, seconds: float) -> int:
         end = time.monotonic() + seconds
         with ThreadPoolExecutor() as pool:
-            list(pool.map(lambda number: loop(number, end), range(len(counts))))
+            list(pool.map(lambda number: loop(number, turns, end), range(len(counts))))
         return child.memory_info().rss
 
-    before = run(seconds / 4)
-    after = run(seconds)
+    before = run(50, seconds / 4)
+    after = run(150, seconds)
     print(f"{sum(counts)} requests, {before / 1e6:.1f} MB before, {after / 1e6:.1f} MB after")
     assert after - before < 20e6
