@@ -9,6 +9,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from steerling_jax.autoencoders.autoencoder import Autoencoder as Autoencoder
+    from steerling_jax.autoencoders.feature_edit import feature_edit as feature_edit
     from steerling_jax.bundle import Bundle as Bundle
     from steerling_jax.decoding.generation import Generation as Generation
     from steerling_jax.decoding.generation import Prompt as Prompt
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from steerling_jax.explain.ranking import rank_chunk as rank_chunk
     from steerling_jax.inference import forward as forward
     from steerling_jax.inference import hidden_states as hidden_states
+    from steerling_jax.io.autoencoders.load import load_autoencoder as load_autoencoder
+    from steerling_jax.io.autoencoders.save import save_autoencoder as save_autoencoder
     from steerling_jax.loading import load as load
     from steerling_jax.models.compute import Compute as Compute
     from steerling_jax.models.steerling.config import ConceptConfig as ConceptConfig
@@ -59,6 +63,10 @@ _MODULES = {
     "ConceptConfig": "models.steerling.config",
     "Compute": "models.compute",
     "UserError": "errors",
+    "Autoencoder": "autoencoders.autoencoder",
+    "feature_edit": "autoencoders.feature_edit",
+    "load_autoencoder": "io.autoencoders.load",
+    "save_autoencoder": "io.autoencoders.save",
 }
 
 __all__ = list(_MODULES)  # pyright: ignore[reportUnsupportedDunderAll]

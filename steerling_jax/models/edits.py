@@ -21,7 +21,8 @@ class LayerEdit:
 
     push: (L or 1, B, T or 1, D), what is added, for each layer or the same for all.
     axis: (B, D) float32 of length 1. level: (B,) float32, the component of x along it after the edit.
-    where: (X, T) bool, the positions; None for all. layers: (L,) bool, the layers; None for all.
+    where: (X, T) bool, the positions; None for all. layers: (L or fewer,) bool, the layers; None for all. Layers beyond
+        its end are not changed.
     generated_only: whether generation makes the change at generated tokens alone, not at the prompt; it sets `where`.
     """
 
@@ -43,7 +44,7 @@ class LayerEdit:
             along = jnp.sum(x.astype(jnp.float32) * axis, axis=-1, keepdims=True)
             change = change + (level - along) * axis
         if self.layers is not None:
-            change = jnp.where(self.layers[layer], change, 0.0)
+            change = jnp.where(self.layers.at[layer].get(mode="fill", fill_value=False), change, 0.0)
         if self.where is not None:
             change = jnp.where(self.where[:, :, None], change, 0.0)
         return x + change.astype(x.dtype)
