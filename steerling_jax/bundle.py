@@ -14,20 +14,25 @@ import numpy as np
 
 from steerling_jax.concepts.catalogue import Catalogue
 from steerling_jax.errors import UserError
-from steerling_jax.models.backbone import Backbone, Params
+from steerling_jax.models.backbone import Backbone, BackboneConfig, Params
 from steerling_jax.models.compute import Compute
+from steerling_jax.models.decoder.backbone import decoder_backbone
+from steerling_jax.models.decoder.config import DecoderConfig
 from steerling_jax.models.steerling.backbone import steerling_backbone
 from steerling_jax.models.steerling.config import ModelConfig, concept_counts
 from steerling_jax.models.steerling.published_config import PublishedExtras
-from steerling_jax.tokenizer import SpecialIds, Tokenizer
+from steerling_jax.tokenizer import NO_ID, SpecialIds, Tokenizer
 
 
 @dataclass(frozen=True)
 class Bundle:
     """A model ready to use, as `sj.load` returns it; the first argument of the functions of this package.
 
+    Steerling models and decoders of other families (Llama, Qwen3, Gemma, …) are both bundles. Functions that need
+    concepts or diffusion blocks refuse the latter with a `UserError`; `backbone` and `tokenizer` work for all.
+
     Attributes:
-        config: sizes and options of the model.
+        config: sizes and options of the model: a `ModelConfig` for Steerling, a `DecoderConfig` for other families.
         params: the parameters, nested dicts of arrays; layers are stacked on a leading axis.
         tokenizer: encodes text to ids and decodes ids to text.
         compute: dtypes of activations and matrix products.
@@ -44,7 +49,7 @@ class Bundle:
         >>> concept = bundle.concepts.get(3)
     """
 
-    config: ModelConfig
+    config: Any
     params: Params
     tokenizer: Tokenizer
     compute: Compute = field(default_factory=Compute)
@@ -70,10 +75,12 @@ class Bundle:
     @property
     def backbone(self) -> Backbone:
         """The model as a `Backbone`: the same object for equal configurations, so that programs are compiled once."""
+        if isinstance(self.config, DecoderConfig):
+            return decoder_backbone(self.config, self.compute)
         return steerling_backbone(self.config, self.compute)
 
 
-def check_token_ids(token_ids: Any, config: ModelConfig, argument: str = "token_ids") -> np.ndarray:
+def check_token_ids(token_ids: Any, config: BackboneConfig, argument: str = "token_ids") -> np.ndarray:
     """Validates token ids (T,) or (B, T) and returns them as int32 (B, T).
 
     Raises `UserError`, naming `argument`, if they are empty, of unequal lengths, too long for the model, not integers,
@@ -94,14 +101,14 @@ def check_token_ids(token_ids: Any, config: ModelConfig, argument: str = "token_
     outside = tokens[(tokens < 0) | (tokens >= config.vocab_size)]
     if outside.size:
         raise UserError(f"{argument} holds the id {outside[0]}, outside the vocabulary of {config.vocab_size}.")
-    if tokens.shape[-1] > config.block_size:
+    if tokens.shape[-1] > config.context_length:
         raise UserError(
-            f"{argument} has {tokens.shape[-1]} tokens, more than the model's context of {config.block_size}."
+            f"{argument} has {tokens.shape[-1]} tokens, more than the model's context of {config.context_length}."
         )
     return np.atleast_2d(tokens).astype(np.int32)
 
 
-def _check_large_ids(token_ids: Any, config: ModelConfig, argument: str) -> None:
+def _check_large_ids(token_ids: Any, config: BackboneConfig, argument: str) -> None:
     """Raises `UserError` for whole numbers of which some fit no integer type of NumPy, which makes the array one of
     objects or floats."""
     for value in np.asarray(token_ids, object).flat:
@@ -138,8 +145,11 @@ def check_weights(params: Params, name: str) -> None:
             )
 
 
-def special_ids(config: ModelConfig) -> SpecialIds:
+def special_ids(config: ModelConfig | DecoderConfig) -> SpecialIds:
     """The special ids of a config, in the form that tokenizers take."""
+    if isinstance(config, DecoderConfig):
+        bos, pad, eos = config.bos_token_id, config.pad_token_id, next(iter(config.eos_token_ids), None)
+        return SpecialIds(NO_ID, NO_ID, *(NO_ID if value is None else value for value in (bos, pad, eos)))
     return SpecialIds(
         mask_id=config.mask_token_id,
         endofchunk_id=config.endofchunk_token_id,

@@ -20,7 +20,7 @@ from steerling_jax.models.edits import LayerEdit, from_layer, inject
 from steerling_jax.models.steerling import bottleneck as bn
 from steerling_jax.models.steerling.config import ModelConfig, concept_counts
 from steerling_jax.models.steerling.heads import Clamps, EpsilonRule
-from steerling_jax.models.steerling.model import ForwardResult, compiled_forward
+from steerling_jax.models.steerling.model import Decomposition, ForwardResult, compiled_forward
 
 
 def forward(
@@ -40,6 +40,8 @@ def forward(
 ) -> ForwardResult:
     """Logits (B, T, V) and their decomposition into concepts, for a text, or token ids (T,) or (B, T), masks included.
 
+    Models of other families than Steerling have no concepts: the result has logits and `hidden`, and of the arguments
+    they take `injection…` and `edits`.
     dense: also every concept's logit and weight, (B, T, C).
     intervene_known, intervene_unknown: known and discovered concept ids to the activations that they are clamped to.
     positions: where they are clamped, bool (T,) or (B, T); default all.
@@ -51,22 +53,29 @@ def forward(
     large_head_threshold: the number of concepts above which clamps follow the rule for sparse heads.
     Raises `UserError` for invalid values, with the argument's name in `.field`.
     """
-    config = bundle.config
+    backbone = bundle.backbone
     tokens = _tokens(bundle, token_ids, "token_ids")
     if epsilon not in ("published", "frozen"):
         raise UserError(f"epsilon is {epsilon!r}, but it must be 'published' or 'frozen'.", "epsilon")
     where = _check_positions(positions, tokens.shape)
-    known_count, unknown_count = concept_counts(config)
+    steerling = isinstance(bundle.config, ModelConfig)
+    known_count, unknown_count = concept_counts(bundle.config) if steerling else (0, 0)
+    known_clamps = _clamps("intervene_known", "known", intervene_known, known_count, where)
+    discovered_clamps = _clamps("intervene_unknown", "discovered", intervene_unknown, unknown_count, where)
+    edits = (*_injection(injection, inject_layer, inject_alpha, tokens.shape, backbone), *edits)
+    if not steerling:
+        logits, hidden = _logits(bundle.params, jnp.asarray(tokens), backbone=backbone, edits=edits)
+        return ForwardResult(logits, Decomposition(hidden=hidden))
     return compiled_forward(
         bundle.params,
         jnp.asarray(tokens),
-        config=config,
+        config=bundle.config,
         compute=bundle.compute,
         dense=bool(dense),
-        known_clamps=_clamps("intervene_known", "known", intervene_known, known_count, where),
-        discovered_clamps=_clamps("intervene_unknown", "discovered", intervene_unknown, unknown_count, where),
+        known_clamps=known_clamps,
+        discovered_clamps=discovered_clamps,
         epsilon=epsilon,
-        edits=(*_injection(injection, inject_layer, inject_alpha, tokens.shape, config), *edits),
+        edits=edits,
         large=int(large_head_threshold),
     )
 
@@ -93,6 +102,14 @@ def hidden_states(bundle: Bundle, text_or_ids: Any, layers: Sequence[int]) -> di
     capture = tuple(sorted({int(layer) for layer in layers}))
     captured = jax.device_get(_captured(bundle.params, jnp.asarray(tokens), backbone=bundle.backbone, capture=capture))
     return {layer: np.asarray(values, np.float32) for layer, values in captured.items()}
+
+
+@partial(jax.jit, static_argnames=("backbone",))
+def _logits(
+    params: Params, tokens: jax.Array, *, backbone: Backbone, edits: tuple[LayerEdit, ...]
+) -> tuple[jax.Array, jax.Array]:
+    hidden = backbone.run(params, backbone.embed(params, tokens), edits=edits).hidden
+    return backbone.logits(params, hidden), hidden
 
 
 @partial(jax.jit, static_argnames=("backbone", "capture"))
@@ -145,20 +162,19 @@ def _clamps(
 
 
 def _injection(
-    injection: Any, layer: int | None, alpha: float, shape: tuple[int, ...], config: ModelConfig
+    injection: Any, layer: int | None, alpha: float, shape: tuple[int, ...], backbone: Backbone
 ) -> tuple[LayerEdit, ...]:
     """An injection (T, D) or (B, T, D) as a layer edit; none without one."""
     if injection is None:
         return ()
     direction = np.asarray(injection, np.float32)
-    expected = (*shape, config.n_embd)
+    expected = (*shape, backbone.width)
     if direction.shape not in (expected, expected[1:]):
         raise UserError(
             f"injection has the shape {direction.shape}; give {expected}: batch, positions, width.", "injection"
         )
     if layer is None:
-        layer = (
-            config.n_layers // 2
-        )  # as in steering; the published default, 16, is beyond the last layer of small models
+        # As in steering; the published default, 16, is beyond the last layer of small models.
+        layer = backbone.n_layers // 2
     vector = np.float32(alpha) * np.broadcast_to(direction, expected)
-    return (inject(jnp.asarray(vector), layers=from_layer(layer, config.n_layers)),)
+    return (inject(jnp.asarray(vector), layers=from_layer(layer, backbone.n_layers)),)

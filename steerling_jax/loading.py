@@ -9,6 +9,7 @@ from steerling_jax.errors import UserError
 from steerling_jax.io import hub
 from steerling_jax.io.catalogue import model_catalogue, read_concept_names
 from steerling_jax.io.tokenizers.load import load_tokenizer
+from steerling_jax.io.weights.decoder_reader import is_decoder_folder, read_decoder
 from steerling_jax.io.weights.parameter_tree import Shardings
 from steerling_jax.io.weights.published_reader import read_published
 from steerling_jax.models.compute import Compute
@@ -18,17 +19,19 @@ from steerling_jax.models.steerling.published_config import PublishedExtras
 def load(
     path_or_name: str | Path | None = None,
     *,
-    dtype: str | None = "float32",
+    dtype: str | None = "auto",
     matmul_dtype: str | None = None,
     sharding: Shardings | None = None,
 ) -> Bundle:
     """Loads a model: its config, parameters, tokenizer and concept catalogue.
 
     Args:
-        path_or_name: a folder in one of the published layouts, a checkpoint or training run of this package, the name
-            of a bundled model, or a Hugging Face Hub id such as `guidelabs/steerling-8b`, which is downloaded through
-            `huggingface_hub` and its cache. A folder takes precedence over a name. None loads the first bundled model.
-        dtype: "float32" or "bfloat16", of parameters and activations; None takes the stored dtype.
+        path_or_name: a folder in one of the published layouts or, for other families, of Hugging Face transformers; a
+            checkpoint or training run of this package; the name of a bundled model; or a Hugging Face Hub id such as
+            `guidelabs/steerling-8b`, which is downloaded through `huggingface_hub` and its cache. A folder takes
+            precedence over a name. None loads the first bundled model.
+        dtype: "float32" or "bfloat16", of parameters and activations; None takes the stored dtype. "auto" is "float32"
+            for Steerling models and the stored dtype for other families.
         matmul_dtype: "float32" or "bfloat16", of the operands of matrix products; None takes `dtype`.
         sharding: the sharding of each parameter, as a nested dict like the parameters or as a function of a
             parameter's path, a tuple of keys; None places all parameters on the default device.
@@ -47,10 +50,14 @@ def load(
         4
         >>> print(sj.generate(bundle, "The zip function", sj.GenerationConfig(max_new_tokens=32)).text)
     """
-    for label, value in (("dtype", dtype), ("matmul_dtype", matmul_dtype)):
+    for label, value in (("dtype", None if dtype == "auto" else dtype), ("matmul_dtype", matmul_dtype)):
         if value not in (None, "float32", "bfloat16"):
             raise UserError(f"{label} is {value!r}, but it must be 'float32', 'bfloat16' or None.")
     folder = hub.resolve(path_or_name)
+    name = folder.name if path_or_name is None else str(path_or_name)
+    if not (folder / "run.json").is_file() and is_decoder_folder(folder):
+        return _load_decoder(folder, name, None if dtype == "auto" else dtype, matmul_dtype, sharding)
+    dtype = "float32" if dtype == "auto" else dtype
     if (folder / "run.json").is_file():
         from steerling_jax.io.checkpoints import parameters as checkpoint  # Orbax takes a second to import
 
@@ -65,9 +72,25 @@ def load(
         params=params,
         tokenizer=load_tokenizer(folder, special_ids(config), config.vocab_size),
         compute=Compute(dtype=dtype or stored, matmul_dtype=matmul_dtype),
-        name=folder.name if path_or_name is None else str(path_or_name),
+        name=name,
         extras=extras,
         concept_names=read_concept_names(folder, config),
         folder=folder,
         catalogue=None if config.concept is None else model_catalogue(folder, config),
+    )
+
+
+def _load_decoder(
+    folder: Path, name: str, dtype: str | None, matmul_dtype: str | None, sharding: Shardings | None
+) -> Bundle:
+    config, params, stored = read_decoder(folder, dtype=dtype, sharding=sharding)
+    return Bundle(
+        config=config,
+        params=params,
+        tokenizer=load_tokenizer(folder, special_ids(config), config.vocab_size),
+        # Activations in float16 would overflow: such weights are computed with in float32.
+        compute=Compute(dtype=dtype or (stored if stored == "bfloat16" else "float32"), matmul_dtype=matmul_dtype),
+        name=name,
+        extras=PublishedExtras(dtype=stored),
+        folder=folder,
     )

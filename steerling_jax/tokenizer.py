@@ -10,12 +10,16 @@ from typing import Protocol
 from steerling_jax.errors import UserError
 
 SPECIALS = 5  # special ids of every vocabulary
+NO_ID = -1
 TURN_TOKENS = 3  # further ids of an instruct model: start and end of a turn's role, end of the turn
 
 
 @dataclass(frozen=True)
 class SpecialIds:
-    """The ids that stand for no text: mask, end of chunk, start of document, padding, end of document, end of turn."""
+    """The ids that stand for no text: mask, end of chunk, start of document, padding, end of document, end of turn.
+
+    `NO_ID` for one that a vocabulary lacks, such as the mask of an autoregressive model.
+    """
 
     mask_id: int
     endofchunk_id: int
@@ -32,7 +36,7 @@ class SpecialIds:
     def names(self) -> dict[int, str]:
         """Printable names by id, such as `<|mask|>`."""
         named = ((f.name.removesuffix("_id"), getattr(self, f.name)) for f in fields(self))
-        return {value: f"<|{name}|>" for name, value in named if value is not None}
+        return {value: f"<|{name}|>" for name, value in named if value is not None and value != NO_ID}
 
     @property
     def headers(self) -> tuple[int, int]:

@@ -57,7 +57,7 @@ def download(repo: str) -> Path:
     """The local snapshot of a Hub model, downloaded unless it is cached. Raises `UserError` if that fails."""
     from huggingface_hub import errors, snapshot_download
 
-    patterns = ["config.json", SINGLE, INDEX, "model-*.safetensors", *COMPANIONS]
+    patterns = ["config.json", SINGLE, INDEX, "model*.safetensors", *COMPANIONS]
     try:
         return Path(snapshot_download(repo, allow_patterns=patterns))
     except errors.GatedRepoError as error:

@@ -21,22 +21,28 @@ Params = dict[str, Any]
 Cache = Any
 
 
-class DecoderConfig(Protocol):
-    """What the config of every autoregressive family has, beside its published fields: names as in `ModelConfig`.
-
-    block_size: the context, in positions. eos_ids: the ids that end a text, such as the end of a turn; () for none.
-    """
+class BackboneConfig(Protocol):
+    """What the configurations of all model families have."""
 
     @property
-    def vocab_size(self) -> int: ...
+    def n_layers(self) -> int:
+        """Number of layers."""
+        ...
+
     @property
-    def block_size(self) -> int: ...
+    def width(self) -> int:
+        """Width D of hidden states."""
+        ...
+
     @property
-    def n_layers(self) -> int: ...
+    def vocab_size(self) -> int:
+        """Number of token ids."""
+        ...
+
     @property
-    def n_embd(self) -> int: ...
-    @property
-    def eos_ids(self) -> tuple[int, ...]: ...
+    def context_length(self) -> int:
+        """The longest text in tokens."""
+        ...
 
 
 class PassResult(NamedTuple):

@@ -11,7 +11,7 @@ from flax import linen as nn
 from jax import lax
 
 from steerling_jax.models.compute import Compute
-from steerling_jax.parallel.mesh import current_mesh
+from steerling_jax.parallel.mesh import constrain, current_mesh
 
 
 def matmul_t(x: jax.Array, w: jax.Array, operands: str) -> jax.Array:
@@ -96,3 +96,15 @@ class Linear(nn.Module):
 def last_axis(vector: jax.Array, ndim: int) -> jax.Array:
     """A vector shaped to broadcast over the last of `ndim` axes (rank promotion is an error here)."""
     return vector.reshape((1,) * (ndim - vector.ndim) + vector.shape)
+
+
+def output_logits(weight: jax.Array, features: jax.Array, compute: Compute) -> jax.Array:
+    """features (..., D) to logits (..., V) float32 by the output projection (V, D); rounded to the compute dtype first
+    under faithful rounding."""
+    # First as it is stored, or the compiler would lay a tied embedding out for this product and gather it for every
+    # other use; then each device's own shard of the vocabulary; then that shard with its whole width.
+    for axes in (("vocab", "embed"), ("logits", "embed"), ("logits", None)):
+        weight = constrain(weight, axes)
+    logits = matmul_t(features, weight, compute.operands)
+    logits = constrain(logits, ("batch", *(None,) * (logits.ndim - 2), "logits"))
+    return logits.astype(compute.dtype).astype(jnp.float32) if compute.faithful_rounding else logits

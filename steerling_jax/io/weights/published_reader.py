@@ -51,13 +51,15 @@ def read_published(
         if dtype is None and len({source.dtype for source in sources}) > 1:
             raise UserError(f"{folder}: the layers of {name} differ in type; choose one, float32 or bfloat16.")
         target = np.dtype(sources[0].dtype if dtype is None else jnp.dtype(dtype))
-        put_leaf(params, path, _load(sources, path[0] == "blocks", target, sharding_of(sharding, path)))
+        put_leaf(params, path, load_parameter(sources, path[0] == "blocks", target, sharding_of(sharding, path)))
     dtypes = {tensor.dtype.name for tensor in tensors.values()}
     return config, params, PublishedExtras(layout, carried, dtypes.pop() if len(dtypes) == 1 else "mixed")
 
 
-def _load(sources: Sequence[StoredTensor], stacked: bool, dtype: np.dtype, sharding: Sharding | None) -> jax.Array:
-    """One parameter on its device or devices; `stacked`: the sources are its layers."""
+def load_parameter(
+    sources: Sequence[StoredTensor], stacked: bool, dtype: np.dtype, sharding: Sharding | None
+) -> jax.Array:
+    """One parameter on its device or devices; `stacked`: the sources are its layers, or its experts."""
     shape = (len(sources), *sources[0].shape) if stacked else sources[0].shape
     if sharding is None:
         whole = tuple(slice(0, n) for n in shape)

@@ -21,7 +21,7 @@ from steerling_jax.models.backbone import Backbone, Cache, Params, PassResult
 from steerling_jax.models.batching import padding_mask
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.edits import LayerEdit, apply_edits
-from steerling_jax.models.layers import matmul_t
+from steerling_jax.models.layers import output_logits
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.layers import Block, Norm, rope_tables
 from steerling_jax.parallel.lookup import look_up
@@ -157,14 +157,7 @@ def lm_head_weight(params: Params) -> jax.Array:
 
 def lm_logits(params: Params, features: jax.Array, compute: Compute) -> jax.Array:
     """features (..., D) to logits (..., V) float32; rounded to the compute dtype first under faithful rounding."""
-    weight = lm_head_weight(params)
-    # First as it is stored, or the compiler would lay a tied embedding out for this product and gather it for every
-    # other use; then each device's own shard of the vocabulary; then that shard with its whole width.
-    for axes in (("vocab", "embed"), ("logits", "embed"), ("logits", None)):
-        weight = constrain(weight, axes)
-    logits = matmul_t(features, weight, compute.operands)
-    logits = constrain(logits, ("batch", *(None,) * (logits.ndim - 2), "logits"))
-    return logits.astype(compute.dtype).astype(jnp.float32) if compute.faithful_rounding else logits
+    return output_logits(lm_head_weight(params), features, compute)
 
 
 def empty_cache(config: ModelConfig, compute: Compute, leading: tuple[int, ...], length: int) -> KeyValueCache:

@@ -94,6 +94,14 @@ class ModelConfig:
         _validate(self)
 
     @property
+    def width(self) -> int:
+        return self.n_embd
+
+    @property
+    def context_length(self) -> int:
+        return self.block_size
+
+    @property
     def head_dim(self) -> int:
         return self.n_embd // self.n_head
 

@@ -54,10 +54,16 @@ class Decomposition:
 
 
 class ForwardResult(NamedTuple):
-    """The logits (B, T, V) float32 and the decomposition behind them."""
+    """The logits (B, T, V) float32 and the decomposition behind them, of which models without concepts have `hidden`
+    alone."""
 
     logits: jax.Array
     decomposition: Decomposition
+
+    @property
+    def hidden(self) -> jax.Array:
+        """The hidden states (B, T, D) after the final norm."""
+        return self.decomposition.hidden
 
 
 _FLOAT32 = Compute()
