@@ -29,11 +29,11 @@ HELP = """\
 Explain a text chunk by chunk: the concepts, prompt tokens and training data behind it.
 
 examples:
-  steerling trace "re.split(pattern, string)" --seed 1
-  steerling trace "re.split(pattern, string)" --html page.html --trace record.json
+  steerling trace "Return True if the file" --max-new-tokens 32 --seed 0
+  steerling trace "Return True if the file" --max-new-tokens 32 --seed 0 --html page.html --trace record.json
   steerling trace --from record.json --parquet tables --graph graph.json
   steerling trace "re.split(pattern, string)" --continuation "Split the string by the pattern."
-  steerling trace "Connect to" --amplify "Email and MIME" --index INDEX --corpus STORE
+  steerling trace "Return the" --max-new-tokens 32 --seed 4 --amplify Files --index INDEX --corpus STORE
 """
 
 

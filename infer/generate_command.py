@@ -23,10 +23,11 @@ HELP = """\
 Continue a text, or every text of a file.
 
 examples:
-  steerling generate "re.split(pattern, string)" --max-new-tokens 64 --seed 1
-  steerling generate "re.split(pattern, string)" --temperature 0.8 --drafts 4 --json
-  steerling generate "Send a message" --amplify Threads=0.5 --suppress "Email and MIME=0.2"
-  steerling generate "re.split(pattern, string)" --trace record.json    # for `steerling trace --from record.json`
+  steerling generate "Return True if the file" --max-new-tokens 32 --seed 0
+  steerling generate "Return the" --max-new-tokens 32 --seed 4 --amplify Files
+  steerling generate "Return the" --max-new-tokens 32 --seed 4 --suppress "Email and MIME=0.2"
+  steerling generate "Send the message to" --max-new-tokens 64 --seed 0 --drafts 4 --json
+  steerling generate "Return True if the file" --max-new-tokens 32 --seed 0 --trace record.json
   steerling generate --model ./small-model --prompt-ids "5 17 4" --greedy --json
   steerling generate --input requests.jsonl --output results.jsonl --max-new-tokens 64
 """

@@ -7,7 +7,12 @@ from socket import socket
 from typing import TYPE_CHECKING
 
 from steerling_jax.cli.arguments import add_model_option, number_in_range
-from steerling_jax.cli.steering_options import add_steering_options, parse_steering_options, with_catalogue
+from steerling_jax.cli.steering_options import (
+    add_steering_options,
+    parse_steering_options,
+    resolve_options,
+    with_catalogue,
+)
 from steerling_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,7 +25,7 @@ examples:
   steerling serve
   steerling serve --model ./small-model --port 9000 --rows 16
   steerling serve --host 0.0.0.0 --allow-host models.example.org --policy house.toml
-  curl http://127.0.0.1:8000/v1/completions -d '{"prompt": "re.split(pattern, string)", "max_tokens": 64}'
+  curl http://127.0.0.1:8000/v1/completions -d '{"prompt": "Return True if the file", "max_tokens": 32, "seed": 0}'
 """
 
 
@@ -113,7 +118,6 @@ def _serve(args: argparse.Namespace, rules: tuple[Rule, ...], listening: socket)
     from steerling_jax.infer.server.engine import Engine
     from steerling_jax.infer.server.run import serve
     from steerling_jax.infer.server.warm_up import warm_up
-    from steerling_jax.steering.resolve import resolve_rules
 
     bundle = with_catalogue(sj.load(args.model), args.catalogue)
     decoder = Decoder(
@@ -127,7 +131,7 @@ def _serve(args: argparse.Namespace, rules: tuple[Rule, ...], listening: socket)
     )
     limits = RequestLimits(args.max_new_tokens_limit, args.max_body_bytes, args.rows + args.queue)
     engine = Engine(decoder, warm_up(decoder) if args.warm_up else ())
-    service = Service(bundle, engine, limits, resolve_rules(rules, bundle))
+    service = Service(bundle, engine, limits, resolve_options(rules, bundle))
     app = make_app(service, listening=args.host, hosts=args.allow_host, origins=args.allow_origin)
     host, port = listening.getsockname()[:2]
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"

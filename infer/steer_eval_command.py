@@ -27,7 +27,7 @@ docs/guide/steering-evaluation.md describes the figures.
 
 examples:
   steerling steer-eval --corpus ./corpus
-  steerling steer-eval --corpus ./corpus --concepts "Files,Threads" --strengths 4,8 --samples 20
+  steerling steer-eval --corpus ./corpus --concepts "Files,Threads" --strengths 0.5,1 --suppress-strengths 0.1,0.3
   steerling steer-eval --corpus ./corpus --json --csv figures.csv --plot figures.svg > steering.json
 """
 
@@ -51,6 +51,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="strengths of the injection, in logits (default: %(default)s)",
     )
     add(
+        "--suppress-strengths",
+        default="",
+        metavar="X,Y",
+        help="strengths of suppression to measure as well as the published preset's, 7 (default: none)",
+    )
+    add(
         "--samples",
         type=number_in_range(int, 1),
         default=8,
@@ -70,7 +76,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    strengths = parse_strengths(args.strengths)
+    strengths = parse_strengths(args.strengths, "--strengths")
+    suppress = parse_strengths(args.suppress_strengths, "--suppress-strengths") if args.suppress_strengths else ()
     import steerling_jax as sj
     from steerling_jax.cli.console import print_json, stdout
     from steerling_jax.infer.steer_eval.plot import check_plot, plot
@@ -83,7 +90,7 @@ def run(args: argparse.Namespace) -> None:
     if args.csv is not None:
         resolve_output(args.csv)
     bundle, store = sj.load(args.model), CorpusStore(args.corpus)
-    settings = _settings(args, bundle, strengths)
+    settings = _settings(args, bundle, strengths, suppress)
     judge, chosen, texts = _evaluate(bundle, store, args.concepts, settings)
     all_names = {entry["id"]: entry["name"] for entry in store.concepts}
     names = {concept: all_names[concept] for concept in chosen}
@@ -100,14 +107,14 @@ def run(args: argparse.Namespace) -> None:
         stdout().print(render(rows, names))
 
 
-def parse_strengths(text: str) -> tuple[float, ...]:
-    """The numbers of --strengths, sorted, each once."""
+def parse_strengths(text: str, option: str) -> tuple[float, ...]:
+    """The numbers of an option, sorted, each once."""
     try:
         strengths = tuple(sorted({float(word) for word in text.split(",")}))
     except ValueError:
-        raise UserError(f"--strengths is {text!r}; give numbers separated by commas, as in 2,4,8.") from None
+        raise UserError(f"{option} is {text!r}; give numbers separated by commas, as in 2,4,8.") from None
     if not all(0 < value < float("inf") for value in strengths):
-        raise UserError(f"--strengths is {text!r}, but a strength must be above 0 and finite.")
+        raise UserError(f"{option} is {text!r}, but a strength must be above 0 and finite.")
     return strengths
 
 
@@ -128,7 +135,9 @@ def find_concepts(text: str, ids: Mapping[str, int]) -> int | list[int]:
     return list(dict.fromkeys(selected))
 
 
-def _settings(args: argparse.Namespace, bundle: Bundle, strengths: tuple[float, ...]) -> SteerEvalSettings:
+def _settings(
+    args: argparse.Namespace, bundle: Bundle, strengths: tuple[float, ...], suppress: tuple[float, ...]
+) -> SteerEvalSettings:
     from steerling_jax.decoding.generation_config import GenerationConfig
     from steerling_jax.infer.steer_eval.prompts import WITH_TOKENS
     from steerling_jax.infer.steer_eval.text_specs import SteerEvalSettings
@@ -141,7 +150,7 @@ def _settings(args: argparse.Namespace, bundle: Bundle, strengths: tuple[float, 
             f"--max-new-tokens is {tokens}, but prompts take up to {WITH_TOKENS} of the model's {context} tokens: "
             f"give at most {context - WITH_TOKENS}."
         )
-    return SteerEvalSettings(strengths, args.samples, tokens, args.seed)
+    return SteerEvalSettings(strengths, args.samples, tokens, args.seed, suppress)
 
 
 def _evaluate(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -41,6 +41,8 @@ class Bundle:
         concept_names: names of the known concepts by id; None if the model's folder has no `concepts.json`.
         folder: the folder that the model was loaded from; None for a model made in memory.
         catalogue: the loaded catalogue of concepts; `concepts` is also defined without one.
+        strengths: default strengths of steering by action, "amplify" or "suppress", measured for this model; empty if
+            its folder has no `steering.json`.
 
     Example:
         >>> bundle = sj.load()
@@ -58,6 +60,7 @@ class Bundle:
     concept_names: tuple[str, ...] | None = None
     folder: Path | None = None
     catalogue: Catalogue | None = None
+    strengths: Mapping[str, float] = field(default_factory=dict)
 
     @cached_property
     def concepts(self) -> Catalogue:

@@ -8,6 +8,7 @@ from steerling_jax.bundle import Bundle, special_ids
 from steerling_jax.errors import UserError
 from steerling_jax.io import hub
 from steerling_jax.io.catalogue import model_catalogue, read_concept_names
+from steerling_jax.io.strengths import read_strengths
 from steerling_jax.io.tokenizers.load import load_tokenizer
 from steerling_jax.io.weights.decoder_reader import is_decoder_folder, read_decoder
 from steerling_jax.io.weights.parameter_tree import Shardings
@@ -77,6 +78,7 @@ def load(
         concept_names=read_concept_names(folder, config),
         folder=folder,
         catalogue=None if config.concept is None else model_catalogue(folder, config),
+        strengths=read_strengths(folder),
     )
 
 

@@ -25,7 +25,7 @@ examples:
   steerling train --config pydocs --out ./runs/pydocs
   steerling train --config ./my_config.py --corpus ./my-corpus --json
   steerling train --config ./my_config.py --start-from steerling-pydocs --profile 10:13
-  steerling train --config ./my_config.py --distributed      (on every host of a pod)
+  steerling train --config ./my_config.py --distributed      # on every host of a pod
 """
 
 

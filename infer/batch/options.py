@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from steerling_jax.cli.arguments import number_in_range
-from steerling_jax.cli.steering_options import parse_steering_options, with_catalogue
+from steerling_jax.cli.steering_options import parse_steering_options, resolve_options, with_catalogue
 from steerling_jax.errors import UserError
 
 
@@ -35,11 +35,10 @@ def run_batch(args: argparse.Namespace) -> int:
     from steerling_jax.cli.console import note, progress_bar
     from steerling_jax.infer.batch.request_file import count_requests
     from steerling_jax.infer.batch.run import BatchRun
-    from steerling_jax.steering.resolve import resolve_rules
 
     total = count_requests(source)
     bundle = with_catalogue(sj.load(args.model), args.catalogue)
-    steering = resolve_rules(rules, bundle)
+    steering = resolve_options(rules, bundle)
     batch = BatchRun(bundle, source, target, _defaults(args), steering, args.rows, report_error=note)
     with progress_bar(unit="texts") as bar:
         task = bar.add_task("writing", total=total)

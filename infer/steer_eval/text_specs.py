@@ -28,6 +28,8 @@ from steerling_jax.infer.steer_eval.random_control import random_control
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.steering.config import SteeringConfig
 from steerling_jax.steering.plan import SteeringPlan, prepare_steering
+from steerling_jax.steering.resolve import suppression
+from steerling_jax.steering.strengths import PRESET_STRENGTHS
 from steerling_jax.tokenizer import IdsOnlyTokenizer, Tokenizer
 
 AMPLIFY, SUPPRESS = "amplify", "suppress"
@@ -42,12 +44,14 @@ _DIRECTION_STREAM = 2**31 - 1
 
 @dataclass(frozen=True)
 class SteerEvalSettings:
-    """strengths: of the injection, in logits of its best-aligned token. samples: prompts for each concept and arm."""
+    """strengths: of the injection, in logits of its best-aligned token. samples: prompts for each concept and arm.
+    suppress_strengths: of suppression, beside the published preset."""
 
     strengths: tuple[float, ...]
     samples: int
     new_tokens: int
     seed: int
+    suppress_strengths: tuple[float, ...] = ()
 
 
 class Condition(NamedTuple):
@@ -84,7 +88,7 @@ class TextSpec:
         if name not in (CONCEPT, SUPPRESSED, RANDOM):
             return None
         steering = (
-            SteeringConfig.injection_relu(self.concept)
+            suppression((self.concept,), (self.concept,), PRESET_STRENGTHS[SUPPRESS] if strength is None else strength)
             if arm == SUPPRESS
             else SteeringConfig((self.concept,), mai_lm_target=strength or 0.0)
         )
@@ -130,6 +134,7 @@ def _specs(
     amplify = [(Condition(AMPLIFY, name), before) for name, before in unsteered]
     amplify += [(Condition(AMPLIFY, name, s), ()) for name in (CONCEPT, RANDOM) for s in settings.strengths]
     suppress = [(Condition(SUPPRESS, name), ()) for name in (NOTHING, AGAIN, SUPPRESSED, RANDOM)]
+    suppress += [(Condition(SUPPRESS, SUPPRESSED, s), ()) for s in settings.suppress_strengths]
     draw = (concept, settings.new_tokens, (settings.seed, concept))
     present = (opening for opening in held.having(*draw) if judge.finds(concept, opening.continuation))
     for openings, conditions in ((held.without(*draw), amplify), (present, suppress)):

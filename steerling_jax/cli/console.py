@@ -38,18 +38,23 @@ def note(text: str) -> None:
 
 
 def progress_bar(*, unit: str = "") -> Progress:
-    """A progress bar on standard error, which is removed when it is complete:
+    """A progress bar on standard error, which is removed when it is complete; a line every 30 s where standard error is
+    not a terminal.
 
     `with progress_bar(unit="tokens") as bar: task = bar.add_task("writing", total=64); bar.advance(task)`.
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+    if not stderr().is_terminal:
+        from steerling_jax.cli.progress_lines import ProgressLines
+
+        return ProgressLines(console=stderr(), unit=unit)
     # The default spinner consists of Braille patterns; rich itself replaces only the characters of bars and boxes.
     spinner = SpinnerColumn("dots" if stderr().encoding.startswith("utf") else "line")
     columns = [spinner, TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
     if unit:
         columns.append(TextColumn(unit))
-    return Progress(*columns, TimeElapsedColumn(), console=stderr(), transient=True, disable=not stderr().is_terminal)
+    return Progress(*columns, TimeElapsedColumn(), console=stderr(), transient=True)
 
 
 @contextlib.contextmanager

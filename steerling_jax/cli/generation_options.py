@@ -68,13 +68,12 @@ def prompt_text_or_ids(args: argparse.Namespace) -> str | list[int]:
 def make_prompt(args: argparse.Namespace, bundle: Bundle, rules: tuple[Rule, ...]) -> Prompt:
     """What to generate: the encoded prompt with the settings of all options. Raises `UserError` for invalid values."""
     from steerling_jax.bundle import encode
-    from steerling_jax.cli.steering_options import with_catalogue
+    from steerling_jax.cli.steering_options import resolve_options, with_catalogue
     from steerling_jax.decoding.generation import Prompt
-    from steerling_jax.steering.resolve import resolve_rules
 
     ids = encode(bundle, prompt_text_or_ids(args), "The prompt").tolist()
     config = _generation_config(args, bundle, len(ids))
-    return Prompt(ids, config, resolve_rules(rules, with_catalogue(bundle, args.catalogue)), _policies(args))
+    return Prompt(ids, config, resolve_options(rules, with_catalogue(bundle, args.catalogue)), _policies(args))
 
 
 def generate_with_progress(

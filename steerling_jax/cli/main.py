@@ -54,8 +54,8 @@ SUMMARIES = {
 
 EXAMPLES = """\
 examples:
-  steerling generate "re.split(pattern, string)" --max-new-tokens 64 --seed 1
-  steerling trace "re.split(pattern, string)" --html page.html
+  steerling generate "Return True if the file" --max-new-tokens 32 --seed 0
+  steerling trace "Return True if the file" --max-new-tokens 32 --seed 0 --html page.html
   steerling demo
   steerling COMMAND --help
 """

@@ -11,10 +11,11 @@ from steerling_jax.cli.arguments import number_in_range
 from steerling_jax.errors import require
 from steerling_jax.steering.config import MAX_STRENGTH
 from steerling_jax.steering.rule_syntax import parse_option, parse_span
-from steerling_jax.steering.rules import DEFAULT_STRENGTHS, EPSILONS, ResponseRule, Rule, SteeringRule
+from steerling_jax.steering.rules import EPSILONS, ResponseRule, Rule, SteeringRule
 
 if TYPE_CHECKING:
     from steerling_jax.bundle import Bundle
+    from steerling_jax.steering.config import SteeringConfig
 
 
 def add_steering_options(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +27,7 @@ def add_steering_options(parser: argparse.ArgumentParser) -> None:
             action="append",
             default=[],
             metavar="NAME[=X]",
-            help=f"{effect}: its name, its id or group:NAME; can be repeated (strength: {DEFAULT_STRENGTHS[action]:g})",
+            help=f"{effect}: its name, its id or group:NAME; can be repeated (default strength: the model's)",
         )
     group.add_argument(
         "--clamp",
@@ -90,6 +91,26 @@ def parse_steering_options(args: argparse.Namespace) -> tuple[Rule, ...]:
             response = read_text(Path(response[1:]), "response")
         rules.append(ResponseRule(response, args.like_strength))
     return tuple(rules)
+
+
+def resolve_options(rules: tuple[Rule, ...], bundle: Bundle) -> tuple[SteeringConfig, ...]:
+    """`resolve_rules`, with a note about strengths that are neither given nor measured for this model."""
+    from steerling_jax.cli.console import note
+    from steerling_jax.steering.resolve import resolve_rules
+
+    configs = resolve_rules(rules, bundle)
+    presets = {
+        rule.origin or f"--{rule.action} {rule.concept}"
+        for rule in rules
+        if isinstance(rule, SteeringRule) and rule.action != "clamp"
+        if rule.strength is None and rule.action not in bundle.strengths
+    }
+    if presets:
+        note(
+            f"{', '.join(sorted(presets))}: without a number, the strength is that of the published 8B models, which "
+            "may be too large for this one; `steerling steer-eval` finds the useful range."
+        )
+    return configs
 
 
 def with_catalogue(bundle: Bundle, path: str | None) -> Bundle:

@@ -17,9 +17,9 @@ from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.steering.config import SteeringConfig
 from steerling_jax.steering.plan import merge_clamps
 from steerling_jax.steering.response import DEFAULT_STRENGTH, response_steering
-from steerling_jax.steering.rules import DEFAULT_STRENGTHS, ResponseRule, Rule, SteeringRule, check_strength
+from steerling_jax.steering.rules import ResponseRule, Rule, SteeringRule, check_strength
+from steerling_jax.steering.strengths import PRESET_STRENGTHS, default_strength
 
-_PRESET_LAYER = 8
 _PRESET_SUPPRESSION = 20.0  # of the promoted tokens' logits, at the preset's strength of 7
 
 
@@ -37,7 +37,7 @@ def resolve_rules(rules: Sequence[Rule], bundle: Bundle) -> tuple[SteeringConfig
     configs = [
         response_steering(bundle, rule.response, DEFAULT_STRENGTH if rule.strength is None else rule.strength)
         if isinstance(rule, ResponseRule)
-        else _resolve(rule, bundle.concepts, config, actions)
+        else _resolve(rule, bundle, actions)
         for rule in rules
     ]
     _check_clamps([rule for rule in rules if isinstance(rule, SteeringRule) and rule.action == "clamp"], config)
@@ -45,10 +45,9 @@ def resolve_rules(rules: Sequence[Rule], bundle: Bundle) -> tuple[SteeringConfig
     return tuple(configs)
 
 
-def _resolve(
-    rule: SteeringRule, catalogue: Catalogue, config: ModelConfig, actions: dict[tuple[int, ...], SteeringRule]
-) -> SteeringConfig:
+def _resolve(rule: SteeringRule, bundle: Bundle, actions: dict[tuple[int, ...], SteeringRule]) -> SteeringConfig:
     """One rule's configuration. actions: the first rule that amplifies or suppresses each set of concepts; updated."""
+    catalogue, config = bundle.concepts, bundle.config
     if rule.action != "clamp" and catalogue.has_name(rule.option, rule.head):
         rule = dataclasses.replace(rule, concept=rule.option, strength=None)
     try:
@@ -69,11 +68,11 @@ def _resolve(
     if earlier.action != rule.action:
         one, other = (f"{r.origin or 'an option'} says {r.action}" for r in (earlier, rule))
         raise UserError(f"{name}: {one}, and {other}; keep one of the two.")
-    strength = DEFAULT_STRENGTHS[rule.action] if rule.strength is None else rule.strength
+    strength = default_strength(bundle, rule.action, ids) if rule.strength is None else rule.strength
     if rule.action == "amplify":
-        preset = _amplify(rule, ids, strength, config)
+        preset = _amplify(rule, ids, strength)
     else:
-        preset = _suppress(rule, ids, focal or ids, strength)
+        preset = suppression(ids, focal or ids, strength, rule.words)
     label = _label(rule, f"{rule.action} {name} at {strength:g}")
     return dataclasses.replace(preset, where=rule.where, label=label, **_overrides(rule, preset))
 
@@ -102,28 +101,26 @@ def _concept_ids(rule: SteeringRule, catalogue: Catalogue) -> tuple[tuple[int, .
     return focal, catalogue.resolve(f"group:{rule.group}", rule.head) if rule.group else ()
 
 
-def _amplify(rule: SteeringRule, ids: tuple[int, ...], strength: float, config: ModelConfig) -> SteeringConfig:
-    """The published preset, except for the layer in small models.
-
-    The preset injects from layer 8 on, a quarter of the published model's 32. In a model of 8 layers that would be
-    after the last layer only, in a smaller one never; so small models start at half their layers, which is also the
-    default of `SteeringConfig`.
-    """
-    layer = min(_PRESET_LAYER, max(config.n_layers // 2, 1))
-    preset = SteeringConfig.injection(ids, mai_lm_target=strength, inject_layer=layer)
+def _amplify(rule: SteeringRule, ids: tuple[int, ...], strength: float) -> SteeringConfig:
+    """The published preset, from half of the layers on, which is the default of `SteeringConfig`."""
+    preset = SteeringConfig.injection(ids, mai_lm_target=strength)
     return preset if rule.concepts is None else dataclasses.replace(preset, weights=tuple(rule.concepts.values()))
 
 
-def _suppress(rule: SteeringRule, ids: tuple[int, ...], focal: tuple[int, ...], strength: float) -> SteeringConfig:
-    """The published preset at its own strength, 7.
+def suppression(
+    ids: tuple[int, ...], focal: tuple[int, ...], strength: float, words: float | None = None
+) -> SteeringConfig:
+    """The published preset that unlearns concepts, which has the strength 7, at any strength.
 
-    The suppression of the promoted tokens' logits is scaled with the strength, 20 at 7, unless the rule sets `words`:
-    fixed at 20 it would dominate at small strengths. It is divided among several focal concepts, since each adds its
-    own tokens and together they would suppress most of a group's vocabulary.
+    ids: the concepts whose direction is subtracted; focal: those of them whose promoted tokens are suppressed.
+
+    The suppression of the promoted tokens' logits is scaled with the strength, 20 at 7, unless `words` sets it: fixed
+    at 20 it would dominate at small strengths. It is divided among several focal concepts, since each adds its own
+    tokens and together they would suppress most of a group's vocabulary.
     """
-    suppression = _PRESET_SUPPRESSION * strength / DEFAULT_STRENGTHS["suppress"] if rule.words is None else rule.words
+    tokens = _PRESET_SUPPRESSION * strength / PRESET_STRENGTHS["suppress"] if words is None else words
     preset = SteeringConfig.injection_relu(ids[0], ids[1:], mai_lm_target=-strength)
-    return dataclasses.replace(preset, relu_logit_mask={i: suppression / len(focal) for i in focal})
+    return dataclasses.replace(preset, relu_logit_mask={i: tokens / len(focal) for i in focal})
 
 
 def _overrides(rule: SteeringRule, preset: SteeringConfig) -> dict[str, Any]:

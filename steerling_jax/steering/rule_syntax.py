@@ -9,7 +9,6 @@ from typing import Any, cast
 from steerling_jax.concepts.catalogue import Head
 from steerling_jax.errors import UserError, require
 from steerling_jax.steering.rules import (
-    DEFAULT_STRENGTHS,
     Action,
     ResponseRule,
     Rule,
@@ -70,7 +69,7 @@ def parse_option(option: str, text: str) -> SteeringRule:
         require(bool(name and value), f"{where} does not set a concept; give NAME=1 (0 is off).")
         value = check_activation(value, "value", where)
         return SteeringRule("clamp", name, value=value, head=head, option=whole)
-    require(bool(name), f"{where} names no concept; give NAME or NAME={DEFAULT_STRENGTHS.get(option, 1):g}.")
+    require(bool(name), f"{where} names no concept; give NAME or NAME=STRENGTH.")
     try:
         strength = None if value is None else check_strength(value, where)
     except UserError:

@@ -20,8 +20,6 @@ Action = Literal["amplify", "suppress", "clamp"]
 ACTIONS: tuple[Action, ...] = get_args(Action)
 EPSILONS = ("published", "frozen")
 
-# Of the published presets: in logit units for `amplify`, the length of the subtracted vector for `suppress`.
-DEFAULT_STRENGTHS: dict[str, float] = {"amplify": 8.0, "suppress": 7.0}
 _TARGETS = ("concept", "group")
 _INJECTION = ("strength", "layer", "tokens", "raw", "where")
 _FIELDS: dict[Action, tuple[str, ...]] = {

@@ -68,6 +68,9 @@ def test_generate_prints_the_labels_of_its_steering(capsys: pytest.CaptureFixtur
     assert code == 0
     assert out != plain
     assert err.splitlines() == ["amplify concept 4 at 50", "p.toml, rule 1: suppress concept 9 at 3 (a test)"]
+    note, label = run(capsys, *WRITE, "--amplify", "4")[2].splitlines()
+    assert note.startswith("--amplify 4: without a number, the strength is that of the published 8B models")
+    assert label == "amplify concept 4 at 8"
     shown = json.loads(run(capsys, *WRITE, "--amplify", "4=50", "--like-response", "5 9 12", "--json")[1])
     assert shown["steering"][0] == "amplify concept 4 at 50"
     assert shown["steering"][1].startswith("like the response at 8: ")

@@ -283,6 +283,16 @@ def test_text_specs(bundle: Bundle, judge: Judge, specs: list[TextSpec]):
         for j in specs
         if (j.condition.name, j.condition.arm, j.concept, j.sample) == (RANDOM, AMPLIFY, 1, 0)
     ]
+    suppressed = [j for j in specs if j.condition.name == SUPPRESSED and (j.concept, j.sample) == (1, 0)]
+    assert [j.condition.strength for j in suppressed] == [None]
+    whole, tenth = (
+        dataclasses.replace(suppressed[0], condition=Condition(SUPPRESS, SUPPRESSED, strength)).plan(bundle)
+        for strength in (None, 0.7)
+    )
+    assert whole is not None
+    assert tenth is not None
+    assert whole.parts[0].alpha == pytest.approx(10 * tenth.parts[0].alpha)
+    np.testing.assert_allclose(whole.suppression, 10 * tenth.suppression, rtol=1e-5)
     assert len(doses) == 2
     low, high = (dose.parts[0] for dose in doses if dose is not None)
     np.testing.assert_array_equal(low.direction, high.direction)
@@ -405,12 +415,19 @@ def model(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_command(model: Path, store: CorpusStore, tmp_path: Path, capsys: pytest.CaptureFixture):
     line = ["steer-eval", "--model", str(model), "--corpus", str(store.folder), "--strengths", "4", "--samples", "1"]
+    line += ["--suppress-strengths", "0.7,0.1"]
     line += ["--max-new-tokens", "8", "--concepts", "concept 5,Concept 2"]
     assert main([*line, "--json", "--csv", str(tmp_path / "f.csv"), "--plot", str(tmp_path / "f.svg")]) == 0
     output = json.loads(capsys.readouterr().out)
     assert [concept["name"] for concept in output["concepts"]] == ["Concept 5", "Concept 2"]
-    assert len(output["texts"]) == 2 * (3 + 2 + 4)
-    assert output["settings"] == {"strengths": [4.0], "samples": 1, "new_tokens": 8, "seed": 0}
+    assert len(output["texts"]) == 2 * (3 + 2 + 4 + 2)
+    assert output["settings"] == {
+        "strengths": [4.0],
+        "samples": 1,
+        "new_tokens": 8,
+        "seed": 0,
+        "suppress_strengths": [0.1, 0.7],
+    }
     with (tmp_path / "f.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == len(output["figures"])
@@ -422,6 +439,7 @@ def test_command(model: Path, store: CorpusStore, tmp_path: Path, capsys: pytest
     ("options", "words"),
     [
         (["--strengths", "2,x"], "--strengths is '2,x'"),
+        (["--suppress-strengths", "x"], "--suppress-strengths is 'x'"),
         (["--strengths", "0"], "a strength must be above 0"),
         (["--samples", "0"], "--samples is 0, but it must be a whole number of at least 1"),
         (["--concepts", "0"], "--concepts is 0"),

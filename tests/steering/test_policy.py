@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from steerling_jax.cli.steering_options import add_steering_options, parse_steer
 from steerling_jax.concepts.catalogue import Catalogue
 from steerling_jax.io.catalogue import make_catalogue
 from steerling_jax.io.steering_policy import read_policy
+from steerling_jax.io.strengths import read_strengths
 from steerling_jax.models.steerling.config import ConceptConfig, ModelConfig
 from steerling_jax.steering.plan import ClampPlan, prepare_steering
 from steerling_jax.steering.resolve import resolve_rules
@@ -31,22 +33,53 @@ NAMES = [
 CATALOGUE = make_catalogue(NAMES, CONFIG, "list")
 
 
-def steer(*rules: Rule, config: ModelConfig = CONFIG) -> tuple[sj.SteeringConfig, ...]:
+def steer(*rules: Rule, config: ModelConfig = CONFIG, **fields: Any) -> tuple[sj.SteeringConfig, ...]:
     tokenizer = IdsOnlyTokenizer(SpecialIds.last_of(64), 64)
-    return resolve_rules(rules, sj.Bundle(config, {}, tokenizer, catalogue=CATALOGUE))
+    return resolve_rules(rules, sj.Bundle(config, {}, tokenizer, catalogue=CATALOGUE, **fields))
 
 
 def test_amplify_is_the_injection_preset():
     (one,) = steer(parse_option("amplify", "poems"))
-    assert one == dataclasses.replace(sj.SteeringConfig.injection(5, inject_layer=3), label="amplify Poems at 8")
+    assert one == dataclasses.replace(sj.SteeringConfig.injection(5), label="amplify Poems at 8")
     (one,) = steer(parse_option("amplify", "#12=2.5"))
     assert (one.concept_ids, one.mai_lm_target, one.label) == ((12,), 2.5, "amplify concept 12 at 2.5")
 
 
-@pytest.mark.parametrize(("layers", "first"), [(1, 1), (4, 2), (12, 6), (16, 8), (32, 8)])
-def test_amplify_starts_at_the_presets_layer_or_at_half_of_fewer(layers: int, first: int):
-    (one,) = steer(SteeringRule("amplify", "Poems"), config=dataclasses.replace(CONFIG, n_layers=layers))
-    assert one.inject_layer == first
+@pytest.mark.parametrize("action", ["amplify", "suppress"])
+def test_rules_start_at_the_same_layer_as_the_presets_of_python(action: Any):
+    (one,) = steer(SteeringRule(action, "Poems"), config=dataclasses.replace(CONFIG, n_layers=32))
+    preset = sj.SteeringConfig.injection(5) if action == "amplify" else sj.SteeringConfig.injection_relu(5)
+    assert one.first_layer(32) == preset.first_layer(32) == 16
+
+
+def test_a_rule_without_a_number_has_the_strength_of_the_model():
+    rules = [parse_option("amplify", "Poems"), parse_option("suppress", "Email"), parse_option("amplify", "7=3")]
+    labels = ["amplify Poems at 0.5", "suppress Email at 0.7", "amplify concept 7 at 3"]
+    poems, email, _ = steered = steer(*rules, strengths={"amplify": 0.5, "suppress": 0.7})
+    assert [one.label for one in steered] == labels
+    assert (poems.mai_lm_target, email.mai_lm_target, email.relu_logit_mask) == (0.5, -0.7, {1: pytest.approx(2.0)})
+    assert [one.label for one in steer(*rules[:2], strengths={"suppress": 1.0})] == [
+        "amplify Poems at 8",
+        "suppress Email at 1",
+    ]
+    (listed,) = steer(*parse_json({"amplify": ["Poems"]}), strengths={"amplify": 0.25})
+    assert listed.mai_lm_target == 0.25
+
+
+def test_the_strengths_of_a_model_are_in_its_folder(tmp_path: Path):
+    bundled = sj.load()
+    assert 0 < bundled.strengths["amplify"] <= 1
+    assert 0 < bundled.strengths["suppress"] <= 1
+    assert sj.load(GOLDEN / "base").strengths == {}
+    for text, words in (
+        ('{"amplify": "1"}', "the strength of amplify is '1'; give a number"),
+        ('{"amplify": -1}', "the strength of amplify is -1; give a number that is not negative"),
+        ('{"amplfy": 1}', "'amplfy' is not a kind of steering with a strength; did you mean 'amplify'?"),
+        ("[]", "must hold a JSON object"),
+    ):
+        (tmp_path / "steering.json").write_text(text)
+        with pytest.raises(sj.UserError, match=r"steering\.json.*" + re.escape(words)):
+            read_strengths(tmp_path)
 
 
 def test_suppress_is_the_unlearn_preset_in_proportion_to_its_strength():
@@ -74,7 +107,7 @@ def test_a_rule_reaches_every_field_of_the_config():
     (one,) = steer(make_rule(plain | full, "p"))
     assert one == sj.SteeringConfig((5,), 3.0, False, 2, "fixed", where="prompt", label="p: amplify Poems at 3")
     (one,) = steer(make_rule(plain | {"tokens": 9}, "p"))
-    assert (one.inject_alpha_schedule, one.cutoff_tokens, one.inject_layer) == ("hard_cutoff", 9, 3)
+    assert (one.inject_alpha_schedule, one.cutoff_tokens, one.inject_layer) == ("hard_cutoff", 9, None)
     (one,) = steer(make_rule({"action": "amplify", "concepts": {"Email": 2, "Poems": -0.5}}, "p"))
     assert (one.concept_ids, one.weights, one.label) == ((1, 5), (2.0, -0.5), "p: amplify 2 Email + -0.5 Poems at 8")
     (one,) = steer(make_rule({"action": "suppress", "concept": "Poems", "strength": 0, "words": 4, "raw": False}, "p"))

@@ -30,6 +30,7 @@ COMPANIONS = (
     "added_tokens.json",
     "chat_template*",
     "generation_config.json",
+    "steering.json",
     "concepts.json",
     "concepts.parquet",
     "manifest.json",
