@@ -21,6 +21,7 @@ MESH_AXES: dict[str, str | tuple[str, ...]] = {
     "logits": "tensor",
     "heads": "tensor",
     "kv_heads": "tensor",
+    "value_heads": "tensor",
     "mlp": "tensor",
     "concepts": "tensor",
     "embed": "fsdp",

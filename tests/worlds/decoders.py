@@ -11,7 +11,7 @@ import numpy as np
 from tests.worlds.paths import REPOSITORY
 
 GOLDEN_DECODERS = REPOSITORY / "tests" / "golden_decoders"
-DECODERS = ["gemma2", "gemma3", "llama", "llama_tied", "qwen3"]
+DECODERS = sorted(folder.name for folder in GOLDEN_DECODERS.iterdir() if folder.is_dir())
 
 
 @dataclass(frozen=True)

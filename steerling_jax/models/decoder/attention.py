@@ -90,7 +90,10 @@ class Attention(nn.Module):
             q = project("q_proj", H * d).reshape(B, T, H, d)
         k, v = (project(name, G * d).reshape(B, T, G, d) for name in ("k_proj", "v_proj"))
         if c.qk_norm:
-            q, k = (RMSNorm(c, name=name)(heads) for name, heads in (("q_norm", q), ("k_norm", k)))
+            q, k = (
+                RMSNorm(c.rms_norm_eps, c.zero_centred_norms, name=name)(heads)
+                for name, heads in (("q_norm", q), ("k_norm", k))
+            )
         q, k = rotate(q, rope), rotate(k, rope)
         keys_values = (jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2))
         if cached is not None:

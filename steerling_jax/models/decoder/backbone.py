@@ -18,6 +18,7 @@ from steerling_jax.models.backbone import Backbone, Cache, Params, PassResult
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.decoder.block import Block, pass_context
 from steerling_jax.models.decoder.config import DecoderConfig
+from steerling_jax.models.decoder.deltanet import empty_state
 from steerling_jax.models.decoder.layers import RMSNorm
 from steerling_jax.models.edits import LayerEdit, apply_edits
 from steerling_jax.models.layers import output_logits
@@ -70,7 +71,7 @@ def _run(
         entries.append(entry)
         if layer in capture:
             captured[layer] = x
-    hidden: Any = RMSNorm(config).apply({"params": params["norm"]}, x)
+    hidden: Any = RMSNorm(config.rms_norm_eps, config.zero_centred_norms).apply({"params": params["norm"]}, x)
     return PassResult(constrain(hidden, POSITIONS), None if cache is None else tuple(entries), captured)
 
 
@@ -87,9 +88,17 @@ def _logits(params: Params, hidden: jax.Array, *, config: DecoderConfig, compute
 
 
 def empty_cache(config: DecoderConfig, compute: Compute, rows: int, positions: int) -> Cache:
-    """Room for the keys and values of `positions` positions, each (rows, G, positions, d), by layer."""
+    """The cache by layer: room for the keys and values of `positions` positions, each (rows, G, positions, d), or the
+    state of a DeltaNet layer."""
     shape = (rows, config.num_key_value_heads, positions, config.head_dim)
-    return tuple((jnp.zeros(shape, compute.dtype), jnp.zeros(shape, compute.dtype)) for _ in config.layer_types)
+
+    def entry(kind: str) -> Any:
+        if kind == "linear_attention":
+            assert config.linear is not None
+            return empty_state(config.linear, compute, rows)
+        return jnp.zeros(shape, compute.dtype), jnp.zeros(shape, compute.dtype)
+
+    return tuple(entry(kind) for kind in config.layer_types)
 
 
 def cached_positions(config: DecoderConfig, cache: Cache | None) -> int | None:
@@ -116,7 +125,7 @@ def init_params(config: DecoderConfig, key: jax.Array) -> Params:
         for layer in range(config.n_layers)
     }
     params = {"embed_tokens": table(keys[-1]), "layers": layers}
-    params["norm"] = RMSNorm(config).init(keys[0], x)["params"]
+    params["norm"] = RMSNorm(config.rms_norm_eps, config.zero_centred_norms).init(keys[0], x)["params"]
     return params if config.tie_word_embeddings else params | {"lm_head": table(keys[-2])}
 
 

@@ -14,6 +14,8 @@ from flax import linen as nn
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.decoder.attention import Attention, causal_mask
 from steerling_jax.models.decoder.config import DecoderConfig
+from steerling_jax.models.decoder.deltanet import GatedDeltaNet
+from steerling_jax.models.decoder.experts import MixtureOfExperts
 from steerling_jax.models.decoder.layers import GatedMLP, RMSNorm
 from steerling_jax.models.decoder.rope import RopeTables, rope_tables
 
@@ -60,13 +62,18 @@ class Block(nn.Module):
         c, kind = self.config, self.config.layer_types[self.layer]
 
         def norm(name: str, value: jax.Array) -> jax.Array:
-            return RMSNorm(c, name=name)(value)
+            return RMSNorm(c.rms_norm_eps, c.zero_centred_norms, name=name)(value)
 
-        attention = Attention(c, self.compute, name="self_attn")
-        y, cached = attention(
-            norm("input_layernorm", x), context.rope[kind], context.masks[kind], context.start, cached
-        )
-        mlp = GatedMLP(c, self.compute, c.intermediate_size, name="mlp")
+        h = norm("input_layernorm", x)
+        if kind == "linear_attention":
+            y, cached = GatedDeltaNet(c, self.compute, name="linear_attn")(h, context.valid, cached)
+        else:
+            attention = Attention(c, self.compute, name="self_attn")
+            y, cached = attention(h, context.rope[kind], context.masks[kind], context.start, cached)
+        if c.has_experts(self.layer):
+            mlp = MixtureOfExperts(c, self.compute, name="mlp")
+        else:
+            mlp = GatedMLP(c, self.compute, c.intermediate_size, name="mlp")
         if c.output_norms:  # Gemma: the norm before the MLP has a name of its own, and each branch has one after it
             x = x + norm("post_attention_layernorm", y)
             y = mlp(norm("pre_feedforward_layernorm", x))

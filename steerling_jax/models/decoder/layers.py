@@ -20,16 +20,16 @@ from steerling_jax.models.layers import Linear, last_axis
 class RMSNorm(nn.Module):
     """RMSNorm over the last axis, computed in float32, in x's dtype: `x / rms(x) · weight`, or `· (1 + weight)`."""
 
-    config: DecoderConfig
+    eps: float
+    zero_centred: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        zero_centred = self.config.zero_centred_norms
-        initial = nn.initializers.zeros if zero_centred else nn.initializers.ones
+        initial = nn.initializers.zeros if self.zero_centred else nn.initializers.ones
         weight = self.param("weight", initial, (x.shape[-1],)).astype(jnp.float32)
         wide = x.astype(jnp.float32)
-        scale = lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.config.rms_norm_eps)
-        return (wide * scale * last_axis(1 + weight if zero_centred else weight, x.ndim)).astype(x.dtype)
+        scale = lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+        return (wide * scale * last_axis(1 + weight if self.zero_centred else weight, x.ndim)).astype(x.dtype)
 
 
 def activation(config: DecoderConfig, x: jax.Array) -> jax.Array:

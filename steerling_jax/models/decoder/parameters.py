@@ -4,7 +4,8 @@
 tensors without the prefix `model.`, so the table is also the map from weights to parameters; only experts differ, which
 are published one by one, or with gate and up projection fused, and stacked here.
 
-Legend: V vocabulary, D width, H heads, G key/value heads, d head size, F inner width, E experts.
+Legend: V vocabulary, D width, H heads, G key/value heads, d head size, F inner width, E experts; of DeltaNet layers Hk
+and Hv heads of keys and values, Dk and Dv their sizes.
 """
 
 from __future__ import annotations
@@ -38,6 +39,24 @@ LOGICAL_AXES: dict[str, Axes] = {
     "mlp/gate_proj": ("mlp", "embed"),  # (F, D)
     "mlp/up_proj": ("mlp", "embed"),  # (F, D)
     "mlp/down_proj": ("embed", "mlp"),  # (D, F)
+    "mlp/gate": (None, "embed"),  # (E, D), the router
+    "mlp/experts/gate_proj": (None, "mlp", "embed"),  # (E, F, D)
+    "mlp/experts/up_proj": (None, "mlp", "embed"),  # (E, F, D)
+    "mlp/experts/down_proj": (None, "embed", "mlp"),  # (E, D, F)
+    "mlp/shared_expert/gate_proj": ("mlp", "embed"),  # (F, D)
+    "mlp/shared_expert/up_proj": ("mlp", "embed"),  # (F, D)
+    "mlp/shared_expert/down_proj": ("embed", "mlp"),  # (D, F)
+    "mlp/shared_expert_gate": (None, "embed"),  # (1, D)
+    # Rows of queries, keys and values of all heads in one: shards of them would not be whole heads.
+    "linear_attn/in_proj_qkv": (None, "embed"),  # (2·Hk·Dk + Hv·Dv, D)
+    "linear_attn/in_proj_z": ("value_heads", "embed"),  # (Hv·Dv, D)
+    "linear_attn/in_proj_b": (None, "embed"),  # (Hv, D)
+    "linear_attn/in_proj_a": (None, "embed"),  # (Hv, D)
+    "linear_attn/conv1d": (None, None, None),  # (2·Hk·Dk + Hv·Dv, 1, taps)
+    "linear_attn/A_log": (None,),  # (Hv,)
+    "linear_attn/dt_bias": (None,),  # (Hv,)
+    "linear_attn/norm": (None,),  # (Dv,)
+    "linear_attn/out_proj": ("embed", "value_heads"),  # (D, Hv·Dv)
 }
 
 
@@ -46,6 +65,8 @@ def logical_axes(path: Sequence[str]) -> Axes:
     one.
     """
     *module, leaf = path[2:] if path[0] == "layers" else path
+    if leaf not in ("weight", "bias"):
+        return LOGICAL_AXES["/".join([*module, leaf])]
     axes = LOGICAL_AXES["/".join(module)]
     # A bias has the axes of what it is added to: a weight's without its input axis.
     return axes if leaf == "weight" else axes[:-1]
@@ -62,6 +83,8 @@ def param_shardings(config: DecoderConfig, mesh: Mesh) -> Params:
     number), are left out.
     """
     counts: dict[str | None, int] = {"heads": config.num_attention_heads, "kv_heads": config.num_key_value_heads}
+    if config.linear is not None:
+        counts["value_heads"] = config.linear.value_heads
 
     def one(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> NamedSharding:
         logical = logical_axes([str(key.key) for key in path])
