@@ -75,7 +75,7 @@ def main() -> None:
             for text in PROMPTS
             for seed in range(args.seeds)
         ]
-        generations = dict(sj.generate_many(bundle, prompts, rows=12))
+        generations = dict(sj.stream_many(bundle, prompts, rows=12))
         ordered = [generations[i] for i in range(len(prompts))]
         before = [one.tokens[: one.trace.prompt_length].tolist() for one in ordered]
         texts = [one.tokens[one.trace.prompt_length :].tolist() for one in ordered]

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 import numpy as np
 
 import steerling_jax as sj
-from steerling_jax.decoding.generation import Prompt, generate_many
+from steerling_jax.decoding.generation import Prompt, stream_many
 from steerling_jax.steering.response import mean_activations, response_steering
 
 PROMPTS = (
@@ -58,7 +58,7 @@ def print_row(bundle: sj.Bundle, responses: list[str], title: str, strength: flo
     for control in (False, True):
         requests = list(prompts(bundle, responses, strength, control))
         figures = np.zeros((len(requests), 2))
-        for number, result in generate_many(bundle, [prompt for prompt, _ in requests]):
+        for number, result in stream_many(bundle, [prompt for prompt, _ in requests]):
             ids = result.tokens[result.trace.prompt_length :]
             ids = ids[~np.isin(ids, [bundle.config.mask_token_id, bundle.config.eos_token_id])]
             activation = mean_activations(bundle, ids.tolist())[requests[number][1]]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from steerling_jax.decoding.generation import generate as generate
     from steerling_jax.decoding.generation import generate_many as generate_many
     from steerling_jax.decoding.generation import stream as stream
+    from steerling_jax.decoding.generation import stream_many as stream_many
     from steerling_jax.decoding.generation_config import GenerationConfig as GenerationConfig
     from steerling_jax.decoding.policies import Policies as Policies
     from steerling_jax.decoding.trace import Trace as Trace
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from steerling_jax.evaluation.likelihood import log_likelihood as log_likelihood
     from steerling_jax.evaluation.likelihood import log_likelihoods as log_likelihoods
     from steerling_jax.explain.contributions import concept_contributions as concept_contributions
+    from steerling_jax.explain.given_text import given_trace as given_trace
     from steerling_jax.explain.inputs.integrated_gradients import attribute_inputs as attribute_inputs
     from steerling_jax.explain.ranking import chunk_spans as chunk_spans
     from steerling_jax.explain.ranking import rank_chunk as rank_chunk
@@ -37,6 +39,9 @@ if TYPE_CHECKING:
     from steerling_jax.models.steerling.config import ConceptConfig as ConceptConfig
     from steerling_jax.models.steerling.config import ModelConfig as ModelConfig
     from steerling_jax.steering.config import SteeringConfig as SteeringConfig
+    from steerling_jax.steering.named import amplify as amplify
+    from steerling_jax.steering.named import clamp as clamp
+    from steerling_jax.steering.named import suppress as suppress
 
 _MODULES = {
     "Bundle": "bundle",
@@ -46,12 +51,17 @@ _MODULES = {
     "generate": "decoding.generation",
     "generate_many": "decoding.generation",
     "stream": "decoding.generation",
+    "stream_many": "decoding.generation",
     "Prompt": "decoding.generation",
     "Generation": "decoding.generation",
     "GenerationConfig": "decoding.generation_config",
     "SteeringConfig": "steering.config",
+    "amplify": "steering.named",
+    "suppress": "steering.named",
+    "clamp": "steering.named",
     "Policies": "decoding.policies",
     "Trace": "decoding.trace",
+    "given_trace": "explain.given_text",
     "concept_contributions": "explain.contributions",
     "rank_chunk": "explain.ranking",
     "chunk_spans": "explain.ranking",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -24,7 +25,7 @@ from steerling_jax.models.steerling.published_config import PublishedExtras
 from steerling_jax.tokenizer import NO_ID, SpecialIds, Tokenizer
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Bundle:
     """A model ready to use, as `sj.load` returns it; the first argument of the functions of this package.
 
@@ -61,6 +62,16 @@ class Bundle:
     folder: Path | None = None
     catalogue: Catalogue | None = None
     strengths: Mapping[str, float] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        size = sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(self.params))
+        about = (
+            f"Bundle {self.name!r}: {self.backbone.n_layers} layers of width {self.backbone.width}, {size:,} parameters"
+        )
+        if isinstance(self.config, ModelConfig) and self.config.concept is not None:
+            known, discovered = concept_counts(self.config)
+            about += f", {known} known and {discovered} discovered concepts"
+        return f"{about}, {self.compute.dtype}"
 
     @cached_property
     def concepts(self) -> Catalogue:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,57 @@ from steerling_jax.models.steerling import bottleneck as bn
 from steerling_jax.models.steerling.config import ModelConfig, concept_counts
 from steerling_jax.models.steerling.heads import Clamps, EpsilonRule
 from steerling_jax.models.steerling.model import Decomposition, ForwardResult, compiled_forward
+from steerling_jax.tables import Table, Tabular
+from steerling_jax.tokenizer import Tokenizer
+
+
+class _Names(NamedTuple):
+    """What a printed result needs beside the numbers: tokens (B, T) int32, and how tokens and concepts are called."""
+
+    tokens: np.ndarray
+    tokenizer: Tokenizer
+    concepts: tuple[str, ...] | None
+
+
+class NamedForwardResult(Tabular, ForwardResult):
+    """A `ForwardResult`, logits (B, T, V) and their decomposition, that prints as a table with a row for each position;
+    `to_dataframe` gives all rows."""
+
+    names: _Names | None = None
+
+    def table(self) -> Table:
+        """A row for each position: its token, the likeliest one, and the strongest concepts."""
+        assert self.names is not None
+        tokens, tokenizer, concepts = self.names
+        probabilities = np.asarray(jax.nn.softmax(self.logits, axis=-1).max(axis=-1)).reshape(-1)
+        likeliest = np.asarray(self.logits.argmax(axis=-1)).reshape(-1)
+        B, T = tokens.shape
+        columns: dict[str, Any] = {"row": np.repeat(np.arange(B), T)} if B > 1 else {}
+        columns |= {
+            "position": np.tile(np.arange(T), B),
+            "token": [tokenizer.piece(token) for token in tokens.reshape(-1).tolist()],
+            "likeliest": [tokenizer.piece(token) for token in likeliest.tolist()],
+            "probability": probabilities,
+        }
+        d = self.decomposition
+        for kind, ids, logits in (
+            ("known", d.known_topk_indices, d.known_topk_logits),
+            ("discovered", d.unknown_topk_indices, d.unknown_topk_logits),
+        ):
+            if ids is not None and logits is not None:
+                first = np.asarray(ids[..., 0]).reshape(-1).tolist()
+                named = concepts if kind == "known" else None
+                columns[kind] = [f"#{i}" if named is None else named[i] for i in first]
+                columns[f"{kind}_activation"] = np.asarray(jax.nn.sigmoid(logits[..., 0])).reshape(-1)
+        return Table(f"Forward pass over {B * T} positions", columns)
+
+    def __repr__(self) -> str:
+        # Inside a compiled function, and after `jax.tree.map`, there are no names or no numbers to print.
+        concrete = isinstance(self.logits, jax.Array | np.ndarray) and not isinstance(self.logits, jax.core.Tracer)
+        return super().__repr__() if self.names is not None and concrete else ForwardResult.__repr__(self)
+
+    def _repr_html_(self) -> str | None:
+        return None if self.names is None else super()._repr_html_()
 
 
 def forward(
@@ -37,8 +88,9 @@ def forward(
     inject_alpha: float = 1.0,
     edits: Sequence[LayerEdit] = (),
     large_head_threshold: int = bn.LARGE_CONCEPT_THRESHOLD,
-) -> ForwardResult:
+) -> NamedForwardResult:
     """Logits (B, T, V) and their decomposition into concepts, for a text, or token ids (T,) or (B, T), masks included.
+    Prints as a table.
 
     Models of other families than Steerling have no concepts: the result has logits and `hidden`, and of the arguments
     they take `injection…` and `edits`.
@@ -65,8 +117,8 @@ def forward(
     edits = (*_injection(injection, inject_layer, inject_alpha, tokens.shape, backbone), *edits)
     if not steerling:
         logits, hidden = _logits(bundle.params, jnp.asarray(tokens), backbone=backbone, edits=edits)
-        return ForwardResult(logits, Decomposition(hidden=hidden))
-    return compiled_forward(
+        return _named(ForwardResult(logits, Decomposition(hidden=hidden)), tokens, bundle)
+    result = compiled_forward(
         bundle.params,
         jnp.asarray(tokens),
         config=bundle.config,
@@ -78,6 +130,13 @@ def forward(
         edits=edits,
         large=int(large_head_threshold),
     )
+    return _named(result, tokens, bundle)
+
+
+def _named(result: ForwardResult, tokens: np.ndarray, bundle: Bundle) -> NamedForwardResult:
+    named = NamedForwardResult(*result)
+    named.names = _Names(tokens, bundle.tokenizer, bundle.concept_names)
+    return named
 
 
 def hidden_states(bundle: Bundle, text_or_ids: Any, layers: Sequence[int]) -> dict[int, np.ndarray]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from steerling_jax.bundle import Bundle
-from steerling_jax.decoding.generation import Generation, Prompt, generate_many
+from steerling_jax.decoding.generation import Generation, Prompt, stream_many
 from steerling_jax.decoding.generation_config import GenerationConfig
 from steerling_jax.errors import UserError
 from steerling_jax.io.corpus.store import CorpusStore
@@ -47,7 +47,7 @@ def generate_continuations(
         Prompt(list(ids), replace(config, seed=(config.seed or 0) + number)) for number, ids in enumerate(prompts)
     )
     generations: dict[int, Generation] = {}
-    for number, generation in generate_many(bundle, requests, record_hidden=True):
+    for number, generation in stream_many(bundle, requests, record_hidden=True):
         generations[number] = generation
         progress(stage, len(generations), len(prompts))
     return [generations[number] for number in range(len(prompts))]

@@ -118,7 +118,6 @@ def explain(
             )
         )
     # An end of turn overwrites the tokens after it in `trace.tokens`; attribution is of the tokens as committed.
-    canvas = trace.tokens.copy()
-    canvas[shares.positions] = shares.token_ids
-    pieces = tuple(map(bundle.tokenizer.piece, canvas.tolist()))
+    pieces = trace.pieces
+    assert pieces is not None
     return Explanation(record, trace, tuple(chunks), shares, attributions, pieces, bundle.concepts)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from steerling_jax.bundle import Bundle
-from steerling_jax.decoding.generation import Generation, Prompt, generate_many
+from steerling_jax.decoding.generation import Generation, Prompt, stream_many
 from steerling_jax.decoding.trace_record import Origin, record_of, to_plain
 from steerling_jax.errors import UserError
 from steerling_jax.infer.batch.request_file import Id, parse_line, read_lines, request_id, request_prompt
@@ -59,10 +59,10 @@ class BatchRun:
         """Yields `finished` after every result. Raises `UserError` where a file cannot be used."""
         with open_results(self.target) as (finished_ids, append):
             pending: dict[int, tuple[Id, GenerationRequest]] = {}
-            # `generate_many` takes prompts from the iterator as rows become free and numbers them in that order:
+            # `stream_many` takes prompts from the iterator as rows become free and numbers them in that order:
             # requests are read while others are being decoded, and the file is never in memory as a whole.
             prompts = self._prompts(finished_ids, append, pending)
-            results = generate_many(self.bundle, prompts, rows=self.rows, prefix_cache_bytes=_PREFIX_CACHE_BYTES)
+            results = stream_many(self.bundle, prompts, rows=self.rows, prefix_cache_bytes=_PREFIX_CACHE_BYTES)
             for number, generation in results:
                 id, request = pending.pop(number)
                 append(self._result(id, request, generation))

@@ -16,7 +16,7 @@ from lm_eval.api.registry import register_model
 
 import steerling_jax as sj
 from steerling_jax.cli.console import progress_bar
-from steerling_jax.decoding.generation import Prompt, generate_many
+from steerling_jax.decoding.generation import Prompt, stream_many
 from steerling_jax.errors import require
 from steerling_jax.evaluation.likelihood import Boundary, score_pairs, split
 from steerling_jax.infer.text_stream import StopMatcher
@@ -122,7 +122,7 @@ class SteerlingLM(LM):
         """Texts, each cut before the first of the task's stop texts, without white space at the end."""
         texts = [""] * len(requests)
         prompts = (self._prompt(number, *request.arguments) for number, request in enumerate(requests))
-        results = generate_many(self.bundle, prompts, rows=self.batch_size, prefix_cache_bytes=_PREFIX_CACHE_BYTES)
+        results = stream_many(self.bundle, prompts, rows=self.batch_size, prefix_cache_bytes=_PREFIX_CACHE_BYTES)
         with progress_bar(unit="texts") as bar:
             task = bar.add_task("writing", total=len(requests))
             for number, generation in results:

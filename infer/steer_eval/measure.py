@@ -11,7 +11,7 @@ import numpy as np
 
 from steerling_jax.bundle import Bundle
 from steerling_jax.concepts.lift import set_log_probability
-from steerling_jax.decoding.generation import Generation, Prompt, generate_many, text_ids
+from steerling_jax.decoding.generation import Generation, Prompt, stream_many, text_ids
 from steerling_jax.decoding.generation_config import GenerationConfig
 from steerling_jax.evaluation.likelihood import log_likelihood
 from steerling_jax.evaluation.text_metrics import distinct, repeated
@@ -35,7 +35,7 @@ FIGURES = {
 }
 
 GenerateMany = Callable[[Bundle, Iterable[Prompt]], Iterator[tuple[int, Generation]]]
-_generate_with_hidden = partial(generate_many, record_hidden=True)
+_generate_with_hidden = partial(stream_many, record_hidden=True)
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, cast, overload
 
 import numpy as np
 
@@ -14,22 +16,31 @@ from steerling_jax.decoding.generation_config import GenerationConfig
 from steerling_jax.decoding.policies import Policies
 from steerling_jax.decoding.request import BlockDone, Committed
 from steerling_jax.decoding.trace import Trace
+from steerling_jax.errors import require
 from steerling_jax.models.steerling.config import ModelConfig
-from steerling_jax.steering.plan import Steering, prepare_steering
+from steerling_jax.steering.resolve import Steering, plan_steering
+from steerling_jax.tables import Table, Tabular, quoted
 
 _DEFAULT = GenerationConfig()
+Text = str | Sequence[int] | np.ndarray
 
 
-@dataclass(frozen=True)
-class Generation:
+@dataclass(frozen=True, repr=False)
+class Generation(Tabular):
     """text: what was written. tokens: prompt and canvas, (P + max_new_tokens,) int32. generated_tokens: of how many
-    ids the text is made. seed: the one that was used, also where none was asked for."""
+    ids the text is made. seed: the one that was used, also where none was given. Prints as its text and a table of
+    commits; `to_dataframe` gives all commits."""
 
     text: str
     tokens: np.ndarray
     generated_tokens: int
     trace: Trace
     seed: int
+
+    def table(self) -> Table:
+        """The trace's table, under the text."""
+        title = f"{self.generated_tokens} tokens, seed {self.seed}: {quoted(self.text, 120)}"
+        return Table(title, self.trace.table().columns)
 
 
 @dataclass(frozen=True)
@@ -89,7 +100,99 @@ def stream(
             yield generation_of(bundle, request, event) if isinstance(event, Trace) else event
 
 
+@overload
 def generate_many(
+    bundle: Bundle,
+    prompts: Iterable[Prompt],
+    *,
+    rows: int = 8,
+    drafts: int = 1,
+    record_hidden: bool | None = None,
+    prefix_cache_bytes: int = 0,
+) -> Iterator[tuple[int, Generation]]: ...
+@overload
+def generate_many(
+    bundle: Bundle,
+    prompts: Sequence[Text],
+    config: GenerationConfig = _DEFAULT,
+    steering: Steering | None = None,
+    *,
+    seeds: Sequence[int] | None = None,
+    policies: Policies | None = None,
+    rows: int = 8,
+    drafts: int = 1,
+    record_hidden: bool | None = None,
+    prefix_cache_bytes: int = 0,
+) -> Generations: ...
+def generate_many(
+    bundle: Bundle,
+    prompts: Iterable[Prompt] | Sequence[Text],
+    config: GenerationConfig = _DEFAULT,
+    steering: Steering | None = None,
+    *,
+    seeds: Sequence[int] | None = None,
+    policies: Policies | None = None,
+    rows: int = 8,
+    drafts: int = 1,
+    record_hidden: bool | None = None,
+    prefix_cache_bytes: int = 0,
+) -> Generations | Iterator[tuple[int, Generation]]:
+    """Continues many texts (or sequences of token ids), up to `rows` at once; returns a list in the order of `prompts`.
+
+    Each text is what `generate` alone would write, with the same settings for all.
+
+    Args:
+        seeds: one for each text, in place of the configuration's, which all texts share.
+        record_hidden: keep the committed positions' hidden rows, for attribution; None keeps them for texts.
+        prefix_cache_bytes: memory for what prompts have in common at their beginning.
+
+    `Prompt`s, each with settings of its own, are continued by `stream_many`, whose iterator is returned.
+    Raises `UserError` for texts or settings that do not fit the model.
+
+    Example:
+        >>> config = sj.GenerationConfig(max_new_tokens=16)
+        >>> made = sj.generate_many(bundle, ["Connect to"] * 3, config, seeds=range(3))
+        >>> [len(one.text) > 0 for one in made]
+        [True, True, True]
+    """
+    require(not isinstance(prompts, str), "prompts is one text; give a list of texts.", "prompts")
+    options: dict[str, Any] = {"rows": rows, "drafts": drafts, "prefix_cache_bytes": prefix_cache_bytes}
+    texts = list(prompts) if isinstance(prompts, Sequence | np.ndarray) else None
+    if texts is None or any(isinstance(one, Prompt) for one in texts):
+        own = (config is _DEFAULT, steering is None, seeds is None, policies is None)
+        require(all(own), "Prompts have settings of their own; leave out config, steering, seeds and policies.")
+        return stream_many(bundle, cast(Iterable[Prompt], prompts), record_hidden=bool(record_hidden), **options)
+    require(
+        all(isinstance(one, str) or np.ndim(cast(Any, one)) == 1 for one in texts),
+        "prompts must be a list of texts or of sequences of token ids.",
+        "prompts",
+    )
+    numbers = [config.seed] * len(texts) if seeds is None else list(seeds)
+    require(
+        len(numbers) == len(texts), f"There are {len(numbers)} seeds for {len(texts)} texts; give one each.", "seeds"
+    )
+    plan = plan_steering(bundle, steering)  # once for all texts
+    each = [
+        Prompt(cast(Any, text), dataclasses.replace(config, seed=seed), plan, policies)
+        for text, seed in zip(texts, numbers)
+    ]
+    done = dict(stream_many(bundle, each, record_hidden=record_hidden is not False, **options))
+    return Generations(done[number] for number in range(len(each)))
+
+
+class Generations(Tabular, list[Generation]):
+    """Generations as a list, which prints as a table with a row for each."""
+
+    def table(self) -> Table:
+        columns = {
+            "seed": [one.seed for one in self],
+            "tokens": [one.generated_tokens for one in self],
+            "text": [one.text for one in self],
+        }
+        return Table(f"{len(self)} generations", columns)
+
+
+def stream_many(
     bundle: Bundle,
     prompts: Iterable[Prompt],
     *,
@@ -98,7 +201,7 @@ def generate_many(
     record_hidden: bool = False,
     prefix_cache_bytes: int = 0,
 ) -> Iterator[tuple[int, Generation]]:
-    """Continues many texts, up to `rows` at once: (number of the prompt, generation), as they are done.
+    """Continues many texts, up to `rows` at once: (number of the prompt, generation), each as soon as it is complete.
 
     Each text is what `generate` alone would write. Prompts are taken from the iterable as rows become free.
     prefix_cache_bytes: memory for what prompts have in common at their beginning. Raises `UserError` for a prompt or
@@ -112,6 +215,11 @@ def generate_many(
     while True:
         while len(known) < rows and (item := next(coming, None)) is not None:
             number, prompt = item
+            require(
+                isinstance(prompt, Prompt),
+                f"prompts contains {prompt!r:.60}; give Prompts, or a list of texts to generate_many.",
+                "prompts",
+            )
             request = request_of(bundle, prompt, drafts=drafts, record_hidden=record_hidden)
             known[decoder.submit(request)] = (number, request)
         if not known:
@@ -126,7 +234,7 @@ def request_of(bundle: Bundle, prompt: Prompt, *, drafts: int = 1, record_hidden
     """What the decoder takes: ids, a seed, a steering plan. Raises `UserError` for bad values."""
     ids = encode(bundle, prompt.text_or_ids, "The prompt")
     seed = secrets.randbits(32) if prompt.config.seed is None else prompt.config.seed
-    plan = prepare_steering(bundle.params, prompt.steering, config=bundle.config, compute=bundle.compute)
+    plan = plan_steering(bundle, prompt.steering)
     return Request(ids, prompt.config, seed, plan, prompt.policies or Policies(), drafts, record_hidden)
 
 
@@ -134,7 +242,8 @@ def generation_of(bundle: Bundle, request: Request, trace: Trace) -> Generation:
     """A request's trace with its text."""
     stop = request.generation.stop_tokens or ()
     ids = text_ids(trace.tokens[trace.prompt_length :], bundle.config, stop)
-    return Generation(bundle.tokenizer.decode(ids), trace.tokens, len(ids), trace, request.seed)
+    text = bundle.tokenizer.decode(ids)
+    return Generation(text, trace.tokens, len(ids), trace.with_pieces(bundle.tokenizer), request.seed)
 
 
 def text_ids(canvas: Sequence[int] | np.ndarray, config: ModelConfig, stop_tokens: Sequence[int] = ()) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -12,6 +13,8 @@ from steerling_jax.errors import require
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.decompose import RowClamps
 from steerling_jax.steering.plan import SteeringPlan
+from steerling_jax.tables import Table, Tabular
+from steerling_jax.tokenizer import Tokenizer
 
 
 class Commit(NamedTuple):
@@ -24,14 +27,16 @@ class Commit(NamedTuple):
     target_logits: tuple[float, ...]
 
 
-@dataclass(frozen=True)
-class Trace:
+@dataclass(frozen=True, repr=False)
+class Trace(Tabular):
     """One row's generation.
 
     prompt: ids (P,) int32. tokens: the final canvas, prompt first, (P + max_new_tokens,) int32.
     hidden: hidden rows (n, D) float32 of the committed positions, in the order of `flat()`, from the very pass that
     committed them; None when they were not recorded. mask_id: the id of a still-empty position. plan: how it was
     steered. guidance: its cfg_scale. passes: how often the layers ran to write it, the prompt's own not counted.
+    pieces: the text of each canvas position's token, as committed; None where no tokenizer was at hand. Prints as a
+    table of the commits; `to_dataframe` gives all of them.
     """
 
     prompt: np.ndarray
@@ -42,6 +47,7 @@ class Trace:
     plan: SteeringPlan | None = None
     guidance: float = 0.0
     passes: int = 0
+    pieces: tuple[str, ...] | None = None
 
     @property
     def steering(self) -> tuple[str, ...]:
@@ -83,6 +89,34 @@ class Trace:
             len(set(where)) == len(where) and all(P <= position < T for position in where),
             f"The trace's commits are not single positions from {P} to {T - 1}; write it again.",
         )
+
+    @property
+    def committed(self) -> np.ndarray:
+        """The canvas (T,) with every token as it was committed, also where an end of turn overwrote it in `tokens`."""
+        canvas = self.tokens.copy()
+        for _, position, token, _ in self.flat():
+            canvas[position] = token
+        return canvas
+
+    def with_pieces(self, tokenizer: Tokenizer) -> Trace:
+        """The same trace with the texts of its tokens."""
+        if self.pieces is not None:
+            return self
+        return dataclasses.replace(self, pieces=tuple(map(tokenizer.piece, self.committed.tolist())))
+
+    def table(self) -> Table:
+        """A row for each committed token, in the order of commitment."""
+        rows = list(self.flat())
+        steps, positions, tokens, logits = ([row[i] for row in rows] for i in range(4))
+        steered = f"; steering: {', '.join(self.steering)}" if self.steering else ""
+        title = (
+            f"Trace: {len(positions)} tokens committed in {len(self.commits)} steps after a prompt of "
+            f"{self.prompt_length}{steered}"
+        )
+        columns: dict[str, list] = {"step": steps, "position": positions, "token_id": tokens}
+        if self.pieces is not None:
+            columns["token"] = [self.pieces[position] for position in positions]
+        return Table(title, columns | {"logit": logits})
 
     def flat(self) -> Iterator[tuple[int, int, int, float]]:
         """(step, position, token id, target logit) of every committed token, in order."""

@@ -22,6 +22,7 @@ from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.fingerprint import fingerprint
 from steerling_jax.steering.config import SteeringConfig
 from steerling_jax.steering.plan import SteeringPlan, prepare_steering
+from steerling_jax.steering.resolve import resolve_steering
 
 FORMAT, VERSION = "steerling-trace", 1
 
@@ -73,14 +74,13 @@ def origin_of(bundle: Bundle, corpus: Mapping[str, Any] | None = None) -> Origin
 
 
 def record_of(bundle: Bundle, origin: Origin, prompt: Prompt, generation: Generation) -> TraceRecord:
-    """The record of a generation, one of `generate`, `stream` or `generate_many`.
+    """The record of a generation, one of `generate`, `stream`, `generate_many` or `stream_many`.
 
     Raises `UserError` for steering given as a plan, from which no configuration can be read.
     """
-    steering = prompt.steering
-    if isinstance(steering, SteeringPlan):
+    if isinstance(prompt.steering, SteeringPlan):
         raise UserError("A trace of text steered by a SteeringPlan cannot be recorded; give SteeringConfigs.")
-    configs = () if steering is None else (steering,) if isinstance(steering, SteeringConfig) else tuple(steering)
+    configs = resolve_steering(bundle, prompt.steering)
     given = {} if prompt.policies is None else vars(prompt.policies)
     policies = {name: repr(value) for name, value in given.items() if value is not None}
     prompt_text = bundle.tokenizer.decode(generation.trace.prompt.tolist())
@@ -204,8 +204,9 @@ def check(record: TraceRecord, bundle: Bundle, where: str = "The trace") -> None
 def restore(record: TraceRecord, bundle: Bundle, where: str = "The trace") -> Trace:
     """The checked trace with the plan that steered it, made again from its configurations."""
     check(record, bundle, where)
-    if record.trace.plan is not None:
-        return record.trace
+    trace = record.trace.with_pieces(bundle.tokenizer)
+    if trace.plan is not None:
+        return trace
     # Records of earlier versions can name a layer that the model lacks. Such an injection did nothing; by now it is an
     # error in a request.
     L = bundle.config.n_layers
@@ -213,7 +214,7 @@ def restore(record: TraceRecord, bundle: Bundle, where: str = "The trace") -> Tr
         dataclasses.replace(one, mai_lm_target=0.0) if one.first_layer(L) > L else one for one in record.steering
     ]
     plan = prepare_steering(bundle.params, steering, config=bundle.config, compute=bundle.compute)
-    return dataclasses.replace(record.trace, plan=plan)
+    return dataclasses.replace(trace, plan=plan)
 
 
 def _written(trace: Trace, config: ModelConfig) -> np.ndarray:

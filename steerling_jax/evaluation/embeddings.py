@@ -18,6 +18,53 @@ from steerling_jax.models.steerling.backbone import embed_tokens, run_backbone
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.decompose import decompose, logit_features
 from steerling_jax.models.steerling.heads import run_known_head
+from steerling_jax.tables import Table
+
+
+class Embedding(np.ndarray):
+    """Embeddings of texts that print as a table. What is computed from them is a plain array."""
+
+    kind: str | None = None  # None for slices and copies, which print as arrays
+    pooling: str = ""
+    lengths: tuple[int, ...] = ()  # tokens of each text
+
+    def __array_wrap__(self, array: np.ndarray, context: Any = None, return_scalar: bool = False) -> Any:
+        return array[()] if return_scalar else np.asarray(array)
+
+    def table(self) -> Table:
+        """A row for each text, or for each token with pooling "none"."""
+        rows = np.asarray(self).reshape(-1, self.shape[-1])
+        unit = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-30)
+        columns: dict[str, Any] = {
+            "number": np.arange(len(rows)),
+            "norm": np.linalg.norm(rows, axis=1),
+            "cosine_to_first": unit @ unit[0],
+        }
+        if len(self.lengths) == len(rows):
+            columns["tokens"] = list(self.lengths)
+        values = f"{len(rows)} vectors" if len(rows) > 1 else "A vector"
+        return Table(f"{values} of {rows.shape[1]} {self.kind} features, pooling {self.pooling!r}", columns)
+
+    def to_dataframe(self) -> Any:
+        """A row for each vector and a column for each feature, as a `pandas.DataFrame`. Raises `UserError` without
+        pandas."""
+        rows = np.asarray(self).reshape(-1, self.shape[-1])
+        return Table("", {f"feature_{i}": rows[:, i] for i in range(rows.shape[1])}).to_dataframe()
+
+    def __repr__(self) -> str:
+        return repr(np.asarray(self)) if self.kind is None else self.table().text()
+
+    __str__ = __repr__
+
+    def _repr_html_(self) -> str | None:
+        return None if self.kind is None else self.table().html()
+
+
+def _named(array: np.ndarray, kind: str, pooling: str, texts: Sequence[np.ndarray]) -> Embedding:
+    embedding = array.view(Embedding)
+    embedding.kind, embedding.pooling, embedding.lengths = kind, pooling, tuple(map(len, texts))
+    return embedding
+
 
 Kind = Literal["hidden", "composed", "known", "discovered"]
 Pooling = Literal["mean", "last", "first", "none"]
@@ -27,7 +74,7 @@ Text = str | Sequence[int] | np.ndarray
 @overload
 def embed(
     bundle: Bundle, text_or_ids: Text, kind: Kind = "hidden", pooling: Pooling = "mean", batch_size: int = 16
-) -> np.ndarray: ...
+) -> Embedding: ...
 @overload
 def embed(
     bundle: Bundle,
@@ -36,7 +83,7 @@ def embed(
     *,
     pooling: Literal["none"],
     batch_size: int = 16,
-) -> list[np.ndarray]: ...
+) -> list[Embedding]: ...
 @overload
 def embed(
     bundle: Bundle,
@@ -44,21 +91,21 @@ def embed(
     kind: Kind = "hidden",
     pooling: Literal["mean", "last", "first"] = "mean",
     batch_size: int = 16,
-) -> np.ndarray: ...
+) -> Embedding: ...
 def embed(
     bundle: Bundle,
     text_or_ids: Text | Sequence[Text],
     kind: Kind = "hidden",
     pooling: Pooling = "mean",
     batch_size: int = 16,
-) -> np.ndarray | list[np.ndarray]:
+) -> Embedding | list[Embedding]:
     """The embedding of a text, (D,) float32, or (T, D) with pooling "none"; of N texts (N, D), or a list of N (T, D).
 
     kind: "hidden", the last hidden states; "composed", what the output projection reads; "known" or "discovered", the
     part of it from these concepts (in a model without discovered concepts hidden − known features, as published).
     pooling: over the tokens. Several texts are processed in batches of `batch_size`, padded to one of a few lengths so
     that few programs are compiled; no token attends to padding, so a text's embedding does not depend on the others, up
-    to rounding. Raises `UserError` for invalid values.
+    to rounding. The arrays print as tables and have `to_dataframe`. Raises `UserError` for invalid values.
     """
     require(
         kind in ("hidden", "composed", "known", "discovered"),
@@ -74,10 +121,13 @@ def embed(
         f"kind {kind!r} needs a model with concepts; a bare backbone has 'hidden' and 'composed'.",
     )
     if not _are_many(text_or_ids):
-        return _embed(bundle, [encode(bundle, text_or_ids, "text")], kind, pooling, 1)[0]  # type: ignore[arg-type]
+        text = encode(bundle, text_or_ids, "text")  # type: ignore[arg-type]
+        return _named(_embed(bundle, [text], kind, pooling, 1)[0], kind, pooling, [text])
     texts = [encode(bundle, text, f"text {number}") for number, text in enumerate(text_or_ids)]  # type: ignore[arg-type]
     embedded = _embed(bundle, texts, kind, pooling, batch_size)
-    return embedded if pooling == "none" else np.stack(embedded)
+    if pooling == "none":
+        return [_named(one, kind, pooling, [text]) for one, text in zip(embedded, texts, strict=True)]
+    return _named(np.stack(embedded), kind, pooling, texts)
 
 
 def _are_many(text_or_ids: Any) -> bool:

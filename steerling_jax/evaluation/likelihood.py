@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import islice
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,13 +20,17 @@ import numpy as np
 import optax
 
 from steerling_jax.bundle import Bundle, check_token_ids
+from steerling_jax.decoding.window import steering_edits
 from steerling_jax.errors import require
 from steerling_jax.models.backbone import Params
 from steerling_jax.models.batching import by_length, padding_mask, stack
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.steerling.backbone import embed_tokens, lm_logits, run_backbone
 from steerling_jax.models.steerling.config import ModelConfig
-from steerling_jax.models.steerling.decompose import logit_features
+from steerling_jax.models.steerling.decompose import RowClamps, logit_features
+from steerling_jax.steering.plan import SteeringPlan
+from steerling_jax.steering.resolve import Steering, plan_steering
+from steerling_jax.tables import Table, Tabular
 
 _ROWS = 128  # positions whose logits (_ROWS, V) are computed at once
 
@@ -41,6 +45,54 @@ class _Text(NamedTuple):
     start: int
 
 
+class LogLikelihood(float):
+    """A bound on a log-likelihood in nats: a number, with what it is made of.
+
+    tokens: of the continuation. samples: maskings. standard_error: of the average over maskings, in nats; the numbers
+    of masked tokens are spread evenly and not drawn independently, so the true error is smaller. NaN for one sample.
+    """
+
+    tokens: int
+    samples: int
+    standard_error: float
+
+    def __new__(cls, value: float, tokens: int, samples: int, standard_error: float) -> LogLikelihood:
+        made = super().__new__(cls, value)
+        made.tokens, made.samples, made.standard_error = tokens, samples, standard_error
+        return made
+
+    def __getnewargs__(self) -> tuple[Any, ...]:  # for pickle
+        return float(self), self.tokens, self.samples, self.standard_error
+
+    def __repr__(self) -> str:
+        return f"{float(self):.6g} nats ± {self.standard_error:.2g} ({self.tokens} tokens, {self.samples} samples)"
+
+    def __str__(self) -> str:
+        return str(float(self))
+
+    def _repr_html_(self) -> str:
+        return LogLikelihoods([self]).summary().html()
+
+    def to_dataframe(self) -> Any:
+        """One row, as a `pandas.DataFrame`. Raises `UserError` without pandas."""
+        return LogLikelihoods([self]).to_dataframe()
+
+
+class LogLikelihoods(Tabular, list[LogLikelihood]):
+    """Log-likelihoods as a list, which prints as a table with a row for each."""
+
+    def table(self) -> Table:
+        """A row for each."""
+        columns = {
+            "nats": [float(one) for one in self],
+            "tokens": [one.tokens for one in self],
+            "nats_per_token": [one / one.tokens if one.tokens else math.nan for one in self],
+            "standard_error": [one.standard_error for one in self],
+            "samples": [one.samples for one in self],
+        }
+        return Table(f"Bounds on {len(self)} log-likelihoods", columns)
+
+
 def log_likelihood(
     bundle: Bundle,
     context: Part,
@@ -50,13 +102,16 @@ def log_likelihood(
     batch_size: int = 16,
     cfg_scale: float = 0.0,
     boundary: Boundary = "joint",
-) -> float:
+    steering: Steering | None = None,
+) -> LogLikelihood:
     """The bound on log p(continuation | context) in nats, for the whole continuation; 0.0 for an empty one.
 
     samples: the number of maskings; seed: of their draw, which does not depend on `batch_size`. cfg_scale: the scale of
     guidance, with logits `uncond + (scale + 1)(cond − uncond)` and the context masked in `uncond`; the result is then a
     score and not a bound. Mask ids within the context are part of the input and are not scored. boundary: which tokens
-    of two texts are scored, see `split`. Raises `UserError` for invalid values, for texts longer than the model's
+    of two texts are scored, see `split`. steering: of the model that scores, as in `generate`: its injections at masked
+    positions or those of the context (`cutoff_tokens` is compared with the number of tokens that a masking leaves), its
+    clamps, and suppressed tokens. Raises `UserError` for invalid values, for texts longer than the model's
     context, and where a continuation has no token to score.
     """
     return log_likelihoods(
@@ -67,6 +122,7 @@ def log_likelihood(
         batch_size=batch_size,
         cfg_scale=cfg_scale,
         boundary=boundary,
+        steering=steering,
     )[0]
 
 
@@ -79,11 +135,15 @@ def log_likelihoods(
     batch_size: int = 16,
     cfg_scale: float = 0.0,
     boundary: Boundary = "joint",
-) -> list[float]:
+    steering: Steering | None = None,
+) -> LogLikelihoods:
     """`log_likelihood` of each (context, continuation) pair, in batches: the same numbers, up to rounding."""
     encoded = [split(bundle, *pair, boundary=boundary) for pair in pairs]
-    scores = dict(score_pairs(bundle, encoded, samples=samples, seed=seed, batch_size=batch_size, cfg_scale=cfg_scale))
-    return [scores[number] for number in range(len(pairs))]
+    plan = None if steering is None else plan_steering(bundle, steering)
+    scores = dict(
+        score_pairs(bundle, encoded, samples=samples, seed=seed, batch_size=batch_size, cfg_scale=cfg_scale, plan=plan)
+    )
+    return LogLikelihoods(scores[number] for number in range(len(pairs)))
 
 
 def score_pairs(
@@ -94,7 +154,8 @@ def score_pairs(
     seed: int,
     batch_size: int,
     cfg_scale: float,
-) -> Iterator[tuple[int, float]]:
+    plan: SteeringPlan | None = None,
+) -> Iterator[tuple[int, LogLikelihood]]:
     """`log_likelihoods` of pairs of token ids, each as soon as it is complete: (number of the pair, value), the
     shortest texts first.
 
@@ -112,15 +173,22 @@ def score_pairs(
     texts = [_text(bundle, pair, "context and continuation") for pair in pairs]
     for padded, numbers in by_length([len(text.tokens) for text in texts], bundle.config).items():
         rows = _maskings(texts, numbers, samples, seed)
-        totals, remaining = dict.fromkeys(numbers, 0.0), dict.fromkeys(numbers, samples)
+        estimates: dict[int, list[float]] = {number: [] for number in numbers}
         while batch := list(islice(rows, batch_size)):
-            losses = _losses(bundle, [(texts[number], mask) for number, mask in batch], batch_size, padded, cfg_scale)
+            masked = [(texts[number], mask) for number, mask in batch]
+            losses = _losses(bundle, masked, batch_size, padded, cfg_scale, plan)
             for (number, mask), loss in zip(batch, losses, strict=True):
-                totals[number] += loss * mask.size / mask.sum()
-                remaining[number] -= 1
-                if not remaining[number]:
-                    yield number, -totals.pop(number) / samples
-        yield from ((number, 0.0) for number in totals)  # empty continuations
+                estimates[number].append(-loss * mask.size / mask.sum())
+                if len(estimates[number]) == samples:
+                    yield number, _average(estimates.pop(number), mask.size)
+        yield from ((number, LogLikelihood(0.0, 0, samples, 0.0)) for number in estimates)  # empty continuations
+
+
+def _average(estimates: list[float], tokens: int) -> LogLikelihood:
+    """The average of one estimate for each masking."""
+    samples = len(estimates)
+    error = float(np.std(estimates, ddof=1)) / math.sqrt(samples) if samples > 1 else math.nan
+    return LogLikelihood(sum(estimates) / samples, tokens, samples, error)
 
 
 def draw_masks(length: int, samples: int, seed: int) -> np.ndarray:
@@ -185,7 +253,12 @@ def _maskings(texts: list[_Text], numbers: list[int], samples: int, seed: int) -
 
 
 def _losses(
-    bundle: Bundle, batch: list[tuple[_Text, np.ndarray]], rows: int, padded: int, cfg_scale: float
+    bundle: Bundle,
+    batch: list[tuple[_Text, np.ndarray]],
+    rows: int,
+    padded: int,
+    cfg_scale: float,
+    plan: SteeringPlan | None,
 ) -> list[float]:
     """The cross-entropies of each text and mask of a batch, summed over the masked tokens."""
     canvas, lengths = stack([text.tokens for text, _ in batch], rows, padded)
@@ -200,11 +273,29 @@ def _losses(
         starts,
         chosen,
         np.float32(cfg_scale),
+        None if plan is None else _steer(plan, [mask for _, mask in batch], rows, bundle.config),
         config=bundle.config,
         compute=bundle.compute,
         guided=cfg_scale > 0,
     )
     return np.asarray(losses, np.float64)[: len(batch)].tolist()
+
+
+class _Steering(NamedTuple):
+    """A plan as it acts on the rows of a batch: at_masks, at_prompt (B, L, D), suppression (V,) and clamps."""
+
+    at_masks: np.ndarray
+    at_prompt: np.ndarray
+    suppression: jax.Array
+    clamps: RowClamps | None
+
+
+def _steer(plan: SteeringPlan, masks: list[np.ndarray], rows: int, config: ModelConfig) -> _Steering:
+    """masks: of each row's continuation; what is not masked counts as written, for injections that end."""
+    written = [mask.size - int(mask.sum()) for mask in masks]
+    tables = [plan.tables(count, config.n_layers) for count in [*written, *[0] * (rows - len(masks))]]
+    at_masks, at_prompt = (np.stack(each) for each in zip(*tables, strict=True))
+    return _Steering(at_masks, at_prompt, plan.suppression, None if plan.clamps is None else plan.clamps.rows())
 
 
 @partial(jax.jit, static_argnames=("config", "compute", "guided"))
@@ -215,6 +306,7 @@ def _masked_losses(
     starts: jax.Array,
     chosen: jax.Array,
     cfg_scale: jax.Array,
+    steering: _Steering | None,
     *,
     config: ModelConfig,
     compute: Compute,
@@ -231,8 +323,16 @@ def _masked_losses(
         in_context = jnp.arange(T)[None, :] < starts[:, None]
         tokens = jnp.concatenate([tokens, jnp.where(in_context, config.mask_token_id, tokens)])
         mask = jnp.concatenate([mask, mask])
+    edits, clamps = (), None
+    if steering is not None:
+        clamps = steering.clamps
+        # An edit's rows are those of the pass; with guidance the second half repeats the first.
+        tables = (jnp.concatenate([table] * (len(tokens) // B)) for table in steering[:2])
+        prompt = jnp.concatenate([starts] * (len(tokens) // B))
+        edits = steering_edits(tokens, jnp.arange(T)[None, :] < prompt[:, None], config.mask_token_id, *tables)
     x = embed_tokens(params, tokens, compute)
-    hidden = run_backbone(params, x, config=config, compute=compute, attention=mask).hidden
+    hidden = run_backbone(params, x, config=config, compute=compute, attention=mask, edits=edits).hidden
+    offsets = (jnp.arange(T)[None, :] - starts[:, None]).reshape(-1)  # from the continuation's first token
     passes = hidden.reshape(-1, B * T, hidden.shape[-1])  # with the context and, if guided, without it
     count = jnp.sum(chosen)
     # The logits of all positions would not fit into memory, so only the chosen positions are scored, _ROWS at a time.
@@ -242,9 +342,12 @@ def _masked_losses(
         """Adds the losses of one slice of the chosen positions to their rows' sums."""
         at = jax.lax.dynamic_slice_in_dim(index, number * _ROWS, _ROWS)
         cond, *uncond = (
-            lm_logits(params, logit_features(params, rows[at], config, compute), compute) for rows in passes
+            lm_logits(params, logit_features(params, rows[at], config, compute, clamps, offsets[at]), compute)
+            for rows in passes
         )
         logits = uncond[0] + (cfg_scale + 1) * (cond - uncond[0]) if guided else cond
+        if steering is not None:
+            logits = logits - steering.suppression[None, :]
         nats = optax.softmax_cross_entropy_with_integer_labels(logits, canvas.reshape(-1)[at])
         real = number * _ROWS + jnp.arange(_ROWS) < count
         return losses.at[at // T].add(jnp.where(real, nats, 0.0))

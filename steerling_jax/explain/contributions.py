@@ -15,6 +15,7 @@ Legend: n committed tokens, s guidance strength, K listed concepts, D width, L l
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,13 +29,14 @@ from steerling_jax.explain.finite import require_finite
 from steerling_jax.explain.logit_shares import LogitShares, combine_branches, logit_shares
 from steerling_jax.models.steerling.decompose import RowClamps
 from steerling_jax.models.steerling.model import compiled_hidden
+from steerling_jax.tables import Table, Tabular
 
 _ROWS = 64  # tokens per call: one compiled program of bounded memory serves traces of any length
 _SNAPSHOTS = 8  # canvases per call when hidden rows are recomputed
 
 
-@dataclass(frozen=True)
-class Contributions:
+@dataclass(frozen=True, repr=False)
+class Contributions(Tabular):
     """Concept contributions to each committed token's logit, as NumPy arrays in the order of the trace's commits.
 
     steps, positions, token_ids (n,) int32, target_logits (n,) float32: the commits as the trace records them.
@@ -50,6 +52,9 @@ class Contributions:
     the unconditional one. Unused slots have the id −1, weight 0 and contribution 0. Weights are then the effective
     ones, (1 + s) · conditional − s · unconditional; where a branch does not list a concept, the concept's part of that
     branch belongs to epsilon.
+
+    pieces: the text of each token. Prints as a table with a row for each token; `to_dataframe` has a row for each token
+    and listed concept, and one for its epsilon, which add up to the logit.
     """
 
     steps: np.ndarray
@@ -70,6 +75,7 @@ class Contributions:
     net_epsilon: np.ndarray
     n_concepts: int
     concept_names: tuple[str, ...] | None = None
+    pieces: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -90,6 +96,71 @@ class Contributions:
         if kind == "discovered":
             return f"Discovered: #{concept_id + self.n_concepts}"
         return f"Known: {self.concept_names[concept_id]}" if self.concept_names else f"Known: #{concept_id}"
+
+    def printed_label(self, kind: str, concept_id: int) -> str:
+        """A concept's label with its number within its head, as everything prints it."""
+        return f"Discovered: #{concept_id}" if kind == "discovered" else self.label(kind, concept_id)
+
+    def summary(self) -> Table:
+        """A row for each token: its logit, the sums of its parts, and the concept with the largest contribution."""
+        both = np.concatenate([self.known_contributions, self.discovered_contributions], axis=1)
+        ids, split = np.concatenate([self.known_ids, self.discovered_ids], axis=1), self.known_ids.shape[1]
+        best = np.abs(both).argmax(axis=1)
+        kinds = np.where(best < split, "known", "discovered")
+        rows = np.arange(len(self))
+        columns = self._tokens(rows) | {
+            "logit": self.target_logits,
+            "known": self.known_contributions.sum(axis=1),
+            "discovered": self.discovered_contributions.sum(axis=1),
+            "epsilon": self.epsilon,
+            "strongest": [self.printed_label(kind, int(ids[i, k])) for i, k, kind in zip(rows, best, kinds)],
+            "contribution": both[rows, best],
+        }
+        return Table(
+            f"Contributions to {len(self)} logits; the parts add up to within {self.largest_error:.1e}", columns
+        )
+
+    def table(self) -> Table:
+        """A row for each token and listed concept, and one for each token's epsilon."""
+        parts: list[tuple[np.ndarray, dict[str, Any]]] = []
+        for kind, ids, weights, values in (
+            ("known", self.known_ids, self.known_weights, self.known_contributions),
+            ("discovered", self.discovered_ids, self.discovered_weights, self.discovered_contributions),
+        ):
+            rows, slots = np.nonzero(ids >= 0)
+            numbers = ids[rows, slots]
+            names = [self.printed_label(kind, int(number)) for number in numbers]
+            parts.append((rows, _part(kind, numbers, names, weights[rows, slots], values[rows, slots])))
+        n = len(self)
+        nothing = np.full(n, np.nan, np.float32)
+        parts.append((np.arange(n), _part("epsilon", np.full(n, -1, np.int32), ["epsilon"] * n, nothing, self.epsilon)))
+        rows = np.concatenate([rows for rows, _ in parts])
+        order = np.argsort(rows, kind="stable")
+        facts = {name: np.concatenate([part[name] for _, part in parts])[order] for name in parts[0][1]}
+        return Table(f"Contributions to {n} logits", self._tokens(rows[order]) | facts)
+
+    @property
+    def largest_error(self) -> float:
+        """The largest `error`; 0 without tokens."""
+        return float(self.error.max(initial=0.0))
+
+    def _tokens(self, rows: np.ndarray) -> dict[str, Any]:
+        """Columns that say which tokens `rows` are."""
+        columns: dict[str, Any] = {"position": self.positions[rows]}
+        if self.pieces is None:
+            return columns | {"token_id": self.token_ids[rows]}
+        return columns | {"token": [self.pieces[row] for row in rows]}
+
+
+def _part(kind: str, ids: np.ndarray, names: list[str], weights: np.ndarray, values: np.ndarray) -> dict[str, Any]:
+    """Columns of a contribution's kind, for any number of rows."""
+    return {
+        "kind": np.full(len(ids), kind, object),
+        "concept_id": ids,
+        "concept": np.asarray(names, object),
+        "activation": weights,
+        "contribution": values,
+    }
 
 
 def concept_contributions(bundle: Bundle, trace: Trace) -> Contributions:
@@ -125,6 +196,7 @@ def concept_contributions(bundle: Bundle, trace: Trace) -> Contributions:
         error=np.abs(listed + shares.epsilon - logits),
         n_concepts=config.concept.n_concepts,
         concept_names=bundle.concept_names,
+        pieces=tuple(map(bundle.tokenizer.piece, tokens.tolist())),
     )
 
 

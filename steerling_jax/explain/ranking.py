@@ -16,6 +16,7 @@ import numpy as np
 from steerling_jax.decoding.trace import Trace
 from steerling_jax.errors import UserError
 from steerling_jax.explain.contributions import Contributions
+from steerling_jax.tables import Table, Tabular
 
 
 class ConceptShare(NamedTuple):
@@ -34,9 +35,10 @@ class ConceptShare(NamedTuple):
         return f"{100 * self.contribution:+6.2f} %  {self.label}"
 
 
-@dataclass(frozen=True)
-class ChunkRanking:
+@dataclass(frozen=True, repr=False)
+class ChunkRanking(Tabular):
     """The concepts of the half-open chunk [start, end), largest absolute share first. Iterating yields the entries.
+    Prints as a table.
 
     epsilon_percent: signed mean share of the published remainder, in percent.
     absolute_shares, net_shares: known concepts, discovered concepts and epsilon as fractions of the absolute and of the
@@ -56,6 +58,20 @@ class ChunkRanking:
     def __len__(self) -> int:
         return len(self.entries)
 
+    def table(self) -> Table:
+        """A row for each concept."""
+        known, discovered, epsilon = (f"{100 * share:.0f} %" for share in self.net_shares)
+        title = (
+            f"Positions {self.start} to {self.end - 1}: net {known} known, {discovered} discovered, {epsilon} epsilon"
+        )
+        columns = {
+            "concept": [entry.label for entry in self.entries],
+            "type": [entry.type for entry in self.entries],
+            "concept_id": [entry.concept_id for entry in self.entries],
+            "share": [entry.contribution for entry in self.entries],
+        }
+        return Table(title, columns)
+
 
 def rank_chunk(contributions: Contributions, start: int, end: int) -> ChunkRanking:
     """Ranks the concepts of the positions [start, end) by their share, as the published package does.
@@ -72,7 +88,7 @@ def rank_chunk(contributions: Contributions, start: int, end: int) -> ChunkRanki
     mass = c.absolute_known + c.absolute_discovered + np.abs(c.remainder)
     mass = np.maximum(mass[inside], 1e-8)
     entries = [
-        ConceptShare(_printed(c, kind, int(number)), kind, float(share) / (end - start), int(number))
+        ConceptShare(c.printed_label(kind, int(number)), kind, float(share) / (end - start), int(number))
         for kind, ids, values in (
             ("known", c.known_ids, c.known_contributions),
             ("discovered", c.discovered_ids, c.discovered_contributions),
@@ -84,11 +100,6 @@ def rank_chunk(contributions: Contributions, start: int, end: int) -> ChunkRanki
     absolute = (c.absolute_known[inside], c.absolute_discovered[inside], np.abs(c.remainder[inside]))
     net = (c.net_known[inside], c.net_discovered[inside], c.net_epsilon[inside])
     return ChunkRanking(start, end, tuple(entries), 100 * epsilon, _mean_shares(absolute), _mean_shares(net))
-
-
-def _printed(contributions: Contributions, kind: str, concept_id: int) -> str:
-    """The concept's label with the number within its head; `Contributions.label` has the published numbering."""
-    return f"Discovered: #{concept_id}" if kind == "discovered" else contributions.label(kind, concept_id)
 
 
 def _sum_by_concept(ids: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

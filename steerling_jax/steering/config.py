@@ -13,13 +13,14 @@ from typing import Any, Literal
 
 from steerling_jax.errors import UserError, require
 from steerling_jax.models.steerling.config import ModelConfig
+from steerling_jax.steering.composition import Composable
 
 # Of strengths and activations. Hidden states scaled by more overflow in float32, and the logits become NaN.
 MAX_STRENGTH = 1e4
 
 
 @dataclass(frozen=True)
-class SteeringConfig:
+class SteeringConfig(Composable):
     """Steering by concepts: a direction of known concepts is injected, tokens are suppressed, activations are clamped.
 
     concept_ids: known concepts whose embeddings are summed to the direction that is injected.

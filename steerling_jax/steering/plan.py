@@ -99,12 +99,12 @@ class SteeringPlan:
         return any(part.where == "prompt" for part in self.parts)
 
 
-Steering = SteeringConfig | Sequence[SteeringConfig] | SteeringPlan
+ResolvedSteering = SteeringConfig | Sequence[SteeringConfig] | SteeringPlan
 
 
 def prepare_steering(
     params: Params,
-    steering: Steering | None,
+    steering: ResolvedSteering | None,
     *,
     config: ModelConfig,
     compute: Compute,

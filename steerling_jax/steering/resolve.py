@@ -15,10 +15,13 @@ from steerling_jax.concepts.catalogue import Catalogue
 from steerling_jax.errors import UserError, require
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.steering.config import SteeringConfig
-from steerling_jax.steering.plan import merge_clamps
+from steerling_jax.steering.plan import SteeringPlan, merge_clamps, prepare_steering
 from steerling_jax.steering.response import DEFAULT_STRENGTH, response_steering
 from steerling_jax.steering.rules import ResponseRule, Rule, SteeringRule, check_strength
 from steerling_jax.steering.strengths import PRESET_STRENGTHS, default_strength
+
+# How callers steer: by configurations, by rules with names of concepts (`sj.amplify`), or by a finished plan.
+Steering = SteeringConfig | Rule | Sequence[SteeringConfig | Rule] | SteeringPlan
 
 _PRESET_SUPPRESSION = 20.0  # of the promoted tokens' logits, at the preset's strength of 7
 
@@ -43,6 +46,30 @@ def resolve_rules(rules: Sequence[Rule], bundle: Bundle) -> tuple[SteeringConfig
     _check_clamps([rule for rule in rules if isinstance(rule, SteeringRule) and rule.action == "clamp"], config)
     merge_clamps(configs)  # raises where clamps contradict each other
     return tuple(configs)
+
+
+def resolve_steering(bundle: Bundle, steering: Steering | None) -> tuple[SteeringConfig, ...]:
+    """The configurations of a steering, with its rules resolved. Raises `UserError` as `resolve_rules` does, for values
+    that are no steering, and for a plan, from which no configuration can be read."""
+    if isinstance(steering, SteeringPlan):
+        raise UserError("A SteeringPlan has no configurations; give SteeringConfigs or rules such as sj.amplify(...).")
+    parts = () if steering is None else steering if isinstance(steering, Sequence) else (steering,)
+    for one in parts:
+        require(
+            isinstance(one, SteeringConfig | Rule),
+            f"steering contains {one!r}; give a SteeringConfig, or a rule such as sj.amplify('Threads').",
+            "steering",
+        )
+    rules = iter(resolve_rules([one for one in parts if not isinstance(one, SteeringConfig)], bundle))
+    return tuple(one if isinstance(one, SteeringConfig) else next(rules) for one in parts)
+
+
+def plan_steering(bundle: Bundle, steering: Steering | None) -> SteeringPlan:
+    """The plan for this model; a `SteeringPlan` is returned as it is. Raises `UserError` for what the model lacks."""
+    if isinstance(steering, SteeringPlan):
+        return steering
+    configs = resolve_steering(bundle, steering)
+    return prepare_steering(bundle.params, configs, config=bundle.config, compute=bundle.compute)
 
 
 def _resolve(rule: SteeringRule, bundle: Bundle, actions: dict[tuple[int, ...], SteeringRule]) -> SteeringConfig:

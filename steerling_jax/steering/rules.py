@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import Any, Literal, cast, get_args
 
 from steerling_jax.concepts.catalogue import HEADS, Head
 from steerling_jax.errors import UserError, require
+from steerling_jax.steering.composition import Composable
 from steerling_jax.steering.config import MAX_STRENGTH
 
 Action = Literal["amplify", "suppress", "clamp"]
@@ -30,8 +32,8 @@ _FIELDS: dict[Action, tuple[str, ...]] = {
 _ALL_FIELDS = tuple(dict.fromkeys(name for names in _FIELDS.values() for name in names))
 
 
-@dataclass(frozen=True)
-class SteeringRule:
+@dataclass(frozen=True, repr=False)
+class SteeringRule(Composable):
     """Steer by a concept (a name, an id or `group:NAME`), by a group, by a concept together with its group, or by
     `concepts`, names with their weights in one direction.
 
@@ -62,9 +64,15 @@ class SteeringRule:
     at: tuple[int, int] | None = None
     epsilon: Literal["published", "frozen"] = "published"
 
+    def __repr__(self) -> str:
+        given = {one.name: getattr(self, one.name) for one in dataclasses.fields(self)[1:]}
+        defaults = {one.name: one.default for one in dataclasses.fields(self)}
+        listed = (f", {name}={value!r}" for name, value in given.items() if value != defaults[name])
+        return f"SteeringRule({self.action!r}{''.join(listed)})"
+
 
 @dataclass(frozen=True)
-class ResponseRule:
+class ResponseRule(Composable):
     """Steer towards texts like `response`, see `steering.response`. strength: None for the default."""
 
     response: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -295,3 +295,41 @@ def test_steering_asks_for_concepts_that_exist(bundle: sj.Bundle):
         generate(sj.load(GOLDEN / "backbone"), [1], GREEDY, SteeringConfig.injection(1))
     with pytest.raises(UserError, match="inject_alpha_schedule"):
         SteeringConfig(inject_alpha_schedule="later")  # type: ignore[arg-type]
+
+
+def test_many_texts_are_a_list_in_their_order(bundle):
+    """Of texts of different lengths, so that they are complete in another order; each is what `generate` writes."""
+    prompts = [[1, 2, 3], [4] * 20, [5]]
+    config, seeds = GenerationConfig(max_new_tokens=16, temperature=0.7), [3, 1, 2]
+    made = sj.generate_many(bundle, prompts, config, seeds=seeds, rows=2)
+    assert isinstance(made, list)
+    alone = [generate(bundle, ids, dataclasses.replace(config, seed=seed)) for ids, seed in zip(prompts, seeds)]
+    assert [one.tokens.tolist() for one in made] == [one.tokens.tolist() for one in alone]
+    assert [one.seed for one in made] == seeds
+    assert made[0].trace.hidden is not None
+    (bare,) = sj.generate_many(bundle, [np.array(prompts[0])], config, seeds=[3], record_hidden=False)
+    assert bare.trace.hidden is None
+    shared = sj.generate_many(bundle, prompts[:1] * 2, dataclasses.replace(config, seed=9))
+    assert [one.seed for one in shared] == [9, 9]
+    assert sj.generate_many(bundle, [], config) == []
+
+
+def test_prompts_with_settings_of_their_own_come_as_pairs_as_they_are_complete(bundle):
+    prompts = [sj.Prompt([1, 2], GenerationConfig(max_new_tokens=16, seed=seed)) for seed in (1, 2)]
+    found, streamed = (dict(function(bundle, iter(prompts))) for function in (sj.generate_many, sj.stream_many))
+    assert {number: one.seed for number, one in found.items()} == {0: 1, 1: 2}
+    assert {number: one.text for number, one in found.items()} == {number: one.text for number, one in streamed.items()}
+
+
+def test_what_many_cannot_write(bundle):
+    prompt, generate_many = sj.Prompt([1, 2], GREEDY), cast(Any, sj.generate_many)
+    for arguments, options, words in (
+        (("one text",), {}, "prompts is one text"),
+        (([1, 2, 3],), {}, "sequences of token ids"),
+        (([[1], [2]], GREEDY), {"seeds": [1]}, "1 seeds for 2 texts"),
+        (([prompt], GREEDY), {}, "settings of their own"),
+    ):
+        with pytest.raises(UserError, match=words):
+            generate_many(bundle, *arguments, **options)
+    with pytest.raises(UserError, match="prompts contains"):
+        list(generate_many(bundle, [prompt, "a text"]))

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 import steerling_jax as sj
+from steerling_jax.decoding.window import steering_of_canvases
 from steerling_jax.evaluation.likelihood import draw_masks, split
+from steerling_jax.steering.resolve import plan_steering
 
 
 @pytest.fixture(scope="module")
@@ -195,3 +197,50 @@ def test_a_merged_continuation_is_no_certainty():
     found = sj.log_likelihood(bundle, "unit", "test", samples=4)
     assert found == pytest.approx(sj.log_likelihood(bundle, [], encode("unittest"), samples=4), abs=1e-4)
     assert found < -1
+
+
+def steered_log_softmax(bundle, canvas, context, plan, written, scale) -> np.ndarray:
+    """Log-probabilities (T, V) of a canvas under a plan: the pass with its edits, its clamps, and its suppression."""
+    config = bundle.config
+
+    def logits(ids):
+        edits = steering_of_canvases(
+            ids[None], context, config.mask_token_id, *(t[None] for t in plan.tables(written, config.n_layers))
+        )
+        clamps = {} if plan.clamps is None else plan.clamps.known
+        after = np.arange(len(ids)) >= context
+        result = sj.forward(bundle, ids, edits=edits, intervene_known=clamps, positions=after, epsilon="frozen")
+        return np.asarray(result.logits[0])
+
+    found = logits(canvas)
+    if scale:
+        bare = logits(np.where(np.arange(len(canvas)) < context, config.mask_token_id, canvas))
+        found = bare + (scale + 1) * (found - bare)
+    return log_softmax(found - np.asarray(plan.suppression))
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.5])
+@pytest.mark.parametrize(
+    "steering",
+    [
+        sj.SteeringConfig(concept_ids=(3,), mai_lm_target=2.0, inject_layer=1),
+        sj.SteeringConfig.injection(3, mai_lm_target=3.0, cutoff_tokens=4),
+        sj.SteeringConfig(concept_ids=(1, 2), mai_lm_target=2.0, where="prompt", inject_layer=1),
+        sj.suppress(5, 4.0),
+        sj.clamp(4, 1.0, epsilon="frozen"),
+    ],
+    ids=["masks", "cutoff", "prompt", "suppress", "clamp"],
+)
+def test_under_steering(bundle, steering, scale):
+    """The published estimate with every part of a plan, one masking at a time."""
+    context, text = np.arange(1, 12), np.arange(40, 47)
+    plan, mask_id = plan_steering(bundle, steering), bundle.config.mask_token_id
+    expected = []
+    for mask in draw_masks(len(text), 5, seed=2):
+        canvas = np.concatenate([context, np.where(mask, mask_id, text)])
+        logs = steered_log_softmax(bundle, canvas, len(context), plan, int((~mask).sum()), scale)[len(context) :]
+        expected.append(logs[mask, text[mask]].sum() * len(text) / mask.sum())
+    settings: dict[str, Any] = {"samples": 5, "seed": 2, "cfg_scale": scale, "batch_size": 3}
+    found = sj.log_likelihood(bundle, context.tolist(), text.tolist(), steering=steering, **settings)
+    assert found == pytest.approx(np.mean(expected), rel=1e-4)
+    assert found != pytest.approx(sj.log_likelihood(bundle, context.tolist(), text.tolist(), **settings), rel=1e-3)

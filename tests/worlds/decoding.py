@@ -14,7 +14,7 @@ from steerling_jax.decoding.request import Event, Request
 from steerling_jax.models.backbone import Params
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.steerling.config import ModelConfig
-from steerling_jax.steering.plan import Steering, prepare_steering
+from steerling_jax.steering.plan import ResolvedSteering, prepare_steering
 
 
 def decode(
@@ -25,7 +25,7 @@ def decode(
     compute: Compute,
     generation: GenerationConfig,
     seed: int,
-    steering: Steering | None = None,
+    steering: ResolvedSteering | None = None,
     policies: Policies | None = None,
     steps: int | None = None,
     **request: Any,

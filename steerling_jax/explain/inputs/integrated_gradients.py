@@ -86,7 +86,7 @@ def attribute_inputs(
         attributions, used = _without_gradients(passes, method, path, progress), np.zeros(n, np.int32)
     error = attributions.sum(axis=1) - (path - baseline)
     return InputAttribution(
-        trace,
+        trace.with_pieces(bundle.tokenizer),
         attributions,
         *_columns(cases),
         path_logits=path,

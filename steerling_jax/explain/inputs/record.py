@@ -15,6 +15,7 @@ import numpy as np
 from steerling_jax.decoding.trace import Trace
 from steerling_jax.errors import UserError
 from steerling_jax.explain.inputs.targets import AttributionTarget
+from steerling_jax.tables import Table, Tabular
 
 Method = Literal["integrated-gradients", "gradient-x-input", "leave-one-out", "embedding-similarity", "recency"]
 Scope = Literal["prompt", "generated", "all"]
@@ -74,9 +75,10 @@ class SpanAttribution(NamedTuple):
     converged: bool
 
 
-@dataclass(frozen=True)
-class InputAttribution:
-    """Attributions of each canvas position to each target, as NumPy arrays.
+@dataclass(frozen=True, repr=False)
+class InputAttribution(Tabular):
+    """Attributions of each canvas position to each target, as NumPy arrays. Prints as a table of the input tokens,
+    averaged over targets; `to_dataframe` has a row for each target and input token.
 
     attributions (n, T) float32.
     target_positions, target_token_ids, target_orders (n,) int32: the explained commits; orders count commits from 0.
@@ -153,6 +155,38 @@ class InputAttribution:
             int(inside.sum()),
             bool(self.converged[inside].all()),
         )
+
+    def summary(self) -> Table:
+        """The input tokens with the largest mean shares of the targets' attributions."""
+        scores = sorted(self.aggregate("all"), key=lambda score: -abs(score.score))
+        state = self.unconverged or f"largest completeness error {self.largest_error:.1e}"
+        columns = {
+            "input_position": [score.input_position for score in scores],
+            "input": [self._piece(score.input_position, score.input_token_id) for score in scores],
+            "share": [score.score for score in scores],
+        }
+        return Table(f"What {len(self.targets)} tokens came from, by {self.method}; {state}", columns)
+
+    def table(self) -> Table:
+        """A row for each target and each input token with an attribution."""
+        canvas = self.trace.committed
+        targets, inputs = np.nonzero(self.attributions)
+        columns = {
+            "position": self.target_positions[targets],
+            "token": [self._piece(int(self.target_positions[i]), int(self.target_token_ids[i])) for i in targets],
+            "input_position": inputs,
+            "input": [self._piece(int(i), int(canvas[i])) for i in inputs],
+            "attribution": self.attributions[targets, inputs],
+        }
+        return Table(f"Input attribution of {len(self.targets)} tokens", columns)
+
+    @property
+    def largest_error(self) -> float:
+        """The largest absolute completeness error; 0 without targets."""
+        return float(np.abs(self.completeness_error).max(initial=0.0))
+
+    def _piece(self, position: int, token: int) -> str:
+        return str(token) if self.trace.pieces is None else self.trace.pieces[position]
 
     def _in_span(self, start: int | None, end: int | None) -> np.ndarray:
         """(n,) bool: which targets are at positions [start, end)."""
