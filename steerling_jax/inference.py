@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from steerling_jax.bundle import Bundle, check_token_ids, encode
+from steerling_jax.decoding.tables import Table, Tabular
 from steerling_jax.errors import UserError
 from steerling_jax.models.backbone import Backbone, Params
 from steerling_jax.models.edits import LayerEdit, from_layer, inject
@@ -21,7 +22,6 @@ from steerling_jax.models.steerling import bottleneck as bn
 from steerling_jax.models.steerling.config import ModelConfig, concept_counts
 from steerling_jax.models.steerling.heads import Clamps, EpsilonRule
 from steerling_jax.models.steerling.model import Decomposition, ForwardResult, compiled_forward
-from steerling_jax.tables import Table, Tabular
 from steerling_jax.tokenizer import Tokenizer
 
 

@@ -15,11 +15,11 @@ from steerling_jax.decoding.decoder import Decoder, Request
 from steerling_jax.decoding.generation_config import GenerationConfig
 from steerling_jax.decoding.policies import Policies
 from steerling_jax.decoding.request import BlockDone, Committed
+from steerling_jax.decoding.tables import Table, Tabular, quoted
 from steerling_jax.decoding.trace import Trace
 from steerling_jax.errors import require
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.steering.resolve import Steering, plan_steering
-from steerling_jax.tables import Table, Tabular, quoted
 
 _DEFAULT = GenerationConfig()
 Text = str | Sequence[int] | np.ndarray

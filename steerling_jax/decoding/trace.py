@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from steerling_jax.decoding.tables import Table, Tabular
 from steerling_jax.errors import require
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.decompose import RowClamps
 from steerling_jax.steering.plan import SteeringPlan
-from steerling_jax.tables import Table, Tabular
 from steerling_jax.tokenizer import Tokenizer
 
 

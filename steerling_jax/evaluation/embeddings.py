@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from steerling_jax.bundle import Bundle, encode
+from steerling_jax.decoding.tables import Table
 from steerling_jax.errors import require
 from steerling_jax.models.backbone import Params
 from steerling_jax.models.batching import by_length, padding_mask, stack
@@ -18,7 +19,6 @@ from steerling_jax.models.steerling.backbone import embed_tokens, run_backbone
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.decompose import decompose, logit_features
 from steerling_jax.models.steerling.heads import run_known_head
-from steerling_jax.tables import Table
 
 
 class Embedding(np.ndarray):

@@ -20,6 +20,7 @@ import numpy as np
 import optax
 
 from steerling_jax.bundle import Bundle, check_token_ids
+from steerling_jax.decoding.tables import Table, Tabular
 from steerling_jax.decoding.window import steering_edits
 from steerling_jax.errors import require
 from steerling_jax.models.backbone import Params
@@ -30,7 +31,6 @@ from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.decompose import RowClamps, logit_features
 from steerling_jax.steering.plan import SteeringPlan
 from steerling_jax.steering.resolve import Steering, plan_steering
-from steerling_jax.tables import Table, Tabular
 
 _ROWS = 128  # positions whose logits (_ROWS, V) are computed at once
 

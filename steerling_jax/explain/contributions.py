@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from steerling_jax.bundle import Bundle
+from steerling_jax.decoding.tables import Table, Tabular
 from steerling_jax.decoding.trace import Trace
 from steerling_jax.decoding.window import steering_of_canvases
 from steerling_jax.errors import UserError
@@ -29,7 +30,6 @@ from steerling_jax.explain.finite import require_finite
 from steerling_jax.explain.logit_shares import LogitShares, combine_branches, logit_shares
 from steerling_jax.models.steerling.decompose import RowClamps
 from steerling_jax.models.steerling.model import compiled_hidden
-from steerling_jax.tables import Table, Tabular
 
 _ROWS = 64  # tokens per call: one compiled program of bounded memory serves traces of any length
 _SNAPSHOTS = 8  # canvases per call when hidden rows are recomputed

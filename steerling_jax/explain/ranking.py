@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from steerling_jax.decoding.tables import Table, Tabular
 from steerling_jax.decoding.trace import Trace
 from steerling_jax.errors import UserError
 from steerling_jax.explain.contributions import Contributions
-from steerling_jax.tables import Table, Tabular
 
 
 class ConceptShare(NamedTuple):

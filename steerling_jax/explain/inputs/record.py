@@ -12,10 +12,10 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from steerling_jax.decoding.tables import Table, Tabular
 from steerling_jax.decoding.trace import Trace
 from steerling_jax.errors import UserError
 from steerling_jax.explain.inputs.targets import AttributionTarget
-from steerling_jax.tables import Table, Tabular
 
 Method = Literal["integrated-gradients", "gradient-x-input", "leave-one-out", "embedding-similarity", "recency"]
 Scope = Literal["prompt", "generated", "all"]

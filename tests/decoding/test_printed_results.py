@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import steerling_jax as sj
-from steerling_jax.tables import Table
+from steerling_jax.decoding.tables import Table
 
 CONFIG = sj.GenerationConfig(max_new_tokens=16, seed=1)
 
