@@ -1,0 +1,164 @@
+"""One training update of a TopK autoencoder, and the state before the first one.
+
+The functions are pure; the caller compiles them. Practice that the state keeps to: tied initialisation, decoder rows of
+length 1 with the part of their gradient along them removed, `b_dec` at the geometric median, rows of extreme norm left
+out (a model's first position may have a norm a hundred times that of others).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from steerling_jax.autoencoders.objective import TrainedWeights, loss_and_gradients
+from steerling_jax.errors import require
+
+Metrics = dict[str, jax.Array]
+
+_MEDIAN_STEPS = 100
+
+
+@dataclass(frozen=True)
+class AutoencoderRecipe:
+    """What an update depends on, besides the state and the rows.
+
+    Attributes:
+        n_latents: S.
+        k: latents kept of each row.
+        steps: of the whole run, for the schedule.
+        batch_rows: N, rows of a step.
+        learning_rate: Adam's; None for 2e-4 / √(S / 2¹⁴).
+        warm_up: the share of the steps in which the rate rises from 0.
+        decay: the share of the steps, at the end, in which it falls to 0.
+        aux_weight: the weight of AuxK, the loss for dead latents.
+        k_aux: dead latents kept of each row; None for half the width.
+        max_dead: dead latents offered in a step; None for twice the width. Without a limit, AuxK would cost as much as
+            a dense step when half of the latents are dead.
+        dead_after: rows without being kept after which a latent is dead.
+        norm_limit: rows whose norm exceeds this many times the median are left out.
+    """
+
+    n_latents: int
+    k: int
+    steps: int
+    batch_rows: int = 4096
+    learning_rate: float | None = None
+    warm_up: float = 0.05
+    decay: float = 0.2
+    aux_weight: float = 1 / 32
+    k_aux: int | None = None
+    max_dead: int | None = None
+    dead_after: int = 10_000_000
+    norm_limit: float = 6.0
+
+    def __post_init__(self) -> None:
+        for name in ("n_latents", "k", "steps", "batch_rows", "dead_after"):
+            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, but it must be at least 1.", name)
+        require(self.k <= self.n_latents, f"k is {self.k}, but there are only {self.n_latents} latents.", "k")
+        require(self.norm_limit > 1, f"norm_limit is {self.norm_limit}, but it must be above 1.", "norm_limit")
+
+
+@struct.dataclass
+class AutoencoderState:
+    """The state between two steps. step: () int32. silent: (S,) int32, rows since a latent was last kept. limit: ()
+    float32, the largest norm of a row that counts."""
+
+    step: jax.Array
+    trained: TrainedWeights
+    opt_state: Any
+    silent: jax.Array
+    limit: jax.Array
+
+
+def init_state(recipe: AutoencoderRecipe, sample: jax.Array, key: jax.Array) -> AutoencoderState:
+    """The state before the first step. sample: (R, D) rows of the data, from which `b_dec` and the limit are taken."""
+    norms = jnp.linalg.norm(sample, axis=1)
+    limit = recipe.norm_limit * jnp.median(norms)
+    rows = jax.random.normal(key, (recipe.n_latents, sample.shape[1]))
+    rows = rows / jnp.linalg.norm(rows, axis=1, keepdims=True)
+    trained = TrainedWeights(
+        encoder=rows,
+        decoder=jnp.copy(rows),
+        b_enc=jnp.zeros(recipe.n_latents),
+        b_dec=geometric_median(sample, (norms <= limit).astype(jnp.float32)),
+    )
+    zero = jnp.zeros((), jnp.int32)
+    silent = jnp.zeros(recipe.n_latents, jnp.int32)
+    return AutoencoderState(zero, trained, _optimizer(recipe).init(trained), silent, limit)
+
+
+def geometric_median(rows: jax.Array, row_weights: jax.Array) -> jax.Array:
+    """The point (D,) with the smallest sum of distances to rows (R, D), weighted (R,): Weiszfeld's iteration."""
+
+    def better(_: int, point: jax.Array) -> jax.Array:
+        # The floor keeps a row that the point meets from taking all the weight.
+        pull = row_weights / jnp.maximum(jnp.linalg.norm(rows - point[None], axis=1), 1e-6)
+        return pull @ rows / jnp.sum(pull)
+
+    start = row_weights @ rows / jnp.sum(row_weights)
+    return jax.lax.fori_loop(0, _MEDIAN_STEPS, better, start)
+
+
+def update(state: AutoencoderState, x: jax.Array, *, recipe: AutoencoderRecipe) -> tuple[AutoencoderState, Metrics]:
+    """One update on the rows x (N, D); returns the new state and metrics, float32 scalars.
+
+    Metrics: loss, unexplained (variance), auxiliary, dead (share of the latents), left_out (share of the rows).
+    """
+    D = x.shape[1]
+    x = x.astype(jnp.float32)
+    counts = jnp.linalg.norm(x, axis=1) <= state.limit  # also False for NaN
+    x = jnp.where(counts[:, None], x, 0.0)
+    dead = state.silent >= recipe.dead_after
+    parts, gradients = loss_and_gradients(
+        state.trained,
+        x,
+        counts.astype(jnp.float32),
+        dead,
+        state.step,
+        k=recipe.k,
+        k_aux=min(recipe.k_aux or max(1, D // 2), recipe.n_latents),
+        max_dead=min(recipe.max_dead or 2 * D, recipe.n_latents),
+        aux_weight=recipe.aux_weight,
+    )
+    decoder = state.trained.decoder
+    along = jnp.sum(gradients.decoder * decoder, axis=1, keepdims=True)
+    gradients = gradients.replace(decoder=gradients.decoder - along * decoder)
+    updates, opt_state = _optimizer(recipe).update(gradients, state.opt_state, state.trained)
+    trained = optax.apply_updates(state.trained, updates)
+    trained = trained.replace(decoder=trained.decoder / jnp.linalg.norm(trained.decoder, axis=1, keepdims=True))
+    seen = jnp.sum(counts).astype(jnp.int32)
+    new = AutoencoderState(
+        step=state.step + 1,
+        trained=trained,
+        opt_state=opt_state,
+        # Bounded, because the count would overflow after 2³¹ rows.
+        silent=jnp.where(parts.fired, 0, jnp.minimum(state.silent + seen, recipe.dead_after)),
+        limit=state.limit,
+    )
+    return new, {
+        "loss": parts.unexplained + recipe.aux_weight * parts.auxiliary,
+        "unexplained": parts.unexplained,
+        "auxiliary": parts.auxiliary,
+        "dead": jnp.mean(dead, dtype=jnp.float32),
+        "left_out": 1.0 - jnp.mean(counts, dtype=jnp.float32),
+    }
+
+
+def _optimizer(recipe: AutoencoderRecipe) -> optax.GradientTransformation:
+    rate = recipe.learning_rate or 2e-4 / math.sqrt(recipe.n_latents / 2**14)
+    warm_up, decay = (max(1, round(share * recipe.steps)) for share in (recipe.warm_up, recipe.decay))
+    schedule = optax.join_schedules(
+        [
+            optax.linear_schedule(0.0, rate, warm_up),
+            optax.constant_schedule(rate),
+            optax.linear_schedule(rate, 0.0, decay),
+        ],
+        [warm_up, max(warm_up, recipe.steps - decay)],
+    )
+    return optax.adam(schedule)
