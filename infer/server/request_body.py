@@ -21,6 +21,7 @@ from steerling_jax.infer.generation_request import (
 )
 from steerling_jax.infer.server.errors import ApiError
 from steerling_jax.io.text_files import load_json
+from steerling_jax.io.tokenizers.byte_table import ByteTable
 
 if TYPE_CHECKING:
     from steerling_jax.bundle import Bundle
@@ -175,8 +176,8 @@ def _prompt(value: Any) -> str | list[int]:
 
 def _chat_prompt(value: Any, bundle: Bundle) -> Sequence[int]:
     """The ids of a conversation, through the tokenizer's chat template."""
-    chat_prompt = getattr(bundle.tokenizer, "chat_prompt", None)
-    if chat_prompt is None or bundle.config.eot_id is None:
+    tokenizer = bundle.tokenizer
+    if not isinstance(tokenizer, ByteTable) or not tokenizer.has_chat_template:
         raise ApiError(
             400,
             "This model has no chat template, since it was not trained for conversations: use /v1/completions.",
@@ -186,7 +187,7 @@ def _chat_prompt(value: Any, bundle: Bundle) -> Sequence[int]:
         raise InvalidField(f"messages is {shown(value)}, but it must be a list of at least one message.", "messages")
     messages = [_message(i, message) for i, message in enumerate(value)]
     try:
-        return chat_prompt(messages)
+        return tokenizer.chat_prompt(messages)
     except UserError as error:
         raise InvalidField(str(error), "messages") from None
 

@@ -13,9 +13,20 @@ from steerling_jax.tokenizer import SpecialIds
 class ByteTable(ABC):
     """A tokenizer whose pieces are byte strings; `pieces[id]` is None for an id without text."""
 
-    def __init__(self, pieces: Sequence[bytes | None], special: SpecialIds, vocab_size: int, sha256: str):
+    prefix: tuple[int, ...] = ()
+
+    def __init__(
+        self,
+        pieces: Sequence[bytes | None],
+        special: SpecialIds,
+        vocab_size: int,
+        sha256: str,
+        names: Mapping[int, str] | None = None,
+    ):
+        """names: printable names of all special ids by id; default, those of `special`."""
         self.vocab_size, self.special, self.sha256 = vocab_size, special, sha256
-        self._names = special.names()
+        self.end_ids = special.end_ids
+        self._names = dict(special.names() if names is None else names)
         if special.eot_id is not None:
             self._names |= dict(zip(special.headers, ("<|start_header_id|>", "<|end_header_id|>")))
         self._pieces = [None if i in self._names else piece for i, piece in enumerate(pieces)]
@@ -43,6 +54,11 @@ class ByteTable(ABC):
     @abstractmethod
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, never special ones."""
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the vocabulary has what `chat_prompt` needs: the model was trained for conversations."""
+        return self.special.eot_id is not None
 
     def chat_prompt(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Ids of a conversation (messages with `role` and `content`), ending with the header of the assistant's turn.
