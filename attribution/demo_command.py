@@ -23,7 +23,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("text", nargs="?", default=PROMPT, metavar="TEXT", help="what to continue (default: a line of documentation)")
     add_model_option(parser)
-    add("--max-new-tokens", type=int, default=128, metavar="N", help="a multiple of the block (default: %(default)s)")
+    add("--max-new-tokens", type=int, default=128, metavar="N", help="most tokens of the text (default: %(default)s)")
     add("--seed", type=int, default=6, metavar="N", help="default: %(default)s")
     add(
         "--concepts",

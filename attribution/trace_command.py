@@ -14,6 +14,7 @@ from steerling_jax.cli.generation_options import (
     check_generation_options,
     generate_with_progress,
     make_prompt,
+    note_seed,
     prompt_text_or_ids,
 )
 from steerling_jax.cli.steering_options import add_steering_options, parse_steering_options
@@ -163,6 +164,7 @@ def _generated(args: argparse.Namespace, bundle: Bundle, rules: tuple[Rule, ...]
 
     prompt = make_prompt(args, bundle, rules)
     result = generate_with_progress(bundle, prompt, drafts=args.drafts, record_hidden=True)
+    note_seed(args, result.seed)
     return record_of(bundle, model_origin(bundle), prompt, result)
 
 

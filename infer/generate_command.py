@@ -10,6 +10,7 @@ from steerling_jax.cli.generation_options import (
     check_generation_options,
     generate_with_progress,
     make_prompt,
+    note_seed,
     prompt_text_or_ids,
 )
 from steerling_jax.cli.steering_options import add_steering_options, parse_steering_options
@@ -70,6 +71,7 @@ def run(args: argparse.Namespace) -> int | None:
         return None
     for label in result.trace.steering:
         note(label)
+    note_seed(args, result.seed)
     print(result.text)  # noqa: T201
     return None
 

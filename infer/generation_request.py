@@ -39,21 +39,19 @@ class InvalidField(UserError):
 class GenerationRequest:
     """A validated request.
 
-    prompt: token ids, settings (a canvas of whole blocks, the seed set) and steering. max_tokens: how many of the
-    canvas' ids become text at most. stop: texts that end the text, which they are not part of. trace: whether the
-    result contains the commits.
+    prompt: token ids, settings (the seed set) and steering. stop: texts that end the text, which they are not part of.
+    trace: whether the result contains the commits.
     """
 
     prompt: Prompt
-    max_tokens: int
     stop: tuple[str, ...]
     trace: bool
 
     def text_writer(self, bundle: Bundle) -> TextWriter:
         """A writer for the text of this request."""
-        canvas = self.prompt.config.max_new_tokens
-        prompt_length = len(self.prompt.text_or_ids)
-        return TextWriter(bundle.tokenizer, bundle.config, prompt_length, canvas, self.max_tokens, self.stop)
+        config, prompt_length = self.prompt.config, len(self.prompt.text_or_ids)
+        canvas = config.canvas_length(bundle.config)
+        return TextWriter(bundle.tokenizer, bundle.config, prompt_length, canvas, config.max_new_tokens, self.stop)
 
 
 def parse_generation_request(
@@ -72,10 +70,10 @@ def parse_generation_request(
     """
     given = {name: value for name, value in values.items() if value is not None}
     ids = _encode_prompt(prompt, bundle, prompt_field)
-    max_tokens, canvas = _lengths(given.get("max_tokens"), len(ids), bundle, max_tokens_limit, prompt_field)
+    max_tokens = _max_tokens(given.get("max_tokens"), len(ids), bundle, max_tokens_limit, prompt_field)
     try:
         config = GenerationConfig(
-            max_new_tokens=canvas,
+            max_new_tokens=max_tokens,
             seed=given.get("seed", secrets.randbits(32)),
             use_entropy_sampling="temperature" not in given,
             **{name: given[name] for name in _CONFIG_FIELDS if name in given},
@@ -86,7 +84,6 @@ def parse_generation_request(
     configs = _steering(given.get("steering"), bundle, steering)
     return GenerationRequest(
         Prompt(ids.tolist(), config, configs or None),
-        max_tokens,
         _stop_texts(given.get("stop")),
         boolean("trace", given.get("trace")),
     )
@@ -126,8 +123,8 @@ def _encode_prompt(prompt: str | Sequence[int], bundle: Bundle, field: str) -> n
         raise InvalidField(str(error), field) from None
 
 
-def _lengths(value: Any, prompt_length: int, bundle: Bundle, limit: int | None, prompt_field: str) -> tuple[int, int]:
-    """max_tokens, and the length of the canvas, which has whole blocks. The default is what fits, up to 128 tokens."""
+def _max_tokens(value: Any, prompt_length: int, bundle: Bundle, limit: int | None, prompt_field: str) -> int:
+    """The most tokens of the text. The default is what fits in the context, up to 128."""
     block, context = bundle.config.diff_block_size, bundle.config.block_size
     if value is None:
         default = GenerationConfig.default_length(bundle.config, prompt_length)
@@ -148,7 +145,7 @@ def _lengths(value: Any, prompt_length: int, bundle: Bundle, limit: int | None, 
             prompt_field,
             "context_length_exceeded",
         )
-    return max_tokens, canvas
+    return max_tokens
 
 
 def _stop_texts(value: Any) -> tuple[str, ...]:

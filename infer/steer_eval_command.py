@@ -67,7 +67,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--max-new-tokens",
         type=int,
         metavar="N",
-        help="length of a text, a multiple of the model's block (default: 32, or the block)",
+        help="length of a text (default: 32, or the model's block)",
     )
     add("--seed", type=number_in_range(int, 0), default=0, metavar="N", help="random seed (default: %(default)s)")
     add("--json", action="store_true", help="print figures and texts as JSON")
@@ -144,11 +144,11 @@ def _settings(
 
     block, context = bundle.config.diff_block_size, bundle.config.block_size
     tokens = args.max_new_tokens if args.max_new_tokens is not None else max(32 // block * block, block)
-    GenerationConfig(max_new_tokens=tokens).sampler_blocks(bundle.config)  # raises unless it is a multiple of the block
-    if tokens + WITH_TOKENS > context:
+    canvas = GenerationConfig(max_new_tokens=tokens).canvas_length(bundle.config)  # raises below 1
+    if canvas + WITH_TOKENS > context:
         raise UserError(
             f"--max-new-tokens is {tokens}, but prompts take up to {WITH_TOKENS} of the model's {context} tokens: "
-            f"give at most {context - WITH_TOKENS}."
+            f"give at most {(context - WITH_TOKENS) // block * block}."
         )
     return SteerEvalSettings(strengths, args.samples, tokens, args.seed, suppress)
 

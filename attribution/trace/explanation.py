@@ -100,7 +100,10 @@ def explain(
     trace, config = restore(record, bundle, source), bundle.config
     shares = concept_contributions(bundle, trace)
     attributions = attribute_inputs(bundle, trace, progress=progress) if inputs else None
-    spans = chunk_spans(trace, trace.prompt_length, config.endofchunk_token_id, config.eot_id)
+    # The canvas has whole blocks; what is beyond the requested length is not part of the text.
+    length = len(trace.tokens) if record.generation is None else record.generation.max_new_tokens
+    written = trace.tokens[: trace.prompt_length + length]
+    spans = chunk_spans(written, trace.prompt_length, config.endofchunk_token_id, config.eot_id)
     chunks = []
     for number, (start, end) in enumerate(spans):
         if find_evidence is not None:

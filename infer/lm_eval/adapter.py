@@ -177,7 +177,7 @@ class SteerlingLM(LM):
         encoded = (self._encode(stop) for stop in stop_texts(options))
         stops = tuple(ids[0] for ids in encoded if len(ids) == 1)
         config = sj.GenerationConfig(
-            max_new_tokens=length,
+            max_new_tokens=max_gen_toks,
             steps=self.steps,
             seed=(self.seed + number) % 2**32,
             cfg_scale=self.cfg_scale,

@@ -66,7 +66,7 @@ def generate_texts(
     generate: GenerateMany = _generate_with_hidden,
     progress: Progress = no_progress,
 ) -> list[GeneratedText]:
-    """The texts of `specs`, in their order."""
+    """The texts of `specs`, in their order, each of at most `settings.new_tokens` tokens."""
     suppression: dict[int, np.ndarray] = {}
 
     def prompts() -> Iterator[Prompt]:
@@ -74,20 +74,23 @@ def generate_texts(
             plan = spec.plan(bundle)
             suppression[number] = np.zeros(bundle.config.vocab_size) if plan is None else np.asarray(plan.suppression)
             config = GenerationConfig(max_new_tokens=settings.new_tokens, seed=spec.seed)
-            yield Prompt(spec.prompt(bundle.config, settings.new_tokens), config, plan)
+            yield Prompt(spec.prompt(bundle.config, config.canvas_length(bundle.config)), config, plan)
 
     texts: dict[int, GeneratedText] = {}
     for number, generation in generate(bundle, prompts()):
         lifted = judge.lifted[judge.column(specs[number].concept)].tokens
-        ids = text_ids(generation.tokens[generation.trace.prompt_length :], bundle.config)
-        mean = _mean_log_probability(bundle, generation, lifted, suppression.pop(number))
+        ids = text_ids(generation.tokens[generation.trace.prompt_length :], bundle.config)[: settings.new_tokens]
+        mean = _mean_log_probability(bundle, generation, lifted, suppression.pop(number), settings.new_tokens)
         texts[number] = GeneratedText(specs[number], tuple(ids), mean)
         progress("writing", len(texts), len(specs))
     return [texts[i] for i in range(len(specs))]
 
 
-def _mean_log_probability(bundle: Bundle, generation: Generation, tokens: np.ndarray, suppression: np.ndarray) -> float:
-    """Mean over the positions of the log-probability of `tokens` together, at the step that committed the position."""
+def _mean_log_probability(
+    bundle: Bundle, generation: Generation, tokens: np.ndarray, suppression: np.ndarray, new_tokens: int
+) -> float:
+    """Mean over the first `new_tokens` positions of the log-probability of `tokens` together, at the step that
+    committed the position."""
     hidden = generation.trace.hidden
     assert hidden is not None, "a trace with hidden rows"
     members = np.zeros(bundle.config.vocab_size, bool)
@@ -98,7 +101,8 @@ def _mean_log_probability(bundle: Bundle, generation: Generation, tokens: np.nda
     values = set_log_probability(
         bundle.params, rows, members, suppression.astype(np.float32), config=bundle.config, compute=bundle.compute
     )
-    return float(np.mean(np.asarray(values)[: len(hidden)]))
+    inside = [position < generation.trace.prompt_length + new_tokens for _, position, *_ in generation.trace.flat()]
+    return float(np.mean(np.asarray(values)[: len(hidden)][inside]))
 
 
 def measure(

@@ -73,10 +73,13 @@ class TextSpec:
     seed: int
     before: tuple[int, ...] = ()
 
-    def prompt(self, config: ModelConfig, new_tokens: int) -> list[int]:
-        """The opening, with `before` as a chunk in front of it (cut where the context has no room for it)."""
+    def prompt(self, config: ModelConfig, canvas: int) -> list[int]:
+        """The opening, with `before` as a chunk in front of it (cut where the context has no room for it).
+
+        canvas: positions to fill after it.
+        """
         ids = list(self.opening.ids)
-        before = self.before[: max(config.block_size - new_tokens - len(ids) - 1, 0)]
+        before = self.before[: max(config.block_size - canvas - len(ids) - 1, 0)]
         if not before:
             return ids
         start = int(ids[0] == config.bos_token_id)

@@ -26,7 +26,7 @@ def add_generation_options(parser: argparse.ArgumentParser) -> None:
         "--max-new-tokens",
         type=int,
         metavar="N",
-        help="tokens to generate, a multiple of the model's block (default: what fits in the context, up to 128)",
+        help="most tokens of the text (default: what fits in the context, up to 128)",
     )
     add("--steps", type=int, metavar="N", help="denoising steps (default: one for each token)")
     add("--temperature", type=float, metavar="X", help="a fixed temperature (default: set by each position's entropy)")
@@ -101,6 +101,14 @@ def generate_with_progress(
             if isinstance(event, BlockDone):
                 bar.update(task, completed=event.number)
     raise AssertionError("a stream ends with a Generation")
+
+
+def note_seed(args: argparse.Namespace, seed: int) -> None:
+    """A note of the seed if none was given, so that the text can be written again; greedy texts do not depend on it."""
+    from steerling_jax.cli.console import note
+
+    if args.seed is None and not args.greedy:
+        note(f"The seed was {seed}; --seed {seed} writes the same text again.")
 
 
 def _generation_config(args: argparse.Namespace, bundle: Bundle, prompt_length: int) -> GenerationConfig:

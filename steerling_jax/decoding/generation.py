@@ -27,9 +27,9 @@ Text = str | Sequence[int] | np.ndarray
 
 @dataclass(frozen=True, repr=False)
 class Generation(Tabular):
-    """text: what was written. tokens: prompt and canvas, (P + max_new_tokens,) int32. generated_tokens: of how many
-    ids the text is made. seed: the one that was used, also where none was given. Prints as its text and a table of
-    commits; `to_dataframe` gives all commits."""
+    """text: what was written. tokens: prompt and canvas, (P + canvas length,) int32; the canvas has whole blocks.
+    generated_tokens: of how many ids the text is made, at most max_new_tokens. seed: the one that was used, also where
+    none was given. Prints as its text and a table of commits; `to_dataframe` gives all commits."""
 
     text: str
     tokens: np.ndarray
@@ -241,7 +241,7 @@ def request_of(bundle: Bundle, prompt: Prompt, *, drafts: int = 1, record_hidden
 def generation_of(bundle: Bundle, request: Request, trace: Trace) -> Generation:
     """A request's trace with its text."""
     stop = request.generation.stop_tokens or ()
-    ids = text_ids(trace.tokens[trace.prompt_length :], bundle.config, stop)
+    ids = text_ids(trace.tokens[trace.prompt_length :], bundle.config, stop)[: request.generation.max_new_tokens]
     text = bundle.tokenizer.decode(ids)
     return Generation(text, trace.tokens, len(ids), trace.with_pieces(bundle.tokenizer), request.seed)
 

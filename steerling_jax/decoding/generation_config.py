@@ -32,8 +32,10 @@ _RANGES: dict[str, tuple[type, float, float | None]] = {
 class GenerationConfig:
     """How to generate. While `use_entropy_sampling` is on, `temperature` is ignored.
 
-    steps: None for one denoising step a token. seed: None for a new random seed each time. stop_tokens: token ids,
-    looked for between blocks. Raises `UserError`, with the field's name in `.field`, for an invalid value.
+    max_new_tokens: the most tokens of the text. The canvas has whole blocks: it is longer where this is not a multiple
+    of the block, and the text is cut. steps: None for one denoising step a token. seed: None for a new random seed each
+    time. stop_tokens: token ids, looked for between blocks. Raises `UserError`, with the field's name in `.field`, for
+    an invalid value.
     """
 
     max_new_tokens: int = 1024
@@ -60,20 +62,18 @@ class GenerationConfig:
         )
 
     def sampler_blocks(self, config: ModelConfig) -> int:
-        """Number of sampler blocks. Raises `UserError` where max_new_tokens or steps do not divide evenly."""
-        size = config.diff_block_size
-        blocks, rest = divmod(self.max_new_tokens, size)
-        require(
-            rest == 0,
-            f"max_new_tokens is {self.max_new_tokens}, but it must be a multiple of the block size, {size}.",
-            "max_new_tokens",
-        )
+        """Number of sampler blocks: as few as hold max_new_tokens. Raises `UserError` where steps is not a multiple."""
+        blocks = -(-self.max_new_tokens // config.diff_block_size)
         require(
             self.steps is None or self.steps % blocks == 0,
             f"steps is {self.steps}, but it must be a multiple of the number of blocks, {blocks}.",
             "steps",
         )
         return blocks
+
+    def canvas_length(self, config: ModelConfig) -> int:
+        """Tokens of the canvas after the prompt: max_new_tokens, rounded up to whole blocks."""
+        return self.sampler_blocks(config) * config.diff_block_size
 
     @staticmethod
     def default_length(config: ModelConfig, prompt_length: int) -> int:
@@ -84,7 +84,7 @@ class GenerationConfig:
 
     def check(self, config: ModelConfig, prompt: Sequence[int]) -> None:
         """Raises `UserError` where this model cannot continue this prompt (token ids) with these settings."""
-        self.sampler_blocks(config)
+        canvas, size = self.canvas_length(config), config.diff_block_size
         V = config.vocab_size
         require(len(prompt) > 0, "The prompt is empty: give it at least one token.", "prompt")
         for name, ids in (("prompt", prompt), ("stop_tokens", self.stop_tokens or ())):
@@ -95,9 +95,9 @@ class GenerationConfig:
                     name,
                 )
         require(
-            len(prompt) + self.max_new_tokens <= config.block_size,
-            f"The prompt's {len(prompt)} tokens and max_new_tokens, {self.max_new_tokens}, do not fit in the model's "
-            f"context of {config.block_size}: shorten one of them.",
+            len(prompt) + canvas <= config.block_size,
+            f"The prompt's {len(prompt)} tokens and max_new_tokens, {_shortened(str(self.max_new_tokens))} in whole "
+            f"blocks of {size}, do not fit in the model's context of {config.block_size}: shorten one of them.",
             "prompt",
         )
 

@@ -154,7 +154,7 @@ class Policies:
 
     def completed(self, config: GenerationConfig, block: int, blocks: int, eot: int | None) -> Policies:
         """These policies with the published ones of `config` in the empty places; block: tokens of a sampler block."""
-        steps = (config.steps or config.max_new_tokens) // blocks
+        steps = (config.steps or blocks * block) // blocks
         published = Policies(
             RepetitionPenalty(jnp.float32(config.repetition_penalty)),
             MostConfident(),

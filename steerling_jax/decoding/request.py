@@ -43,7 +43,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Committed:
-    """Tokens committed since the last event. canvas: ids (P + max_new_tokens,) int32 so far."""
+    """Tokens committed since the last event. canvas: ids (P + canvas length,) int32 so far."""
 
     commits: tuple[Commit, ...]
     canvas: np.ndarray
@@ -51,7 +51,7 @@ class Committed:
 
 @dataclass(frozen=True)
 class BlockDone:
-    """A sampler block is complete. number: from 1 to `blocks`. canvas: ids (P + max_new_tokens,) int32 so far."""
+    """A sampler block is complete. number: from 1 to `blocks`. canvas: ids (P + canvas length,) int32 so far."""
 
     number: int
     blocks: int
@@ -68,10 +68,10 @@ class RequestState:
     def __init__(self, ticket: int, request: Request, config: ModelConfig):
         self.ticket, self.request, self.config = ticket, request, config
         generation, W, P = request.generation, config.diff_block_size, len(request.prompt)
-        self.canvas = np.full(P + generation.max_new_tokens, config.mask_token_id, np.int32)
+        self.canvas = np.full(P + generation.canvas_length(config), config.mask_token_id, np.int32)
         self.canvas[:P] = request.prompt
         self.blocks = generation.sampler_blocks(config)
-        self.steps = (generation.steps or generation.max_new_tokens) // self.blocks
+        self.steps = (generation.steps or generation.canvas_length(config)) // self.blocks
         if request.policies.schedule is not None:
             self.steps = W  # a schedule of its own takes at most so many steps a block
         self.policies = request.policies.completed(generation, W, self.blocks, config.eot_id)

@@ -31,7 +31,7 @@ class Commit(NamedTuple):
 class Trace(Tabular):
     """One row's generation.
 
-    prompt: ids (P,) int32. tokens: the final canvas, prompt first, (P + max_new_tokens,) int32.
+    prompt: ids (P,) int32. tokens: the final canvas, prompt first, (P + canvas length,) int32.
     hidden: hidden rows (n, D) float32 of the committed positions, in the order of `flat()`, from the very pass that
     committed them; None when they were not recorded. mask_id: the id of a still-empty position. plan: how it was
     steered. guidance: its cfg_scale. passes: how often the layers ran to write it, the prompt's own not counted.
@@ -125,7 +125,7 @@ class Trace(Tabular):
                 yield commit.step, position, token, logit
 
     def snapshot(self, step: int) -> np.ndarray:
-        """The canvas (P + max_new_tokens,) before the commits of `step`."""
+        """The canvas (P + canvas length,) before the commits of `step`."""
         canvas = np.full(len(self.tokens), self.mask_id, np.int32)
         canvas[: self.prompt_length] = self.prompt
         for earlier, position, token, _ in self.flat():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,16 @@ def test_concepts_takes_names_from_a_file(capsys: pytest.CaptureFixture[str], tm
     assert "Gardens" in run(capsys, *args, "gard")[1]
     assert "[sensitive]" in run(capsys, *args, "#3")[1]
     assert json.loads(run(capsys, *args, "xyzzy", "--json")[1]) == []
+
+
+def test_generate_tells_the_seed_that_it_drew(capsys: pytest.CaptureFixture[str]):
+    args = ("generate", "--model", GOLDEN, "--prompt-ids", "1 2 3", "--max-new-tokens", "20")
+    code, text, err = run(capsys, *args)
+    assert code == 0
+    (seed,) = re.findall(r"^The seed was (\d+); --seed \1 writes the same text again.$", err, re.MULTILINE)
+    assert run(capsys, *args, "--seed", seed)[1:] == (text, "")
+    assert run(capsys, *args, "--greedy")[2] == ""
+    assert json.loads(run(capsys, *args, "--seed", seed, "--json")[1])["generated_tokens"] == len(text.split()) == 20
 
 
 def test_generate_prints_the_labels_of_its_steering(capsys: pytest.CaptureFixture[str], tmp_path: Path):

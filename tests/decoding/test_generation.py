@@ -21,6 +21,7 @@ from steerling_jax.decoding.generation import generate, stream, text_ids
 from steerling_jax.decoding.generation_config import GenerationConfig
 from steerling_jax.decoding.trace import Trace
 from steerling_jax.errors import UserError
+from steerling_jax.infer.generation_request import parse_generation_request
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.steerling.backbone import unstack_layers
 from steerling_jax.models.steerling.config import ConceptConfig, ModelConfig
@@ -250,6 +251,23 @@ def test_few_programs_serve_all_lengths_and_settings():
     assert all(n <= lane.cache_capacity(n) <= max(1.25 * n, n + 2) for n in range(200))
 
 
+def test_a_length_off_the_block_is_rounded_up_and_the_text_is_cut(bundle: sj.Bundle):
+    config = GenerationConfig(max_new_tokens=20, seed=3)
+    cut = generate(bundle, [1, 2, 3], config)
+    whole = generate(bundle, [1, 2, 3], dataclasses.replace(config, max_new_tokens=32))
+    np.testing.assert_array_equal(cut.tokens, whole.tokens)
+    assert cut.trace.commits == whole.trace.commits
+    assert (cut.generated_tokens, whole.generated_tokens) == (20, 32)
+    assert cut.text == bundle.tokenizer.decode(whole.tokens[3:23].tolist())
+    # The same request through the server's and the batch's parser.
+    request = parse_generation_request({"max_tokens": 20, "seed": 3}, [1, 2, 3], bundle)
+    writer = request.text_writer(bundle)
+    writer.commit(whole.trace.commits)
+    writer.end()
+    assert request.prompt.config == config
+    assert (writer.take(), writer.tokens) == (cut.text, 20)
+
+
 @pytest.mark.parametrize(
     ("prompt", "changes", "words"),
     [
@@ -259,7 +277,8 @@ def test_few_programs_serve_all_lengths_and_settings():
         ([1] * 300, {}, "context of 256"),
         ([1, 300], {}, "outside the vocabulary"),
         ([1, -1], {}, "outside the vocabulary"),
-        ([1], {"max_new_tokens": 20}, "multiple of the block size, 16"),
+        ([1] * 200, {"max_new_tokens": 49}, "max_new_tokens, 49 in whole blocks of 16, do not fit"),
+        ([1], {"max_new_tokens": 20, "steps": 5}, "multiple of the number of blocks, 2"),
         ([1], {"max_new_tokens": 32, "steps": 5}, "multiple of the number of blocks, 2"),
         ([1], {"stop_tokens": (400,)}, "stop_tokens"),
     ],

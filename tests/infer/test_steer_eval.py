@@ -331,7 +331,9 @@ def planted_generation(specs: list[TextSpec], obeys: bool):
             ids = draw.choice(words_of(spec.concept) if has else list(COMMON), N)
             hidden = 9.0 * has * np.asarray(lm_head_weight(bundle.params))[ids]
             tokens = np.concatenate([prompt.text_or_ids, ids])
-            trace = SimpleNamespace(prompt_length=len(prompt.text_or_ids), hidden=hidden)
+            start = len(prompt.text_or_ids)
+            commits = [(i, start + i, int(token), 0.0) for i, token in enumerate(ids)]
+            trace = SimpleNamespace(prompt_length=start, hidden=hidden, flat=lambda commits=commits: commits)
             yield number, Generation("", tokens, N, trace, spec.seed)  # type: ignore[arg-type]
 
     return generate
@@ -445,7 +447,7 @@ def test_command(model: Path, store: CorpusStore, tmp_path: Path, capsys: pytest
         (["--concepts", "0"], "--concepts is 0"),
         (["--concepts", "Concept"], "did you mean 'Concept"),
         (["--concepts", "zebra"], "'zebra', which the corpus does not have"),
-        (["--max-new-tokens", "12"], "multiple of the block size, 8"),
+        (["--max-new-tokens", "0"], "max_new_tokens is 0, but it must be at least 1"),
         (["--max-new-tokens", "40"], "give at most 32"),
         (["--plot", "figures.txt"], "--plot is figures.txt"),
         (["--corpus", "nowhere"], "There is no corpus at nowhere"),
