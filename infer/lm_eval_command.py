@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import difflib
 import importlib.util
 import os
 import sys
@@ -108,7 +109,9 @@ def task_names(text: str, manager: TaskManager) -> list[str]:
         raise UserError("--tasks is empty; name at least one task.")
     for name in names:
         if name not in manager.all_tasks:
-            raise UserError(f"The harness has no task {name!r}; `lm-eval ls tasks` lists them.")
+            near = difflib.get_close_matches(name, manager.all_tasks, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else "`lm-eval ls tasks` lists them."
+            raise UserError(f"The harness has no task {name!r}; {hint}")
     return names
 
 

@@ -8,6 +8,7 @@ from steerling_jax.bundle import Bundle, special_ids
 from steerling_jax.errors import UserError
 from steerling_jax.io import hub
 from steerling_jax.io.catalogue import model_catalogue, read_concept_names
+from steerling_jax.io.checkpoints.location import RUN_FILE, locate_checkpoint
 from steerling_jax.io.strengths import read_strengths
 from steerling_jax.io.tokenizers.load import load_tokenizer
 from steerling_jax.io.weights.decoder_reader import is_decoder_folder, read_decoder
@@ -28,9 +29,9 @@ def load(
 
     Args:
         path_or_name: a folder in one of the published layouts or, for other families, of Hugging Face transformers; a
-            checkpoint or training run of this package; the name of a bundled model; or a Hugging Face Hub id such as
-            `guidelabs/steerling-8b`, which is downloaded through `huggingface_hub` and its cache. A folder takes
-            precedence over a name. None loads the first bundled model.
+            checkpoint, a training run of this package or one of its steps, `RUN/checkpoints/STEP`; the name of a
+            bundled model; or a Hugging Face Hub id such as `guidelabs/steerling-8b`, which is downloaded through
+            `huggingface_hub` and its cache. A folder takes precedence over a name. None loads the first bundled model.
         dtype: "float32" or "bfloat16", of parameters and activations; None takes the stored dtype. "auto" is "float32"
             for Steerling models and the stored dtype for other families.
         matmul_dtype: "float32" or "bfloat16", of the operands of matrix products; None takes `dtype`.
@@ -56,14 +57,15 @@ def load(
             raise UserError(f"{label} is {value!r}, but it must be 'float32', 'bfloat16' or None.")
     folder = hub.resolve(path_or_name)
     name = folder.name if path_or_name is None else str(path_or_name)
-    if not (folder / "run.json").is_file() and is_decoder_folder(folder):
+    folder, step = locate_checkpoint(folder)
+    if not (folder / RUN_FILE).is_file() and is_decoder_folder(folder):
         return _load_decoder(folder, name, None if dtype == "auto" else dtype, matmul_dtype, sharding)
     dtype = "float32" if dtype == "auto" else dtype
-    if (folder / "run.json").is_file():
+    if (folder / RUN_FILE).is_file():
         from steerling_jax.io.checkpoints import parameters as checkpoint  # Orbax takes a second to import
 
         info = checkpoint.read_run_info(folder)
-        config, params = checkpoint.load_checkpoint_params(folder, dtype=dtype, sharding=sharding)
+        config, params = checkpoint.load_checkpoint_params(folder, step=step, dtype=dtype, sharding=sharding)
         extras = PublishedExtras(info.layout, info.carried, str(params["tok_emb"]["weight"].dtype))
     else:
         config, params, extras = read_published(folder, dtype=dtype, sharding=sharding)

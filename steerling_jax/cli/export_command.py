@@ -1,16 +1,18 @@
-"""`steerling export`: writes a checkpoint in the published safetensors layout."""
+"""`steerling export`: writes a checkpoint or another model in the published safetensors layout."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
+from steerling_jax.errors import UserError
+
 HELP = """\
 Convert a checkpoint to the published layout.
 
 examples:
   steerling export ./runs/small ./small-model
-  steerling export ./runs/small ./small-model --step 4000 --dtype bfloat16
+  steerling export ./runs/small/checkpoints/4000 ./small-model --dtype bfloat16
   steerling export ./runs/small ./small-model --layout hub --max-shard-size 2GB
 """
 
@@ -32,7 +34,9 @@ def byte_count(text: str) -> int:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint, or the folder of a training run"
+        "checkpoint",
+        metavar="CHECKPOINT",
+        help="a checkpoint, a training run, one of its steps (RUN/checkpoints/STEP), or any model that --model takes",
     )
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="the folder to write; must not exist yet")
     parser.add_argument("--step", type=int, help="the training step (default: the latest)")
@@ -59,11 +63,24 @@ def run(args: argparse.Namespace) -> None:
     require_new_folder(args.folder)
 
     from steerling_jax.io.checkpoints import parameters as checkpoint
+    from steerling_jax.io.checkpoints.location import RUN_FILE, locate_checkpoint
+    from steerling_jax.io.hub import resolve
     from steerling_jax.io.weights import published_layout
+    from steerling_jax.io.weights.published_reader import read_published
     from steerling_jax.io.weights.published_writer import write_published
 
-    info = checkpoint.read_run_info(args.checkpoint)
-    config, params = checkpoint.load_checkpoint_params(args.checkpoint, step=args.step)
+    folder, step = locate_checkpoint(resolve(args.checkpoint))
+    if args.step is not None and step is not None:
+        raise UserError(
+            f"--step is {args.step}, but {args.checkpoint} is one step; give the run's folder, or no --step."
+        )
+    if (folder / RUN_FILE).is_file():
+        info = checkpoint.read_run_info(folder)
+        config, params = checkpoint.load_checkpoint_params(folder, step=args.step if step is None else step)
+    else:
+        if args.step is not None:
+            raise UserError(f"--step is {args.step}, but {args.checkpoint} is not a training run; leave it out.")
+        config, params, info = read_published(folder, dtype=None)
     layout = args.layout or info.layout
     write_published(
         args.folder,
@@ -73,7 +90,7 @@ def run(args: argparse.Namespace) -> None:
         carried=info.carried,
         dtype=args.dtype,
         max_shard_bytes=args.max_shard_size,
-        files=published_layout.companion_files(args.checkpoint),
+        files=published_layout.companion_files(folder),
     )
     if args.json:
         print_json({"folder": args.folder, "config": config, "layout": layout})

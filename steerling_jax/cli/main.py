@@ -91,7 +91,16 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         # argparse writes "argument --rows: …". The types of `cli.arguments` continue it: "--rows is 0, but …".
         message = re.sub(r"^argument ([^:]+): is ", r"\1 is ", message)
+        unknown = message.removeprefix("unrecognized arguments: ") if message.startswith("unrecognized") else ""
+        near = [name for word in unknown.split() for name in self._near_options(word)]
+        if near:
+            raise UserError(f"{message}; did you mean {' and '.join(near)}? `{self.prog} --help` lists the options.")
         raise UserError(f"{message.rstrip('.')}; see `{self.prog} --help`.")
+
+    def _near_options(self, word: str) -> list[str]:
+        """The option that a word is a misspelling of, if there is one."""
+        name = word.partition("=")[0]
+        return difflib.get_close_matches(name, self._option_string_actions, n=1) if name.startswith("--") else []
 
 
 def commands() -> dict[str, EntryPoint]:

@@ -108,13 +108,22 @@ class Catalogue:
         return any(one.head == head for one in self._by_name.get(comparable(text), ()))
 
     def near(self, text: str, head: Head = "known") -> list[str]:
-        """A few names that the text may be a misspelling of: names like it, with a word like it, or that match it."""
-        by_text: dict[str, list[str]] = {}  # whole names and each of their words, to names
-        for one, in_name, _ in self._indexed:
-            for key in (comparable(one.name), *in_name) if one.head == head else ():
-                by_text.setdefault(key, []).append(one.name)
-        similar = difflib.get_close_matches(comparable(text), by_text, n=_SUGGESTIONS, cutoff=0.7)
-        names = [name for key in similar for name in by_text[key]]
+        """A few names that the text may be a misspelling of: names like it, with a word like it or in their
+        description, or that match it."""
+        in_names: dict[str, list[str]] = {}  # whole names and each of their words, to names
+        in_texts: dict[str, list[str]] = {}  # words of descriptions and groups, to names
+        for one, in_name, in_text in self._indexed:
+            if one.head == head:
+                for key in (comparable(one.name), *in_name):
+                    in_names.setdefault(key, []).append(one.name)
+                for key in in_text:
+                    in_texts.setdefault(key, []).append(one.name)
+        names = [
+            name
+            for by_text in (in_names, in_texts)
+            for key in difflib.get_close_matches(comparable(text), by_text, n=_SUGGESTIONS, cutoff=0.7)
+            for name in by_text[key]
+        ]
         matching = [] if _is_exact(text) else [one.name for one in self.find(text, head)[:_SUGGESTIONS]]
         return list(dict.fromkeys([*names, *matching]))[:_SUGGESTIONS]
 

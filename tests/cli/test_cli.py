@@ -75,6 +75,8 @@ def test_summary_and_examples_of_a_command(name: str):
         (["gennerate"], "did you mean `steerling generate`?"),
         (["xyzzy"], "`steerling --help` lists the commands"),
         (["--bogus"], "--bogus"),
+        (["generate", "x", "--max-tokens", "5"], "--max-tokens 5; did you mean --max-new-tokens?"),
+        (["trace", "x", "--sede=5"], "--sede=5; did you mean --seed?"),
         (["export", "only-one"], "see `steerling export --help`"),
         (["export", "a", "b", "--max-shard-size", "lots"], "'lots' is not a size"),
         (["import", "a", "b", "--dtype", "int3"], "int3"),

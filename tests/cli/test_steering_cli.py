@@ -38,6 +38,7 @@ def test_concepts_of_the_bundled_model(capsys: pytest.CaptureFixture[str], monke
 @pytest.mark.parametrize(
     ("args", "words"),
     [
+        (("sockit",), "similar names are 'Networking'"),
         (("emial",), "similar names are 'Email and MIME'"),
         (("--limit", "0"), "--limit is 0, but it must be a whole number of at least 1"),
         (("--tokens", "-1"), "--tokens is -1, but it must be a whole number of at least 0"),

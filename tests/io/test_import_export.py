@@ -17,11 +17,13 @@ from orbax.checkpoint import v1 as ocp
 
 from steerling_jax.errors import UserError
 from steerling_jax.io.checkpoints import parameters as checkpoint
+from steerling_jax.io.hub import bundled_models
 from steerling_jax.io.tokenizers.load import vocabulary_file
 from steerling_jax.io.weights.published_layout import SINGLE, companion_files, find_tensors, read_config
 from steerling_jax.io.weights.published_reader import read_published
 from steerling_jax.io.weights.published_writer import write_published
 from steerling_jax.io.weights.safetensors_format import same_bytes
+from steerling_jax.loading import load
 from steerling_jax.models.steerling.published_config import config_to_dict
 
 FAMILIES = sorted(path.parent.name for path in (Path(__file__).parents[1] / "golden").glob("*/config.json"))
@@ -135,6 +137,30 @@ def test_parameters_of_a_training_run(golden: Path, training_run: Path, step: in
     plain_config, plain, _ = read_published(golden / "base")
     assert config == plain_config
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b * scale), params, plain)
+
+
+def test_one_step_of_a_run_is_a_model(
+    golden: Path, training_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    step, plain = training_run / "checkpoints" / "10", read_published(golden / "base")[1]
+    done = steerling("export", step, tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b * 10), read_published(tmp_path / "out")[1], plain)
+    monkeypatch.chdir(training_run / "checkpoints")
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b * 10), load("10").params, plain)
+    done = steerling("export", step, tmp_path / "again", "--step", "20")
+    assert done.stderr == f"error: --step is 20, but {step} is one step; give the run's folder, or no --step.\n"
+
+
+def test_a_bundled_model_is_exported_by_its_name(tmp_path: Path):
+    done = steerling("export", "steerling-pydocs", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    folder = bundled_models()["steerling-pydocs"]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {path.name for path in folder.iterdir()}
+    for name in (SINGLE, "steering.json", "concepts.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (folder / name).read_bytes()
+    done = steerling("export", "steerling-pydocs", tmp_path / "step", "--step", "3")
+    assert "--step is 3, but steerling-pydocs is not a training run; leave it out." in done.stderr
 
 
 def test_steps_that_are_not_there(training_run: Path, tmp_path: Path):

@@ -24,6 +24,7 @@ from orbax.checkpoint import v1 as ocp
 from steerling_jax.errors import UserError, error_summary
 from steerling_jax.io.atomic import atomic_path
 from steerling_jax.io.checkpoints.digests import gather_damage
+from steerling_jax.io.checkpoints.location import RUN_FILE
 from steerling_jax.io.disk_errors import disk_error_reason
 from steerling_jax.io.json_files import read_json_object, write_model_json
 from steerling_jax.io.weights.parameter_tree import Shardings, get_leaf, put_leaf, sharding_of
@@ -34,7 +35,6 @@ from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.published_config import Layout, config_from_dict, config_to_dict
 
 FORMAT_VERSION = 2  # version 1 stored the projections fused
-RUN_FILE = "run.json"
 
 
 @dataclass(frozen=True)
