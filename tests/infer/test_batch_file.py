@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -15,6 +13,7 @@ import pytest
 from steerling_jax.cli.main import main
 from steerling_jax.errors import UserError
 from steerling_jax.infer.batch.result_file import repair
+from tests.worlds.serving_world import held_command, write_whole
 
 LINES = [
     {"id": f"line {i}", "prompt": "The quick brown"[: 3 + i % 12], "seed": i, "max_tokens": 3 + i % 12}
@@ -54,23 +53,33 @@ def test_results(results: dict[str, dict]):
         assert result["seed"] == line["seed"]
 
 
+def start(model: Path, source: Path, target: Path, held: Path, environment: dict[str, str]) -> subprocess.Popen:
+    """`run` in a process of its own, with two rows, whose decoder makes one call and then waits for the end of `held`.
+
+    Returns when the call's results are written.
+    """
+    before = len(read_whole(target)) if target.exists() else 0
+    write_whole(held, "1")
+    line = [*held_command(held), "generate", "--model", str(model), "--rows", "2"]
+    line += ["--input", str(source), "--output", str(target)]
+    process = subprocess.Popen(line, env=environment, stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 120
+    while not target.exists() or len(read_whole(target)) == before:
+        assert process.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.005)
+    return process
+
+
 def test_killed_again_and_again(text_model: Path, results: dict, tmp_path: Path, child_environment: dict[str, str]):
     """SIGKILL during the run: together, the runs process every line once, with the same texts as a single run."""
     source, target = write(tmp_path / "in.jsonl", LINES), tmp_path / "out.jsonl"
-    line = [sys.executable, "-m", "steerling_jax.cli.main", "generate", "--model", str(text_model), "--rows", "2"]
-    line += ["--input", str(source), "--output", str(target)]
-    for more in (1, 4):
-        before = len(target.read_bytes().splitlines()) if target.exists() else 0
-        with subprocess.Popen(line, env=child_environment, stderr=subprocess.DEVNULL) as process:
-            end = time.monotonic() + 60
-            while not target.exists() or target.read_bytes().count(b"\n") < before + more:
-                assert process.poll() is None
-                assert time.monotonic() < end
-                time.sleep(0.005)
+    for _ in range(2):
+        with start(text_model, source, target, tmp_path / "held", child_environment) as process:
             process.kill()
         with target.open("a") as file:
             file.write('{"id": "line 3", "te')  # as if it had been killed during a write
-    assert len(read_whole(target)) < len(LINES)
+    assert 2 <= len(read_whole(target)) < len(LINES)
     assert run(text_model, source, target) == 0
     assert Counter(line["id"] for line in read(target)) == Counter(line["id"] for line in LINES)
     assert {line["id"]: line for line in read(target)} == results
@@ -80,25 +89,19 @@ def test_killed_again_and_again(text_model: Path, results: dict, tmp_path: Path,
 
 
 def test_a_second_run_on_the_same_output_is_refused(text_model: Path, tmp_path: Path, child_environment, capsys):
-    source, target = write(tmp_path / "in.jsonl", LINES), tmp_path / "out.jsonl"
-    (tmp_path / "link.jsonl").symlink_to(target)
-    line = [sys.executable, "-m", "steerling_jax.cli.main", "generate", "--model", str(text_model), "--rows", "2"]
-    line += ["--input", str(source), "--output", str(target)]
-    with subprocess.Popen(line, env=child_environment, stderr=subprocess.DEVNULL) as process:
-        end = time.monotonic() + 60
-        while not target.exists() or not target.read_bytes():
-            assert process.poll() is None
-            assert time.monotonic() < end
-            time.sleep(0.005)
-        process.send_signal(signal.SIGSTOP)  # in the middle of its work
-        for path in (target, tmp_path / "link.jsonl"):
+    folder = tmp_path / "results"
+    folder.mkdir()
+    source, target = write(tmp_path / "in.jsonl", LINES), folder / "out.jsonl"
+    (folder / "link.jsonl").symlink_to(target)
+    with start(text_model, source, target, tmp_path / "held", child_environment) as process:
+        for path in (target, folder / "link.jsonl"):
             assert run(text_model, source, path) == 2
             assert f"Another process is writing results to {path}" in capsys.readouterr().err
-        process.send_signal(signal.SIGCONT)
-        assert process.wait(60) == 0
+        (tmp_path / "held").unlink()
+        assert process.wait(120) == 0
     assert Counter(line["id"] for line in read(target)) == Counter(line["id"] for line in LINES)
     assert run(text_model, source, target) == 0  # the lock is released, and its file removed
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "link.jsonl", "out.jsonl"]
+    assert sorted(path.name for path in folder.iterdir()) == ["link.jsonl", "out.jsonl"]
 
 
 def test_ids_that_are_finished_are_skipped_as_numbers_and_as_texts(text_model: Path, tmp_path: Path, capsys):

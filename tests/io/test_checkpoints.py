@@ -7,6 +7,7 @@ import gc
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -189,3 +190,21 @@ def test_a_full_disk_is_recognised_whatever_raised_the_error() -> None:
     wrapped.__cause__ = full
     assert disk_error_reason(wrapped) == "no space left on device"
     assert disk_error_reason(ValueError("shapes differ")) is None
+
+
+def test_digests_of_another_process_that_vanish_are_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes write their digests at the same time; one that failed here would leave the others waiting for it."""
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state/data").write_text("x")
+    other = tmp_path / ".digests-1-of-2.json.abc"
+    other.mkdir()
+    scan = os.scandir
+
+    def scan_late(path: str | Path | int) -> Any:
+        if str(path) == str(other):
+            other.rmdir()
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scan_late)
+    write_digests(tmp_path, 0, 2)
+    assert set(json.loads((tmp_path / "digests-0-of-2.json").read_text())) == {"state/data"}

@@ -10,9 +10,18 @@ from __future__ import annotations
 import os
 import re
 import sys
+from pathlib import Path
 from typing import Any
 
-from steerling_jax.cli.main import main
+
+def signalled_command(signal: int, number: int, pattern: str) -> list[str]:
+    """The words that start `steerling` in a process that sends itself a signal."""
+    return [sys.executable, "-P", str(Path(__file__)), str(int(signal)), str(number), pattern]
+
+
+def signal_at(signal: int, number: int, pattern: str) -> str:
+    """Python code that does the same in a program of another kind."""
+    return f"import runpy; runpy.run_path({__file__!r})['send_signal_at']({number}, {pattern!r}, {int(signal)})"
 
 
 def send_signal_at(number: int, pattern: str, signal: int) -> None:
@@ -33,5 +42,7 @@ def send_signal_at(number: int, pattern: str, signal: int) -> None:
 
 
 if __name__ == "__main__":
+    from steerling_jax.cli.main import main
+
     send_signal_at(int(sys.argv[2]), sys.argv[3], int(sys.argv[1]))
     sys.exit(main(sys.argv[4:]))

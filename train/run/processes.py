@@ -21,6 +21,8 @@ from steerling_jax.errors import UserError, error_summary, require
 from steerling_jax.io.checkpoints.digests import gather_problem
 from steerling_jax.parallel.sharding import batch_sharding
 
+SHUTDOWN_SECONDS = 30  # how long the processes wait for each other at exit; JAX's default is 5 minutes
+
 
 def initialise_processes(coordinator: str | None, count: int | None, index: int | None) -> None:
     """Connects this process to the others. Call it before any other use of JAX.
@@ -34,7 +36,9 @@ def initialise_processes(coordinator: str | None, count: int | None, index: int 
     # On CPUs, programs with collectives may deadlock when several are dispatched before the first has finished.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     try:
-        jax.distributed.initialize(coordinator, count, index)
+        # A process that fails alone waits at exit for the others, which may wait for it in a collective: after this
+        # time JAX ends them all.
+        jax.distributed.initialize(coordinator, count, index, shutdown_timeout_seconds=SHUTDOWN_SECONDS)
     except (ValueError, RuntimeError) as error:
         raise UserError(
             f"The processes did not find each other ({error_summary(error)}): give --coordinator HOST:PORT, "

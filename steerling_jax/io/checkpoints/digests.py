@@ -11,6 +11,7 @@ is complete, but was interrupted between the two; it can be loaded, unverified.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from hashlib import file_digest
@@ -81,12 +82,20 @@ def _digest_files(folder: Path) -> list[Path]:
 
 
 def _file_names(folder: Path) -> Iterator[str]:
-    folder.stat()  # raises if there is no such folder, where `rglob` would yield nothing
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        # Other processes write their digests meanwhile, under a temporary name with a leading dot.
-        if path.is_file() and not name.lstrip(".").startswith("digests-"):
-            yield name
+    folder.stat()  # raises if there is no such folder, where `os.walk` would yield nothing
+    for parent, folders, names in os.walk(folder):
+        if Path(parent) == folder:
+            # Other processes write their digests meanwhile, in temporary folders with a leading dot. These may be gone
+            # before they can be listed, so they must not be entered: an error here ends this process alone, and the
+            # others would wait for it in the next collective.
+            folders[:] = [name for name in folders if not _is_digests(name)]
+            names = [name for name in names if not _is_digests(name)]
+        for name in names:
+            yield (Path(parent) / name).relative_to(folder).as_posix()
+
+
+def _is_digests(name: str) -> bool:
+    return name.lstrip(".").startswith("digests-")
 
 
 def _reader(name: str, processes: int) -> int:

@@ -9,7 +9,6 @@ import math
 import signal
 import subprocess
 import sys
-import time
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import replace
@@ -46,6 +45,7 @@ from steerling_jax.evaluation.rank_correlation import rank_correlations
 from steerling_jax.io.corpus.heldout import store_tokenizer
 from steerling_jax.io.corpus.store import CorpusStore
 from steerling_jax.progress import no_progress
+from tests.worlds.signalled_command import signalled_command
 
 SIZE = WorldSize()
 
@@ -298,14 +298,12 @@ OPTIONS = ["--planted", "--parts", "data", "--subsets", "3", "--twice", "2", "--
 def test_the_command_continues_after_a_kill(tmp_path: Path, child_environment: dict[str, str]) -> None:
     arguments = [sys.executable, "-m", "steerling_jax.cli.main", "faithfulness", *OPTIONS, "--out", str(tmp_path)]
     first = tmp_path / "planted" / "halves" / "half-000-seed-0.json"
-    process = subprocess.Popen(arguments, env=child_environment, stderr=subprocess.PIPE)
-    while not first.exists() and process.poll() is None:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    killed = [*signalled_command(signal.SIGKILL, 1, r"/halves/half-001-seed-0\.json$"), *arguments[3:]]
+    process = subprocess.run(killed, env=child_environment, capture_output=True, text=True, timeout=600)
+    assert process.returncode == -signal.SIGKILL, process.stderr
     before = first.stat().st_mtime_ns
     assert not (tmp_path / "data.json").exists()
-    ended = subprocess.run([*arguments, "--json"], env=child_environment, capture_output=True, text=True, timeout=300)
+    ended = subprocess.run([*arguments, "--json"], env=child_environment, capture_output=True, text=True, timeout=600)
     assert ended.returncode == 0, ended.stderr
     assert first.stat().st_mtime_ns == before
     assert len(list(first.parent.glob("*.json"))) == 5

@@ -6,12 +6,10 @@ import filecmp
 import gzip
 import importlib.util
 import json
-import os
 import random
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,6 +26,7 @@ from steerling_jax.train.corpus.sources import TextSource
 from steerling_jax.train.prepare import duplicates, splitting, vocabulary
 from steerling_jax.train.prepare.config import CorpusInputs, PrepareConfig, RunnerConfig
 from steerling_jax.train.prepare.prepare import prepare
+from tests.worlds.signalled_command import signalled_command
 
 WORDS = [
     "thread",
@@ -116,18 +115,17 @@ def test_the_number_of_workers_does_not_change_the_store(store: CorpusStore, fol
 
 
 def test_resumes_after_kills(store: CorpusStore, folder: Path, tmp_path: Path):
-    """SIGKILL as soon as some parts are complete, twice; the third run does only the tasks that are left."""
+    """SIGKILL when the third part of a stage has all but its name, twice; the third run does the other tasks."""
     out, work = tmp_path / "store", tmp_path / "store.work"
-    line = [sys.executable, "-m", "steerling_jax.cli.main", "prepare", "--out", str(out), "--input", str(folder)]
+    line = ["prepare", "--out", str(out), "--input", str(folder)]
     line += ["--vocab-size", "300", "--part-bytes", str(PART), "--heldout-share", "0.2"]
     for last_file in ("survey/000002.json", "parts/000002.json"):
-        process = subprocess.Popen(line, stderr=subprocess.DEVNULL)
-        while not (work / last_file).exists():
-            assert process.poll() is None
-            time.sleep(0.002)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+        killed = signalled_command(signal.SIGKILL, 1, f"{last_file}$")
+        done = subprocess.run([*killed, *line], stderr=subprocess.PIPE, text=True, timeout=300)
+        assert done.returncode == -signal.SIGKILL, done.stderr
         assert not out.exists()
+        assert not (work / last_file).exists()
+        assert (work / last_file.replace("2.json", "1.json")).exists()
     events: list[tuple[str, int, int]] = []
     prepare(out, files(folder), CONFIG, progress=lambda *event: events.append(event))
     assert same(store.folder, out)

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from steerling_jax.io.weights.published_writer import write_published
 from steerling_jax.models.steerling.model import init_params
 from steerling_jax.parallel.sharding import MeshShape
 from steerling_jax.train.run.config_files import load_config
+from tests.worlds.signalled_command import signalled_command
 from tests.worlds.training_world import CONFIG, STEPS, make_corpus
 
 SHORT = 12
@@ -43,9 +45,18 @@ class World:
         path.write_text(text)
         return path
 
-    def start(self, out: str, mesh: str, *, processes: int = 1, devices: int = 1, more: str = "") -> Processes:
-        line = [sys.executable, "-m", "steerling_jax.cli.main", "train", "--config", self.config(mesh, more)]
-        line += ["--out", self.root / out, "--corpus", self.corpus]
+    def start(
+        self,
+        out: str,
+        mesh: str,
+        *,
+        processes: int = 1,
+        devices: int = 1,
+        more: str = "",
+        words: Mapping[int, list[str]] | None = None,
+    ) -> Processes:
+        """more: fields of the config. words: what starts `steerling` in the processes with these numbers."""
+        line = ["train", "--config", self.config(mesh, more), "--out", self.root / out, "--corpus", self.corpus]
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -53,7 +64,8 @@ class World:
         started = []
         for number in range(processes):
             which = ["--coordinator", address, "--process-count", processes, "--process-index", number]
-            command = [str(word) for word in line + (which if processes > 1 else [])]
+            program = (words or {}).get(number, [sys.executable, "-m", "steerling_jax.cli.main"])
+            command = [str(word) for word in [*program, *line, *(which if processes > 1 else [])]]
             started.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
         return started
 
@@ -63,7 +75,11 @@ class World:
 
 
 def finish(processes: Processes, code: int) -> list[str]:
-    errors = [process.communicate(timeout=300)[1] for process in processes]
+    try:
+        errors = [process.communicate(timeout=300)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
     for process, text in zip(processes, errors, strict=True):
         assert process.returncode == code, text[-3000:]
     return errors
@@ -95,10 +111,9 @@ def test_two_processes_stopped_and_continued_by_three(world: World, alone: list[
     what the second one wrote, and three processes on another mesh go on from the checkpoint before."""
     out = world.root / "moved"
     more = "checkpoint_minutes=1e-9, keep=3,"
-    first, second = started = world.start("moved", "data=2, fsdp=1, tensor=2", processes=2, devices=2, more=more)
-    assert first.stderr is not None
-    assert any(line.startswith("step 1/") for line in first.stderr)
-    second.send_signal(signal.SIGTERM)
+    # The second process gets the signal with the digests of its second checkpoint; a file is opened, then renamed.
+    words = {1: signalled_command(signal.SIGTERM, 3, r"/digests-1-of-2\.json$")}
+    started = world.start("moved", "data=2, fsdp=1, tensor=2", processes=2, devices=2, more=more, words=words)
     errors = finish(started, 128 + signal.SIGTERM)
     assert "Stopped and saved at step" in errors[0]
     done = len(world.lines("moved"))
@@ -157,13 +172,43 @@ for spec in (PartitionSpec("fsdp"), PartitionSpec(None, "fsdp"), PartitionSpec()
 """
 
 
-def test_arrays_are_gathered_on_the_first_process_in_pieces():
+FAIL_ALONE = """
+import sys
+from steerling_jax.io.checkpoints.digests import gather_problem
+from steerling_jax.train.run.processes import initialise_processes
+initialise_processes(sys.argv[1], 2, int(sys.argv[2]))
+gather_problem(None)
+if sys.argv[2] == "0":
+    sys.exit("The disk is full.")
+gather_problem(None)
+"""
+
+
+def two_processes(code: str) -> Processes:
+    """Two Python processes that get a free address and their number as arguments."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu"}
-    lines = [[sys.executable, "-c", GATHER, address, str(number)] for number in range(2)]
-    finish([subprocess.Popen(line, env=environment, stderr=subprocess.PIPE, text=True) for line in lines], 0)
+    lines = [[sys.executable, "-c", code, address, str(number)] for number in range(2)]
+    return [subprocess.Popen(line, env=environment, stderr=subprocess.PIPE, text=True) for line in lines]
+
+
+def test_arrays_are_gathered_on_the_first_process_in_pieces():
+    finish(two_processes(GATHER), 0)
+
+
+@pytest.mark.slow
+def test_a_process_that_fails_alone_ends_the_others():
+    """The second one waits for it in a collective, which has no time limit of its own."""
+    started = two_processes(FAIL_ALONE)
+    try:
+        errors = [process.communicate(timeout=200)[1] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert "The disk is full." in errors[0]
+    assert all(process.returncode != 0 for process in started)
 
 
 def test_mesh_sizes():

@@ -5,12 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import os
-import random
 import re
 import shutil
 import signal
-import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +17,7 @@ import pytest
 
 from steerling_jax.cli.main import main
 from steerling_jax.errors import UserError
+from tests.worlds.signalled_command import signal_at
 from tests.worlds.training_world import BARE_CONFIG, CONFIG, EVERY, STEPS, World, make_corpus
 
 # `assert_same_run` takes the arrays back as they were saved.
@@ -34,12 +32,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     code, output = made.run(made.finished)
     assert code == 0, output
     return made
-
-
-def wait_for_compiled(process: subprocess.Popen) -> bool:
-    """Reads standard error until the step is compiled; False if the process ended before."""
-    assert process.stderr is not None
-    return any(line.startswith("Compiled") for line in process.stderr)
 
 
 def step_lines(out: Path) -> list[dict]:
@@ -64,18 +56,23 @@ def assert_same_run(out: Path, other: Path) -> None:
     assert step_lines(out) == step_lines(other)
 
 
+# Moments at which a run is killed: the number of a file among those that it opens or renames, and their pattern.
+MOMENTS = {
+    "before its config is read": (1, r"/small\.py$"),
+    "before its first checkpoint": (1, r"/metrics\.jsonl$"),
+    "while a checkpoint is written": (1, r"\.orbax-checkpoint-tmp"),
+    "before a checkpoint has its name": (2, r"/checkpoints/\d+$"),
+    "before a checkpoint has its digests": (3, r"/checkpoints/\d+/digests-0-of-1\.json$"),
+    "before the export has its name": (1, r"/export$"),
+}
+
+
 @pytest.mark.slow
 def test_a_run_that_is_killed_repeatedly_ends_as_one_that_is_not(world: World, tmp_path: Path) -> None:
-    draw, out = random.Random(20), tmp_path / "out"
-    for attempt in range(6):
-        process = world.start(out)
-        if attempt % 3 == 1:  # during the start-up
-            time.sleep(draw.uniform(0, 2))
-        elif wait_for_compiled(process):
-            time.sleep(draw.uniform(0, 0.25))
-        process.kill()
-        _, output = process.communicate()
-        assert process.returncode == -signal.SIGKILL, f"start {attempt + 1} ended before it was killed: {output}"
+    out = tmp_path / "out"
+    for moment, (number, pattern) in MOMENTS.items():
+        code, output = world.run(out, before=signal_at(signal.SIGKILL, number, pattern))
+        assert code == -signal.SIGKILL, f"not killed {moment}: {output}"
     code, output = world.run(out)
     assert code == 0, output
     assert_same_run(out, world.finished)
@@ -88,11 +85,8 @@ def test_a_run_that_is_killed_repeatedly_ends_as_one_that_is_not(world: World, t
 def test_a_signal_stops_and_saves(world: World, tmp_path: Path) -> None:
     out = tmp_path / "out"
     for number in (signal.SIGTERM, signal.SIGINT):
-        process = world.start(out)
-        assert wait_for_compiled(process)
-        process.send_signal(number)
-        _, output = process.communicate(timeout=300)
-        assert process.returncode == 128 + number, output
+        code, output = world.run(out, before=signal_at(number, 1, r"/checkpoints/\d+$"))
+        assert code == 128 + number, output
         assert "Stopped and saved at step" in output
         assert "Traceback" not in output
         saved = [int(path.name) for path in (out / "checkpoints").iterdir()]
