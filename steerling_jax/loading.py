@@ -50,7 +50,7 @@ def load(
         >>> bundle = sj.load("steerling-pydocs", dtype="bfloat16")
         >>> bundle.config.n_layers
         4
-        >>> print(sj.generate(bundle, "The zip function", sj.GenerationConfig(max_new_tokens=32)).text)
+        >>> made = sj.generate(bundle, "The zip function", sj.GenerationConfig(max_new_tokens=32))
     """
     for label, value in (("dtype", None if dtype == "auto" else dtype), ("matmul_dtype", matmul_dtype)):
         if value not in (None, "float32", "bfloat16"):
