@@ -41,6 +41,8 @@ def run_autoencoders(
         match event:
             case Evaluated():
                 result["evaluation"] = event.results
+                for name, figures in event.results.items():
+                    note(_summary(name, figures))
             case RunStopped():
                 note(f"Stopped and saved at step {event.step}; run the same command to continue.")
                 return {**result, "step": event.step, "stopped": True}, True
@@ -62,6 +64,15 @@ def _open_folder(run: AutoencoderRun, out: Path) -> None:
     if (out / CHECKPOINTS).exists():
         raise UserError(f"{out} has checkpoints but no {RUN_FILE}; choose another folder with --out.")
     write_json(path, {"kind": "autoencoders", "format_version": 1, "run": run.to_json()})
+
+
+def _summary(name: str, figures: dict[str, Any]) -> str:
+    """A layer's figures in one line."""
+    return (
+        f"{name}: unexplained variance {figures['unexplained']:.3f}, {figures['l0']:.1f} latents a row, "
+        f"{figures['dead']:.1%} dead; loss recovered {figures['loss_recovered_against_zero']:.1%} against zero, "
+        f"{figures['loss_recovered_against_mean']:.1%} against the mean"
+    )
 
 
 def _export(out: Path, autoencoders: dict[int, Autoencoder]) -> Path:
