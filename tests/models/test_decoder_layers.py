@@ -12,6 +12,7 @@ import pytest
 
 import steerling_jax as sj
 from steerling_jax.models.compute import Compute
+from steerling_jax.models.decoder.attention import attend_causal, causal_mask
 from steerling_jax.models.decoder.deltanet import delta_chunked, delta_scan
 from steerling_jax.models.decoder.experts import ExpertWeights, grouped_mlp, route, run_experts, tiled_mlp
 from tests.worlds.decoders import GOLDEN_DECODERS
@@ -104,3 +105,24 @@ def test_routing_weights(normalise: bool):
     weights, selected = route(logits, replace(CONFIG.experts, normalise=normalise))
     np.testing.assert_array_equal(selected, [[2, 1]])
     np.testing.assert_allclose(weights, [[2 / 3, 1 / 3]] if normalise else [[0.4, 0.2]], rtol=1e-6)
+
+
+def test_many_queries_in_chunks_are_all_at_once():
+    """Also the gradients, with a sliding window and a cap, for a length that is no multiple of a chunk."""
+    B, T, H, G, d = 1, 530, 4, 2, 8
+    keys = jax.random.split(jax.random.key(5), 3)
+    q = jax.random.normal(keys[0], (B, T, H, d))
+    k, v = (jax.random.normal(key, (B, G, T, d)) for key in keys[1:])
+    at = jnp.arange(T)[None]
+    mask = causal_mask(at, at, 300)
+
+    def value(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.sin(attend_causal(q, k, v, mask, 0.3, 5.0)))
+
+    def plain(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        scores = 5 * jnp.tanh(jnp.einsum("bthd,bhsd->bhts", q, jnp.repeat(k, H // G, axis=1)) * 0.3 / 5)
+        weights = jax.nn.softmax(jnp.where(mask[:, None], scores, -jnp.inf), axis=-1)
+        return jnp.sum(jnp.sin(jnp.einsum("bhts,bhsd->bthd", weights, jnp.repeat(v, H // G, axis=1))))
+
+    found, expected = (jax.jit(jax.value_and_grad(form, argnums=(0, 1, 2)))(q, k, v) for form in (value, plain))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found, expected)
