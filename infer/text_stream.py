@@ -12,7 +12,9 @@ from typing import Literal
 
 import numpy as np
 
+from steerling_jax.decoding.text_ids import TextIds
 from steerling_jax.decoding.trace import Commit
+from steerling_jax.models.decoder.config import DecoderConfig
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.tokenizer import Tokenizer
 
@@ -31,7 +33,7 @@ class TextWriter:
     def __init__(
         self,
         tokenizer: Tokenizer,
-        config: ModelConfig,
+        config: ModelConfig | DecoderConfig,
         prompt_length: int,
         new_tokens: int,
         max_tokens: int,
@@ -39,8 +41,8 @@ class TextWriter:
     ):
         self.tokens = 0
         self.finish: FinishReason | None = None
-        self._config, self.prompt_length, self._max_tokens = config, prompt_length, max_tokens
-        self._canvas = np.full(new_tokens, config.mask_token_id, np.int32)
+        self._ids, self.prompt_length, self._max_tokens = TextIds.of(config), prompt_length, max_tokens
+        self._canvas = np.full(new_tokens, self._ids.mask, np.int32)
         self._read = 0  # canvas positions that were decoded
         self._detokenizer = IncrementalDetokenizer(tokenizer)
         self._stops = StopMatcher(stop)
@@ -54,16 +56,13 @@ class TextWriter:
                 break
             for position, token in zip(commit.positions, commit.token_ids):
                 self._canvas[position - self.prompt_length] = token
-                # Decoding overwrites what follows an end of turn, so tokens that were committed there are not text.
-                if token == self._config.eot_id:
-                    self._canvas[position - self.prompt_length + 1 :] = self._config.eos_token_id
             self._advance()
             used.append(commit)
         return used
 
     def end(self) -> None:
         """Ends the text: no more tokens will be committed. Masks that remain, before an end of turn, are not text."""
-        self._canvas = self._canvas[self._canvas != self._config.mask_token_id]
+        self._canvas = self._canvas[self._canvas != self._ids.mask]
         self._advance()
         if self.finish is None:
             self._close("length")
@@ -77,12 +76,12 @@ class TextWriter:
         """Decodes up to the first masked position: a later token's text could change once the gap is filled."""
         while self.finish is None and self._read < len(self._canvas):
             token = int(self._canvas[self._read])
-            if token == self._config.mask_token_id:
+            if token == self._ids.mask:
                 return
             self._read += 1
-            if token == self._config.eos_token_id:
+            if token in self._ids.dropped:
                 continue
-            if token == self._config.eot_id:
+            if token in self._ids.ends:
                 self._close("stop")
                 return
             self.tokens += 1

@@ -10,7 +10,7 @@ import numpy as np
 from steerling_jax.attribution.index.evidence import Evidence
 from steerling_jax.bundle import Bundle
 from steerling_jax.concepts.catalogue import Catalogue
-from steerling_jax.decoding.generation import text_ids
+from steerling_jax.decoding.text_ids import text_ids
 from steerling_jax.decoding.trace import Trace
 from steerling_jax.decoding.trace_record import TraceRecord, restore
 from steerling_jax.explain.contributions import Contributions, concept_contributions
@@ -21,7 +21,6 @@ from steerling_jax.progress import Progress, no_progress
 
 # Finds training data for tokens [start, end) of a text of token ids (T,): (ids, start, end) -> Evidence.
 EvidenceSearch = Callable[[np.ndarray, int, int], Evidence]
-AttributeInputs = Callable[[Trace], InputAttribution]
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ def explain(
     bundle: Bundle,
     record: TraceRecord,
     *,
-    inputs: bool | AttributeInputs = True,
+    inputs: bool = True,
     find_evidence: EvidenceSearch | None = None,
     progress: Progress = no_progress,
     source: str = "The trace",
@@ -92,7 +91,7 @@ def explain(
     """Explains every chunk of `record`; a text without chunk boundaries is one chunk.
 
     Args:
-        inputs: Also attribute to input tokens, which takes the longest; or the function that does it.
+        inputs: Also attribute to input tokens, which takes the longest.
         find_evidence: Also search the training data with this function.
         source: The name of the record in error messages.
 
@@ -100,10 +99,7 @@ def explain(
     """
     trace, config = restore(record, bundle, source), bundle.config
     shares = concept_contributions(bundle, trace)
-    if callable(inputs):
-        attributions = inputs(trace)
-    else:
-        attributions = attribute_inputs(bundle, trace, progress=progress) if inputs else None
+    attributions = attribute_inputs(bundle, trace, progress=progress) if inputs else None
     # The canvas has whole blocks; what is beyond the requested length is not part of the text.
     length = len(trace.tokens) if record.generation is None else record.generation.max_new_tokens
     written = trace.tokens[: trace.prompt_length + length]

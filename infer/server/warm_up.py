@@ -17,22 +17,27 @@ import numpy as np
 from steerling_jax.decoding.decoder import Decoder
 from steerling_jax.decoding.generation_config import GenerationConfig
 from steerling_jax.decoding.request import Request
+from steerling_jax.decoding.token_loop import PIECES
+from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.steering.config import SteeringConfig
 from steerling_jax.steering.plan import InjectedDirection, SteeringPlan, prepare_steering
 
-# Sampling, at any temperature, and greedy decoding.
+# Sampling, at any temperature, and greedy decoding; an autoregressive model also samples with a nucleus of its own.
 _SAMPLING: tuple[dict[str, Any], ...] = ({}, {"use_entropy_sampling": False, "temperature": 0.0})
+_NUCLEUS: dict[str, Any] = {"top_p": 0.9}
 
 
 def warm_up(decoder: Decoder) -> Iterator[tuple[int, int]]:
     """Compiles the programs of requests that fit in the decoder's `room`; yields (done, total) after every step."""
     sizes = [1 << i for i in range((decoder.rows - 1).bit_length() + 1)]
-    done, total = 0, len(_SAMPLING) * (len(sizes) + len(path(sizes)))
-    if decoder.config.concept is not None:
+    samplings = _SAMPLING if isinstance(decoder.config, ModelConfig) else (*_SAMPLING, _NUCLEUS)
+    done, total = 0, len(samplings) * (len(sizes) + len(path(sizes)))
+    config = decoder.config
+    if isinstance(config, ModelConfig) and config.concept is not None:
         # The programs that prepare steering, with an injection and with suppression.
         both = (SteeringConfig.injection(0), SteeringConfig.injection_relu(0))
-        prepare_steering(decoder.params, both, config=decoder.config, compute=decoder.compute)
-    for sampling in _SAMPLING:
+        prepare_steering(decoder.params, both, config=config, compute=decoder.compute)
+    for sampling in samplings:
         for steps in (_fill(decoder, sizes, sampling), _change(decoder, path(sizes), sampling)):
             for _ in steps:
                 done += 1
@@ -69,9 +74,8 @@ def _change(decoder: Decoder, sizes: list[int], sampling: dict[str, Any]) -> Ite
             decoder.cancel(ticket)
         del tickets[size:]
         more = min(size, decoder.rows) - len(tickets)
-        tickets += [
-            decoder.submit(_dummy_request(decoder, decoder.config.diff_block_size, sampling)) for _ in range(more)
-        ]
+        passes = decoder.config.diff_block_size if isinstance(decoder.config, ModelConfig) else 1
+        tickets += [decoder.submit(_dummy_request(decoder, passes, sampling)) for _ in range(more)]
         decoder.advance(1)
         yield
 
@@ -79,6 +83,8 @@ def _change(decoder: Decoder, sizes: list[int], sampling: dict[str, Any]) -> Ite
 def _dummy_request(decoder: Decoder, passes: int, sampling: dict[str, Any]) -> Request:
     """A request that fills the room, with `passes` denoising steps a block."""
     config = decoder.config
+    if not isinstance(config, ModelConfig):
+        return _dummy_token_request(decoder.room, sampling)
     W = config.diff_block_size
     # 10 blocks, where there is room for them, are read in a large piece of 8 and a small one, which are two programs.
     prompt = next(blocks * W for blocks in (10, 2, 1) if decoder.room >= 2 * blocks * W)
@@ -89,3 +95,10 @@ def _dummy_request(decoder: Decoder, passes: int, sampling: dict[str, Any]) -> R
     parts = tuple(InjectedDirection(zero, 0.0, 1, cutoff, "masks") for cutoff in range(1, blocks * W))
     plan = SteeringPlan(parts, jnp.zeros(config.vocab_size), None, (), config.n_embd)
     return Request(np.zeros(prompt, np.int32), generation, 0, plan)
+
+
+def _dummy_token_request(room: int, sampling: dict[str, Any]) -> Request:
+    """A request to an autoregressive model that fills the room. Its prompt is read in pieces of every length."""
+    prompt = min(sum(PIECES) + 1, max(room - 2, 1))
+    generation = GenerationConfig(max_new_tokens=room - prompt, **sampling)
+    return Request(np.zeros(prompt, np.int32), generation, 0)

@@ -11,8 +11,9 @@ import numpy as np
 
 from steerling_jax.bundle import Bundle
 from steerling_jax.concepts.lift import set_log_probability
-from steerling_jax.decoding.generation import Generation, Prompt, stream_many, text_ids
+from steerling_jax.decoding.generation import Generation, Prompt, stream_many
 from steerling_jax.decoding.generation_config import GenerationConfig
+from steerling_jax.decoding.text_ids import text_ids
 from steerling_jax.evaluation.likelihood import log_likelihood
 from steerling_jax.evaluation.text_metrics import distinct, repeated
 from steerling_jax.infer.steer_eval.judge import Judge

@@ -1,38 +1,45 @@
-"""Autoregressive decoding through the `Backbone` interface: the prompt in one pass, then one token a pass.
+"""The most likely continuation of a batch of prompts, by the loop that decodes the lanes of autoregressive models.
 
-Legend: B rows, P prompt positions, N new tokens, D width.
+Legend: B rows, P prompt positions, N new tokens.
 """
 
 from __future__ import annotations
 
-from functools import partial
+import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from steerling_jax.decoding.policies import EndOfText, Greedy, Policies, RepetitionPenalty
+from steerling_jax.decoding.token_loop import PIECES, decode_tokens, read_prompt, token_settings
+from steerling_jax.decoding.token_rows import empty_rows
 from steerling_jax.models.backbone import Backbone, Params
 from steerling_jax.models.edits import LayerEdit
 
 
-@partial(jax.jit, static_argnames=("backbone", "count"))
 def greedy_tokens(
     params: Params, prompt: jax.Array, *, backbone: Backbone, count: int, edits: tuple[LayerEdit, ...] = ()
 ) -> jax.Array:
     """The most likely continuation, token by token: prompt (B, P) int32 to new tokens (B, count) int32.
 
-    edits: changes to layers' outputs in every pass, the prompt's included; at all positions (their `where` is None).
+    edits: changes to layers' outputs, as in generation; without a `where`, since positions differ between passes.
     """
-    B, P = prompt.shape
-    # The cache is a value that the loop carries, so its shapes are final from the first pass on: keys and values of
-    # attention layers have room for all positions, a recurrent state needs none.
-    first = backbone.run(params, backbone.embed(params, prompt), cache=backbone.empty_cache(B, P + count), edits=edits)
-
-    def step(carry: tuple, position: jax.Array) -> tuple[tuple, jax.Array]:
-        cache, hidden = carry
-        token = jnp.argmax(backbone.logits(params, hidden), axis=-1).astype(jnp.int32)
-        x = backbone.embed(params, token[:, None])
-        result = backbone.run(params, x, start=position, cache=cache, edits=edits)
-        return (result.cache, result.hidden[:, -1]), token
-
-    _, tokens = jax.lax.scan(step, (first.cache, first.hidden[:, -1]), P + jnp.arange(count))
-    return tokens.T
+    tokens = np.asarray(prompt, np.int32)
+    B, P = tokens.shape
+    policies = Policies(RepetitionPenalty(1.0), None, None, Greedy(), EndOfText(jnp.full(4, -1)))
+    settings = token_settings(policies, 0, P, P + count)
+    capacity = -(-(P + count) // PIECES[0]) * PIECES[0]  # with room for the padding of the prompt's last piece
+    rows = empty_rows(settings, size=B, capacity=capacity, record_hidden=False, backbone=backbone)
+    rows = dataclasses.replace(
+        rows,
+        settings=dataclasses.replace(rows.settings, active=jnp.ones(B, bool)),
+        token=jnp.asarray(tokens[:, -1]),
+        position=jnp.full(B, P - 1),
+        cache=read_prompt(params, rows.cache, tokens[:, :-1], edits=edits, backbone=backbone),
+    )
+    pieces: list[jax.Array] = []
+    while (missing := count - sum(piece.shape[1] for piece in pieces)) > 0:
+        rows, passes = decode_tokens(params, rows, jnp.int32(missing), edits, backbone=backbone)
+        pieces.append(rows.record.token[:, : int(passes)])
+    return jnp.concatenate(pieces, axis=1)

@@ -11,13 +11,15 @@ from typing import Any, cast, overload
 import numpy as np
 
 from steerling_jax.bundle import Bundle, encode
-from steerling_jax.decoding.decoder import Decoder, Request
+from steerling_jax.decoding.decoder import Request, decoder_of
 from steerling_jax.decoding.generation_config import GenerationConfig
 from steerling_jax.decoding.policies import Policies
 from steerling_jax.decoding.request import BlockDone, Committed
 from steerling_jax.decoding.tables import Table, Tabular, quoted
+from steerling_jax.decoding.text_ids import text_ids
 from steerling_jax.decoding.trace import Trace
-from steerling_jax.errors import require
+from steerling_jax.errors import UserError, require
+from steerling_jax.models.edits import LayerEdit
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.steering.resolve import Steering, plan_steering
 
@@ -27,9 +29,10 @@ Text = str | Sequence[int] | np.ndarray
 
 @dataclass(frozen=True, repr=False)
 class Generation(Tabular):
-    """text: what was written. tokens: prompt and canvas, (P + canvas length,) int32; the canvas has whole blocks.
-    generated_tokens: of how many ids the text is made, at most max_new_tokens. seed: the one that was used, also where
-    none was given. Prints as its text and a table of commits; `to_dataframe` gives all commits."""
+    """text: what was written. tokens: prompt and canvas, (P + canvas length,) int32; the canvas has whole blocks. Of an
+    autoregressive model they are prompt and text, with the id that ended it. generated_tokens: of how many ids the text
+    is made, at most max_new_tokens. seed: the one that was used, also where none was given. Prints as its text and a
+    table of commits; `to_dataframe` gives all commits."""
 
     text: str
     tokens: np.ndarray
@@ -51,6 +54,7 @@ class Prompt:
     config: GenerationConfig = _DEFAULT
     steering: Steering | None = None
     policies: Policies | None = None
+    edits: tuple[LayerEdit, ...] = ()
 
 
 def generate(
@@ -62,15 +66,28 @@ def generate(
     policies: Policies | None = None,
     drafts: int = 1,
     record_hidden: bool = True,
+    edits: Sequence[LayerEdit] = (),
 ) -> Generation:
     """Continues a text (or token ids).
 
     policies: how a step decides, in place of what `config` means (`decoding/policies.py`). drafts: canvases read in
     a pass; more than 1 gives the same text in fewer passes. record_hidden: keep the committed positions' hidden rows,
-    for attribution. Raises `UserError` where model, prompt and settings do not agree.
+    for attribution. edits: changes to the outputs of layers (`models.edits.LayerEdit`) in every pass, at all positions
+    or at generated tokens only; for autoregressive models. Raises `UserError` where model, prompt and settings do not
+    agree.
+
+    Example:
+        >>> sj.generate(bundle, "Snow is", sj.GenerationConfig(max_new_tokens=32, temperature=0.0)).text
     """
     *_, last = stream(
-        bundle, text_or_ids, config, steering, policies=policies, drafts=drafts, record_hidden=record_hidden
+        bundle,
+        text_or_ids,
+        config,
+        steering,
+        policies=policies,
+        drafts=drafts,
+        record_hidden=record_hidden,
+        edits=edits,
     )
     assert isinstance(last, Generation)
     return last
@@ -86,13 +103,15 @@ def stream(
     drafts: int = 1,
     record_hidden: bool = True,
     steps: int | None = None,
+    edits: Sequence[LayerEdit] = (),
 ) -> Iterator[BlockDone | Committed | Generation]:
-    """The same, with a `BlockDone` after each block; the `Generation` comes last.
+    """The same, with a `BlockDone` after each block; the `Generation` comes last. The text of an autoregressive model
+    is one block.
 
-    steps: also tell what was committed (`Committed`) after so many passes; with 1, every commit as it happens.
+    steps: also report what was committed (`Committed`) after so many passes; with 1, every commit as it happens.
     """
-    prompt = Prompt(text_or_ids, config, steering, policies)
-    decoder = Decoder(bundle.params, config=bundle.config, compute=bundle.compute, rows=1)
+    prompt = Prompt(text_or_ids, config, steering, policies, tuple(edits))
+    decoder = decoder_of(bundle, rows=1)
     request = request_of(bundle, prompt, drafts=drafts, record_hidden=record_hidden)
     decoder.submit(request)
     while decoder.busy:
@@ -119,6 +138,7 @@ def generate_many(
     *,
     seeds: Sequence[int] | None = None,
     policies: Policies | None = None,
+    edits: Sequence[LayerEdit] = (),
     rows: int = 8,
     drafts: int = 1,
     record_hidden: bool | None = None,
@@ -132,6 +152,7 @@ def generate_many(
     *,
     seeds: Sequence[int] | None = None,
     policies: Policies | None = None,
+    edits: Sequence[LayerEdit] = (),
     rows: int = 8,
     drafts: int = 1,
     record_hidden: bool | None = None,
@@ -143,6 +164,7 @@ def generate_many(
 
     Args:
         seeds: one for each text, in place of the configuration's, which all texts share.
+        edits: changes to the outputs of layers, as in `generate`.
         record_hidden: keep the committed positions' hidden rows, for attribution; None keeps them for texts.
         prefix_cache_bytes: memory for what prompts have in common at their beginning.
 
@@ -159,8 +181,8 @@ def generate_many(
     options: dict[str, Any] = {"rows": rows, "drafts": drafts, "prefix_cache_bytes": prefix_cache_bytes}
     texts = list(prompts) if isinstance(prompts, Sequence | np.ndarray) else None
     if texts is None or any(isinstance(one, Prompt) for one in texts):
-        own = (config is _DEFAULT, steering is None, seeds is None, policies is None)
-        require(all(own), "Prompts have settings of their own; leave out config, steering, seeds and policies.")
+        own = (config is _DEFAULT, steering is None, seeds is None, policies is None, not edits)
+        require(all(own), "Prompts have settings of their own; leave out config, steering, seeds, policies and edits.")
         return stream_many(bundle, cast(Iterable[Prompt], prompts), record_hidden=bool(record_hidden), **options)
     require(
         all(isinstance(one, str) or np.ndim(cast(Any, one)) == 1 for one in texts),
@@ -171,9 +193,10 @@ def generate_many(
     require(
         len(numbers) == len(texts), f"There are {len(numbers)} seeds for {len(texts)} texts; give one each.", "seeds"
     )
-    plan = plan_steering(bundle, steering)  # once for all texts
+    # Steering is planned once for all texts.
+    plan = plan_steering(bundle, steering) if isinstance(bundle.config, ModelConfig) else steering
     each = [
-        Prompt(cast(Any, text), dataclasses.replace(config, seed=seed), plan, policies)
+        Prompt(cast(Any, text), dataclasses.replace(config, seed=seed), plan, policies, tuple(edits))
         for text, seed in zip(texts, numbers)
     ]
     done = dict(stream_many(bundle, each, record_hidden=record_hidden is not False, **options))
@@ -207,9 +230,7 @@ def stream_many(
     prefix_cache_bytes: memory for what prompts have in common at their beginning. Raises `UserError` for a prompt or
     settings that do not fit the model.
     """
-    decoder = Decoder(
-        bundle.params, config=bundle.config, compute=bundle.compute, rows=rows, prefix_cache_bytes=prefix_cache_bytes
-    )
+    decoder = decoder_of(bundle, rows=rows, prefix_cache_bytes=prefix_cache_bytes)
     coming = enumerate(prompts)
     known: dict[int, tuple[int, Request]] = {}
     while True:
@@ -234,8 +255,20 @@ def request_of(bundle: Bundle, prompt: Prompt, *, drafts: int = 1, record_hidden
     """What the decoder takes: ids, a seed, a steering plan. Raises `UserError` for bad values."""
     ids = encode(bundle, prompt.text_or_ids, "The prompt")
     seed = secrets.randbits(32) if prompt.config.seed is None else prompt.config.seed
-    plan = plan_steering(bundle, prompt.steering)
-    return Request(ids, prompt.config, seed, plan, prompt.policies or Policies(), drafts, record_hidden)
+    policies, plan = prompt.policies or Policies(), None
+    if isinstance(bundle.config, ModelConfig):
+        plan = plan_steering(bundle, prompt.steering)
+    elif prompt.steering:
+        raise UserError("Steering needs a model with concepts; give this one layer edits with edits=.", "steering")
+    config = effective_config(bundle, prompt.config, len(ids))
+    return Request(ids, config, seed, plan, policies, drafts, record_hidden, prompt.edits)
+
+
+def effective_config(bundle: Bundle, config: GenerationConfig, prompt_length: int) -> GenerationConfig:
+    """The settings as this model takes them: with the defaults of its kind in the fields that were not given."""
+    if isinstance(bundle.config, ModelConfig):
+        return config
+    return config.plain(bundle.config.context_length, prompt_length)
 
 
 def generation_of(bundle: Bundle, request: Request, trace: Trace) -> Generation:
@@ -244,15 +277,3 @@ def generation_of(bundle: Bundle, request: Request, trace: Trace) -> Generation:
     ids = text_ids(trace.tokens[trace.prompt_length :], bundle.config, stop)[: request.generation.max_new_tokens]
     text = bundle.tokenizer.decode(ids)
     return Generation(text, trace.tokens, len(ids), trace.with_pieces(bundle.tokenizer), request.seed)
-
-
-def text_ids(canvas: Sequence[int] | np.ndarray, config: ModelConfig, stop_tokens: Sequence[int] = ()) -> list[int]:
-    """Ids that become text: masks and eos dropped, cut at the first stop or end-of-turn id."""
-    kept: list[int] = []
-    for i in map(int, canvas):
-        if i in (config.mask_token_id, config.eos_token_id):
-            continue
-        if i in stop_tokens or i == config.eot_id:
-            break
-        kept.append(i)
-    return kept

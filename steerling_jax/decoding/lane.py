@@ -20,6 +20,7 @@ import numpy as np
 
 from steerling_jax.decoding import block_loop
 from steerling_jax.decoding import lane_programs as programs
+from steerling_jax.decoding.lane_queue import LaneQueue, cache_capacity
 from steerling_jax.decoding.prefix_cache import PrefixCache, prefix_keys
 from steerling_jax.decoding.request import Event, RequestState
 from steerling_jax.decoding.step import StepSettings
@@ -49,7 +50,7 @@ class _Row:
 
 
 @dataclass
-class Lane:
+class Lane(LaneQueue):
     """Requests of one kind: the same policies' structure, branches, drafts, clamps and recording.
 
     room: positions for which a row's cache has room at least. clamps: the same for all requests of the lane.
@@ -70,18 +71,6 @@ class Lane:
     capacity: int = 0
     cache: KeyValueCache = ()
     batch: block_loop.BatchState | None = None
-
-    @property
-    def running(self) -> int:
-        """Requests with a row."""
-        return sum(row is not None for row in self.rows)
-
-    def cancel(self, ticket: int) -> None:
-        """Removes a request, waiting or running; its row is free for the next one."""
-        self.waiting = deque(state for state in self.waiting if state.ticket != ticket)
-        for index, row in enumerate(self.rows):
-            if row is not None and row.state.ticket == ticket:
-                self._release(index)
 
     def drop_cache(self) -> None:
         """Frees the batch and its cache when no request is running."""
@@ -109,9 +98,7 @@ class Lane:
 
     def _admit(self, count: int) -> None:
         """Gives rows to the next `count` waiting requests; the batch has as few rows as hold all, in powers of two."""
-        needed = self.running + count
-        size = 1 << max(needed - 1, 0).bit_length()
-        arriving = [self.waiting.popleft() for _ in range(count)]
+        size, arriving = self._admitted(count)
         if len(self.rows) != size:
             self._resize(size, arriving)
         for state in arriving:
@@ -300,9 +287,3 @@ class Lane:
         assert self.batch is not None
         self.rows[index] = None
         self.batch = programs.deactivate(self.batch, np.int32(index))
-
-
-def cache_capacity(blocks: int) -> int:
-    """Attention blocks to allocate when `blocks` are needed: even, of few sizes, at most a quarter too many."""
-    step = max(2, 1 << max(blocks.bit_length() - 3, 0))
-    return max(-(-blocks // step), 1) * step

@@ -19,6 +19,7 @@ Legend: R candidate positions, V vocabulary.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -28,7 +29,7 @@ import numpy as np
 from flax import struct
 
 from steerling_jax.decoding.generation_config import GenerationConfig
-from steerling_jax.decoding.sampling import confidence, draw, entropy_temperature, position_key
+from steerling_jax.decoding.sampling import NO_LIMIT, confidence, draw, entropy_temperature, position_key
 
 
 @struct.dataclass
@@ -116,17 +117,33 @@ class Greedy:
 
 @struct.dataclass
 class Nucleus:
-    """Samples from the nucleus: the most likely tokens whose preceding mass is at most top_p, at a temperature; 0 means
-    one from 0.3 to 0.7 by the row's entropy (published). Each draw is keyed by seed and position."""
+    """Samples from the nucleus: the most likely tokens whose preceding mass is at most top_p, of the top_k most likely,
+    at a temperature; 0 means one from 0.3 to 0.7 by the row's entropy (published). Each draw is keyed by seed and
+    position."""
 
     temperature: jax.Array | float
     top_p: jax.Array | float
+    top_k: jax.Array | int = NO_LIMIT
 
     def __call__(self, view: StepView) -> jax.Array:
         def one(logits_V: jax.Array, position: jax.Array) -> jax.Array:
             by_entropy = entropy_temperature(logits_V, self.top_p)
             temperature = jnp.where(jnp.asarray(self.temperature) > 0, self.temperature, by_entropy)
-            return draw(position_key(view.seed, position), logits_V / temperature, self.top_p)
+            return draw(position_key(view.seed, position), logits_V / temperature, self.top_p, self.top_k)
+
+        return jax.vmap(one)(view.logits, view.position)
+
+
+@struct.dataclass
+class Sample:
+    """Samples from all tokens at a temperature: the draw of `Nucleus` with top_p 1, without sorting the vocabulary."""
+
+    temperature: jax.Array | float
+
+    def __call__(self, view: StepView) -> jax.Array:
+        def one(logits_V: jax.Array, position: jax.Array) -> jax.Array:
+            noise = jax.random.gumbel(position_key(view.seed, position), logits_V.shape)
+            return jnp.argmax(logits_V / self.temperature + noise).astype(jnp.int32)
 
         return jax.vmap(one)(view.logits, view.position)
 
@@ -139,6 +156,16 @@ class EndOfTurn:
 
     def __call__(self, view: StepView) -> jax.Array:
         return view.token == self.token
+
+
+@struct.dataclass
+class EndOfText:
+    """The text ends with any of the ids `tokens` (n,) int32; −1 for an unused place."""
+
+    tokens: jax.Array
+
+    def __call__(self, view: StepView) -> jax.Array:
+        return jnp.isin(view.token, self.tokens)
 
 
 @dataclass(frozen=True)
@@ -162,17 +189,32 @@ class Policies:
             choice_of(config),
             EndOfTurn(jnp.int32(-1 if eot is None else eot)),
         )
+        return self._over(published)
+
+    def completed_for_tokens(self, config: GenerationConfig, ends: Sequence[int]) -> Policies:
+        """These policies with those of an autoregressive model in the empty places; ends: ids that end the text."""
+        # A power of two of places, so that requests with more or fewer ids share a program.
+        places = max(4, 1 << (len(ends) - 1).bit_length()) if ends else 4
+        tokens = np.full(places, -1, np.int32)
+        tokens[: len(ends)] = ends
+        penalty, choice = RepetitionPenalty(jnp.float32(config.repetition_penalty)), choice_of(config)
+        if isinstance(choice, Nucleus) and not config.use_entropy_sampling and config.top_p == 1 and not config.top_k:
+            choice = Sample(choice.temperature)
+        return self._over(Policies(penalty=penalty, choice=choice, stop=EndOfText(jnp.asarray(tokens))))
+
+    def _over(self, defaults: Policies) -> Policies:
+        """These policies, and `defaults` in the empty places."""
         mine = {name: policy for name, policy in vars(self).items() if policy is not None}
-        return jax.tree.map(jnp.asarray, dataclasses.replace(published, **mine))
+        return jax.tree.map(jnp.asarray, dataclasses.replace(defaults, **mine))
 
 
 def choice_of(config: GenerationConfig) -> Policy:
     """How tokens are chosen under these settings: entropy sampling, else nucleus, else the likeliest token."""
-    top_p = jnp.float32(config.top_p)
+    top_p, top_k = jnp.float32(config.top_p), jnp.int32(config.top_k or NO_LIMIT)
     if config.use_entropy_sampling:
-        return Nucleus(jnp.float32(0), top_p)
+        return Nucleus(jnp.float32(0), top_p, top_k)
     if config.temperature > 0 and config.top_p > 0:
-        return Nucleus(jnp.float32(config.temperature), top_p)
+        return Nucleus(jnp.float32(config.temperature), top_p, top_k)
     return Greedy()
 
 

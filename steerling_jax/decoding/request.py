@@ -12,6 +12,7 @@ from steerling_jax.decoding.generation_config import GenerationConfig
 from steerling_jax.decoding.policies import Policies
 from steerling_jax.decoding.trace import Commit, Trace
 from steerling_jax.errors import require
+from steerling_jax.models.edits import LayerEdit
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.steering.plan import SteeringPlan
 
@@ -22,7 +23,7 @@ class Request:
 
     prompt: ids (P,). seed: of the draws; it overrides the configuration's. policies: override what the configuration
     means. drafts: canvases that a pass reads; more than 1 for lossless drafting. record_hidden: keep the committed
-    positions' hidden rows in the trace.
+    positions' hidden rows in the trace. edits: changes to layers' outputs, for autoregressive models.
     """
 
     prompt: np.ndarray
@@ -32,9 +33,11 @@ class Request:
     policies: Policies = field(default_factory=Policies)
     drafts: int = 1
     record_hidden: bool = False
+    edits: tuple[LayerEdit, ...] = ()
 
     def check(self, config: ModelConfig) -> None:
-        """Raises `UserError` if this model cannot write it."""
+        """Raises `UserError` if this diffusion model cannot write it."""
+        require(not self.edits, "edits are for autoregressive models; give steering= to a Steerling model.", "edits")
         self.generation.check(config, [int(i) for i in self.prompt])
         require(0 <= self.seed < 2**32, f"seed is {self.seed}, but it must be from 0 to {2**32 - 1}.")
         most = config.diff_block_size

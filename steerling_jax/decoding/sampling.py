@@ -32,17 +32,28 @@ def entropy_temperature(logits_V: jax.Array, top_p: jax.Array | float) -> jax.Ar
     return 0.3 + 0.4 * jnp.minimum(1.0, entropy / jnp.log(effective.astype(jnp.float32)))
 
 
-def in_nucleus(logits_V: jax.Array, top_p: jax.Array | float) -> tuple[jax.Array, jax.Array]:
-    """Ids (V,) by descending probability, and whether each is in the nucleus, (V,) bool; the first always is."""
+NO_LIMIT = 2**30  # a top_k beyond any vocabulary
+
+
+def in_nucleus(
+    logits_V: jax.Array, top_p: jax.Array | float, top_k: jax.Array | int = NO_LIMIT
+) -> tuple[jax.Array, jax.Array]:
+    """Ids (V,) by descending probability, and whether each is in the nucleus, (V,) bool; the first always is.
+
+    top_k: only so many ids are in it, and top_p is a share of their mass.
+    """
     order = jnp.argsort(-logits_V)
     probs = jax.nn.softmax(logits_V)[order]
     before = jnp.cumsum(probs) - probs
-    return order, (before <= top_p).at[0].set(True)
+    first = jnp.arange(len(order)) < top_k
+    # Without a limit the mass is 1 exactly, and not a sum that rounds: the published nucleus must not change.
+    mass = jnp.where(top_k >= len(order), 1.0, jnp.sum(jnp.where(first, probs, 0.0)))
+    return order, (first & (before <= top_p * mass)).at[0].set(True)
 
 
-def draw(key: jax.Array, logits_V: jax.Array, top_p: jax.Array | float) -> jax.Array:
+def draw(key: jax.Array, logits_V: jax.Array, top_p: jax.Array | float, top_k: jax.Array | int = NO_LIMIT) -> jax.Array:
     """A token id () int32 from the nucleus of logits (V,), already divided by a temperature."""
-    order, keep = in_nucleus(logits_V, top_p)
+    order, keep = in_nucleus(logits_V, top_p, top_k)
     # Noise is indexed by id, not by rank: where rounding swaps two ranks, the draw stays the same.
     noise = jax.random.gumbel(key, logits_V.shape)[order]
     return order[jnp.argmax(jnp.where(keep, logits_V[order] + noise, -jnp.inf))].astype(jnp.int32)

@@ -12,10 +12,9 @@ import numpy as np
 from steerling_jax.bundle import Bundle, encode
 from steerling_jax.decoding.tables import Table
 from steerling_jax.errors import require
-from steerling_jax.models.backbone import Params
-from steerling_jax.models.batching import by_length, padding_mask, stack
+from steerling_jax.models.backbone import Backbone, Params
+from steerling_jax.models.batching import by_length, stack
 from steerling_jax.models.compute import Compute
-from steerling_jax.models.steerling.backbone import embed_tokens, run_backbone
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.decompose import decompose, logit_features
 from steerling_jax.models.steerling.heads import run_known_head
@@ -101,8 +100,9 @@ def embed(
 ) -> Embedding | list[Embedding]:
     """The embedding of a text, (D,) float32, or (T, D) with pooling "none"; of N texts (N, D), or a list of N (T, D).
 
-    kind: "hidden", the last hidden states; "composed", what the output projection reads; "known" or "discovered", the
-    part of it from these concepts (in a model without discovered concepts hidden − known features, as published).
+    kind: "hidden", the last hidden states; "composed", what the output projection reads, in a model without concepts
+    the same; "known" or "discovered", the part of it from these concepts (in a model without discovered concepts
+    hidden − known features, as published).
     pooling: over the tokens. Several texts are processed in batches of `batch_size`, padded to one of a few lengths so
     that few programs are compiled; no token attends to padding, so a text's embedding does not depend on the others, up
     to rounding. The arrays print as tables and have `to_dataframe`. Raises `UserError` for invalid values.
@@ -117,8 +117,9 @@ def embed(
     )
     require(batch_size >= 1, f"batch_size is {batch_size}, but it must be at least 1.")
     require(
-        bundle.config.concept is not None or kind in ("hidden", "composed"),
-        f"kind {kind!r} needs a model with concepts; a bare backbone has 'hidden' and 'composed'.",
+        kind in ("hidden", "composed")
+        or (isinstance(bundle.config, ModelConfig) and bundle.config.concept is not None),
+        f"kind {kind!r} needs a model with concepts; this one has 'hidden' and 'composed'.",
     )
     if not _are_many(text_or_ids):
         text = encode(bundle, text_or_ids, "text")  # type: ignore[arg-type]
@@ -144,9 +145,10 @@ def _embed(bundle: Bundle, texts: list[np.ndarray], kind: Kind, pooling: Pooling
         for first in range(0, len(numbers), batch_size):
             batch = numbers[first : first + batch_size]
             tokens, lengths = stack([texts[number] for number in batch], batch_size, padded)
-            features = _features(
-                bundle.params, tokens, lengths, config=bundle.config, compute=bundle.compute, kind=kind
-            )
+            hidden = _hidden(bundle.params, tokens, lengths, backbone=bundle.backbone)
+            features = hidden
+            if isinstance(bundle.config, ModelConfig) and kind != "hidden":
+                features = _features(bundle.params, hidden, config=bundle.config, compute=bundle.compute, kind=kind)
             for number, rows, length in zip(batch, np.asarray(features, np.float32), lengths, strict=False):
                 embedded[number] = _pooled(rows[:length], pooling).copy()  # a view would keep the whole batch in memory
     return [embedded[number] for number in range(len(texts))]
@@ -159,19 +161,20 @@ def _pooled(rows: np.ndarray, pooling: Pooling) -> np.ndarray:
     return {"last": rows[-1], "first": rows[0], "none": rows}[pooling]
 
 
+@partial(jax.jit, static_argnames=("backbone",))
+def _hidden(params: Params, tokens: jax.Array, lengths: jax.Array, *, backbone: Backbone) -> jax.Array:
+    """tokens (B, T), padded after `lengths` (B,), to hidden states (B, T, D)."""
+    return backbone.run(params, backbone.embed(params, tokens), lengths=lengths).hidden
+
+
 @partial(jax.jit, static_argnames=("config", "compute", "kind"))
-def _features(
-    params: Params, tokens: jax.Array, lengths: jax.Array, *, config: ModelConfig, compute: Compute, kind: Kind
-) -> jax.Array:
-    """tokens (B, T), padded after `lengths` (B,), to features (B, T, D)."""
-    mask = padding_mask(lengths, tokens.shape[1], config.diff_block_size)
-    x = embed_tokens(params, tokens, compute)
-    hidden = run_backbone(params, x, config=config, compute=compute, attention=mask).hidden
+def _features(params: Params, hidden: jax.Array, *, config: ModelConfig, compute: Compute, kind: Kind) -> jax.Array:
+    """Hidden states (B, T, D) to the features of a Steerling model, of the same shape."""
     rows = hidden.reshape(-1, hidden.shape[-1])
     if kind == "composed":
         rows = logit_features(params, rows, config, compute)
     elif kind == "known":
         rows = run_known_head(params, rows, config, compute).features
-    elif kind == "discovered":
+    else:
         rows = decompose(params, rows, config=config, compute=compute).discovered_features
     return rows.reshape(hidden.shape)

@@ -1,4 +1,5 @@
-"""The bound that a masked diffusion model gives on the likelihood of a text: an average over random maskings.
+"""The likelihood of texts. Of a masked diffusion model it is a bound, an average over random maskings; of an
+autoregressive model it is exact (`exact_likelihood`).
 
 Mask m of the n tokens of a continuation at random, sum the cross-entropies of those m, and divide by m / n. The
 expectation over m uniform in 1 … n is an upper bound on −log p(continuation | context).
@@ -23,6 +24,8 @@ from steerling_jax.bundle import Bundle, check_token_ids
 from steerling_jax.decoding.tables import Table, Tabular
 from steerling_jax.decoding.window import steering_edits
 from steerling_jax.errors import require
+from steerling_jax.evaluation.exact_likelihood import exact_scores
+from steerling_jax.evaluation.row_sums import sum_by_row
 from steerling_jax.models.backbone import Params
 from steerling_jax.models.batching import by_length, padding_mask, stack
 from steerling_jax.models.compute import Compute
@@ -31,8 +34,6 @@ from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.decompose import RowClamps, logit_features
 from steerling_jax.steering.plan import SteeringPlan
 from steerling_jax.steering.resolve import Steering, plan_steering
-
-_ROWS = 128  # positions whose logits (_ROWS, V) are computed at once
 
 Part = str | Sequence[int]
 Boundary = Literal["joint", "published"]
@@ -50,6 +51,7 @@ class LogLikelihood(float):
 
     tokens: of the continuation. samples: maskings. standard_error: of the average over maskings, in nats; the numbers
     of masked tokens are spread evenly and not drawn independently, so the true error is smaller. NaN for one sample.
+    An autoregressive model's value is exact: one sample, and the error 0.
     """
 
     tokens: int
@@ -104,7 +106,10 @@ def log_likelihood(
     boundary: Boundary = "joint",
     steering: Steering | None = None,
 ) -> LogLikelihood:
-    """The bound on log p(continuation | context) in nats, for the whole continuation; 0.0 for an empty one.
+    """log p(continuation | context) in nats, for the whole continuation; 0.0 for an empty one.
+
+    A diffusion model gives a lower bound. An autoregressive model gives the exact value from one pass; samples and seed
+    have no effect on it.
 
     samples: the number of maskings; seed: of their draw, which does not depend on `batch_size`. cfg_scale: the scale of
     guidance, with logits `uncond + (scale + 1)(cond − uncond)` and the context masked in `uncond`; the result is then a
@@ -164,6 +169,11 @@ def score_pairs(
     the same masks, and the difference between two of them (answers to the same question, for example) has less
     variance.
     """
+    if not isinstance(bundle.config, ModelConfig):
+        require(cfg_scale == 0, f"cfg_scale is {cfg_scale}, but guidance needs a diffusion model; leave it out.")
+        for one in exact_scores(bundle, pairs, batch_size=batch_size):
+            yield one.number, LogLikelihood(one.log_likelihood, one.tokens, 1, 0.0)
+        return
     for name, value in (("samples", samples), ("batch_size", batch_size)):
         require(value >= 1, f"{name} is {value}, but it must be at least 1.")
     require(
@@ -334,13 +344,8 @@ def _masked_losses(
     hidden = run_backbone(params, x, config=config, compute=compute, attention=mask, edits=edits).hidden
     offsets = (jnp.arange(T)[None, :] - starts[:, None]).reshape(-1)  # from the continuation's first token
     passes = hidden.reshape(-1, B * T, hidden.shape[-1])  # with the context and, if guided, without it
-    count = jnp.sum(chosen)
-    # The logits of all positions would not fit into memory, so only the chosen positions are scored, _ROWS at a time.
-    index = jnp.nonzero(chosen.reshape(-1), size=-(-B * T // _ROWS) * _ROWS, fill_value=0)[0]
 
-    def score(number: jax.Array, losses: jax.Array) -> jax.Array:
-        """Adds the losses of one slice of the chosen positions to their rows' sums."""
-        at = jax.lax.dynamic_slice_in_dim(index, number * _ROWS, _ROWS)
+    def score(at: jax.Array) -> jax.Array:
         cond, *uncond = (
             lm_logits(params, logit_features(params, rows[at], config, compute, clamps, offsets[at]), compute)
             for rows in passes
@@ -348,8 +353,6 @@ def _masked_losses(
         logits = uncond[0] + (cfg_scale + 1) * (cond - uncond[0]) if guided else cond
         if steering is not None:
             logits = logits - steering.suppression[None, :]
-        nats = optax.softmax_cross_entropy_with_integer_labels(logits, canvas.reshape(-1)[at])
-        real = number * _ROWS + jnp.arange(_ROWS) < count
-        return losses.at[at // T].add(jnp.where(real, nats, 0.0))
+        return optax.softmax_cross_entropy_with_integer_labels(logits, canvas.reshape(-1)[at])[:, None]
 
-    return jax.lax.fori_loop(0, (count + _ROWS - 1) // _ROWS, score, jnp.zeros(B))
+    return sum_by_row(chosen, score, 1)[:, 0]

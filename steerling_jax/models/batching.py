@@ -13,22 +13,27 @@ import jax.numpy as jnp
 import numpy as np
 
 from steerling_jax.models.attention import block_causal_mask
+from steerling_jax.models.decoder.config import DecoderConfig
 from steerling_jax.models.steerling.config import ModelConfig
 
+_BLOCK = 16  # positions; the unit of padded lengths in models without diffusion blocks
 
-def padded_length(length: int, config: ModelConfig) -> int:
-    """The shortest length of 1, 2, 3, 4, 6, 8, 12, 16, … diffusion blocks, or the whole context, that holds `length`.
+
+def padded_length(length: int, config: ModelConfig | DecoderConfig) -> int:
+    """The shortest length of 1, 2, 3, 4, 6, 8, 12, 16, … blocks, or the whole context, that holds `length`. Blocks are
+    diffusion blocks, or of 16 positions in an autoregressive model.
 
     Two sizes for each doubling of the context keep programs few and padding to a third of the length, or little more.
     """
-    blocks = max(1, -(-length // config.diff_block_size))
+    block = config.diff_block_size if isinstance(config, ModelConfig) else _BLOCK
+    blocks = max(1, -(-length // block))
     power = 1 << (blocks - 1).bit_length()
     if power >= 4 and blocks <= power * 3 // 4:
         power = power * 3 // 4
-    return min(power * config.diff_block_size, config.block_size)
+    return min(power * block, config.context_length)
 
 
-def by_length(lengths: Sequence[int], config: ModelConfig) -> dict[int, list[int]]:
+def by_length(lengths: Sequence[int], config: ModelConfig | DecoderConfig) -> dict[int, list[int]]:
     """Groups texts by padded length, shortest first: padded length to the indices of its texts."""
     groups: dict[int, list[int]] = defaultdict(list)
     for number, length in enumerate(lengths):

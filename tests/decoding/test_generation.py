@@ -17,8 +17,9 @@ import steerling_jax as sj
 from steerling_jax.decoding import decoder as decoding
 from steerling_jax.decoding import lane
 from steerling_jax.decoding.decoder import BlockDone
-from steerling_jax.decoding.generation import generate, stream, text_ids
+from steerling_jax.decoding.generation import generate, stream
 from steerling_jax.decoding.generation_config import GenerationConfig
+from steerling_jax.decoding.text_ids import text_ids
 from steerling_jax.decoding.trace import Trace
 from steerling_jax.errors import UserError
 from steerling_jax.infer.generation_request import parse_generation_request

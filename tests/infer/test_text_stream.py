@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from steerling_jax.bundle import special_ids
-from steerling_jax.decoding.generation import text_ids
+from steerling_jax.decoding.text_ids import text_ids
 from steerling_jax.decoding.trace import Commit
 from steerling_jax.infer.text_stream import IncrementalDetokenizer, StopMatcher, TextWriter
 from steerling_jax.io.tokenizers.sentencepiece import SentencePieceTokenizer

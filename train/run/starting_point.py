@@ -63,10 +63,7 @@ def restore_or_initialise(
         identity = fingerprint(params, initial.config)
         _check_unchanged(folder, initial, identity)
         name = "parameters" if run.lora is None else "parameters under the adapters"
-        changes = _changes(initial.config, run.model)
-        sources.append(f"{name}: {initial.folder}, fingerprint {identity}{changes}")
-        if initial.without:
-            sources.append(f"new parameters: {', '.join(sorted(initial.without))}")
+        sources.append(f"{name}: {initial.folder}, fingerprint {identity}{_changes(initial.config, run.model)}")
     base = None if run.lora is None else params
     if restored is not None:
         sources += [_checkpoint_source(checkpoints.folder, restored), *_data_sources(run, restored.step)]
@@ -83,8 +80,7 @@ def restore_or_initialise(
 
 def _init_with(run: RunConfig, params: Params) -> TrainState:
     """An initial state with these parameters. Under jit, XLA removes the random initialisation that they replace."""
-    state = init_state(run)
-    return state.replace(params={**state.params, **params})  # type: ignore[attr-defined]
+    return init_state(run).replace(params=params)  # type: ignore[attr-defined]
 
 
 def _check_unchanged(folder: Path, initial: InitialWeights, identity: str) -> None:

@@ -14,8 +14,9 @@ from steerling_jax.attribution.faithfulness.continuations import (
 )
 from steerling_jax.attribution.faithfulness.outputs.settings import OutputSettings
 from steerling_jax.bundle import Bundle
-from steerling_jax.decoding.generation import Generation, text_ids
+from steerling_jax.decoding.generation import Generation
 from steerling_jax.decoding.generation_config import GenerationConfig
+from steerling_jax.decoding.text_ids import text_ids
 from steerling_jax.errors import UserError
 from steerling_jax.evaluation.likelihood import log_likelihoods
 from steerling_jax.evaluation.text_metrics import repeated

@@ -1,1 +1,0 @@
-"""Computing the figures of a recorded trace again, and how far they agree."""
