@@ -34,7 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--corpus",
         type=Path,
         metavar="FOLDER",
-        help="a corpus store (default: the run's, else the documentation of this Python)",
+        help="a corpus store (default: the run's, else the config pydocs' from the documentation of this Python)",
     )
     parser.add_argument("--quick", action="store_true", help="use a part of the documents, without baselines")
     parser.add_argument(
@@ -125,7 +125,7 @@ def sequence_length(seq_len: int | None, bundle: Bundle) -> int:
 
 @contextmanager
 def _open_corpus(corpus: Path | None, bundle: Bundle) -> Iterator[CorpusStore]:
-    """The store at `corpus`, or that of the run, or a temporary one from the documentation of this Python."""
+    """The store at `corpus`, or that of the run, or a temporary one as the config pydocs prepares it."""
     from steerling_jax.cli.console import note, stages
     from steerling_jax.errors import UserError
     from steerling_jax.io.corpus.store import CorpusStore
@@ -141,16 +141,27 @@ def _open_corpus(corpus: Path | None, bundle: Bundle) -> Iterator[CorpusStore]:
         return
     if isinstance(bundle.tokenizer, IdsOnlyTokenizer):
         raise UserError(f"{bundle.name} has no tokenizer for text: give a corpus of its token ids with --corpus.")
-    from steerling_jax.train.corpus.python_documents import python_documents
-    from steerling_jax.train.prepare.config import CorpusInputs
-    from steerling_jax.train.prepare.prepare import prepare
-
     note("Using the documentation of this Python; choose another corpus with --corpus.")
     with tempfile.TemporaryDirectory() as folder:
-        inputs = CorpusInputs(documents=python_documents(), tokenizer=bundle.tokenizer)
         with stages() as progress:
-            store = prepare(Path(folder) / "corpus", inputs, progress=progress)
+            store = documentation_corpus(Path(folder) / "corpus", bundle, progress)
         yield store
+
+
+def documentation_corpus(folder: Path, bundle: Bundle, progress: Progress) -> CorpusStore:
+    """Prepares the corpus of the config pydocs in `folder`, in the tokens of `bundle`.
+
+    The bundled model was trained with this config: on the same Python the held-out documents are those of its card.
+    """
+    from steerling_jax.train.corpus.python_documents import python_documents
+    from steerling_jax.train.prepare.config import CorpusInputs, PrepareConfig
+    from steerling_jax.train.prepare.prepare import prepare
+    from steerling_jax.train.run.config_files import load_config
+
+    run = load_config("pydocs")
+    settings = PrepareConfig(chunk_tokens=run.data.chunk_tokens, seed=run.seed, shares=run.data.sources or {})
+    inputs = CorpusInputs(documents=python_documents(), tokenizer=bundle.tokenizer)
+    return prepare(folder, inputs, settings, progress=progress)
 
 
 def _count_trained_on(bundle: Bundle, store: CorpusStore) -> int | None:

@@ -8,12 +8,20 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+import steerling_jax as sj
 from steerling_jax.cli.main import main
 from steerling_jax.io.corpus.store import CorpusStore
+from steerling_jax.progress import no_progress
 from steerling_jax.tokenizer import IdsOnlyTokenizer
+from steerling_jax.train import evaluate_command
+from steerling_jax.train.corpus import python_documents
+from steerling_jax.train.corpus.documents import Document
 from steerling_jax.train.evaluation import sample_measures
 from steerling_jax.train.evaluation.sample_measures import RUN, measures
 from steerling_jax.train.evaluation.samples import Sample
+from steerling_jax.train.prepare.config import CorpusInputs, PrepareConfig
+from steerling_jax.train.prepare.prepare import prepare
+from steerling_jax.train.run.config_files import load_config
 from tests.worlds.training_world import make_corpus
 
 
@@ -47,6 +55,23 @@ def test_hashes_of_runs_do_not_collide():
     tokens = np.random.default_rng(0).integers(0, 4096, 50_000)
     assert len(np.unique(sample_measures._runs(tokens))) == 50_000 - RUN + 1
     assert len(sample_measures._runs(tokens[: RUN - 1])) == 0
+
+
+def test_without_a_corpus_the_held_out_documents_are_those_of_the_bundled_models_card(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """That is, of the corpus that `steerling train --config pydocs` prepares: with half of the code."""
+    texts = [f"Open the file number {i} and read what is in it, line by line.\n" for i in range(60)]
+    documents = [Document(f"{i}", ("code", "docstring", "reference")[i % 3], text) for i, text in enumerate(texts)]
+    monkeypatch.setattr(python_documents, "python_documents", lambda: iter(documents))
+    made = evaluate_command.documentation_corpus(tmp_path / "store", sj.load(), no_progress)
+    run = load_config("pydocs")
+    settings = PrepareConfig(chunk_tokens=run.data.chunk_tokens, seed=run.seed, shares=run.data.sources or {})
+    inputs = CorpusInputs(documents=documents, tokenizer=sj.load().tokenizer)
+    expected = prepare(tmp_path / "expected", inputs, settings)
+    assert [(d.sha256, d.split) for d in made.documents] == [(d.sha256, d.split) for d in expected.documents]
+    kinds = [d.source for d in made.documents]
+    assert 0 < kinds.count("code") < kinds.count("docstring") == 20
 
 
 @pytest.mark.parametrize(
