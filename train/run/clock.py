@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from steerling_jax.models.steerling.flops import Flops, peak_flops, training_flops
+from steerling_jax.objectives.next_token import NextTokenObjective
 from steerling_jax.objectives.noise import expected_masked_share
 from steerling_jax.objectives.steering import SteeringObjective
 from steerling_jax.train.run.run_config import RunConfig
@@ -102,9 +103,10 @@ class Speed:
 def step_flops(run: RunConfig) -> Flops:
     """Model FLOPs of one step of a run."""
     noise, data, model = run.objective.noise, run.data, run.model
-    if isinstance(run.objective, SteeringObjective):  # uses one score a row of the concept heads, which is left out
+    # These do not run the concept heads, except for one score a row in steering training, which is not counted.
+    if isinstance(run.objective, SteeringObjective | NextTokenObjective):
         model = dataclasses.replace(model, interpretable=False, concept=None)
-    share = expected_masked_share(noise)
+    share = 1.0 if isinstance(run.objective, NextTokenObjective) else expected_masked_share(noise)
     if data.messages is not None:  # only one block of each sequence is masked
         share *= model.diff_block_size / data.seq_len
     return training_flops(

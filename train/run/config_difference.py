@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 # A resumed run may change these: the computation does not depend on them, except for the order of floating-point sums
-# (the mesh). A corpus may move to another folder; its content is compared separately (`run_folder.corpus_identity`).
+# (the mesh, unrolled layers). A corpus may move to another folder; its content is compared separately
+# (`run_folder.corpus_identity`).
 FREE_FIELDS = frozenset(
     {
         "log_every",
@@ -18,6 +19,7 @@ FREE_FIELDS = frozenset(
         "keep_every",
         "data.corpus",
         "data.messages",
+        "compute.unroll",
         "mesh.data",
         "mesh.fsdp",
         "mesh.tensor",

@@ -153,6 +153,8 @@ class RunConfig(Recipe):
         """This run as JSON values, as in `run.json`; the model under its published field names."""
         values = dataclasses.asdict(self) | {"model": config_to_dict(self.model)}
         values["objective"] = {"kind": self.objective.kind, **values["objective"]}
+        if not self.compute.unroll:  # as before this setting existed: run.json keeps its bytes
+            del values["compute"]["unroll"]
         return json.loads(json.dumps({name: values[name] for name in _JSON_ORDER}))
 
 
