@@ -96,9 +96,7 @@ def _row_major(a: jax.Array) -> jax.Array:
 
 def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
     dimensions = (((1,), (0,)), ((), ()))
-    return _row_major(
-        lax.dot_general(_row_major(a), _row_major(b), dimensions, preferred_element_type=jnp.float32)
-    )
+    return _row_major(lax.dot_general(_row_major(a), _row_major(b), dimensions, preferred_element_type=jnp.float32))
 
 
 _low_precision_matmul_t.defvjp(_matmul_forward, _matmul_backward)

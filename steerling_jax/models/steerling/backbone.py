@@ -69,7 +69,13 @@ class Layers(nn.Module):
             return (x, captured), keys_values if keep_cache else None
 
         block = nn.remat(Block) if self.compute.remat else Block
-        scan = nn.scan(layer, variable_axes={"params": 0}, split_rngs={"params": True}, length=L, unroll=L if self.compute.unroll else 1)
+        scan = nn.scan(
+            layer,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            length=L,
+            unroll=L if self.compute.unroll else 1,
+        )
         captured = jnp.zeros((len(capture), *x.shape), x.dtype) if capture else None
         (x, captured), fresh = scan(
             block(self.config, self.compute, name="blocks"), (x, captured), (jnp.arange(L), cache)
