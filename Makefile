@@ -81,8 +81,7 @@ $(VENV)/.installed-docs: pyproject.toml | $(VENV)/bin/python
 # The TPU compiler (200 MB) stands beside the environment, not in it, or JAX would look for a TPU at every start. It is made
 # for Linux on x86-64 alone; elsewhere the tests do without.
 $(VENV)/.installed-tpu: $(VENV)/.installed-dev
-	test "$$(uname -sm)" != "Linux x86_64" || $(PIP) install --quiet --no-deps --upgrade --target $(VENV)/tpu \
-		"$$($(BIN)/python -c 'from importlib.metadata import requires; print(*(r.split(";")[0] for r in requires("jax") if r.startswith("libtpu")))')" \
+	test "$$(uname -sm)" != "Linux x86_64" || $(BIN)/steerling compile --install-compiler \
 		|| echo "The TPU compiler could not be installed: its tests will be skipped." >&2
 	@touch $@
 

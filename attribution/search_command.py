@@ -41,7 +41,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from steerling_jax.cli.console import note, print_json
+    from steerling_jax.cli.console import note, print_json, stages
     from steerling_jax.errors import UserError
     from steerling_jax.io.corpus.store import CorpusStore
 
@@ -57,10 +57,12 @@ def run(args: argparse.Namespace) -> None:
         raise UserError("TEXT is empty; give a text.")
     index = open_index(args.index, corpus, bundle)
     tokens, results = [*before, *text], []
-    for start in range(len(before), len(tokens), args.chunk_tokens):
-        end = min(start + args.chunk_tokens, len(tokens))
-        evidence = find_evidence(bundle, index, tokens, start, end, args.scores, args.k)
-        results.append((bundle.tokenizer.decode(tokens[start:end]), evidence))
+    with stages() as progress:
+        for start in range(len(before), len(tokens), args.chunk_tokens):
+            progress("searching", start - len(before), len(text))
+            end = min(start + args.chunk_tokens, len(tokens))
+            evidence = find_evidence(bundle, index, tokens, start, end, args.scores, args.k)
+            results.append((bundle.tokenizer.decode(tokens[start:end]), evidence))
     if args.json:
         print_json([_as_dict(text, evidence) for text, evidence in results])
         return

@@ -8,7 +8,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from steerling_jax.cli.arguments import number_in_range
-from steerling_jax.errors import UserError
+from steerling_jax.errors import UserError, require
 
 if TYPE_CHECKING:
     from steerling_jax.parallel.sharding import MeshShape
@@ -19,12 +19,13 @@ HELP = """\
 Compile a config for TPUs without having one: memory, FLOPs, collectives, and whether it fits.
 
 examples:
+  steerling compile --install-compiler
   steerling compile --config steerling_8b --topology v5e:16x16
   steerling compile --config steerling_8b --topology v5e:16x16 --slices 2 --batch-size 512
   steerling compile --config steerling_8b --topology v5p:2x2x1 --mode decode --rows 8 --json
   steerling compile --config tiny --topology v5e:2x2
 
-Needs the TPU compiler: pip install 'steerling-jax[tpu]'. The exit code is 1 where the program does not fit.
+Needs the TPU compiler: `steerling compile --install-compiler`, once. The exit code is 1 where the program does not fit.
 docs/design/compile.md explains the figures; docs/results/compile.md lists those of the 8 B model.
 """
 
@@ -32,8 +33,13 @@ DEPTHS = (2, 4)  # layers of the decoding loops that are compiled in place of a 
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", required=True, metavar="NAME", help="a config's name, or a .py file with config()")
-    parser.add_argument("--topology", required=True, metavar="CHIP:SIDES", help="v5e:16x16, v5p:4x4x8, tpu7x:4x4x4 …")
+    parser.add_argument("--config", metavar="NAME", help="a config's name, or a .py file with config()")
+    parser.add_argument("--topology", metavar="CHIP:SIDES", help="v5e:16x16, v5p:4x4x8, tpu7x:4x4x4 …")
+    parser.add_argument(
+        "--install-compiler",
+        action="store_true",
+        help="install the TPU compiler (200 MB) beside this Python's packages, and do nothing else",
+    )
     parser.add_argument(
         "--slices",
         type=number_in_range(int, 1),
@@ -69,8 +75,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    for_compiling_only()
     from steerling_jax.cli.console import note, print_json
+    from steerling_jax.train.aot.compiler import install_compiler
+
+    if args.install_compiler:
+        require(args.config is None, "--install-compiler compiles nothing; leave --config out.")
+        note(f"The TPU compiler is in {install_compiler()}.")
+        return 0
+    for name in ("config", "topology"):
+        require(getattr(args, name) is not None, f"--{name} is missing; see `steerling compile --help`.")
+    for_compiling_only()
     from steerling_jax.train.aot.render import as_json, print_report
 
     report = report_for(args, note)
@@ -88,11 +102,16 @@ def for_compiling_only() -> None:
     # The library looks these up on a TPU machine and prints warnings without them. They do not affect what is compiled.
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    from steerling_jax.train.aot.compiler import use_installed_compiler
+
+    use_installed_compiler()
 
 
 def report_for(args: argparse.Namespace, note: Any) -> Report:
     """Validates the options, then compiles. `note` prints a message for a person."""
+    from steerling_jax.cli.console import stages
     from steerling_jax.train.aot import chips
+    from steerling_jax.train.aot.compiler import check_compiler
     from steerling_jax.train.aot.program import MODES, Program
     from steerling_jax.train.aot.report import make_report
     from steerling_jax.train.aot.target import Target, mesh_for
@@ -104,7 +123,7 @@ def report_for(args: argparse.Namespace, note: Any) -> Report:
     config = _override(load_config(args.config), args)
     shape = _mesh_shape(args, config)
     shape.sizes(chips.device_count(args.topology, args.slices))
-    chips.check_compiler()
+    check_compiler()
     mesh = mesh_for(shape, chips.topology_devices(args.topology, args.slices))
     # The other programs loop over layers, and the body is compiled once. The decoding loop has each layer by itself, so
     # that its compile time grows with the depth.
@@ -112,7 +131,11 @@ def report_for(args: argparse.Namespace, note: Any) -> Report:
     depths = DEPTHS if args.mode == "decode" and args.layers is None and deep else ()
     note(f"Compiling for {mesh.size} devices; this takes from a few seconds to several minutes.")
     program = Program(args.mode, config, args.rows)
-    return make_report(program, Target(args.topology, chip, mesh), depths)
+    with stages() as progress:
+        progress("compiling", 0, 1)
+        report = make_report(program, Target(args.topology, chip, mesh), depths)
+        progress("compiling", 1, 1)
+    return report
 
 
 def _override(config: RunConfig, args: argparse.Namespace) -> RunConfig:

@@ -37,9 +37,9 @@ def note(text: str) -> None:
     stderr().print(text, markup=False, soft_wrap=True)
 
 
-def progress_bar(*, unit: str = "") -> Progress:
-    """A progress bar on standard error, which is removed when it is complete; a line every 30 s where standard error is
-    not a terminal.
+def progress_bar(*, unit: str = "", interval: float = 30.0) -> Progress:
+    """A progress bar on standard error, which is removed when it is complete; a line every `interval` seconds where
+    standard error is not a terminal.
 
     `with progress_bar(unit="tokens") as bar: task = bar.add_task("writing", total=64); bar.advance(task)`.
     """
@@ -48,7 +48,7 @@ def progress_bar(*, unit: str = "") -> Progress:
     if not stderr().is_terminal:
         from steerling_jax.cli.progress_lines import ProgressLines
 
-        return ProgressLines(console=stderr(), unit=unit)
+        return ProgressLines(console=stderr(), unit=unit, interval=interval)
     # The default spinner consists of Braille patterns; rich itself replaces only the characters of bars and boxes.
     spinner = SpinnerColumn("dots" if stderr().encoding.startswith("utf") else "line")
     columns = [spinner, TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
@@ -58,9 +58,9 @@ def progress_bar(*, unit: str = "") -> Progress:
 
 
 @contextlib.contextmanager
-def stages() -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar for each stage: `with stages() as progress: progress("writing", done, total)`."""
-    with progress_bar() as bar:
+def stages(*, interval: float = 30.0) -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar for each stage, see `progress_bar`: `with stages() as progress: progress("writing", 3, 8)`."""
+    with progress_bar(interval=interval) as bar:
         tasks: dict[str, Any] = {}
 
         def progress(stage: str, done: int, total: int) -> None:

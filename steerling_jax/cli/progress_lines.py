@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 from rich.console import Console
-from rich.progress import Progress, ProgressColumn
+from rich.progress import Progress
 
 
 class ProgressLines(Progress):
@@ -15,8 +15,8 @@ class ProgressLines(Progress):
     command that ends earlier prints none.
     """
 
-    def __init__(self, *columns: ProgressColumn, console: Console, unit: str = "", interval: float = 30.0):
-        super().__init__(*columns, console=console, disable=True)
+    def __init__(self, *, console: Console, unit: str = "", interval: float = 30.0):
+        super().__init__(console=console, disable=True)
         self._unit = unit
         self._interval = interval
         self._stopped = threading.Event()
@@ -42,7 +42,7 @@ class ProgressLines(Progress):
     def line(self) -> str:
         """The unfinished stages with their counts, and the time since the start: `writing 3/8 blocks, 0:01:30`."""
         # A copy: the thread of the computation adds tasks meanwhile.
-        unfinished = [task for task in list(self.tasks) if not task.finished]
+        unfinished = [task for task in list(self.tasks) if task.visible and not task.finished]
         stages = []
         for task in unfinished:
             counts = "" if task.total is None else f" {task.completed:,.0f}/{task.total:,.0f} {self._unit}".rstrip()

@@ -7,13 +7,9 @@ They are peaks, which no program reaches.
 from __future__ import annotations
 
 import math
-import os
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import distributions
-from pathlib import Path
 from typing import Any
 
 from steerling_jax.errors import UserError, error_summary, require
@@ -87,22 +83,6 @@ def topology_devices(topology: str, slices: int = 1) -> Sequence[Any]:
         raise UserError(
             f"The TPU compiler does not support the topology {topology!r} ({error_summary(error)}): choose other sides."
         ) from error
-
-
-def check_compiler() -> None:
-    """Raises `UserError` where the TPU compiler is not installed."""
-    require(
-        compiler_version() is not None,
-        "Compiling for TPUs needs their compiler, which is not installed: pip install 'steerling-jax[tpu]', or set "
-        "TPU_LIBRARY_PATH to its libtpu.so.",
-    )
-
-
-def compiler_version() -> str | None:
-    """The version of the TPU compiler that JAX would load; None where it is not installed."""
-    library = os.environ.get("TPU_LIBRARY_PATH")
-    path = [str(Path(library).parent.parent)] if library and Path(library).is_file() else sys.path
-    return next((distribution.version for distribution in distributions(name="libtpu", path=path)), None)
 
 
 def _parse(topology: str) -> tuple[Chip, list[int]]:

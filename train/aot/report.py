@@ -13,8 +13,8 @@ import jax
 
 from steerling_jax.errors import UserError, error_summary
 from steerling_jax.models.steerling.flops import Flops
-from steerling_jax.train.aot.chips import compiler_version
 from steerling_jax.train.aot.compile_program import compile_program
+from steerling_jax.train.aot.compiler import compiler_version
 from steerling_jax.train.aot.estimate import TimeEstimate, Work, estimate
 from steerling_jax.train.aot.hlo import Costs, program_costs
 from steerling_jax.train.aot.program import Mode, Program

@@ -41,6 +41,8 @@ def display(events: Iterator[Event], run: RunConfig, *, tables: bool = True) -> 
                 case StepCompiled():
                     note(f"Compiled in {event.seconds:.1f} s.")
                     bar.update(task, description="training")
+                    if not stderr().is_terminal:
+                        bar.stop()  # from here on, the lines are those of the steps
                 case StepDone():
                     status = _status(event)
                     bar.update(task, completed=event.step, status=status)
@@ -63,7 +65,7 @@ def display(events: Iterator[Event], run: RunConfig, *, tables: bool = True) -> 
 
 
 def _progress_bar() -> Progress:
-    """A progress bar on standard error; it shows nothing where that is not a terminal."""
+    """A progress bar on standard error, or lines now and then where that is not a terminal."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -74,6 +76,10 @@ def _progress_bar() -> Progress:
         TimeRemainingColumn,
     )
 
+    from steerling_jax.cli.progress_lines import ProgressLines
+
+    if not stderr().is_terminal:
+        return ProgressLines(console=stderr())
     return Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -84,7 +90,6 @@ def _progress_bar() -> Progress:
         TimeRemainingColumn(),
         console=stderr(),
         transient=True,
-        disable=not stderr().is_terminal,
     )
 
 

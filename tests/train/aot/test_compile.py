@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import zipfile
+from importlib.metadata import requires
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ from steerling_jax.models.lora import LoraConfig
 from steerling_jax.objectives.instruction import InstructionObjective
 from steerling_jax.objectives.steering import SteeringObjective
 from steerling_jax.parallel.sharding import MeshShape, make_mesh
-from steerling_jax.train.aot import chips
+from steerling_jax.train.aot import compiler
 from steerling_jax.train.aot.chips import CHIPS, chip_of, device_count
 from steerling_jax.train.aot.estimate import Work, estimate
 from steerling_jax.train.aot.hlo import Costs, Traffic
@@ -88,9 +91,39 @@ def test_bad_input_is_one_sentence(options: str, config_file: Path, capsys: pyte
 
 
 def test_without_the_compiler(config_file: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    monkeypatch.setattr(chips, "distributions", lambda **_: [])
+    monkeypatch.setenv("TPU_LIBRARY_PATH", "nowhere")  # restored afterwards
+    monkeypatch.setattr(compiler, "distributions", lambda **_: [])
     assert main(["compile", "--config", str(config_file), "--topology", "v5e:2x2"]) == 2
-    assert "pip install 'steerling-jax[tpu]'" in capsys.readouterr().err
+    assert "run `steerling compile --install-compiler`" in capsys.readouterr().err
+
+
+def test_the_compiler_is_installed_in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    """From a folder of wheels, with an empty one; then it is found there without an environment variable."""
+    (wanted,) = [r.partition(";")[0] for r in requires("jax") or () if r.startswith("libtpu")]
+    version = wanted.removeprefix("libtpu==").replace("*", "9")
+    with zipfile.ZipFile(tmp_path / f"libtpu-{version}-py3-none-any.whl", "w") as wheel:
+        info = f"libtpu-{version}.dist-info"
+        wheel.writestr("libtpu/libtpu.so", "")
+        wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: libtpu\nVersion: {version}\n")
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/RECORD", "")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    monkeypatch.setenv("TPU_LIBRARY_PATH", "nowhere")
+    monkeypatch.setattr(compiler, "compiler_folder", lambda: tmp_path / "tpu")
+    monkeypatch.setattr("platform.system", lambda: "Linux")
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    assert main(["compile", "--install-compiler"]) == 0
+    assert capsys.readouterr().err == f"The TPU compiler is in {tmp_path / 'tpu'}.\n"
+    compiler.use_installed_compiler()
+    library = tmp_path / "tpu/libtpu/libtpu.so"
+    assert (compiler.compiler_version(), os.environ["TPU_LIBRARY_PATH"]) == (version, str(library))
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "tpu"))
+    assert main(["compile", "--install-compiler"]) == 2
+    assert f"pip cannot install {wanted} (No matching distribution found" in capsys.readouterr().err
+    monkeypatch.setattr("platform.machine", lambda: "arm64")
+    assert main(["compile", "--install-compiler"]) == 2
+    assert "for Linux on x86-64 alone, and this is Linux arm64." in capsys.readouterr().err
 
 
 def test_devices_of_a_topology() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from steerling_jax.train.aot import chips
+from steerling_jax.train.aot.compiler import compiler_version
 from tests.worlds.training_world import CONFIG
 
 
@@ -45,7 +45,7 @@ with jax.set_mesh(mesh):
 """
 
 
-@pytest.mark.skipif(chips.compiler_version() is None, reason="needs the TPU compiler, which `make test` has on Linux")
+@pytest.mark.skipif(compiler_version() is None, reason="needs the TPU compiler, which `make test` has on Linux")
 def test_evaluation_compiles_for_several_chips(config_file: Path) -> None:
     """With the splash kernel, whose operands must be sharded explicitly."""
     done = subprocess.run(
@@ -65,7 +65,7 @@ for more in (["--mesh", "fsdp=2,tensor=2"], ["--mode", "decode", "--rows", "2", 
 """
 
 
-@pytest.mark.skipif(chips.compiler_version() is None, reason="needs the TPU compiler, which `make test` has on Linux")
+@pytest.mark.skipif(compiler_version() is None, reason="needs the TPU compiler, which `make test` has on Linux")
 def test_a_small_model_compiles_for_a_tpu(config_file: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(config_file)], capture_output=True, text=True, check=False, timeout=600
