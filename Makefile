@@ -3,6 +3,7 @@
 # The first Python that is new enough; `make PYTHON=/path/to/python3.12 demo` chooses another.
 PYTHON ?= $(firstword $(foreach name,python3 python3.11 python3.12 python3.13 python,$(shell \
 	$(name) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(name))))
+PYTHON312 ?= python3.12
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -13,10 +14,10 @@ LIBTPU := $(abspath $(VENV))/tpu/libtpu/libtpu.so
 TPU_COMPILER = $$(test ! -f $(LIBTPU) || echo TPU_LIBRARY_PATH=$(LIBTPU))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint pytest format docs wheel parity compile-matrix clean
+.PHONY: help demo test test-slow test-312 test-all lint pytest format docs wheel parity compile-matrix clean
 
 help:  ## Show this list
-	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 24
+	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 24
 
 demo: $(VENV)/.installed  ## Write a text with the bundled model and show which concepts it came from
 	$(BIN)/steerling demo
@@ -29,6 +30,12 @@ pytest: $(VENV)/.installed-dev $(VENV)/.installed-tpu | lint
 
 test-slow: $(VENV)/.installed-dev $(VENV)/.installed-tpu  ## The tests marked slow: whole commands, kills, notebooks, many meshes
 	env $(TPU_COMPILER) $(BIN)/python -m pytest $(PYTEST_FLAGS) -m slow
+
+test-312:  ## All tests on Python 3.12 with the newest JAX, in a virtual environment of its own; PYTHON312 names the interpreter
+	$(MAKE) PYTHON=$(PYTHON312) VENV=.venv-312 test-all
+
+test-all: $(VENV)/.installed-dev $(VENV)/.installed-tpu
+	env $(TPU_COMPILER) $(BIN)/python -m pytest $(PYTEST_FLAGS)
 
 lint: $(VENV)/.installed-dev  ## Style and types
 	$(BIN)/ruff check .

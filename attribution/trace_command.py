@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,9 +80,12 @@ def run(args: argparse.Namespace) -> None:
     from steerling_jax.attribution.trace.terminal import accuracy_note, render
 
     bundle = sj.load(args.model)
-    find_evidence = None if args.index is None else _evidence_search(args, bundle)
+    find_evidence, index = None, None
+    if args.index is not None:
+        find_evidence, index = open_evidence(args.index, args.corpus, bundle)
     if record is None:
         record = _given(args, bundle) if args.continuation is not None else _generated(args, bundle, rules)
+    record = dataclasses.replace(record, index=index or record.index)
     graph_position(record.trace, args.token)  # raises before the explanation, which takes long
     source = "The trace" if args.source is None else args.source
     with stages() as progress:
@@ -183,13 +187,14 @@ def _given(args: argparse.Namespace, bundle: Bundle) -> TraceRecord:
     return TraceRecord(trace, model_origin(bundle), prompt, text)
 
 
-def _evidence_search(args: argparse.Namespace, bundle: Bundle) -> EvidenceSearch:
+def open_evidence(folder: str, corpus: str, bundle: Bundle) -> tuple[EvidenceSearch, str]:
+    """The search in an index, and the index's fingerprint."""
     from steerling_jax.attribution.index.reader import open_index
     from steerling_jax.attribution.index.search import find_evidence
     from steerling_jax.io.corpus.store import CorpusStore
 
-    index = open_index(args.index, CorpusStore(args.corpus), bundle)
-    return lambda tokens, start, end: find_evidence(bundle, index, tokens[:end], start, end)
+    index = open_index(folder, CorpusStore(corpus), bundle)
+    return lambda tokens, start, end: find_evidence(bundle, index, tokens[:end], start, end), index.folder.fingerprint
 
 
 Output = tuple[Path, bool, Callable[[Path], Any]]  # path, whether it is a folder, function that writes it

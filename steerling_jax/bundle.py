@@ -136,12 +136,13 @@ def _check_large_ids(token_ids: Any, config: BackboneConfig, argument: str) -> N
 def encode(bundle: Bundle, text_or_ids: str | Sequence[int], argument: str) -> np.ndarray:
     """Encodes text with the model's tokenizer, or takes ids as they are; returns validated ids (T,) int32.
 
+    A text gets the ids that the model expects before every text, such as the start of a document.
     Raises `UserError`, naming `argument`, for an empty text or invalid ids.
     """
     if isinstance(text_or_ids, str):
         if not text_or_ids:
             raise UserError(f"{argument} is empty; give some text.")
-        text_or_ids = bundle.tokenizer.encode(text_or_ids)
+        text_or_ids = [*bundle.tokenizer.prefix, *bundle.tokenizer.encode(text_or_ids)]
     tokens = check_token_ids(text_or_ids, bundle.config, argument)
     if tokens.shape[0] != 1:
         raise UserError(f"{argument} has {tokens.shape[0]} rows; give one at a time.")

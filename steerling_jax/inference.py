@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from steerling_jax.bundle import Bundle, check_token_ids, encode
 from steerling_jax.decoding.tables import Table, Tabular
@@ -67,7 +68,7 @@ class NamedForwardResult(Tabular, ForwardResult):
 
     def __repr__(self) -> str:
         # Inside a compiled function, and after `jax.tree.map`, there are no names or no numbers to print.
-        concrete = isinstance(self.logits, jax.Array | np.ndarray) and not isinstance(self.logits, jax.core.Tracer)
+        concrete = isinstance(self.logits, jax.Array | np.ndarray) and not isinstance(self.logits, Tracer)
         return super().__repr__() if self.names is not None and concrete else ForwardResult.__repr__(self)
 
     def _repr_html_(self) -> str | None:
@@ -148,7 +149,8 @@ def hidden_states(bundle: Bundle, text_or_ids: Any, layers: Sequence[int]) -> di
 
     Example:
         >>> states = sj.hidden_states(bundle, "import json", layers=[0, 3])
-        >>> states[3].shape  # (1, number of tokens, width)
+        >>> states[3].shape  # one text, its tokens, the width
+        (1, 4, 256)
     """
     tokens = _tokens(bundle, text_or_ids, "text_or_ids")
     count = bundle.config.n_layers

@@ -10,8 +10,9 @@ from steerling_jax.io import hub
 from steerling_jax.io.catalogue import model_catalogue, read_concept_names
 from steerling_jax.io.checkpoints.location import RUN_FILE, locate_checkpoint
 from steerling_jax.io.strengths import read_strengths
-from steerling_jax.io.tokenizers.load import load_tokenizer
-from steerling_jax.io.weights.decoder_reader import is_decoder_folder, read_decoder
+from steerling_jax.io.tokenizers.gguf_vocabulary import gguf_tokenizer
+from steerling_jax.io.tokenizers.load import load_decoder_tokenizer, load_tokenizer
+from steerling_jax.io.weights.decoder_reader import is_decoder_folder, read_decoder, read_gguf_decoder
 from steerling_jax.io.weights.parameter_tree import Shardings
 from steerling_jax.io.weights.published_reader import read_published
 from steerling_jax.models.compute import Compute
@@ -29,11 +30,12 @@ def load(
 
     Args:
         path_or_name: a folder in one of the published layouts or, for other families, of Hugging Face transformers; a
-            checkpoint, a training run of this package or one of its steps, `RUN/checkpoints/STEP`; the name of a
-            bundled model; or a Hugging Face Hub id such as `guidelabs/steerling-8b`, which is downloaded through
-            `huggingface_hub` and its cache. A folder takes precedence over a name. None loads the first bundled model.
+            checkpoint, a training run of this package or one of its steps, `RUN/checkpoints/STEP`; a GGUF file; the
+            name of a bundled model; or a Hugging Face Hub id such as `guidelabs/steerling-8b`, or a GGUF file there
+            (`owner/name/file.gguf`), which is downloaded through `huggingface_hub` and its cache. A folder takes
+            precedence over a name. None loads the first bundled model.
         dtype: "float32" or "bfloat16", of parameters and activations; None takes the stored dtype. "auto" is "float32"
-            for Steerling models and the stored dtype for other families.
+            for Steerling models and the stored dtype for other families. Quantised weights count as float32.
         matmul_dtype: "float32" or "bfloat16", of the operands of matrix products; None takes `dtype`.
         sharding: the sharding of each parameter, as a nested dict like the parameters or as a function of a
             parameter's path, a tuple of keys; None places all parameters on the default device.
@@ -50,13 +52,15 @@ def load(
         >>> bundle = sj.load("steerling-pydocs", dtype="bfloat16")
         >>> bundle.config.n_layers
         4
-        >>> print(sj.generate(bundle, "The zip function", sj.GenerationConfig(max_new_tokens=32)).text)
+        >>> made = sj.generate(bundle, "The zip function", sj.GenerationConfig(max_new_tokens=32))
     """
     for label, value in (("dtype", None if dtype == "auto" else dtype), ("matmul_dtype", matmul_dtype)):
         if value not in (None, "float32", "bfloat16"):
             raise UserError(f"{label} is {value!r}, but it must be 'float32', 'bfloat16' or None.")
-    folder = hub.resolve(path_or_name)
+    folder = hub.resolve(path_or_name, gguf=True)
     name = folder.name if path_or_name is None else str(path_or_name)
+    if folder.is_file():
+        return _load_gguf(folder, name, None if dtype == "auto" else dtype, matmul_dtype, sharding)
     folder, step = locate_checkpoint(folder)
     if not (folder / RUN_FILE).is_file() and is_decoder_folder(folder):
         return _load_decoder(folder, name, None if dtype == "auto" else dtype, matmul_dtype, sharding)
@@ -91,10 +95,24 @@ def _load_decoder(
     return Bundle(
         config=config,
         params=params,
-        tokenizer=load_tokenizer(folder, special_ids(config), config.vocab_size),
+        tokenizer=load_decoder_tokenizer(folder, special_ids(config), config.vocab_size),
         # Activations in float16 would overflow: such weights are computed with in float32.
         compute=Compute(dtype=dtype or (stored if stored == "bfloat16" else "float32"), matmul_dtype=matmul_dtype),
         name=name,
         extras=PublishedExtras(dtype=stored),
         folder=folder,
+    )
+
+
+def _load_gguf(
+    path: Path, name: str, dtype: str | None, matmul_dtype: str | None, sharding: Shardings | None
+) -> Bundle:
+    config, params, stored, header = read_gguf_decoder(path, dtype=dtype, sharding=sharding)
+    return Bundle(
+        config=config,
+        params=params,
+        tokenizer=gguf_tokenizer(header, config.vocab_size),
+        compute=Compute(dtype=dtype or (stored if stored == "bfloat16" else "float32"), matmul_dtype=matmul_dtype),
+        name=name,
+        extras=PublishedExtras(dtype=stored),
     )

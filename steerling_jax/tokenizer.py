@@ -39,11 +39,6 @@ class SpecialIds:
         return {value: f"<|{name}|>" for name, value in named if value is not None and value != NO_ID}
 
     @property
-    def end_ids(self) -> frozenset[int]:
-        """The ids that end a generated text: end of document, end of turn."""
-        return frozenset(id for id in (self.eos_id, self.eot_id) if id is not None and id != NO_ID)
-
-    @property
     def headers(self) -> tuple[int, int]:
         """The ids before and after a turn's role, the two below the end of turn; for instruct models only."""
         assert self.eot_id is not None
@@ -66,11 +61,6 @@ class Tokenizer(Protocol):
     @property
     def prefix(self) -> tuple[int, ...]:
         """Ids that the model expects before every text, such as the start of a document; `encode` does not add them."""
-        ...
-
-    @property
-    def end_ids(self) -> frozenset[int]:
-        """Ids that end a generated text."""
         ...
 
     @property
@@ -97,7 +87,6 @@ class IdsOnlyTokenizer:
     def __init__(self, special: SpecialIds, vocab_size: int):
         self.special, self.vocab_size = special, vocab_size
         self.prefix: tuple[int, ...] = ()
-        self.end_ids = special.end_ids
         self.sha256 = hashlib.sha256(f"ids only, {vocab_size}".encode()).hexdigest()
         self._names = special.names()
 

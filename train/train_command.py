@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from steerling_jax.errors import UserError
 
 if TYPE_CHECKING:
+    from steerling_jax.train.autoencoders.run_config import AutoencoderRun
     from steerling_jax.train.run.run_config import RunConfig
 
 HELP = """\
@@ -23,6 +24,7 @@ Train a model from a config; resumes an interrupted run exactly.
 examples:
   steerling train --config tiny
   steerling train --config pydocs --out ./runs/pydocs
+  steerling train --config sae_pydocs                        (sparse autoencoders of the bundled model)
   steerling train --config ./my_config.py --corpus ./my-corpus --json
   steerling train --config ./my_config.py --start-from steerling-pydocs --profile 10:13
   steerling train --config ./my_config.py --distributed      # on every host of a pod
@@ -58,10 +60,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from steerling_jax.cli.console import note, print_json
     from steerling_jax.io.checkpoints.training_folder import lock_folder
-    from steerling_jax.train.run.config_files import load_config
+    from steerling_jax.train.run.config_files import load_any_config
     from steerling_jax.train.run.metrics import check_tensorboard
     from steerling_jax.train.run.processes import initialise_processes, is_first_process, run_on_first_process
     from steerling_jax.train.run.profiler import parse_steps
+    from steerling_jax.train.run.run_config import RunConfig
 
     process_options = (args.coordinator, args.process_count, args.process_index)
     if any(value is not None for value in process_options) and None in process_options:
@@ -71,14 +74,16 @@ def run(args: argparse.Namespace) -> int:
         initialise_processes(*process_options)
     if args.tensorboard:
         check_tensorboard()
-    config = load_config(args.config)
+    config = load_any_config(args.config)
+    out = args.out or Path("runs") / config.name
+    # Orbax logs the traceback of a failed save; the command prints one sentence.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    if not isinstance(config, RunConfig):
+        return _train_autoencoders(config, args, out)
     if args.steps is not None:
         config = dataclasses.replace(config, steps=args.steps)
     if args.start_from is not None:
         config = dataclasses.replace(config, start_from=args.start_from)
-    out = args.out or Path("runs") / config.name
-    # Orbax logs the traceback of a failed save; the command prints one sentence.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
     with contextlib.ExitStack() as stack:
         run_on_first_process(lambda: stack.enter_context(lock_folder(out)))
         _set_compilation_cache(out)
@@ -90,6 +95,29 @@ def run(args: argparse.Namespace) -> int:
     elif code == 0:
         note(f"Trained {result['step']} steps; the model is in {result['export']}.")
     return code
+
+
+def _train_autoencoders(run: AutoencoderRun, args: argparse.Namespace, out: Path) -> int:
+    """Trains autoencoders, with the options that such a run has."""
+    from steerling_jax.cli.console import note, print_json
+    from steerling_jax.io.checkpoints.training_folder import lock_folder
+    from steerling_jax.train.autoencoders.program import run_autoencoders
+
+    for option in ("corpus", "profile", "tensorboard", "distributed", "coordinator"):
+        if getattr(args, option):
+            raise UserError(f"--{option} does not apply to the config {run.name!r}, which trains autoencoders.")
+    if args.steps is not None:
+        run = dataclasses.replace(run, recipe=dataclasses.replace(run.recipe, steps=args.steps))
+    if args.start_from is not None:
+        run = dataclasses.replace(run, model=args.start_from)
+    with lock_folder(out), _catch_signals() as caught:
+        _set_compilation_cache(out)
+        result, stopped = run_autoencoders(run, out, lambda: bool(caught), tables=not args.json)
+    if args.json:
+        print_json(result)
+    elif not stopped:
+        note(f"Trained {result['step']} steps; the autoencoders are in {result['export']}.")
+    return 128 + (caught or [signal.SIGTERM])[0] if stopped else 0
 
 
 def _train(config: RunConfig, args: argparse.Namespace, out: Path) -> tuple[dict[str, Any], int]:
@@ -114,7 +142,7 @@ def _train(config: RunConfig, args: argparse.Namespace, out: Path) -> tuple[dict
             batches=opened.batches,
         )
         events = train(config, opened.store, out, opened.share, options)
-        for event in display(events, config, tables=not args.json) if is_first_process() else events:
+        for event in display(events, config.steps, tables=not args.json) if is_first_process() else events:
             match event:
                 case Evaluated():
                     result["evaluation"] = event.results

@@ -106,7 +106,7 @@ def _activations(
     for head, count in zip(heads, concept_counts(config), strict=True):
         if head is None:
             continue
-        value = jax.nn.sigmoid(head.topk_logits).reshape(B, R, -1) * weight[:, :, None]
+        value = head.topk_weights.reshape(B, R, -1) * weight[:, :, None]
         index = head.topk_indices.reshape(B, R, -1)
         mean = jnp.zeros((B, count)).at[jnp.arange(B)[:, None, None], index].add(value)
         parts.append(mean / jnp.maximum(jnp.linalg.norm(mean, axis=1, keepdims=True), 1e-9))

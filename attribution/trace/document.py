@@ -11,8 +11,8 @@ from steerling_jax.attribution.index.evidence import Evidence
 from steerling_jax.attribution.trace.explanation import ExplainedChunk, Explanation
 from steerling_jax.decoding.trace_record import to_plain
 from steerling_jax.explain.inputs.record import InputAttribution
+from steerling_jax.io.trace_file import EXPLANATION, EXPLANATION_VERSION
 
-FORMAT, VERSION = "steerling-explanation", 1
 INPUTS = 32  # positions listed for a token or a chunk, by absolute attribution; the others are summed up as `rest`
 KINDS = ("known", "discovered", "epsilon")
 
@@ -26,8 +26,8 @@ def make_document(explanation: Explanation, count: int) -> dict[str, Any]:
     tokens = [_token(explanation, row, count) for row in range(len(explanation.shares))]
     chunks = [_chunk(chunk, count) for chunk in explanation.chunks]
     return {
-        "format": FORMAT,
-        "version": VERSION,
+        "format": EXPLANATION,
+        "version": EXPLANATION_VERSION,
         "trace": to_plain(explanation.record),
         "pieces": list(explanation.pieces),
         "errors": {

@@ -21,6 +21,7 @@ from steerling_jax.progress import Progress, no_progress
 
 # Finds training data for tokens [start, end) of a text of token ids (T,): (ids, start, end) -> Evidence.
 EvidenceSearch = Callable[[np.ndarray, int, int], Evidence]
+AttributeInputs = Callable[[Trace], InputAttribution]
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def explain(
     bundle: Bundle,
     record: TraceRecord,
     *,
-    inputs: bool = True,
+    inputs: bool | AttributeInputs = True,
     find_evidence: EvidenceSearch | None = None,
     progress: Progress = no_progress,
     source: str = "The trace",
@@ -91,7 +92,7 @@ def explain(
     """Explains every chunk of `record`; a text without chunk boundaries is one chunk.
 
     Args:
-        inputs: Also attribute to input tokens, which takes the longest.
+        inputs: Also attribute to input tokens, which takes the longest; or the function that does it.
         find_evidence: Also search the training data with this function.
         source: The name of the record in error messages.
 
@@ -99,7 +100,10 @@ def explain(
     """
     trace, config = restore(record, bundle, source), bundle.config
     shares = concept_contributions(bundle, trace)
-    attributions = attribute_inputs(bundle, trace, progress=progress) if inputs else None
+    if callable(inputs):
+        attributions = inputs(trace)
+    else:
+        attributions = attribute_inputs(bundle, trace, progress=progress) if inputs else None
     # The canvas has whole blocks; what is beyond the requested length is not part of the text.
     length = len(trace.tokens) if record.generation is None else record.generation.max_new_tokens
     written = trace.tokens[: trace.prompt_length + length]

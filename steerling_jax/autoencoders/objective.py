@@ -170,7 +170,7 @@ def _scattered_rows(index: jax.Array, factors: jax.Array, rows: jax.Array, size:
             return total + dense.T @ values, None
 
         padding = ((0, -len(index) % _DENSE), (0, 0))
-        parts = tuple(jnp.pad(a, padding).reshape(-1, _DENSE, a.shape[1]) for a in (index, factors, rows))
-        return lax.scan(add, jnp.zeros((size, rows.shape[1])), parts)[0]
+        where, factor, values = (jnp.pad(a, padding).reshape(-1, _DENSE, a.shape[1]) for a in (index, factors, rows))
+        return lax.scan(add, jnp.zeros((size, rows.shape[1])), (where, factor, values))[0]
 
     return lax.platform_dependent(cpu=by_row, default=by_product)

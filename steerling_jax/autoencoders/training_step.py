@@ -7,9 +7,10 @@ out (a model's first position may have a norm a hundred times that of others).
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -90,7 +91,7 @@ def init_state(recipe: AutoencoderRecipe, sample: jax.Array, key: jax.Array) -> 
     )
     zero = jnp.zeros((), jnp.int32)
     silent = jnp.zeros(recipe.n_latents, jnp.int32)
-    return AutoencoderState(zero, trained, _optimizer(recipe).init(trained), silent, limit)
+    return AutoencoderState(zero, trained, _optimizer(recipe).init(cast(Any, trained)), silent, limit)
 
 
 def geometric_median(rows: jax.Array, row_weights: jax.Array) -> jax.Array:
@@ -128,10 +129,12 @@ def update(state: AutoencoderState, x: jax.Array, *, recipe: AutoencoderRecipe) 
     )
     decoder = state.trained.decoder
     along = jnp.sum(gradients.decoder * decoder, axis=1, keepdims=True)
-    gradients = gradients.replace(decoder=gradients.decoder - along * decoder)
-    updates, opt_state = _optimizer(recipe).update(gradients, state.opt_state, state.trained)
-    trained = optax.apply_updates(state.trained, updates)
-    trained = trained.replace(decoder=trained.decoder / jnp.linalg.norm(trained.decoder, axis=1, keepdims=True))
+    gradients = dataclasses.replace(gradients, decoder=gradients.decoder - along * decoder)
+    optimizer = _optimizer(recipe)
+    updates, opt_state = optimizer.update(cast(Any, gradients), state.opt_state, cast(Any, state.trained))
+    trained = cast(TrainedWeights, optax.apply_updates(cast(Any, state.trained), updates))
+    lengths = jnp.linalg.norm(trained.decoder, axis=1, keepdims=True)
+    trained = dataclasses.replace(trained, decoder=trained.decoder / lengths)
     seen = jnp.sum(counts).astype(jnp.int32)
     new = AutoencoderState(
         step=state.step + 1,

@@ -96,3 +96,5 @@ def run(args: argparse.Namespace) -> None:
         print_json({"folder": args.folder, "config": config, "layout": layout})
     else:
         note(f"Wrote {args.folder}.")
+        if config.concept is not None and config.concept.dictionary is not None:
+            note("The published package refuses this model, because its discovered concepts are a dictionary.")

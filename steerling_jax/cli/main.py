@@ -34,6 +34,7 @@ GROUP = "steerling.commands"
 SUMMARIES = {
     "demo": "Generate a continuation and show, chunk by chunk, the concepts that it came from.",
     "trace": "Explain a text chunk by chunk: the concepts, prompt tokens and training data behind it.",
+    "verify": "Compute the figures of a recorded trace again, and say how far they agree.",
     "generate": "Continue a text, or every text of a file.",
     "serve": "Serve a model over HTTP, in the protocol of OpenAI's clients.",
     "concepts": "Find a model's concepts by name, with the tokens that each one promotes.",

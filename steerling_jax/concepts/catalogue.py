@@ -6,6 +6,8 @@ A catalogue need not be complete: a concept without an entry is identified by it
 from __future__ import annotations
 
 import difflib
+import hashlib
+import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -126,6 +128,13 @@ class Catalogue:
         ]
         matching = [] if _is_exact(text) else [one.name for one in self.find(text, head)[:_SUGGESTIONS]]
         return list(dict.fromkeys([*names, *matching]))[:_SUGGESTIONS]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits: a hash of all entries and of the numbers of concepts, in whatever order they are."""
+        entries = sorted((one.head, one.id, one.name, one.description, one.group, one.flags) for one in self.concepts)
+        content = json.dumps([self.known, self.discovered, entries])
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     @property
     def groups(self) -> list[str]:

@@ -81,7 +81,7 @@ class Tabular:
     def __repr__(self) -> str:
         return self.summary().text()
 
-    def _repr_html_(self) -> str:
+    def _repr_html_(self) -> str | None:
         return self.summary().html()
 
     def to_dataframe(self) -> Any:

@@ -107,16 +107,20 @@ class Trace(Tabular):
     def table(self) -> Table:
         """A row for each committed token, in the order of commitment."""
         rows = list(self.flat())
-        steps, positions, tokens, logits = ([row[i] for row in rows] for i in range(4))
+        positions = [position for _, position, *_ in rows]
         steered = f"; steering: {', '.join(self.steering)}" if self.steering else ""
         title = (
             f"Trace: {len(positions)} tokens committed in {len(self.commits)} steps after a prompt of "
             f"{self.prompt_length}{steered}"
         )
-        columns: dict[str, list] = {"step": steps, "position": positions, "token_id": tokens}
+        columns: dict[str, list] = {
+            "step": [step for step, *_ in rows],
+            "position": positions,
+            "token_id": [token for _, _, token, _ in rows],
+        }
         if self.pieces is not None:
             columns["token"] = [self.pieces[position] for position in positions]
-        return Table(title, columns | {"logit": logits})
+        return Table(title, columns | {"logit": [logit for *_, logit in rows]})
 
     def flat(self) -> Iterator[tuple[int, int, int, float]]:
         """(step, position, token id, target logit) of every committed token, in order."""

@@ -31,7 +31,8 @@ FORMAT, VERSION = "steerling-trace", 1
 class Origin:
     """Which model a trace is of. fingerprint: see `models.steerling.fingerprint`. dtype, matmul_dtype: what it computed
     in. corpus: of its training texts, where known: `documents`, how many, and `documents_sha256`, the hash of the
-    sorted hashes of their texts."""
+    sorted hashes of their texts. catalogue: the fingerprint of its concepts' names, where it has concepts. versions: of
+    the packages that computed the trace; empty in records of earlier versions."""
 
     name: str
     fingerprint: str
@@ -39,6 +40,8 @@ class Origin:
     dtype: str = "float32"
     matmul_dtype: str | None = None
     corpus: Mapping[str, Any] | None = None
+    catalogue: str | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,8 @@ class TraceRecord:
 
     trace: read from a file it has neither plan nor hidden rows; `restore` makes the plan again. text: what was written.
     generation: None for a text that was not generated here. seed: the one that was used. policies: field of `Policies`
-    to what was given there, for people to read: attribution does not need it.
+    to what was given there, for people to read: attribution does not need it. index: the fingerprint of the
+    training-data index that its explanation searched, if one did.
     """
 
     trace: Trace
@@ -58,10 +62,13 @@ class TraceRecord:
     seed: int | None = None
     steering: tuple[SteeringConfig, ...] = ()
     policies: Mapping[str, str] = field(default_factory=dict)
+    index: str | None = None
 
 
-def origin_of(bundle: Bundle, corpus: Mapping[str, Any] | None = None) -> Origin:
-    """The origin of what this model writes; `io.trace_file.model_origin` knows the corpus, too."""
+def origin_of(
+    bundle: Bundle, corpus: Mapping[str, Any] | None = None, versions: Mapping[str, str] | None = None
+) -> Origin:
+    """The origin of what this model writes; `io.trace_file.model_origin` knows the corpus and the versions, too."""
     compute = bundle.compute
     return Origin(
         bundle.name,
@@ -70,6 +77,8 @@ def origin_of(bundle: Bundle, corpus: Mapping[str, Any] | None = None) -> Origin
         compute.dtype,
         compute.matmul_dtype,
         corpus,
+        None if bundle.config.concept is None else bundle.concepts.fingerprint,
+        versions or {},
     )
 
 
@@ -100,8 +109,11 @@ def to_plain(record: TraceRecord) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "version": VERSION,
-        "model": {name: value for name, value in dataclasses.asdict(origin).items() if name != "corpus"},
+        "model": {name: getattr(origin, name) for name in _MODEL},
         "corpus": None if origin.corpus is None else dict(origin.corpus),
+        "catalogue": origin.catalogue,
+        "index": record.index,
+        "versions": dict(origin.versions),
         "prompt_text": record.prompt_text,
         "text": record.text,
         "generation": None if record.generation is None else _plain(record.generation),
@@ -120,6 +132,7 @@ def to_plain(record: TraceRecord) -> dict[str, Any]:
 
 
 _LARGEST = float(np.finfo(np.float32).max)
+_MODEL = ("name", "fingerprint", "tokenizer_sha256", "dtype", "matmul_dtype")
 _LISTS = ("positions", "token_ids", "target_logits")
 
 
@@ -168,13 +181,20 @@ def from_plain(value: Any, where: str) -> TraceRecord:
         _check_commits(trace)
         record = TraceRecord(
             trace,
-            Origin(**value["model"], corpus=value["corpus"]),
+            Origin(
+                **value["model"],
+                corpus=value["corpus"],
+                # Records of earlier versions do not have these.
+                catalogue=_optional_text("catalogue", value.get("catalogue")),
+                versions={str(name): _text(str(name), one) for name, one in value.get("versions", {}).items()},
+            ),
             _text("prompt_text", value["prompt_text"]),
             _text("text", value["text"]),
             generation,
             None if seed is None else _whole("seed", seed),
             steering,
             dict(value["policies"]),
+            _optional_text("index", value.get("index")),
         )
     except KeyError as error:
         raise UserError(f"{where} has no field {error}: it is no whole trace; make it again.") from None
@@ -271,6 +291,10 @@ def _whole(name: str, value: Any) -> int:
 def _text(name: str, value: Any) -> str:
     require(isinstance(value, str), f"{name} is {value!r}, but it must be a text.")
     return value
+
+
+def _optional_text(name: str, value: Any) -> str | None:
+    return None if value is None else _text(name, value)
 
 
 def _ids(name: str, values: Sequence[Any]) -> np.ndarray:

@@ -1,9 +1,9 @@
 """Activations of concepts over a corpus: strongest chunks, means and correlations, streamed in one pass.
 
-A concept's activation at a position is its weight in the features: the sigmoid of its logit where the concept is in the
-head's top k, else 0. Activations are read at masked positions only, with every diffusion block denoised after unmasked
-earlier blocks, which is the state in which generation reads the heads. A chunk's activation is the mean over its masked
-positions.
+A concept's activation at a position is its weight in the features: the sigmoid of its logit (in a dictionary the
+positive part) where the concept is in the head's top k, else 0. Activations are read at masked positions only, with
+every diffusion block denoised after unmasked earlier blocks, which is the state in which generation reads the heads. A
+chunk's activation is the mean over its masked positions.
 
 Legend: J requested concepts, C known concepts, S chunks of a batch, n strongest chunks, h held-out chunks.
 """

@@ -16,7 +16,6 @@ from steerling_jax.concepts.catalogue import Head
 from steerling_jax.concepts.heads import view_concepts
 from steerling_jax.models.backbone import Params
 from steerling_jax.models.compute import Compute
-from steerling_jax.models.layers import matmul_t
 from steerling_jax.models.steerling import bottleneck as bn
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.denoise import denoise
@@ -88,14 +87,13 @@ def _activations(
 ) -> jax.Array:
     """Activations (N, J) of the concepts ids (J,), 0 where a concept is not in the head's top k."""
     view, spec = view_concepts(params, hidden, head, config, compute)
-    logits = matmul_t(view.query, jnp.take(view.keys, ids, axis=0), compute.operands) * view.scale
-    logits = jnp.clip(logits, -bn.LOGIT_LIMIT, bn.LOGIT_LIMIT)
+    logits = bn.logits_of_ids(view, ids, compute.operands)
     if spec.topk_features is None:
-        return jax.nn.sigmoid(logits)
+        return view.weights(logits)
     threshold = bn.top_concepts(view, spec.topk_features, spec.block, compute.operands)[0][:, -1:]
     # The logits here and in top_concepts are products of different shapes, which round differently. Without a margin
     # the k-th concept itself could fall below its own threshold.
-    return jnp.where(logits >= threshold - 1e-5, jax.nn.sigmoid(logits), 0.0)
+    return jnp.where(logits >= threshold - 1e-5, view.weights(logits), 0.0)
 
 
 def _moments(

@@ -21,7 +21,7 @@ import numpy as np
 
 from steerling_jax.bundle import Bundle, check_token_ids
 from steerling_jax.concepts.catalogue import Head
-from steerling_jax.concepts.heads import check_concepts, concept_embeddings, view_concepts
+from steerling_jax.concepts.heads import check_concepts, concept_embeddings, head_spec, view_concepts
 from steerling_jax.decoding.window import steering_of_canvases
 from steerling_jax.errors import UserError
 from steerling_jax.models.backbone import Params
@@ -52,7 +52,8 @@ class SourceConcept(NamedTuple):
 class ConceptGradients:
     """Gradients of n target concepts with respect to m injected source concepts.
 
-    logits, activations (n,) float32: the targets' values without injection.
+    logits, activations, slopes (n,) float32: the targets' values without injection, and the derivatives of activations
+    by logits.
     gradients (n, m, L, T) float32: the change of a target's logit per unit of a source's embedding that is added after
     layer l + 1 at a position. The model clips logits to ±15, so a logit at that limit has the gradient 0.
     """
@@ -61,13 +62,13 @@ class ConceptGradients:
     sources: tuple[SourceConcept, ...]
     logits: np.ndarray
     activations: np.ndarray
+    slopes: np.ndarray
     gradients: np.ndarray
 
     @property
     def of_activations(self) -> np.ndarray:
-        """Gradients (n, m, L, T) of the targets' activations: those of the logits times the slope of the sigmoid."""
-        slope = self.activations * (1 - self.activations)
-        return self.gradients * slope[:, None, None, None]
+        """Gradients (n, m, L, T) of the targets' activations: those of the logits times the activations' slopes."""
+        return self.gradients * self.slopes[:, None, None, None]
 
     def injected(self, layer: int, positions: np.ndarray) -> np.ndarray:
         """The change (n, m) of the logits per unit of a source that is injected as in steering.
@@ -137,8 +138,13 @@ def concept_gradients(
             )
             logits[rows] = np.asarray(batch_logits)[: len(rows)]
             gradients[rows] = np.asarray(batch_gradients)[: len(rows), :, :, :T]
-    activations = np.asarray(jax.nn.sigmoid(logits))
-    return ConceptGradients(tuple(targets), tuple(sources), logits, activations, gradients)
+    activations, slopes = np.zeros((2, len(targets)), np.float32)
+    for head, numbers in heads.items():
+        if numbers:
+            weights = head_spec(config, head).weights
+            values = jnp.asarray(logits[numbers])
+            activations[numbers], slopes[numbers] = weights(values), jax.vmap(jax.grad(weights))(values)
+    return ConceptGradients(tuple(targets), tuple(sources), logits, activations, slopes, gradients)
 
 
 def _embedding(bundle: Bundle, source: SourceConcept) -> jax.Array:

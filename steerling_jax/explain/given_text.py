@@ -36,7 +36,7 @@ def given_trace(
         >>> trace = sj.given_trace(bundle, "The zip function returns", " an iterator of tuples.")
         >>> shares = sj.concept_contributions(bundle, trace)
         >>> shares.pieces
-        (' an', ' iterator', ' of', ' tuple', 's', '.')
+        (' an', ' iterator', ' of', ' tuples', '.')
     """
     config = bundle.config
     before = encode(bundle, prompt, "The prompt")

@@ -96,7 +96,7 @@ def _listed(
     Listed are the head's reported top k and the clamped concepts. target (N, D): the tokens' rows of lm_head.
     """
     view = view_head(params, spec, _EXACT, target)  # only its tables are used
-    parts = [(head.topk_indices, jax.nn.sigmoid(head.topk_logits))]
+    parts = [(head.topk_indices, head.topk_weights)]
     used = jnp.ones(head.topk_indices.shape, bool)
     if clamps is not None:
         # A clamped concept has the clamp's weight, whether the head lists it or not. It gets a slot of its own, and

@@ -9,9 +9,22 @@ from importlib.resources import files
 from pathlib import Path
 
 from steerling_jax.errors import UserError, error_summary
+from steerling_jax.io.gguf.header import MAGIC
 from steerling_jax.io.weights.published_layout import COMPANIONS, INDEX, SINGLE
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_HUB_FILE = re.compile(rf"({_HUB_ID.pattern})/([\w./-]+\.gguf)")  # a GGUF file in a Hub repository
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether a path is meant as a GGUF file, by its name or its first bytes."""
+    if not path.is_file() or path.suffix.lower() == ".gguf":
+        return path.is_file()
+    try:
+        with path.open("rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError:
+        return False
 
 
 def bundled_models() -> dict[str, Path]:
@@ -24,8 +37,8 @@ def bundled_models() -> dict[str, Path]:
     )
 
 
-def resolve(path_or_name: str | Path | None = None) -> Path:
-    """The folder of a model.
+def resolve(path_or_name: str | Path | None = None, *, gguf: bool = False) -> Path:
+    """The folder of a model, or with `gguf` possibly a GGUF file.
 
     A folder that exists takes precedence over a bundled model of that name, and that over a download from the Hub,
     which uses huggingface_hub's cache, token and progress display. None gives the first bundled model. Raises
@@ -43,23 +56,28 @@ def resolve(path_or_name: str | Path | None = None) -> Path:
     if folder.is_dir():
         return folder
     if folder.exists():
-        raise UserError(f"{name} is a file; give the folder of the model.")
+        if gguf and is_gguf(folder):
+            return folder
+        known = "a GGUF file or the folder of a model" if gguf else "the folder of the model"
+        raise UserError(f"{name} is a file; give {known}.")
     if name in bundled:
         return bundled[name]
     if _HUB_ID.fullmatch(name):
         return download(name)
+    if gguf and (match := _HUB_FILE.fullmatch(name)):
+        return download(match[1], match[2])
     similar = difflib.get_close_matches(name, bundled, n=1)
     hint = f"did you mean {similar[0]!r}?" if similar else f"bundled models are: {', '.join(bundled) or 'none'}."
     raise UserError(f"There is no folder and no bundled model {name!r}; {hint}")
 
 
-def download(repo: str) -> Path:
-    """The local snapshot of a Hub model, downloaded unless it is cached. Raises `UserError` if that fails."""
-    from huggingface_hub import errors, snapshot_download
+def download(repo: str, file: str | None = None) -> Path:
+    """The local snapshot of a Hub model, or one file of it, downloaded unless cached. Raises `UserError` on failure."""
+    from huggingface_hub import errors, hf_hub_download, snapshot_download
 
     patterns = ["config.json", SINGLE, INDEX, "model*.safetensors", *COMPANIONS]
     try:
-        return Path(snapshot_download(repo, allow_patterns=patterns))
+        return Path(hf_hub_download(repo, file) if file else snapshot_download(repo, allow_patterns=patterns))
     except errors.GatedRepoError as error:
         reason = "is gated: accept its terms on huggingface.co and log in with `hf auth login`"
         raise UserError(f"The Hub model {repo} {reason}.") from error
@@ -70,6 +88,10 @@ def download(repo: str) -> Path:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise UserError(
                 f"No space is left to download {repo}; free some, or set HF_HOME to another disk."
+            ) from error
+        if isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
+            raise UserError(
+                f"The Hub model {repo} has no file {file}; see its list of files on huggingface.co."
             ) from error
         if _unreachable(error):
             raise UserError(

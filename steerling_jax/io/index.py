@@ -85,6 +85,14 @@ class IndexFolder:
             raise UserError(f"The index {self.folder} is not finished: run `steerling index` on it until it is.")
         return _read_json(path)
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits: a hash of the finished state, with its thresholds and the checksums of its units'
+        arrays."""
+        state = self.current()
+        content = [self.metadata, state, [self.unit(name).metadata for name in state["units"]]]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
     def unit(self, name: str) -> Unit:
         """The unit of that name."""
         return Unit(self.folder / "units" / name)

@@ -5,24 +5,35 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from steerling_jax.bundle import Bundle
 from steerling_jax.decoding.trace_record import Origin, TraceRecord, from_plain, origin_of, to_plain
-from steerling_jax.errors import UserError
+from steerling_jax.errors import UserError, require
 from steerling_jax.io.atomic import atomic_path
 from steerling_jax.io.text_files import load_json, read_text
 from steerling_jax.io.training_documents import read_training_documents
+
+_PACKAGES = ("steerling-jax", "jax", "jaxlib", "numpy")
+EXPLANATION, EXPLANATION_VERSION = "steerling-explanation", 1
 
 
 def model_origin(bundle: Bundle) -> Origin:
     """The model's identity for a trace, with its training documents if its folder has a `documents.json`."""
     trained = read_training_documents(bundle.folder)
-    if trained is None:
-        return origin_of(bundle)
-    return origin_of(bundle, {"documents": len(trained), "documents_sha256": _hash("\n".join(sorted(trained)))})
+    corpus = None
+    if trained is not None:
+        corpus = {"documents": len(trained), "documents_sha256": _hash("\n".join(sorted(trained)))}
+    return origin_of(bundle, corpus, package_versions())
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of this package, of Python and of the packages that compute."""
+    return {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()}
 
 
 def write_trace(path: str | os.PathLike[str], record: TraceRecord) -> None:
@@ -50,15 +61,34 @@ def read_trace(path: str | os.PathLike[str], id: str | int | None = None) -> Tra
     Raises:
         UserError: the file cannot be read, is not a trace, or has no result with that id and a trace.
     """
-    path = Path(path)
+    return from_plain(*_read_value(Path(path), id))
+
+
+def read_explained_trace(
+    path: str | os.PathLike[str], id: str | int | None = None
+) -> tuple[TraceRecord, Mapping[str, Any] | None]:
+    """Reads a trace, or the trace within an explanation that `steerling trace --json` wrote, and that explanation (None
+    for a trace alone). Arguments and errors are those of `read_trace`."""
+    value, where = _read_value(Path(path), id)
+    if not isinstance(value, Mapping) or value.get("format") != EXPLANATION:
+        return from_plain(value, where), None
+    found = value.get("version")
+    require(
+        found == EXPLANATION_VERSION,
+        f"{where} is an explanation of version {found!r}, and this program reads {EXPLANATION_VERSION}.",
+    )
+    return from_plain(value.get("trace"), where), value
+
+
+def _read_value(path: Path, id: str | int | None) -> tuple[Any, str]:
+    """The JSON value of a trace, and what errors call it."""
     text = read_text(path, "trace")
     if id is not None:
-        return from_plain(_batch_line(path, text, id).get("trace"), f"{path}, {id!r}")
+        return _batch_line(path, text, id).get("trace"), f"{path}, {id!r}"
     try:
-        value = load_json(text)
+        return load_json(text), str(path)
     except ValueError as error:
         raise UserError(f"{path} is not a trace, or it is truncated ({error}); make it again.") from None
-    return from_plain(value, str(path))
 
 
 def _batch_line(path: Path, text: str, id: str | int) -> Mapping[str, Any]:

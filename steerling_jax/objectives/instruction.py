@@ -38,7 +38,7 @@ class InstructionObjective:
 
     token_weight: the weight of a masked token, 1 or 1/t. floor: the smallest noise level of a block; levels are uniform
     in [floor, 1]. epsilon_dropout: the share of positions predicted from the concepts alone, so that the logits go on
-    depending on them.
+    depending on them; in a strict model that is every position.
     """
 
     kind: ClassVar[str] = "instruction"
@@ -92,7 +92,9 @@ class InstructionObjective:
         hidden = run_backbone(params, embeds, config=config, compute=compute).hidden
         rows = block_rows(hidden, drawn, config.diff_block_size)
         features = rows.hidden
-        if config.concept is not None and self.epsilon_dropout:
+        if config.concept is not None and config.concept.is_strict:
+            features = concept_features(params, features, config, compute)
+        elif config.concept is not None and self.epsilon_dropout:
             dropped = at_rows(drawn.sequences["drop_epsilon"], rows.position)[:, None]
             features = jnp.where(dropped, concept_features(params, features, config, compute), features)
         nats = cross_entropy(params, features, rows.target, compute) * rows.valid
@@ -126,7 +128,7 @@ def block_rows(hidden: jax.Array, drawn: Draws, size: int) -> MaskedRows:
 
 
 def concept_features(params: Params, hidden: jax.Array, config: ModelConfig, compute: Compute) -> jax.Array:
-    """The concepts' features k̂ + û of hidden rows (M, D), in the dtype of these."""
+    """The concepts' features k̂ + û, and a dictionary's offset, of hidden rows (M, D), in the dtype of these."""
     parts = decompose(params, hidden, config=config, compute=compute, stop_discovered_gradient=True)
     return parts.concept_features.astype(hidden.dtype)
 

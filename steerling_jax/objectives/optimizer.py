@@ -25,7 +25,10 @@ import optax
 import optax.contrib
 
 from steerling_jax.errors import UserError
+from steerling_jax.models.steerling.dictionary import embedding_table, unit_rows, without_radial
 
+DISCOVERED = "unknown_head"
+HEADS = frozenset({"known_head", DISCOVERED})
 GAINS = frozenset({"ln_1", "ln_2", "ln_f", "q_norm", "k_norm"})
 TABLES = frozenset({"tok_emb", "concept_embedding", "embedding_coef"})
 SCORES = frozenset({"lm_head", "concept_predictor", "predictor_up"})  # a row for each token or concept, not looked up
@@ -105,8 +108,14 @@ def muon_labels(params: Any) -> Any:
     return _by_path(params, lambda names: "muon" if names[-1] in MATRICES and not others & set(names) else "adamw")
 
 
-def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """The optimizer of a run of `steps` updates: clipping by the global norm, then AdamW, or Muon with AdamW."""
+def make_optimizer(
+    config: OptimizerConfig, steps: int, *, dictionary: bool = False, heads_only: bool = False
+) -> optax.GradientTransformation:
+    """The optimizer of a run of `steps` updates: clipping by the global norm, then AdamW, or Muon with AdamW.
+
+    dictionary: the discovered concepts are a dictionary, whose embeddings keep the length 1. heads_only: nothing but
+    the concept heads changes; other parameters have no moments.
+    """
     rate = learning_rate(config, steps)
     update: optax.GradientTransformation = optax.adamw(
         rate, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay, mask=decay_mask
@@ -119,7 +128,42 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
             optax.scale_by_learning_rate(rate),
         )
         update = optax.partition({"muon": muon, "adamw": update}, muon_labels)
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
+    update = optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
+    if heads_only:
+        update = optax.partition({"heads": update, "rest": optax.set_to_zero()}, _head_labels)
+    return optax.chain(_tangential_gradient(), update, _unit_length()) if dictionary else update
+
+
+def _head_labels(params: Any) -> Any:
+    return _by_path(params, lambda names: "heads" if names[0] in HEADS else "rest")
+
+
+def _tangential_gradient() -> optax.GradientTransformation:
+    """Removes from the gradient what would only change the lengths of a dictionary's embeddings."""
+
+    def update(updates: Any, params: Any) -> Any:
+        return _replace_embeddings(updates, without_radial(params[DISCOVERED], _embeddings_of(params, updates)))
+
+    return optax.stateless(update)
+
+
+def _unit_length() -> optax.GradientTransformation:
+    """Changes the update so that a dictionary's embeddings have the length 1 after it."""
+
+    def update(updates: Any, params: Any) -> Any:
+        moved: Any = optax.apply_updates(params[DISCOVERED], updates[DISCOVERED])
+        return _replace_embeddings(updates, unit_rows(moved) - _embeddings_of(params, params))
+
+    return optax.stateless(update)
+
+
+def _embeddings_of(params: Any, tree: Any) -> Any:
+    return tree[DISCOVERED][embedding_table(params[DISCOVERED])]["weight"]
+
+
+def _replace_embeddings(updates: Any, table: Any) -> Any:
+    head = updates[DISCOVERED]
+    return {**updates, DISCOVERED: {**head, embedding_table(head): {"weight": table}}}
 
 
 def like_parameters(opt_state: optax.OptState, params: Any, otherwise: Any) -> Any:

@@ -34,6 +34,7 @@ from steerling_jax.models.edits import LayerEdit, from_layer, inject
 from steerling_jax.models.steerling import bottleneck as bn
 from steerling_jax.models.steerling.backbone import lm_head_weight, lm_logits
 from steerling_jax.models.steerling.config import ModelConfig
+from steerling_jax.models.steerling.decompose import logit_features
 from steerling_jax.models.steerling.denoise import denoise
 from steerling_jax.objectives.noise import NoiseConfig
 from steerling_jax.objectives.objective import Batch, Draws, Metrics, draw_noise, part_of
@@ -109,7 +110,7 @@ class SteeringObjective:
             edits=[self.injection(params, batch, config, compute)],
         )
         rows = gather_rows(hidden, batch, batch["levels"], batch["masked"], config.diff_block_size, self.rows)
-        logits = lm_logits(params, rows.hidden, compute)
+        logits = lm_logits(params, logit_features(params, rows.hidden, config, compute), compute)
         nats = optax.softmax_cross_entropy_with_integer_labels(logits, rows.target) * rows.valid
         pushed = at_rows(batch["pushed"], rows.position) * rows.valid
         chunk = jnp.maximum(rows.chunk, 0).reshape(rows.position.shape)

@@ -19,9 +19,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from steerling_jax.models.backbone import Params
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.lora import LoraConfig, adapter_shardings, init_adapters, merge_adapters, with_adapters
-from steerling_jax.models.steerling.config import ModelConfig
+from steerling_jax.models.steerling.config import ModelConfig, concept_counts
 from steerling_jax.models.steerling.model import init_params
 from steerling_jax.models.steerling.sharding import param_shardings
+from steerling_jax.objectives.dictionary import IDLE, USES, DictionaryObjective
+from steerling_jax.objectives.dictionary_losses import next_idle
 from steerling_jax.objectives.objective import Draws, Objective
 from steerling_jax.objectives.optimizer import OptimizerConfig, learning_rate, like_parameters, make_optimizer
 from steerling_jax.objectives.pretraining import ObjectiveConfig
@@ -63,6 +65,14 @@ class TrainState:
     opt_state: optax.OptState
 
 
+@struct.dataclass
+class DictionaryState(TrainState):
+    """The state of a run with a `DictionaryObjective`. idle (C,) int32: for how many steps no row has used each of the
+    dictionary's concepts."""
+
+    idle: Any
+
+
 def init_state(recipe: Recipe, key: jax.Array) -> TrainState:
     """The state before the first step of the run with this key."""
     # A random stream of its own: the steps fold their number into the key, and none has this number.
@@ -70,7 +80,18 @@ def init_state(recipe: Recipe, key: jax.Array) -> TrainState:
     lora = recipe.lora
     params = init_params(recipe.model, key) if lora is None else init_adapters(recipe.model, lora, key)
     zero = jnp.zeros((), jnp.int32)
-    return TrainState(zero, jnp.copy(zero), params, make_optimizer(recipe.optimizer, recipe.steps).init(params))
+    fields = zero, jnp.copy(zero), params, recipe_optimizer(recipe).init(params)
+    if not isinstance(recipe.objective, DictionaryObjective):
+        return TrainState(*fields)
+    return DictionaryState(*fields, idle=jnp.zeros(concept_counts(recipe.model)[1], jnp.int32))
+
+
+def recipe_optimizer(recipe: Recipe) -> optax.GradientTransformation:
+    """The optimizer of a recipe's parameters."""
+    objective, concept = recipe.objective, recipe.model.concept
+    dictionary = concept is not None and concept.dictionary is not None and recipe.lora is None
+    heads_only = isinstance(objective, DictionaryObjective) and objective.heads_only
+    return make_optimizer(recipe.optimizer, recipe.steps, dictionary=dictionary, heads_only=heads_only)
 
 
 def state_shardings(recipe: Recipe, mesh: Mesh) -> TrainState:
@@ -79,7 +100,8 @@ def state_shardings(recipe: Recipe, mesh: Mesh) -> TrainState:
     lora = recipe.lora
     params = param_shardings(recipe.model, mesh) if lora is None else adapter_shardings(recipe.model, lora, mesh)
     shapes = jax.eval_shape(partial(init_state, recipe), jax.random.key(0))
-    return TrainState(whole, whole, params, like_parameters(shapes.opt_state, params, otherwise=whole))
+    fields = whole, whole, params, like_parameters(shapes.opt_state, params, otherwise=whole)
+    return DictionaryState(*fields, idle=whole) if isinstance(shapes, DictionaryState) else TrainState(*fields)
 
 
 def model_params(recipe: Recipe, trained: Params, base: Params | None) -> Params:
@@ -102,9 +124,11 @@ def update(
     at_step = jax.random.fold_in(key, state.step)
     progress = state.step.astype(jnp.float32) / recipe.steps
     drawn = recipe.objective.draw(batch, at_step, progress, recipe.model)
+    if isinstance(state, DictionaryState):
+        drawn = drawn.replace(shared={**drawn.shared, IDLE: state.idle})  # type: ignore[attr-defined]
     (loss, metrics), grads = _gradients(recipe, state.params, base, drawn, progress)
     norm = optax.tree.norm(grads)
-    optimizer = make_optimizer(recipe.optimizer, recipe.steps)
+    optimizer = recipe_optimizer(recipe)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
 
@@ -113,12 +137,15 @@ def update(
 
     # A skipped step is no update, so it does not advance the schedule of the learning rate.
     rate = learning_rate(recipe.optimizer, recipe.steps)(state.step - state.skipped)
-    new = TrainState(
+    new = state.replace(  # type: ignore[attr-defined]
         step=state.step + 1,
         skipped=state.skipped + (~finite).astype(jnp.int32),
         params=if_finite(optax.apply_updates(state.params, updates), state.params),
         opt_state=if_finite(opt_state, state.opt_state),
     )
+    if isinstance(state, DictionaryState):
+        idle = next_idle(state.idle, metrics.pop(USES))
+        new = new.replace(idle=if_finite(idle, state.idle))
     return new, {**metrics, "loss": loss, "gradient_norm": norm, "learning_rate": rate, "skipped": new.skipped}
 
 

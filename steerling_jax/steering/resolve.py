@@ -177,12 +177,13 @@ def _clamp(rule: SteeringRule, ids: tuple[int, ...], name: str) -> SteeringConfi
 def _check_clamps(rules: Sequence[SteeringRule], config: ModelConfig) -> None:
     """Raises `UserError` for clamps that change nothing.
 
-    Under the published epsilon, the correction term restores whatever a clamp of discovered concepts takes away. In a
-    model without discovered concepts, the remainder of the hidden state stands in for them, and restores what a clamp
-    of known concepts takes away.
+    Under the published epsilon, the correction term restores whatever a clamp of discovered concepts takes away (a
+    strict model has no such term). In a model without discovered concepts, the remainder of the hidden state stands in
+    for them, and restores what a clamp of known concepts takes away.
     """
+    strict = config.concept is not None and config.concept.is_strict
     require(
-        not rules or any(rule.head == "known" or rule.epsilon == "frozen" for rule in rules),
+        not rules or strict or any(rule.head == "known" or rule.epsilon == "frozen" for rule in rules),
         "Clamping discovered concepts alone changes nothing under the published epsilon, which restores the rest; give "
         "epsilon 'frozen'.",
     )

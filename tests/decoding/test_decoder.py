@@ -19,7 +19,7 @@ from steerling_jax.decoding.policies import ConfidentEnough, Nucleus, Policies, 
 from steerling_jax.decoding.request import BlockDone, Committed
 from steerling_jax.decoding.trace import Trace
 from steerling_jax.steering.plan import SteeringPlan, prepare_steering
-from tests.decoding.test_generation import FLOAT32, GREEDY, PUSHED, SMALL, events, params_of, run
+from tests.decoding.test_generation import FLOAT32, GOLDEN, GREEDY, PUSHED, SMALL, events, params_of, run
 from tests.worlds.decoding import decode
 from tests.worlds.reference_decoder import reference_decode
 
@@ -285,7 +285,7 @@ def test_committing_all_that_is_confident_takes_fewer_passes():
 
 
 def test_many_prompts_in_order_of_completion():
-    bundle = sj.load("tests/golden/base")
+    bundle = sj.load(GOLDEN / "base")
     taken = []
 
     def prompts():
@@ -356,13 +356,13 @@ def test_bad_requests_are_told_at_once():
     with pytest.raises(sj.UserError, match="drafts is 9"):
         decoder.submit(Request(np.arange(4), SAMPLED, 0, drafts=9))
     with pytest.raises(sj.UserError, match="rows is 0"):
-        next(sj.generate_many(sj.load("tests/golden/base"), [], rows=0))
+        next(sj.generate_many(sj.load(GOLDEN / "base"), [], rows=0))
     assert not decoder.busy
 
 
 @pytest.mark.parametrize("guidance", [0.0, 1.5])
 def test_a_steered_text_is_explained_as_it_was_written(guidance: float):
-    bundle = sj.load("tests/golden/base")
+    bundle = sj.load(GOLDEN / "base")
     steering = [
         dataclasses.replace(sj.SteeringConfig.injection([3, 5], 2.0, inject_layer=1), cutoff_tokens=5),
         sj.SteeringConfig((7,), 1.0, where="prompt", inject_layer=1),

@@ -16,11 +16,13 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from steerling_jax.errors import UserError
 from steerling_jax.infer.text_stream import IncrementalDetokenizer
 from steerling_jax.io.gguf.header import read_gguf_header
+from steerling_jax.io.gguf.vocabulary import GgufVocabulary
 from steerling_jax.io.tokenizers.gguf_vocabulary import gguf_tokenizer
 from steerling_jax.io.tokenizers.huggingface import huggingface_tokenizer
 from steerling_jax.io.tokenizers.library_tokenizer import LibraryTokenizer
+from steerling_jax.io.tokenizers.load import load_decoder_tokenizer
 from steerling_jax.io.tokenizers.vocabulary import train_sentencepiece
-from steerling_jax.tokenizer import NO_ID, IdsOnlyTokenizer
+from steerling_jax.tokenizer import NO_ID, IdsOnlyTokenizer, SpecialIds
 from tests.io.test_tokenizer import ODD_TEXTS, SAMPLE
 from tests.worlds.gguf_files import write_gguf
 
@@ -60,9 +62,7 @@ def write_folder(folder: Path, tokenizer: Tokenizer, config: dict[str, Any] | No
 
 @pytest.fixture(scope="module")
 def tokenizer(byte_level: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> LibraryTokenizer:
-    folder = write_folder(
-        tmp_path_factory.mktemp("tokenizer") / "m", byte_level, generation_config={"eos_token_id": [0, 2]}
-    )
+    folder = write_folder(tmp_path_factory.mktemp("tokenizer") / "m", byte_level)
     return as_library(huggingface_tokenizer(folder, 512))
 
 
@@ -83,7 +83,6 @@ def test_any_text_comes_back_and_gives_no_special_id(tokenizer: LibraryTokenizer
 def test_a_folders_settings(tokenizer: LibraryTokenizer, byte_level: Tokenizer, tmp_path: Path):
     special = tokenizer.special
     assert (special.bos_id, special.eos_id, special.pad_id, special.mask_id) == (1, 0, 2, NO_ID)
-    assert tokenizer.end_ids == {0, 2}
     assert tokenizer.vocab_size == 512
     assert tokenizer.prefix == ()
     ids = (0, 511, *tokenizer.encode("é\n<think>"))
@@ -97,7 +96,9 @@ def test_a_folders_settings(tokenizer: LibraryTokenizer, byte_level: Tokenizer, 
     )
     assert huggingface_tokenizer(write_folder(tmp_path / "b", adding), 512).prefix == (1,)
     assert huggingface_tokenizer(write_folder(tmp_path / "b", adding, {"add_bos_token": False}), 512).prefix == ()
-    assert isinstance(huggingface_tokenizer(tmp_path, 512), IdsOnlyTokenizer)
+    none = SpecialIds(NO_ID, 3, 4, 5, 6)
+    assert isinstance(load_decoder_tokenizer(tmp_path, none, 512), IdsOnlyTokenizer)
+    assert isinstance(load_decoder_tokenizer(tmp_path / "b", none, 512), LibraryTokenizer)
 
 
 def test_characters_in_parts_are_held_back(tokenizer: LibraryTokenizer):
@@ -154,9 +155,6 @@ def test_tokenizers_that_are_not_read(byte_level: Tokenizer, tmp_path: Path):
     assert "has ids up to 396, but the model's vocabulary has 300: the tokenizer belongs to another" in refusal(
         folder, 300
     )
-    (folder / "config.json").write_text('{"eos_token_id": 700}')
-    assert "has ids up to 700" in refusal(folder)
-    (folder / "config.json").unlink()
     words = Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
     words.decoder = decoders.WordPiece()
     write_folder(folder, words)
@@ -164,8 +162,9 @@ def test_tokenizers_that_are_not_read(byte_level: Tokenizer, tmp_path: Path):
     (folder / "tokenizer.json").write_text('{"model": {}}')
     assert "tokenizer.json is not a tokenizer that can be read" in refusal(folder)
     (folder / "tokenizer.json").unlink()
-    (folder / "tokenizer.model").write_bytes(b"x")
-    assert "has tokenizer.model but no tokenizer.json" in refusal(folder)
+    (folder / "vocab.json").write_text("{}")
+    with pytest.raises(UserError, match=r"has vocab\.json but no tokenizer\.json, which is needed"):
+        load_decoder_tokenizer(folder, SpecialIds(NO_ID, 3, 4, 5, 6), 512)
 
 
 def gguf_fields(kind: str, tokens: list[str], types: list[int], **fields: Any) -> dict[str, Any]:
@@ -192,7 +191,7 @@ def test_a_byte_level_vocabulary_in_gguf(byte_level: Tokenizer, tokenizer: Libra
     for text in [*ODD_TEXTS, *SAMPLE, "<think>"]:
         assert built.encode(text) == tokenizer.encode(text), text
         assert built.decode(built.encode(text)) == text
-    assert (built.special.bos_id, built.special.eos_id, built.end_ids, built.prefix) == (1, 0, {0}, ())
+    assert (built.special.bos_id, built.special.eos_id, built.prefix) == (1, 0, ())
     messages = [{"role": "user", "content": "Hello <|end|>"}]
     assert built.chat_prompt(messages) == tokenizer.chat_prompt(messages)
     assert from_gguf(tmp_path, byte_level_fields(byte_level, add_bos_token=True)).prefix == (1,)
@@ -240,7 +239,8 @@ def test_a_sentencepiece_vocabulary_in_gguf(prefix_space: bool, tmp_path: Path):
         assert tokenizer.encode(text) == expected, text
         assert tokenizer.decode(expected) == text
     assert tokenizer.prefix == (count,), "models with such a vocabulary expect the start of a document"
-    assert tokenizer.end_ids == {count + 1, count + 2}
+    header = read_gguf_header(tmp_path / "v.gguf")
+    assert GgufVocabulary(header).end_ids() == [count + 1, count + 2], "the end of a turn too"
     detokenizer = IncrementalDetokenizer(tokenizer)
     text = "return the value 한 😀"
     assert "".join([detokenizer.push(id) for id in tokenizer.encode(text)] + [detokenizer.flush()]) == text

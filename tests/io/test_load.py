@@ -136,3 +136,26 @@ def test_errors_of_the_hub_are_reported(monkeypatch: pytest.MonkeyPatch):
         raising(error)
         with pytest.raises(sj.UserError, match=word):
             hub.resolve("org/tiny")
+
+
+def test_a_gguf_file_on_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    file = tmp_path / "x.gguf"
+    file.write_bytes(b"GGUF")
+    requests = []
+
+    def download(repo: str, name: str) -> str:
+        requests.append((repo, name))
+        if name != "q4/x.gguf":
+            raise errors.EntryNotFoundError.__new__(errors.EntryNotFoundError)
+        return str(file)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    assert hub.resolve("org/tiny/q4/x.gguf", gguf=True) == file
+    assert requests == [("org/tiny", "q4/x.gguf")]
+    with pytest.raises(sj.UserError, match=r"The Hub model org/tiny has no file y\.gguf"):
+        hub.resolve("org/tiny/y.gguf", gguf=True)
+    with pytest.raises(sj.UserError, match="no folder and no bundled model"):
+        hub.resolve("org/tiny/q4/x.gguf")

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import httpx
@@ -140,7 +141,7 @@ class Server:
         assert self.file is not None
         self.file.unlink(missing_ok=True)
 
-    @property
+    @cached_property
     def openai(self) -> openai.OpenAI:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=60)
 
@@ -189,6 +190,7 @@ def serving(
         assert process.stderr is not None
         reader = threading.Thread(target=lambda stream: [lines.put(text) for text in stream], args=(process.stderr,))
         reader.start()
+        server = None
         try:
             first = lines.get(timeout=60)
             found = re.search(ready, first)
@@ -204,6 +206,8 @@ def serving(
         finally:
             process.kill()
             reader.join()
+            if server is not None and "openai" in vars(server):
+                server.openai.close()
 
 
 def ask(server: Server, **changes) -> dict:

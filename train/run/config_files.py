@@ -10,19 +10,31 @@ from pathlib import Path
 from types import ModuleType
 
 from steerling_jax.errors import UserError
+from steerling_jax.train.autoencoders.run_config import AutoencoderRun
 from steerling_jax.train.run.run_config import RunConfig
 
 
 def load_config(name: str | Path) -> RunConfig:
-    """Calls `config()` of `steerling_jax.configs.NAME`, or of a .py file.
+    """The run that trains a model: `config()` of `steerling_jax.configs.NAME`, or of a .py file.
 
     Raises `UserError` where there is no such config, or its `config()` does not return a `RunConfig`.
     """
+    run = load_any_config(name)
+    if not isinstance(run, RunConfig):
+        raise UserError(f"{name} trains autoencoders, which only `steerling train` takes; give a config of a model.")
+    return run
+
+
+def load_any_config(name: str | Path) -> RunConfig | AutoencoderRun:
+    """As `load_config`, for a run that trains a model or autoencoders."""
     module = _load_file(Path(name)) if str(name).endswith(".py") else _load_named(str(name))
     make = getattr(module, "config", None)
     run = make() if callable(make) else None
-    if not isinstance(run, RunConfig):
-        raise UserError(f"{name} has no function config() that returns a RunConfig; see configs/tiny.py for one.")
+    if not isinstance(run, RunConfig | AutoencoderRun):
+        raise UserError(
+            f"{name} has no function config() that returns a RunConfig or an AutoencoderRun; see configs/tiny.py and "
+            "configs/sae_pydocs.py for examples."
+        )
     return run
 
 

@@ -19,7 +19,6 @@ from steerling_jax.train.run.events import (
     StepDone,
     TraceWritten,
 )
-from steerling_jax.train.run.run_config import RunConfig
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -28,10 +27,10 @@ MAX_SEQUENCES = 8  # in the message about a spike
 LINE_SECONDS = 10  # between two lines, where there is no terminal
 
 
-def display(events: Iterator[Event], run: RunConfig, *, tables: bool = True) -> Iterator[Event]:
-    """Yields the events unchanged and displays each. tables: print the time by phase at the end."""
+def display(events: Iterator[Event], steps: int, *, tables: bool = True) -> Iterator[Event]:
+    """Yields the events unchanged and displays each. steps: of the run. tables: print the time by phase at the end."""
     with _progress_bar() as bar:
-        task = bar.add_task("preparing", total=run.steps, status="")
+        task = bar.add_task("preparing", total=steps, status="")
         last_line = time.monotonic()
         for event in events:
             match event:
@@ -46,10 +45,10 @@ def display(events: Iterator[Event], run: RunConfig, *, tables: bool = True) -> 
                 case StepDone():
                     status = _status(event)
                     bar.update(task, completed=event.step, status=status)
-                    due = time.monotonic() - last_line > LINE_SECONDS or event.step in (1, run.steps)
+                    due = time.monotonic() - last_line > LINE_SECONDS or event.step in (1, steps)
                     if due and not stderr().is_terminal:
                         last_line = time.monotonic()
-                        note(f"step {event.step}/{run.steps}  {status}")
+                        note(f"step {event.step}/{steps}  {status}")
                 case LossSpike():
                     note(_describe_spike(event))
                 case Evaluated():

@@ -22,6 +22,7 @@ from steerling_jax.models.backbone import Params
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.model import param_shapes
 from steerling_jax.models.steerling.sharding import param_shardings
+from steerling_jax.objectives.dictionary import DictionaryObjective
 from steerling_jax.tokenizer import TURN_TOKENS
 from steerling_jax.train.run.run_config import RunConfig
 from steerling_jax.train.run.turn_tokens import add_turn_tokens
@@ -29,10 +30,14 @@ from steerling_jax.train.run.turn_tokens import add_turn_tokens
 
 @dataclass(frozen=True)
 class InitialWeights:
-    """The parameters of the model or training run in `folder`; `config` is its model's."""
+    """The parameters of the model or training run in `folder`; `config` is its model's.
+
+    without: top-level parameters that are not read into the run's model, because it makes new ones.
+    """
 
     folder: Path
     config: ModelConfig
+    without: frozenset[str] = frozenset()
 
     def check_corpus(self, store: CorpusStore) -> None:
         """Raises `UserError` unless token ids and concept numbers mean the same in the corpus as in the model."""
@@ -54,9 +59,10 @@ class InitialWeights:
 
     def read(self, model: ModelConfig, mesh: jax.sharding.Mesh) -> Params:
         """The parameters in float32, each read directly into its shards on the mesh. Where `model` has turn tokens and
-        the weights do not, their embeddings are added."""
+        the weights do not, their embeddings are added. Parameters in `without` are left out."""
         load = load_checkpoint_params if (self.folder / RUN_FILE).is_file() else read_published
         params = load(self.folder, dtype="float32", sharding=param_shardings(self.config, mesh))[1]
+        params = {name: value for name, value in params.items() if name not in self.without}
         if model.vocab_size == self.config.vocab_size:
             return params
         grow = partial(add_turn_tokens, config=self.config)
@@ -76,13 +82,23 @@ def find_initial_weights(run: RunConfig) -> InitialWeights | None:
     adds_turn_tokens = run.model.eot_id is not None and config.eot_id is None
     vocab_size = config.vocab_size + (TURN_TOKENS if adds_turn_tokens else 0)
     theirs, ours = _shapes(dataclasses.replace(config, vocab_size=vocab_size)), _shapes(run.model)
+    new = _new_heads(run, config)
     for name in [*ours, *theirs]:
+        if name.partition(".")[0] in new:
+            continue
         if ours.get(name) != theirs.get(name):
             raise UserError(
                 f"start_from {folder} {_describe(name, theirs)}, but the model of config {run.name!r} "
                 f"{_describe(name, ours)}; make the config's model the same size."
             )
-    return InitialWeights(folder, config)
+    return InitialWeights(folder, config, new)
+
+
+def _new_heads(run: RunConfig, config: ModelConfig) -> frozenset[str]:
+    """The concept heads that the run makes anew: a dictionary from data, and both heads where the weights have none."""
+    if not isinstance(run.objective, DictionaryObjective) or run.objective.initial != "data":
+        return frozenset()
+    return frozenset({"unknown_head"} if config.concept is not None else {"known_head", "unknown_head"})
 
 
 def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:

@@ -7,6 +7,7 @@ together (`processes.py`).
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
@@ -35,6 +36,7 @@ from steerling_jax.train.run.events import (
     StepDone,
     TraceWritten,
 )
+from steerling_jax.train.run.first_dictionary import makes_dictionary, with_dictionary
 from steerling_jax.train.run.initial_weights import InitialWeights
 from steerling_jax.train.run.loss_monitor import LossMonitor
 from steerling_jax.train.run.metrics import MetricsLog
@@ -82,6 +84,9 @@ def train(
         with clock.phase("init"):
             start = restore_or_initialise(run, share.mesh, checkpoints, folder, options.initial)
             batches = options.batches or Batches(run, store)
+            if start.step == 0 and makes_dictionary(run):
+                state = with_dictionary(run, start.state, batches.placed(share, 0))
+                start = dataclasses.replace(start, state=state)
             placed = batches.placed(share, start.step)
         _check_profile(options.profile, start.step, run.steps)
         if start.clock is not None:

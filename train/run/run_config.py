@@ -10,7 +10,9 @@ from typing import Any
 
 from steerling_jax.errors import UserError, require
 from steerling_jax.models.steerling.published_config import config_to_dict
+from steerling_jax.objectives.dictionary import DictionaryObjective
 from steerling_jax.objectives.instruction import InstructionObjective
+from steerling_jax.objectives.pretraining import ObjectiveConfig
 from steerling_jax.objectives.steering import SteeringObjective
 from steerling_jax.objectives.training_step import Recipe
 from steerling_jax.parallel.sharding import MeshShape
@@ -128,6 +130,7 @@ class RunConfig(Recipe):
 
     def _check_objective(self) -> None:
         objective, model = self.objective, self.model
+        self._check_dictionary()
         tuning = isinstance(objective, InstructionObjective)
         if tuning != (self.data.messages is not None):
             raise UserError("An InstructionObjective and data.messages belong together; give both or neither.")
@@ -144,6 +147,18 @@ class RunConfig(Recipe):
             layer = objective.inject_layer
             if layer is not None and not 1 <= layer <= model.n_layers:
                 raise UserError(f"objective.inject_layer is {layer}, but the layers are 1 to {model.n_layers}.")
+
+    def _check_dictionary(self) -> None:
+        objective, concept = self.objective, self.model.concept
+        dictionary = concept is not None and concept.dictionary is not None
+        if isinstance(objective, DictionaryObjective):
+            require(dictionary, "A DictionaryObjective needs a model whose concept.dictionary is set.")
+            require(
+                self.start_from is not None or not objective.heads_only,
+                "objective.backbone is 'frozen', so the run needs a trained backbone: name it with start_from.",
+            )
+        elif isinstance(objective, ObjectiveConfig):
+            require(not dictionary, "A model with concept.dictionary is trained with a DictionaryObjective.")
 
     @property
     def tokens_per_step(self) -> int:

@@ -63,7 +63,10 @@ def restore_or_initialise(
         identity = fingerprint(params, initial.config)
         _check_unchanged(folder, initial, identity)
         name = "parameters" if run.lora is None else "parameters under the adapters"
-        sources.append(f"{name}: {initial.folder}, fingerprint {identity}{_changes(initial.config, run.model)}")
+        changes = _changes(initial.config, run.model)
+        sources.append(f"{name}: {initial.folder}, fingerprint {identity}{changes}")
+        if initial.without:
+            sources.append(f"new parameters: {', '.join(sorted(initial.without))}")
     base = None if run.lora is None else params
     if restored is not None:
         sources += [_checkpoint_source(checkpoints.folder, restored), *_data_sources(run, restored.step)]
@@ -80,7 +83,8 @@ def restore_or_initialise(
 
 def _init_with(run: RunConfig, params: Params) -> TrainState:
     """An initial state with these parameters. Under jit, XLA removes the random initialisation that they replace."""
-    return init_state(run).replace(params=params)  # type: ignore[attr-defined]
+    state = init_state(run)
+    return state.replace(params={**state.params, **params})  # type: ignore[attr-defined]
 
 
 def _check_unchanged(folder: Path, initial: InitialWeights, identity: str) -> None:

@@ -69,8 +69,8 @@ def attribute_inputs(
     if method not in _METHODS:
         raise UserError(f"method is {method!r}, but it must be one of {', '.join(map(repr, _METHODS))}.")
     progress = progress or no_progress
-    node_counts = _node_counts(nodes, tolerance)
-    quadrature(node_counts[0], rule)  # validates nodes and rule before the model runs
+    attempts = node_counts(nodes, tolerance)
+    quadrature(attempts[0], rule)  # validates nodes and rule before the model runs
     cases = choose_cases(bundle, trace, target, span, positions, sample)
     passes = SnapshotPasses(bundle, trace, cases, batch_size)
     n, T = len(cases), len(trace.tokens)
@@ -78,7 +78,7 @@ def attribute_inputs(
     keep = np.broadcast_to(np.asarray([0.0, 1.0], np.float32)[None, :, None], (n, 2, T))
     baseline, path = passes.values(np.arange(n), keep).T
     if method == "integrated-gradients":
-        attributions, used = _integrate(passes, path - baseline, node_counts, rule, tolerance, progress)
+        attributions, used = _integrate(passes, path - baseline, attempts, rule, tolerance, progress)
     elif method == "gradient-x-input":
         # One right-Riemann node is the gradient at the snapshot itself times (x − x₀).
         attributions, used = _integrate(passes, path - baseline, [1], "right-riemann", tolerance, progress)
@@ -116,7 +116,7 @@ def quadrature(nodes: int, rule: Rule) -> tuple[np.ndarray, np.ndarray]:
     return ((points + 1) / 2).astype(np.float32), (weights / 2).astype(np.float32)
 
 
-def _node_counts(nodes: int | None, tolerance: Tolerance) -> list[int]:
+def node_counts(nodes: int | None, tolerance: Tolerance) -> list[int]:
     """Numbers of nodes to try in turn: the given one, or 8, 16, … up to `most_nodes`."""
     if nodes is not None:
         return [nodes]
@@ -129,7 +129,7 @@ def _node_counts(nodes: int | None, tolerance: Tolerance) -> list[int]:
 def _integrate(
     passes: SnapshotPasses,
     difference: np.ndarray,
-    node_counts: list[int],
+    attempts: list[int],
     rule: Rule,
     tolerance: Tolerance,
     progress: Progress,
@@ -141,7 +141,7 @@ def _integrate(
     n = len(difference)
     attributions, used = np.zeros((n, len(passes.trace.tokens)), np.float32), np.zeros(n, np.int32)
     remaining = np.arange(n)
-    for nodes in node_counts:
+    for nodes in attempts:
         done, total = 0, len(remaining)
         # Gauss–Legendre nodes are not nested: the points of n nodes are not among those of 2n. A repeated target
         # therefore starts again at 0, and `used` counts the passes of every attempt.

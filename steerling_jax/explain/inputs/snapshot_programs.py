@@ -2,8 +2,9 @@
 
 Every input is interpolated between mask embeddings and the embeddings of a snapshot, see `snapshots`. A target is
 computed from the hidden row after the final norm; the concept heads do not run, except for a target that is a concept.
-In a model without the epsilon correction, lm_head is applied to the hidden row and not to the composed one, as in the
-published package. Text generated with clamped concepts goes through the heads, with the clamps.
+In a published model without the epsilon correction, lm_head is applied to the hidden row and not to the composed one,
+as in the published package. A strict model goes through its heads, and so does text generated with clamped concepts,
+with the clamps.
 
 Legend: N cases of a call, S positions of a cut canvas, M passes of a call, B rows of a pass, L layers, D width.
 """
@@ -68,7 +69,8 @@ def _paths(
         edits = steering_of_canvases(canvases, cases.prompt, cases.mask_id, cases.at_masks, cases.at_prompt)
         hidden = run_backbone(params, x.astype(compute.dtype), config=config, compute=compute, edits=edits).hidden
         rows = hidden[jnp.arange(len(which)), positions]
-        if cases.clamps is not None:
+        strict = config.concept is not None and config.concept.is_strict and target.guided
+        if cases.clamps is not None or strict:
             rows = logit_features(params, rows, config, compute, cases.clamps, positions - cases.prompt)
         return rows.astype(jnp.float32)
 

@@ -103,7 +103,8 @@ class ConceptActivation:
     """A concept's logit or activation at the committed position, also where it is not among the head's top k.
 
     form: "logit", the head's score (clipped to ±15 as in the model), or "weight", its sigmoid. The logit is the
-    default, because the sigmoid of a large positive or negative logit has a gradient of nearly 0.
+    default, because the sigmoid of a large positive or negative logit has a gradient of nearly 0. In a dictionary the
+    score is not clipped, and the weight is its positive part.
     """
 
     concept: int
@@ -128,7 +129,7 @@ class ConceptActivation:
     def value(self, params, rows, tokens, config, compute):
         view, _ = view_concepts(params, rows.astype(compute.dtype), self.kind, config, compute)
         logits = bn.logits_of(view, jnp.asarray(self.concept)[:, None], compute.operands)[:, 0]
-        return logits if self.form == "logit" else jax.nn.sigmoid(logits)
+        return logits if self.form == "logit" else view.weights(logits)
 
     def _spec(self, config: ModelConfig) -> HeadSpec | None:
         assert config.concept is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ class MetadataReader:
     """Values of a file's metadata. Keys without a dot at the front are complete; sizes are the architecture's."""
 
     def __init__(self, header: GgufHeader):
-        self.path: Path = header.path
+        self.header, self.path = header, header.path
         self._metadata = header.metadata
 
     def text(self, key: str) -> str:

@@ -19,6 +19,7 @@ from steerling_jax.io.gguf.header import GgufHeader, read_gguf_header
 from steerling_jax.io.gguf.metadata import MetadataReader
 from steerling_jax.io.gguf.rope import llama3_scaling
 from steerling_jax.io.gguf.tensors import Convert, GgufTensor, gguf_tensors
+from steerling_jax.io.gguf.vocabulary import GgufVocabulary
 
 _TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _LAYER = {
@@ -114,6 +115,15 @@ def _config(fields: MetadataReader, architecture: str, tensors: Mapping[str, Ggu
             "decoder_sparse_step": 1,
             "mlp_only_layers": [],
         }
+    vocabulary = GgufVocabulary(fields.header)
+    if vocabulary.kind is not None:
+        config |= {
+            "bos_token_id": vocabulary.id("bos_token_id"),
+            "eos_token_id": vocabulary.end_ids(),
+            "pad_token_id": vocabulary.id("padding_token_id"),
+        }
+    else:
+        config |= {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
     if architecture.startswith("gemma"):
         config |= _gemma_config(fields, architecture, config, scaling)
     return config

@@ -25,7 +25,6 @@ class ByteTable(ABC):
     ):
         """names: printable names of all special ids by id; default, those of `special`."""
         self.vocab_size, self.special, self.sha256 = vocab_size, special, sha256
-        self.end_ids = special.end_ids
         self._names = dict(special.names() if names is None else names)
         if special.eot_id is not None:
             self._names |= dict(zip(special.headers, ("<|start_header_id|>", "<|end_header_id|>")))

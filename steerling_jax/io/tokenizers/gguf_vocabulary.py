@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,17 +11,13 @@ import numpy as np
 from steerling_jax.errors import UserError
 from steerling_jax.io.chat_template import ChatTemplate
 from steerling_jax.io.gguf.header import GgufHeader
+from steerling_jax.io.gguf.vocabulary import BYTE, CONTROL, NORMAL, USER_DEFINED, GgufVocabulary
 from steerling_jax.io.tokenizers.library_tokenizer import LibraryTokenizer
 from steerling_jax.io.tokenizers.pre_tokenizers import PRE_TOKENIZERS
 from steerling_jax.io.tokenizers.sentencepiece import SPACE
 from steerling_jax.tokenizer import NO_ID, IdsOnlyTokenizer, SpecialIds, Tokenizer
 
-_PREFIX = "tokenizer.ggml."
-_NORMAL, _CONTROL, _USER_DEFINED, _BYTE = 1, 3, 4, 6  # types of pieces
-# Special ids that end a text, by their keys, and by the pieces that chat models end a turn with. Files of chat models
-# often name the end of a document only.
-_END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
-_END_PIECES = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>")
+_SPECIAL_KEYS = {"bos_id": "bos_token_id", "eos_id": "eos_token_id", "pad_id": "padding_token_id"}
 
 
 def gguf_tokenizer(header: GgufHeader, vocab_size: int) -> Tokenizer:
@@ -31,11 +26,10 @@ def gguf_tokenizer(header: GgufHeader, vocab_size: int) -> Tokenizer:
     vocab_size: the number of rows of the model's embedding. Raises `UserError` if the vocabulary is of a kind that is
     not read, incomplete, or larger than the model's.
     """
-    vocabulary = _Vocabulary(header)
-    kind = header.metadata.get(_PREFIX + "model", "none")
-    if kind in ("none", "no_vocab"):
-        none = SpecialIds(NO_ID, NO_ID, NO_ID, NO_ID, NO_ID)
-        return IdsOnlyTokenizer(none, vocab_size)
+    vocabulary = GgufVocabulary(header)
+    kind = vocabulary.kind
+    if kind is None:
+        return IdsOnlyTokenizer(SpecialIds(NO_ID, NO_ID, NO_ID, NO_ID, NO_ID), vocab_size)
     if kind == "gpt2":
         content, adds_bos = _byte_level(vocabulary)
     elif kind == "llama":
@@ -51,93 +45,29 @@ def gguf_tokenizer(header: GgufHeader, vocab_size: int) -> Tokenizer:
         str(header.path),
         vocab_size,
         ids={name: id for name, id in ids.items() if id is not None},
-        end_ids=vocabulary.end_ids(),
         adds_bos=vocabulary.flag("add_bos_token", adds_bos),
         chat_template=_chat_template(vocabulary),
     )
 
 
-_SPECIAL_KEYS = {"bos_id": "bos_token_id", "eos_id": "eos_token_id", "pad_id": "padding_token_id"}
+def _added_tokens(vocabulary: GgufVocabulary) -> list[dict[str, Any]]:
+    """Control pieces as special tokens, user-defined ones as pieces that are matched before all others."""
+    types = vocabulary.types()
+    return [
+        {
+            "id": int(id),
+            "content": vocabulary.tokens[id],
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": bool(types[id] == USER_DEFINED),
+            "special": bool(types[id] == CONTROL),
+        }
+        for id in np.flatnonzero((types == CONTROL) | (types == USER_DEFINED))
+    ]
 
 
-class _Vocabulary:
-    """The metadata of a vocabulary, with errors that name the file and the field."""
-
-    def __init__(self, header: GgufHeader):
-        self.path: Path = header.path
-        self._metadata = header.metadata
-
-    def get(self, key: str) -> Any:
-        """The value at a key of the vocabulary; None if it is missing."""
-        return self._metadata.get(_PREFIX + key)
-
-    @property
-    def tokens(self) -> list[str]:
-        """The pieces by id."""
-        return self._texts("tokens")
-
-    def merges(self) -> list[str]:
-        """The merges, most important first."""
-        return self._texts("merges")
-
-    def types(self) -> np.ndarray:
-        """The type of each piece."""
-        return self._numbers("token_type")
-
-    def scores(self) -> np.ndarray:
-        """The score of each piece."""
-        return self._numbers("scores")
-
-    def id(self, key: str) -> int | None:
-        """The special id at `key`; None if it is missing, or an unsigned −1."""
-        value = self.get(key)
-        return value if type(value) is int and 0 <= value < len(self.tokens) else None
-
-    def flag(self, key: str, default: bool) -> bool:
-        """The boolean at `key`."""
-        value = self.get(key)
-        return value if isinstance(value, bool) else default
-
-    def end_ids(self) -> set[int]:
-        """The ids that end a text."""
-        ids = {self.id(key) for key in _END_KEYS} - {None}
-        types = self.types()
-        control = {self.tokens[i]: int(i) for i in np.flatnonzero(types == _CONTROL)}
-        return {id for id in ids if id is not None} | {control[piece] for piece in _END_PIECES if piece in control}
-
-    def added_tokens(self) -> list[dict[str, Any]]:
-        """Control pieces as special tokens, user-defined ones as pieces that are matched before all others."""
-        types = self.types()
-        return [
-            {
-                "id": int(id),
-                "content": self.tokens[id],
-                "single_word": False,
-                "lstrip": False,
-                "rstrip": False,
-                "normalized": bool(types[id] == _USER_DEFINED),
-                "special": bool(types[id] == _CONTROL),
-            }
-            for id in np.flatnonzero((types == _CONTROL) | (types == _USER_DEFINED))
-        ]
-
-    def _texts(self, key: str) -> list[str]:
-        value = self.get(key)
-        if not isinstance(value, list) or not value:
-            raise UserError(f"{self.path} has no list of texts {_PREFIX}{key}; use a file with a complete vocabulary.")
-        return value
-
-    def _numbers(self, key: str) -> np.ndarray:
-        value = self.get(key)
-        if not isinstance(value, np.ndarray) or value.size != len(self.tokens):
-            raise UserError(
-                f"{self.path} has no {_PREFIX}{key} with a number for each of its {len(self.tokens)} tokens; "
-                "use a file with a complete vocabulary."
-            )
-        return value
-
-
-def _tokenizer_json(vocabulary: _Vocabulary, merges: Sequence[Sequence[str]], **parts: Any) -> dict[str, Any]:
+def _tokenizer_json(vocabulary: GgufVocabulary, merges: Sequence[Sequence[str]], **parts: Any) -> dict[str, Any]:
     """The fields of a `tokenizer.json`; `parts` replaces the empty ones."""
     model = {
         "type": "BPE",
@@ -152,10 +82,10 @@ def _tokenizer_json(vocabulary: _Vocabulary, merges: Sequence[Sequence[str]], **
         "merges": merges,
     }
     empty = dict.fromkeys(("truncation", "padding", "normalizer", "pre_tokenizer", "post_processor", "decoder"))
-    return {"version": "1.0", **empty, "added_tokens": vocabulary.added_tokens(), **parts, "model": model}
+    return {"version": "1.0", **empty, "added_tokens": _added_tokens(vocabulary), **parts, "model": model}
 
 
-def _byte_level(vocabulary: _Vocabulary) -> tuple[dict[str, Any], bool]:
+def _byte_level(vocabulary: GgufVocabulary) -> tuple[dict[str, Any], bool]:
     """A byte-level vocabulary, and whether its models expect the start of a document where the file does not say."""
     name = vocabulary.get("pre")
     if name not in PRE_TOKENIZERS:
@@ -177,7 +107,7 @@ def _byte_level(vocabulary: _Vocabulary) -> tuple[dict[str, Any], bool]:
     return content, rule.get("add_bos", False)
 
 
-def _sentencepiece(vocabulary: _Vocabulary) -> dict[str, Any]:
+def _sentencepiece(vocabulary: GgufVocabulary) -> dict[str, Any]:
     """A vocabulary of SentencePiece's byte-pair encoding: unknown characters as bytes, spaces as `▁`."""
     prefix = vocabulary.flag("add_space_prefix", True)
     steps: list[dict[str, Any]] = [{"type": "Replace", "pattern": {"String": " "}, "content": SPACE}]
@@ -195,14 +125,14 @@ def _sentencepiece(vocabulary: _Vocabulary) -> dict[str, Any]:
         _merges_by_score(vocabulary),
         normalizer={"type": "Sequence", "normalizers": steps},
         decoder={"type": "Sequence", "decoders": decoders},
-        byte_fallback=bool((vocabulary.types() == _BYTE).any()),
+        byte_fallback=bool((vocabulary.types() == BYTE).any()),
     )
 
 
-def _merges_by_score(vocabulary: _Vocabulary) -> list[tuple[str, str]]:
+def _merges_by_score(vocabulary: GgufVocabulary) -> list[tuple[str, str]]:
     """The merges that SentencePiece makes: of all pairs whose join is a piece, the piece with the best score first."""
     tokens, scores, types = vocabulary.tokens, vocabulary.scores(), vocabulary.types()
-    normal = {piece: float(scores[id]) for id, piece in enumerate(tokens) if types[id] == _NORMAL}
+    normal = {piece: float(scores[id]) for id, piece in enumerate(tokens) if types[id] == NORMAL}
     merges = [
         (-score, len(piece), piece[:at], piece[at:])
         for piece, score in normal.items()
@@ -212,13 +142,12 @@ def _merges_by_score(vocabulary: _Vocabulary) -> list[tuple[str, str]]:
     return [(left, right) for *_, left, right in sorted(merges)]
 
 
-def _chat_template(vocabulary: _Vocabulary) -> ChatTemplate | None:
-    source = vocabulary._metadata.get("tokenizer.chat_template")
-    if not isinstance(source, str):
+def _chat_template(vocabulary: GgufVocabulary) -> ChatTemplate | None:
+    if vocabulary.chat_template is None:
         return None
     variables = {}
     for name, key in (("bos_token", "bos_token_id"), ("eos_token", "eos_token_id"), ("pad_token", "padding_token_id")):
         id = vocabulary.id(key)
         if id is not None:
             variables[name] = vocabulary.tokens[id]
-    return ChatTemplate(source, str(vocabulary.path), variables)
+    return ChatTemplate(vocabulary.chat_template, str(vocabulary.path), variables)

@@ -5,33 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from steerling_jax.errors import UserError
 from steerling_jax.io.chat_template import ChatTemplate
 from steerling_jax.io.json_files import read_json_object
 from steerling_jax.io.text_files import read_text
 from steerling_jax.io.tokenizers.library_tokenizer import LibraryTokenizer
-from steerling_jax.tokenizer import NO_ID, IdsOnlyTokenizer, SpecialIds, Tokenizer
 
-_FILE = "tokenizer.json"
-# Other forms of a vocabulary, which the library does not read by itself.
-_OTHER_FORMS = ("tokenizer.model", "vocab.json", "vocab.txt")
+TOKENIZER_FILE = "tokenizer.json"
 
 
-def huggingface_tokenizer(folder: str | Path, vocab_size: int) -> Tokenizer:
-    """The tokenizer of a model folder; one that reads and writes plain ids if the folder has no vocabulary.
+def huggingface_tokenizer(folder: str | Path, vocab_size: int) -> LibraryTokenizer:
+    """The tokenizer of a model folder with a `tokenizer.json`.
 
-    vocab_size: the number of rows of the model's embedding. Raises `UserError` if a file is damaged, or the vocabulary
-    is larger than the model's.
+    vocab_size: the number of rows of the model's embedding. Raises `UserError` if a file is missing or damaged, or the
+    vocabulary is larger than the model's.
     """
     folder = Path(folder)
-    path = folder / _FILE
-    if not path.is_file():
-        other = next((name for name in _OTHER_FORMS if (folder / name).is_file()), None)
-        if other is not None:
-            raise UserError(
-                f"{folder} has {other} but no {_FILE}, which is needed; copy it from the model's repository."
-            )
-        return IdsOnlyTokenizer(SpecialIds(NO_ID, NO_ID, NO_ID, NO_ID, NO_ID), vocab_size)
+    path = folder / TOKENIZER_FILE
     settings = _optional(folder / "tokenizer_config.json")
     texts = _special_texts(folder, settings)
     adds_bos = settings.get("add_bos_token")  # where it is missing, the post-processor of tokenizer.json decides
@@ -40,7 +29,6 @@ def huggingface_tokenizer(folder: str | Path, vocab_size: int) -> Tokenizer:
         str(path),
         vocab_size,
         ids={f"{name}_id": texts[f"{name}_token"] for name in ("bos", "eos", "pad") if f"{name}_token" in texts},
-        end_ids=_end_ids(folder),
         adds_bos=adds_bos if isinstance(adds_bos, bool) else None,
         chat_template=_chat_template(folder, settings, texts),
     )
@@ -60,16 +48,6 @@ def _special_texts(folder: Path, settings: dict[str, Any]) -> dict[str, str]:
         if name.endswith("_token") and isinstance(value, str):
             texts[name] = value
     return texts
-
-
-def _end_ids(folder: Path) -> list[int]:
-    """The ids that end a text, from the generation settings and the model's config."""
-    ids: list[Any] = []
-    for name in ("generation_config.json", "config.json"):
-        fields = _optional(folder / name)
-        for value in (fields.get("eos_token_id"), (fields.get("text_config") or {}).get("eos_token_id")):
-            ids += value if isinstance(value, list) else [value]
-    return [id for id in ids if type(id) is int and id >= 0]
 
 
 def _chat_template(folder: Path, settings: dict[str, Any], texts: dict[str, str]) -> ChatTemplate | None:

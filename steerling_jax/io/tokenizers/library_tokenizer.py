@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -31,7 +31,6 @@ class LibraryTokenizer(ByteTable):
         origin: the file that it comes from, for messages.
         vocab_size: the number of rows of the model's embedding, which may be larger than the vocabulary.
         ids: the special ids, or the pieces that have them, by the fields of `SpecialIds`; the others are `NO_ID`.
-        end_ids: the ids that end a text.
         adds_bos: whether the start of a document goes before every text; None: as `tokenizer.json` says.
         chat_template: None for a model without conversations.
 
@@ -46,7 +45,6 @@ class LibraryTokenizer(ByteTable):
         vocab_size: int,
         *,
         ids: Mapping[str, int | str],
-        end_ids: Collection[int] = (),
         adds_bos: bool | None = None,
         chat_template: ChatTemplate | None = None,
     ):
@@ -65,7 +63,7 @@ class LibraryTokenizer(ByteTable):
         self._special_texts = {token.content: id for id, token in added.items() if token.special}
         vocabulary = self._tokenizer.get_vocab()
         special = SpecialIds(**dict.fromkeys(_FIELDS, NO_ID) | _numbers(ids, vocabulary))
-        largest = max([*vocabulary.values(), *special.names(), *end_ids], default=-1)
+        largest = max([*vocabulary.values(), *special.names()], default=-1)
         if largest >= vocab_size:
             raise UserError(
                 f"{origin} has ids up to {largest}, but the model's vocabulary has {vocab_size}: "
@@ -79,7 +77,6 @@ class LibraryTokenizer(ByteTable):
         super().__init__(pieces, special, vocab_size, hashlib.sha256(content.encode()).hexdigest(), names)
         self._leading_space = decoding.drops_first_space
         self._inner = _without_prefix_space(self._tokenizer, content)
-        self.end_ids = special.end_ids | frozenset(end_ids)
         bos = () if special.bos_id == NO_ID else (special.bos_id,)
         self.prefix = self._prefix_of_post_processor() if adds_bos is None else bos if adds_bos else ()
         self.chat_template = chat_template

@@ -1,14 +1,16 @@
 """Loads the tokenizer of a model, a run or a corpus from its folder.
 
-There are three kinds: SentencePiece for models trained with this package, tiktoken's cl100k for the published ones, and
-plain ids for a folder without a vocabulary. `encode` never produces a special token, whatever the text contains;
-`decode` leaves special tokens out.
+There are four kinds: SentencePiece for models trained with this package, tiktoken's cl100k for the published ones, the
+`tokenizers` library for other families, and plain ids for a folder without a vocabulary. `encode` never produces a
+special token, whatever the text contains; `decode` leaves special tokens out.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from steerling_jax.errors import UserError
+from steerling_jax.io.tokenizers.huggingface import TOKENIZER_FILE, huggingface_tokenizer
 from steerling_jax.io.tokenizers.sentencepiece import SentencePieceTokenizer
 from steerling_jax.tokenizer import IdsOnlyTokenizer, SpecialIds, Tokenizer
 
@@ -30,3 +32,19 @@ def load_tokenizer(folder: str | Path, special: SpecialIds, vocab_size: int) -> 
     from steerling_jax.io.tokenizers.cl100k import TiktokenTokenizer  # needs tiktoken, which is optional
 
     return TiktokenTokenizer(path, special, vocab_size)
+
+
+def load_decoder_tokenizer(folder: str | Path, special: SpecialIds, vocab_size: int) -> Tokenizer:
+    """The tokenizer of a model of another family: from `tokenizer.json`, else as `load_tokenizer`.
+
+    Raises `UserError` for a folder with another form of a vocabulary.
+    """
+    folder = Path(folder)
+    if (folder / TOKENIZER_FILE).is_file():
+        return huggingface_tokenizer(folder, vocab_size)
+    other = next((name for name in ("vocab.json", "vocab.txt") if (folder / name).is_file()), None)
+    if other is not None:
+        raise UserError(
+            f"{folder} has {other} but no {TOKENIZER_FILE}, which is needed; copy it from the model's repository."
+        )
+    return load_tokenizer(folder, special, vocab_size)

@@ -15,10 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from steerling_jax.errors import UserError
+from steerling_jax.io.gguf.header import GgufHeader
+from steerling_jax.io.gguf.model import read_gguf_model
 from steerling_jax.io.json_files import read_json_object
 from steerling_jax.io.weights.parameter_tree import ParamPath, Shardings, put_leaf, sharding_of
 from steerling_jax.io.weights.published_layout import find_tensors
-from steerling_jax.io.weights.published_reader import load_parameter
+from steerling_jax.io.weights.published_reader import ReadableTensor, load_parameter
 from steerling_jax.io.weights.safetensors_format import StoredTensor, same_bytes
 from steerling_jax.models.backbone import Params
 from steerling_jax.models.decoder.config import DecoderConfig
@@ -63,24 +65,47 @@ def read_decoder(
     arguments. Raises `UserError` for a tensor that is missing, unknown or of another shape than `config.json` requires.
     """
     config = read_decoder_config(folder)
-    groups = match_tensors(config, find_tensors(folder), folder)
+    return (config, *load_tensors(config, find_tensors(folder), folder, dtype, sharding))
+
+
+def read_gguf_decoder(
+    path: Path, *, dtype: str | None = None, sharding: Shardings | None = None
+) -> tuple[DecoderConfig, Params, str, GgufHeader]:
+    """As `read_decoder`, from a GGUF file, whose header is returned as well.
+
+    Quantised tensors are dequantised one by one; they count as stored in float32.
+    """
+    model = read_gguf_model(path)
+    config = decoder_config(model.config, str(path))
+    return (config, *load_tensors(config, model.tensors, path, dtype, sharding), model.header)
+
+
+def load_tensors(
+    config: DecoderConfig,
+    tensors: Mapping[str, ReadableTensor],
+    origin: Path,
+    dtype: str | None,
+    sharding: Shardings | None,
+) -> tuple[Params, str]:
+    """The parameters from tensors by their published names, and the dtype in which the token embedding is stored."""
+    groups = match_tensors(config, tensors, origin)
     params: Params = {}
     for path, sources in groups.items():
         stacked = len(path) > 2 and path[-3] == "experts"
         target = np.dtype(sources[0].dtype if dtype is None else jnp.dtype(dtype))
         put_leaf(params, path, load_parameter(sources, stacked, target, sharding_of(sharding, path)))
-    return config, params, groups["embed_tokens", "weight"][0].dtype.name
+    return params, groups["embed_tokens", "weight"][0].dtype.name
 
 
 def match_tensors(
-    config: DecoderConfig, tensors: Mapping[str, StoredTensor], folder: Path
-) -> dict[ParamPath, list[StoredTensor]]:
+    config: DecoderConfig, tensors: Mapping[str, ReadableTensor], folder: Path
+) -> dict[ParamPath, list[ReadableTensor]]:
     """Groups the stored tensors by parameter: one tensor each, or one for each expert of a stack of experts.
 
     A tied model's `lm_head.weight` is absent from the published files; a copy of the embedding is accepted. Raises
     `UserError` that names a tensor that is missing, unknown or of another shape than the config requires.
     """
-    named: dict[str, StoredTensor] = {}
+    named: dict[str, ReadableTensor] = {}
     published: dict[str, str] = {}
     for full, tensor in tensors.items():
         name = text_model_name(full)
@@ -90,7 +115,7 @@ def match_tensors(
             if part in named:
                 raise UserError(f"{tensor.file}: tensor {full!r} is there twice, also as {published[part]!r}.")
             named[part], published[part] = piece, full
-    groups: dict[ParamPath, list[StoredTensor]] = {}
+    groups: dict[ParamPath, list[ReadableTensor]] = {}
     for path, shape in parameter_shapes(config).items():
         names, expected = [".".join(path)], shape
         if len(path) > 2 and path[-3] == "experts":
@@ -116,14 +141,15 @@ def text_model_name(name: str) -> str | None:
     return None if short.startswith(IGNORED_PREFIXES) or short.endswith(IGNORED_SUFFIX) else short
 
 
-def _split_fused(name: str, tensor: StoredTensor) -> Iterator[tuple[str, StoredTensor]]:
+def _split_fused(name: str, tensor: ReadableTensor) -> Iterator[tuple[str, ReadableTensor]]:
     """The tensors of single experts that a fused one holds, under the names of unfused files; else itself.
 
     `experts.gate_up_proj` (E, 2F, D) has the gate's rows before those of `up`; `experts.down_proj` is (E, D, F).
     """
     module, _, projection = name.rpartition(".")
     names = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}.get(projection)
-    if not module.endswith(".experts") or names is None or len(tensor.shape) != 3 or tensor.shape[1] % len(names):
+    fused = names is not None and module.endswith(".experts") and len(tensor.shape) == 3
+    if not fused or tensor.shape[1] % len(names) or not isinstance(tensor, StoredTensor):
         yield name, tensor
         return
     E, rows, columns = tensor.shape
@@ -135,8 +161,8 @@ def _split_fused(name: str, tensor: StoredTensor) -> Iterator[tuple[str, StoredT
 
 
 def _take(
-    named: dict[str, StoredTensor], published: Mapping[str, str], name: str, shape: tuple[int, ...], folder: Path
-) -> StoredTensor:
+    named: dict[str, ReadableTensor], published: Mapping[str, str], name: str, shape: tuple[int, ...], folder: Path
+) -> ReadableTensor:
     tensor = named.pop(name, None)
     if tensor is None:
         raise UserError(f"{folder}: tensor {name!r} is missing; use the config.json and the weights of one model.")

@@ -138,6 +138,7 @@ def _head_tensors(concept: ConceptConfig | None, D: int) -> Iterator[tuple[str, 
     if not concept.factorize_unknown:
         yield "unknown_head.concept_embedding.weight", (rows, D)
         yield _scorer("unknown_head", rows, D, concept.use_attention_unknown)
+        yield from _dictionary_tensors(concept, rows, D)
         return
     yield "unknown_head.embedding_coef.weight", (rows, R)
     yield "unknown_head.embedding_basis.weight", (D, R)
@@ -146,6 +147,17 @@ def _head_tensors(concept: ConceptConfig | None, D: int) -> Iterator[tuple[str, 
     else:
         yield "unknown_head.predictor_down.weight", (R, D)
         yield "unknown_head.predictor_up.weight", (rows, R)
+        yield from _dictionary_tensors(concept, rows, D)
+
+
+def _dictionary_tensors(concept: ConceptConfig, rows: int, D: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """What a dictionary has beyond the published head's tensors."""
+    if concept.dictionary is None:
+        return
+    scorer = "predictor_up" if concept.factorize_unknown else "concept_predictor"
+    yield f"unknown_head.{scorer}.bias", (rows,)
+    if concept.dictionary.offset:
+        yield "unknown_head.offset.bias", (D,)
 
 
 def _scorer(head: str, rows: int, D: int, attention: bool) -> tuple[str, tuple[int, ...]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,6 @@ import numpy as np
 from steerling_jax.errors import UserError
 from steerling_jax.io.weights.parameter_tree import Sharding, Shardings, put_leaf, sharding_of
 from steerling_jax.io.weights.published_layout import find_tensors, match_tensors, read_config
-from steerling_jax.io.weights.safetensors_format import StoredTensor
 from steerling_jax.models.steerling.backbone import Params
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.published_config import PublishedExtras
@@ -56,8 +55,20 @@ def read_published(
     return config, params, PublishedExtras(layout, carried, dtypes.pop() if len(dtypes) == 1 else "mixed")
 
 
+class ReadableTensor(Protocol):
+    """A tensor in a file of any format; `map` gives its values, with this shape and dtype."""
+
+    @property
+    def file(self) -> Path: ...
+    @property
+    def dtype(self) -> np.dtype: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    def map(self) -> np.ndarray: ...
+
+
 def load_parameter(
-    sources: Sequence[StoredTensor], stacked: bool, dtype: np.dtype, sharding: Sharding | None
+    sources: Sequence[ReadableTensor], stacked: bool, dtype: np.dtype, sharding: Sharding | None
 ) -> jax.Array:
     """One parameter on its device or devices; `stacked`: the sources are its layers, or its experts."""
     shape = (len(sources), *sources[0].shape) if stacked else sources[0].shape
@@ -73,7 +84,7 @@ def load_parameter(
 
 
 def load_shard(
-    sources: Sequence[StoredTensor],
+    sources: Sequence[ReadableTensor],
     stacked: bool,
     bounds: tuple[slice, ...],
     dtype: np.dtype,
@@ -111,7 +122,7 @@ def _set_layer(stack: jax.Array, layer: jax.Array, i: jax.Array) -> jax.Array:
     return jax.lax.dynamic_update_index_in_dim(stack, layer, i, 0)
 
 
-def _copy(target: np.ndarray, source: StoredTensor, bounds: tuple[slice, ...]) -> None:
+def _copy(target: np.ndarray, source: ReadableTensor, bounds: tuple[slice, ...]) -> None:
     """Copies and converts the part of a stored tensor. Its pages are mapped during this call only: they belong to the
     page cache, and the kernel may drop them as soon as the mapping is gone."""
     with np.errstate(invalid="ignore", over="ignore"):  # NaN and infinite weights are read as they are stored

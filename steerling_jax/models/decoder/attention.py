@@ -17,6 +17,8 @@ from steerling_jax.models.decoder.layers import RMSNorm
 from steerling_jax.models.decoder.rope import RopeTables, rotate
 from steerling_jax.models.layers import Linear
 
+_QUERIES = 256  # of a chunk, whose scores are in memory together
+
 
 def causal_mask(queries: jax.Array, keys: jax.Array, window: int | None) -> jax.Array:
     """Which keys, at absolute positions (B or 1, S), each query at (B or 1, T) sees: (B or 1, T, S) bool.
@@ -33,8 +35,28 @@ def attend_causal(
     """Grouped attention with a float32 softmax: q (B, T, H, d), k and v (B, G, S, d), mask (B or 1, T, S) bool.
 
     scale: factor of the scores. cap: scores s become `cap · tanh(s / cap)` before the mask. Returns (B, T, H, d) in q's
-    dtype.
+    dtype. Many queries are computed in chunks, one after another, so that the scores of all of them, H · T · S numbers
+    a row, are never in memory together; nor in a backward pass, which computes each chunk's scores again.
     """
+    B, T, H, d = q.shape
+    if T <= 2 * _QUERIES:
+        return _attend(q, k, v, mask, scale, cap)
+    pad = -T % _QUERIES
+    count = (T + pad) // _QUERIES
+    q = jnp.moveaxis(jnp.pad(q, ((0, 0), (0, pad), (0, 0), (0, 0))).reshape(B, count, _QUERIES, H, d), 1, 0)
+    # Padded queries see all keys: their outputs are cut off, and with nothing to see they would be NaN.
+    mask = jnp.pad(mask, ((0, 0), (0, pad), (0, 0)), constant_values=True)
+    mask = jnp.moveaxis(mask.reshape(len(mask), count, _QUERIES, -1), 1, 0)
+
+    @jax.checkpoint
+    def chunk(inputs: tuple[jax.Array, jax.Array]) -> jax.Array:
+        return _attend(inputs[0], k, v, inputs[1], scale, cap)
+
+    out = jax.lax.map(chunk, (q, mask))
+    return jnp.moveaxis(out, 0, 1).reshape(B, T + pad, H, d)[:, :T]
+
+
+def _attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, scale: float, cap: float | None) -> jax.Array:
     (B, T, H, d), G, S = q.shape, k.shape[1], k.shape[2]
     # Rows (head in group, T) of one key head are one matrix product, so that the cache is read once for all of them.
     rows = jnp.moveaxis(q.reshape(B, T, G, H // G, d), 1, 3).reshape(B, G, H // G * T, d)

@@ -184,6 +184,7 @@ def _validate(config: DecoderConfig) -> None:
             f"{rotated} of {config.head_dim} entries of a head would be rotated, but it must be an even number.",
         )
         require(rope.theta > 0 and rope.factor > 0, "rope_theta and the factor of RoPE must be positive.")
+        require(rope.low_freq_factor < rope.high_freq_factor, "low_freq_factor must be below high_freq_factor.")
     for name in ("attention_cap", "final_cap"):
         cap = getattr(config, name)
         require(cap is None or cap > 0, f"{name} is {cap}, but it must be positive or null.")

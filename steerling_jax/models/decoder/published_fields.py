@@ -162,13 +162,16 @@ def read_rope(fields: Fields, layer_type: str | None = None) -> Rope:
         raise UserError(f"{fields.where}: rope_type is {_shown(kind)}; supported are {', '.join(ROPE_KINDS)}.")
     if kind != "default" and parameters.get("factor") is None:
         raise UserError(f"{fields.where}: rope_type is {kind!r}, which needs a factor; restore the file.")
-    length = number("original_max_position_embeddings", float(fields.integer("max_position_embeddings")))
+    options: dict[str, Any] = {} if kind == "default" else {"kind": kind, "factor": number("factor", 1.0)}
+    if kind == "llama3":
+        length = number("original_max_position_embeddings", float(fields.integer("max_position_embeddings")))
+        options |= dict(
+            low_freq_factor=number("low_freq_factor", 1.0),
+            high_freq_factor=number("high_freq_factor", 4.0),
+            original_length=int(length),
+        )
     return Rope(
         theta=number("rope_theta", fields.number("rope_theta")),
         share=number("partial_rotary_factor", fields.number("partial_rotary_factor", optional=True) or 1.0),
-        kind=kind,
-        factor=number("factor", 1.0) if kind != "default" else 1.0,
-        low_freq_factor=number("low_freq_factor", 1.0),
-        high_freq_factor=number("high_freq_factor", 4.0),
-        original_length=int(length),
+        **options,
     )

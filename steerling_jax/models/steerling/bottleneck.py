@@ -1,7 +1,8 @@
 """The arithmetic of a concept head: scores of all concepts, selection of the best, and the sum of their embeddings.
 
 A head scores concepts as `clip(scale · query · keysᵀ, ±15)`, applies a sigmoid and sums the embeddings of the selected
-concepts. With 10⁵ concepts the scores (N, C) of a batch would be many gigabytes. So scores are streamed over blocks of
+concepts. A dictionary scores them as `query · keysᵀ + bias`, without a limit, and applies a ReLU in place of the
+sigmoid. With 10⁵ concepts the scores (N, C) of a batch would be many gigabytes. So scores are streamed over blocks of
 concepts with a running selection, and nothing of size (N, C) is built unless C fits in one block. A factorised head
 never builds its (C, D) tables: it works on rows of rank R and multiplies by the basis last. On a mesh, each device
 works on its own shard of the concepts (`concept_shards`).
@@ -43,27 +44,41 @@ class ConceptBlock(NamedTuple):
 
 
 def dense_logits(view: HeadView, operands: str = "float32") -> jax.Array:
-    """The clipped logits of all concepts, (N, C) float32. Needs memory for all of them."""
-    logits = matmul_t(view.query, view.keys[: view.n_concepts], operands) * view.scale
-    return jnp.clip(logits, -LOGIT_LIMIT, LOGIT_LIMIT)
+    """The logits of all concepts, (N, C) float32. Needs memory for all of them."""
+    C = view.n_concepts
+    products = matmul_t(view.query, view.keys[:C], operands)
+    return _finish_logits(view, products, None if view.bias is None else view.bias[None, :C])
+
+
+def _finish_logits(view: HeadView, products: jax.Array, bias: jax.Array | None) -> jax.Array:
+    """Logits from products of query and keys: scaled and clipped, or in a dictionary with their bias added."""
+    if bias is not None:
+        return products + bias.astype(jnp.float32)
+    return jnp.clip(products * view.scale, -LOGIT_LIMIT, LOGIT_LIMIT)
 
 
 def logits_of(view: HeadView, index: jax.Array, operands: str = "float32") -> jax.Array:
-    """The clipped logits (N, K) float32 of the concepts `index` (N, K), of which each position has its own."""
+    """The logits (N, K) float32 of the concepts `index` (N, K), of which each position has its own."""
 
     def work(view: HeadView, index: jax.Array) -> jax.Array:
         at, local = own_rows(view, index, view.keys.shape[0])
 
         def chunk(at_chunk):
             rows = jnp.take(view.keys, at_chunk, axis=0).astype(operands)
-            return jnp.einsum("nq,nkq->nk", view.query.astype(operands), rows, preferred_element_type=jnp.float32)
+            products = jnp.einsum("nq,nkq->nk", view.query.astype(operands), rows, preferred_element_type=jnp.float32)
+            return _finish_logits(view, products, None if view.bias is None else jnp.take(view.bias, at_chunk))
 
         logits = over_chunks(chunk, at)
         # Each concept is on exactly one device, so the sum over devices is the logit of that one.
         return sum_over_concepts(view, logits if local is None else jnp.where(local, logits, 0.0))
 
-    logits = on_own_concepts(work, view, ("query", "keys"), index) * view.scale
-    return jnp.clip(logits, -LOGIT_LIMIT, LOGIT_LIMIT)
+    return on_own_concepts(work, view, ("query", "keys"), index)
+
+
+def logits_of_ids(view: HeadView, ids: jax.Array, operands: str = "float32") -> jax.Array:
+    """The logits (N, J) float32 of the concepts `ids` (J,) at all positions."""
+    products = matmul_t(view.query, jnp.take(view.keys, ids, axis=0), operands)
+    return _finish_logits(view, products, None if view.bias is None else jnp.take(view.bias, ids)[None, :])
 
 
 def top_concepts(view: HeadView, k: int, block: int, operands: str = "float32") -> tuple[jax.Array, jax.Array]:
@@ -80,7 +95,8 @@ def top_concepts(view: HeadView, k: int, block: int, operands: str = "float32") 
         return logits, index.astype(jnp.int32)
     # The selection has no gradient. Computing the logits of the selected concepts again, from their rows alone, gives
     # the gradient without a backward pass through the scan over all concepts.
-    fixed = view._replace(query=lax.stop_gradient(view.query), keys=lax.stop_gradient(view.keys))
+    query, keys, bias = lax.stop_gradient((view.query, view.keys, view.bias))
+    fixed = view._replace(query=query, keys=keys, bias=bias)
     index = on_own_concepts(lambda own: _streamed_indices(own, k, block, operands), fixed, ("query", "keys"))
     return logits_of(view, index, operands), index
 
@@ -103,11 +119,12 @@ def scan_concept_blocks(
     def body(carry: Carry, number: jax.Array) -> Carry:
         start = jnp.minimum(number * block, count - block)
         keys = lax.dynamic_slice_in_dim(view.keys, start, block)
+        bias = None if view.bias is None else lax.dynamic_slice_in_dim(view.bias, start, block)
         row = start + jnp.arange(block, dtype=jnp.int32)
         fresh = row >= number * block
         if view.axis:
             fresh &= view.first + row < C  # the last device's shard includes the table's padding rows
-        logits = dense_logits(view._replace(keys=keys), operands)
+        logits = dense_logits(view._replace(keys=keys, bias=bias), operands)
         return step(carry, ConceptBlock(view.first + start, logits, fresh[None, :]))
 
     numbers = jnp.arange(-(-count // block), dtype=jnp.int32)
@@ -162,12 +179,12 @@ def mix_concepts(view: HeadView, index: jax.Array, weights: jax.Array, block: in
 
 
 def mix_all(view: HeadView, block: int, compute: Compute) -> jax.Array:
-    """The features of a head that selects all concepts, `Σ_c sigmoid(logit_c) E_c`, (N, D), streamed over blocks."""
+    """The features of a head that selects all concepts, `Σ_c weight_c E_c`, (N, D), streamed over blocks."""
 
     def work(view: HeadView) -> jax.Array:
         def step(total: jax.Array, new: ConceptBlock) -> jax.Array:
             values = view.embeddings_of(new.start, new.logits.shape[1])
-            weights = jnp.where(new.fresh, jax.nn.sigmoid(new.logits), 0.0)  # overlapping concepts count once
+            weights = jnp.where(new.fresh, view.weights(new.logits), 0.0)  # overlapping concepts count once
             return total + matmul_t(weights, values.T, compute.operands)
 
         zeros = jnp.zeros((view.query.shape[0], view.values.shape[1]))

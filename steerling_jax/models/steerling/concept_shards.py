@@ -37,6 +37,8 @@ def on_own_concepts(
     if mesh is None:
         return work(view, *rows)
     tables = {part: getattr(view, part) for part in parts}
+    if "keys" in parts and view.bias is not None:
+        tables["bias"] = view.bias  # belongs to the keys
     (concept_axis,) = partition_spec(("concepts",), (view.keys.shape[0],), mesh)
     # Sequences and positions must be sharded alike, so over axes that divide both of their numbers.
     sizes = [row.shape[0] for row in (*rows, *(tables[part] for part in parts if part == "query"))]
@@ -52,7 +54,7 @@ def on_own_concepts(
         return work(own._replace(first=first), *rows)
 
     # `shard_map` and not automatic partitioning: left to itself XLA gathers the tables for the scans and look-ups.
-    specs = {part: PartitionSpec(batch_axes if part == "query" else concept_axis) for part in parts}
+    specs = {part: PartitionSpec(batch_axes if part == "query" else concept_axis) for part in tables}
     return jax.shard_map(
         local,
         mesh=mesh,

@@ -12,6 +12,22 @@ from steerling_jax.errors import require
 
 
 @dataclass(frozen=True)
+class DictionaryConfig:
+    """Discovered concepts as a dictionary with magnitudes, in place of the published head of sigmoid weights.
+
+    A concept's weight is `relu(key_c · hidden + bias_c)`, of which the `unknown_topk` largest are kept, and its
+    embedding has length 1. The published package has no such head: `concept.dictionary` in `config.json` is an
+    extension that it rejects as an unknown field.
+
+    offset: the composed features also have a constant vector (D,), which is the same at every position.
+    format: version of the extension.
+    """
+
+    offset: bool = True
+    format: int = 1
+
+
+@dataclass(frozen=True)
 class ConceptConfig:
     """Configuration of the concept bottleneck, under the published field names (`unknown` means discovered).
 
@@ -20,7 +36,8 @@ class ConceptConfig:
     whose embeddings are summed. factorize_unknown: the discovered head's tables have rank `factorize_rank`.
     use_epsilon_correction: add to the features what they leave of the hidden state. block_size: concepts scored at
     once. pad_multiple: tables have a multiple of so many rows. topk_on_logits: concepts outside the top k get the logit
-    0, not the weight 0. Source: the `steerling` 0.2.0 package.
+    0, not the weight 0. dictionary: discovered concepts with magnitudes (an extension); None for the published head.
+    Source: the `steerling` 0.2.0 package.
     """
 
     n_concepts: int = 33_732
@@ -43,6 +60,12 @@ class ConceptConfig:
     apply_topk_to_unknown: bool = True
     inject_layer: int = 16
     inject_alpha: float = 1.0
+    dictionary: DictionaryConfig | None = None
+
+    @property
+    def is_strict(self) -> bool:
+        """Whether the output projection reads the sum of a dictionary's and the known concepts' features alone."""
+        return self.dictionary is not None and not self.use_epsilon_correction
 
     def padded(self, n_concepts: int) -> int:
         """Rows of a concept table: `n_concepts` rounded up to a multiple of `pad_multiple`."""
@@ -170,6 +193,24 @@ def _validate_concept(concept: ConceptConfig, width: int) -> None:
     if concept.use_unknown:
         require(concept.n_unknown_concepts is not None, "n_unknown_concepts must be set when use_unknown is true.")
         require(
-            not concept.factorize_unknown or 16 <= concept.factorize_rank <= 1024,
+            not concept.factorize_unknown or concept.dictionary is not None or 16 <= concept.factorize_rank <= 1024,
             f"factorize_rank is {concept.factorize_rank}, but it must be between 16 and 1024.",
         )
+    if concept.dictionary is not None:
+        _validate_dictionary(concept, concept.dictionary)
+
+
+def _validate_dictionary(concept: ConceptConfig, dictionary: DictionaryConfig) -> None:
+    require(
+        dictionary.format == 1,
+        f"dictionary.format is {dictionary.format}, but this version reads format 1; use a newer version.",
+    )
+    rules = (
+        ("use_unknown", concept.use_unknown, "true: a dictionary is a head of discovered concepts"),
+        ("unknown_topk", concept.unknown_topk is not None, "a number: a dictionary keeps the largest weights"),
+        ("apply_topk_to_unknown", concept.apply_topk_to_unknown, "true: a dictionary keeps the largest weights"),
+        ("use_attention_unknown", not concept.use_attention_unknown, "false with a dictionary"),
+        ("topk_on_logits", not concept.topk_on_logits, "false with a dictionary"),
+    )
+    for name, holds, demand in rules:
+        require(holds, f"{name} is {getattr(concept, name)!r}, but it must be {demand}.")

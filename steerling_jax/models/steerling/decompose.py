@@ -1,5 +1,9 @@
 """The decomposition `hidden = known + discovered + epsilon`, and the cross-entropy of logits that read its sum.
 
+In a model whose discovered concepts are a dictionary, the sum may also have an offset, the same at all positions. With
+`use_epsilon_correction` off such a model is strict: `composed = known + discovered + offset`, and nothing else of the
+hidden state reaches the logits.
+
 The forward pass, decoding, training, evaluation and explanations all call `decompose`; what needs a single head calls
 `heads.run_known_head` or `heads.run_discovered_head`.
 
@@ -58,6 +62,7 @@ class Parts(NamedTuple):
     """Hidden rows and their decomposition; arrays are (N, D).
 
     known, discovered: the outputs of the heads; discovered is None in a model without that head.
+    offset: a dictionary's constant vector (1, D); None in a model without one.
     epsilon: the correction that is added to the heads' features; None where none is added.
     beside_known: what is added to the known features to give `composed`; the published `unk_for_lm`.
     composed: what the output projection reads.
@@ -66,6 +71,7 @@ class Parts(NamedTuple):
     hidden: jax.Array
     known: HeadOutput
     discovered: HeadOutput | None
+    offset: jax.Array | None
     epsilon: jax.Array | None
     beside_known: jax.Array
     composed: jax.Array
@@ -77,13 +83,17 @@ class Parts(NamedTuple):
 
     @property
     def concept_features(self) -> jax.Array:
-        """The features of the model's heads added up, without epsilon."""
-        return self.known.features if self.discovered is None else self.known.features + self.discovered.features
+        """The features of the model's heads and the offset added up, without epsilon."""
+        if self.discovered is None:
+            return self.known.features
+        features = self.known.features + self.discovered.features
+        return features if self.offset is None else features + self.offset
 
     @property
     def residual(self) -> jax.Array:
-        """What the known and discovered features leave of the hidden rows."""
-        return self.hidden - (self.known.features + self.discovered_features)
+        """What the known and discovered features and the offset leave of the hidden rows."""
+        rest = self.hidden - (self.known.features + self.discovered_features)
+        return rest if self.offset is None else rest - self.offset
 
 
 def decompose(
@@ -103,7 +113,8 @@ def decompose(
     clamped. "frozen": epsilon (and, without a discovered head, the features that stand in for it) is that of the pass
     without clamps, so a clamp moves `composed` by exactly what it moves the features.
     dense, large: see `heads.run_head`. stop_discovered_gradient: the discovered head reads stop_gradient(hidden), as in
-    the published forward pass, so that its losses do not train the backbone.
+    the published forward pass, so that its losses do not train the backbone. A strict model ignores it: there the
+    discovered concepts are a path of the prediction.
 
     Source: the published package's InterpretableCausalDiffusionLM.forward.
     """
@@ -111,7 +122,7 @@ def decompose(
     assert concept is not None, "a bare backbone has no decomposition"
     rule = clamps.epsilon
     known = run_known_head(params, hidden, config, compute, clamps.known, rule, dense, large)
-    read = lax.stop_gradient(hidden) if stop_discovered_gradient else hidden
+    read = lax.stop_gradient(hidden) if stop_discovered_gradient and not concept.is_strict else hidden
     discovered = run_discovered_head(params, read, config, compute, clamps.discovered, rule, dense, large)
     # Without a discovered head, all that is not known goes to the logits as it is (published), and epsilon is about 0.
     if discovered is None:
@@ -119,6 +130,10 @@ def decompose(
         beside_known, unclamped = (hidden - reference,) * 2
     else:
         beside_known, unclamped = discovered.features, discovered.unclamped
+    offset = None
+    if concept.dictionary is not None and concept.dictionary.offset:
+        offset = params["unknown_head"]["offset"]["bias"].astype(compute.dtype)[None, :]
+        beside_known, unclamped = beside_known + offset, unclamped + offset
     epsilon = None
     if concept.use_epsilon_correction and rule == "frozen":
         epsilon = hidden - (unclamped + known.unclamped)
@@ -127,7 +142,7 @@ def decompose(
     if epsilon is not None:
         beside_known = beside_known + epsilon
     # The order of these sums is the published one: in bfloat16 it decides how `composed` is rounded.
-    return Parts(hidden, known, discovered, epsilon, beside_known, beside_known + known.features)
+    return Parts(hidden, known, discovered, offset, epsilon, beside_known, beside_known + known.features)
 
 
 def logit_features(

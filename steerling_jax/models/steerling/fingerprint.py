@@ -22,7 +22,8 @@ def fingerprint(params: Params, config: ModelConfig) -> str:
 
     The values are rounded to bfloat16, so the fingerprint does not depend on the dtype that the weights were loaded in.
     """
-    digest = hashlib.sha256(repr(config).encode())
+    # Without a dictionary the configuration reads as it did before there was such a field.
+    digest = hashlib.sha256(repr(config).replace(", dictionary=None", "").encode())
     for path, published in jax.tree_util.tree_leaves_with_path(jax.eval_shape(fused, params)):
         at = np.linspace(0, published.size - 1, min(published.size, _VALUES)).astype(np.int64)
         digest.update(f"{jax.tree_util.keystr(path)} {published.shape}".encode())

@@ -26,7 +26,8 @@ class HeadSpec:
     rows: of its tables, padding included. rank: of a factorised head, None for full tables. topk: concepts selected by
     the dense rule and reported; topk_features: concepts whose embeddings are summed; None selects all of them.
     topk_on_logits: concepts that are not selected get the logit 0, so the weight sigmoid(0) = 0.5, and not the weight
-    0 (published). block: concepts scored at once.
+    0 (published). block: concepts scored at once. dictionary: concepts have a bias, and a weight is the positive part
+    of the logit, a magnitude, in place of its sigmoid. offset: the head has a constant vector.
     """
 
     n_concepts: int
@@ -38,6 +39,17 @@ class HeadSpec:
     topk_features: int | None
     topk_on_logits: bool
     block: int
+    dictionary: bool = False
+    offset: bool = False
+
+    def weights(self, logits: jax.Array) -> jax.Array:
+        """The weights of concepts with these logits, if they are selected."""
+        return concept_weights(logits, self.dictionary)
+
+
+def concept_weights(logits: jax.Array, dictionary: bool) -> jax.Array:
+    """The weights of selected concepts: the positive part of the logits in a dictionary, else their sigmoid."""
+    return jax.nn.relu(logits) if dictionary else jax.nn.sigmoid(logits)
 
 
 def known_spec(c: ConceptConfig) -> HeadSpec:
@@ -71,12 +83,15 @@ def discovered_spec(c: ConceptConfig) -> HeadSpec | None:
         topk_features=topk,
         topk_on_logits=c.topk_on_logits,
         block=c.block_size,
+        dictionary=c.dictionary is not None,
+        offset=c.dictionary is not None and c.dictionary.offset,
     )
 
 
 class HeadView(NamedTuple):
     """A head applied to N positions: query (N, Q), keys (Cp, Q), values (Cp, P), basis (D, P) or None, scale, C.
 
+    bias (Cp,): added to the logits of a dictionary, None in a published head.
     The tables include their padding rows, because slicing those off would copy the tables; only the first `n_concepts`
     rows are concepts. Inside a `shard_map` the tables are one device's shard: `first` is the number of its first
     concept, `axis` the mesh axis over which the tables are sharded, and `axes` all mesh axes over which tables and
@@ -89,9 +104,19 @@ class HeadView(NamedTuple):
     basis: jax.Array | None
     scale: float
     n_concepts: int
+    bias: jax.Array | None = None
     first: jax.Array | int = 0
     axis: str | None = None
     axes: tuple[str, ...] = ()
+
+    @property
+    def dictionary(self) -> bool:
+        """Whether weights are magnitudes; see `HeadSpec`."""
+        return self.bias is not None
+
+    def weights(self, logits: jax.Array) -> jax.Array:
+        """The weights of concepts with these logits, if they are selected."""
+        return concept_weights(logits, self.dictionary)
 
     def embeddings_of(self, start: jax.Array, count: int) -> jax.Array:
         """The rows (count, P) of `values` for concepts `start` () to `start + count`, which this shard must hold."""
@@ -116,20 +141,23 @@ class ConceptHead(nn.Module):
 
         query = project(hidden, Table((D, D), name="concept_query_projection")()) if s.attention else hidden
         scale = D**-0.5 if s.attention else 1.0
+        if s.offset:
+            Offset(D, name="offset")()  # `decompose` reads it from the parameters
         if s.rank is None:
             values = Table((s.rows, D), name="concept_embedding")()
-            keys = values if s.attention else Table((s.rows, D), name="concept_predictor")()
-            return HeadView(query, keys, values, None, scale, s.n_concepts)
+            if s.attention:
+                return HeadView(query, values, values, None, scale, s.n_concepts)
+            keys, bias = Scores((s.rows, D), s.dictionary, name="concept_predictor")()
+            return HeadView(query, keys, values, None, scale, s.n_concepts, bias)
         # Factorised: keys = coefficients · basisᵀ, so query · keysᵀ = (query · basis) · coefficientsᵀ, and the (C, D)
         # table is never built.
         values = Table((s.rows, s.rank), name="embedding_coef")()
         basis = Table((D, s.rank), name="embedding_basis")()
         if s.attention:
-            query, keys = project(query, basis.T), values
-        else:
-            query = project(query, Table((s.rank, D), name="predictor_down")())
-            keys = Table((s.rows, s.rank), name="predictor_up")()
-        return HeadView(query, keys, values, basis, scale, s.n_concepts)
+            return HeadView(project(query, basis.T), values, values, basis, scale, s.n_concepts)
+        query = project(query, Table((s.rank, D), name="predictor_down")())
+        keys, bias = Scores((s.rows, s.rank), s.dictionary, name="predictor_up")()
+        return HeadView(query, keys, values, basis, scale, s.n_concepts, bias)
 
 
 def view_head(params: dict[str, Any], spec: HeadSpec, compute: Compute, hidden: jax.Array) -> HeadView:
@@ -146,3 +174,25 @@ class Table(nn.Module):
     @nn.compact
     def __call__(self) -> jax.Array:
         return self.param("weight", nn.initializers.normal(self.std), self.shape)
+
+
+class Scores(nn.Module):
+    """The parameters that score a head's concepts: `weight` (rows, width), and `bias` (rows,) in a dictionary."""
+
+    shape: tuple[int, int]
+    has_bias: bool
+
+    @nn.compact
+    def __call__(self) -> tuple[jax.Array, jax.Array | None]:
+        weight = self.param("weight", nn.initializers.normal(0.02), self.shape)
+        return weight, self.param("bias", nn.initializers.zeros, self.shape[:1]) if self.has_bias else None
+
+
+class Offset(nn.Module):
+    """A dictionary's constant vector, `bias` (width,)."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self) -> jax.Array:
+        return self.param("bias", nn.initializers.zeros, (self.width,))

@@ -30,13 +30,14 @@ class Clamps(NamedTuple):
 class HeadOutput(NamedTuple):
     """The output of one head at N positions.
 
-    features (N, D); unclamped (N, D), the same without clamps; topk_logits (N, K) float32 and topk_indices (N, K)
-    int32, the reported concepts, largest first; logits and weights (N, C), None unless requested.
+    features (N, D); unclamped (N, D), the same without clamps; topk_logits, topk_weights (N, K) float32 and
+    topk_indices (N, K) int32, the reported concepts, largest first; logits and weights (N, C), None unless requested.
     """
 
     features: jax.Array
     unclamped: jax.Array
     topk_logits: jax.Array
+    topk_weights: jax.Array
     topk_indices: jax.Array
     logits: jax.Array | None
     weights: jax.Array | None
@@ -96,7 +97,8 @@ def run_head(
 
     Clamping follows the published package. In a head of up to `large` concepts it acts on the dense weights, which
     select `topk` (not `topk_features`) concepts at every position; in a larger one it is a correction to the features.
-    Under the frozen rule a clamp moves the unclamped features by exactly (value − what the concept contributed) · E_c.
+    Under the frozen rule, and in a dictionary always, a clamp moves the unclamped features by exactly (value − what the
+    concept contributed) · E_c.
     dense: also return the logits and weights of all concepts.
     """
     view = view_head(params, spec, compute, hidden)
@@ -106,13 +108,15 @@ def run_head(
     else:
         selected = _Selected(*bn.top_concepts(view, spec.topk_features, spec.block, compute.operands))
         reported = _Selected(*(a[:, : spec.topk] for a in selected))  # sorted, so its best are a prefix
-        unclamped = bn.mix_concepts(view, selected.indices, jax.nn.sigmoid(selected.logits), spec.block, compute)
+        unclamped = bn.mix_concepts(view, selected.indices, view.weights(selected.logits), spec.block, compute)
     features = unclamped
     sparse = spec.n_concepts > large
     if clamps is not None:
         features = _clamped(view, spec, compute, clamps, rule, sparse, unclamped, selected)
     logits, weights = _dense(view, spec, compute, clamps) if dense else (None, None)
-    return HeadOutput(features, unclamped, reported.logits, reported.indices, logits, weights)
+    return HeadOutput(
+        features, unclamped, reported.logits, view.weights(reported.logits), reported.indices, logits, weights
+    )
 
 
 def _clamped(
@@ -130,9 +134,9 @@ def _clamped(
     The rules differ in the weight that a clamped concept had before, and in the base that the others make up.
     """
     ids = jnp.broadcast_to(clamps.ids[None, :], (view.query.shape[0], clamps.ids.shape[0]))
-    weight = jax.nn.sigmoid(bn.logits_of(view, ids, compute.operands))
+    weight = view.weights(bn.logits_of(view, ids, compute.operands))
     base = unclamped
-    if rule == "frozen":
+    if rule == "frozen" or spec.dictionary:
         # A concept that is not selected contributes nothing to the features, whatever its logit.
         weight = weight if selected is None else jnp.where(_isin(ids, selected.indices), weight, 0.0)
     elif not sparse and spec.topk is not None:
@@ -164,10 +168,10 @@ def _isin(ids: jax.Array, selected: jax.Array) -> jax.Array:
 def _dense(view: HeadView, spec: HeadSpec, compute: Compute, clamps: Clamps | None) -> tuple[jax.Array, jax.Array]:
     """All logits (N, C) and the weights (N, C) of the dense rule, with clamps."""
     logits = bn.dense_logits(view, compute.operands)
-    weights = jax.nn.sigmoid(logits)
+    weights = view.weights(logits)
     if spec.topk is not None:
         best, index = lax.top_k(logits, min(spec.topk, spec.n_concepts))
-        weights = bn.scatter_rows(index, jax.nn.sigmoid(best), spec.n_concepts, _weight_outside_topk(spec))
+        weights = bn.scatter_rows(index, view.weights(best), spec.n_concepts, _weight_outside_topk(spec))
     if clamps is not None:
         clamped = weights.at[:, clamps.ids].set(clamps.values[None, :])
         weights = jnp.where(clamps.positions[:, None], clamped, weights)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from steerling_jax.errors import UserError
-from steerling_jax.models.steerling.config import ConceptConfig, ModelConfig
+from steerling_jax.models.steerling.config import ConceptConfig, DictionaryConfig, ModelConfig
 
 Layout = Literal["package", "hub"]
 
@@ -61,7 +61,9 @@ HUGGING_FACE_KEYS = frozenset(
     }
 )
 
-_CONCEPT_FIELDS = {f.name for f in dataclasses.fields(ConceptConfig)}
+DICTIONARY = "dictionary"  # the field of ConceptConfig that is an extension of the published format
+_CONCEPT_FIELDS = {f.name for f in dataclasses.fields(ConceptConfig)} - {DICTIONARY}
+_DICTIONARY_FIELDS = {f.name for f in dataclasses.fields(DictionaryConfig)}
 _MODEL_FIELDS = {f.name for f in dataclasses.fields(ModelConfig)} - {"concept"}
 # The Hub layout is flat, where the concepts' `block_size` would collide with the model's.
 _HUB_CONCEPT_NAMES = {("concept_block_size" if name == "block_size" else name): name for name in _CONCEPT_FIELDS}
@@ -81,6 +83,7 @@ def config_from_dict(raw: Mapping[str, Any], where: str = "config.json") -> tupl
     model: dict[str, Any] = {}
     concept: dict[str, Any] = {}
     carried: dict[str, Any] = {}
+    dictionary: Any = None
     for key, value in raw.items():
         if key == "model_type" or (key == "concept" and layout == "package"):
             continue
@@ -94,6 +97,7 @@ def config_from_dict(raw: Mapping[str, Any], where: str = "config.json") -> tupl
             raise _unknown_field(where, key, _MODEL_FIELDS | (set(_HUB_CONCEPT_NAMES) if layout == "hub" else set()))
     if layout == "package":
         concept = dict(raw.get("concept") or {})
+        dictionary = concept.pop(DICTIONARY, None)
         for key in concept:
             if key not in _CONCEPT_FIELDS:
                 raise _unknown_field(where, f"concept.{key}", {f"concept.{name}" for name in _CONCEPT_FIELDS})
@@ -102,6 +106,8 @@ def config_from_dict(raw: Mapping[str, Any], where: str = "config.json") -> tupl
         raise UserError(f"{where}: interpretable is true but the concept fields are missing; add them or set it false.")
     _check_types(model, ModelConfig, where)
     _check_types(concept, ConceptConfig, where)
+    if dictionary is not None:
+        concept[DICTIONARY] = _read_dictionary(dictionary, where)
     try:
         config = ModelConfig(
             **{**model, "interpretable": interpretable}, concept=ConceptConfig(**concept) if interpretable else None
@@ -116,17 +122,40 @@ def config_from_dict(raw: Mapping[str, Any], where: str = "config.json") -> tupl
 
 
 def config_to_dict(config: ModelConfig, layout: Layout = "package", carried: Mapping[str, Any] | None = None) -> dict:
-    """A configuration as a dict in either layout, the inverse of `config_from_dict`; the published package reads it."""
+    """A configuration as a dict in either layout, the inverse of `config_from_dict`; the published package reads it.
+
+    A model with a dictionary has the extension `concept.dictionary`, which the published package rejects by name. Its
+    package layout only: raises `UserError` for the Hub's, whose readers might ignore what they do not know.
+    """
     fields = {name: value for name, value in dataclasses.asdict(config).items() if name != "concept"}
     if fields["eot_id"] is None:
         del fields["eot_id"]
     concept = dataclasses.asdict(config.concept) if config.concept is not None else None
+    if concept is not None and concept[DICTIONARY] is None:
+        del concept[DICTIONARY]
+    if concept is not None and DICTIONARY in concept and layout == "hub":
+        raise UserError(
+            "This model's discovered concepts are a dictionary, which the Hub's layout of config.json cannot express; "
+            "choose the layout 'package'."
+        )
     if layout == "package":
         body = {"model_type": "causal_diffusion", **fields}
         return body if concept is None else {**body, "concept": concept}
     del fields["instruct"]  # the Hub layout expresses it by eot_id
     renamed = {hub: concept[ours] for hub, ours in _HUB_CONCEPT_NAMES.items()} if concept else {}
     return {"model_type": "steerling", **fields, **renamed, **(carried or {})}
+
+
+def _read_dictionary(raw: Any, where: str) -> DictionaryConfig:
+    """The extension `concept.dictionary`. Raises `UserError` unless it is an object of known fields."""
+    if not isinstance(raw, Mapping):
+        raise UserError(f"{where}: concept.dictionary is {raw!r}, but it must be an object of fields.")
+    for key in raw:
+        if key not in _DICTIONARY_FIELDS:
+            known = {f"concept.{DICTIONARY}.{name}" for name in _DICTIONARY_FIELDS}
+            raise _unknown_field(where, f"concept.{DICTIONARY}.{key}", known)
+    _check_types(raw, DictionaryConfig, where)
+    return DictionaryConfig(**raw)
 
 
 def _unknown_field(where: str, key: str, known: set[str]) -> UserError:
@@ -137,7 +166,7 @@ def _unknown_field(where: str, key: str, known: set[str]) -> UserError:
 
 def _check_types(values: Mapping[str, Any], owner: type, where: str) -> None:
     for spec in dataclasses.fields(owner):
-        if spec.name not in values or spec.name == "concept":
+        if spec.name not in values or spec.name in ("concept", DICTIONARY):
             continue
         value, kind = values[spec.name], str(spec.type)
         if value is None:

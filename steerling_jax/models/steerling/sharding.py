@@ -43,6 +43,7 @@ LOGICAL_AXES: dict[str, Axes] = {
     "unknown_head/embedding_basis": ("embed", None),  # (D, R)
     "unknown_head/predictor_down": (None, "embed"),  # (R, D)
     "unknown_head/predictor_up": ("concepts", "rank"),  # (C, R)
+    "unknown_head/offset": (None,),  # (D,)
 }
 
 

@@ -115,7 +115,7 @@ def test_messages_on_standard_error(world: CountingRuns, capsys: pytest.CaptureF
         TraceWritten(Path("out/profile")),
         RunFinished(world.config.steps, None, clock),
     ]
-    assert list(display(iter(events), world.config)) == events
+    assert list(display(iter(events), world.config.steps)) == events
     text = capsys.readouterr().err
     for line in (
         "The checkpoint of step 350 cannot be read (d/x has 3 bytes instead of 7); skipping it.",
@@ -128,7 +128,7 @@ def test_messages_on_standard_error(world: CountingRuns, capsys: pytest.CaptureF
         "all       4.0",
     ):
         assert line in text
-    list(display(iter([RunFinished(1, None, clock)]), world.config, tables=False))
+    list(display(iter([RunFinished(1, None, clock)]), world.config.steps, tables=False))
     assert "Time" not in capsys.readouterr().err
 
 

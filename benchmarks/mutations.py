@@ -1,0 +1,280 @@
+"""How many wrong lines do the tests notice? Changes lines drawn at random, one at a time, and runs the module's tests.
+
+    git worktree add --detach ../mutated
+    make -C ../mutated .venv/.installed-dev
+    ../mutated/.venv/bin/python benchmarks/mutations.py ../mutated --seed 0 --out docs/results/mutations.json
+
+The checkout must be one of its own: its files are changed and restored. A line is drawn uniformly from all lines of the
+core and the programs in which an operator, a comparison, a number, a condition, the order of two arguments or a whole
+statement can be changed; then one of the changes. Annotations, texts and assertions are left alone. A changed line runs
+the test files that import its module, those that mirror its folder, and then those that import what imports it, up to
+`--files`, without the slow ones; the first failure ends it. It counts as noticed where a test fails or where the tests
+take more than `--seconds`, as after a loop that no longer ends. Results are written after each line, and a repeated
+command goes on with the lines that are left; `--again` runs those that were not noticed once more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import copy
+import importlib
+import json
+import os
+import random
+import re
+import runpy
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from structure import imports, modules
+
+COMPARISONS = {
+    ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
+    ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Is: ast.IsNot, ast.IsNot: ast.Is,
+}  # fmt: skip
+OPERATORS = {
+    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Div, ast.Mod: ast.Mult,
+    ast.Pow: ast.Mult, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd, ast.LShift: ast.RShift, ast.MatMult: ast.Mult,
+}  # fmt: skip
+SKIPPED = (ast.Assert, ast.Import, ast.ImportFrom, ast.JoinedStr)
+Change = tuple[ast.AST, str]  # the new node and the kind of change
+
+
+def changes(node: ast.AST) -> Iterator[Change]:
+    """All changes of one node."""
+    new = copy.deepcopy(node)
+    match new:
+        case ast.Compare(ops=[op]) if type(op) in COMPARISONS:
+            new.ops = [COMPARISONS[type(op)]()]
+            yield new, "comparison"
+        case ast.BinOp(op=op) if type(op) in OPERATORS:
+            new.op = OPERATORS[type(op)]()
+            yield new, "operator"
+        case ast.BoolOp(op=op):
+            new.op = ast.Or() if isinstance(op, ast.And) else ast.And()
+            yield new, "and/or"
+        case ast.UnaryOp(op=ast.Not() | ast.USub(), operand=operand):
+            yield operand, "not or minus dropped"
+        case ast.Constant(value=bool(value)):
+            new.value = not value
+            yield new, "constant"
+        case ast.Constant(value=int() | float() as value):
+            new.value = value + 1 if isinstance(value, int) else value * 2 + 1
+            yield new, "constant"
+        case ast.Call(args=[first, second, *rest]) if not any(isinstance(one, ast.Starred) for one in new.args):
+            new.args = [second, first, *rest]
+            yield new, "arguments swapped"
+        case ast.IfExp(body=body, orelse=orelse):
+            new.body, new.orelse = orelse, body
+            yield new, "branches swapped"
+        case ast.If(test=test) if not (isinstance(test, ast.Name) and test.id == "TYPE_CHECKING"):
+            yield ast.UnaryOp(ast.Not(), test), "condition"
+        case ast.Expr(value=ast.Call()) | ast.AugAssign() | ast.Raise() | ast.Continue() | ast.Break():
+            yield ast.Pass(), "statement dropped"
+
+
+def sites(source: str) -> Iterator[tuple[ast.expr | ast.stmt, Change]]:
+    """What can be changed in a module: the node whose text is replaced, and the change."""
+
+    def visit(node: ast.AST) -> Iterator[tuple[ast.expr | ast.stmt, Change]]:
+        for change in changes(node):
+            yield node.test if isinstance(node, ast.If) else node, change  # type: ignore[misc]
+        for name, value in ast.iter_fields(node):
+            if name in ("annotation", "returns", "decorator_list", "type_params"):
+                continue
+            for child in value if isinstance(value, list) else [value]:
+                if isinstance(child, ast.AST) and not isinstance(child, SKIPPED):
+                    yield from visit(child)
+
+    yield from visit(ast.parse(source))
+
+
+def replaced(source: str, node: ast.expr | ast.stmt, new: ast.AST) -> str:
+    """The source with the node's text replaced; the rest of the file stays as it is."""
+    lines = [line.encode() for line in source.splitlines(keepends=True)]
+    assert node.end_lineno is not None
+    start = sum(map(len, lines[: node.lineno - 1])) + node.col_offset
+    end = sum(map(len, lines[: node.end_lineno - 1])) + (node.end_col_offset or 0)
+    text = ast.unparse(ast.fix_missing_locations(new))
+    text = text if isinstance(new, ast.stmt) else f"({text})"
+    whole = b"".join(lines)
+    return (whole[:start] + text.encode() + whole[end:]).decode()
+
+
+def draw(root: Path, count: int, seed: int) -> list[dict]:
+    """`count` different lines and one change of each."""
+    lines = []
+    for name, path in modules(root).items():
+        source = path.read_text(encoding="utf-8")
+        found: dict[int, list] = {}
+        for node, change in sites(source):
+            found.setdefault(node.lineno, []).append((node, change))
+        lines += [(name, path, source, number, found[number]) for number in sorted(found)]
+    random_lines = random.Random(seed).sample(lines, count)
+    drawn = []
+    for index, (name, path, source, number, options) in enumerate(random_lines):
+        node, (new, kind) = random.Random(f"{seed} {index}").choice(options)
+        text = replaced(source, node, new)
+        # A line that is laid out over several ones is shown as one.
+        old = ast.get_source_segment(source, node) or ""
+        drawn.append(
+            {
+                "module": name,
+                "file": path.relative_to(root).as_posix(),
+                "line": number,
+                "kind": kind,
+                "old": " ".join(old.split()),
+                "new": ast.unparse(new),
+                "text": text,
+            }
+        )
+    print(f"{len(lines)} lines can be changed; {count} of them are.", file=sys.stderr)
+    return drawn
+
+
+class Tests:
+    """The quick test files, by what they import."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.modules = modules(root)
+        self.files = sorted(root.glob("tests/**/test_*.py"))
+        self.texts = {file: file.read_text(encoding="utf-8") for file in self.files}
+        self.importers: dict[str, set[str]] = {}
+        for name, path in self.modules.items():
+            for other in imports(name, path, self.modules):
+                self.importers.setdefault(other, set()).add(name)
+
+    def of(self, module: str, limit: int) -> list[str]:
+        """The test files for a module, the closest ones first."""
+        direct = self._importing({module})
+        words = module.removeprefix("steerling_jax.").split(".")
+        mirrored = [file for file in self.files if (self.root / "tests").joinpath(*words[:-1]) == file.parent]
+        mirrored.sort(key=lambda file: words[-1] not in file.name)
+        chosen = [file for file in direct if file in mirrored] + mirrored[:3] + direct
+        level = {module}
+        for _ in range(3):
+            level = {name for one in level for name in self.importers.get(one, ())}
+            chosen += self._importing(level)
+        return [file.relative_to(self.root).as_posix() for file in list(dict.fromkeys(chosen))[:limit]]
+
+    def _importing(self, names: set[str]) -> list[Path]:
+        """Test files that import any of the modules; those that import most of them first."""
+        words = [re.compile(rf"\b{re.escape(name)}\b(?!\.)") for name in sorted(names)]
+        count = {file: sum(bool(word.search(text)) for word in words) for file, text in self.texts.items()}
+        # The command module of a program is run by its name.
+        commands = [name.rsplit(".", 1)[-1].removesuffix("_command") for name in names if name.endswith("_command")]
+        for file, text in self.texts.items():
+            count[file] += sum(f'"{command}"' in text for command in commands)
+        return sorted((file for file in self.files if count[file]), key=lambda file: -count[file])
+
+
+# Imported once, before the first line is changed: a child process that is forked has them at once.
+LIBRARIES = (
+    "jax",
+    "jax.numpy",
+    "flax",
+    "optax",
+    "orbax.checkpoint",
+    "tensorstore",
+    "scipy.stats",
+    "pytest",
+    "httpx",
+)
+
+
+def run(root: Path, one: dict, tests: list[str], seconds: float) -> dict:
+    """Runs the tests with the line changed; its outcome."""
+    path, log = root / one["file"], root / "build" / "mutation.log"
+    before, began = path.read_text(encoding="utf-8"), time.monotonic()
+    try:
+        path.write_text(one["text"], encoding="utf-8")
+        child = os.fork()
+        if child == 0:
+            os.setsid()
+            run_tests(root, tests, log)
+        status, outcome = 0, ""
+        while not outcome:
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done:
+                code = os.waitstatus_to_exitcode(status)
+                outcome = {0: "lived", 5: "no tests"}.get(code, "noticed")
+            elif time.monotonic() - began > seconds:
+                os.killpg(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+                outcome = "noticed (time)"
+            time.sleep(0.05)
+    finally:
+        path.write_text(before, encoding="utf-8")
+    failed = re.findall(r"^(?:FAILED|ERROR) (\S+)", log.read_text(errors="replace"), re.MULTILINE)
+    by = failed[0] if failed else ""
+    return {"outcome": outcome, "by": by, "tests": tests, "seconds": round(time.monotonic() - began, 1)}
+
+
+def run_tests(root: Path, tests: list[str], log: Path) -> None:
+    """Ends this process with pytest's exit code."""
+    code = 3
+    try:
+        with log.open("w") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        os.chdir(root)
+        import pytest
+
+        code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--tb=line", "-m", "not slow", *tests])
+        sys.stdout.flush()
+    finally:
+        os._exit(int(code))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkout", type=Path)
+    parser.add_argument("--count", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--files", type=int, default=4)
+    parser.add_argument("--seconds", type=float, default=400)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--again", action="store_true")
+    parser.add_argument("--list", action="store_true", help="show what would be changed")
+    args = parser.parse_args()
+    root = args.checkout.resolve()
+    drawn, tests = draw(root, args.count, args.seed), Tests(root)
+    if args.list:
+        for one in drawn:
+            print(
+                f"{one['file']}:{one['line']}  {one['old']}  ->  {one['new']}   {tests.of(one['module'], args.files)}"
+            )
+        return
+    known = {}
+    if args.out.exists():
+        known = {(one["file"], one["line"]): one for one in json.loads(args.out.read_text())["lines"]}
+    os.environ |= {
+        "JAX_COMPILATION_CACHE_DIR": str(root / "build" / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    (root / "build").mkdir(exist_ok=True)
+    sys.path.insert(0, str(root))
+    runpy.run_path(str(root / "tests" / "conftest.py"))  # sets JAX's environment
+    sys.dont_write_bytecode = True
+    for name in LIBRARIES:
+        importlib.import_module(name)
+    for number, one in enumerate(drawn):
+        key = (one["file"], one["line"])
+        if key in known and not (args.again and known[key]["outcome"] == "lived"):
+            continue
+        files = tests.of(one["module"], args.files)
+        shown = {name: value for name, value in one.items() if name != "text"}
+        known[key] = shown | run(root, one, files, args.seconds)
+        print(f"{number + 1}/{len(drawn)} {known[key]['outcome']}: {key} {one['old']} -> {one['new']}", file=sys.stderr)
+        result = {"count": args.count, "seed": args.seed, "lines": list(known.values())}
+        args.out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()

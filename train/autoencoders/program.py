@@ -1,0 +1,81 @@
+"""What `steerling train` does for a config of autoencoders: opens model and texts, trains, evaluates and exports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from steerling_jax.autoencoders.autoencoder import Autoencoder
+from steerling_jax.cli.console import note, stages
+from steerling_jax.errors import UserError
+from steerling_jax.io.autoencoders.save import save_autoencoder
+from steerling_jax.io.checkpoints.parameters import RUN_FILE
+from steerling_jax.io.checkpoints.training import CHECKPOINTS
+from steerling_jax.io.json_files import read_json_object, write_json
+from steerling_jax.loading import load
+from steerling_jax.train.autoencoders.loop import train_autoencoders
+from steerling_jax.train.autoencoders.run_config import AutoencoderRun
+from steerling_jax.train.autoencoders.text_tokens import open_tokens
+from steerling_jax.train.run.config_difference import first_difference
+from steerling_jax.train.run.display import display
+from steerling_jax.train.run.events import Evaluated, RunFinished, RunStopped
+
+FORMAT = "sparsify"  # of the export: it keeps the layer in the folder's name, and other libraries read it
+
+
+def run_autoencoders(
+    run: AutoencoderRun, out: Path, stop: Callable[[], bool], *, tables: bool
+) -> tuple[dict[str, Any], bool]:
+    """(result for --json, whether the run was stopped before its end)."""
+    bundle = load(run.model, dtype="float32")  # first positions may have norms beyond bfloat16's accuracy
+    for layer in run.layers:
+        if not 0 <= layer < bundle.backbone.n_layers:
+            last = bundle.backbone.n_layers - 1
+            raise UserError(f"layers has {layer}, but the blocks of {bundle.name} are 0 to {last}.")
+    _open_folder(run, out)
+    with stages() as progress:
+        tokens = open_tokens(run, bundle, out, progress)
+    result: dict[str, Any] = {"config": run.name, "folder": out}
+    for event in display(train_autoencoders(run, bundle, tokens, out, stop), run.steps, tables=tables):
+        match event:
+            case Evaluated():
+                result["evaluation"] = event.results
+                for name, figures in event.results.items():
+                    note(_summary(name, figures))
+            case RunStopped():
+                note(f"Stopped and saved at step {event.step}; run the same command to continue.")
+                return {**result, "step": event.step, "stopped": True}, True
+            case RunFinished():
+                result |= {"step": event.step, "clock": event.clock, "export": _export(out, event.params)}
+    return result, False
+
+
+def _open_folder(run: AutoencoderRun, out: Path) -> None:
+    """Writes run.json to a new folder, or checks that `out` is the folder of this run."""
+    path = out / RUN_FILE
+    if path.is_file():
+        difference = first_difference(read_json_object(path).get("run", {}), run.to_json())
+        if difference is not None:
+            raise UserError(
+                f"{out} contains a run with another config: {difference}. Undo the change, or choose another --out."
+            )
+        return
+    if (out / CHECKPOINTS).exists():
+        raise UserError(f"{out} has checkpoints but no {RUN_FILE}; choose another folder with --out.")
+    write_json(path, {"kind": "autoencoders", "format_version": 1, "run": run.to_json()})
+
+
+def _summary(name: str, figures: dict[str, Any]) -> str:
+    """A layer's figures in one line."""
+    return (
+        f"{name}: unexplained variance {figures['unexplained']:.3f}, {figures['l0']:.1f} latents a row, "
+        f"{figures['dead']:.1%} dead; loss recovered {figures['loss_recovered_against_zero']:.1%} against zero, "
+        f"{figures['loss_recovered_against_mean']:.1%} against the mean"
+    )
+
+
+def _export(out: Path, autoencoders: dict[int, Autoencoder]) -> Path:
+    for layer, autoencoder in autoencoders.items():
+        save_autoencoder(autoencoder, out / "export" / f"layers.{layer}", format=FORMAT)
+    return out / "export"
