@@ -34,7 +34,7 @@ test-slow: $(VENV)/.installed-dev $(VENV)/.installed-tpu smollm2  ## The tests m
 test-312:  ## All tests on Python 3.12 with the newest JAX, in a virtual environment of its own; PYTHON312 names the interpreter
 	$(MAKE) PYTHON=$(PYTHON312) VENV=.venv-312 test-all
 
-test-all: $(VENV)/.installed-dev $(VENV)/.installed-tpu
+test-all: $(VENV)/.installed-dev $(VENV)/.installed-tpu smollm2
 	env $(TPU_COMPILER) $(BIN)/python -m pytest $(PYTEST_FLAGS)
 
 lint: $(VENV)/.installed-dev  ## Style and types
