@@ -11,17 +11,18 @@ from typing import Any
 import numpy as np
 
 from steerling_jax.bundle import Bundle, encode
-from steerling_jax.decoding.generation import Prompt
+from steerling_jax.decoding.generation import Prompt, effective_config
 from steerling_jax.decoding.generation_config import GenerationConfig
 from steerling_jax.errors import UserError
 from steerling_jax.infer.text_stream import TextWriter
+from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.steering.config import SteeringConfig
 from steerling_jax.steering.plan import merge_clamps
 from steerling_jax.steering.resolve import resolve_rules
 from steerling_jax.steering.rule_syntax import parse_json
 
 # Fields with the names and meaning of `GenerationConfig`, which validates them.
-_CONFIG_FIELDS = ("steps", "temperature", "top_p", "repetition_penalty", "cfg_scale")
+_CONFIG_FIELDS = ("steps", "temperature", "top_p", "top_k", "repetition_penalty", "cfg_scale")
 FIELDS = ("max_tokens", *_CONFIG_FIELDS, "seed", "stop", "steering", "trace")
 # Every token is compared with every stop text, so both are limited.
 _MAX_STOPS, _MAX_STOP_LENGTH = 4, 256
@@ -71,13 +72,12 @@ def parse_generation_request(
     given = {name: value for name, value in values.items() if value is not None}
     ids = _encode_prompt(prompt, bundle, prompt_field)
     max_tokens = _max_tokens(given.get("max_tokens"), len(ids), bundle, max_tokens_limit, prompt_field)
+    settings = {name: given[name] for name in _CONFIG_FIELDS if name in given}
+    if "temperature" in given:
+        settings["use_entropy_sampling"] = False
     try:
-        config = GenerationConfig(
-            max_new_tokens=max_tokens,
-            seed=given.get("seed", secrets.randbits(32)),
-            use_entropy_sampling="temperature" not in given,
-            **{name: given[name] for name in _CONFIG_FIELDS if name in given},
-        )
+        config = GenerationConfig(max_new_tokens=max_tokens, seed=given.get("seed", secrets.randbits(32)), **settings)
+        config = effective_config(bundle, config, len(ids))
         config.check(bundle.config, ids.tolist())
     except UserError as error:
         raise InvalidField(str(error), error.field if error.field in FIELDS else prompt_field) from None
@@ -106,9 +106,11 @@ def boolean(name: str, value: Any) -> bool:
 
 
 def _encode_prompt(prompt: str | Sequence[int], bundle: Bundle, field: str) -> np.ndarray:
-    context = bundle.config.block_size
+    context = bundle.config.context_length
     try:
-        ids = bundle.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        ids = prompt
+        if isinstance(prompt, str):
+            ids = [*(bundle.tokenizer.prefix if prompt else ()), *bundle.tokenizer.encode(prompt)]
         # `encode` rejects this too, but only this error has a code in OpenAI's protocol.
         if len(ids) > context:
             raise InvalidField(
@@ -125,7 +127,8 @@ def _encode_prompt(prompt: str | Sequence[int], bundle: Bundle, field: str) -> n
 
 def _max_tokens(value: Any, prompt_length: int, bundle: Bundle, limit: int | None, prompt_field: str) -> int:
     """The most tokens of the text. The default is what fits in the context, up to 128."""
-    block, context = bundle.config.diff_block_size, bundle.config.block_size
+    block = bundle.config.diff_block_size if isinstance(bundle.config, ModelConfig) else 1
+    context = bundle.config.context_length
     if value is None:
         default = GenerationConfig.default_length(bundle.config, prompt_length)
         max_tokens = default if limit is None else min(default, limit)
@@ -139,9 +142,10 @@ def _max_tokens(value: Any, prompt_length: int, bundle: Bundle, limit: int | Non
         max_tokens = value
     canvas = -(-max_tokens // block) * block
     if prompt_length + canvas > context:
+        blocks = f" (whole blocks of {block})" if block > 1 else ""
         raise InvalidField(
-            f"{prompt_field} has {prompt_length} tokens and the text {shown(canvas)} (whole blocks of {block}), but "
-            f"the model's context is {context}: shorten one of them.",
+            f"{prompt_field} has {prompt_length} tokens and the text {shown(canvas)}{blocks}, but the model's context "
+            f"is {context}: shorten one of them.",
             prompt_field,
             "context_length_exceeded",
         )
@@ -164,6 +168,8 @@ def _stop_texts(value: Any) -> tuple[str, ...]:
 
 
 def _steering(value: Any, bundle: Bundle, shared: Sequence[SteeringConfig]) -> tuple[SteeringConfig, ...]:
+    if value is not None and not isinstance(bundle.config, ModelConfig):
+        raise InvalidField("steering needs a model with concepts, and this one has none; leave it out.", "steering")
     try:
         configs = (*shared, *(() if value is None else resolve_rules(parse_json(value), bundle)))
         # The request's clamps can contradict the shared ones. Found here, the error is this request's own; decoding

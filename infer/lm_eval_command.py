@@ -87,8 +87,11 @@ def run(args: argparse.Namespace) -> None:
     from steerling_jax.infer.lm_eval.adapter import SteerlingLM
 
     manager = TaskManager(include_path=args.include_path)
-    settings_by_task = {name: settings_of(name, args) for name in task_names(args.tasks, manager)}
+    names = task_names(args.tasks, manager)
     bundle = sj.load(args.model, dtype=args.dtype)
+    # The published settings are those of a diffusion model: samples, guidance, denoising steps.
+    published = isinstance(bundle.config, sj.ModelConfig)
+    settings_by_task = {name: settings_of(name, args, published=published) for name in names}
     options = {name: getattr(args, name) for name in ("seed", "batch_size", "max_length", "sampling")}
     report = {}
     for name, settings in settings_by_task.items():
@@ -115,13 +118,13 @@ def task_names(text: str, manager: TaskManager) -> list[str]:
     return names
 
 
-def settings_of(name: str, args: argparse.Namespace) -> TaskSettings:
+def settings_of(name: str, args: argparse.Namespace, *, published: bool) -> TaskSettings:
     """The published settings of a task, or the defaults, with the command line's overrides."""
     from steerling_jax.infer.lm_eval.adapter import PUBLISHED, TaskSettings
 
     given = {field.name: getattr(args, field.name) for field in dataclasses.fields(TaskSettings)}
     given = {field: value for field, value in given.items() if value is not None}
-    return dataclasses.replace(PUBLISHED.get(name, TaskSettings()), **given)
+    return dataclasses.replace(PUBLISHED.get(name, TaskSettings()) if published else TaskSettings(), **given)
 
 
 def evaluate(

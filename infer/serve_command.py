@@ -113,21 +113,21 @@ def run(args: argparse.Namespace) -> None:
 def _serve(args: argparse.Namespace, rules: tuple[Rule, ...], listening: socket) -> None:
     import steerling_jax as sj
     from steerling_jax.cli.console import note, progress_bar
-    from steerling_jax.decoding.decoder import Decoder
+    from steerling_jax.decoding.decoder import decoder_of
     from steerling_jax.infer.server.app import RequestLimits, Service, make_app
     from steerling_jax.infer.server.engine import Engine
     from steerling_jax.infer.server.run import serve
     from steerling_jax.infer.server.warm_up import warm_up
+    from steerling_jax.models.steerling.config import ModelConfig
 
     bundle = with_catalogue(sj.load(args.model), args.catalogue)
-    decoder = Decoder(
-        bundle.params,
-        config=bundle.config,
-        compute=bundle.compute,
+    # The warm-up needs one block, or one token, for the prompt and one for the text.
+    shortest = 2 * (bundle.config.diff_block_size if isinstance(bundle.config, ModelConfig) else 1)
+    decoder = decoder_of(
+        bundle,
         rows=args.rows,
         prefix_cache_bytes=args.prefix_cache_mb << 20,
-        # The warm-up needs one block for the prompt and one for the text.
-        room=max(args.warm_up, 2 * bundle.config.diff_block_size) if args.warm_up else 0,
+        room=max(args.warm_up, shortest) if args.warm_up else 0,
     )
     limits = RequestLimits(args.max_new_tokens_limit, args.max_body_bytes, args.rows + args.queue)
     engine = Engine(decoder, warm_up(decoder) if args.warm_up else ())

@@ -64,6 +64,6 @@ def _paths(args: argparse.Namespace) -> tuple[Path, Path]:
 
 
 def _defaults(args: argparse.Namespace) -> dict[str, Any]:
-    names = ("steps", "temperature", "top_p", "repetition_penalty", "cfg_scale", "seed")
+    names = ("steps", "temperature", "top_p", "top_k", "repetition_penalty", "cfg_scale", "seed")
     defaults = {name: getattr(args, name) for name in names} | {"max_tokens": args.max_new_tokens}
     return defaults | ({"temperature": 0.0, "repetition_penalty": 1.0} if args.greedy else {})

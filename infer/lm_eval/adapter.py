@@ -1,4 +1,5 @@
-"""A Steerling model for EleutherAI's lm-evaluation-harness: scores by the likelihood bound, texts by decoding.
+"""A model for EleutherAI's lm-evaluation-harness: scores by the likelihood bound of a Steerling model, or the exact
+likelihood of an autoregressive one; texts by decoding.
 
 Importing this module registers the model "steerling", for `lm_eval.simple_evaluate(model="steerling", model_args={…})`.
 `steerling lm-eval` runs tasks with the published settings. Source of both: the evaluation of the published package.
@@ -18,6 +19,7 @@ import steerling_jax as sj
 from steerling_jax.cli.console import progress_bar
 from steerling_jax.decoding.generation import Prompt, stream_many
 from steerling_jax.errors import require
+from steerling_jax.evaluation.exact_likelihood import exact_scores, first_ids
 from steerling_jax.evaluation.likelihood import Boundary, score_pairs, split
 from steerling_jax.infer.text_stream import StopMatcher
 
@@ -59,6 +61,8 @@ class SteerlingLM(LM):
     whole blocks. steps: denoising steps of a text, None for one a token. sampling: "entropy", as published, which
     ignores the task's temperature; or "task" for the task's temperature, without a repetition penalty. boundary: which
     tokens of a continuation are scored where one spans the context's end, see `evaluation.likelihood.split`.
+
+    An autoregressive model has no use for samples, cfg_scale and steps, and always samples as the task says.
     """
 
     def __init__(
@@ -78,7 +82,8 @@ class SteerlingLM(LM):
     ):
         super().__init__()
         self.bundle = model if isinstance(model, sj.Bundle) else sj.load(model, dtype=dtype)
-        context = self.bundle.config.block_size
+        self.diffusion = isinstance(self.bundle.config, sj.ModelConfig)
+        context = self.bundle.config.context_length
         self.max_length = context if max_length is None else max_length
         require(
             0 < self.max_length <= context,
@@ -87,15 +92,16 @@ class SteerlingLM(LM):
         require(sampling in ("entropy", "task"), f"sampling is {sampling!r}, but it must be 'entropy' or 'task'.")
         self.samples, self.cfg_scale, self.seed, self.batch_size = samples, cfg_scale, seed, batch_size
         self.max_gen_toks = min(1024, self.max_length // 2) if max_gen_toks is None else max_gen_toks
-        self.steps, self.sampling = steps, sampling
+        self.steps, self.sampling = steps, sampling if self.diffusion else "task"
         self.boundary: Boundary = boundary
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        """The likelihood bound of each continuation. Whether it is the greedy one is unknown, and always False."""
+        """The likelihood of each continuation, and whether it is the greedy one, which a diffusion model does not know:
+        there it is always False."""
         pairs = [self._pair(*request.arguments) for request in requests]
         results = [(0.0, False)] * len(pairs)
-        for number, value in self._scores(pairs):
-            results[number] = (value, False)
+        for number, value, greedy in self._scores(pairs):
+            results[number] = (value, greedy)
             self.cache_hook.add_partial("loglikelihood", requests[number].arguments, results[number])
         return results
 
@@ -112,7 +118,7 @@ class SteerlingLM(LM):
             for pair in rolling_windows(self._encode(request.arguments[0]), self.max_length)
         ]
         totals = [0.0] * len(requests)
-        for number, value in self._scores([pair for _, pair in windows]):
+        for number, value, _ in self._scores([pair for _, pair in windows]):
             totals[windows[number][0]] += value
         for request, value in zip(requests, totals, strict=True):
             self.cache_hook.add_partial("loglikelihood_rolling", request.arguments, value)
@@ -132,19 +138,22 @@ class SteerlingLM(LM):
                 bar.advance(task)
         return texts
 
-    def _scores(self, pairs: list[tuple[Ids, Ids]]) -> Iterator[tuple[int, float]]:
+    def _scores(self, pairs: list[tuple[Ids, Ids]]) -> Iterator[tuple[int, float, bool]]:
+        """(number of the pair, log-likelihood, whether the continuation is the greedy one), as they are done."""
         with progress_bar(unit="texts") as bar:
             task = bar.add_task("scoring", total=len(pairs))
-            for scored in score_pairs(
-                self.bundle,
-                pairs,
-                samples=self.samples,
-                seed=self.seed,
-                batch_size=self.batch_size,
-                cfg_scale=self.cfg_scale,
-            ):
+            for scored in self._bounds(pairs) if self.diffusion else self._exact(pairs):
                 yield scored
                 bar.advance(task)
+
+    def _bounds(self, pairs: list[tuple[Ids, Ids]]) -> Iterator[tuple[int, float, bool]]:
+        settings = {name: getattr(self, name) for name in ("samples", "seed", "batch_size", "cfg_scale")}
+        yield from ((number, value, False) for number, value in score_pairs(self.bundle, pairs, **settings))
+
+    def _exact(self, pairs: list[tuple[Ids, Ids]]) -> Iterator[tuple[int, float, bool]]:
+        require(self.cfg_scale == 0, f"cfg_scale is {self.cfg_scale}, but guidance needs a diffusion model.")
+        for one in exact_scores(self.bundle, pairs, batch_size=self.batch_size):
+            yield one.number, one.log_likelihood, one.greedy
 
     def _encode(self, text: str) -> Ids:
         return self.bundle.tokenizer.encode(text.translate(_ASCII)) if text else []
@@ -164,7 +173,7 @@ class SteerlingLM(LM):
 
     def _prompt(self, number: int, context: str, options: Mapping[str, Any]) -> Prompt:
         """The prompt for a task's context, which is cut at its beginning if it and the text do not fit."""
-        block, context_size = self.bundle.config.diff_block_size, self.max_length
+        block, context_size = self.bundle.config.diff_block_size if self.diffusion else 1, self.max_length
         max_gen_toks = int(options.get("max_gen_toks", self.max_gen_toks))
         length = -(-max_gen_toks // block) * block
         require(
@@ -172,7 +181,9 @@ class SteerlingLM(LM):
             f"max_gen_toks is {max_gen_toks}, which leaves no room for a prompt in a context of {context_size}: give "
             "less.",
         )
-        prompt = self._encode(context)[-(context_size - length) :] or [self.bundle.config.bos_token_id]
+        prefix = list(self.bundle.tokenizer.prefix)
+        room = context_size - length - len(prefix)
+        prompt = [*prefix, *self._encode(context)[-room:]] or first_ids(self.bundle)
         # Stop texts of one token end decoding early, which saves steps; `cut` applies all of them to the text.
         encoded = (self._encode(stop) for stop in stop_texts(options))
         stops = tuple(ids[0] for ids in encoded if len(ids) == 1)
@@ -189,6 +200,7 @@ class SteerlingLM(LM):
     def _sampling(self, options: Mapping[str, Any]) -> dict[str, Any]:
         if self.sampling == "entropy":
             return {}
+        # Greedy unless the task samples, as the harness does with other models.
         temperature = float(options.get("temperature", 1.0)) if options.get("do_sample", False) else 0.0
         return {
             "use_entropy_sampling": False,

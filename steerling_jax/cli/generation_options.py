@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from steerling_jax.steering.rules import Rule
 
 
+_PROGRESS_STEPS = 8  # tokens of an autoregressive model between two updates of the progress bar
+
+
 def add_generation_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options that `make_prompt` reads. `GenerationConfig` checks the ranges of its own fields."""
     add = parser.add_argument
@@ -29,9 +32,15 @@ def add_generation_options(parser: argparse.ArgumentParser) -> None:
         help="most tokens of the text (default: what fits in the context, up to 128)",
     )
     add("--steps", type=int, metavar="N", help="denoising steps (default: one for each token)")
-    add("--temperature", type=float, metavar="X", help="a fixed temperature (default: set by each position's entropy)")
-    add("--top-p", type=float, default=0.8, metavar="X", help="probability mass of the nucleus (default: %(default)s)")
-    add("--repetition-penalty", type=float, metavar="X", help="1 turns it off (default: 1.1)")
+    add(
+        "--temperature",
+        type=float,
+        metavar="X",
+        help="a fixed temperature (default: set by each position's entropy; 1 for autoregressive models)",
+    )
+    add("--top-p", type=float, metavar="X", help="probability mass of the nucleus (default: 0.8; 1 for these models)")
+    add("--top-k", type=int, metavar="K", help="draw among the K most likely tokens only (default: all)")
+    add("--repetition-penalty", type=float, metavar="X", help="1 turns it off (default: 1.1; 1 for these models)")
     add("--cfg-scale", type=float, default=0.0, metavar="X", help="classifier-free guidance (default: off)")
     add("--seed", type=int, metavar="N", help="random seed, for a reproducible text (default: a new one each time)")
     add("--stop", action="append", metavar="TOKEN", help="stop at this id, or text of one token; can be repeated")
@@ -82,10 +91,13 @@ def generate_with_progress(
     """`sj.generate` with a progress bar on standard error."""
     from steerling_jax.cli.console import progress_bar
     from steerling_jax.decoding.generation import Generation, stream
-    from steerling_jax.decoding.request import BlockDone
+    from steerling_jax.decoding.request import BlockDone, Committed
+    from steerling_jax.models.steerling.config import ModelConfig
 
-    with progress_bar(unit="blocks") as bar:
-        task = bar.add_task("writing", total=prompt.config.sampler_blocks(bundle.config))
+    diffusion = isinstance(bundle.config, ModelConfig)
+    total = prompt.config.sampler_blocks(bundle.config) if diffusion else prompt.config.max_new_tokens
+    with progress_bar(unit="blocks" if diffusion else "tokens") as bar:
+        task = bar.add_task("writing", total=total)
         events = stream(
             bundle,
             prompt.text_or_ids,
@@ -94,11 +106,15 @@ def generate_with_progress(
             policies=prompt.policies,
             drafts=drafts,
             record_hidden=record_hidden,
+            steps=None if diffusion else _PROGRESS_STEPS,
+            edits=prompt.edits,
         )
         for event in events:
             if isinstance(event, Generation):
                 return event
-            if isinstance(event, BlockDone):
+            if isinstance(event, Committed):
+                bar.advance(task, len(event.commits))
+            if diffusion and isinstance(event, BlockDone):
                 bar.update(task, completed=event.number)
     raise AssertionError("a stream ends with a Generation")
 
@@ -118,20 +134,15 @@ def _generation_config(args: argparse.Namespace, bundle: Bundle, prompt_length: 
     length = args.max_new_tokens
     if length is None:
         length = GenerationConfig.default_length(bundle.config, prompt_length)
-    default = GenerationConfig()
-    temperature = 0.0 if args.greedy else args.temperature
-    penalty = 1.0 if args.greedy else args.repetition_penalty
-    return GenerationConfig(
-        max_new_tokens=length,
-        steps=args.steps,
-        temperature=default.temperature if temperature is None else temperature,
-        cfg_scale=args.cfg_scale,
-        seed=args.seed,
-        top_p=args.top_p,
-        repetition_penalty=default.repetition_penalty if penalty is None else penalty,
-        use_entropy_sampling=temperature is None,
-        stop_tokens=tuple(_stop_id(stop, bundle) for stop in args.stop or ()) or None,
-    )
+    values = {name: getattr(args, name) for name in ("steps", "temperature", "top_p", "top_k", "repetition_penalty")}
+    if args.greedy:
+        values |= {"temperature": 0.0, "repetition_penalty": 1.0}
+    if values["temperature"] is not None:
+        values["use_entropy_sampling"] = False
+    # Options that were not given are not given to the configuration either: their defaults depend on the model.
+    given = {name: value for name, value in values.items() if value is not None}
+    stops = tuple(_stop_id(stop, bundle) for stop in args.stop or ()) or None
+    return GenerationConfig(max_new_tokens=length, cfg_scale=args.cfg_scale, seed=args.seed, stop_tokens=stops, **given)
 
 
 def _policies(args: argparse.Namespace) -> Policies | None:

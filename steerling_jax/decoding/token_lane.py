@@ -72,8 +72,9 @@ class TokenLane(LaneQueue):
         self._admit(admit)
         assert self.batch is not None
         limit = min(steps or RECORD, RECORD)
-        self.batch, count = decode_tokens(self.params, self.batch, jnp.int32(limit), self.edits, backbone=self.backbone)
-        count, ended, record = jax.device_get((count, self.batch.ended, self.batch.record))
+        batch, count = decode_tokens(self.params, self.batch, jnp.int32(limit), self.edits, backbone=self.backbone)
+        self.batch = batch
+        count, ended, record = jax.device_get((count, batch.ended, batch.record))
         events: list[tuple[int, Event]] = []
         for index, row in enumerate(self.rows):
             if row is None:

@@ -10,7 +10,9 @@ from typing import NamedTuple
 import numpy as np
 
 from steerling_jax.decoding.tables import Table, Tabular
+from steerling_jax.decoding.text_ids import TextIds
 from steerling_jax.errors import require
+from steerling_jax.models.decoder.config import DecoderConfig
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.decompose import RowClamps
 from steerling_jax.steering.plan import SteeringPlan
@@ -63,18 +65,19 @@ class Trace(Tabular):
     def prompt_length(self) -> int:
         return len(self.prompt)
 
-    def check(self, config: ModelConfig) -> None:
+    def check(self, config: ModelConfig | DecoderConfig) -> None:
         """Raises `UserError` if this model cannot have written the trace, or if the trace contradicts itself."""
         other = "is of another model: "
         P, T, flat = self.prompt_length, len(self.tokens), list(self.flat())
         ids = np.concatenate([self.prompt, self.tokens, np.asarray([token for _, _, token, _ in flat], np.int32)])
-        mask, width, vocabulary = config.mask_token_id, config.n_embd, config.vocab_size
+        mask, width, vocabulary = TextIds.of(config).mask, config.width, config.vocab_size
         require(self.mask_id == mask, f"The trace {other}its mask id is {self.mask_id}, and the model's is {mask}.")
         require(
             not len(ids) or 0 <= ids.min() <= ids.max() < vocabulary,
             f"The trace {other}it holds ids that are not in the vocabulary of {vocabulary}.",
         )
-        require(config.block_size >= T, f"The trace {other}its canvas of {T} is longer than {config.block_size}.")
+        context = config.context_length
+        require(context >= T, f"The trace {other}its canvas of {T} is longer than {context}.")
         widths = {} if self.plan is None else {"steering": self.plan.width}
         if self.hidden is not None:
             widths["hidden rows"] = np.shape(self.hidden)[-1]

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from steerling_jax.bundle import Bundle
-from steerling_jax.decoding.generation import Generation, Prompt
+from steerling_jax.decoding.generation import Generation, Prompt, effective_config
 from steerling_jax.decoding.generation_config import GenerationConfig
 from steerling_jax.decoding.trace import Commit, Trace
 from steerling_jax.errors import UserError, require
+from steerling_jax.models.decoder.config import DecoderConfig
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.fingerprint import fingerprint
 from steerling_jax.steering.config import SteeringConfig
@@ -89,12 +90,14 @@ def record_of(bundle: Bundle, origin: Origin, prompt: Prompt, generation: Genera
     """
     if isinstance(prompt.steering, SteeringPlan):
         raise UserError("A trace of text steered by a SteeringPlan cannot be recorded; give SteeringConfigs.")
+    require(not prompt.edits, "A trace of text written with layer edits cannot be recorded; leave out the edits.")
     configs = resolve_steering(bundle, prompt.steering)
     given = {} if prompt.policies is None else vars(prompt.policies)
     policies = {name: repr(value) for name, value in given.items() if value is not None}
     prompt_text = bundle.tokenizer.decode(generation.trace.prompt.tolist())
+    config = effective_config(bundle, prompt.config, generation.trace.prompt_length)
     return TraceRecord(
-        generation.trace, origin, prompt_text, generation.text, prompt.config, generation.seed, configs, policies
+        generation.trace, origin, prompt_text, generation.text, config, generation.seed, configs, policies
     )
 
 
@@ -227,7 +230,7 @@ def restore(record: TraceRecord, bundle: Bundle, where: str = "The trace") -> Tr
     """The checked trace with the plan that steered it, made again from its configurations."""
     check(record, bundle, where)
     trace = record.trace.with_pieces(bundle.tokenizer)
-    if trace.plan is not None:
+    if trace.plan is not None or not isinstance(bundle.config, ModelConfig):
         return trace
     # Records of earlier versions can name a layer that the model lacks. Such an injection did nothing; by now it is an
     # error in a request.
@@ -239,12 +242,14 @@ def restore(record: TraceRecord, bundle: Bundle, where: str = "The trace") -> Tr
     return dataclasses.replace(trace, plan=plan)
 
 
-def _written(trace: Trace, config: ModelConfig) -> np.ndarray:
+def _written(trace: Trace, config: ModelConfig | DecoderConfig) -> np.ndarray:
     """The canvas that the commits make; what follows an end of turn is overwritten."""
     canvas = np.full(len(trace.tokens), trace.mask_id, np.int32)
     canvas[: trace.prompt_length] = trace.prompt
     for _, position, token, _ in trace.flat():
         canvas[position] = token
+    if not isinstance(config, ModelConfig):
+        return canvas
     turns = trace.prompt_length + np.flatnonzero(canvas[trace.prompt_length :] == config.eot_id)
     # In a text that was not generated, what follows a turn's end may be kept.
     if turns.size and (trace.tokens[turns[0] + 1 :] == config.eos_token_id).all():

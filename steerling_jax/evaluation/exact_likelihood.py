@@ -19,6 +19,7 @@ from steerling_jax.errors import UserError, require
 from steerling_jax.evaluation.row_sums import sum_by_row
 from steerling_jax.models.backbone import Backbone, Params
 from steerling_jax.models.batching import by_length, stack
+from steerling_jax.models.steerling.config import ModelConfig
 
 
 class ExactScore(NamedTuple):
@@ -66,10 +67,20 @@ def _context(bundle: Bundle, before: Sequence[int], after: Sequence[int]) -> tup
         return before or after or [0], after
     if after[0] == config.bos_token_id:  # the tokenizer begins every text with it, and nothing predicts it
         return after[:1], after[1:]
-    first = next((i for i in (config.bos_token_id, *config.eos_token_ids) if i is not None), None)
+    return first_ids(bundle), after
+
+
+def first_ids(bundle: Bundle) -> list[int]:
+    """The id after which a text without a context begins, as a list: `bos_token_id`, or the first id that ends a text.
+
+    Raises `UserError` for a model without such an id.
+    """
+    config = bundle.config
+    ends = () if isinstance(config, ModelConfig) else config.eos_token_ids
+    first = next((i for i in (config.bos_token_id, *ends) if i is not None), None)
     if first is None:
         raise UserError("The context is empty, and this model has no token that begins a text; give a context.")
-    return [first], after
+    return [first]
 
 
 @partial(jax.jit, static_argnames=("backbone",))

@@ -231,7 +231,8 @@ def split(
     Two texts are encoded together, and spaces between them belong to the continuation (published). A token may then
     span both: "unit" and "test" can merge to one token. boundary "joint": the continuation begins at the first token in
     which the joint encoding departs from that of the context alone, so that a merged token is scored. "published":
-    after as many tokens as the context alone has, so that a merged token is not scored.
+    after as many tokens as the context alone has, so that a merged token is not scored. A context of text begins with
+    the ids that the model expects before every text (`Tokenizer.prefix`).
 
     Raises `UserError` for another boundary, and where "published" leaves no token of a continuation.
     """
@@ -251,7 +252,7 @@ def split(
         f"The continuation {continuation!r} has no token of its own after {context[-20:]!r}: its letters are merged "
         "into the context's last token. Give boundary='joint' to score the merged token.",
     )
-    return joint[:start], joint[start:]
+    return [*bundle.tokenizer.prefix, *joint[:start]], joint[start:]
 
 
 def _maskings(texts: list[_Text], numbers: list[int], samples: int, seed: int) -> Iterator[tuple[int, np.ndarray]]:

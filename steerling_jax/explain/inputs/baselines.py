@@ -72,7 +72,10 @@ def embedding_similarity(passes: SnapshotPasses, number: int) -> np.ndarray:
 
 def visible_positions(passes: SnapshotPasses, number: int) -> np.ndarray:
     """Positions of the unmasked tokens that a target can attend to: in its attention block or an earlier one."""
-    case, trace, block = passes.cases[number], passes.trace, passes.bundle.config.diff_block_size
+    case, trace, config = passes.cases[number], passes.trace, passes.bundle.config
+    if not isinstance(config, ModelConfig):
+        return np.arange(case.position)
+    block = config.diff_block_size
     unmasked = passes.snapshots[case.step][: (case.position // block + 1) * block] != trace.mask_id
     return np.flatnonzero(unmasked)
 

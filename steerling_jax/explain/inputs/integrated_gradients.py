@@ -10,6 +10,9 @@ embedding at every position: a canvas without information, and one that the mode
 f(x) − f(x₀) (completeness), so the difference between the two, the completeness error, measures how well the quadrature
 approximates the integral.
 
+An autoregressive model has no mask. Its snapshot is the text before the token, and x₀ is the mean of all tokens'
+embeddings, which favours no token. docs/design/attribution.md compares it with zero embeddings.
+
 Legend: n explained targets, T canvas positions, S positions of a cut canvas.
 """
 
@@ -28,6 +31,7 @@ from steerling_jax.explain.inputs.commits import Case, choose_cases
 from steerling_jax.explain.inputs.record import DEFAULT_TOLERANCE, InputAttribution, Method, Tolerance
 from steerling_jax.explain.inputs.snapshots import SnapshotPasses
 from steerling_jax.explain.inputs.targets import TOKEN_LOGIT, AttributionTarget
+from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.progress import Progress, no_progress
 
 Rule = Literal["gauss-legendre", "right-riemann"]
@@ -72,6 +76,10 @@ def attribute_inputs(
     attempts = node_counts(nodes, tolerance)
     quadrature(attempts[0], rule)  # validates nodes and rule before the model runs
     cases = choose_cases(bundle, trace, target, span, positions, sample)
+    require(
+        isinstance(bundle.config, ModelConfig) or method != "embedding-similarity",
+        "embedding-similarity compares tokens with the mask, which this model lacks; choose another method.",
+    )
     passes = SnapshotPasses(bundle, trace, cases, batch_size)
     n, T = len(cases), len(trace.tokens)
     # Both ends of each path in one request: pattern 0 keeps nothing of the snapshot, pattern 1 all of it.

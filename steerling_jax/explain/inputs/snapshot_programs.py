@@ -20,6 +20,8 @@ import jax.numpy as jnp
 from steerling_jax.decoding.window import steering_of_canvases
 from steerling_jax.models.backbone import Params
 from steerling_jax.models.compute import Compute
+from steerling_jax.models.decoder.backbone import decoder_backbone
+from steerling_jax.models.decoder.config import DecoderConfig
 from steerling_jax.models.steerling.backbone import embed_tokens, run_backbone
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.decompose import RowClamps, logit_features
@@ -29,7 +31,9 @@ class CaseTable(NamedTuple):
     """The N cases of one call.
 
     canvases (N, S), positions and tokens (N,) int32; target: a target with leaves (N,). Shared by all cases: mask id,
-    prompt length, injection tables (1, L, D), guidance strength, and the clamped concepts if the target reads logits.
+    prompt length, injection tables (1, L, D), guidance strength, the clamped concepts if the target reads logits, and
+    the baseline embedding (D,), None for that of the mask. The last is set for autoregressive models, which have no
+    mask: their cases are unsteered and unguided, and a token is explained from the row of the position before it.
     """
 
     canvases: Any
@@ -42,13 +46,14 @@ class CaseTable(NamedTuple):
     at_prompt: Any
     guidance: Any
     clamps: RowClamps | None
+    baseline: Any = None
 
 
 class _Paths(NamedTuple):
     """The paths of B cases: base + α · difference.
 
-    base, difference (B, S, D) float32: mask embeddings, and the snapshot's embeddings minus these. value: a function
-    from embeddings (B, S, D) to the targets' values (B,).
+    base, difference (B, S, D) float32: baseline embeddings, and the snapshot's embeddings minus these. value: a
+    function from embeddings (B, S, D) to the targets' values (B,).
     """
 
     base: jax.Array
@@ -57,10 +62,26 @@ class _Paths(NamedTuple):
 
 
 def _paths(
-    params: Params, cases: CaseTable, which: jax.Array, config: ModelConfig, compute: Compute, guided: bool
+    params: Params,
+    cases: CaseTable,
+    which: jax.Array,
+    config: ModelConfig | DecoderConfig,
+    compute: Compute,
+    guided: bool,
 ) -> _Paths:
     """The paths of the cases with the indices `which` (B,)."""
     canvases, positions, tokens, target = jax.tree.map(lambda leaf: leaf[which], cases[:4])
+    if not isinstance(config, ModelConfig):
+        backbone = decoder_backbone(config, compute)
+        full = backbone.embed(params, canvases).astype(jnp.float32)
+        base = jnp.broadcast_to(cases.baseline, full.shape)
+
+        def causal_value(x: jax.Array) -> jax.Array:
+            hidden = backbone.run(params, x.astype(compute.dtype)).hidden
+            rows = hidden[jnp.arange(len(which)), positions - 1].astype(jnp.float32)
+            return target.value(params, rows, tokens, config, compute)
+
+        return _Paths(base, full - base, causal_value)
     full = embed_tokens(params, canvases, compute).astype(jnp.float32)
     base = embed_tokens(params, jnp.full_like(canvases, cases.mask_id), compute).astype(jnp.float32)
     in_prompt = jnp.broadcast_to(jnp.arange(full.shape[1])[None, :] < cases.prompt, canvases.shape)
@@ -96,7 +117,7 @@ def summed_gradients(
     weights: jax.Array,
     count: jax.Array,
     *,
-    config: ModelConfig,
+    config: ModelConfig | DecoderConfig,
     compute: Compute,
     guided: bool,
     kind: type,
@@ -126,7 +147,7 @@ def path_values(
     keep: jax.Array,
     count: jax.Array,
     *,
-    config: ModelConfig,
+    config: ModelConfig | DecoderConfig,
     compute: Compute,
     guided: bool,
     kind: type,

@@ -1,8 +1,9 @@
 """Passes over snapshots: values and gradients of targets on the path from mask embeddings to a snapshot's embeddings.
 
-A snapshot is the canvas on which a token was committed. At each position an input is interpolated between the mask
-embedding (0) and the embedding of the snapshot's token (1); positions that are still masked do not change. This module
-groups the work into calls of a few compiled programs (`snapshot_programs`).
+A snapshot is the canvas on which a token was committed. At each position an input is interpolated between the baseline,
+the mask embedding (0), and the embedding of the snapshot's token (1); positions that are still masked do not change. An
+autoregressive model has no mask: its baseline is the mean of all embeddings. This module groups the work into calls of
+a few compiled programs (`snapshot_programs`).
 
 Legend: n explained targets, T canvas positions, S positions of a cut canvas, N cases of a call, M passes of a call, B
 rows of a pass, R patterns.
@@ -12,9 +13,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from steerling_jax.bundle import Bundle
@@ -23,8 +26,10 @@ from steerling_jax.errors import require
 from steerling_jax.explain.finite import require_finite
 from steerling_jax.explain.inputs.commits import Case
 from steerling_jax.explain.inputs.snapshot_programs import CaseTable, path_values, summed_gradients
+from steerling_jax.models.backbone import Backbone, Params
 from steerling_jax.models.batching import padded_length
 from steerling_jax.models.steerling.backbone import unstack_layers
+from steerling_jax.models.steerling.config import ModelConfig
 
 _PASSES = 64  # the largest number of passes in one call of a program
 _SHORTEST = 128  # canvases are not cut below this: compiling another program takes longer than the cut saves
@@ -44,10 +49,12 @@ class SnapshotPasses:
         self.bundle, self.trace, self.cases, self.rows = bundle, trace, cases, batch_size
         # A tuple of layers is a seventh faster on a CPU than slicing stacked weights in every pass, but the unrolled
         # loop keeps all layers' activations for the backward pass. Under rematerialisation layers stay stacked.
-        self.params = bundle.params if bundle.compute.remat else unstack_layers(bundle.params)
+        diffusion = isinstance(bundle.config, ModelConfig)
+        self.params = bundle.params if bundle.compute.remat or not diffusion else unstack_layers(bundle.params)
         steps = sorted({case.step for case in cases})
         self.snapshots = {step: trace.snapshot(step) for step in steps}
-        self.tables = {step: trace.injected(step, bundle.config.n_layers, bundle.config.n_embd) for step in steps}
+        self.baseline = None if diffusion else mean_embedding(bundle.params, backbone=bundle.backbone)
+        self.tables = {step: trace.injected(step, bundle.config.n_layers, bundle.config.width) for step in steps}
         # Injection is one argument of a call, so only cases with equal tables can share it. Tables of most traces are
         # equal at every step; a steering rule that changes in time gives several groups.
         distinct: list[tuple[np.ndarray, np.ndarray]] = []
@@ -112,8 +119,11 @@ class SnapshotPasses:
         """The arguments of a call for these cases; all of them have the injection of the first one."""
         cases = [self.cases[number] for number in numbers]
         at_masks, at_prompt = (side[None] for side in self.tables[cases[0].step])
+        canvases = np.stack([self.snapshots[case.step][:length] for case in cases])
+        if self.baseline is not None:
+            canvases = np.maximum(canvases, 0)  # what is not written yet: later positions, which nothing reads
         return CaseTable(
-            np.stack([self.snapshots[case.step][:length] for case in cases]),
+            canvases,
             np.asarray([case.position for case in cases], np.int32),
             np.asarray([case.token for case in cases], np.int32),
             jax.tree.map(lambda *leaves: np.asarray(leaves, np.int32), *(case.target for case in cases)),
@@ -123,6 +133,7 @@ class SnapshotPasses:
             at_prompt,
             np.float32(self.trace.guidance),
             self.trace.clamps if cases[0].target.guided else None,
+            self.baseline,
         )
 
     def _packed(self, *items: np.ndarray) -> Iterator[tuple[np.int32, list[np.ndarray]]]:
@@ -137,6 +148,13 @@ class SnapshotPasses:
             filled = [np.pad(p, ((0, size - len(p)),) + ((0, 0),) * (p.ndim - 1)) for p in part]
             shaped = [f.reshape(_PASSES, self.rows, *f.shape[1:]) for f in filled]
             yield np.int32(-(-len(part[0]) // self.rows)), shaped
+
+
+@partial(jax.jit, static_argnames=("backbone",))
+def mean_embedding(params: Params, *, backbone: Backbone) -> jax.Array:
+    """The mean of all tokens' embeddings, (D,) float32: the baseline of models without a mask."""
+    ids = jnp.arange(backbone.vocab_size, dtype=jnp.int32)
+    return jnp.mean(backbone.embed(params, ids[None]).astype(jnp.float32), axis=(0, 1))
 
 
 def _index_of(tables: tuple[np.ndarray, np.ndarray], distinct: list[tuple[np.ndarray, np.ndarray]]) -> int:

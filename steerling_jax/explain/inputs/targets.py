@@ -8,7 +8,7 @@ Legend: B rows, D width, V vocabulary, C concepts.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,8 @@ from steerling_jax.concepts.heads import view_concepts
 from steerling_jax.errors import UserError
 from steerling_jax.models.backbone import Params
 from steerling_jax.models.compute import Compute
+from steerling_jax.models.decoder.backbone import decoder_backbone
+from steerling_jax.models.decoder.config import DecoderConfig
 from steerling_jax.models.layers import matmul_t
 from steerling_jax.models.steerling import bottleneck as bn
 from steerling_jax.models.steerling.backbone import lm_head_weight
@@ -35,12 +37,17 @@ class AttributionTarget(Protocol):
 
     guided: ClassVar[bool]
 
-    def check(self, config: ModelConfig) -> None:
+    def check(self, config: ModelConfig | DecoderConfig) -> None:
         """Raises `UserError` if the model lacks the target's token or concept."""
         ...
 
     def value(
-        self, params: Params, rows: jax.Array, tokens: jax.Array, config: ModelConfig, compute: Compute
+        self,
+        params: Params,
+        rows: jax.Array,
+        tokens: jax.Array,
+        config: ModelConfig | DecoderConfig,
+        compute: Compute,
     ) -> jax.Array:
         """The target's values (B,) float32.
 
@@ -56,11 +63,11 @@ class TokenLogit:
 
     guided: ClassVar[bool] = True
 
-    def check(self, config: ModelConfig) -> None:
+    def check(self, config: ModelConfig | DecoderConfig) -> None:
         pass
 
     def value(self, params, rows, tokens, config, compute):
-        return _logit(params, rows, tokens)
+        return _logit(params, rows, tokens, config, compute)
 
 
 TOKEN_LOGIT = TokenLogit()
@@ -75,12 +82,15 @@ class TokenLogProbability:
 
     guided: ClassVar[bool] = True
 
-    def check(self, config: ModelConfig) -> None:
+    def check(self, config: ModelConfig | DecoderConfig) -> None:
         pass
 
     def value(self, params, rows, tokens, config, compute):
-        logits = matmul_t(rows, lm_head_weight(params).astype(jnp.float32), "float32")
-        return _logit(params, rows, tokens) - jax.nn.logsumexp(logits, axis=-1)
+        if isinstance(config, ModelConfig):
+            logits = matmul_t(rows, lm_head_weight(params).astype(jnp.float32), "float32")
+        else:
+            logits = _decoder_logits(params, rows, config, compute)
+        return _logit(params, rows, tokens, config, compute) - jax.nn.logsumexp(logits, axis=-1)
 
 
 @struct.dataclass
@@ -90,12 +100,13 @@ class TokenContrast:
     other: int
     guided: ClassVar[bool] = True
 
-    def check(self, config: ModelConfig) -> None:
+    def check(self, config: ModelConfig | DecoderConfig) -> None:
         if not _is_id(self.other, config.vocab_size):
             raise UserError(f"The other token is {self.other!r}, but token ids are 0 to {config.vocab_size - 1}.")
 
     def value(self, params, rows, tokens, config, compute):
-        return _logit(params, rows, tokens) - _logit(params, rows, jnp.asarray(self.other))
+        other = jnp.asarray(self.other)
+        return _logit(params, rows, tokens, config, compute) - _logit(params, rows, other, config, compute)
 
 
 @struct.dataclass
@@ -112,13 +123,13 @@ class ConceptActivation:
     form: Literal["logit", "weight"] = struct.field(pytree_node=False, default="logit")
     guided: ClassVar[bool] = False
 
-    def check(self, config: ModelConfig) -> None:
+    def check(self, config: ModelConfig | DecoderConfig) -> None:
         if self.kind not in ("known", "discovered") or self.form not in ("logit", "weight"):
             raise UserError(
                 f"kind is {self.kind!r} and form is {self.form!r}, but they must be 'known' or 'discovered', and "
                 "'logit' or 'weight'."
             )
-        spec = None if config.concept is None else self._spec(config)
+        spec = self._spec(config) if isinstance(config, ModelConfig) and config.concept is not None else None
         if spec is None:
             raise UserError(f"This model has no {self.kind} concepts to explain; choose another target.")
         if not _is_id(self.concept, spec.n_concepts):
@@ -136,8 +147,16 @@ class ConceptActivation:
         return known_spec(config.concept) if self.kind == "known" else discovered_spec(config.concept)
 
 
-def _logit(params: Params, rows: jax.Array, tokens: jax.Array) -> jax.Array:
+def _logit(params: Params, rows: jax.Array, tokens: jax.Array, config: Any, compute: Compute) -> jax.Array:
+    """The logits (B,) of tokens (B,) at hidden rows (B, D)."""
+    if not isinstance(config, ModelConfig):
+        return jnp.take_along_axis(_decoder_logits(params, rows, config, compute), tokens[:, None], axis=1)[:, 0]
     return jnp.sum(rows * jnp.take(lm_head_weight(params), tokens, axis=0).astype(jnp.float32), axis=-1)
+
+
+def _decoder_logits(params: Params, rows: jax.Array, config: DecoderConfig, compute: Compute) -> jax.Array:
+    """The logits (B, V), which some families cap: they are no linear function of the row."""
+    return decoder_backbone(config, compute).logits(params, rows.astype(compute.dtype))
 
 
 def _is_id(number: object, count: int) -> bool:

@@ -17,14 +17,16 @@ from steerling_jax.parallel.sharding import to_host
 _VALUES = 256  # of each tensor, evenly spaced; enough, because a training step changes practically all values
 
 
-def fingerprint(params: Params, config: ModelConfig) -> str:
-    """16 hexadecimal digits: a hash of the configuration and of 256 values of each published tensor.
+def fingerprint(params: Params, config: Any) -> str:
+    """16 hexadecimal digits: a hash of the configuration and of 256 values of each published tensor. Models of other
+    families have their tensors as published.
 
     The values are rounded to bfloat16, so the fingerprint does not depend on the dtype that the weights were loaded in.
     """
     # Without a dictionary the configuration reads as it did before there was such a field.
     digest = hashlib.sha256(repr(config).replace(", dictionary=None", "").encode())
-    for path, published in jax.tree_util.tree_leaves_with_path(jax.eval_shape(fused, params)):
+    tensors = jax.eval_shape(fused, params) if isinstance(config, ModelConfig) else params
+    for path, published in jax.tree_util.tree_leaves_with_path(tensors):
         at = np.linspace(0, published.size - 1, min(published.size, _VALUES)).astype(np.int64)
         digest.update(f"{jax.tree_util.keystr(path)} {published.shape}".encode())
         digest.update(_values(_leaves(params, [key.key for key in path]), at).astype(jnp.bfloat16).tobytes())
