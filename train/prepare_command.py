@@ -134,6 +134,11 @@ def run(args: argparse.Namespace) -> None:
     if store.manifest["source"]["near_duplicates"] != "one side":
         note("The text is too large to search for near-duplicates: each document's own hash decides its split.")
     note(f"The corpus is in {args.out}.")
+    if not counts["heldout"]["documents"]:
+        note(
+            "No document is held out, so `steerling train` and `evaluate` will refuse this corpus: prepare it again "
+            f"with a larger --heldout-share than {args.heldout_share:g}, or with more documents."
+        )
 
 
 def _left_out_note(files: Sequence[str]) -> str:

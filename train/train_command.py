@@ -123,16 +123,18 @@ def _train_autoencoders(run: AutoencoderRun, args: argparse.Namespace, out: Path
 def _train(config: RunConfig, args: argparse.Namespace, out: Path) -> tuple[dict[str, Any], int]:
     """(result for --json, exit code)."""
     from steerling_jax.cli.console import note
+    from steerling_jax.io.checkpoints.location import RUN_FILE
     from steerling_jax.train.evaluation.evaluate import evaluator
     from steerling_jax.train.run.display import display
-    from steerling_jax.train.run.events import Evaluated, RunFinished, RunStopped
+    from steerling_jax.train.run.events import Evaluated, RunFinished, RunStopped, StepDone
     from steerling_jax.train.run.loop import LoopOptions, train
     from steerling_jax.train.run.open_run import open_run
     from steerling_jax.train.run.processes import is_first_process
 
+    is_new = not (out / RUN_FILE).exists()
     opened = open_run(config, args.corpus, out, table=not args.json)
     result: dict[str, Any] = {"config": config.name, "folder": out}
-    with _catch_signals() as caught:
+    with _discard_if_it_never_starts(out, is_new) as started, _catch_signals() as caught:
         options = LoopOptions(
             initial=opened.initial,
             evaluate=evaluator(config, opened.store),
@@ -144,6 +146,8 @@ def _train(config: RunConfig, args: argparse.Namespace, out: Path) -> tuple[dict
         events = train(config, opened.store, out, opened.share, options)
         for event in display(events, config.steps, tables=not args.json) if is_first_process() else events:
             match event:
+                case StepDone():
+                    started.append(event.step)
                 case Evaluated():
                     result["evaluation"] = event.results
                 case RunStopped():
@@ -153,6 +157,21 @@ def _train(config: RunConfig, args: argparse.Namespace, out: Path) -> tuple[dict
                 case RunFinished():
                     result |= {"step": event.step, "clock": event.clock, "export": _export(config, out, event.params)}
     return result, 0
+
+
+@contextlib.contextmanager
+def _discard_if_it_never_starts(out: Path, is_new: bool) -> Iterator[list[int]]:
+    """Yields a list for the finished steps. If an error ends a new run without one, its run.json is removed."""
+    from steerling_jax.train.run.processes import is_first_process
+    from steerling_jax.train.run.run_folder import discard_new_run
+
+    steps: list[int] = []
+    try:
+        yield steps
+    except BaseException:
+        if is_new and not steps and is_first_process():
+            discard_new_run(out)
+        raise
 
 
 def _export(config: RunConfig, out: Path, params: Any) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 import sys
 from pathlib import Path
 
@@ -100,6 +101,17 @@ def test_long_texts_are_not_skipped():
     whole = "".join(SAMPLE) * 30
     piece = SentencePieceTokenizer(train_sentencepiece([whole * 20], 512))
     assert len(piece.encode("exception")) < 4
+
+
+@pytest.mark.parametrize(("size", "words"), [(5000, "at most"), (250, "at least")])
+def test_a_vocabulary_that_is_impossible_names_the_nearest_that_is_not(size: int, words: str):
+    texts = ["the quick brown fox jumps over the lazy dog " * 3] * 5
+    with pytest.raises(UserError, match=f"vocabulary of {size} tokens .*{words}") as raised:
+        train_sentencepiece(texts, size)
+    (nearest,) = map(int, re.findall(words + r" (\d+)", str(raised.value)))
+    assert SentencePieceTokenizer(train_sentencepiece(texts, nearest)).vocab_size == nearest
+    with pytest.raises(UserError, match=f"{words} {nearest}"):
+        train_sentencepiece(texts, nearest + (1 if size > nearest else -1))
 
 
 def test_too_large_a_vocabulary_is_told():

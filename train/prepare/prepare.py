@@ -90,10 +90,12 @@ def prepare(
             run_on_beam(work, runner.beam_runner, runner.beam_options)
     except UserError as error:
         # Bad input is usually found while reading: then nothing is worth keeping, and the corrected command must not
-        # meet a working folder with another plan. After the survey, results are expensive and are kept. A folder with
-        # another plan (it resumes, but did not start) belongs to another preparation.
+        # meet a working folder with another plan. After the survey, results are expensive and are kept, except where
+        # only another vocabulary size helps, which is another plan. A folder with another plan (it resumes, but did
+        # not start) belongs to another preparation.
         own = started or not resumes
-        if own and not (work.has("survey.json") or isinstance(error, WorkerKilled)):
+        is_kept = (work.has("survey.json") and error.field != "vocab_size") or isinstance(error, WorkerKilled)
+        if own and not is_kept:
             work.remove()
         _remove_unused_documents(work)
         raise

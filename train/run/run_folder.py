@@ -19,6 +19,7 @@ from typing import Any
 
 from steerling_jax.errors import UserError
 from steerling_jax.io.atomic import atomic_path
+from steerling_jax.io.checkpoints.location import RUN_FILE
 from steerling_jax.io.checkpoints.training import CHECKPOINTS
 from steerling_jax.io.checkpoints.training_folder import read_run, write_run
 from steerling_jax.io.corpus.store import CorpusStore
@@ -103,6 +104,12 @@ def _sha256(path: Path) -> str:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
         raise UserError(f"Cannot read the conversations {path}: {error.strerror}; correct data.messages.") from error
+
+
+def discard_new_run(out: Path) -> None:
+    """Removes what `open_folder` wrote to `out`: a run that never began would refuse a mended corpus or config."""
+    for path in (out / RUN_FILE, *companions(out)):
+        path.unlink(missing_ok=True)
 
 
 def has_checkpoints(out: Path) -> bool:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterable, Iterator
 
-from steerling_jax.errors import UserError
+from steerling_jax.errors import UserError, error_summary
 from steerling_jax.io.tokenizers.sentencepiece import SPACE
 from steerling_jax.tokenizer import SPECIALS
 
@@ -15,7 +16,7 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> bytes:
 
     Byte-pair encoding depends on counts only, so the same texts give the same model on any machine. The text is not
     normalised; indentation may form pieces, each digit is a piece, unknown characters are encoded as bytes. Raises
-    `UserError` if the text does not suffice for `vocab_size`.
+    `UserError` with the largest or the smallest size that is possible, if `vocab_size` is not.
     """
     import sentencepiece
 
@@ -42,11 +43,18 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> bytes:
             minloglevel=2,
         )
     except RuntimeError as error:
-        raise UserError(
-            f"Cannot make a vocabulary of {vocab_size} tokens from this text: "
-            "choose a smaller vocab_size, of at least 400, or give more text."
-        ) from error
+        raise UserError(_size_message(vocab_size, str(error)), "vocab_size") from error
     return model.getvalue()
+
+
+def _size_message(vocab_size: int, reason: str) -> str:
+    """What to do where SentencePiece cannot make a vocabulary of this size; `reason` is its message."""
+    cannot = f"Cannot make a vocabulary of {vocab_size} tokens from this text"
+    if largest := re.search(r"value <= (\d+)", reason):
+        return f"{cannot}: --vocab-size can be at most {int(largest[1]) + SPECIALS}; lower it, or give more text."
+    if smallest := re.search(r"smaller than required_chars\. \d+ vs (\d+)", reason):
+        return f"{cannot}: --vocab-size must be at least {int(smallest[1]) + SPECIALS} for its characters; raise it."
+    return f"{cannot} ({error_summary(reason)}); choose another --vocab-size, or give more text."
 
 
 def train_word_vocabulary(texts: Iterable[str]) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 from steerling_jax.cli.main import main
 from steerling_jax.errors import UserError
+from steerling_jax.io.corpus.store import CorpusStore
 from steerling_jax.io.storage import StoragePath
 from steerling_jax.io.tokenizers.sentencepiece import SentencePieceTokenizer
 from steerling_jax.io.tokenizers.vocabulary import train_sentencepiece
@@ -50,6 +52,22 @@ def stop_at(name: str):
 
 def files_of(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_smaller_vocabulary_is_not_refused(texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    line = ["prepare", "--out", str(tmp_path / "store"), "--input", str(texts), "--workers", "1", "--vocab-size"]
+    assert main([*line, "9000"]) == 2
+    (most,) = re.findall(r"--vocab-size can be at most (\d+); lower it", capsys.readouterr().err)
+    assert main([*line, most]) == 0
+    assert CorpusStore(tmp_path / "store").vocab_size == int(most)
+
+
+def test_a_corpus_without_held_out_documents_is_made_with_a_warning(texts: Path, tmp_path: Path, capsys):
+    line = ["prepare", "--out", str(tmp_path / "store"), "--input", str(texts), "--vocab-size", "300"]
+    assert main([*line, "--heldout-share", "0"]) == 0
+    assert "No document is held out, so `steerling train` and `evaluate` will refuse" in capsys.readouterr().err
+    assert main([*line[:2], str(tmp_path / "other"), *line[3:], "--heldout-share", "0.5"]) == 0
+    assert "held out, so" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("bad", ["[" * 100_000, '{"text": ' + "9" * 5000 + "}", "{", '{"text": "\xff"}'])

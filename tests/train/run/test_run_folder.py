@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from steerling_jax.cli.main import main
 from steerling_jax.errors import UserError
 from steerling_jax.io.corpus.store import CorpusStore
+from steerling_jax.io.corpus.writer import corpus_writer
 from steerling_jax.train.run.config_files import load_config
 from steerling_jax.train.run.run_config import RunConfig, special_ids
 from steerling_jax.train.run.run_folder import check_corpus, open_folder
@@ -54,6 +56,28 @@ def test_another_corpus_is_refused(run: RunConfig, store: CorpusStore, tmp_path:
     turned.manifest["concepts"] = turned.concepts[::-1]
     with pytest.raises(UserError, match=r"corpus with other concepts, or in another order, than .*turned"):
         open_folder(run, turned, tmp_path / "out")
+
+
+def test_a_start_that_fails_does_not_refuse_the_mended_corpus(
+    run: RunConfig, store: CorpusStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))  # or the command would set one for the other tests
+    (tmp_path / "small.py").write_text(CONFIG)
+    with corpus_writer(
+        tmp_path / "corpus", FakeTokenizer(), concepts=store.concepts, source={"kind": "test"}
+    ) as writer:
+        writer.add(name="one", source="test", sha256="1" * 64, split="train", chunks=[([1] * 30, [1])] * 40)
+    config, out = str(tmp_path / "small.py"), tmp_path / "out"
+    command = ["train", "--config", config, "--corpus", str(tmp_path / "corpus"), "--out", str(out), "--json"]
+    assert main(command) == 2
+    assert "The heldout split of" in capsys.readouterr().err
+    assert not (out / "run.json").exists()
+    open_folder(run, store, out)
+    # A run that was there before the failure keeps its files.
+    before = {path: path.read_bytes() for path in out.glob("*.*") if path.suffix}
+    assert main([*command[:3], *command[5:], "--corpus", str(tmp_path / "corpus")]) == 2
+    assert before
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_a_corpus_that_does_not_fit_the_model_is_refused(run: RunConfig, store: CorpusStore, tmp_path: Path) -> None:
