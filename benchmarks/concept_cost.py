@@ -4,8 +4,8 @@
 
 STORE is the corpus store of `scaling.py`, which also defines how a run is trained and measured; checkpoints go to
 FOLDER. Prints a table with the held-out likelihood bound in nats per token, the nats that removing epsilon, known or
-discovered concepts adds, and the concepts' net share of the logits. The model without concepts trains for the same
-number of FLOPs.
+discovered concepts adds, and the concepts' net share of the true tokens' logits. The model without concepts trains for
+the same number of FLOPs.
 
 Reference machine: two cores of an Intel Xeon, some minutes per run; results in docs/results/scaling.md.
 """

@@ -172,7 +172,8 @@ def plot(entries: Sequence[Entry], path: Path) -> None:
         _dots(share, size, [figure(e, "concept_share") for e in runs], COLOURS["concepts"], "known + discovered")
         for (name, label), colour in zip(COSTS.items(), ("#d55e00", "#0072b2", "#009e73")):
             _dots(cost, size, [figure(e, name) for e in runs], colour, f"without {label}")
-        titles = ("held-out nats a token", "concept detection, AUC", "net concept share of logits", "nats a token more")
+        shares = "net concept share of true tokens' logits"
+        titles = ("held-out nats a token", "concept detection, AUC", shares, "nats a token more")
         for ax, title in zip((loss, auc, share, cost), titles):
             ax.set_title(title, fontsize=8, loc="left")
             ax.set_xlabel("training FLOPs" if ax is loss else "parameters of the backbone")

@@ -5,18 +5,22 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steerling_jax.cli.arguments import number_in_range
 from steerling_jax.errors import UserError, require
 
 if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
     from steerling_jax.parallel.sharding import MeshShape
+    from steerling_jax.train.aot.decoder_program import DecoderProgram
     from steerling_jax.train.aot.report import Report
     from steerling_jax.train.run.run_config import RunConfig
 
 HELP = """\
-Compile a config for TPUs without having one: memory, FLOPs, collectives, and whether it fits.
+Compile a config or another model for TPUs without having one: memory, FLOPs, collectives, and whether it fits.
 
 examples:
   steerling compile --install-compiler
@@ -24,16 +28,22 @@ examples:
   steerling compile --config steerling_8b --topology v5e:16x16 --slices 2 --batch-size 512
   steerling compile --config steerling_8b --topology v5p:2x2x1 --mode decode --rows 8 --json
   steerling compile --config tiny --topology v5e:2x2
+  steerling compile --model Qwen3-8B/config.json --topology v5e:2x4 --mode decode --rows 8 --length 8192
 
 Needs the TPU compiler: `steerling compile --install-compiler`, once. The exit code is 1 where the program does not fit.
 docs/design/compile.md explains the figures; docs/results/compile.md lists those of the 8 B model.
 """
 
+_KEPT_LATENTS = 50  # of a position, by the autoencoder of --latents
 DEPTHS = (2, 4)  # layers of the decoding loops that are compiled in place of a deeper one
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", metavar="NAME", help="a config's name, or a .py file with config()")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--config", metavar="NAME", help="a config's name, or a .py file with config()")
+    source.add_argument(
+        "--model", metavar="PATH", help="a decoder model instead (Llama, Qwen3, Gemma …): its config.json or its folder"
+    )
     parser.add_argument("--topology", metavar="CHIP:SIDES", help="v5e:16x16, v5p:4x4x8, tpu7x:4x4x4 …")
     parser.add_argument(
         "--install-compiler",
@@ -49,12 +59,25 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--mode",
-        default="train",
         metavar="MODE",
-        help="train: a step (default); decode: a pass of the decoding loop; attribute: a pass of integrated gradients",
+        help="train: a step (default); decode: a pass of the decoding loop; attribute: a pass of integrated gradients; "
+        "with --model: forward (default), a pass that returns the outputs of all layers, or decode",
     )
     parser.add_argument(
         "--rows", type=number_in_range(int, 1), default=8, metavar="N", help="rows of a pass (default: 8)"
+    )
+    parser.add_argument(
+        "--length",
+        type=number_in_range(int, 1),
+        default=2048,
+        metavar="N",
+        help="with --model: positions of a pass, or of the cache (default: 2048)",
+    )
+    parser.add_argument(
+        "--latents",
+        type=number_in_range(int, _KEPT_LATENTS),
+        metavar="N",
+        help="with --model: also encode a layer's output with an autoencoder of so many latents",
     )
     parser.add_argument(
         "--batch-size", type=number_in_range(int, 1), metavar="N", help="sequences of a step (default: the config's)"
@@ -82,8 +105,8 @@ def run(args: argparse.Namespace) -> int:
         require(args.config is None, "--install-compiler compiles nothing; leave --config out.")
         note(f"The TPU compiler is in {install_compiler()}.")
         return 0
-    for name in ("config", "topology"):
-        require(getattr(args, name) is not None, f"--{name} is missing; see `steerling compile --help`.")
+    require(args.config or args.model, "--config is missing; give a config, or --model for a decoder model.")
+    require(args.topology is not None, "--topology is missing; see `steerling compile --help`.")
     for_compiling_only()
     from steerling_jax.train.aot.render import as_json, print_report
 
@@ -110,30 +133,37 @@ def for_compiling_only() -> None:
 def report_for(args: argparse.Namespace, note: Any) -> Report:
     """Validates the options, then compiles. `note` prints a message for a person."""
     from steerling_jax.cli.console import stages
+    from steerling_jax.parallel.sharding import MeshShape
     from steerling_jax.train.aot import chips
-    from steerling_jax.train.aot.compiler import check_compiler
+    from steerling_jax.train.aot.decoder_program import DECODER_MODES
     from steerling_jax.train.aot.program import MODES, Program
     from steerling_jax.train.aot.report import make_report
-    from steerling_jax.train.aot.target import Target, mesh_for
+    from steerling_jax.train.aot.target import Target
     from steerling_jax.train.run.config_files import load_config
 
-    if args.mode not in MODES:
-        raise UserError(f"--mode is {args.mode!r}, but it must be {', '.join(MODES[:-1])} or {MODES[-1]}.")
-    chip = chips.chip_of(args.topology)
-    config = _override(load_config(args.config), args)
-    shape = _mesh_shape(args, config)
-    shape.sizes(chips.device_count(args.topology, args.slices))
-    check_compiler()
-    mesh = mesh_for(shape, chips.topology_devices(args.topology, args.slices))
-    # The other programs loop over layers, and the body is compiled once. The decoding loop has each layer by itself, so
-    # that its compile time grows with the depth.
-    deep = config.model.n_layers > DEPTHS[-1]
-    depths = DEPTHS if args.mode == "decode" and args.layers is None and deep else ()
-    note(f"Compiling for {mesh.size} devices; this takes from a few seconds to several minutes.")
-    program = Program(args.mode, config, args.rows)
+    modes = MODES if args.model is None else DECODER_MODES
+    mode: Any = modes[0] if args.mode is None else args.mode
+    if mode not in modes:
+        raise UserError(f"--mode is {mode!r}, but it must be {', '.join(modes[:-1])} or {modes[-1]}.")
+    chip, mesh_shape, depths = chips.chip_of(args.topology), MeshShape(data=1, fsdp=1, tensor=-1), ()
+    if args.model is not None:
+        program = _decoder_program(args, mode)
+        if args.layers is None and program.layers > program.depths[-1]:
+            depths = program.depths
+    else:
+        config = _override(load_config(args.config), args)
+        program = Program(mode, config, args.rows)
+        # The other programs loop over layers, and the body is compiled once. The decoding loop has each layer by
+        # itself, so that its compile time grows with the depth; as the programs of decoders do.
+        if mode != "decode":
+            mesh_shape = config.mesh
+        elif args.layers is None and config.model.n_layers > DEPTHS[-1]:
+            depths = DEPTHS
+    target = Target(args.topology, chip, _mesh(args, mesh_shape))
+    note(f"Compiling for {target.mesh.size} devices; this takes from a few seconds to several minutes.")
     with stages() as progress:
         progress("compiling", 0, 1)
-        report = make_report(program, Target(args.topology, chip, mesh), depths)
+        report = make_report(program, target, depths)
         progress("compiling", 1, 1)
     return report
 
@@ -150,12 +180,46 @@ def _override(config: RunConfig, args: argparse.Namespace) -> RunConfig:
     return dataclasses.replace(config, model=model, data=data)
 
 
-def _mesh_shape(args: argparse.Namespace, config: RunConfig) -> MeshShape:
+def _decoder_program(args: argparse.Namespace, mode: Any) -> DecoderProgram:
+    """The program of the model in --model, with so many layers as --layers says."""
+    from steerling_jax.io.json_files import read_json_object
+    from steerling_jax.models.decoder.published_config import decoder_config
+    from steerling_jax.train.aot.decoder_program import DecoderProgram
+
+    if args.without_concepts or args.batch_size is not None:
+        raise UserError("--without-concepts and --batch-size belong to --config; give --rows for --model.")
+    if args.latents is not None and mode != "forward":
+        raise UserError("--latents belongs to --mode forward; leave one of them out.")
+    path = Path(args.model)
+    path = path / "config.json" if path.is_dir() else path
+    config = decoder_config(read_json_object(path), str(path))
+    name = path.parent.name if path.name == "config.json" else path.stem
+    program = DecoderProgram(name or "model", mode, config, args.rows, args.length, args.latents or 0)
+    if args.layers is None:
+        return program
+    if args.layers > program.layers:
+        raise UserError(f"--layers is {args.layers}, but the model has {program.layers}; give at most that.")
+    return program.with_layers(args.layers)
+
+
+def _mesh(args: argparse.Namespace, default: MeshShape) -> Mesh:
+    """The mesh that --topology, --slices and --mesh describe."""
+    from steerling_jax.train.aot import chips
+    from steerling_jax.train.aot.compiler import check_compiler
+    from steerling_jax.train.aot.target import mesh_for
+
+    shape = _mesh_shape(args, default)
+    shape.sizes(chips.device_count(args.topology, args.slices))
+    check_compiler()
+    return mesh_for(shape, chips.topology_devices(args.topology, args.slices))
+
+
+def _mesh_shape(args: argparse.Namespace, default: MeshShape) -> MeshShape:
     """The sizes in --mesh; axes that it does not name have size 1."""
     from steerling_jax.parallel.sharding import MeshShape
 
     if args.mesh is None:
-        return MeshShape(data=1, fsdp=1, tensor=-1) if args.mode == "decode" else config.mesh
+        return default
     known = [field.name for field in dataclasses.fields(MeshShape)]
     sizes = dict.fromkeys(known, 1)
     for part in args.mesh.split(","):

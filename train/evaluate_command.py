@@ -209,12 +209,15 @@ def _print(figures: Mapping[str, Any]) -> None:
         stdout().print(sample["text"], markup=False, soft_wrap=True)
 
 
+_LABELS = {"concept_share": "concept share, true token", "best_concept_share": "concept share, likeliest token"}
+
+
 def _rows(figures: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     """Yields (name, value) of nested figures. Figures by concept and texts are only in the JSON output."""
     for name, value in figures.items():
         if name in ("by_concept", "texts"):
             continue
-        label = f"{prefix}{name.replace('_', ' ')}"
+        label = prefix + _LABELS.get(name, name.replace("_", " "))
         if isinstance(value, Mapping):
             yield from _rows(value, f"{label}: ")
         elif value is not None:

@@ -31,6 +31,16 @@ class Program:
     rows: int = 8
 
     @property
+    def name(self) -> str:
+        """The name of the run."""
+        return self.run.name
+
+    @property
+    def layers(self) -> int:
+        """Number of layers."""
+        return self.run.model.n_layers
+
+    @property
     def sequences(self) -> int:
         """Sequences of a step, or rows of a pass."""
         return self.run.data.batch_size if self.mode == "train" else self.rows

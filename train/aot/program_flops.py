@@ -6,16 +6,21 @@ import math
 
 import numpy as np
 
+from steerling_jax.models.decoder.flops import pass_flops
 from steerling_jax.models.steerling import flops as model_flops
 from steerling_jax.models.steerling.flops import Flops
+from steerling_jax.train.aot.decoder_program import DecoderProgram
 from steerling_jax.train.aot.program import Program
 from steerling_jax.train.run.clock import step_flops
 
 _TILE = 512  # positions, of models/splash_attention.py
 
 
-def own_flops(program: Program) -> Flops:
-    """FLOPs that the mathematics of one run of the program needs, on all devices together."""
+def own_flops(program: Program | DecoderProgram) -> Flops:
+    """FLOPs that the mathematics of one run of the program needs, on all devices together; without an autoencoder."""
+    if isinstance(program, DecoderProgram):
+        length, cached = (program.seq_len, 0) if program.mode == "forward" else (1, program.seq_len - 1)
+        return pass_flops(program.config, rows=program.sequences, length=length, cached=cached)
     model = program.run.model
     if program.mode == "train":
         return step_flops(program.run)
@@ -29,13 +34,15 @@ def own_flops(program: Program) -> Flops:
     )
 
 
-def kernel_flops(program: Program, own: Flops) -> float:
+def kernel_flops(program: Program | DecoderProgram, own: Flops) -> float:
     """FLOPs of the splash attention kernels, whose content the compiler does not see; `own` are those of the program.
 
     For each pair of positions a kernel computes two products in the forward pass (again in the backward pass where
     layers are recomputed), four for the gradient of keys and values, and three for the gradient of queries. It computes
     whole tiles of pairs, and skips tiles in which no query sees a key.
     """
+    if isinstance(program, DecoderProgram):
+        return 0.0
     run = program.run
     if run.compute.attention != "splash" or program.mode == "decode":
         return 0.0

@@ -15,6 +15,7 @@ from steerling_jax.errors import UserError, error_summary
 from steerling_jax.models.steerling.flops import Flops
 from steerling_jax.train.aot.compile_program import compile_program
 from steerling_jax.train.aot.compiler import compiler_version
+from steerling_jax.train.aot.decoder_program import DecoderMode, DecoderProgram
 from steerling_jax.train.aot.estimate import TimeEstimate, Work, estimate
 from steerling_jax.train.aot.hlo import Costs, program_costs
 from steerling_jax.train.aot.program import Mode, Program
@@ -69,7 +70,7 @@ class Report:
     """
 
     config: str
-    mode: Mode
+    mode: Mode | DecoderMode
     topology: str
     slices: int
     devices: int
@@ -100,13 +101,13 @@ class Report:
         return None if self.costs is None else self.costs.flops / self.model_flops.total
 
 
-def make_report(program: Program, target: Target, depths: Sequence[int] = ()) -> Report:
+def make_report(program: Program | DecoderProgram, target: Target, depths: Sequence[int] = ()) -> Report:
     """Compiles `program`; or, with two smaller `depths` (numbers of layers), compiles these and extrapolates.
 
     Raises `UserError` where the compiler fails for another reason than lack of memory.
     """
     start = time.perf_counter()
-    depths = tuple(depths) or (program.run.model.n_layers,)
+    depths = tuple(depths) or (program.layers,)
     parameters, parameter_bytes = program.parameter_bytes(target.mesh)
     per_device = Flops(*(value / target.mesh.size for value in dataclasses.astuple(own_flops(program))))
     in_kernels = kernel_flops(program, per_device)
@@ -114,13 +115,13 @@ def make_report(program: Program, target: Target, depths: Sequence[int] = ()) ->
     if costs is not None:
         costs = dataclasses.replace(costs, flops=costs.flops + in_kernels)
     return Report(
-        config=program.run.name,
+        config=program.name,
         mode=program.mode,
         topology=target.topology,
         slices=len(set(target.slices)),
         devices=target.mesh.size,
         mesh=dict(target.mesh.shape),
-        layers=program.run.model.n_layers,
+        layers=program.layers,
         compiled_layers=depths,
         sequences=program.sequences,
         seq_len=program.seq_len,
@@ -139,22 +140,23 @@ def make_report(program: Program, target: Target, depths: Sequence[int] = ()) ->
 
 
 def _compile_depths(
-    program: Program, target: Target, depths: Sequence[int]
+    program: Program | DecoderProgram, target: Target, depths: Sequence[int]
 ) -> tuple[Memory | None, Costs | None, Shortage | None]:
     """(memory, costs, None) of the program at its own depth; (None, None, shortage) where it does not fit."""
     try:
         compiled = [_compile(program.with_layers(depth), target) for depth in depths]
     except jax.errors.JaxRuntimeError as error:
         return None, None, read_shortage(str(error))
-    memory, costs = compiled[0] if len(compiled) == 1 else extrapolate(compiled, depths, program.run.model.n_layers)
+    memory, costs = compiled[0] if len(compiled) == 1 else extrapolate(compiled, depths, program.layers)
     # The compiler cannot refuse a depth that it did not compile.
     if memory.peak > target.hbm:
         return None, None, Shortage(memory.peak, target.hbm, memory.peak - target.hbm)
     return memory, costs, None
 
 
-def _compile(program: Program, target: Target) -> tuple[Memory, Costs]:
-    compiled = compile_program(program, target.mesh)
+def _compile(program: Program | DecoderProgram, target: Target) -> tuple[Memory, Costs]:
+    decoder = isinstance(program, DecoderProgram)
+    compiled = program.compile(target.mesh) if decoder else compile_program(program, target.mesh)
     stats: Any = compiled.memory_analysis()
     memory = Memory(
         stats.argument_size_in_bytes,

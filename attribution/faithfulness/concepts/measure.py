@@ -27,6 +27,7 @@ _NOTES = [
     "Removed in the head, frozen: nothing else changes, so the logit falls by exactly the share; published: the clamp "
     "of the published package, which also drops epsilon (known) or lets epsilon fill the gap (discovered); in the "
     "pass: the direction is projected out of all positions from the middle layer on.",
+    "Net shares are of the true token's logit, over all masked positions.",
     "Shuffled: the shares of each token's concepts in another order.",
 ]
 
