@@ -88,7 +88,8 @@ def llama_tensors(vocab_size: int = 64) -> dict[str, np.ndarray]:
 def write_gguf_of_folder(folder: Path, path: Path, kind: Kind = Kind.F32) -> Path:
     """Writes a Hugging Face folder as a GGUF file as llama.cpp does, with the package's names of tensors."""
     config = json.loads((folder / "config.json").read_text())
-    architecture = {"qwen3_moe": "qwen3moe", "gemma3_text": "gemma3"}.get(config["model_type"], config["model_type"])
+    published: str = config["model_type"]
+    architecture = {"qwen3_moe": "qwen3moe", "gemma3_text": "gemma3"}.get(published, published)
     number = next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
     names = gguf.get_tensor_name_map(number, config["num_hidden_layers"])
     tensors: dict[str, np.ndarray] = {}

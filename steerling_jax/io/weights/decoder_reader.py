@@ -124,7 +124,10 @@ def match_tensors(
             expected = shape[1:]
         groups[path] = [_take(named, published, name, expected, folder) for name in names]
     tied = named.pop("lm_head.weight", None)
-    if tied is not None and not same_bytes(tied, groups["embed_tokens", "weight"][0]):
+    embedding = groups["embed_tokens", "weight"][0]
+    # A GGUF file with an output projection is not tied: `tied` is None there.
+    equal = isinstance(tied, StoredTensor) and isinstance(embedding, StoredTensor) and same_bytes(tied, embedding)
+    if tied is not None and not equal:
         raise UserError(
             f"{tied.file}: tensor 'lm_head.weight' differs from the token embedding although config.json ties them; "
             "set tie_word_embeddings to false or remove the tensor."
@@ -148,8 +151,8 @@ def _split_fused(name: str, tensor: ReadableTensor) -> Iterator[tuple[str, Reada
     """
     module, _, projection = name.rpartition(".")
     names = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}.get(projection)
-    fused = names is not None and module.endswith(".experts") and len(tensor.shape) == 3
-    if not fused or tensor.shape[1] % len(names) or not isinstance(tensor, StoredTensor):
+    fused = module.endswith(".experts") and len(tensor.shape) == 3
+    if names is None or not fused or tensor.shape[1] % len(names) or not isinstance(tensor, StoredTensor):
         yield name, tensor
         return
     E, rows, columns = tensor.shape
