@@ -25,6 +25,7 @@ import pytest
 from steerling_jax.decoding.decoder import Request
 from steerling_jax.decoding.generation_config import GenerationConfig
 from steerling_jax.decoding.trace import Trace
+from steerling_jax.errors import UserError
 from steerling_jax.infer.server.engine import Engine, EngineRequest, TextDelta
 from steerling_jax.infer.text_stream import TextWriter
 from steerling_jax.tokenizer import IdsOnlyTokenizer, SpecialIds
@@ -160,12 +161,12 @@ def test_requests_that_do_not_finish_in_the_grace_time_get_an_error(
 
 
 class OneStepDecoder:
-    """A stand-in for the decoder: every request ends at once, or the first step fails."""
+    """A stand-in for the decoder: every request ends at once, or the first step fails, or requests are refused."""
 
     waiting = 0
 
-    def __init__(self, *, fails: bool):
-        self.fails, self.tickets = fails, []
+    def __init__(self, *, fails: bool, refuses: bool = False):
+        self.fails, self.refuses, self.tickets, self.cancelled = fails, refuses, [], []
 
     @property
     def running(self) -> int:
@@ -176,6 +177,8 @@ class OneStepDecoder:
         return self.running > 0
 
     def submit(self, request) -> int:
+        if self.refuses:
+            raise UserError("The prompt is too long.")
         self.tickets.append(len(self.tickets))
         return self.tickets[-1]
 
@@ -218,6 +221,61 @@ def test_requests_cancelled_during_the_warm_up_are_freed():
         return found
 
     assert asyncio.run(leave()) == [TextDelta("", (), "length")]
+
+
+def test_a_request_that_the_decoder_refuses_ends_with_its_error():
+    """And the engine serves the next one."""
+    decoder: Any = OneStepDecoder(fails=False, refuses=True)
+
+    async def ask_twice() -> list[TextDelta]:
+        engine = Engine(decoder)
+        engine.start()
+        try:
+            async with asyncio.timeout(60):
+                refused, next_one = engine_request(), engine_request()
+                engine.submit(refused)
+                with pytest.raises(UserError, match=r"The prompt is too long\."):
+                    await anext(refused.deltas())
+                decoder.refuses = False
+                engine.submit(next_one)
+                return [delta async for delta in next_one.deltas()]
+        finally:
+            engine.close()
+
+    assert asyncio.run(ask_twice()) == [TextDelta("", (), "length")]
+
+
+def test_a_cancelled_request_is_cancelled_in_the_decoder():
+    class EndlessDecoder(OneStepDecoder):
+        """Requests run until they are cancelled."""
+
+        def advance(self, steps: int) -> list:
+            return []
+
+        def cancel(self, ticket: int) -> None:
+            self.cancelled.append(ticket)
+            self.tickets.remove(ticket)
+
+    decoder: Any = EndlessDecoder(fails=False)
+
+    async def cancel() -> None:
+        engine = Engine(decoder)
+        engine.start()
+        try:
+            request, stays = engine_request(), engine_request()
+            engine.submit(request)
+            engine.submit(stays)
+            async with asyncio.timeout(60):
+                while engine.running < 2:
+                    await asyncio.sleep(0.001)
+                engine.cancel(request)
+                while not decoder.cancelled:
+                    await asyncio.sleep(0.001)
+            assert (decoder.cancelled, decoder.tickets) == ([request.ticket], [stays.ticket])
+        finally:
+            engine.close()
+
+    asyncio.run(cancel())
 
 
 def test_a_decoder_that_fails_is_restarted(caplog: pytest.LogCaptureFixture):
