@@ -176,8 +176,8 @@ class Tests:
         return sorted((file for file in self.files if count[file]), key=lambda file: -count[file])
 
 
-# Imported once, before the first line is changed: a child process that is forked has them at once. What pytest's plugins
-# import is not here, because pytest warns of it.
+# Imported once, before the first line is changed: a child process that is forked has them at once. What pytest's
+# plugins import is not here, because pytest warns of it.
 LIBRARIES = ("jax.numpy", "flax", "optax", "orbax.checkpoint", "tensorstore", "scipy.stats", "pytest", "rich.progress")
 
 
