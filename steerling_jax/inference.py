@@ -15,7 +15,7 @@ import numpy as np
 from jax.core import Tracer
 
 from steerling_jax.bundle import Bundle, check_token_ids, encode
-from steerling_jax.decoding.tables import Table, Tabular
+from steerling_jax.decoding.tables import Table, Tabular, counted
 from steerling_jax.errors import UserError
 from steerling_jax.models.backbone import Backbone, Params
 from steerling_jax.models.edits import LayerEdit, from_layer, inject
@@ -64,7 +64,7 @@ class NamedForwardResult(Tabular, ForwardResult):
                 named = concepts if kind == "known" else None
                 columns[kind] = [f"#{i}" if named is None else named[i] for i in first]
                 columns[f"{kind}_activation"] = np.asarray(jax.nn.sigmoid(logits[..., 0])).reshape(-1)
-        return Table(f"Forward pass over {B * T} positions", columns)
+        return Table(f"Forward pass over {counted(B * T, 'position')}", columns)
 
     def __repr__(self) -> str:
         # Inside a compiled function, and after `jax.tree.map`, there are no names or no numbers to print.
@@ -150,7 +150,7 @@ def hidden_states(bundle: Bundle, text_or_ids: Any, layers: Sequence[int]) -> di
     Example:
         >>> states = sj.hidden_states(bundle, "import json", layers=[0, 3])
         >>> states[3].shape  # one text, its tokens, the width
-        (1, 4, 256)
+        (1, 3, 256)
     """
     tokens = _tokens(bundle, text_or_ids, "text_or_ids")
     count = bundle.config.n_layers

@@ -15,7 +15,7 @@ from steerling_jax.decoding.decoder import Request, decoder_of
 from steerling_jax.decoding.generation_config import GenerationConfig
 from steerling_jax.decoding.policies import Policies
 from steerling_jax.decoding.request import BlockDone, Committed
-from steerling_jax.decoding.tables import Table, Tabular, quoted
+from steerling_jax.decoding.tables import Table, Tabular, counted, quoted
 from steerling_jax.decoding.text_ids import text_ids
 from steerling_jax.decoding.trace import Trace
 from steerling_jax.errors import UserError, require
@@ -42,7 +42,7 @@ class Generation(Tabular):
 
     def table(self) -> Table:
         """The trace's table, under the text."""
-        title = f"{self.generated_tokens} tokens, seed {self.seed}: {quoted(self.text, 120)}"
+        title = f"{counted(self.generated_tokens, 'token')}, seed {self.seed}: {quoted(self.text, 120)}"
         return Table(title, self.trace.table().columns)
 
 
@@ -212,7 +212,7 @@ class Generations(Tabular, list[Generation]):
             "tokens": [one.generated_tokens for one in self],
             "text": [one.text for one in self],
         }
-        return Table(f"{len(self)} generations", columns)
+        return Table(counted(len(self), "generation"), columns)
 
 
 def stream_many(

@@ -64,7 +64,7 @@ class Table:
 
     def _rest(self, shown: int) -> list[str]:
         more = len(self) - shown
-        return [f"… {more} more row{'s' if more > 1 else ''}"] if more else []
+        return [f"… {counted(more, 'more row')}"] if more else []
 
 
 class Tabular:
@@ -87,6 +87,11 @@ class Tabular:
     def to_dataframe(self) -> Any:
         """All facts as a `pandas.DataFrame`. Raises `UserError` without pandas."""
         return self.table().to_dataframe()
+
+
+def counted(number: int, noun: str) -> str:
+    """A number and its noun, in the plural where it has one."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def quoted(text: str, width: int = _WIDTH) -> str:

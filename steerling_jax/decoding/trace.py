@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from steerling_jax.decoding.tables import Table, Tabular
+from steerling_jax.decoding.tables import Table, Tabular, counted
 from steerling_jax.decoding.text_ids import TextIds
 from steerling_jax.errors import require
 from steerling_jax.models.decoder.config import DecoderConfig
@@ -112,10 +112,8 @@ class Trace(Tabular):
         rows = list(self.flat())
         positions = [position for _, position, *_ in rows]
         steered = f"; steering: {', '.join(self.steering)}" if self.steering else ""
-        title = (
-            f"Trace: {len(positions)} tokens committed in {len(self.commits)} steps after a prompt of "
-            f"{self.prompt_length}{steered}"
-        )
+        committed = f"{counted(len(positions), 'token')} committed in {counted(len(self.commits), 'step')}"
+        title = f"Trace: {committed} after a prompt of {self.prompt_length}{steered}"
         columns: dict[str, list] = {
             "step": [step for step, *_ in rows],
             "position": positions,

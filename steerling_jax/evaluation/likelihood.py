@@ -21,7 +21,7 @@ import numpy as np
 import optax
 
 from steerling_jax.bundle import Bundle, check_token_ids
-from steerling_jax.decoding.tables import Table, Tabular
+from steerling_jax.decoding.tables import Table, Tabular, counted
 from steerling_jax.decoding.window import steering_edits
 from steerling_jax.errors import require
 from steerling_jax.evaluation.exact_likelihood import exact_scores
@@ -92,7 +92,7 @@ class LogLikelihoods(Tabular, list[LogLikelihood]):
             "standard_error": [one.standard_error for one in self],
             "samples": [one.samples for one in self],
         }
-        return Table(f"Bounds on {len(self)} log-likelihoods", columns)
+        return Table(f"{counted(len(self), 'log-likelihood bound')}", columns)
 
 
 def log_likelihood(

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from steerling_jax.bundle import Bundle
-from steerling_jax.decoding.tables import Table, Tabular
+from steerling_jax.decoding.tables import Table, Tabular, counted
 from steerling_jax.decoding.trace import Trace
 from steerling_jax.decoding.window import steering_of_canvases
 from steerling_jax.errors import UserError
@@ -117,7 +117,8 @@ class Contributions(Tabular):
             "contribution": both[rows, best],
         }
         return Table(
-            f"Contributions to {len(self)} logits; the parts add up to within {self.largest_error:.1e}", columns
+            f"Contributions to {counted(len(self), 'logit')}; the parts add up to within {self.largest_error:.1e}",
+            columns,
         )
 
     def table(self) -> Table:
@@ -137,7 +138,7 @@ class Contributions(Tabular):
         rows = np.concatenate([rows for rows, _ in parts])
         order = np.argsort(rows, kind="stable")
         facts = {name: np.concatenate([part[name] for _, part in parts])[order] for name in parts[0][1]}
-        return Table(f"Contributions to {n} logits", self._tokens(rows[order]) | facts)
+        return Table(f"Contributions to {counted(n, 'logit')}", self._tokens(rows[order]) | facts)
 
     @property
     def largest_error(self) -> float:

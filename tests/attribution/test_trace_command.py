@@ -157,6 +157,25 @@ def test_training_data(capsys: pytest.CaptureFixture[str], tmp_path: Path):
     _, shown, _ = run(capsys, "trace", *IDS, "--continuation", passage, *where, *QUICK)
     assert "document 2 (noise)" in shown
 
+    document = json.loads(out)
+    record = tmp_path / "explained.json"
+    verify = ("verify", str(record), "--model", GOLDEN, "--no-inputs", *where, "--json")
+    record.write_text(out)
+    code, out, err = run(capsys, *verify)
+    assert code == 0, err
+    outcome = json.loads(out)
+    assert [one["name"] for one in outcome["identities"]] == ["weights", "tokenizer", "catalogue", "index"]
+    evidence = next(one for one in outcome["figures"] if one["name"] == "training-data evidence")
+    assert evidence["values"] > 10
+    document["chunks"][0]["evidence"]["hits"][0]["name"] = "document 3"
+    document["trace"]["index"] = "0" * 16
+    record.write_text(json.dumps(document))
+    code, out, _ = run(capsys, *verify)
+    outcome = json.loads(out)
+    assert code == 1
+    differing = [one["name"] for one in (*outcome["identities"], *outcome["figures"]) if not one["agrees"]]
+    assert differing == ["index", "training-data evidence"]
+
 
 @pytest.mark.parametrize(
     ("args", "words"),

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import doctest
+import io
 import os
 import pydoc
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -14,11 +14,14 @@ from pathlib import Path
 import pytest
 
 import steerling_jax as sj
+from tests.worlds.examples import difference, examples_of, printed_by
 from tests.worlds.paths import REPOSITORY
 
 PAGES = sorted(
     [*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md"), *REPOSITORY.glob("steerling_jax/bundled/*/*.md")]
 )
+# Public names whose docstrings' examples read files that are not in the repository.
+NEED_FILES = ("Autoencoder", "load_autoencoder", "feature_edit")
 FENCED = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 # Folders of the repository: a path that begins with one must exist, others are the reader's own files.
 FOLDERS = r"attribution|benchmarks|configs|docs|infer|steerling_jax|tests|tpu_scripts|train|\.ci"
@@ -29,26 +32,58 @@ PATH_IN_CODE = re.compile(rf"`((?:{FOLDERS})/[\w./-]+\.\w+)`")
 EXAMPLES = {
     "Python": ["README.md", "docs/guide/python.md"],
     "guide": [
-        f"docs/guide/{name}.md" for name in ("first-steps", "trace", "input-attribution", "concepts", "evaluation")
+        f"docs/guide/{name}.md"
+        for name in ("first-steps", "research", "trace", "input-attribution", "concepts", "evaluation")
     ],
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("pages", EXAMPLES.values(), ids=EXAMPLES)
-def test_examples_run(pages: list[str], tmp_path: Path) -> None:
-    """The Python examples of a page run as they are, one after the other."""
-    script = []
-    for page in pages:
-        examples = re.findall(
-            r"^```python\n(.+?)^```", (REPOSITORY / page).read_text(encoding="utf-8"), re.DOTALL | re.M
-        )
-        assert examples, page
-        script.append(f"exec(compile({''.join(examples)!r}, {page!r}, 'exec'), {{'__name__': '__main__'}})")
+def test_examples_print_what_the_page_shows(pages: list[str], tmp_path: Path) -> None:
+    """The Python examples of a page run as they are, one after the other. `python -m tests.worlds.examples PAGE` writes
+    what they print into the page."""
+    examples = {page: examples_of(REPOSITORY / page) for page in pages}
+    assert all(examples.values())
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "2", "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-W", "error", "-c", "\n".join(script)]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    sources = {page: [example.source for example in of_page] for page, of_page in examples.items()}
+    wrong = []
+    for page, printed in printed_by(sources, tmp_path, environment).items():
+        for number, (example, output) in enumerate(zip(examples[page], printed, strict=True), 1):
+            found = difference(example.output or "", output)
+            wrong += [] if found is None else [f"{page}, example {number}: {found}"]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_what_a_page_shows_is_compared_line_by_line() -> None:
+    shown = "a 1.50 of 3 tokens\n\n  -0.0213 and 22 %\n"
+    for printed in (shown, "a 1.51 of  3 tokens\n\n -0.0214 and 23 %", "a 1.49 of 3 tokens \n\n  -0.0212 and 21 %\n\n"):
+        assert difference(shown, printed) is None
+    for old, new in (("1.50", "1.60"), ("3 tok", "4 tok"), ("of", "off"), ("-0.02", "0.02"), ("22 %", "24 %")):
+        assert difference(shown, shown.replace(old, new)) is not None
+    assert difference(shown, shown + "one line more") is not None
+    assert difference(shown, "") is not None
+    assert difference("errors of 2e-06", "errors of 5e-07") is None
+    assert difference("errors of 2e-06", "errors of 0.002") is not None
+
+
+@pytest.mark.slow
+def test_docstrings_print_what_they_show() -> None:
+    """The examples in the docstrings of public names, each with `sj` and the bundled model as `bundle`."""
+
+    class Checker(doctest.OutputChecker):
+        def check_output(self, want: str, got: str, optionflags: int) -> bool:
+            return difference(want, got) is None
+
+    runner, bundle, shown = doctest.DocTestRunner(Checker(), verbose=False), sj.load(), io.StringIO()
+    finder = doctest.DocTestFinder(recurse=False)
+    names = [name for name in sj.__all__ if name not in NEED_FILES]
+    tests = [test for name in names for test in finder.find(getattr(sj, name), f"sj.{name}") if test.examples]
+    for test in tests:
+        test.globs = {"sj": sj, "bundle": bundle}
+        runner.run(test, out=shown.write)
+    assert len(tests) >= 5
+    assert runner.summarize(verbose=False).failed == 0, shown.getvalue()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))

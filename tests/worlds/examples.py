@@ -69,10 +69,14 @@ def difference(shown: str, printed: str) -> str | None:
     measures rounding differs in size.
     """
     for mine, other in zip_longest(_lines(shown), _lines(printed), fillvalue="(nothing)"):
-        same_words = NUMBER.sub("0", mine).split() == NUMBER.sub("0", other).split()
-        if not same_words or not all(map(_near, NUMBER.findall(mine), NUMBER.findall(other))):
+        if _words(mine) != _words(other) or not all(map(_near, NUMBER.findall(mine), NUMBER.findall(other))):
             return f"it shows {mine!r} and prints {other!r}"
     return None
+
+
+def _words(line: str) -> list[str]:
+    """The words of a line, without the spaces with which NumPy aligns numbers in brackets."""
+    return NUMBER.sub("0", re.sub(r"\s*([\[\]])\s*", r"\1", line)).split()
 
 
 def _lines(text: str) -> list[str]:

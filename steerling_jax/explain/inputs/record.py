@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from steerling_jax.decoding.tables import Table, Tabular
+from steerling_jax.decoding.tables import Table, Tabular, counted
 from steerling_jax.decoding.trace import Trace
 from steerling_jax.errors import UserError
 from steerling_jax.explain.inputs.targets import AttributionTarget
@@ -165,7 +165,7 @@ class InputAttribution(Tabular):
             "input": [self._piece(score.input_position, score.input_token_id) for score in scores],
             "share": [score.score for score in scores],
         }
-        return Table(f"What {len(self.targets)} tokens came from, by {self.method}; {state}", columns)
+        return Table(f"Inputs of {counted(len(self.targets), 'token')}, by {self.method}; {state}", columns)
 
     def table(self) -> Table:
         """A row for each target and each input token with an attribution."""
@@ -178,7 +178,7 @@ class InputAttribution(Tabular):
             "input": [self._piece(int(i), int(canvas[i])) for i in inputs],
             "attribution": self.attributions[targets, inputs],
         }
-        return Table(f"Input attribution of {len(self.targets)} tokens", columns)
+        return Table(f"Inputs of {counted(len(self.targets), 'token')}, by {self.method}", columns)
 
     @property
     def largest_error(self) -> float:
