@@ -30,6 +30,7 @@ examples:
   steerling generate "Send the message to" --max-new-tokens 64 --seed 0 --drafts 4 --json
   steerling generate "Return True if the file" --max-new-tokens 32 --seed 0 --trace record.json
   steerling generate --model ./small-model --prompt-ids "5 17 4" --greedy --json
+  steerling generate --model SmolLM2-135M-Instruct.Q4_1.gguf --chat "What is a heron?" --greedy --max-new-tokens 64
   steerling generate --input requests.jsonl --output results.jsonl --max-new-tokens 64
 """
 
@@ -81,6 +82,8 @@ def _check_batch(args: argparse.Namespace) -> None:
         raise UserError("--drafts and --commit-above are for one text; leave them out with --input.")
     if args.trace is not None:
         raise UserError('--trace is for one text; with --input, add "trace": true to the lines.')
+    if args.chat:
+        raise UserError("--chat is for one text; leave it out with --input.")
     if args.json:
         raise UserError("--json is for one text; leave it out with --input, whose results are JSON.")
 

@@ -51,6 +51,7 @@ def add_generation_options(parser: argparse.ArgumentParser) -> None:
         metavar="P",
         help="commit every token with a probability above P: fewer passes, but a different text",
     )
+    add("--chat", action="store_true", help="TEXT is a message to a chat model: apply the model's chat template")
     add("--greedy", action="store_true", help="always choose the most likely token, without a repetition penalty")
 
 
@@ -74,13 +75,26 @@ def prompt_text_or_ids(args: argparse.Namespace) -> str | list[int]:
         raise UserError(f"--prompt-ids is {args.prompt_ids!r}; give whole numbers separated by spaces.") from None
 
 
+def _chat_prompt(args: argparse.Namespace, bundle: Bundle) -> list[int]:
+    """The ids of a conversation of one message, TEXT, up to the start of the answer."""
+    from steerling_jax.io.tokenizers.byte_table import ByteTable
+
+    if not args.text or args.prompt_ids is not None:
+        raise UserError("--chat needs a message: give it as TEXT, without --prompt-ids.")
+    tokenizer = bundle.tokenizer
+    if not isinstance(tokenizer, ByteTable) or not tokenizer.has_chat_template:
+        raise UserError(f"{bundle.name} has no chat template: leave out --chat.")
+    return tokenizer.chat_prompt([{"role": "user", "content": args.text}])
+
+
 def make_prompt(args: argparse.Namespace, bundle: Bundle, rules: tuple[Rule, ...]) -> Prompt:
     """What to generate: the encoded prompt with the settings of all options. Raises `UserError` for invalid values."""
     from steerling_jax.bundle import encode
     from steerling_jax.cli.steering_options import resolve_options, with_catalogue
     from steerling_jax.decoding.generation import Prompt
 
-    ids = encode(bundle, prompt_text_or_ids(args), "The prompt").tolist()
+    prompt = _chat_prompt(args, bundle) if args.chat else prompt_text_or_ids(args)
+    ids = encode(bundle, prompt, "The prompt").tolist()
     config = _generation_config(args, bundle, len(ids))
     return Prompt(ids, config, resolve_options(rules, with_catalogue(bundle, args.catalogue)), _policies(args))
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tokenizers import pre_tokenizers
 
 import steerling_jax as sj
+from steerling_jax.cli.main import main
 from steerling_jax.errors import UserError
 from steerling_jax.tokenizer import IdsOnlyTokenizer
 from tests.worlds.decoders import assert_within, golden_decoder
@@ -55,3 +58,37 @@ def test_files_that_are_no_gguf(tmp_path: Path):
     (tmp_path / "model.gguf").write_text("hello")
     with pytest.raises(UserError, match=r"model\.gguf is not a GGUF file"):
         sj.load(tmp_path / "model.gguf")
+
+
+def chat_model(path: Path, **fields: object) -> Path:
+    """A random Llama with bytes as its vocabulary and a chat template."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "smollm",
+        "tokenizer.ggml.tokens": [*alphabet, "he", "<|end|>"],
+        "tokenizer.ggml.token_type": [1] * 257 + [3],
+        "tokenizer.ggml.merges": ["h e"],
+        "tokenizer.ggml.eos_token_id": 257,
+        "tokenizer.chat_template": "{{ messages[0].content }}<|end|>{{ 'he' * add_generation_prompt }}",
+    }
+    return write_gguf(path, "llama", llama_fields() | vocabulary | fields, llama_tensors(258))
+
+
+def test_generate_applies_the_chat_template(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    model = str(chat_model(tmp_path / "chat.gguf"))
+    line = ["generate", "--model", model, "--chat", "he <|end|>", "--greedy", "--max-new-tokens", "2", "--json"]
+    assert main(line) in (None, 0)
+    report = json.loads(capsys.readouterr().out)
+    bundle = sj.load(model)
+    message = bundle.tokenizer.encode("he <|end|>")
+    assert report["tokens"][: report["prompt_tokens"]] == [*message, 257, 256]
+    assert main([*line[:3], "--chat", "--prompt-ids", "1 2"]) == 2
+    assert "--chat needs a message" in capsys.readouterr().err
+    bare = chat_model(tmp_path / "bare.gguf", **{"tokenizer.chat_template": 0})
+    assert main(["generate", "--model", str(bare), "--chat", "he"]) == 2
+    assert "has no chat template" in capsys.readouterr().err
+    endless = "{% for i in range(9999) %}{{ 'a' * 99999 }}{% endfor %}"
+    bad = chat_model(tmp_path / "bad.gguf", **{"tokenizer.chat_template": endless})
+    assert main(["generate", "--model", str(bad), "--chat", "he"]) == 2
+    assert "The chat template of" in capsys.readouterr().err
