@@ -71,6 +71,7 @@ def origin_of(
 ) -> Origin:
     """The origin of what this model writes; `io.trace_file.model_origin` knows the corpus and the versions, too."""
     compute = bundle.compute
+    concepts = isinstance(bundle.config, ModelConfig) and bundle.config.concept is not None
     return Origin(
         bundle.name,
         fingerprint(bundle.params, bundle.config),
@@ -78,7 +79,7 @@ def origin_of(
         compute.dtype,
         compute.matmul_dtype,
         corpus,
-        None if bundle.config.concept is None else bundle.concepts.fingerprint,
+        bundle.concepts.fingerprint if concepts else None,
         versions or {},
     )
 
