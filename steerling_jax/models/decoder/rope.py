@@ -20,13 +20,16 @@ def rope_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
     Source of 'llama3': `rope_scaling` of the published Llama 3.1 configurations.
     """
     rotated = round(head_dim * rope.share)
-    frequency = rope.theta ** -(np.arange(0, rotated, 2, dtype=np.float64) / rotated)
+    # The published implementations round exponents and powers to float32, and the models were trained with that: exact
+    # exponents would turn distant positions by other angles (ln θ · 2⁻²⁵ of the angle).
+    exponents = np.arange(0, rotated, 2, dtype=np.float32) / np.float32(rotated)
+    frequency = np.float32(1) / np.power(rope.theta, exponents.astype(np.float64)).astype(np.float32)
     if rope.kind == "linear":
         frequency = frequency / rope.factor
     if rope.kind == "llama3":
         # Wavelengths that fit `high_freq_factor` times into the original context stay, those that fit less than
         # `low_freq_factor` times are divided by the factor, and those between are interpolated.
-        turns = rope.original_length * frequency / (2 * np.pi)
+        turns = frequency * rope.original_length / (2 * np.pi)
         smooth = np.clip((turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor), 0, 1)
         frequency = (1 - smooth) * frequency / rope.factor + smooth * frequency
     return frequency.astype(np.float32)
