@@ -43,6 +43,16 @@ def test_an_edit_of_a_block_is_what_later_blocks_read(bundle: sj.Bundle):
     np.testing.assert_allclose(edited.decomposition.hidden, final_norm(bundle, states + vector), atol=1e-4)
 
 
+def test_an_injection_is_scaled_and_added_after_its_layer_and_all_later_ones(bundle: sj.Bundle):
+    ids, count = bundle.tokenizer.encode("import json"), bundle.config.n_layers
+    vector = np.random.default_rng(0).normal(size=(len(ids), bundle.config.n_embd)).astype(np.float32)
+    for layer, first in ((count, count), (2, 2), (None, count // 2)):
+        layers = jnp.arange(1, count + 1) >= first
+        expected = sj.forward(bundle, ids, edits=[inject(jnp.asarray(0.5 * vector[None]), layers=layers)])
+        actual = sj.forward(bundle, ids, injection=vector, inject_layer=layer, inject_alpha=0.5)
+        np.testing.assert_array_equal(actual.decomposition.hidden, expected.decomposition.hidden)
+
+
 @pytest.mark.parametrize("layers", [[99], [-1], ["attention.3"], [True]])
 def test_what_is_no_block_is_refused(bundle: sj.Bundle, layers: list):
     with pytest.raises(sj.UserError, match="numbers of blocks from 0 to"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -18,7 +19,7 @@ import pytest
 
 import steerling_jax as sj
 from steerling_jax.attribution import faithfulness_command
-from steerling_jax.attribution.index import reader
+from steerling_jax.attribution.index import build, reader
 from steerling_jax.attribution.index.build import build_index
 from steerling_jax.attribution.index.passages import Masking
 from steerling_jax.attribution.index.reader import Index, open_index
@@ -215,6 +216,24 @@ def test_a_build_continues_after_a_kill(corpus: CorpusStore, built: Path, tmp_pa
     assert not list(folder.glob("units/.*"))
 
 
+def test_a_unit_that_another_process_has_built_meanwhile_is_no_error(
+    bundle: sj.Bundle, corpus: CorpusStore, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def refused(target: Path, *_: object) -> None:
+        raise UserError(f"Cannot write {target}: it exists.")
+
+    def built_by_another(target: Path, *_: object) -> None:
+        shutil.copytree(built / "units" / target.name, target)
+        refused(target)
+
+    monkeypatch.setattr(build, "write_unit", built_by_another)
+    assert build_index(corpus, bundle, tmp_path / "index", SETTINGS)["finished"]
+    assert_same(contents(tmp_path / "index"), contents(built))
+    monkeypatch.setattr(build, "write_unit", refused)
+    with pytest.raises(UserError, match="it exists"):
+        build_index(corpus, bundle, tmp_path / "other", SETTINGS)
+
+
 @pytest.mark.slow
 def test_two_processes_build_the_index_of_one(
     corpus: CorpusStore, built: Path, tmp_path: Path, capsys: pytest.CaptureFixture
@@ -382,5 +401,9 @@ def test_search_command(corpus: CorpusStore, built: Path, capsys: pytest.Capture
     (found,) = json.loads(capsys.readouterr().out)
     assert found["hits"][0]["chunk"] == 4
     assert found["nothing_close"] == []
+    assert main(words) == 0
+    first = capsys.readouterr().out.splitlines()[2]
+    hit = found["hits"][0]
+    assert re.match(rf"verbatim +{hit['value']:.0f}\S* .*{re.escape(hit['name'])}.* {hit['offset']} ", first), first
     assert main([*command("search", built, "7 7 7 7 7 7"), *words[3:]]) == 0
     assert "nothing close" in capsys.readouterr().out
