@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from steerling_jax.train.run.run_config import RunConfig
 
 HELP = """\
-Compile a config or another model for TPUs without having one: memory, FLOPs, collectives, and whether it fits.
+Compile a config or a model for TPUs without having one: memory, FLOPs, collectives, whether it fits.
 
 examples:
   steerling compile --install-compiler

@@ -42,7 +42,7 @@ SUMMARIES = {
     "info": "Show a model's configuration, parameters and tokenizer.",
     "prepare": "Make a corpus store from documents: tokens, chunks, concept labels.",
     "train": "Train a model from a config; resumes an interrupted run exactly.",
-    "compile": "Compile a config for TPUs without having one: memory, FLOPs, collectives, and whether it fits.",
+    "compile": "Compile a config or a model for TPUs without having one: memory, FLOPs, collectives, whether it fits.",
     "evaluate": "Evaluate a model on held-out documents.",
     "lm-eval": "Run tasks of the lm-evaluation-harness.",
     "faithfulness": "Measure whether attributions are correct: inputs, concepts, training data, bad outputs.",
