@@ -14,6 +14,7 @@ Legend: n committed tokens, s guidance strength, K listed concepts, D width, L l
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +28,15 @@ from steerling_jax.decoding.trace import Trace
 from steerling_jax.decoding.window import steering_of_canvases
 from steerling_jax.errors import UserError
 from steerling_jax.explain.finite import require_finite
-from steerling_jax.explain.logit_shares import LogitShares, combine_branches, logit_shares
+from steerling_jax.explain.logit_shares import (
+    REFERENCES,
+    LogitShares,
+    Reference,
+    combine_branches,
+    composed_rows,
+    logit_shares,
+    reference_rows,
+)
 from steerling_jax.models.steerling.decompose import RowClamps
 from steerling_jax.models.steerling.model import compiled_hidden
 
@@ -53,6 +62,9 @@ class Contributions(Tabular):
     ones, (1 + s) · conditional − s · unconditional; where a branch does not list a concept, the concept's part of that
     branch belongs to epsilon.
 
+    reference, reference_logits (n,): what is split is target logit − reference logit; see `concept_contributions`. The
+    products above are then with lm_head[token] minus the reference's row. reference_logits is 0 for "raw".
+
     pieces: the text of each token. Prints as a table with a row for each token; `to_dataframe` has a row for each token
     and listed concept, and one for its epsilon, which add up to the logit.
     """
@@ -76,6 +88,8 @@ class Contributions(Tabular):
     n_concepts: int
     concept_names: tuple[str, ...] | None = None
     pieces: tuple[str, ...] | None = None
+    reference: Reference = "raw"
+    reference_logits: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -164,8 +178,12 @@ def _part(kind: str, ids: np.ndarray, names: list[str], weights: np.ndarray, val
     }
 
 
-def concept_contributions(bundle: Bundle, trace: Trace) -> Contributions:
+def concept_contributions(bundle: Bundle, trace: Trace, *, reference: Reference = "raw") -> Contributions:
     """Splits the logit of every committed token of `trace` into contributions of concepts.
+
+    reference: what is split. "raw", the logit, as published. "vocabulary", the logit minus the mean of all logits: a
+    concept that raises all tokens alike contributes 0. "model", the logit minus its mean under the model's own
+    distribution, which is the log-probability minus its own mean. In each case the parts add up.
 
     Uses the hidden row of the pass that committed the token: recorded in the trace, or else recomputed from the
     snapshot. Raises `UserError` for a model without concepts, a trace of another model, and weights that are not
@@ -178,12 +196,16 @@ def concept_contributions(bundle: Bundle, trace: Trace) -> Contributions:
     commits = list(trace.flat())
     steps, positions, tokens = (np.asarray([c[i] for c in commits], np.int32) for i in range(3))
     logits = np.asarray([c[3] for c in commits], np.float32)
+    if reference not in REFERENCES:
+        raise UserError(f"reference is {reference!r}, but it must be one of {', '.join(REFERENCES)}.")
     offsets, clamps = positions - np.int32(trace.prompt_length), trace.clamps
-    shares = _in_batches(bundle, hidden_rows(bundle, trace), tokens, offsets, clamps)
+    branches = [hidden_rows(bundle, trace)]
     if trace.guidance > 0:
-        # The combination is linear, so it has to happen while net shares are still signed; |·| comes afterwards.
-        other = _in_batches(bundle, hidden_rows(bundle, trace, unconditional=True), tokens, offsets, clamps)
-        shares = combine_branches(shares, other, trace.guidance)
+        branches.append(hidden_rows(bundle, trace, unconditional=True))
+    subtracted, means = _references(bundle, branches, offsets, clamps, trace.guidance, reference)
+    split = [_in_batches(bundle, rows, tokens, subtracted, offsets, clamps) for rows in branches]
+    # The combination is linear, so it has to happen while net shares are still signed; |·| comes afterwards.
+    shares = split[0] if len(split) == 1 else combine_branches(*split, trace.guidance)
     nets = {name: np.abs(getattr(shares, name)) for name in ("net_known", "net_discovered", "net_epsilon")}
     shares = shares._replace(**nets)
     listed = shares.known_contributions.sum(axis=1) + shares.discovered_contributions.sum(axis=1)
@@ -193,32 +215,74 @@ def concept_contributions(bundle: Bundle, trace: Trace) -> Contributions:
         tokens,
         logits,
         **shares._asdict(),
-        remainder=logits - listed,
-        error=np.abs(listed + shares.epsilon - logits),
+        remainder=logits - means - listed,
+        error=np.abs(listed + shares.epsilon - (logits - means)),
         n_concepts=config.concept.n_concepts,
         concept_names=bundle.concept_names,
         pieces=tuple(map(bundle.tokenizer.piece, tokens.tolist())),
+        reference=reference,
+        reference_logits=means,
     )
+
+
+def _references(
+    bundle: Bundle,
+    branches: Sequence[np.ndarray],
+    offsets: np.ndarray,
+    clamps: RowClamps | None,
+    guidance: float,
+    reference: Reference,
+) -> tuple[np.ndarray, np.ndarray]:
+    """What is subtracted from the tokens' output rows, (n, D), and from their logits, (n,); see `reference_rows`.
+
+    branches: hidden rows (n, D) of each branch. The reference of guided text is that of its combined logits.
+    """
+    first = branches[0]
+    if reference == "raw":
+        return np.zeros((len(first), bundle.config.n_embd), np.float32), np.zeros(len(first), np.float32)
+    composed = [
+        _over_rows(
+            lambda rows, at: composed_rows(bundle.params, rows, at, clamps, bundle.config, bundle.compute),
+            rows,
+            offsets,
+        )[0]
+        for rows in branches
+    ]
+    s = np.float32(guidance)
+    whole = composed[0] if len(composed) == 1 else (1 + s) * composed[0] - s * composed[1]
+    rows, means = _over_rows(lambda rows: reference_rows(bundle.params, rows, reference), whole)
+    return rows, means
 
 
 def _in_batches(
-    bundle: Bundle, hidden: np.ndarray, tokens: np.ndarray, offsets: np.ndarray, clamps: RowClamps | None
+    bundle: Bundle,
+    hidden: np.ndarray,
+    tokens: np.ndarray,
+    subtracted: np.ndarray,
+    offsets: np.ndarray,
+    clamps: RowClamps | None,
 ) -> LogitShares:
-    """Logit shares of n tokens from hidden (n, D), tokens and offsets (n,), in batches of `_ROWS` padded with zeros."""
-    n = len(tokens)
-    pad = max(-n % _ROWS, _ROWS * (n == 0))  # at least one batch, whose shapes give K for a trace without commits
-    hidden, tokens = (
-        np.pad(hidden.reshape(n, -1) if n else np.zeros((0, bundle.config.n_embd), np.float32), ((0, pad), (0, 0))),
-        np.pad(tokens, (0, pad)),
-    )
-    offsets = np.pad(offsets, (0, pad))
-    batches = []
-    for i in range(0, len(tokens), _ROWS):
-        part = (each[i : i + _ROWS] for each in (hidden, tokens, offsets))
-        batches.append(jax.device_get(logit_shares(bundle.params, *part, clamps, bundle.config, bundle.compute)))
-    shares = LogitShares(*(np.concatenate(parts)[:n] for parts in zip(*batches, strict=True)))
+    """Logit shares of n tokens from hidden and subtracted (n, D), tokens and offsets (n,)."""
+
+    def share(*part: np.ndarray) -> LogitShares:
+        return logit_shares(bundle.params, *part, clamps, bundle.config, bundle.compute)
+
+    hidden = hidden.reshape(-1, bundle.config.n_embd)
+    shares = LogitShares(*_over_rows(share, hidden, tokens, subtracted, offsets))
     require_finite(shares.epsilon)
     return shares
+
+
+def _over_rows(function: Callable[..., Any], *arrays: np.ndarray) -> list[np.ndarray]:
+    """`function` on batches of `_ROWS` rows of the arrays (n, …), filled up with zeros; its results joined, (n, …)."""
+    n = len(arrays[0])
+    pad = max(-n % _ROWS, _ROWS * (n == 0))  # at least one batch, whose shapes give K for a trace without commits
+    padded = [np.pad(array, ((0, pad), *((0, 0) for _ in array.shape[1:]))) for array in arrays]
+    batches = []
+    for i in range(0, n + pad, _ROWS):
+        result = jax.device_get(function(*(array[i : i + _ROWS] for array in padded)))
+        batches.append(result if isinstance(result, tuple) else (result,))
+    return [np.concatenate(parts)[:n] for parts in zip(*batches, strict=True)]
 
 
 def hidden_rows(bundle: Bundle, trace: Trace, *, unconditional: bool = False) -> np.ndarray:

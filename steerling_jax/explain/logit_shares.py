@@ -6,7 +6,7 @@ Legend: n or N committed tokens, s guidance strength, K listed concepts, D width
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from steerling_jax.models.layers import matmul_t
 from steerling_jax.models.steerling import bottleneck as bn
 from steerling_jax.models.steerling.backbone import lm_head_weight
 from steerling_jax.models.steerling.config import ModelConfig
-from steerling_jax.models.steerling.decompose import NO_CLAMPS, RowClamps, decompose
+from steerling_jax.models.steerling.decompose import NO_CLAMPS, RowClamps, decompose, logit_features
 from steerling_jax.models.steerling.head_view import HeadSpec, discovered_spec, known_spec, view_head
 from steerling_jax.models.steerling.heads import Clamps, HeadOutput
 
@@ -43,11 +43,48 @@ class LogitShares(NamedTuple):
     net_epsilon: Any
 
 
-@partial(jax.jit, static_argnums=(5, 6))
+Reference = Literal["raw", "vocabulary", "model"]
+REFERENCES: tuple[Reference, ...] = get_args(Reference)
+
+
+@partial(jax.jit, static_argnums=(4, 5))
+def composed_rows(
+    params: Params,
+    hidden: jax.Array,
+    offsets: jax.Array,
+    clamps: RowClamps | None,
+    config: ModelConfig,
+    compute: Compute,
+) -> jax.Array:
+    """What the output projection reads, (N, D) float32, for hidden rows (N, D) float32; offsets (N,) as below."""
+    features = logit_features(params, hidden.astype(compute.dtype), config, compute, clamps, offsets)
+    return features.astype(jnp.float32)
+
+
+@partial(jax.jit, static_argnums=2)
+def reference_rows(params: Params, composed: jax.Array, reference: Reference) -> tuple[jax.Array, jax.Array]:
+    """The vector (N, D) that is subtracted from the output row of each token, and its product with `composed`, (N,).
+
+    composed (N, D): what the output projection reads. "raw": zeros. "vocabulary": the mean output row, whose product
+    is the mean of all logits. "model": the mean row under the softmax of the logits, whose product is the mean logit
+    under the model's own distribution. Both products are linear in `composed`, so shares in what remains are exact.
+    """
+    output = lm_head_weight(params).astype(jnp.float32)
+    if reference == "raw":
+        rows = jnp.zeros_like(composed)
+    elif reference == "vocabulary":
+        rows = jnp.broadcast_to(jnp.mean(output, axis=0, keepdims=True), composed.shape)
+    else:
+        rows = matmul_t(jax.nn.softmax(matmul_t(composed, output, "float32"), axis=-1), output.T, "float32")
+    return rows, jnp.sum(rows * composed, axis=-1)
+
+
+@partial(jax.jit, static_argnums=(6, 7))
 def logit_shares(
     params: Params,
     hidden: jax.Array,
     tokens: jax.Array,
+    subtracted: jax.Array,
     offsets: jax.Array,
     clamps: RowClamps | None,
     config: ModelConfig,
@@ -55,13 +92,14 @@ def logit_shares(
 ) -> LogitShares:
     """Shares of the logits of tokens (N,) committed from hidden rows (N, D) float32.
 
+    subtracted (N, D): from the tokens' output rows, see `reference_rows`.
     offsets (N,): positions counted from the end of the prompt, which select the clamps of a row. The heads run in the
     model's compute dtype, because their choice of concepts has to be that of generation; products are in float32.
     """
     concept = config.concept
     assert concept is not None
     rows = hidden.astype(compute.dtype)
-    target = jnp.take(lm_head_weight(params), tokens, axis=0).astype(jnp.float32)
+    target = jnp.take(lm_head_weight(params), tokens, axis=0).astype(jnp.float32) - subtracted
     at_rows = NO_CLAMPS if clamps is None else clamps.at(offsets)
     parts = decompose(params, rows, config=config, compute=compute, clamps=at_rows)
     known = _listed(params["known_head"], parts.known, at_rows.known, known_spec(concept), target)

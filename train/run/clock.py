@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from steerling_jax.models.steerling.flops import Flops, peak_flops, training_flops
+from steerling_jax.objectives.dictionary import DictionaryObjective
 from steerling_jax.objectives.next_token import NextTokenObjective
 from steerling_jax.objectives.noise import expected_masked_share
 from steerling_jax.objectives.steering import SteeringObjective
@@ -116,4 +117,5 @@ def step_flops(run: RunConfig) -> Flops:
         clean_context=noise.clean_context,
         masked_share=share,
         frozen=run.lora is not None,
+        heads_only=isinstance(run.objective, DictionaryObjective) and run.objective.heads_only,
     )

@@ -85,12 +85,14 @@ def training_flops(
     clean_context: bool,
     masked_share: float,
     frozen: bool = False,
+    heads_only: bool = False,
 ) -> Flops:
     """The FLOPs of one training step, forward and backward, on `batch_size` sequences of `seq_len` tokens.
 
     masked_share: the share of the positions that have a loss (see `expected_masked_share`). clean_context: a clean and
     a noisy copy run through the layers together. frozen: adapters are trained and the weights get no gradient; the
-    adapters' own products, a few per cent, are not counted.
+    adapters' own products, a few per cent, are not counted. heads_only: the concept heads alone are trained, so the
+    layers have no gradient.
     """
     positions = batch_size * seq_len * (2 if clean_context else 1)
     # A noisy block sees as many positions of the other copy and of its own as a clean one sees of the clean copy.
@@ -108,11 +110,16 @@ def training_flops(
             parts = _head(spec)
             # The head reads stop_gradient(hidden), so a product with it has a gradient for its weight alone. Only the
             # scores of selected concepts have a gradient. Independence is ΨᵀΦ, with a gradient for Ψ alone.
-            discovered = 2 * parts.query + parts.second_query + parts.scores + 2 * parts.selected_scores
-            discovered += 3 * parts.features + 4 * config.n_embd**2
+            # In a strict model it is a path of the prediction, so that the hidden states have a gradient too, and there
+            # is no independence loss.
+            inputs = parts.query if config.concept.is_strict and not heads_only else 0.0
+            discovered = 2 * parts.query + inputs + parts.second_query + parts.scores + 2 * parts.selected_scores
+            discovered += 3 * parts.features
+            discovered += 4 * config.n_embd**2 if config.concept.dictionary is None else 0.0
+    passes = 1 if heads_only else 3
     return Flops(
-        layers=3 * positions * _layers(config),
-        attention=3 * pairs * _pair(config),
+        layers=passes * positions * _layers(config),
+        attention=passes * pairs * _pair(config),
         known=rows * known,
         discovered=rows * discovered,
         output=3 * rows * _output(config),
@@ -134,8 +141,9 @@ def decoding_flops(config: ModelConfig, *, batch_size: int, cached: int, candida
     """The FLOPs of one denoising pass of `batch_size` rows over a window of two diffusion blocks.
 
     cached: positions before the window, per row; candidates: positions with logits, per row. heads: run the concept
-    heads too, which clamps need.
+    heads too, which clamps need; a strict model always runs them.
     """
+    heads = heads or (config.concept is not None and config.concept.is_strict)
     window = 2 * config.diff_block_size
     pairs = batch_size * (window * cached + block_causal_pairs(window, config.diff_block_size))
     return _pass(config, batch_size * window, pairs, batch_size * candidates, heads, "none")
