@@ -2,6 +2,11 @@
 ones, with no epsilon beside them. The second stage of training a strict bottleneck; `strict_pydocs` is the third.
 
 Command   steerling train --config dictionary_pydocs --start-from RUN     (RUN: a run or model with this backbone)
+Hardware  two CPU cores, shared with other work
+Time      3.5 minutes of processor time for 600 steps
+Result    600 steps (1.2 M tokens) on the bundled model of version 0.1: 4.174 nats a held-out token, 0.126 more than
+          from the hidden states themselves (with its own heads 0.273 more); 17 % of the variance unexplained;
+          detection AUC 0.954; 7 % of the concepts dead
 """
 
 from __future__ import annotations

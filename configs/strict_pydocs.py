@@ -2,6 +2,7 @@
 `dictionary_pydocs`. Every logit is a sum over known and discovered concepts of its own position, and a constant.
 
 Command   steerling train --config strict_pydocs --start-from RUN     (RUN: a run of dictionary_pydocs)
+Result    not measured yet
 """
 
 from __future__ import annotations
