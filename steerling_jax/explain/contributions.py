@@ -205,7 +205,7 @@ def concept_contributions(bundle: Bundle, trace: Trace, *, reference: Reference 
     subtracted, means = _references(bundle, branches, offsets, clamps, trace.guidance, reference)
     split = [_in_batches(bundle, rows, tokens, subtracted, offsets, clamps) for rows in branches]
     # The combination is linear, so it has to happen while net shares are still signed; |·| comes afterwards.
-    shares = split[0] if len(split) == 1 else combine_branches(*split, trace.guidance)
+    shares = split[0] if len(split) == 1 else combine_branches(split[0], split[1], trace.guidance)
     nets = {name: np.abs(getattr(shares, name)) for name in ("net_known", "net_discovered", "net_epsilon")}
     shares = shares._replace(**nets)
     listed = shares.known_contributions.sum(axis=1) + shares.discovered_contributions.sum(axis=1)

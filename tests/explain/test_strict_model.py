@@ -136,6 +136,7 @@ def test_shares_of_centred_logits_add_up(bundle: sj.Bundle, reference: Reference
     centred = logits[np.arange(len(shares)), shares.token_ids] - mean
     listed = shares.known_contributions.sum(axis=1) + shares.discovered_contributions.sum(axis=1)
     np.testing.assert_allclose(listed + shares.epsilon, centred, atol=2e-4)
+    assert shares.reference_logits is not None
     np.testing.assert_allclose(shares.reference_logits, mean, atol=2e-4)
     assert shares.error.max() < 2e-4
     assert np.abs(mean).max() > 0.05
