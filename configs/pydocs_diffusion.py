@@ -1,0 +1,34 @@
+"""The second stage of a better bundled model: from the next token to blocks of noise, still without concepts.
+
+Command   GLIBC_TUNABLES=glibc.malloc.hugetlb=1 steerling train --config pydocs_diffusion --corpus CORPUS
+Hardware  as for `pydocs_next_token`, from whose run, runs/pydocs_next_token, it starts (or --start-from)
+Time      not measured
+Result    not measured
+"""
+
+import dataclasses
+
+from steerling_jax.configs import pydocs_next_token
+from steerling_jax.objectives.noise import NoiseConfig
+from steerling_jax.objectives.optimizer import OptimizerConfig
+from steerling_jax.objectives.pretraining import ObjectiveConfig
+from steerling_jax.train.run.run_config import RunConfig
+
+
+def config() -> RunConfig:
+    before = pydocs_next_token.config()
+    return dataclasses.replace(
+        before,
+        name="pydocs_diffusion",
+        start_from="runs/pydocs_next_token",
+        objective=ObjectiveConfig(noise=NoiseConfig(clean_context=True, floor=0.2), token_weight="inverse_t", rows=0.6),
+        # The rate falls over nine tenths of this stage, because the first one has kept it at its peak.
+        optimizer=OptimizerConfig(
+            kind="muon", peak_rate=8e-3, warmup_steps=40, schedule="wsd", decay_fraction=0.9, b2=0.99
+        ),
+        steps=380,
+        log_every=10,
+        eval_every=380,
+        checkpoint_every=300,
+        seed=1,  # other noise and another order of the data than in the first stage
+    )
