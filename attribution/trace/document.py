@@ -11,6 +11,7 @@ from steerling_jax.attribution.index.evidence import Evidence
 from steerling_jax.attribution.trace.explanation import ExplainedChunk, Explanation
 from steerling_jax.decoding.trace_record import to_plain
 from steerling_jax.explain.inputs.record import InputAttribution
+from steerling_jax.explain.ranking import split_by_sign
 from steerling_jax.io.trace_file import EXPLANATION, EXPLANATION_VERSION
 
 INPUTS = 32  # positions listed for a token or a chunk, by absolute attribution; the others are summed up as `rest`
@@ -67,6 +68,8 @@ def _token(explanation: Explanation, row: int, count: int) -> dict[str, Any]:
     token["share_error"] = _number(c.error[row])
     token["net_shares"] = _fractions(c.net_known[row], c.net_discovered[row], c.net_epsilon[row])
     token["absolute_shares"] = _fractions(c.absolute_known[row], c.absolute_discovered[row], abs(c.remainder[row]))
+    raised, lowered = split_by_sign(c, np.array([row]))
+    token |= {"raised_shares": _by_kind(raised), "lowered_shares": _by_kind(lowered)}
     token["inputs"] = None if explanation.inputs is None else _inputs(explanation.inputs, row)
     return token
 
@@ -102,8 +105,10 @@ def _chunk(chunk: ExplainedChunk, count: int) -> dict[str, Any]:
             kind: [{"id": e.concept_id, "share": _number(e.contribution)} for e in chunk.top(kind, count)]
             for kind in KINDS[:2]
         },
-        "net_shares": dict(zip(KINDS, map(_number, ranking.net_shares), strict=True)),
-        "absolute_shares": dict(zip(KINDS, map(_number, ranking.absolute_shares), strict=True)),
+        "net_shares": _by_kind(ranking.net_shares),
+        "absolute_shares": _by_kind(ranking.absolute_shares),
+        "raised_shares": _by_kind(ranking.raised_shares),
+        "lowered_shares": _by_kind(ranking.lowered_shares),
         "epsilon_percent": _number(ranking.epsilon_percent),
         "inputs": None
         if span is None
@@ -141,6 +146,10 @@ def _names(
         ids = sorted({entry["id"] for row in (*tokens, *chunks) for entry in row[kind]})
         names[kind] = {str(i): explanation.name(kind, i) for i in ids}
     return names
+
+
+def _by_kind(shares: tuple[float, float, float]) -> dict[str, float]:
+    return dict(zip(KINDS, map(_number, shares), strict=True))
 
 
 def _fractions(*masses: float) -> dict[str, float]:

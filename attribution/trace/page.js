@@ -18,7 +18,10 @@ function make(tag, options = {}, ...children) {
   return node;
 }
 
-const signed = (value, digits = 2) => (value > 0 ? "+" : value < 0 ? "−" : "") + Math.abs(value).toFixed(digits);
+const signed = (value, digits = 2) => {
+  const size = Math.abs(value).toFixed(digits);
+  return (Number(size) === 0 ? "" : value > 0 ? "+" : "−") + size;
+};
 const percent = (value, digits = 0) => (100 * value).toFixed(digits) + " %";
 const nameOf = (kind, id) => doc.concepts[kind][id] ?? `concept ${id}`;
 const shown = (position) => doc.pieces[position].trim() || "␣";
@@ -91,42 +94,58 @@ slider.addEventListener("input", paint);
 
 // ---- tables
 
-function meter(value, most) {
-  const bar = make("div", { class: `bar ${value > 0 ? "for" : "against"}` });
-  bar.style.width = `${(100 * Math.abs(value)) / most}%`;
-  return make("td", { class: "meter" }, bar);
+// One scale for each unit, over the whole page: equal lengths are equal shares, or equal logits.
+const KINDS = ["known", "discovered", "epsilon"];
+const sides = (item) => KINDS.flatMap((kind) => [item.raised_shares[kind], item.lowered_shares[kind]]);
+const inputSizes = (item) => (item.inputs ? item.inputs.attributions : []);
+const contributions = (token) => [...token.known, ...token.discovered].map((entry) => entry.contribution);
+const largest = (items, values) => items.reduce((most, item) => Math.max(most, ...values(item).map(Math.abs)), 1e-12);
+const everything = [...doc.chunks, ...doc.tokens];
+const SHARE = largest(everything, sides);
+const LOGIT = largest(doc.tokens, (token) => [...contributions(token), ...inputSizes(token)]);
+const CHUNK_LOGIT = largest(doc.chunks, inputSizes);
+
+// A cell with a bar for what lowers to the left and one for what raises to the right of a line.
+function meter(lowered, raised, most) {
+  const bars = make("div", { class: "bars", "aria-hidden": "true" });
+  for (const [value, name] of [[lowered, "against"], [raised, "for"]]) {
+    const side = make("div", { class: "side" });
+    if (value > 0) {
+      const bar = make("div", { class: `bar ${name}` });
+      bar.style.width = `${Math.min(100, (100 * value) / most)}%`;
+      side.append(bar);
+    }
+    bars.append(side);
+  }
+  return make("td", { class: "meter" }, bars);
 }
 
-// rows: [label, value, text of the value]
-function table(title, rows, empty) {
+// rows: [label, value, text of the value]; most: the value of a full bar
+function table(title, rows, empty, most) {
   const body = make("tbody");
-  const most = Math.max(1e-12, ...rows.map(([, value]) => Math.abs(value)));
   for (const [label, value, text] of rows) {
-    body.append(make("tr", {}, make("td", { class: "number", text }), meter(value, most), make("td", { text: label })));
+    body.append(make("tr", {}, make("td", { class: "number", text }), meter(-value, value, most), make("td", { text: label })));
   }
   if (!rows.length) body.append(make("tr", {}, make("td", { class: "hint", text: empty })));
   return make("div", {}, make("h3", { text: title }), make("table", {}, body));
 }
 
-function shares(values, what) {
-  const bar = make("div", { class: "shares", "aria-hidden": "true" });
-  const key = make("p", { class: "key" }, `${what}:`);
-  for (const kind of ["known", "discovered", "epsilon"]) {
-    const part = make("div", { class: kind });
-    part.style.width = percent(values[kind], 2).replace(" ", "");
-    bar.append(part);
-    const entry = make("span", { text: `${kind} ${percent(values[kind])}` });
-    entry.style.setProperty("--dot", `var(--${kind})`);
-    key.append(entry);
+// What known concepts, discovered concepts and epsilon add and take away: all six shares together are 100 %.
+function parts(item) {
+  const body = make("tbody");
+  for (const kind of KINDS) {
+    const [lowered, raised] = [item.lowered_shares[kind], item.raised_shares[kind]];
+    body.append(make("tr", {}, make("td", { text: kind }), make("td", { class: "number", text: signed(-100 * lowered, 1) + " %" }),
+      meter(lowered, raised, SHARE), make("td", { class: "number", text: signed(100 * raised, 1) + " %" })));
   }
-  return make("div", {}, bar, key);
+  return make("div", { class: "parts" }, make("h3", { text: "all parts: lowering, raising; together 100 %" }), make("table", {}, body));
 }
 
-function inputTable(title, inputs) {
+function inputTable(title, inputs, most) {
   const rows = inputs.positions.slice(0, 10).map((position, i) => {
     return [`${shown(position)} @${position}`, inputs.attributions[i], signed(inputs.attributions[i])];
   });
-  return table(title, rows, "No token was visible: the canvas held only masks.");
+  return table(title, rows, "No token was visible: the canvas held only masks.", most);
 }
 
 const conceptRows = (kind, entries, value, text) =>
@@ -152,9 +171,9 @@ function select(position) {
   for (const kind of ["known", "discovered"]) {
     const rows = conceptRows(kind, token[kind], "contribution", signed);
     if (rows.length) rows.push(["others", token[`other_${kind}`], signed(token[`other_${kind}`])]);
-    columns.append(table(`${kind} concepts, logits`, rows, `no ${kind} concepts`));
+    columns.append(table(`${kind} concepts, logits`, rows, `no ${kind} concepts`, LOGIT));
   }
-  if (token.inputs) columns.append(inputTable("from tokens @position, logits", token.inputs));
+  if (token.inputs) columns.append(inputTable("from tokens @position, logits", token.inputs, LOGIT));
   const facts = [`Logit ${token.logit.toFixed(3)}, of which epsilon ${signed(token.epsilon, 3)}; its parts sum to it within `
     + `${token.share_error.toExponential(1)}.`];
   if (token.inputs) {
@@ -162,7 +181,7 @@ function select(position) {
       + `${Math.abs(token.inputs.completeness_error).toExponential(1)} (${token.inputs.nodes} nodes`
       + `${token.inputs.converged ? "" : ", not within the tolerance"}).`);
   }
-  body.replaceChildren(shares(token.net_shares, "net"), columns, make("p", { class: "hint", text: facts.join(" ") }));
+  body.replaceChildren(parts(token), columns, make("p", { class: "hint", text: facts.join(" ") }));
 }
 
 // ---- chunks
@@ -190,12 +209,11 @@ doc.chunks.forEach((chunk, number) => {
   const columns = make("div", { class: "columns" });
   for (const kind of ["known", "discovered"]) {
     columns.append(table(`${kind} concepts, signed share`,
-      conceptRows(kind, chunk[kind], "share", (value) => `${signed(100 * value, 1)} %`), `no ${kind} concepts`));
+      conceptRows(kind, chunk[kind], "share", (value) => `${signed(100 * value, 1)} %`), `no ${kind} concepts`, SHARE));
   }
-  if (chunk.inputs) columns.append(inputTable("from tokens @position, logits", chunk.inputs));
+  if (chunk.inputs) columns.append(inputTable("from tokens @position, logits", chunk.inputs, CHUNK_LOGIT));
   const article = make("article", {}, make("h3", { text: `Chunk ${number + 1}: positions ${chunk.start} to ${chunk.end - 1}` }),
-    make("blockquote", { text: chunk.text.replace(/^\n+|\n+$/g, "") }), shares(chunk.net_shares, "net"),
-    shares(chunk.absolute_shares, "absolute"), columns);
+    make("blockquote", { text: chunk.text.replace(/^\n+|\n+$/g, "") }), parts(chunk), columns);
   if (chunk.evidence) article.append(evidence(chunk.evidence));
   document.getElementById("chunks").append(article);
 });
@@ -221,6 +239,8 @@ document.getElementById("errors").textContent = `A logit and the sum of its part
     ? "Input attribution was not requested."
     : `The sum of the input tokens differs from the change of the logit by at most ${errors.largest_completeness_error.toExponential(1)}; `
       + `${errors.unconverged} of ${errors.targets} tokens are outside the tolerance.`)
-  + " Net shares compare known, discovered and epsilon as one number each; absolute shares compare the sums of the absolute values of their parts."
-  + " A signed share is a share of the absolute mass, in which each token has the same weight.";
+  + " Each logit is a sum of parts: known concepts, discovered concepts and epsilon, which no concept explains. A share is a part"
+  + " relative to the sum of the sizes of all parts of its token, a mean over the tokens of a chunk; a concept's share is the sum"
+  + " of its parts with their signs. Bars to the right, in green, raise logits, bars to the left, in red, lower them; all bars of"
+  + ` shares have one scale, on which the longest is ${percent(SHARE, 1)}.`;
 paint();

@@ -12,14 +12,23 @@ from steerling_jax.attribution.trace.explanation import ExplainedChunk, Explanat
 from steerling_jax.explain.ranking import ConceptShare
 
 _INPUTS = 5  # input tokens shown per chunk, of the prompt and of the text each
+_BAR = 14  # characters of the longest bar, on either side
 _TEXT = 64  # characters shown of a hit's text
 
 
 def render(explanation: Explanation, count: int) -> RenderableType:
     """A panel per chunk, with `count` concepts of each kind."""
     panels = []
+    # One scale for the bars of all chunks, so that equal lengths are equal shares.
+    sizes = [share for c in explanation.chunks for share in (*c.ranking.raised_shares, *c.ranking.lowered_shares)]
+    scale = max([1e-8, *sizes])
     for number, chunk in enumerate(explanation.chunks, 1):
-        parts = [Text(chunk.text.strip("\n"), style="bold"), Text(), _concepts(chunk, explanation, count), _bar(chunk)]
+        parts = [
+            Text(chunk.text.strip("\n"), style="bold"),
+            Text(),
+            _concepts(chunk, explanation, count),
+            _bars(chunk, scale),
+        ]
         if chunk.inputs is not None:
             parts.append(_inputs(chunk, explanation))
         if chunk.evidence is not None:
@@ -32,8 +41,10 @@ def render(explanation: Explanation, count: int) -> RenderableType:
 def accuracy_note(explanation: Explanation) -> str:
     """What the shares mean and how accurate the attributions are, in a few sentences."""
     note = (
-        "Shares are of the logits of the committed tokens. Net: known, discovered and epsilon (the part that no "
-        "concept explains), each as one number per token. A logit and the sum of its parts differ by at most "
+        "Each logit is a sum of parts: known concepts, discovered concepts and epsilon, which no concept explains. A "
+        "share is a part relative to the sum of the sizes of all parts of its token, averaged over the chunk: the bars "
+        "of a chunk together are 100 %, green ones raise the logits, red ones lower them, and a concept's share is the "
+        f"sum of its parts with their signs. A logit and the sum of its parts differ by at most "
         f"{explanation.share_error:.1e}."
     )
     if explanation.inputs is not None:
@@ -48,7 +59,7 @@ def accuracy_note(explanation: Explanation) -> str:
 
 def _concepts(chunk: ExplainedChunk, explanation: Explanation, count: int) -> RenderableType:
     table = Table.grid(padding=(0, 2))
-    table.add_row(Text("known concepts", style="green"), Text("discovered concepts", style="cyan"))
+    table.add_row(Text("known concepts", style="bold"), Text("discovered concepts", style="bold"))
     known, discovered = chunk.top("known", count), chunk.top("discovered", count)
     for row in range(max(len(known), len(discovered))):
         shares = (column[row] if row < len(column) else None for column in (known, discovered))
@@ -57,20 +68,33 @@ def _concepts(chunk: ExplainedChunk, explanation: Explanation, count: int) -> Re
 
 
 def _share(entry: ConceptShare, explanation: Explanation) -> Text:
-    return Text(f"{100 * entry.contribution:+6.2f} %  {explanation.name(entry.type, entry.concept_id)}")
+    share = Text(f"{100 * entry.contribution:+6.2f} %", style=_colour(entry.contribution))
+    return Text.assemble(share, f"  {explanation.name(entry.type, entry.concept_id)}")
 
 
-def _bar(chunk: ExplainedChunk, width: int = 18) -> Text:
-    """Net shares of the logits as a coloured bar with percentages."""
-    line = Text("\nlogits, net  ")
-    parts = list(
-        zip(("known", "discovered", "epsilon"), chunk.ranking.net_shares, ("green", "cyan", "red"), strict=True)
-    )
-    for _, share, colour in parts:
-        line.append("█" * round(width * share), style=colour)
-    for name, share, colour in parts:
-        line.append(f"  {name} {100 * share:.0f} %", style=colour)
-    return line
+def _bars(chunk: ExplainedChunk, scale: float) -> Text:
+    """For each kind, what lowers the logits to the left and what raises them to the right; a full bar is `scale`."""
+    ranking = chunk.ranking
+    lines = Text(f"\n{'all parts':<10}{'lowering':>{10 + _BAR}}│raising\n", style="bold")
+    rows = zip(("known", "discovered", "epsilon"), ranking.lowered_shares, ranking.raised_shares, strict=True)
+    for number, (name, lowered, raised) in enumerate(rows):
+        left, right = (round(_BAR * share / scale) for share in (lowered, raised))
+        lines.append(f"{'' if number == 0 else chr(10)}{name:<10}", style="not bold")
+        lines.append(f"{_percent(-lowered):>9} {'█' * left:>{_BAR}}", style=f"not bold {_colour(-1)}")
+        lines.append("│", style="not bold")
+        lines.append(f"{'█' * right:<{_BAR}} {_percent(raised)}", style=f"not bold {_colour(1)}")
+    return lines
+
+
+def _percent(share: float) -> str:
+    """With its sign, which 0 lacks."""
+    text = f"{100 * share:+.1f} %"
+    return text[1:] if text[1:] == "0.0 %" else text
+
+
+def _colour(value: float) -> str:
+    """One meaning each, throughout the report: what raises a logit is green, what lowers it red."""
+    return "green" if value > 0 else "red"
 
 
 def _inputs(chunk: ExplainedChunk, explanation: Explanation) -> Text:
@@ -82,7 +106,7 @@ def _inputs(chunk: ExplainedChunk, explanation: Explanation) -> Text:
         line = Text(f"{name:<9}{values[start:end].sum():+8.2f}  ")
         for place in np.argsort(-np.abs(values[start:end]), kind="stable")[:_INPUTS].tolist():
             value = values[start + place]
-            line.append(f"  {value:+.2f} ", style="green" if value > 0 else "red")
+            line.append(f"  {value:+.2f} ", style=_colour(value))
             line.append(explanation.pieces[start + place].strip() or "␣", style="bold")
         lines.append(line)
     return Text("\n").join(lines)

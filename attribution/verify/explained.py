@@ -18,6 +18,7 @@ from steerling_jax.attribution.verify.figures import Figure
 from steerling_jax.errors import UserError
 from steerling_jax.explain.contributions import Contributions
 from steerling_jax.explain.inputs.record import InputAttribution
+from steerling_jax.explain.ranking import split_by_sign
 
 _HIT_FIELDS = ("document", "name", "source", "sha256", "offset", "text", "occurrences")
 
@@ -82,11 +83,21 @@ def _contributions(
     _fractions(shares, place, token["net_shares"], c.net_known[row], c.net_discovered[row], c.net_epsilon[row])
     absolute = (c.absolute_known[row], c.absolute_discovered[row], abs(c.remainder[row]))
     _fractions(shares, f"{place}, absolute", token["absolute_shares"], *absolute)
+    _signs(shares, place, token, *split_by_sign(c, np.array([row])))
 
 
 def _fractions(figure: Figure, place: str, recorded: Mapping[str, float], *masses: float) -> None:
     total = max(float(sum(masses)), 1e-8)
     figure.compare(f"{place} shares", [recorded[kind] for kind in KINDS], [mass / total for mass in masses])
+
+
+def _signs(
+    figure: Figure, place: str, recorded: Mapping[str, Any], raised: Sequence[float], lowered: Sequence[float]
+) -> None:
+    """The shares that raise and lower logits, which documents of earlier versions lack."""
+    for name, values in (("raised_shares", raised), ("lowered_shares", lowered)):
+        if name in recorded:
+            figure.compare(f"{place}, {name}", [recorded[name][kind] for kind in KINDS], values)
 
 
 def _chunk(figure: Figure, place: str, chunk: Mapping[str, Any], computed: ExplainedChunk, listed: int) -> None:
@@ -99,6 +110,7 @@ def _chunk(figure: Figure, place: str, chunk: Mapping[str, Any], computed: Expla
         figure.compare_listed(f"{place}, {kind}", recorded, everything, listed)
     for name, values in (("net_shares", ranking.net_shares), ("absolute_shares", ranking.absolute_shares)):
         figure.compare(f"{place}, {name}", [chunk[name][kind] for kind in KINDS], values)
+    _signs(figure, place, chunk, ranking.raised_shares, ranking.lowered_shares)
     figure.compare(f"{place}, epsilon percent", chunk["epsilon_percent"] / 100, ranking.epsilon_percent / 100)
 
 

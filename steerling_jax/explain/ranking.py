@@ -43,6 +43,8 @@ class ChunkRanking(Tabular):
     epsilon_percent: signed mean share of the published remainder, in percent.
     absolute_shares, net_shares: known concepts, discovered concepts and epsilon as fractions of the absolute and of the
     net mass, each a mean over the chunk's committed tokens.
+    raised_shares, lowered_shares: of the same kinds, the absolute shares of the contributions that raise the logits
+    and of those that lower them, both positive; together with the other kinds' they add up to 1.
     """
 
     start: int
@@ -51,6 +53,8 @@ class ChunkRanking(Tabular):
     epsilon_percent: float
     absolute_shares: tuple[float, float, float]
     net_shares: tuple[float, float, float]
+    raised_shares: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    lowered_shares: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
     def __iter__(self) -> Iterator[ConceptShare]:
         return iter(self.entries)
@@ -99,7 +103,28 @@ def rank_chunk(contributions: Contributions, start: int, end: int) -> ChunkRanki
     epsilon = float((c.remainder[inside] / mass).mean()) if inside.any() else 0.0
     absolute = (c.absolute_known[inside], c.absolute_discovered[inside], np.abs(c.remainder[inside]))
     net = (c.net_known[inside], c.net_discovered[inside], c.net_epsilon[inside])
-    return ChunkRanking(start, end, tuple(entries), 100 * epsilon, _mean_shares(absolute), _mean_shares(net))
+    raised, lowered = split_by_sign(c, inside)
+    return ChunkRanking(
+        start, end, tuple(entries), 100 * epsilon, _mean_shares(absolute), _mean_shares(net), raised, lowered
+    )
+
+
+def split_by_sign(
+    contributions: Contributions, rows: np.ndarray
+) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Shares of the contributions that raise the logits and of those that lower them, of known concepts, discovered
+    concepts and epsilon: all six add up to 1, a mean over the committed tokens that `rows` (a mask or indices) selects.
+    """
+    c = contributions
+    kinds = [c.known_contributions[rows], c.discovered_contributions[rows], c.remainder[rows][..., None]]
+    mass = np.maximum(sum(np.abs(values).sum(axis=-1) for values in kinds), 1e-8)
+
+    def shares(sign: int) -> tuple[float, float, float]:
+        parts = [np.maximum(sign * values, 0.0).sum(axis=-1) / mass for values in kinds]
+        known, discovered, epsilon = (float(part.mean()) if part.size else 0.0 for part in parts)
+        return known, discovered, epsilon
+
+    return shares(1), shares(-1)
 
 
 def _sum_by_concept(ids: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

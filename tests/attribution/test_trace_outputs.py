@@ -16,6 +16,7 @@ import jsonschema
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
 import steerling_jax as sj
 from steerling_jax.attribution.index.evidence import Evidence, Hit
@@ -29,6 +30,7 @@ from steerling_jax.decoding.generation import Prompt, generate
 from steerling_jax.decoding.generation_config import GenerationConfig
 from steerling_jax.decoding.trace_record import TraceRecord, record_of
 from steerling_jax.explain.given_text import given_trace
+from steerling_jax.explain.ranking import split_by_sign
 from steerling_jax.inference import forward
 from steerling_jax.io.trace_file import model_origin
 from steerling_jax.steering.config import SteeringConfig
@@ -82,7 +84,47 @@ def test_parts_of_every_token_sum_to_its_logit(document: dict[str, Any], explana
         assert total - (inputs["value"] - inputs["baseline"]) == pytest.approx(inputs["completeness_error"], abs=2e-3)
         for values in (token["net_shares"], token["absolute_shares"]):
             assert sum(values.values()) == pytest.approx(1, abs=1e-4)
+        sizes = [*token["raised_shares"].values(), *token["lowered_shares"].values()]
+        assert (sum(sizes), min(sizes) >= 0) == (pytest.approx(1, abs=1e-4), True)
     assert json.loads(json.dumps(document, allow_nan=False)) == document
+
+
+def test_shares_of_a_chunk_are_on_one_scale(explanation: Explanation):
+    """Raising and lowering parts make up 100 %, and their differences are the sums of the concepts' signed shares."""
+    c = explanation.shares
+    for chunk in explanation.chunks:
+        ranking, rows = chunk.ranking, (c.positions >= chunk.start) & (c.positions < chunk.end)
+        raised, lowered = ranking.raised_shares, ranking.lowered_shares
+        assert sum(raised) + sum(lowered) == pytest.approx(1, abs=1e-5)
+        whole = chunk.end - chunk.start == rows.sum()  # positions without a commit count in the concepts' shares alone
+        for i, kind in enumerate(("known", "discovered") if whole else ()):
+            total = sum(entry.contribution for entry in ranking if entry.type == kind)
+            assert raised[i] - lowered[i] == pytest.approx(total, abs=1e-5)
+        assert 100 * (raised[2] - lowered[2]) == pytest.approx(ranking.epsilon_percent, abs=1e-3)
+        # By hand, for one token: a part's share is its size over the sum of all sizes.
+        row = int(np.flatnonzero(rows)[0])
+        parts = [c.known_contributions[row], c.discovered_contributions[row], c.remainder[row : row + 1]]
+        mass = sum(float(np.abs(values).sum()) for values in parts)
+        up, down = split_by_sign(c, np.array([row]))
+        assert up == pytest.approx([float(values[values > 0].sum()) / mass for values in parts], abs=1e-6)
+        assert down == pytest.approx([float(-values[values < 0].sum()) / mass for values in parts], abs=1e-6)
+
+
+def test_one_meaning_for_each_colour(explanation: Explanation):
+    """Green is what raises a logit and red what lowers it, in lists and bars; kinds of parts have no colour."""
+    console = Console(width=100, color_system="standard", force_terminal=True)
+    coloured = {"red": "", "green": ""}
+    for segment in console.render(render(explanation, 3)):
+        colour = segment.style.color.name if segment.style is not None and segment.style.color is not None else ""
+        if colour in coloured:
+            coloured[colour] += segment.text + " "
+        else:
+            assert "█" not in segment.text
+    assert coloured["red"]
+    assert coloured["green"]
+    assert "+" not in coloured["red"]
+    assert "-" not in coloured["green"]
+    assert not re.search("known|discovered|epsilon", coloured["red"] + coloured["green"])
 
 
 def test_chunks_have_names_and_evidence(document: dict[str, Any], explanation: Explanation):
@@ -108,8 +150,6 @@ def test_tables_of_a_trace_with_lone_surrogates(explanation: Explanation, tmp_pa
 
 
 def test_terminal_report(explanation: Explanation):
-    from rich.console import Console
-
     console = Console(width=140, record=True, file=io.StringIO())
     console.print(render(explanation, 3))
     text = console.export_text()

@@ -120,6 +120,8 @@ FIGURES: dict[str, list[Change]] = {
         scaled("tokens", 1, "discovered", 0, "activation"),
         scaled("tokens", 5, "net_shares", "known"),
         scaled("tokens", 5, "absolute_shares", "epsilon"),
+        scaled("tokens", 5, "raised_shares", "discovered"),
+        scaled("chunks", 0, "lowered_shares", "discovered"),
         scaled("chunks", 0, "known", 0, "share"),
         scaled("chunks", 0, "net_shares", "discovered"),
         scaled("chunks", 0, "epsilon_percent", add=1.0),
