@@ -77,7 +77,7 @@ def generate(
     agree.
 
     Example:
-        >>> sj.generate(bundle, "Snow is", sj.GenerationConfig(max_new_tokens=32, temperature=0.0)).text
+        >>> text = sj.generate(bundle, "Snow is", sj.GenerationConfig(max_new_tokens=32, temperature=0.0)).text
     """
     *_, last = stream(
         bundle,

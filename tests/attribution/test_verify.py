@@ -203,7 +203,8 @@ def test_the_command(bundle: sj.Bundle, document: dict[str, Any], tmp_path: Path
     def run(value: Any, *options: str) -> tuple[int, str, str]:
         path.write_text(value if isinstance(value, str) else json.dumps(value))
         code = main(["verify", str(path), "--model", str(bundle.folder), *options])
-        return code, *capsys.readouterr()
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
 
     code, out, _ = run(document, "--no-evidence", "--no-inputs")
     assert code == 0
