@@ -57,6 +57,11 @@ def test_splash_attention_on_a_mesh_is_the_reference(found: dict[str, Any]) -> N
 
 
 @pytest.mark.slow
+def test_a_number_of_positions_that_no_axis_divides(found: dict[str, Any]) -> None:
+    assert found["odd rows"] < 1e-5
+
+
+@pytest.mark.slow
 def test_every_mesh_gives_what_one_device_gives(meshes: dict[str, Any]) -> None:
     """Losses and gradients of a training step to 1e-5 of their size; eight texts written together to the token."""
     assert len(meshes) == 10

@@ -25,6 +25,7 @@ from steerling_jax.models.attention import attend, block_causal_mask
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.splash_attention import attend_block_causal
 from steerling_jax.models.steerling.config import ConceptConfig, ModelConfig
+from steerling_jax.models.steerling.decompose import decompose
 from steerling_jax.models.steerling.sharding import param_shardings
 from steerling_jax.objectives.optimizer import OptimizerConfig
 from steerling_jax.objectives.pretraining import ObjectiveConfig
@@ -139,6 +140,19 @@ def splash(mesh: Mesh) -> float:
     return float(np.max(np.abs(np.asarray(found) - np.asarray(wanted))))
 
 
+def odd_rows(first: TrainState) -> float:
+    """How far the composed states of 5 positions are from one device's, on a mesh whose 8 devices cannot share them."""
+    rows = jax.random.normal(jax.random.key(5), (5, CONFIG.n_embd))
+
+    def composed(params: Any) -> np.ndarray:
+        return np.asarray(decompose(params, rows, config=CONFIG, compute=Compute()).composed)
+
+    mesh = make_mesh(MeshShape(2, 2, 2))
+    with jax.set_mesh(mesh):
+        sharded = composed(jax.device_put(first.params, param_shardings(CONFIG, mesh)))
+    return float(np.max(np.abs(sharded - composed(first.params))))
+
+
 def furthest(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> dict[str, float]:
     """The largest difference of each result from what is wanted, in units of its largest value."""
     return {
@@ -161,7 +175,8 @@ def main() -> None:
         written, here["decode"] = generate(mesh, first)
         here["same texts"] = written == texts
         meshes["{}×{}×{}".format(*sizes)] = here
-    print(json.dumps({"splash": splash(make_mesh(MeshShape(1, 2, 4))), "meshes": meshes}))
+    figures = {"splash": splash(make_mesh(MeshShape(1, 2, 4))), "odd rows": odd_rows(first), "meshes": meshes}
+    print(json.dumps(figures))
 
 
 if __name__ == "__main__":

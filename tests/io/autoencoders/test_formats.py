@@ -63,6 +63,15 @@ def test_golden_files(case: str):
     assert (autoencoder.k is not None) == fixed
 
 
+def test_files_are_found_up_to_four_folders_below(tmp_path: Path):
+    case = CASES[0]
+    shutil.copytree(GOLDEN / case, tmp_path / "a/b/c/d")
+    check(load(case, tmp_path), case)
+    shutil.move(tmp_path / "a", tmp_path / "one/more/a")
+    with pytest.raises(sj.UserError, match="autoencoder"):
+        load(case, tmp_path / "one")
+
+
 def test_fixed_k_gives_the_published_values_and_indices():
     for case in ("sparsify", "sparsify_groupmax", "sparsify_transcoder"):
         expected = np.load(GOLDEN / case / "expected.npz")
