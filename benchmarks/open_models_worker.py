@@ -44,16 +44,17 @@ def answer(model: torch.nn.Module, request: dict) -> dict:
     with torch.inference_mode():
         if "forward" in request:
             ids = torch.tensor([request["forward"]])
-            begun = time.perf_counter()
+            begun, processor = time.perf_counter(), time.process_time()
             model(ids, use_cache=False)
-            return {"seconds": time.perf_counter() - begun}
+            return {"seconds": time.perf_counter() - begun, "cpu_seconds": time.process_time() - processor}
         ids, new = torch.tensor([request["prompt"]]), request["new"]
         mask = torch.ones_like(ids)
-        begun = time.perf_counter()
+        begun, processor = time.perf_counter(), time.process_time()
         tokens = model.generate(
             ids, attention_mask=mask, min_new_tokens=new, max_new_tokens=new, do_sample=False, pad_token_id=0
         )
-        return {"seconds": time.perf_counter() - begun, "tokens": tokens[0, ids.shape[1] :].tolist()}
+        seconds = {"seconds": time.perf_counter() - begun, "cpu_seconds": time.process_time() - processor}
+        return seconds | {"tokens": tokens[0, ids.shape[1] :].tolist()}
 
 
 if __name__ == "__main__":
