@@ -2,8 +2,8 @@
 
 Command   GLIBC_TUNABLES=glibc.malloc.hugetlb=1 steerling train --config pydocs_diffusion --corpus CORPUS
 Hardware  as for `pydocs_next_token`, from whose run, runs/pydocs_next_token, it starts (or --start-from)
-Time      not measured
-Result    not measured
+Time      40 minutes on crowded cores (0.7 M tokens), stopped at step 362
+Result    likelihood bound of 1.73 bits a byte on a third of the held-out documents; the bundled model has 1.88
 """
 
 import dataclasses
