@@ -24,7 +24,7 @@ Train a model from a config; resumes an interrupted run exactly.
 examples:
   steerling train --config tiny
   steerling train --config pydocs --out ./runs/pydocs
-  steerling train --config sae_pydocs                        (sparse autoencoders of the bundled model)
+  steerling train --config sae_pydocs
   steerling train --config ./my_config.py --corpus ./my-corpus --json
   steerling train --config ./my_config.py --start-from steerling-pydocs --profile 10:13
   steerling train --config ./my_config.py --distributed      # on every host of a pod

@@ -179,7 +179,7 @@ def test_two_dashes_end_the_options(words: tuple[str, ...]):
 def test_two_dashes_before_paths_and_lists():
     export = main.command_parser("export", main.load_command("export", main.commands()))
     args = export.parse_command(["here", "--", "-there"])
-    assert (args.checkpoint, args.folder) == (Path("here"), Path("-there"))
+    assert (args.checkpoint, args.folder) == ("here", Path("-there"))
     near = main.command_parser("neighbourhood", main.load_command("neighbourhood", main.commands()))
     assert near.parse_command(["--corpus", "c", "--", "-1", "b"]).concepts == ["-1", "b"]
 

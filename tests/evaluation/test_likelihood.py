@@ -153,6 +153,8 @@ def test_text_is_split_at_the_seam():
     """Spaces at the end of the context go to the continuation, and both are encoded together."""
 
     class Letters:
+        prefix = ()
+
         def encode(self, text: str) -> list[int]:
             return [ord(letter) for letter in text]
 
@@ -167,6 +169,8 @@ def test_text_is_split_at_the_seam():
 
 class Merging:
     """A tokenizer with the merged pieces "unit" and "unittest", else letters."""
+
+    prefix = ()
 
     def encode(self, text: str) -> list[int]:
         found = []

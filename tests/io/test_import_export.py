@@ -203,7 +203,7 @@ def test_commands_told_bad_things(golden: Path, tmp_path: Path):
     (tmp_path / "bad" / SINGLE).write_bytes((golden / "base" / SINGLE).read_bytes()[:9000])
     one_sentence(steerling("import", tmp_path / "bad", tmp_path / "ck"), SINGLE, "truncated")
     one_sentence(steerling("import", golden / "base", tmp_path / "bad"), "exists already")
-    one_sentence(steerling("export", golden / "base", tmp_path / "out"), "run.json")
+    one_sentence(steerling("export", tmp_path / "nowhere", tmp_path / "out"), "nowhere")
     assert [path.name for path in tmp_path.iterdir()] == ["bad"]
     assert len(list((tmp_path / "bad").iterdir())) == 2
 

@@ -72,7 +72,9 @@ def texts_to_write() -> dict[str, argparse.Namespace]:
     examples = {}
     for line in (line for place in shown for line in EXAMPLES[place]):
         name, args = parse(line)
-        if name in TEXT_COMMANDS and all(getattr(args, option, None) in (None, []) for option in NEED_FILES):
+        if name not in TEXT_COMMANDS or str(getattr(args, "model", None)).endswith(".gguf"):
+            continue
+        if all(getattr(args, option, None) in (None, []) for option in NEED_FILES):
             examples[re.split(r" +#", line)[0]] = args
     return examples
 
