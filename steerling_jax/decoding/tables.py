@@ -9,7 +9,6 @@ import html
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -115,7 +114,7 @@ def _cell(value: Any) -> str:
 
 def _is_numeric(column: Sequence[Any] | np.ndarray) -> bool:
     # Of a long column a few values are enough to tell.
-    return all(isinstance(value, int | float | np.number | None) for value in chain(column[:ROWS]))
+    return all(isinstance(value, int | float | np.number | None) for value in column[:ROWS])
 
 
 def _padded(text: str, width: int, right: bool) -> str:
