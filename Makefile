@@ -14,7 +14,7 @@ LIBTPU := $(abspath $(VENV))/tpu/libtpu/libtpu.so
 TPU_COMPILER = $$(test ! -f $(LIBTPU) || echo TPU_LIBRARY_PATH=$(LIBTPU))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-312 test-all lint pytest format docs wheel parity compile-matrix smollm2 clean
+.PHONY: help demo test test-slow test-312 test-all lint pytest format docs notebooks wheel parity compile-matrix smollm2 clean
 
 help:  ## Show this list
 	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 24
@@ -50,6 +50,10 @@ format: $(VENV)/.installed-dev  ## Let ruff mend what it can
 
 docs: $(VENV)/.installed-docs  ## Build the documentation with its API reference into build/site; a broken link is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+notebooks: $(VENV)/.installed-dev  ## Run the notebooks and store what they print; REPOSITORY=https://github.com/NAME/PROJECT sets their address
+	$(if $(REPOSITORY),$(BIN)/python -m tests.worlds.notebooks --repository $(REPOSITORY))
+	$(BIN)/python -m tests.worlds.notebooks --write
 
 wheel: $(VENV)/.installed-dev  ## Build the wheel and the source archive into dist/
 	rm -rf build/lib build/bdist.* dist
