@@ -19,10 +19,9 @@ from flax import struct
 
 from steerling_jax.autoencoders.objective import TrainedWeights, loss_and_gradients
 from steerling_jax.errors import require
+from steerling_jax.models.geometric_median import geometric_median
 
 Metrics = dict[str, jax.Array]
-
-_MEDIAN_STEPS = 100
 
 
 @dataclass(frozen=True)
@@ -92,18 +91,6 @@ def init_state(recipe: AutoencoderRecipe, sample: jax.Array, key: jax.Array) -> 
     zero = jnp.zeros((), jnp.int32)
     silent = jnp.zeros(recipe.n_latents, jnp.int32)
     return AutoencoderState(zero, trained, _optimizer(recipe).init(cast(Any, trained)), silent, limit)
-
-
-def geometric_median(rows: jax.Array, row_weights: jax.Array) -> jax.Array:
-    """The point (D,) with the smallest sum of distances to rows (R, D), weighted (R,): Weiszfeld's iteration."""
-
-    def better(_: int, point: jax.Array) -> jax.Array:
-        # The floor keeps a row that the point meets from taking all the weight.
-        pull = row_weights / jnp.maximum(jnp.linalg.norm(rows - point[None], axis=1), 1e-6)
-        return pull @ rows / jnp.sum(pull)
-
-    start = row_weights @ rows / jnp.sum(row_weights)
-    return jax.lax.fori_loop(0, _MEDIAN_STEPS, better, start)
 
 
 def update(state: AutoencoderState, x: jax.Array, *, recipe: AutoencoderRecipe) -> tuple[AutoencoderState, Metrics]:

@@ -16,8 +16,9 @@ from steerling_jax.io.checkpoints.parameters import load_checkpoint_params, save
 from steerling_jax.io.weights.published_reader import read_published
 from steerling_jax.io.weights.published_writer import write_published
 from steerling_jax.models.compute import Compute
+from steerling_jax.models.geometric_median import geometric_median
 from steerling_jax.models.steerling.config import DictionaryConfig, ModelConfig
-from steerling_jax.models.steerling.dictionary import dictionary_from_rows, geometric_median
+from steerling_jax.models.steerling.dictionary import dictionary_from_rows
 from steerling_jax.models.steerling.fingerprint import fingerprint
 from steerling_jax.models.steerling.heads import Clamps, run_discovered_head
 from steerling_jax.models.steerling.model import compiled_forward, param_shapes

@@ -16,11 +16,11 @@ import jax.numpy as jnp
 
 from steerling_jax.models.backbone import Params
 from steerling_jax.models.compute import Compute
+from steerling_jax.models.geometric_median import geometric_median
 from steerling_jax.models.steerling import bottleneck as bn
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.head_view import discovered_spec, view_head
 
-_MEDIAN_STEPS = 50
 _EXACT = Compute()
 
 
@@ -49,20 +49,6 @@ def without_radial(head: Params, gradient: jax.Array) -> jax.Array:
     table = head[embedding_table(head)]["weight"]
     along = jnp.sum(gradient * table, axis=1, keepdims=True)
     return gradient - table * (along / jnp.maximum(jnp.sum(table * table, axis=1, keepdims=True), 1e-24))
-
-
-def geometric_median(rows: jax.Array, weight: jax.Array) -> jax.Array:
-    """The point (D,) with the smallest sum of distances to rows (N, D), each weighted by weight (N,) ≥ 0.
-
-    Unlike the mean it is not moved by a few rows of extreme norm. By Weiszfeld's iteration.
-    """
-
-    def step(_: int, point: jax.Array) -> jax.Array:
-        near = weight / jnp.maximum(jnp.linalg.norm(rows - point[None, :], axis=1), 1e-6)
-        return near @ rows / jnp.maximum(jnp.sum(near), 1e-12)
-
-    mean = weight @ rows / jnp.maximum(jnp.sum(weight), 1e-12)
-    return jax.lax.fori_loop(0, _MEDIAN_STEPS, step, mean)
 
 
 def dictionary_from_rows(
