@@ -105,7 +105,7 @@ def _inputs(chunk: ExplainedChunk, explanation: Explanation) -> Text:
     for name, start, end in (("prompt", 0, prompt), ("written", prompt, len(values))):
         line = Text(f"{name:<9}{values[start:end].sum():+8.2f}  ")
         for place in np.argsort(-np.abs(values[start:end]), kind="stable")[:_INPUTS].tolist():
-            value = values[start + place]
+            value = float(values[start + place])
             line.append(f"  {value:+.2f} ", style=_colour(value))
             line.append(explanation.pieces[start + place].strip() or "␣", style="bold")
         lines.append(line)
