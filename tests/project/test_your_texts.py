@@ -18,7 +18,8 @@ PAGE = (REPOSITORY / "docs/guide/your-texts.md").read_text(encoding="utf-8")
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)  # fences in pairs
+    return [block for name, block in found if name == language]
 
 
 def run(folder: Path, line: str, *more: str) -> str:
