@@ -99,13 +99,14 @@ class Autoencoder:
                             "use .reconstruct(x).")  # fmt: skip
         return self._decode(latents)
 
-    def reconstruct(self, x: Any) -> jax.Array:
+    def reconstruct(self, x: Any, latents: Any = None) -> jax.Array:
         """x̂ (…, D) float32 of hidden states x (…, D): encoded and decoded, with scale and skip connection if any.
 
+        latents: those of x, where `encode` has given them already.
         Raises `UserError` if x has another width or contains NaN.
         """
         rows, leading = self._rows(x)
-        out = self._decode(self.encode(rows))
+        out = self._decode(self.encode(rows) if latents is None else latents).reshape(rows.shape)
         _, mean, scale = normalise_rows(rows, self.weights.settings.normalise)
         out = out * scale + mean
         if self.weights.W_skip is not None:

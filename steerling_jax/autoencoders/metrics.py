@@ -20,9 +20,10 @@ from steerling_jax.models.edits import LayerEdit
 
 
 class Reconstruction(NamedTuple):
-    """Figures of an autoencoder on rows. unexplained: Σ‖x − x̂‖² / Σ‖x − mean‖². l0: mean latents kept of a row.
-    density: (S,), the share of the rows in which each latent is kept."""
+    """Figures of an autoencoder on rows x. output: (N, D) float32, x̂. unexplained: Σ‖x − x̂‖² / Σ‖x − mean‖². l0: mean
+    latents kept of a row. density: (S,), the share of the rows in which each latent is kept."""
 
+    output: np.ndarray
     unexplained: float
     l0: float
     density: np.ndarray
@@ -35,14 +36,16 @@ class Reconstruction(NamedTuple):
 
 def reconstruction(autoencoder: Autoencoder, rows: np.ndarray, batch: int = 1024) -> Reconstruction:
     """The figures of an autoencoder on rows (N, D)."""
-    counts, error = np.zeros(autoencoder.n_latents), 0.0
+    counts, output = np.zeros(autoencoder.n_latents), np.empty(rows.shape, np.float32)
     for start in range(0, len(rows), batch):
         part = rows[start : start + batch]
-        values, indices = (np.asarray(a) for a in autoencoder.encode(part))
+        latents = autoencoder.encode(part)
+        output[start : start + batch] = autoencoder.reconstruct(part, latents)
+        values, indices = (np.asarray(a) for a in latents)
         counts += np.bincount(indices[values > 0], minlength=autoencoder.n_latents)
-        error += float(((np.asarray(autoencoder.reconstruct(part), np.float64) - part) ** 2).sum())
     variance = float(((rows - rows.mean(axis=0, dtype=np.float64)) ** 2).sum())
-    return Reconstruction(error / variance, float(counts.sum() / len(rows)), counts / len(rows))
+    error = float(((output.astype(np.float64) - rows) ** 2).sum())
+    return Reconstruction(output, error / variance, float(counts.sum() / len(rows)), counts / len(rows))
 
 
 class SplicedLosses(NamedTuple):
@@ -58,20 +61,20 @@ class SplicedLosses(NamedTuple):
         return (against - self.reconstructed) / (against - self.model)
 
 
-@partial(jax.jit, static_argnames=("backbone", "layer"))
+@partial(jax.jit, static_argnames=("backbone",))
 def loss_with_output(
     params: Params,
     tokens: jax.Array,
     targets: jax.Array,
     counted: jax.Array,
     push: jax.Array,
+    layer: jax.Array,
     *,
     backbone: Backbone,
-    layer: int,
 ) -> jax.Array:
     """The summed loss () of targets (B, T) where `counted` (B, T) is 1, with `push` (B, T, D) added to the output of
-    block `layer` for tokens (B, T)."""
-    edit = LayerEdit(push=push[None], layers=jnp.arange(layer + 1) == layer)
+    block `layer` () for tokens (B, T)."""
+    edit = LayerEdit(push=push[None], layers=jnp.arange(backbone.n_layers) == layer)
     hidden = backbone.run(params, backbone.embed(params, tokens), edits=(edit,)).hidden
 
     def of_window(window: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:

@@ -35,12 +35,19 @@ def evaluate(
     windows = np.resize(tokens[: len(tokens) // run.seq_len * run.seq_len], (count, run.seq_len))
     seen = mask_windows(bundle, windows, [run.seed, _MASKS])
     captured = list(capture_windows(bundle, seen, run.layers, size))
+    spliced = _SplicedModel(run, bundle, windows, seen)
+    plain = spliced.loss(0, np.zeros((seen.size, bundle.backbone.width), np.float32))  # the same for all layers
     found = {}
     for layer, autoencoder in autoencoders.items():
         rows = np.concatenate([part[layer] for part in captured])
         within = np.linalg.norm(rows, axis=1) <= limits[layer]
         figures = reconstruction(autoencoder, rows[within])
-        losses = _losses(run, bundle, autoencoder, layer, windows, seen, rows, within)
+        # Rows that do not count go on as they are.
+        outputs = {"reconstructed": figures.output, "zero": np.zeros(1), "mean": rows[within].mean(axis=0)}
+        pushes = {name: np.zeros_like(rows) for name in outputs}
+        for name, output in outputs.items():
+            pushes[name][within] = output - rows[within]
+        losses = SplicedLosses(plain, **{name: spliced.loss(layer, push) for name, push in pushes.items()})
         found[f"layer{layer}"] = {
             "unexplained": figures.unexplained,
             "l0": figures.l0,
@@ -54,42 +61,24 @@ def evaluate(
     return found
 
 
-def _losses(
-    run: AutoencoderRun,
-    bundle: Bundle,
-    autoencoder: Autoencoder,
-    layer: int,
-    windows: np.ndarray,
-    seen: np.ndarray,
-    rows: np.ndarray,
-    within: np.ndarray,
-) -> SplicedLosses:
-    """Losses with the block's output (n · T, D) replaced where `within`."""
-    if isinstance(bundle.config, ModelConfig):
-        targets, counted = windows, seen != windows  # the masked tokens
-    else:
-        targets, counted = np.roll(windows, -1, axis=1), np.ones(windows.shape, bool)
-        counted[:, -1] = False  # what follows a window's last token is not in it
-    shape = (-1, run.windows, *windows.shape[1:])
-    mean = rows[within].mean(axis=0)
-    totals = dict.fromkeys(SplicedLosses._fields, 0.0)
-    for part, (tokens, target, count) in enumerate(
-        zip(seen.reshape(shape), targets.reshape(shape), counted.reshape(shape), strict=True)
-    ):
-        chosen = slice(part * tokens.size, (part + 1) * tokens.size)
-        x, replaced = rows[chosen], within[chosen, None]
-        outputs = {"model": x, "reconstructed": np.asarray(autoencoder.reconstruct(x)), "zero": 0.0 * x, "mean": mean}
-        for name, output in outputs.items():
-            push = np.where(replaced, output - x, 0.0).reshape(*tokens.shape, -1).astype(np.float32)
-            totals[name] += float(
-                loss_with_output(
-                    bundle.params,
-                    jnp.asarray(tokens),
-                    jnp.asarray(target),
-                    jnp.asarray(count, jnp.float32),
-                    jnp.asarray(push),
-                    backbone=bundle.backbone,
-                    layer=layer,
-                )
-            )
-    return SplicedLosses(**{name: total / max(1, counted.sum()) for name, total in totals.items()})
+class _SplicedModel:
+    """The model's loss on windows (n, T), seen by it as `seen`, with changes to a block's output."""
+
+    def __init__(self, run: AutoencoderRun, bundle: Bundle, windows: np.ndarray, seen: np.ndarray):
+        self._bundle = bundle
+        if isinstance(bundle.config, ModelConfig):
+            targets, counted = windows, seen != windows  # the masked tokens
+        else:
+            targets, counted = np.roll(windows, -1, axis=1), np.ones(windows.shape, bool)
+            counted[:, -1] = False  # what follows a window's last token is not in it
+        self._parts = [a.reshape(-1, run.windows, run.seq_len) for a in (seen, targets, counted.astype(np.float32))]
+        self._count = max(1, int(counted.sum()))
+
+    def loss(self, layer: int, push: np.ndarray) -> float:
+        """The mean loss in nats with `push` (n · T, D) added to the output of block `layer`."""
+        params, backbone = self._bundle.params, self._bundle.backbone
+        parts = zip(*self._parts, push.reshape(*self._parts[0].shape, -1), strict=True)
+        losses = [
+            loss_with_output(params, *map(jnp.asarray, part), jnp.int32(layer), backbone=backbone) for part in parts
+        ]
+        return sum(map(float, losses)) / self._count

@@ -11,15 +11,14 @@ from steerling_jax.cli.console import note, stages
 from steerling_jax.errors import UserError
 from steerling_jax.io.autoencoders.save import save_autoencoder
 from steerling_jax.io.checkpoints.parameters import RUN_FILE
-from steerling_jax.io.checkpoints.training import CHECKPOINTS
 from steerling_jax.io.json_files import read_json_object, write_json
 from steerling_jax.loading import load
 from steerling_jax.train.autoencoders.loop import train_autoencoders
 from steerling_jax.train.autoencoders.run_config import AutoencoderRun
 from steerling_jax.train.autoencoders.text_tokens import open_tokens
-from steerling_jax.train.run.config_difference import first_difference
 from steerling_jax.train.run.display import display
 from steerling_jax.train.run.events import Evaluated, RunFinished, RunStopped
+from steerling_jax.train.run.run_folder import check_same_run
 
 FORMAT = "sparsify"  # of the export: it keeps the layer in the folder's name, and other libraries read it
 
@@ -33,9 +32,13 @@ def run_autoencoders(
         if not 0 <= layer < bundle.backbone.n_layers:
             last = bundle.backbone.n_layers - 1
             raise UserError(f"layers has {layer}, but the blocks of {bundle.name} are 0 to {last}.")
-    _open_folder(run, out)
+    saved = read_json_object(out / RUN_FILE).get("run", {}) if (out / RUN_FILE).is_file() else None
+    check_same_run(saved, run.to_json(), out)
     with stages() as progress:
-        tokens = open_tokens(run, bundle, out, progress)
+        tokens = open_tokens(run, bundle, out, progress, encoded=saved is not None)
+    if saved is None:
+        # Only now: a start that failed before would refuse the mended config.
+        write_json(out / RUN_FILE, {"kind": "autoencoders", "format_version": 1, "run": run.to_json()})
     result: dict[str, Any] = {"config": run.name, "folder": out}
     for event in display(train_autoencoders(run, bundle, tokens, out, stop), run.steps, tables=tables):
         match event:
@@ -49,21 +52,6 @@ def run_autoencoders(
             case RunFinished():
                 result |= {"step": event.step, "clock": event.clock, "export": _export(out, event.params)}
     return result, False
-
-
-def _open_folder(run: AutoencoderRun, out: Path) -> None:
-    """Writes run.json to a new folder, or checks that `out` is the folder of this run."""
-    path = out / RUN_FILE
-    if path.is_file():
-        difference = first_difference(read_json_object(path).get("run", {}), run.to_json())
-        if difference is not None:
-            raise UserError(
-                f"{out} contains a run with another config: {difference}. Undo the change, or choose another --out."
-            )
-        return
-    if (out / CHECKPOINTS).exists():
-        raise UserError(f"{out} has checkpoints but no {RUN_FILE}; choose another folder with --out.")
-    write_json(path, {"kind": "autoencoders", "format_version": 1, "run": run.to_json()})
 
 
 def _summary(name: str, figures: dict[str, Any]) -> str:

@@ -24,14 +24,15 @@ TOKENS_FILE = "tokens.npy"
 
 
 def open_tokens(
-    run: AutoencoderRun, bundle: Bundle, folder: Path, progress: Progress = no_progress
+    run: AutoencoderRun, bundle: Bundle, folder: Path, progress: Progress = no_progress, *, encoded: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """(training tokens, held-out tokens), each (n,) int32: encoded at the first start, read from `folder` at others.
 
-    Raises `UserError` if the texts cannot be read or are too short for one buffer's window and the held-out part.
+    encoded: whether an earlier start of this run wrote them. Raises `UserError` if the texts cannot be read or are too
+    short for one window and the held-out part.
     """
     path = folder / TOKENS_FILE
-    if path.is_file():
+    if encoded and path.is_file():
         tokens = np.load(path, mmap_mode="r")
     else:
         tokens = _encode(run, bundle, progress)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -67,17 +68,11 @@ def open_folder(run: RunConfig, store: CorpusStore, out: Path) -> None:
     if run.data.messages is not None:
         identity["messages_sha256"] = _sha256(Path(run.data.messages))
     saved = read_run(out)
+    check_same_run(None if saved is None else saved["run"], run.to_json(), out)
     if saved is None:
-        if (out / CHECKPOINTS).exists():
-            raise UserError(f"{out} has checkpoints but no run.json; choose another folder with --out.")
         _write_companions(store, out)
         write_run(out, run=run.to_json(), corpus=identity)
         return
-    difference = first_difference(saved["run"], run.to_json())
-    if difference is not None:
-        raise UserError(
-            f"{out} contains a run with another config: {difference}. Undo the change, or choose another --out."
-        )
     if saved["corpus"] != identity:
         if saved["corpus"].get("messages_sha256") != identity.get("messages_sha256"):
             raise UserError(f"{out} contains a run on other conversations: give its own, or choose another --out.")
@@ -88,6 +83,20 @@ def open_folder(run: RunConfig, store: CorpusStore, out: Path) -> None:
             "choose another --out."
         )
     _check_concepts(store, out)
+
+
+def check_same_run(saved: Mapping[str, Any] | None, current: Mapping[str, Any], out: Path) -> None:
+    """Raises `UserError` that names the first field in which the run saved in `out` differs from the current one, both
+    as JSON values. saved: None where there is no run.json, and then there may be no checkpoints."""
+    if saved is None:
+        if (out / CHECKPOINTS).exists():
+            raise UserError(f"{out} has checkpoints but no {RUN_FILE}; choose another folder with --out.")
+        return
+    difference = first_difference(saved, current)
+    if difference is not None:
+        raise UserError(
+            f"{out} contains a run with another config: {difference}. Undo the change, or choose another --out."
+        )
 
 
 def _check_concepts(store: CorpusStore, out: Path) -> None:

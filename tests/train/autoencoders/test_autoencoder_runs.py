@@ -108,19 +108,24 @@ def test_a_signal_saves_and_stops(config_file: Path, tmp_path: Path):
     assert json.loads(printed)["stopped"] is True
 
 
-def test_rows_are_those_of_the_model_in_another_order(text_model: Path):
-    """Each row of a buffer is a hidden row of one of the windows, each once; another step's buffer has others."""
-    bundle = sj.load(text_model)
-    tokens = np.random.default_rng(0).integers(0, 300, 8 * 32, dtype=np.int32)
-    run = AutoencoderRun(
-        name="rows",
+def small_run(k: int) -> AutoencoderRun:
+    """A run in this process, on a model that the test gives it."""
+    return AutoencoderRun(
+        name="small",
         model="",
         layers=(0,),
-        recipe=AutoencoderRecipe(n_latents=64, k=4, steps=9, batch_rows=64),
+        recipe=AutoencoderRecipe(n_latents=64, k=k, steps=9, batch_rows=64),
         seq_len=32,
         windows=4,
         buffer_rows=256,
     )
+
+
+def test_rows_are_those_of_the_model_in_another_order(text_model: Path):
+    """Each row of a buffer is a hidden row of one of the windows, each once; another step's buffer has others."""
+    bundle = sj.load(text_model)
+    tokens = np.random.default_rng(0).integers(0, 300, 8 * 32, dtype=np.int32)
+    run = small_run(k=4)
     activations = Activations(run, bundle, tokens)
     buffer = np.concatenate([activations.batch(step)[0] for step in range(4)])
     windows = mask_windows(bundle, tokens.reshape(8, 32), [0, 1, 0])
@@ -143,15 +148,7 @@ def test_an_exact_autoencoder_recovers_the_whole_loss(text_model: Path):
     exact = sj.Autoencoder(
         Weights(jnp.asarray(both.T), jnp.asarray(both), jnp.zeros(64), jnp.zeros(32), settings=Settings(k=32)), layer=0
     )
-    run = AutoencoderRun(
-        name="exact",
-        model="",
-        layers=(0,),
-        recipe=AutoencoderRecipe(n_latents=64, k=32, steps=1, batch_rows=64),
-        seq_len=32,
-        windows=4,
-        buffer_rows=256,
-    )
+    run = small_run(k=32)
     tokens = np.random.default_rng(1).integers(0, 300, 256, dtype=np.int32)
     figures = evaluate(run, bundle, {0: exact}, {0: np.inf}, tokens)["layer0"]
     assert figures["unexplained"] < 1e-8
@@ -165,8 +162,8 @@ def test_an_exact_autoencoder_recovers_the_whole_loss(text_model: Path):
         jnp.asarray(tokens.reshape(8, 32)),
         jnp.asarray(seen != tokens.reshape(8, 32), jnp.float32),
         jnp.zeros((8, 32, 32)),
+        jnp.int32(0),
         backbone=bundle.backbone,
-        layer=0,
     )
     np.testing.assert_allclose(figures["losses"]["model"], total / (seen != tokens.reshape(8, 32)).sum(), rtol=1e-5)
 
@@ -193,6 +190,8 @@ def test_refusals(changes: dict, message: str, config_file: Path, tmp_path: Path
     assert main(["train", "--config", str(path), "--out", str(tmp_path / "run")]) == 2
     errors = " ".join(capsys.readouterr().err.split())
     assert re.search(message, errors), errors
+    # The mended config can use the same folder.
+    assert not (tmp_path / "run" / "run.json").exists()
 
 
 def test_another_config_is_refused(
