@@ -17,6 +17,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from steerling_jax.autoencoders.weights import Weights, normalise_rows
+from steerling_jax.parallel.best_of_devices import best_of_devices
 from steerling_jax.parallel.mesh import current_mesh, partition_spec
 
 _CHUNK = 256  # rows: their pre-activations stay in a CPU's cache between the product and the selection
@@ -57,11 +58,7 @@ def encode_rows(weights: Weights, x: jax.Array, k: int) -> tuple[jax.Array, jax.
         def encode(rows: jax.Array) -> tuple[jax.Array, jax.Array]:
             values, index = best(_kept(weights, rows), own)
             index = index + first
-            if axis is None:
-                return values, index
-            values, index = (lax.all_gather(part, axis, axis=1, tiled=True) for part in (values, index))
-            values, at = lax.top_k(values, k)
-            return values, jnp.take_along_axis(index, at, axis=1)
+            return (values, index) if axis is None else best_of_devices(values, index, k, axis)
 
         return _over_chunks(encode, x)
 

@@ -22,9 +22,10 @@ from steerling_jax.objectives.objective import Draws
 from steerling_jax.objectives.optimizer import OptimizerConfig
 from steerling_jax.objectives.training_step import Recipe, init_state, update
 from tests.worlds.dictionary_world import MODEL, changed, make_params, tables
+from tests.worlds.labelled_batch import labelled_batch
 from tests.worlds.numpy_objective import positions_with_rows
 
-KEY, B, T = jax.random.key(0), 4, 24
+KEY, B = jax.random.key(0), 4
 DEAD = np.array([1, 4, 9, 20])
 ALL = DictionaryObjective(
     noise=NoiseConfig(clean_context=True),
@@ -44,19 +45,8 @@ ALL = DictionaryObjective(
 )
 
 
-def batch() -> dict[str, jax.Array]:
-    random = np.random.default_rng(1)
-    index = np.tile(np.arange(T) // 7, (B, 1))
-    index[:, ::7] = -1
-    return {
-        "tokens": jnp.asarray(random.integers(0, 15, (B, T)), jnp.int32),
-        "chunk_index": jnp.asarray(index, jnp.int32),
-        "chunk_labels": jnp.asarray(random.integers(-1, 6, (B, 4, 3)), jnp.int32),
-    }
-
-
 def drawn_step(objective: DictionaryObjective, progress: float) -> Draws:
-    drawn = jax.jit(partial(objective.draw, config=MODEL))(batch(), KEY, jnp.float32(progress))
+    drawn = jax.jit(partial(objective.draw, config=MODEL))(labelled_batch(B), KEY, jnp.float32(progress))
     idle = jnp.zeros(21, jnp.int32).at[DEAD].set(objective.dead_after)
     return dataclasses.replace(drawn, shared={**drawn.shared, IDLE: idle})
 
@@ -189,7 +179,7 @@ def run(recipe: Recipe, state: Any, steps: int) -> tuple[Any, list[dict[str, flo
     step = jax.jit(partial(update, key=KEY, recipe=recipe))
     metrics = []
     for _ in range(steps):
-        state, found = step(state, batch())
+        state, found = step(state, labelled_batch(B))
         metrics.append(jax.device_get(found))
     return state, metrics
 

@@ -15,41 +15,15 @@ import pytest
 
 from steerling_jax.models.backbone import Params
 from steerling_jax.models.compute import Compute
-from steerling_jax.models.steerling.config import ConceptConfig, ModelConfig
 from steerling_jax.models.steerling.denoise import denoise
 from steerling_jax.models.steerling.model import init_params
 from steerling_jax.objectives.noise import NoiseConfig, noise_levels
 from steerling_jax.objectives.objective import Draws
 from steerling_jax.objectives.pretraining import ObjectiveConfig
+from tests.worlds.labelled_batch import MODEL, labelled_batch
 from tests.worlds.numpy_objective import Values, losses, positions_with_rows, values_of
 
-MODEL = ModelConfig(
-    n_layers=1,
-    n_head=2,
-    n_embd=16,
-    n_kv_heads=1,
-    block_size=64,
-    diff_block_size=8,
-    intermediate_size=16,
-    vocab_size=20,
-    pad_token_id=16,
-    bos_token_id=17,
-    eos_token_id=15,
-    endofchunk_token_id=18,
-    mask_token_id=19,
-    concept=ConceptConfig(
-        n_concepts=6,
-        n_unknown_concepts=9,
-        concept_dim=16,
-        topk_known=3,
-        topk_known_features=3,
-        unknown_topk=4,
-        factorize_rank=16,
-        pad_multiple=4,
-    ),
-)
 KEY = jax.random.key(0)
-B, T = 3, 24
 STEP = 1e-6  # of finite differences
 
 # Every weight differs from 1 and from the others, and every draw goes either way.
@@ -69,18 +43,6 @@ INVERSE_T = dataclasses.replace(
     ONE, token_weight="inverse_t", rows=1.0, noise=NoiseConfig(distribution="gaussian", clean_context=True)
 )
 FORCING = [(labels, residual) for labels in (False, True) for residual in (False, True)]
-
-
-def batch() -> dict[str, jax.Array]:
-    """Chunks of 7 tokens that the blocks of 8 cut, with tokens outside chunks; chunk labels with and without gaps."""
-    random = np.random.default_rng(1)
-    index = np.tile(np.arange(T) // 7, (B, 1))
-    index[:, ::7] = -1
-    return {
-        "tokens": jnp.asarray(random.integers(0, 15, (B, T)), jnp.int32),
-        "chunk_index": jnp.asarray(index, jnp.int32),
-        "chunk_labels": jnp.asarray(random.integers(-1, 6, (B, 4, 3)), jnp.int32),
-    }
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +65,7 @@ class Compared:
     def __post_init__(self) -> None:
         self.progress_array = jnp.float32(self.progress)
         draw = jax.jit(partial(self.objective.draw, config=MODEL))
-        self.drawn: Draws = draw(batch(), KEY, self.progress_array)
+        self.drawn: Draws = draw(labelled_batch(), KEY, self.progress_array)
 
         def terms(params: Params, drawn: Draws) -> dict[str, jax.Array]:
             metrics = self.objective.loss(params, drawn, self.progress_array, config=MODEL, compute=Compute())[1]
@@ -233,7 +195,7 @@ def test_draws_have_the_scheduled_probabilities(progress: float) -> None:
         known_forcing=(0.0, 1.0),
         unknown_forcing=(0.8, 0.2),
     )
-    draw = jax.vmap(lambda key: objective.draw(batch(), key, jnp.float32(progress), MODEL))
+    draw = jax.vmap(lambda key: objective.draw(labelled_batch(), key, jnp.float32(progress), MODEL))
     drawn = jax.jit(draw)(jax.random.split(KEY, 4000))
     flags = {name: np.asarray(value) for name, value in {**drawn.sequences, **drawn.shared}.items()}
     expected = {

@@ -13,6 +13,7 @@ from steerling_jax.models.backbone import Params
 from steerling_jax.models.steerling.config import ConceptConfig, DictionaryConfig, ModelConfig
 from steerling_jax.models.steerling.dictionary import embedding_table, unit_rows
 from steerling_jax.models.steerling.model import init_params
+from tests.worlds import labelled_batch
 
 CONCEPT = ConceptConfig(
     n_concepts=6,
@@ -28,22 +29,7 @@ CONCEPT = ConceptConfig(
     inject_layer=1,
     dictionary=DictionaryConfig(),
 )
-MODEL = ModelConfig(
-    n_layers=1,
-    n_head=2,
-    n_embd=16,
-    n_kv_heads=1,
-    block_size=64,
-    diff_block_size=8,
-    intermediate_size=16,
-    vocab_size=20,
-    pad_token_id=16,
-    bos_token_id=17,
-    eos_token_id=15,
-    endofchunk_token_id=18,
-    mask_token_id=19,
-    concept=CONCEPT,
-)
+MODEL = dataclasses.replace(labelled_batch.MODEL, concept=CONCEPT)
 
 
 def changed(**fields: Any) -> ModelConfig:

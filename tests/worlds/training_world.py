@@ -8,11 +8,21 @@ import random
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from steerling_jax.io.corpus.store import CorpusStore
 from steerling_jax.io.corpus.writer import corpus_writer
+from steerling_jax.parallel.sharding import MeshShape, make_mesh
 from steerling_jax.tokenizer import IdsOnlyTokenizer, SpecialIds
+from steerling_jax.train.run.events import Event
+from steerling_jax.train.run.initial_weights import find_initial_weights
+from steerling_jax.train.run.loop import LoopOptions, train
+from steerling_jax.train.run.processes import ProcessShare
+from steerling_jax.train.run.run_config import RunConfig
+from steerling_jax.train.run.run_folder import open_folder
 
 STEPS, EVERY = 60, 5
 CONFIG = f"""
@@ -54,6 +64,13 @@ class FakeTokenizer(IdsOnlyTokenizer):
     def __init__(self, sha256: str = "0" * 64, vocab_size: int = 64):
         super().__init__(SpecialIds.last_of(vocab_size), vocab_size)
         self.sha256 = sha256
+
+
+def train_in(out: Path, run: RunConfig, store: CorpusStore, **options: Any) -> Iterator[Event]:
+    """Trains in the folder `out`, in this process, from the weights that the run names. options: of `LoopOptions`."""
+    open_folder(run, store, out)
+    share = ProcessShare(make_mesh(MeshShape()), run.data.batch_size, run.accumulate)
+    return train(run, store, out, share, LoopOptions(initial=find_initial_weights(run), **options))
 
 
 def make_corpus(folder: Path, tokenizer: FakeTokenizer | None = None, seed: int = 0) -> Path:

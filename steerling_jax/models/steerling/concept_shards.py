@@ -19,6 +19,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from steerling_jax.models.steerling.head_view import HeadView
+from steerling_jax.parallel.best_of_devices import best_of_devices
 from steerling_jax.parallel.mesh import current_mesh, partition_spec
 
 Part = Literal["query", "keys", "values"]
@@ -76,16 +77,8 @@ def sum_over_all(view: HeadView, partial: jax.Array) -> jax.Array:
 
 
 def merge_best(view: HeadView, scores: jax.Array, index: jax.Array) -> jax.Array:
-    """The indices (N, k) of the largest scores among all devices' own best k, scores and index (N, k); best first.
-
-    Of equal scores the lower index comes first: devices are gathered in the order of their concepts.
-    """
-    if not view.axis:
-        return index
-    # The k best of all are among the k best of each device, so N · k candidates move instead of N · C scores.
-    scores, index = (lax.all_gather(a, view.axis, axis=1, tiled=True) for a in (scores, index))
-    at = lax.top_k(scores, index.shape[1] // lax.axis_size(view.axis))[1]
-    return jnp.take_along_axis(index, at, axis=1)
+    """The indices (N, k) of the largest scores among all devices' own best k, scores and index (N, k); best first."""
+    return best_of_devices(scores, index, index.shape[1], view.axis)[1] if view.axis else index
 
 
 def own_rows(view: HeadView, index: jax.Array, rows: int) -> tuple[jax.Array, jax.Array | None]:

@@ -20,15 +20,11 @@ from steerling_jax.models.steerling.config import DictionaryConfig
 from steerling_jax.models.steerling.model import init_params
 from steerling_jax.objectives.dictionary import DictionaryObjective
 from steerling_jax.objectives.pretraining import ObjectiveConfig
-from steerling_jax.parallel.sharding import MeshShape, make_mesh
 from steerling_jax.train.run.config_files import load_config
 from steerling_jax.train.run.events import Event, RunFinished
 from steerling_jax.train.run.initial_weights import find_initial_weights
-from steerling_jax.train.run.loop import LoopOptions, train
-from steerling_jax.train.run.processes import ProcessShare
 from steerling_jax.train.run.run_config import RunConfig
-from steerling_jax.train.run.run_folder import open_folder
-from tests.worlds.training_world import CONFIG, make_corpus
+from tests.worlds.training_world import CONFIG, make_corpus, train_in
 
 
 @dataclasses.dataclass
@@ -40,9 +36,7 @@ class World:
     backbone: Params
 
     def train(self, out: Path, run: RunConfig, **options: Any) -> Iterator[Event]:
-        open_folder(run, self.store, out)
-        share = ProcessShare(make_mesh(MeshShape()), run.data.batch_size, run.accumulate)
-        return train(run, self.store, out, share, LoopOptions(initial=find_initial_weights(run), **options))
+        return train_in(out, run, self.store, **options)
 
 
 @pytest.fixture(scope="module")

@@ -35,12 +35,11 @@ from steerling_jax.train.prepare.prepare import prepare
 from steerling_jax.train.run.config_files import load_config
 from steerling_jax.train.run.events import Event, RunFinished
 from steerling_jax.train.run.initial_weights import find_initial_weights
-from steerling_jax.train.run.loop import LoopOptions, train
 from steerling_jax.train.run.processes import ProcessShare
 from steerling_jax.train.run.run_config import RunConfig, instruct_ids
 from steerling_jax.train.run.run_folder import check_corpus, open_folder
 from tests.worlds.paths import REPOSITORY
-from tests.worlds.training_world import BARE_CONFIG, CONFIG, make_corpus
+from tests.worlds.training_world import BARE_CONFIG, CONFIG, make_corpus, train_in
 
 
 @dataclasses.dataclass
@@ -53,9 +52,7 @@ class World:
     whole: ModelConfig  # with concepts; the run's has none
 
     def train(self, out: Path, run: RunConfig, **options: Any) -> Iterator[Event]:
-        open_folder(run, self.store, out)
-        share = ProcessShare(make_mesh(MeshShape()), run.data.batch_size, run.accumulate)
-        return train(run, self.store, out, share, LoopOptions(initial=find_initial_weights(run), **options))
+        return train_in(out, run, self.store, **options)
 
 
 @pytest.fixture(scope="module")
