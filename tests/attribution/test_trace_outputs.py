@@ -156,8 +156,10 @@ def test_terminal_report(explanation: Explanation):
     assert text.count("chunk ") == len(explanation.chunks)
     assert "nothing close" in text
     assert "known concepts" in text
-    assert "prompt " in text
-    assert "written " in text
+    # The sum of the prompt's tokens, then its five strongest ones; the same for what was written before.
+    for name in ("prompt", "written"):
+        lines = re.findall(rf"^│ {name} .*$", text, re.MULTILINE)
+        assert {len(re.findall(r" [+-]\d+\.\d\d ", line)) for line in lines} == {6}, lines
     assert "0 of" not in accuracy_note(explanation)
     assert f"{explanation.share_error:.1e}" in accuracy_note(explanation)
 

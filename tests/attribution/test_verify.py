@@ -209,6 +209,7 @@ def test_the_command(bundle: sj.Bundle, document: dict[str, Any], tmp_path: Path
     code, out, _ = run(document, "--no-evidence", "--no-inputs")
     assert code == 0
     assert "agrees" in out
+    assert "DIFFERS" not in out
     assert "not requested" in out
     changed = copy.deepcopy(document)
     changed["tokens"][0]["epsilon"] += 1.0
@@ -217,9 +218,10 @@ def test_the_command(bundle: sj.Bundle, document: dict[str, Any], tmp_path: Path
     assert (code, report["agrees"]) == (1, False)
     assert [one["name"] for one in report["figures"] if not one["agrees"]] == ["contributions of concepts"]
     assert run(changed, "--no-evidence", "--no-inputs", "--tolerance", "1")[0] == 0
-    code, _, err = run(changed, "--no-evidence", "--no-inputs")
+    code, out, err = run(changed, "--no-evidence", "--no-inputs")
     assert code == 1
     assert "epsilon" in err
+    assert [line.split()[0] for line in out.splitlines() if line.rstrip().endswith("DIFFERS")] == ["contributions"]
 
     plain = document["trace"]
     short = copy.deepcopy(document)

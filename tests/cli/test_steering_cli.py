@@ -88,6 +88,15 @@ def test_generate_prints_the_labels_of_its_steering(capsys: pytest.CaptureFixtur
     assert shown["steering"][1].startswith("like the response at 8: ")
 
 
+def test_generate_clamps_under_the_rule_for_epsilon_that_is_given(capsys: pytest.CaptureFixture[str]):
+    """Discovered concepts alone can be clamped under 'frozen' only, which is not the default."""
+    code, _, err = run(capsys, *WRITE, "--clamp-discovered", "3=2", "--epsilon", "frozen")
+    assert (code, err.splitlines()) == (0, ["clamp discovered concept 3 at 2"])
+    code, _, err = run(capsys, *WRITE, "--clamp-discovered", "3=2")
+    assert code == 2
+    assert "epsilon 'frozen'" in err
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [

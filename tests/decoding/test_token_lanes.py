@@ -131,6 +131,7 @@ def test_a_stream_has_every_token_as_it_is_written(llama):
     *events, last = sj.stream(llama, [5, 6, 7], config, steps=1)
     assert isinstance(last, sj.Generation)
     assert [type(event) for event in events] == [Committed] * 6 + [BlockDone]
+    assert (events[6].number, events[6].blocks) == (1, 1)  # without diffusion a text is one block
     commits = [commit for event in events[:6] for commit in event.commits]
     assert tuple(commits) == events[6].commits == last.trace.commits
     assert [(commit.step, commit.positions) for commit in commits] == [(i, (3 + i,)) for i in range(6)]

@@ -170,7 +170,11 @@ def test_parts_add_up_to_what_forward_composes(params: dict, config: ModelConfig
     np.testing.assert_allclose(lm_logits(params, parts.composed, COMPUTE), found.logits.reshape(-1, V), atol=1e-4)
 
 
-def test_costs_and_shares(params: dict, config: ModelConfig):
+@pytest.mark.parametrize("correction", [True, False])
+def test_costs_and_shares(params: dict, config: ModelConfig, correction: bool):
+    assert config.concept is not None
+    concept = dataclasses.replace(config.concept, use_epsilon_correction=correction)
+    config = dataclasses.replace(config, concept=concept)
     tokens = np.random.default_rng(0).integers(0, 7, (COPIES, 2 * L)).astype(np.int32)
     valid, key = np.ones(tokens.shape, bool), jax.random.key(0)
     sums = likelihood_sums(params, tokens, valid, key, config=config, compute=COMPUTE)
@@ -183,12 +187,13 @@ def test_costs_and_shares(params: dict, config: ModelConfig):
     hidden = hidden_of(params, tokens, noisy, config=config, compute=COMPUTE, clean_context=True)
     parts = compiled_decompose(params, hidden.reshape(-1, D), config=config, compute=COMPUTE)
     known, discovered = parts.known.features, parts.discovered_features
+    epsilon = parts.epsilon if correction else jnp.zeros_like(known)  # without it, only concepts reach the output
     weight = (subsets.masked * subsets.weight).reshape(-1)
     features = {
-        "full": known + discovered + parts.epsilon,
+        "full": known + discovered + epsilon,
         "without_epsilon": known + discovered,
-        "without_known": discovered + parts.epsilon,
-        "without_discovered": known + parts.epsilon,
+        "without_known": discovered + epsilon,
+        "without_discovered": known + epsilon,
     }
     for name, rows in features.items():
         log_p = jax.nn.log_softmax(lm_logits(params, rows, COMPUTE))[np.arange(tokens.size), tokens.reshape(-1)]

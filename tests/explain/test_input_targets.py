@@ -163,6 +163,9 @@ def test_controls_do_not_look_through_attention(base):
         distance = np.abs(np.arange(len(canvas)) - position)
         np.testing.assert_allclose(recent.attributions[row], np.where(seen, 1 / (1 + distance), 0.0), rtol=1e-6)
     assert similar.path_logits == pytest.approx(similar.target_logits, abs=1e-4)
+    reported: list[tuple[str, int, int]] = []
+    sj.attribute_inputs(bundle, trace, method="recency", sample=3, progress=lambda *event: reported.append(event))
+    assert reported == [("recency", done, 3) for done in (1, 2, 3)]
 
 
 def test_values_of_partial_snapshots(base):

@@ -16,6 +16,7 @@ from steerling_jax.io.corpus import store as reading
 from steerling_jax.io.corpus.pieces import PieceSize
 from steerling_jax.io.corpus.store import ARRAYS, MAX_LABELS, CorpusStore
 from steerling_jax.io.corpus.writer import corpus_writer
+from steerling_jax.io.index import document_keys
 from steerling_jax.io.storage import StoragePath
 from steerling_jax.tokenizer import IdsOnlyTokenizer, SpecialIds
 from tests.worlds.small_store import CONCEPTS, IDS, write_store
@@ -108,3 +109,17 @@ def test_documents_in_several_files_are_all_read_and_hashed(tmp_path: Path, monk
     last = split.folder / "documents-00002.jsonl"
     last.write_text(last.read_text().replace("d11", "d12"))
     assert CorpusStore(split.folder).documents_sha256 != sha256
+
+
+def test_keys_of_repeated_documents(tmp_path: Path):
+    """A document keeps its key when the corpus grows, also by a repetition of it."""
+
+    def keys(name: str, documents: str) -> list[str]:
+        with corpus_writer(tmp_path / name, IDS, concepts=CONCEPTS, source={}) as writer:
+            for sha256 in documents:
+                writer.add(name=sha256, source="text", sha256=sha256, split="train", chunks=[([1, 2], [])])
+        return document_keys(CorpusStore(tmp_path / name))
+
+    a, b = keys("small", "ab")
+    assert {len(a), len(b)} == {32}
+    assert keys("grown", "baaba") == [b, a, f"{a}.1", f"{b}.1", f"{a}.2"]

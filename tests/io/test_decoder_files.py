@@ -15,6 +15,7 @@ import pytest
 
 import steerling_jax as sj
 from steerling_jax.io.weights.safetensors_format import TensorToWrite, read_header, write_file
+from steerling_jax.models.decoder.published_config import decoder_config
 from tests.worlds.decoders import GOLDEN_DECODERS
 
 Tensors = dict[str, np.ndarray]
@@ -84,6 +85,23 @@ def test_a_nested_configuration_with_other_prefixes_and_layers_that_are_not_the_
     (moe / "config.json").write_text(json.dumps(outer | {"tie_word_embeddings": False, "eos_token_id": [3, 5]}))
     same_params(moe, "qwen3_5_moe")
     assert sj.load(moe).config.rope.share == 0.25
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "qwen3_moe", "gemma2"])
+def test_the_base_of_the_rotation_that_transformers_takes_where_the_file_names_none(name: str):
+    raw = json.loads((GOLDEN_DECODERS / name / "config.json").read_text())
+    raw.pop("rope_parameters")
+    assert decoder_config(raw).rope.theta == 10_000.0
+
+
+def test_kinds_of_layers_are_those_of_the_file_or_follow_the_interval():
+    raw = json.loads((GOLDEN_DECODERS / "qwen3_5" / "config.json").read_text())
+    given = ["full_attention", "linear_attention", "linear_attention", "full_attention"]
+    assert list(decoder_config(raw | {"layer_types": given}).layer_types) == given
+    raw.pop("layer_types")
+    for interval, kinds in ((2, "lflf"), (3, "llfl")):
+        found = decoder_config(raw | {"full_attention_interval": interval}).layer_types
+        assert [kind[0] for kind in found] == list(kinds)
 
 
 def test_fused_experts(moe: Path):

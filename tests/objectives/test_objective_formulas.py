@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from steerling_jax.configs import midtrain_pydocs
 from steerling_jax.models.backbone import Params
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.steerling.denoise import denoise
@@ -227,3 +228,13 @@ def test_gaussian_noise_moves_its_centre_over_training(progress: float, centre: 
     most = [quantile(min((stratum + 1) / 32, 1 - 1e-4)) for stratum in range(32)]
     assert (levels >= np.array(least) - 1e-5).all()
     assert (levels <= np.array(most) + 1e-5).all()
+
+
+def test_the_config_of_mid_training_forces_nothing() -> None:
+    """At no point of the run, whatever is drawn: neither labels nor the residual replace what the heads give."""
+    objective = midtrain_pydocs.config().objective
+    draw = jax.jit(lambda key, progress: objective.draw(labelled_batch(), key, progress, MODEL).shared)
+    for number, progress in enumerate((0.0, 0.5, 1.0)):
+        drawn = draw(jax.random.key(number), jnp.float32(progress))
+        assert not drawn["use_labels"]
+        assert not drawn["use_residual"]

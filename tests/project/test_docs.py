@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import steerling_jax as sj
+from steerling_jax.cli.main import command_parser, commands, load_command
 from tests.worlds.examples import difference, examples_of, printed_by
 from tests.worlds.paths import REPOSITORY
 
@@ -106,6 +107,20 @@ def test_python_names_exist(page: Path) -> None:
         names |= {f"{module}.{name.strip()}" for name in imported.split(",")}
     missing = [name for name in names if pydoc.locate(name) is None]
     assert not missing, f"{page.name} names {missing}, which do not exist: correct the names"
+
+
+def test_the_serving_page_gives_the_defaults_of_the_command() -> None:
+    """Rows of its table with a number in brackets for each of their options."""
+    parser, compared = command_parser("serve", load_command("serve", commands())), set[str]()
+    for names, meaning in re.findall(
+        r"^\| (`--.*?`) \| (.*) \|$", (REPOSITORY / "docs/guide/serving.md").read_text(encoding="utf-8"), re.MULTILINE
+    ):
+        options = re.findall(r"--([\w-]+)", names)
+        numbers = [int(number.replace(",", "")) for number in re.findall(r"\(([\d,]+)\)", meaning)]
+        if len(numbers) == len(options):
+            assert [parser.get_default(option.replace("-", "_")) for option in options] == numbers, names
+            compared.update(options)
+    assert compared >= {"rows", "queue", "warm-up", "prefix-cache-mb", "grace"}
 
 
 def test_every_public_name_has_a_reference() -> None:

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from steerling_jax.configs.folder import config_for
 from tests.worlds.paths import REPOSITORY
+from tests.worlds.training_world import make_corpus
 
 PAGE = (REPOSITORY / "docs/guide/your-texts.md").read_text(encoding="utf-8")
 
@@ -59,3 +61,8 @@ def test_your_folder_to_your_model(tmp_path: Path):
     assert "bits per byte" in run(tmp_path, evaluate)
     (tmp_path / "my_config.py").write_text(config)
     run(tmp_path, "steerling train --config my_config.py --out runs/again --steps 1 --json")
+
+
+def test_the_page_says_for_how_many_steps_the_config_trains(tmp_path: Path):
+    run = config_for(make_corpus(tmp_path / "corpus"))
+    assert f"{run.steps:,} steps" in PAGE

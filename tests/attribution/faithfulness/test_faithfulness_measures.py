@@ -97,6 +97,17 @@ def test_outputs(topic_bundle: Bundle, topic_store: CorpusStore):
     assert sum(shares) == pytest.approx(1, abs=1e-3)
 
 
+def test_evidence_at_its_threshold_is_not_above_it():
+    values: dict[Score, tuple[float, float]] = {
+        "verbatim": (2.0, 2.0),
+        "signature": (2.5, 2.0),
+        "influence": (1.0, 2.0),
+    }
+    found = text_figures.evidence_figures(lambda tokens, start, end: values, np.arange(5), 1)
+    above = {score: found[f"evidence: {score} above its threshold"] for score in values}
+    assert above == {"verbatim": 0.0, "signature": 1.0, "influence": 0.0}
+
+
 @pytest.mark.parametrize("measure", MEASURES.values(), ids=MEASURES)
 def test_bad_input(measure, topic_bundle: Bundle, topic_store: CorpusStore):
     with pytest.raises(UserError, match="was made with another tokenizer than this model's"):

@@ -75,9 +75,12 @@ def corpus(bundle: sj.Bundle, tmp_path_factory: pytest.TempPathFactory) -> Corpu
 @pytest.fixture(scope="module")
 def built(bundle: sj.Bundle, corpus: CorpusStore, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("index") / "index"
-    report = build_index(corpus, bundle, folder, SETTINGS)
+    reported: list[tuple[str, int, int]] = []
+    report = build_index(corpus, bundle, folder, SETTINGS, progress=lambda *event: reported.append(event))
     assert report["finished"]
     assert report["units_made_now"] == report["units"] > 2
+    units = [(done, total) for stage, done, total in reported if stage == "units"]
+    assert units == [(done, report["units"]) for done in range(report["units"] + 1)]
     assert report["chunks"] == 72
     assert report["bytes_a_chunk"]["ids"] + report["bytes_a_chunk"]["codes"] <= 512
     return folder
@@ -164,6 +167,15 @@ def test_random_text_has_nothing_close(bundle: sj.Bundle, index: Index):
         assert "verbatim" in evidence.nothing_close
         assert set(evidence.nothing_close) == {s for s in SCORES if not evidence.of(s)}
     assert max(close.values()) <= 2, close
+
+
+def test_thresholds_are_those_of_the_spans_length_wherever_it_stands(bundle: sj.Bundle, index: Index):
+    text = np.random.default_rng(5).integers(0, 200, 60)
+    by_length = {end: index.threshold("signature", end) for end in (12, 48)}
+    assert by_length[12] != by_length[48]
+    for start, end in ((0, 12), (48, 60), (12, 60)):
+        evidence = find_evidence(bundle, index, text, start, end, ["signature"])
+        assert evidence.thresholds == {"signature": by_length[end - start]}
 
 
 def test_stored_gradients_rank_as_computed_ones(bundle: sj.Bundle, corpus: CorpusStore, tmp_path: Path):
@@ -339,6 +351,12 @@ def test_a_short_split_is_indexed(bundle: sj.Bundle, corpus: CorpusStore, tmp_pa
     assert end - start < 96
     report = build_index(corpus, bundle, tmp_path, replace(SETTINGS, splits=("heldout",)))
     assert report["finished"]
+
+
+def test_a_corpus_without_such_documents_is_rejected(bundle: sj.Bundle, tmp_path: Path):
+    small = make_corpus(tmp_path / "corpus", bundle, [])  # a held-out document alone
+    with pytest.raises(UserError, match=r"corpus has no documents in train to index"):
+        build_index(small, bundle, tmp_path / "index", SETTINGS)
 
 
 def test_faithfulness_rejects_an_index_of_heldout_documents(bundle: sj.Bundle, corpus: CorpusStore, tmp_path: Path):

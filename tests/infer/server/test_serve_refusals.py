@@ -73,6 +73,8 @@ BAD = [
     (OK | {"steering": {"amplify": {"Nothing": 1}}}, 400, "steering", "Nothing"),
     (OK | {"steering": {"amplify": {"Email": "x" * 9000}}}, 400, "steering", "Email"),
     (OK | {"steering": {"amplify": {str(i): 1 for i in range(65)}}}, 400, "steering", "at most 64"),
+    (OK | {"steering": {"clamp": {"Email": 1}, "rules": [{"action": "clamp", "concept": "Sockets", "value": 1,
+                                                          "at": [0, 4]}]}}, 400, "steering", "different positions"),
 ]  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from steerling_jax.evaluation.logistic import fit_logistic
 from steerling_jax.train.corpus.annotators import TextChunk
 from steerling_jax.train.corpus.documents import Document
-from steerling_jax.train.corpus.learned_labels import hashed_words, learn, model_embeddings
+from steerling_jax.train.corpus.learned_labels import LearnedLabels, hashed_words, learn, model_embeddings
 from steerling_jax.train.corpus.ontology import ConceptDefinition
 
 SEA = [
@@ -63,6 +63,16 @@ def test_no_more_than_the_share_is_labelled():
     learned = learn([concept(0, SEA, most=0.05)], background, hashed_words)
     chunks = [TextChunk(text, 0) for text in background]
     assert sum(map(len, learned.annotate(Document("d", "text", ""), chunks))) <= 5
+
+
+def test_a_score_at_the_threshold_is_not_above_it():
+    """The threshold is the score of a background chunk: that chunk, and all that are equal to it, have no label."""
+    zeros, thresholds = np.zeros((3, 2), np.float32), np.array([0.5, 0.25], np.float32)
+    labels = LearnedLabels(
+        np.array([4, 9], np.int32), zeros, np.full(2, 0.5, np.float32), thresholds, zeros[:, 0],
+        lambda texts: np.ones((len(texts), 3), np.float32),
+    )  # fmt: skip
+    assert labels.annotate(Document("d", "text", ""), [TextChunk("a", 0)]) == [[9]]
 
 
 def test_logistic_regression_finds_the_separating_side():

@@ -38,3 +38,13 @@ def test_the_clock_adds_up_over_restarts() -> None:
     again = Clock()
     again.add(saved)
     assert sum(again.to_json()["seconds"].values()) == pytest.approx(11.5, abs=0.1)
+
+
+def test_metrics_of_a_run_that_lost_nothing_stay_the_same_file(tmp_path: Path) -> None:
+    """A program that follows the file goes on reading it."""
+    files = set()
+    for step in (1, 2, 3):
+        with MetricsLog(tmp_path, step - 1) as log:
+            log.write("step", step, {"loss": 1.0})
+        files.add((tmp_path / "metrics.jsonl").stat().st_ino)
+    assert len(files) == 1
