@@ -11,7 +11,9 @@ the test files that import its module, those that mirror its folder, and then th
 `--files`, without the slow ones; the first failure ends it. Where the tests take more than `--seconds` of processor
 time, or ten times as long, the line is recorded as "too long": its loop may no longer end. Results are written after
 each line, and a repeated command goes on with the lines that are left; `--again` runs those once more that no test
-noticed.
+noticed. `--tests RESULTS` takes the tests of a line from a results file in place of whole test files: those that a
+reader of the line expects to notice it, so that a wrong choice can only make a line live. At the end, the tests that
+noticed a line run on the unchanged code, where all of them must pass.
 """
 
 from __future__ import annotations
@@ -187,7 +189,13 @@ class Tests:
 LIBRARIES = ("jax.numpy", "flax", "optax", "orbax.checkpoint", "tensorstore", "scipy.stats", "pytest", "rich.progress")
 
 
-def run(root: Path, one: dict, tests: list[str], cpu_seconds: int) -> dict:
+def read_lines(path: Path | None) -> dict[tuple[str, int], dict]:
+    """The lines of a results file by file and number; none where there is no file yet."""
+    lines = json.loads(path.read_text())["lines"] if path is not None and path.exists() else []
+    return {(one["file"], one["line"]): one for one in lines}
+
+
+def run(root: Path, one: dict, cpu_seconds: int) -> dict:
     """Runs the tests with the line changed; its outcome."""
     path, log = root / one["file"], root / "build" / "mutation.log"
     before, began = path.read_text(encoding="utf-8"), time.monotonic()
@@ -196,7 +204,7 @@ def run(root: Path, one: dict, tests: list[str], cpu_seconds: int) -> dict:
         child = os.fork()
         if child == 0:
             os.setsid()
-            run_tests(root, tests, log, cpu_seconds)
+            run_tests(root, one["tests"], log, cpu_seconds)
         status, outcome = 0, ""
         while not outcome:
             done, status = os.waitpid(child, os.WNOHANG)
@@ -214,7 +222,7 @@ def run(root: Path, one: dict, tests: list[str], cpu_seconds: int) -> dict:
         path.write_text(before, encoding="utf-8")
     failed = re.findall(r"^(?:FAILED|ERROR) (\S+)", log.read_text(errors="replace"), re.MULTILINE)
     by = failed[0] if failed else ""
-    return {"outcome": outcome, "by": by, "tests": tests, "seconds": round(time.monotonic() - began, 1)}
+    return {"outcome": outcome, "by": by, "seconds": round(time.monotonic() - began, 1)}
 
 
 def run_tests(root: Path, tests: list[str], log: Path, cpu_seconds: int) -> None:
@@ -247,19 +255,23 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--part", default="1/1", metavar="I/N", help="every N-th line, for several checkouts at a time")
     parser.add_argument("--again", action="store_true")
+    parser.add_argument(
+        "--tests", type=Path, metavar="RESULTS", help="a results file that names the tests of each line"
+    )
     parser.add_argument("--list", action="store_true", help="show what would be changed")
     args = parser.parse_args()
     root = args.checkout.resolve()
-    drawn, tests = draw(root, args.count, args.seed), Tests(root)
+    drawn = draw(root, args.count, args.seed)
+    chosen = read_lines(args.tests)
+    tests = None if all((one["file"], one["line"]) in chosen for one in drawn) else Tests(root)
+    for one in drawn:
+        key = (one["file"], one["line"])
+        one["tests"] = chosen[key]["tests"] if tests is None or key in chosen else tests.of(one["module"], args.files)
+        if args.list:
+            print(f"{one['file']}:{one['line']}  {one['old']}  ->  {one['new']}   {one['tests']}")
     if args.list:
-        for one in drawn:
-            print(
-                f"{one['file']}:{one['line']}  {one['old']}  ->  {one['new']}   {tests.of(one['module'], args.files)}"
-            )
         return
-    known = {}
-    if args.out.exists():
-        known = {(one["file"], one["line"]): one for one in json.loads(args.out.read_text())["lines"]}
+    known = read_lines(args.out)
     os.environ |= {
         "JAX_COMPILATION_CACHE_DIR": str(root / "build" / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -276,12 +288,15 @@ def main() -> None:
         key = (one["file"], one["line"])
         if key in known and not (args.again and known[key]["outcome"] != "noticed"):
             continue
-        files = tests.of(one["module"], args.files)
         shown = {name: value for name, value in one.items() if name != "text"}
-        known[key] = shown | run(root, one, files, args.seconds)
+        known[key] = shown | run(root, one, args.seconds)
         print(f"{number + 1}/{len(drawn)} {known[key]['outcome']}: {key} {one['old']} -> {one['new']}", file=sys.stderr)
         result = {"count": args.count, "seed": args.seed, "lines": list(known.values())}
         args.out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    by = sorted({one["by"].partition("[")[0] for one in known.values() if one["by"]})
+    unchanged = {"file": drawn[0]["file"], "text": (root / drawn[0]["file"]).read_text(encoding="utf-8"), "tests": by}
+    outcome = run(root, unchanged, args.seconds * len(by))["outcome"]
+    print(f"Unchanged, the {len(by)} tests that noticed a line {'pass' if outcome == 'lived' else outcome}.")
 
 
 if __name__ == "__main__":

@@ -362,6 +362,7 @@ def test_perfect_steering_and_none(bundle: Bundle, judge: Judge, specs: list[Tex
         assert (
             found[Condition(AMPLIFY, NOTHING)]["lifted_gain"]
             == found[Condition(AMPLIFY, NOTHING)]["others_change"]
+            == found[Condition(AMPLIFY, NOTHING)]["own_change"]
             == 0
         )
         assert found[Condition(AMPLIFY, RANDOM, 8.0)]["found"] < 0.2
