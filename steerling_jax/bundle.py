@@ -17,9 +17,8 @@ from steerling_jax.concepts.catalogue import Catalogue
 from steerling_jax.errors import UserError
 from steerling_jax.models.backbone import Backbone, BackboneConfig, Params
 from steerling_jax.models.compute import Compute
-from steerling_jax.models.decoder.backbone import decoder_backbone
 from steerling_jax.models.decoder.config import DecoderConfig
-from steerling_jax.models.steerling.backbone import steerling_backbone
+from steerling_jax.models.families import model_backbone
 from steerling_jax.models.steerling.config import ModelConfig, concept_counts
 from steerling_jax.models.steerling.published_config import PublishedExtras
 from steerling_jax.tokenizer import NO_ID, SpecialIds, Tokenizer
@@ -89,9 +88,7 @@ class Bundle:
     @property
     def backbone(self) -> Backbone:
         """The model as a `Backbone`: the same object for equal configurations, so that programs are compiled once."""
-        if isinstance(self.config, DecoderConfig):
-            return decoder_backbone(self.config, self.compute)
-        return steerling_backbone(self.config, self.compute)
+        return model_backbone(self.config, self.compute)
 
 
 def check_token_ids(token_ids: Any, config: BackboneConfig, argument: str = "token_ids") -> np.ndarray:

@@ -15,7 +15,9 @@ from steerling_jax.io.tokenizers.load import load_decoder_tokenizer, load_tokeni
 from steerling_jax.io.weights.decoder_reader import is_decoder_folder, read_decoder, read_gguf_decoder
 from steerling_jax.io.weights.parameter_tree import Shardings
 from steerling_jax.io.weights.published_reader import read_published
+from steerling_jax.models.backbone import Params
 from steerling_jax.models.compute import Compute
+from steerling_jax.models.decoder.config import DecoderConfig
 from steerling_jax.models.steerling.published_config import PublishedExtras
 
 
@@ -70,6 +72,8 @@ def load(
 
         info = checkpoint.read_run_info(folder)
         config, params = checkpoint.load_checkpoint_params(folder, step=step, dtype=dtype, sharding=sharding)
+        if isinstance(config, DecoderConfig):
+            return _decoder_bundle(folder, name, config, params, dtype, matmul_dtype)
         extras = PublishedExtras(info.layout, info.carried, str(params["tok_emb"]["weight"].dtype))
     else:
         config, params, extras = read_published(folder, dtype=dtype, sharding=sharding)
@@ -92,12 +96,25 @@ def _load_decoder(
     folder: Path, name: str, dtype: str | None, matmul_dtype: str | None, sharding: Shardings | None
 ) -> Bundle:
     config, params, stored = read_decoder(folder, dtype=dtype, sharding=sharding)
+    # Activations in float16 would overflow: such weights are computed with in float32.
+    compute_dtype = dtype or (stored if stored == "bfloat16" else "float32")
+    return _decoder_bundle(folder, name, config, params, compute_dtype, matmul_dtype, stored)
+
+
+def _decoder_bundle(
+    folder: Path,
+    name: str,
+    config: DecoderConfig,
+    params: Params,
+    dtype: str | None,
+    matmul_dtype: str | None,
+    stored: str = "float32",
+) -> Bundle:
     return Bundle(
         config=config,
         params=params,
         tokenizer=load_decoder_tokenizer(folder, special_ids(config), config.vocab_size),
-        # Activations in float16 would overflow: such weights are computed with in float32.
-        compute=Compute(dtype=dtype or (stored if stored == "bfloat16" else "float32"), matmul_dtype=matmul_dtype),
+        compute=Compute(dtype=dtype or stored, matmul_dtype=matmul_dtype),
         name=name,
         extras=PublishedExtras(dtype=stored),
         folder=folder,

@@ -133,9 +133,11 @@ def for_compiling_only() -> None:
 def report_for(args: argparse.Namespace, note: Any) -> Report:
     """Validates the options, then compiles. `note` prints a message for a person."""
     from steerling_jax.cli.console import stages
+    from steerling_jax.models.decoder.config import DecoderConfig
     from steerling_jax.parallel.sharding import MeshShape
     from steerling_jax.train.aot import chips
     from steerling_jax.train.aot.decoder_program import DECODER_MODES
+    from steerling_jax.train.aot.depths import decoder_depths
     from steerling_jax.train.aot.program import MODES, Program
     from steerling_jax.train.aot.report import make_report
     from steerling_jax.train.aot.target import Target
@@ -153,12 +155,18 @@ def report_for(args: argparse.Namespace, note: Any) -> Report:
     else:
         config = _override(load_config(args.config), args)
         program = Program(mode, config, args.rows)
+        decoder = isinstance(config.model, DecoderConfig)
+        if decoder and mode != "train":
+            raise UserError(
+                f"--mode {mode} does not apply to the config of a decoder; give its config.json as --model."
+            )
         # The other programs loop over layers, and the body is compiled once. The decoding loop has each layer by
         # itself, so that its compile time grows with the depth; as the programs of decoders do.
         if mode != "decode":
             mesh_shape = config.mesh
-        elif args.layers is None and config.model.n_layers > DEPTHS[-1]:
-            depths = DEPTHS
+        if mode == "decode" or decoder:
+            fewer = decoder_depths(config.model) if decoder else DEPTHS
+            depths = fewer if args.layers is None and config.model.n_layers > fewer[-1] else ()
     target = Target(args.topology, chip, _mesh(args, mesh_shape))
     note(f"Compiling for {target.mesh.size} devices; this takes from a few seconds to several minutes.")
     with stages() as progress:
@@ -170,8 +178,16 @@ def report_for(args: argparse.Namespace, note: Any) -> Report:
 
 def _override(config: RunConfig, args: argparse.Namespace) -> RunConfig:
     """The config with the options that override its fields."""
+    from steerling_jax.models.decoder.config import DecoderConfig
+    from steerling_jax.train.aot.depths import first_layers
+
     model, data = config.model, config.data
-    if args.layers is not None:
+    if isinstance(model, DecoderConfig):
+        require(not args.without_concepts, f"--without-concepts does not apply to a {model.family} model.")
+        if args.layers is not None:
+            _check_layers(args.layers, model.n_layers)
+            model = first_layers(model, args.layers)
+    elif args.layers is not None:
         model = dataclasses.replace(model, n_layers=args.layers)
     if args.without_concepts:
         model = dataclasses.replace(model, interpretable=False, concept=None)
@@ -197,9 +213,12 @@ def _decoder_program(args: argparse.Namespace, mode: Any) -> DecoderProgram:
     program = DecoderProgram(name or "model", mode, config, args.rows, args.length, args.latents or 0)
     if args.layers is None:
         return program
-    if args.layers > program.layers:
-        raise UserError(f"--layers is {args.layers}, but the model has {program.layers}; give at most that.")
+    _check_layers(args.layers, program.layers)
     return program.with_layers(args.layers)
+
+
+def _check_layers(layers: int, most: int) -> None:
+    require(layers <= most, f"--layers is {layers}, but the model has {most}; give at most that.")
 
 
 def _mesh(args: argparse.Namespace, default: MeshShape) -> Mesh:

@@ -105,7 +105,7 @@ def sequence_length(seq_len: int | None, bundle: Bundle) -> int:
     from steerling_jax.errors import UserError
     from steerling_jax.io.json_files import read_json_object
 
-    context = bundle.config.block_size
+    context = bundle.config.context_length
     if seq_len is not None:
         if not 1 <= seq_len <= context:
             raise UserError(f"--seq-len is {seq_len}, but it must be from 1 to the model's context of {context}.")

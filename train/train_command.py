@@ -175,14 +175,17 @@ def _discard_if_it_never_starts(out: Path, is_new: bool) -> Iterator[list[int]]:
 
 
 def _export(config: RunConfig, out: Path, params: Any) -> Path:
-    """Writes the model in the published layout. All processes take part in gathering the parameters."""
+    """Writes the model in its published layout. All processes take part in gathering the parameters."""
+    from steerling_jax.io.weights.decoder_writer import write_decoder
     from steerling_jax.io.weights.published_writer import write_published
+    from steerling_jax.models.decoder.config import DecoderConfig
     from steerling_jax.parallel.sharding import to_first_host
     from steerling_jax.train.run.processes import run_on_first_process
     from steerling_jax.train.run.run_folder import companions
 
     gathered = to_first_host(params)
-    run_on_first_process(lambda: write_published(out / "export", config.model, gathered, files=companions(out)))
+    write = write_decoder if isinstance(config.model, DecoderConfig) else write_published
+    run_on_first_process(lambda: write(out / "export", config.model, gathered, files=companions(out)))
     return out / "export"
 
 

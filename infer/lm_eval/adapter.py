@@ -183,7 +183,7 @@ class SteerlingLM(LM):
         )
         prefix = list(self.bundle.tokenizer.prefix)
         room = context_size - length - len(prefix)
-        prompt = [*prefix, *self._encode(context)[-room:]] or first_ids(self.bundle)
+        prompt = [*prefix, *self._encode(context)[-room:]] or first_ids(self.bundle.config)
         # Stop texts of one token end decoding early, which saves steps; `cut` applies all of them to the text.
         encoded = (self._encode(stop) for stop in stop_texts(options))
         stops = tuple(ids[0] for ids in encoded if len(ids) == 1)

@@ -19,6 +19,7 @@ from steerling_jax.errors import UserError, require
 from steerling_jax.evaluation.row_sums import sum_by_row
 from steerling_jax.models.backbone import Backbone, Params
 from steerling_jax.models.batching import by_length, stack
+from steerling_jax.models.families import AnyConfig
 from steerling_jax.models.steerling.config import ModelConfig
 
 
@@ -55,7 +56,7 @@ def exact_scores(
             tokens, lengths = stack([texts[number] for number in numbers], batch_size, padded)
             starts = np.full(batch_size, padded, np.int32)  # of unused rows: nothing is scored
             starts[: len(numbers)] = [len(contexts[number][0]) for number in numbers]
-            sums = np.asarray(_row_sums(bundle.params, tokens, lengths, starts, backbone=bundle.backbone), np.float64)
+            sums = np.asarray(row_sums(bundle.params, tokens, lengths, starts, backbone=bundle.backbone), np.float64)
             for number, (nats, misses) in zip(numbers, sums, strict=False):
                 yield ExactScore(number, -float(nats), len(contexts[number][1]), bool(misses == 0))
 
@@ -67,24 +68,26 @@ def _context(bundle: Bundle, before: Sequence[int], after: Sequence[int]) -> tup
         return before or after or [0], after
     if after[0] == config.bos_token_id:  # the tokenizer begins every text with it, and nothing predicts it
         return after[:1], after[1:]
-    return first_ids(bundle), after
+    return first_ids(config), after
 
 
-def first_ids(bundle: Bundle) -> list[int]:
+def first_ids(config: AnyConfig) -> list[int]:
     """The id after which a text without a context begins, as a list: `bos_token_id`, or the first id that ends a text.
 
     Raises `UserError` for a model without such an id.
     """
-    config = bundle.config
     ends = () if isinstance(config, ModelConfig) else config.eos_token_ids
     first = next((i for i in (config.bos_token_id, *ends) if i is not None), None)
     if first is None:
-        raise UserError("The context is empty, and this model has no token that begins a text; give a context.")
+        raise UserError(
+            "A text without a context has nothing to predict its first token from, because this model has neither a "
+            "bos_token_id nor an eos_token_id; give a context, or set one of them in its config."
+        )
     return [first]
 
 
 @partial(jax.jit, static_argnames=("backbone",))
-def _row_sums(
+def row_sums(
     params: Params, tokens: jax.Array, lengths: jax.Array, starts: jax.Array, *, backbone: Backbone
 ) -> jax.Array:
     """Of tokens (B, T) from `starts` (B,) on and before `lengths` (B,): (B, 2), cross-entropies in nats and numbers of

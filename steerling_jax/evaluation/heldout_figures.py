@@ -1,6 +1,7 @@
 """Figures of a model on held-out texts: the likelihood bound, the cost of leaving out each part, evidence for concepts.
 
-These are the loops over batches around the compiled functions in `bound`.
+These are the loops over batches around the compiled functions in `bound`. The likelihood of a decoder is exact, by the
+function in `exact_likelihood`.
 """
 
 from __future__ import annotations
@@ -18,8 +19,11 @@ from steerling_jax.corpus.heldout import HeldOut
 from steerling_jax.corpus.labelled_chunks import bags_of, chunk_bags, chunk_positives, positives_of
 from steerling_jax.corpus.reader import Corpus
 from steerling_jax.evaluation.bound import SHARES, VARIANTS, likelihood_sums, presence_evidence
+from steerling_jax.evaluation.exact_likelihood import first_ids, row_sums
 from steerling_jax.evaluation.probe import fit_probe
 from steerling_jax.models.compute import Compute
+from steerling_jax.models.decoder.backbone import decoder_backbone
+from steerling_jax.models.decoder.config import DecoderConfig
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.parallel.sharding import to_host
 from steerling_jax.progress import Progress, no_progress
@@ -75,6 +79,28 @@ def batch_sums(
             sums = jax.device_get(likelihood_sums(params, tokens, valid, at, config=config, compute=compute))
             yield {name: float(value) for name, value in sums.items()}
             progress("likelihood", draw * batches + number + 1, draws * batches)
+
+
+def exact_likelihood(
+    params: Any, held: HeldOut, config: DecoderConfig, compute: Compute, *, progress: Progress = no_progress
+) -> dict[str, Any]:
+    """The likelihood of held-out texts under a decoder, which is exact and needs no draws.
+
+    Every sequence is scored by itself, and its first token after the id that begins a text: nats_per_token,
+    bits_per_byte, tokens. Raises `UserError` for a model without such an id.
+    """
+    size, first, nats = max(1, _BATCH_TOKENS // held.tokens.shape[1]), first_ids(config), 0.0
+    starts, backbone = np.ones(size, np.int32), decoder_backbone(config, compute)
+    for number, (tokens, valid, _, _) in enumerate(held.batches(size)):
+        tokens = np.pad(tokens, ((0, 0), (1, 0)), constant_values=first[0])
+        lengths = 1 + valid.sum(axis=1).astype(np.int32)
+        sums = to_host(row_sums(params, tokens, lengths, starts, backbone=backbone))
+        nats += float(np.sum(sums[:, 0], dtype=np.float64))
+        progress("likelihood", number + 1, -(-len(held.tokens) // size))
+    figures: dict[str, Any] = {"nats_per_token": nats / held.token_count}
+    if held.byte_count:
+        figures["bits_per_byte"] = nats / math.log(2) / held.byte_count
+    return figures | {"tokens": held.token_count}
 
 
 def _figures(totals: Mapping[str, float], held: HeldOut) -> dict[str, Any]:

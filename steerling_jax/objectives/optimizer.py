@@ -7,9 +7,9 @@ concepts.
 
 Muon (Jordan 2024) makes the singular values of a matrix's momentum equal before applying it. It is for matrices between
 features, all of whose directions are used at every step: those of the layers, and the factors of the discovered head.
-Tables keep AdamW, including those that score concepts or tokens: most of their rows have no gradient in a batch, and
-equal singular values would amplify the noise of these. Muon's updates are scaled to the size of AdamW's (Liu et al.
-2025), so that rate and decay mean the same for both.
+Tables keep AdamW, including those that score concepts, tokens or experts: most of their rows have no gradient in a
+batch, and equal singular values would amplify the noise of these. Muon's updates are scaled to the size of AdamW's (Liu
+et al. 2025), so that rate and decay mean the same for both.
 """
 
 from __future__ import annotations
@@ -29,9 +29,14 @@ from steerling_jax.models.steerling.dictionary import embedding_table, unit_rows
 
 DISCOVERED = "unknown_head"
 HEADS = frozenset({"known_head", DISCOVERED})
-GAINS = frozenset({"ln_1", "ln_2", "ln_f", "q_norm", "k_norm"})
-TABLES = frozenset({"tok_emb", "concept_embedding", "embedding_coef"})
-SCORES = frozenset({"lm_head", "concept_predictor", "predictor_up"})  # a row for each token or concept, not looked up
+# Names of modules in the parameters of Steerling models and, in the second lines, of decoders.
+GAINS = frozenset({"ln_1", "ln_2", "ln_f", "q_norm", "k_norm"}) | {
+    *("norm", "input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm")
+}
+TABLES = frozenset({"tok_emb", "concept_embedding", "embedding_coef"}) | {"embed_tokens"}
+# A row for each token, concept or expert, not looked up.
+SCORES = frozenset({"lm_head", "concept_predictor", "predictor_up"}) | {"gate", "shared_expert_gate"}
+FILTERS = frozenset({"conv1d"})  # a few taps for each channel: no map between features
 MATRICES = frozenset({"weight", "lora_down", "lora_up"})
 _ADAMW_RMS = 0.2  # root mean square of AdamW's updates, as measured by Liu et al.
 
@@ -99,12 +104,12 @@ def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 def decay_mask(params: Any) -> Any:
     """A tree like `params`, True for the parameters that weight decay applies to: matrices between features."""
-    return _by_path(params, lambda names: names[-1] in MATRICES and not (GAINS | TABLES) & set(names))
+    return _by_path(params, lambda names: names[-1] in MATRICES and not (GAINS | TABLES | FILTERS) & set(names))
 
 
 def muon_labels(params: Any) -> Any:
     """A tree like `params`, 'muon' for matrices between features and 'adamw' for the rest."""
-    others = GAINS | TABLES | SCORES
+    others = GAINS | TABLES | SCORES | FILTERS
     return _by_path(params, lambda names: "muon" if names[-1] in MATRICES and not others & set(names) else "adamw")
 
 

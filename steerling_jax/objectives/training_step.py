@@ -18,10 +18,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from steerling_jax.models.backbone import Params
 from steerling_jax.models.compute import Compute
+from steerling_jax.models.families import init_params, param_shardings
 from steerling_jax.models.lora import LoraConfig, adapter_shardings, init_adapters, merge_adapters, with_adapters
 from steerling_jax.models.steerling.config import ModelConfig, concept_counts
-from steerling_jax.models.steerling.model import init_params
-from steerling_jax.models.steerling.sharding import param_shardings
 from steerling_jax.objectives.dictionary import IDLE, USES, DictionaryObjective
 from steerling_jax.objectives.dictionary_losses import next_idle
 from steerling_jax.objectives.objective import Draws, Objective
@@ -36,13 +35,14 @@ Metrics = dict[str, Any]
 class Recipe:
     """What an update depends on, besides the state, the batch and the key.
 
+    model: the configuration, a `ModelConfig` of Steerling or a `DecoderConfig` of another family.
     steps: the number of steps of the whole run, for schedules.
     accumulate: the number of parts into which a batch is split. Their gradients are computed one after the other and
     added, which needs less memory.
     lora: train adapters on top of given parameters, which stay fixed.
     """
 
-    model: ModelConfig
+    model: Any
     steps: int
     compute: Compute = field(default_factory=Compute)
     objective: Objective = field(default_factory=ObjectiveConfig)
@@ -88,7 +88,8 @@ def init_state(recipe: Recipe, key: jax.Array) -> TrainState:
 
 def recipe_optimizer(recipe: Recipe) -> optax.GradientTransformation:
     """The optimizer of a recipe's parameters."""
-    objective, concept = recipe.objective, recipe.model.concept
+    objective = recipe.objective
+    concept = recipe.model.concept if isinstance(recipe.model, ModelConfig) else None
     dictionary = concept is not None and concept.dictionary is not None and recipe.lora is None
     heads_only = isinstance(objective, DictionaryObjective) and objective.heads_only
     return make_optimizer(recipe.optimizer, recipe.steps, dictionary=dictionary, heads_only=heads_only)

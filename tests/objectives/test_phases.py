@@ -171,13 +171,13 @@ def test_adapters_alone_are_trained(params: Params) -> None:
         ({"modules": ()}, "lora.modules is empty"),
         (
             {"modules": ("attn/c_attn",)},
-            "lora.modules has 'attn/c_attn', which is not a projection; did you mean attn/c_",
+            "lora.modules has 'attn/c_attn', which is not a projection of this model; did you mean attn/c_",
         ),
     ],
 )
 def test_impossible_adapters(setting: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        LoraConfig(**setting)
+        LoraConfig(**setting).modules_of(CONFIG)
 
 
 # Steering training.

@@ -25,10 +25,9 @@ from steerling_jax.errors import require
 from steerling_jax.explain.inputs import snapshot_programs
 from steerling_jax.explain.inputs.targets import TOKEN_LOGIT
 from steerling_jax.models.compute import Compute
+from steerling_jax.models.families import AnyConfig, param_shapes, param_shardings
 from steerling_jax.models.steerling.backbone import empty_cache
 from steerling_jax.models.steerling.config import ModelConfig
-from steerling_jax.models.steerling.model import param_shapes
-from steerling_jax.models.steerling.sharding import param_shardings
 from steerling_jax.parallel.mesh import partition_spec
 from steerling_jax.parallel.sharding import batch_sharding
 from steerling_jax.train.aot.program import Program
@@ -126,8 +125,8 @@ def _struct(mesh: Mesh, spec: PartitionSpec, leaf: jax.ShapeDtypeStruct) -> jax.
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def _params(config: ModelConfig, mesh: Mesh, dtype: Any = jnp.bfloat16) -> Any:
-    """Parameters with the layers stacked, on the mesh."""
+def _params(config: AnyConfig, mesh: Mesh, dtype: Any = jnp.bfloat16) -> Any:
+    """Parameters as they are loaded, on the mesh."""
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding),
         param_shapes(config),

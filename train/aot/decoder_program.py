@@ -23,6 +23,7 @@ from steerling_jax.models.decoder.backbone import decoder_backbone, param_shapes
 from steerling_jax.models.decoder.config import DecoderConfig
 from steerling_jax.models.decoder.parameters import param_shardings
 from steerling_jax.parallel.mesh import partition_spec
+from steerling_jax.train.aot.depths import decoder_depths, first_layers
 
 DecoderMode = Literal["forward", "decode"]
 DECODER_MODES: tuple[DecoderMode, ...] = ("forward", "decode")
@@ -55,21 +56,11 @@ class DecoderProgram:
     @property
     def depths(self) -> tuple[int, int]:
         """Two numbers of layers from which a deeper model is extrapolated: the second adds a whole period of types."""
-        kinds = list(zip(self.config.layer_types, map(self.config.has_experts, range(self.layers)), strict=True))
-        fits = (p for p in range(1, self.layers) if all(a == b for a, b in zip(kinds[p:], kinds, strict=False)))
-        period = next(fits, self.layers)
-        first = period * -(-2 // period)
-        return first, 2 * first
+        return decoder_depths(self.config)
 
     def with_layers(self, layers: int) -> DecoderProgram:
         """The same program of a model with so many layers, the first ones."""
-        config = dataclasses.replace(
-            self.config,
-            num_hidden_layers=layers,
-            layer_types=self.config.layer_types[:layers],
-            moe_layers=self.config.moe_layers[:layers],
-        )
-        return dataclasses.replace(self, config=config)
+        return dataclasses.replace(self, config=first_layers(self.config, layers))
 
     def parameter_bytes(self, mesh: Mesh) -> tuple[int, float]:
         """(number of parameters, bytes of them on one device), without the autoencoder."""

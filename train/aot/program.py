@@ -10,8 +10,9 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.tree_util import tree_leaves
 
-from steerling_jax.models.steerling.model import param_shapes
-from steerling_jax.models.steerling.sharding import param_shardings
+from steerling_jax.models.decoder.config import DecoderConfig
+from steerling_jax.models.families import param_shapes, param_shardings
+from steerling_jax.train.aot.depths import first_layers
 from steerling_jax.train.run.run_config import RunConfig
 
 Mode = Literal["train", "decode", "attribute"]
@@ -48,11 +49,13 @@ class Program:
     @property
     def seq_len(self) -> int:
         """Positions of a sequence; the decoding loop keeps a cache of the whole context."""
-        return self.run.model.block_size if self.mode == "decode" else self.run.data.seq_len
+        return self.run.model.context_length if self.mode == "decode" else self.run.data.seq_len
 
     def with_layers(self, layers: int) -> Program:
         """The same program of a model with so many layers."""
-        model = dataclasses.replace(self.run.model, n_layers=layers)
+        model = self.run.model
+        decoder = isinstance(model, DecoderConfig)
+        model = first_layers(model, layers) if decoder else dataclasses.replace(model, n_layers=layers)
         return dataclasses.replace(self, run=dataclasses.replace(self.run, model=model))
 
     def parameter_bytes(self, mesh: Mesh) -> tuple[int, float]:

@@ -1,7 +1,8 @@
 """Held-out figures of a model: bits per byte, the effect of each part of the decomposition, and concept detection.
 
-Bits per byte is the likelihood bound of *all* held-out tokens, special ones included, over the bytes of their text:
-tokens that end a chunk or a document cost bits and have no bytes. `ngrams.py` counts the same way. `cost_*` is how many
+Bits per byte is the likelihood bound (of a decoder, the exact likelihood) of *all* held-out tokens, special ones
+included, over the bytes of their text: tokens that end a chunk or a document cost bits and have no bytes. `ngrams.py`
+counts the same way. `cost_*` is how many
 nats per token are lost when a part is left out of the prediction; if the bottleneck carries no information, the cost of
 leaving out epsilon is large.
 """
@@ -11,17 +12,28 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from steerling_jax.corpus.heldout import HeldOut
 from steerling_jax.evaluation.detection import macro_auc
-from steerling_jax.evaluation.heldout_figures import LEVEL, POSITIVES, Detections, detect, likelihood, probe_scores
+from steerling_jax.evaluation.exact_likelihood import first_ids
+from steerling_jax.evaluation.heldout_figures import (
+    LEVEL,
+    POSITIVES,
+    Detections,
+    detect,
+    exact_likelihood,
+    likelihood,
+    probe_scores,
+)
 from steerling_jax.io.corpus.heldout import read_heldout
 from steerling_jax.io.corpus.store import CorpusStore
 from steerling_jax.models.compute import Compute
-from steerling_jax.models.steerling.config import ModelConfig
+from steerling_jax.models.decoder.config import DecoderConfig
+from steerling_jax.models.families import AnyConfig
 from steerling_jax.progress import Progress, no_progress
 from steerling_jax.tokenizer import Tokenizer
 from steerling_jax.train.evaluation.ngrams import count_ngrams
@@ -53,6 +65,9 @@ def evaluator(run: RunConfig, store: CorpusStore) -> Callable[[Any], Mapping[str
     """A function from parameters to a few figures, for the training loop. It uses the same held-out sequences and masks
     at each call, so that the figures of a run are comparable."""
     held = read_heldout(store, run.data.seq_len, most_tokens=QUICK_TOKENS)
+    if isinstance(run.model, DecoderConfig):
+        first_ids(run.model)  # fails before the training, not after it
+        return partial(exact_likelihood, held=held, config=run.model, compute=run.compute)
 
     def evaluate(params: Any) -> Mapping[str, Any]:
         figures = likelihood(params, held, run.model, run.compute)
@@ -67,7 +82,7 @@ def evaluator(run: RunConfig, store: CorpusStore) -> Callable[[Any], Mapping[str
 
 def evaluate_full(
     params: Any,
-    model: ModelConfig,
+    model: AnyConfig,
     compute: Compute,
     store: CorpusStore,
     config: EvaluationConfig,
@@ -77,13 +92,21 @@ def evaluate_full(
 ) -> dict[str, Any]:
     """All figures of a model, as JSON values: likelihood, n-gram `baselines`, and `detection` at each level of noise.
 
+    A decoder has no concepts to detect.
+
     tokenizer: for the bytes of the text, of a store that has none.
     """
     held = read_heldout(store, config.seq_len, most_tokens=config.max_tokens, tokenizer=tokenizer)
-    figures: dict[str, Any] = likelihood(params, held, model, compute, draws=config.draws, progress=progress)
-    figures |= {"bytes": held.byte_count, "seq_len": config.seq_len, "draws": config.draws}
+    size = {"bytes": held.byte_count, "seq_len": config.seq_len}
+    if isinstance(model, DecoderConfig):
+        figures = exact_likelihood(params, held, model, compute, progress=progress) | size
+    else:
+        figures = likelihood(params, held, model, compute, draws=config.draws, progress=progress)
+        figures |= size | {"draws": config.draws}
     if config.baselines:
         figures["baselines"] = ngram_baselines(store, held, progress)
+    if isinstance(model, DecoderConfig):
+        return figures
     if model.concept is not None:
         figures["detection"] = {}
         for level in config.levels:

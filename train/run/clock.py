@@ -11,6 +11,8 @@ from typing import Any
 
 import jax
 
+from steerling_jax.models.decoder.config import DecoderConfig
+from steerling_jax.models.decoder.flops import training_flops as decoder_training_flops
 from steerling_jax.models.steerling.flops import Flops, peak_flops, training_flops
 from steerling_jax.objectives.dictionary import DictionaryObjective
 from steerling_jax.objectives.next_token import NextTokenObjective
@@ -81,7 +83,7 @@ class Speed:
 
     @property
     def flops_per_second(self) -> float | None:
-        """Model FLOPs (`models/steerling/flops.py`) a second, of all devices."""
+        """Model FLOPs (`step_flops`) a second, of all devices."""
         speed = self.steps_per_second
         return None if speed is None else speed * self._flops
 
@@ -104,6 +106,10 @@ class Speed:
 def step_flops(run: RunConfig) -> Flops:
     """Model FLOPs of one step of a run."""
     noise, data, model = run.objective.noise, run.data, run.model
+    if isinstance(model, DecoderConfig):
+        return decoder_training_flops(
+            model, batch_size=data.batch_size, seq_len=data.seq_len, frozen=run.lora is not None
+        )
     # These do not run the concept heads, except for one score a row in steering training, which is not counted.
     if isinstance(run.objective, SteeringObjective | NextTokenObjective):
         model = dataclasses.replace(model, interpretable=False, concept=None)

@@ -11,19 +11,21 @@ from pathlib import Path
 
 import jax
 
-from steerling_jax.errors import UserError
+from steerling_jax.bundle import special_ids
+from steerling_jax.errors import UserError, require
 from steerling_jax.io import hub
 from steerling_jax.io.catalogue import read_concept_names
 from steerling_jax.io.checkpoints.parameters import RUN_FILE, load_checkpoint_params, read_model_config
 from steerling_jax.io.corpus.store import CorpusStore
-from steerling_jax.io.tokenizers.load import vocabulary_file
+from steerling_jax.io.tokenizers.load import load_decoder_tokenizer, vocabulary_file
+from steerling_jax.io.weights.decoder_reader import read_decoder
 from steerling_jax.io.weights.published_reader import read_published
 from steerling_jax.models.backbone import Params
+from steerling_jax.models.decoder.config import DecoderConfig
+from steerling_jax.models.families import AnyConfig, param_shapes, param_shardings
 from steerling_jax.models.steerling.config import ModelConfig
-from steerling_jax.models.steerling.model import param_shapes
-from steerling_jax.models.steerling.sharding import param_shardings
 from steerling_jax.objectives.dictionary import DictionaryObjective
-from steerling_jax.tokenizer import TURN_TOKENS
+from steerling_jax.tokenizer import TURN_TOKENS, IdsOnlyTokenizer
 from steerling_jax.train.run.run_config import RunConfig
 from steerling_jax.train.run.turn_tokens import add_turn_tokens
 
@@ -36,19 +38,19 @@ class InitialWeights:
     """
 
     folder: Path
-    config: ModelConfig
+    config: AnyConfig
     without: frozenset[str] = frozenset()
 
     def check_corpus(self, store: CorpusStore) -> None:
         """Raises `UserError` unless token ids and concept numbers mean the same in the corpus as in the model."""
-        tokenizer = vocabulary_file(self.folder)
-        if tokenizer is not None:
-            sha256 = hashlib.sha256(tokenizer.read_bytes()).hexdigest()
-            if sha256 != store.manifest["tokenizer_sha256"]:
-                raise UserError(
-                    f"start_from {self.folder} has another tokenizer than the corpus {store.folder}; prepare the "
-                    f"corpus with --tokenizer {self.folder}."
-                )
+        sha256 = self._tokenizer_sha256()
+        if sha256 is not None and sha256 != store.manifest["tokenizer_sha256"]:
+            raise UserError(
+                f"start_from {self.folder} has another tokenizer than the corpus {store.folder}; prepare the "
+                f"corpus with --tokenizer {self.folder}."
+            )
+        if isinstance(self.config, DecoderConfig):
+            return
         names = read_concept_names(self.folder, self.config)
         for concept, name in zip(store.concepts, names or ()):
             if concept["name"] != name:
@@ -57,13 +59,23 @@ class InitialWeights:
                     f"{concept['name']!r}; label the corpus with the model's own concepts."
                 )
 
-    def read(self, model: ModelConfig, mesh: jax.sharding.Mesh) -> Params:
+    def _tokenizer_sha256(self) -> str | None:
+        """The identity of the vocabulary; None for a model without one."""
+        if isinstance(self.config, DecoderConfig):
+            tokenizer = load_decoder_tokenizer(self.folder, special_ids(self.config), self.config.vocab_size)
+            return None if isinstance(tokenizer, IdsOnlyTokenizer) else tokenizer.sha256
+        tokenizer = vocabulary_file(self.folder)
+        return None if tokenizer is None else hashlib.sha256(tokenizer.read_bytes()).hexdigest()
+
+    def read(self, model: AnyConfig, mesh: jax.sharding.Mesh) -> Params:
         """The parameters in float32, each read directly into its shards on the mesh. Where `model` has turn tokens and
         the weights do not, their embeddings are added. Parameters in `without` are left out."""
-        load = load_checkpoint_params if (self.folder / RUN_FILE).is_file() else read_published
+        load = read_decoder if isinstance(self.config, DecoderConfig) else read_published
+        if (self.folder / RUN_FILE).is_file():
+            load = load_checkpoint_params
         params = load(self.folder, dtype="float32", sharding=param_shardings(self.config, mesh))[1]
         params = {name: value for name, value in params.items() if name not in self.without}
-        if model.vocab_size == self.config.vocab_size:
+        if isinstance(self.config, DecoderConfig) or model.vocab_size == self.config.vocab_size:
             return params
         grow = partial(add_turn_tokens, config=self.config)
         return jax.jit(grow, out_shardings=param_shardings(model, mesh))(params)
@@ -79,10 +91,25 @@ def find_initial_weights(run: RunConfig) -> InitialWeights | None:
         return None
     folder = hub.resolve(run.start_from).absolute()
     config = read_model_config(folder)
+    kinds = [getattr(of, "family", "Steerling") for of in (config, run.model)]
+    require(
+        kinds[0] == kinds[1],
+        f"start_from {folder} is a {kinds[0]} model, but the model of config {run.name!r} is a {kinds[1]} model; give "
+        "a model of the config's family.",
+    )
+    if isinstance(config, DecoderConfig):
+        _check_shapes(run, folder, config, frozenset())
+        return InitialWeights(folder, config)
     adds_turn_tokens = run.model.eot_id is not None and config.eot_id is None
     vocab_size = config.vocab_size + (TURN_TOKENS if adds_turn_tokens else 0)
-    theirs, ours = _shapes(dataclasses.replace(config, vocab_size=vocab_size)), _shapes(run.model)
     new = _new_heads(run, config)
+    _check_shapes(run, folder, dataclasses.replace(config, vocab_size=vocab_size), new)
+    return InitialWeights(folder, config, new)
+
+
+def _check_shapes(run: RunConfig, folder: Path, config: AnyConfig, new: frozenset[str]) -> None:
+    """Raises `UserError` for the first parameter that differs; those in `new` may."""
+    theirs, ours = _shapes(config), _shapes(run.model)
     for name in [*ours, *theirs]:
         if name.partition(".")[0] in new:
             continue
@@ -91,7 +118,6 @@ def find_initial_weights(run: RunConfig) -> InitialWeights | None:
                 f"start_from {folder} {_describe(name, theirs)}, but the model of config {run.name!r} "
                 f"{_describe(name, ours)}; make the config's model the same size."
             )
-    return InitialWeights(folder, config, new)
 
 
 def _new_heads(run: RunConfig, config: ModelConfig) -> frozenset[str]:
@@ -101,7 +127,7 @@ def _new_heads(run: RunConfig, config: ModelConfig) -> frozenset[str]:
     return frozenset({"unknown_head"} if config.concept is not None else {"known_head", "unknown_head"})
 
 
-def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+def _shapes(config: AnyConfig) -> dict[str, tuple[int, ...]]:
     leaves = jax.tree_util.tree_leaves_with_path(param_shapes(config))
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf.shape for path, leaf in leaves}
 

@@ -9,9 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from steerling_jax.errors import UserError, require
+from steerling_jax.models.decoder.config import DecoderConfig
+from steerling_jax.models.decoder.config_json import decoder_config_to_dict
 from steerling_jax.models.steerling.published_config import config_to_dict
 from steerling_jax.objectives.dictionary import DictionaryObjective
 from steerling_jax.objectives.instruction import InstructionObjective
+from steerling_jax.objectives.next_token import NextTokenObjective
 from steerling_jax.objectives.pretraining import ObjectiveConfig
 from steerling_jax.objectives.steering import SteeringObjective
 from steerling_jax.objectives.training_step import Recipe
@@ -31,7 +34,7 @@ _JSON_ORDER = (
 class DataConfig:
     """The data of a run.
 
-    vocab_size: number of ids of the corpus, including the five special ones.
+    vocab_size: number of ids of the corpus, including the special ones.
     seq_len, batch_size: T tokens a sequence, B sequences a step.
     sources: the share of the documents of each source (`reference`, `docstring`, `code`) that is used, 0 to 1.
     chunk_tokens: the longest chunk.
@@ -74,8 +77,8 @@ class RunConfig(Recipe):
     keep: the number of newest checkpoints that are kept.
     keep_every: also keep every checkpoint whose step is a multiple of this (None: none).
     start_from: the source of the initial parameters in place of a random initialisation: the folder of a model or a
-    training run, or the name of a bundled model. The optimizer state is new. With `lora`, the adapters are trained on
-    top of these parameters and merged into them on export.
+    training run, the name of a bundled model, or a Hub id. The optimizer state is new. With `lora`, the adapters are
+    trained on top of these parameters and merged into them on export.
     """
 
     name: str
@@ -113,7 +116,7 @@ class RunConfig(Recipe):
 
     def _check_data(self) -> None:
         data, model = self.data, self.model
-        turn_tokens = 0 if model.eot_id is None else TURN_TOKENS
+        turn_tokens = 0 if isinstance(model, DecoderConfig) or model.eot_id is None else TURN_TOKENS
         turns = f" and the {turn_tokens} turn tokens" if turn_tokens else ""
         require(
             data.vocab_size + turn_tokens == model.vocab_size,
@@ -123,13 +126,38 @@ class RunConfig(Recipe):
             data.batch_size % self.accumulate == 0,
             f"accumulate is {self.accumulate}, but it must divide data.batch_size ({data.batch_size}).",
         )
+        context = "max_position_embeddings" if isinstance(model, DecoderConfig) else "block_size"
         require(
-            data.seq_len <= model.block_size,
-            f"data.seq_len ({data.seq_len}) must not exceed the model's block_size ({model.block_size}).",
+            data.seq_len <= model.context_length,
+            f"data.seq_len ({data.seq_len}) must not exceed the model's {context} ({model.context_length}).",
+        )
+
+    def _check_decoder(self) -> None:
+        objective, model = self.objective, self.model
+        if not isinstance(objective, NextTokenObjective):
+            raise UserError(
+                f"A {model.family} model is trained with a NextTokenObjective, not with a {type(objective).__name__}."
+            )
+        require(
+            objective.masked == 0,
+            f"objective.masked is {objective.masked}, but {model.family} models have no mask token: set it to 0.",
+        )
+        require(
+            self.data.messages is None or self.start_from is not None,
+            "data.messages needs a model with a chat template: name it with start_from (or --start-from).",
+        )
+        require(
+            self.compute.attention == "xla",
+            f"compute.attention is {self.compute.attention!r}, which {model.family} models do not have: use 'xla'.",
         )
 
     def _check_objective(self) -> None:
         objective, model = self.objective, self.model
+        if self.lora is not None:
+            self.lora.modules_of(model)
+        if isinstance(model, DecoderConfig):
+            self._check_decoder()
+            return
         self._check_dictionary()
         tuning = isinstance(objective, InstructionObjective)
         if tuning != (self.data.messages is not None):
@@ -166,7 +194,11 @@ class RunConfig(Recipe):
 
     def to_json(self) -> dict[str, Any]:
         """This run as JSON values, as in `run.json`; the model under its published field names."""
-        values = dataclasses.asdict(self) | {"model": config_to_dict(self.model)}
+        decoder = isinstance(self.model, DecoderConfig)
+        model = decoder_config_to_dict(self.model) if decoder else config_to_dict(self.model)
+        values = dataclasses.asdict(self) | {"model": model}
+        if self.lora is not None:
+            values["lora"]["modules"] = self.lora.modules_of(self.model)
         values["objective"] = {"kind": self.objective.kind, **values["objective"]}
         if not self.compute.unroll:  # as before this setting existed: run.json keeps its bytes
             del values["compute"]["unroll"]

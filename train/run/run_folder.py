@@ -14,10 +14,10 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from steerling_jax.bundle import special_ids
 from steerling_jax.errors import UserError
 from steerling_jax.io.atomic import atomic_path
 from steerling_jax.io.checkpoints.location import RUN_FILE
@@ -26,8 +26,11 @@ from steerling_jax.io.checkpoints.training_folder import read_run, write_run
 from steerling_jax.io.corpus.store import CorpusStore
 from steerling_jax.io.json_files import read_json_array, write_json
 from steerling_jax.io.tokenizers.load import vocabulary_file
+from steerling_jax.models.decoder.config import DecoderConfig
 from steerling_jax.train.run.config_difference import first_difference
-from steerling_jax.train.run.run_config import RunConfig, special_ids
+from steerling_jax.train.run.run_config import RunConfig
+
+SPECIAL_NAMES = ("pad_id", "bos_id", "eos_id", "endofchunk_id", "mask_id")
 
 
 def corpus_identity(store: CorpusStore) -> dict[str, str]:
@@ -46,11 +49,17 @@ def check_corpus(run: RunConfig, store: CorpusStore) -> None:
             f"{where} has a vocabulary of {store.vocab_size}, but config {run.name!r} one of {run.data.vocab_size}: "
             "it was prepared with another tokenizer; give another corpus with --corpus, or prepare it again."
         )
-    special = asdict(store.special)
-    for name in special_ids(run.model.vocab_size):
-        theirs = special[name.replace("_token_id", "_id")]
-        if getattr(run.model, name) != theirs:
-            raise UserError(f"{where} has {name} {theirs}, but the config {getattr(run.model, name)}; correct it.")
+    ours = special_ids(run.model)
+    # A decoder has no ids for masks and ends of chunks, and padding has no loss.
+    names = ("bos_id", "eos_id") if isinstance(run.model, DecoderConfig) else SPECIAL_NAMES
+    for name in names:
+        if getattr(ours, name) != getattr(store.special, name):
+            raise UserError(
+                f"{where} has {name.replace('_id', '_token_id')} {getattr(store.special, name)}, but the config "
+                f"{getattr(ours, name)}; correct it."
+            )
+    if isinstance(run.model, DecoderConfig):
+        return
     concepts = len(store.concepts)
     if run.model.concept is not None and run.model.concept.n_concepts != concepts:
         raise UserError(

@@ -14,7 +14,7 @@ import jax
 from steerling_jax.io.checkpoints.training import RestoredCheckpoint, TrainingCheckpoints
 from steerling_jax.io.checkpoints.training_folder import check_start, record_start
 from steerling_jax.models.backbone import Params
-from steerling_jax.models.steerling.config import ModelConfig
+from steerling_jax.models.families import AnyConfig
 from steerling_jax.models.steerling.fingerprint import fingerprint
 from steerling_jax.objectives.training_step import TrainState, state_shardings
 from steerling_jax.train.run.config_difference import flatten
@@ -106,7 +106,7 @@ def _data_sources(run: RunConfig, step: int) -> list[str]:
     return [data, f"{METRICS_FILE}: lines up to step {step}"] if step else [data]
 
 
-def _changes(theirs: ModelConfig, ours: ModelConfig) -> str:
+def _changes(theirs: AnyConfig, ours: AnyConfig) -> str:
     """Names of the fields that differ. They leave the shapes of parameters alone, but not the computation."""
     old, new = (dict(flatten(dataclasses.asdict(config))) for config in (theirs, ours))
     names = [name for name in new if old.get(name) != new[name]]

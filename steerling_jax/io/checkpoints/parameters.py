@@ -27,10 +27,15 @@ from steerling_jax.io.checkpoints.digests import gather_damage
 from steerling_jax.io.checkpoints.location import RUN_FILE
 from steerling_jax.io.disk_errors import disk_error_reason
 from steerling_jax.io.json_files import read_json_object, write_model_json
-from steerling_jax.io.weights.parameter_tree import Shardings, get_leaf, put_leaf, sharding_of
+from steerling_jax.io.weights.decoder_reader import is_decoder_folder, read_decoder_config
+from steerling_jax.io.weights.parameter_tree import ParamPath, Shardings, get_leaf, put_leaf, sharding_of
 from steerling_jax.io.weights.published_layout import expected_tensors, read_config
 from steerling_jax.io.weights.published_writer import copy_files
-from steerling_jax.models.steerling.backbone import Params
+from steerling_jax.models.backbone import Params
+from steerling_jax.models.decoder.config import DecoderConfig
+from steerling_jax.models.decoder.parameters import parameter_shapes
+from steerling_jax.models.decoder.published_config import decoder_config, is_decoder
+from steerling_jax.models.families import AnyConfig
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.published_config import Layout, config_from_dict, config_to_dict
 
@@ -42,7 +47,7 @@ class RunInfo:
     """The fields of `run.json` that describe a checkpoint's model."""
 
     kind: str
-    config: ModelConfig
+    config: AnyConfig
     layout: Layout = "package"
     carried: Mapping[str, Any] = field(default_factory=dict)
 
@@ -64,13 +69,17 @@ def read_run_info(folder: str | Path) -> RunInfo:
             f"{folder} holds adapters to other weights, not a whole model; give {Path(folder) / 'export'}, where they "
             "are merged."
         )
-    config, _, _ = config_from_dict({"model_type": "causal_diffusion", **model}, str(path))
+    model = {"model_type": "causal_diffusion", **model}
+    config = decoder_config(model, str(path)) if is_decoder(model, str(path)) else config_from_dict(model, str(path))[0]
     return RunInfo(kind, config, raw.get("layout", "package"), raw.get("carried", {}))
 
 
-def read_model_config(folder: Path) -> ModelConfig:
-    """The config of a checkpoint, a training run or a published folder. Raises `UserError` for any other folder."""
-    return read_run_info(folder).config if (folder / RUN_FILE).is_file() else read_config(folder)[0]
+def read_model_config(folder: Path) -> AnyConfig:
+    """The config of a checkpoint, a training run, a published folder or a Hugging Face folder of a decoder. Raises
+    `UserError` for any other folder."""
+    if (folder / RUN_FILE).is_file():
+        return read_run_info(folder).config
+    return read_decoder_config(folder) if is_decoder_folder(folder) else read_config(folder)[0]
 
 
 def save_params_checkpoint(
@@ -122,7 +131,7 @@ def _check_sizes(folder: Path) -> None:
 
 def load_checkpoint_params(
     folder: str | Path, *, step: int | None = None, dtype: str | None = None, sharding: Shardings | None = None
-) -> tuple[ModelConfig, Params]:
+) -> tuple[AnyConfig, Params]:
     """Reads the config and the parameters of a checkpoint, or of a step of a training run.
 
     Args:
@@ -170,24 +179,33 @@ def _choose_step(folder: Path, step: int | None) -> int:
 
 
 def _abstract_params(
-    config: ModelConfig, stored: Any, dtype: str | None, sharding: Shardings | None, folder: Path
+    config: AnyConfig, stored: Any, dtype: str | None, sharding: Shardings | None, folder: Path
 ) -> Params:
     """The parameters to restore, as ShapeDtypeStructs; `stored` is the checkpoint's own tree of metadata."""
     default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     target: Params = {}
-    for expected in expected_tensors(config):
-        for piece in () if expected.layer else expected.pieces:  # a stack of layers is described by its first layer
-            shape = piece.shape if expected.layer is None else (config.n_layers, *piece.shape)
-            leaf = get_leaf(stored, piece.path)
-            if leaf is None or tuple(leaf.shape) != shape:
-                raise UserError(
-                    f"{folder}: parameter {'.'.join(piece.path)} is missing or has another shape than the config in "
-                    f"{RUN_FILE}; restore the folder."
-                )
-            leaf_dtype = leaf.dtype if dtype is None else jnp.dtype(dtype)
-            placement = sharding_of(sharding, piece.path) or default
-            put_leaf(target, piece.path, jax.ShapeDtypeStruct(shape, leaf_dtype, sharding=placement))
+    for path, shape in _shapes(config).items():
+        leaf = get_leaf(stored, path)
+        if leaf is None or tuple(leaf.shape) != shape:
+            raise UserError(
+                f"{folder}: parameter {'.'.join(path)} is missing or has another shape than the config in "
+                f"{RUN_FILE}; restore the folder."
+            )
+        leaf_dtype = leaf.dtype if dtype is None else jnp.dtype(dtype)
+        placement = sharding_of(sharding, path) or default
+        put_leaf(target, path, jax.ShapeDtypeStruct(shape, leaf_dtype, sharding=placement))
     return target
+
+
+def _shapes(config: AnyConfig) -> dict[ParamPath, tuple[int, ...]]:
+    """The shape of every parameter by its path."""
+    if isinstance(config, DecoderConfig):
+        return parameter_shapes(config)
+    return {
+        piece.path: piece.shape if expected.layer is None else (config.n_layers, *piece.shape)
+        for expected in expected_tensors(config)
+        for piece in (() if expected.layer else expected.pieces)  # a stack of layers is described by its first layer
+    }
 
 
 @contextmanager

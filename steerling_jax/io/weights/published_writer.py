@@ -58,18 +58,23 @@ def write_published(
     with atomic_path(folder, folder=True) as scratch:
         copy_files(files, scratch)
         write_model_json(scratch / "config.json", config_to_dict(config, layout, carried))
-        shards = _split(tensors, max_shard_bytes)
-        if len(shards) == 1:
-            write_file(scratch / SINGLE, shards[0])
-            return
-        weight_map = {}
-        for number, shard in enumerate(shards, start=1):
-            name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-            write_file(scratch / name, shard)
-            weight_map |= {tensor.name: name for tensor in shard}
-        total = sum(tensor.nbytes for tensor in tensors)
-        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-        write_model_json(scratch / INDEX, index)
+        write_tensors(scratch, tensors, max_shard_bytes)
+
+
+def write_tensors(folder: Path, tensors: Sequence[TensorToWrite], max_shard_bytes: int) -> None:
+    """Writes tensors as one safetensors file, or as several of at most `max_shard_bytes` with their index."""
+    shards = _split(tensors, max_shard_bytes)
+    if len(shards) == 1:
+        write_file(folder / SINGLE, shards[0])
+        return
+    weight_map = {}
+    for number, shard in enumerate(shards, start=1):
+        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        write_file(folder / name, shard)
+        weight_map |= {tensor.name: name for tensor in shard}
+    total = sum(tensor.nbytes for tensor in tensors)
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    write_model_json(folder / INDEX, index)
 
 
 def copy_files(files: Iterable[str | Path], folder: Path) -> None:
@@ -89,7 +94,7 @@ def _tensor_to_write(expected: PublishedTensor, params: Params, dtype: str | Non
         raise UserError(f"Parameter {name} is {target.name}; choose float32 or bfloat16 to write it.")
 
     def make() -> np.ndarray:
-        rows = [_on_host(leaf, expected.layer, target).reshape(-1, *expected.shape[1:]) for leaf in leaves]
+        rows = [on_host(leaf, expected.layer, target).reshape(-1, *expected.shape[1:]) for leaf in leaves]
         return rows[0] if len(rows) == 1 else np.concatenate(rows)
 
     return TensorToWrite(expected.name, target, expected.shape, make)
@@ -106,8 +111,8 @@ def _checked_leaf(piece: TensorPiece, stacked: bool, params: Params) -> Any:
     return leaf
 
 
-def _on_host(leaf: Any, layer: int | None, dtype: np.dtype) -> np.ndarray:
-    """One layer of a parameter (None: all of it) in host memory."""
+def on_host(leaf: Any, layer: int | None, dtype: np.dtype) -> np.ndarray:
+    """One layer of a parameter (None: all of it), or one expert of a stack, in host memory."""
     # A parameter in host memory is viewed without a copy; from a device only the one layer is transferred.
     local = isinstance(leaf, np.ndarray) or next(iter(leaf.devices())).platform == "cpu"
     value = np.asarray(leaf) if local else leaf

@@ -31,6 +31,24 @@ def pass_flops(config: DecoderConfig, *, rows: int, length: int, cached: int = 0
     )
 
 
+def training_flops(config: DecoderConfig, *, batch_size: int, seq_len: int, frozen: bool = False) -> Flops:
+    """FLOPs of a next-token training step, forward and backward, on `batch_size` sequences of `seq_len` tokens.
+
+    All positions count as having a loss. frozen: adapters are trained and the weights get no gradient; the adapters'
+    own products, a few per cent, are not counted.
+    """
+    forward = pass_flops(config, rows=batch_size, length=seq_len, logits=seq_len)
+    # In the backward pass a product with a weight costs one more product for each operand that has a gradient.
+    weight = 2 if frozen else 3
+    return Flops(
+        layers=weight * forward.layers,
+        attention=3 * forward.attention,
+        known=0.0,
+        discovered=0.0,
+        output=weight * forward.output,
+    )
+
+
 def _mixer_weights(config: DecoderConfig, kind: str) -> int:
     """Weights that a token is multiplied by in attention, or in DeltaNet (the convolution is no matrix product)."""
     D = config.width
