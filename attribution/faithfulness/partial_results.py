@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 from steerling_jax.cli.console import plain
 from steerling_jax.errors import UserError
 from steerling_jax.io.json_files import write_json
+from steerling_jax.io.text_files import load_json
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class PartialResults:
         if not path.exists():
             write_json(path, plain(compute()))
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            return load_json(path.read_bytes())
         except (OSError, ValueError) as error:
             raise UserError(f"{path} cannot be read: remove it, or choose another --out.") from error
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from steerling_jax.cli.console import plain
 from steerling_jax.errors import UserError
 from steerling_jax.io.atomic import atomic_path
 from steerling_jax.io.json_files import write_json
+from steerling_jax.io.text_files import load_json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -64,7 +64,7 @@ class Results:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        part = json.loads(path.read_text(encoding="utf-8"))
+        part = load_json(path.read_bytes())
         if isinstance(part, dict) and "figures" in part:
             return part
     except (OSError, ValueError):

@@ -2,6 +2,7 @@
 
     python -m tests.worlds.notebooks                 runs them and compares
     python -m tests.worlds.notebooks --write         runs them and stores what they print
+    python -m tests.worlds.notebooks train --write   the same for one of them
     python -m tests.worlds.notebooks --repository https://github.com/NAME/steerling-jax
                                                      sets the address in badges and installation cells
 
@@ -154,9 +155,15 @@ def set_repository(path: Path, address: str) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="a notebook, as in `train`; all of them if none is given"
+    )
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--repository", metavar="ADDRESS")
     args = parser.parse_args()
+    stems = [path.stem for path in NOTEBOOKS]
+    if unknown := [name for name in args.names if name not in stems]:
+        parser.error(f"there is no notebook {unknown[0]!r}; give one of {', '.join(stems)}.")
     if args.repository is not None:
         if not ADDRESS.fullmatch(args.repository):
             parser.error(
@@ -166,7 +173,7 @@ def main() -> int:
             set_repository(path, args.repository)
         return 0
     wrong = []
-    for path in NOTEBOOKS:
+    for path in (path for path in NOTEBOOKS if path.stem in (args.names or stems)):
         book = read(path)
         with tempfile.TemporaryDirectory() as folder:
             found = run_cells(book, Path(folder), os.environ | {"JAX_PLATFORMS": "cpu"})

@@ -5,7 +5,6 @@ Each half and seed has its own small file, so that an interrupted run continues 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from steerling_jax.attribution.faithfulness.planted.recipe import BATCH
 from steerling_jax.attribution.faithfulness.planted.training import Documents, draw_batches, fit
 from steerling_jax.errors import UserError
 from steerling_jax.io.json_files import write_json
+from steerling_jax.io.text_files import load_json
 from steerling_jax.objectives.training_step import Recipe
 from steerling_jax.progress import Progress
 
@@ -68,7 +68,7 @@ def _train_and_answer(
 
 def _read(path: Path, half: np.ndarray, queries: int) -> np.ndarray:
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = load_json(path.read_bytes())
         values = np.array(raw["answers"], np.float64)
         same = raw["kept"] == np.flatnonzero(half).tolist() and values.shape == (2, queries)
     except (OSError, ValueError, KeyError, TypeError):

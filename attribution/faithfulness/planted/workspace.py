@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from steerling_jax.errors import UserError
 from steerling_jax.io.checkpoints.parameters import load_checkpoint_params, save_params_checkpoint
 from steerling_jax.io.corpus.store import CorpusStore
 from steerling_jax.io.json_files import write_json
+from steerling_jax.io.text_files import load_json
 from steerling_jax.objectives.training_step import Recipe
 from steerling_jax.progress import Progress
 
@@ -96,6 +96,6 @@ def open_workspace(folder: Path, seed: int, steps: int, size: WorldSize) -> Plan
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return load_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: remove the folder, or choose another --out.") from error

@@ -53,9 +53,10 @@ def test_other_settings_discard_partial_results(tmp_path: Path) -> None:
     assert measure.made == [0, 1, 0, 1]
 
 
-def test_a_damaged_result_is_reported(tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", ["{", "[" * 100_000])
+def test_a_damaged_result_is_reported(tmp_path: Path, content: str) -> None:
     PartialResults.open(tmp_path / "partial", {}).get_or_compute("one", lambda: 1)
-    (tmp_path / "partial" / "one.json").write_text("{")
+    (tmp_path / "partial" / "one.json").write_text(content)
     with pytest.raises(UserError, match=r"one\.json cannot be read"):
         PartialResults.open(tmp_path / "partial", {}).get_or_compute("one", lambda: 1)
 
