@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from steerling_jax.evaluation.embeddings import embed as embed
     from steerling_jax.evaluation.likelihood import log_likelihood as log_likelihood
     from steerling_jax.evaluation.likelihood import log_likelihoods as log_likelihoods
+    from steerling_jax.explain.considered import considered as considered
     from steerling_jax.explain.contributions import concept_contributions as concept_contributions
     from steerling_jax.explain.given_text import given_trace as given_trace
     from steerling_jax.explain.inputs.integrated_gradients import attribute_inputs as attribute_inputs
@@ -63,6 +64,7 @@ _MODULES = {
     "Trace": "decoding.trace",
     "given_trace": "explain.given_text",
     "concept_contributions": "explain.contributions",
+    "considered": "explain.considered",
     "rank_chunk": "explain.ranking",
     "chunk_spans": "explain.ranking",
     "attribute_inputs": "explain.inputs.integrated_gradients",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from steerling_jax.errors import UserError
 
@@ -78,6 +78,15 @@ class Tokenizer(Protocol):
 
     def piece(self, id: int) -> str:
         """Printable form of one id: spaces unchanged, control characters escaped."""
+        ...
+
+
+@runtime_checkable
+class ByteTokenizer(Tokenizer, Protocol):
+    """A tokenizer whose text is the bytes of its tokens, one after the other, decoded as UTF-8."""
+
+    def token_bytes(self, id: int) -> bytes:
+        """The bytes that one id adds to a text; none for special and unused ids."""
         ...
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +22,11 @@ FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_cou
 if version("jax") < "0.11":  # later ones do not know the flag, and stop
     FLAGS += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("XLA_FLAGS", FLAGS)
+# Commands in child processes share what they compile in this run, and leave the user's own cache alone. Workers of
+# pytest-xdist have the variable from the process that starts them, which removes the folder.
+if "STEERLING_CACHE_DIR" not in os.environ:
+    os.environ["STEERLING_CACHE_DIR"] = tempfile.mkdtemp(prefix="steerling-cache-")
+    atexit.register(shutil.rmtree, os.environ["STEERLING_CACHE_DIR"], ignore_errors=True)
 
 if TYPE_CHECKING:
     from steerling_jax.bundle import Bundle

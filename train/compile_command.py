@@ -33,7 +33,7 @@ examples:
 Needs the TPU compiler: `steerling compile --install-compiler`, once. The exit code is 1 where the program does not fit.
 docs/design/compile.md explains the figures; docs/results/compile.md lists those of the 8 B model.
 """
-
+COMPILE_CACHE = False  # its figures are of programs that it compiles
 _KEPT_LATENTS = 50  # of a position, by the autoencoder of --latents
 DEPTHS = (2, 4)  # layers of the decoding loops that are compiled in place of a deeper one
 

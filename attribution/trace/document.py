@@ -31,9 +31,10 @@ def make_document(explanation: Explanation, count: int) -> dict[str, Any]:
         "version": EXPLANATION_VERSION,
         "trace": to_plain(explanation.record),
         "pieces": list(explanation.pieces),
+        "characters": [list(run) for run in explanation.characters],
         "errors": {
-            "largest_share_error": _number(explanation.share_error),
-            "largest_completeness_error": None if inputs is None else _number(explanation.completeness_error),
+            "largest_share_error": rounded(explanation.share_error),
+            "largest_completeness_error": None if inputs is None else rounded(explanation.completeness_error),
             "targets": len(tokens),
             "unconverged": None if inputs is None else int((~inputs.converged).sum()),
             "tolerance": None if inputs is None else dataclasses.asdict(inputs.tolerance),
@@ -52,7 +53,7 @@ def _token(explanation: Explanation, row: int, count: int) -> dict[str, Any]:
         "position": position,
         "step": int(c.steps[row]),
         "token_id": int(c.token_ids[row]),
-        "logit": _number(c.target_logits[row]),
+        "logit": rounded(c.target_logits[row]),
     }
     for kind, ids, weights, values in (
         ("known", c.known_ids[row], c.known_weights[row], c.known_contributions[row]),
@@ -60,12 +61,12 @@ def _token(explanation: Explanation, row: int, count: int) -> dict[str, Any]:
     ):
         order = [i for i in np.argsort(-np.abs(values), kind="stable").tolist() if ids[i] >= 0]
         token[kind] = [
-            {"id": int(ids[i]), "activation": _number(weights[i]), "contribution": _number(values[i])}
+            {"id": int(ids[i]), "activation": rounded(weights[i]), "contribution": rounded(values[i])}
             for i in order[:count]
         ]
-        token[f"other_{kind}"] = _number(values[order[count:]].sum())
-    token["epsilon"] = _number(c.epsilon[row])
-    token["share_error"] = _number(c.error[row])
+        token[f"other_{kind}"] = rounded(values[order[count:]].sum())
+    token["epsilon"] = rounded(c.epsilon[row])
+    token["share_error"] = rounded(c.error[row])
     token["net_shares"] = _fractions(c.net_known[row], c.net_discovered[row], c.net_epsilon[row])
     token["absolute_shares"] = _fractions(c.absolute_known[row], c.absolute_discovered[row], abs(c.remainder[row]))
     raised, lowered = split_by_sign(c, np.array([row]))
@@ -75,23 +76,23 @@ def _token(explanation: Explanation, row: int, count: int) -> dict[str, Any]:
 
 
 def _inputs(inputs: InputAttribution, row: int) -> dict[str, Any]:
-    return _strongest(inputs.attributions[row]) | {
-        "value": _number(inputs.path_logits[row]),
-        "baseline": _number(inputs.baseline_logits[row]),
-        "completeness_error": _number(inputs.completeness_error[row]),
+    return strongest(inputs.attributions[row]) | {
+        "value": rounded(inputs.path_logits[row]),
+        "baseline": rounded(inputs.baseline_logits[row]),
+        "completeness_error": rounded(inputs.completeness_error[row]),
         "nodes": int(inputs.nodes[row]),
         "converged": bool(inputs.converged[row]),
     }
 
 
-def _strongest(values: np.ndarray) -> dict[str, Any]:
+def strongest(values: np.ndarray) -> dict[str, Any]:
     """The positions with the largest absolute values of (T,), their values, and the sum of all others."""
     order = np.argsort(-np.abs(values), kind="stable")
     listed = [i for i in order[:INPUTS].tolist() if values[i] != 0]
     return {
         "positions": listed,
-        "attributions": [_number(values[i]) for i in listed],
-        "rest": _number(values.sum() - values[listed].sum()),
+        "attributions": [rounded(values[i]) for i in listed],
+        "rest": rounded(values.sum() - values[listed].sum()),
     }
 
 
@@ -102,36 +103,36 @@ def _chunk(chunk: ExplainedChunk, count: int) -> dict[str, Any]:
         "end": chunk.end,
         "text": chunk.text,
         **{
-            kind: [{"id": e.concept_id, "share": _number(e.contribution)} for e in chunk.top(kind, count)]
+            kind: [{"id": e.concept_id, "share": rounded(e.contribution)} for e in chunk.top(kind, count)]
             for kind in KINDS[:2]
         },
         "net_shares": _by_kind(ranking.net_shares),
         "absolute_shares": _by_kind(ranking.absolute_shares),
         "raised_shares": _by_kind(ranking.raised_shares),
         "lowered_shares": _by_kind(ranking.lowered_shares),
-        "epsilon_percent": _number(ranking.epsilon_percent),
+        "epsilon_percent": rounded(ranking.epsilon_percent),
         "inputs": None
         if span is None
-        else _strongest(span.attributions)
+        else strongest(span.attributions)
         | {
-            "value": _number(span.path),
-            "baseline": _number(span.baseline),
-            "completeness_error": _number(span.completeness_error),
+            "value": rounded(span.path),
+            "baseline": rounded(span.baseline),
+            "completeness_error": rounded(span.completeness_error),
             "converged": span.converged,
         },
-        "evidence": None if chunk.evidence is None else _evidence(chunk.evidence),
+        "evidence": None if chunk.evidence is None else evidence_panel(chunk.evidence),
     }
 
 
-def _evidence(evidence: Evidence) -> dict[str, Any]:
+def evidence_panel(evidence: Evidence) -> dict[str, Any]:
     return {
-        "thresholds": {score: _number(value) for score, value in evidence.thresholds.items()},
+        "thresholds": {score: rounded(value) for score, value in evidence.thresholds.items()},
         "nothing_close": list(evidence.nothing_close),
         "hits": [
-            dataclasses.asdict(hit) | {"value": _number(hit.value), "query": list(hit.query)} for hit in evidence.hits
+            dataclasses.asdict(hit) | {"value": rounded(hit.value), "query": list(hit.query)} for hit in evidence.hits
         ],
         "sources": {
-            score: {name: _number(share) for name, share in evidence.sources(score).items()}  # pyright: ignore[reportArgumentType]
+            score: {name: rounded(share) for name, share in evidence.sources(score).items()}  # pyright: ignore[reportArgumentType]
             for score in evidence.thresholds
         },
     }
@@ -149,14 +150,14 @@ def _names(
 
 
 def _by_kind(shares: tuple[float, float, float]) -> dict[str, float]:
-    return dict(zip(KINDS, map(_number, shares), strict=True))
+    return dict(zip(KINDS, map(rounded, shares), strict=True))
 
 
 def _fractions(*masses: float) -> dict[str, float]:
     total = max(float(sum(masses)), 1e-8)
-    return {kind: _number(mass / total) for kind, mass in zip(KINDS, masses, strict=True)}
+    return {kind: rounded(mass / total) for kind, mass in zip(KINDS, masses, strict=True)}
 
 
-def _number(value: Any) -> float:
+def rounded(value: Any) -> float:
     """Rounds to six significant digits: the values are float32 sums, whose seventh digit is rounding error."""
     return float(f"{float(value):.6g}")

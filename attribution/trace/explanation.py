@@ -10,6 +10,7 @@ import numpy as np
 from steerling_jax.attribution.index.evidence import Evidence
 from steerling_jax.bundle import Bundle
 from steerling_jax.concepts.catalogue import Catalogue
+from steerling_jax.decoding.characters import TextRun, text_runs
 from steerling_jax.decoding.text_ids import text_ids
 from steerling_jax.decoding.trace import Trace
 from steerling_jax.decoding.trace_record import TraceRecord, restore
@@ -54,6 +55,7 @@ class Explanation:
         shares, inputs: Concept contributions and input attributions, one row per committed token in the trace's order.
         pieces: The text of each canvas position's token as it was committed, also where an end of turn overwrote it.
         concepts: The model's catalogue, for names.
+        characters: The same canvas as runs of tokens that make whole characters.
     """
 
     record: TraceRecord
@@ -63,6 +65,7 @@ class Explanation:
     inputs: InputAttribution | None
     pieces: tuple[str, ...]
     concepts: Catalogue
+    characters: tuple[TextRun, ...]
 
     def name(self, kind: str, concept_id: int) -> str:
         """A concept's name; kind is "known" or "discovered"."""
@@ -127,4 +130,5 @@ def explain(
     # An end of turn overwrites the tokens after it in `trace.tokens`; attribution is of the tokens as committed.
     pieces = trace.pieces
     assert pieces is not None
-    return Explanation(record, trace, tuple(chunks), shares, attributions, pieces, bundle.concepts)
+    characters = text_runs(bundle.tokenizer, trace.committed.tolist(), {trace.mask_id})
+    return Explanation(record, trace, tuple(chunks), shares, attributions, pieces, bundle.concepts, characters)

@@ -24,19 +24,38 @@ const signed = (value, digits = 2) => {
 };
 const percent = (value, digits = 0) => (100 * value).toFixed(digits) + " %";
 const nameOf = (kind, id) => doc.concepts[kind][id] ?? `concept ${id}`;
-const shown = (position) => doc.pieces[position].trim() || "␣";
+
+// Characters that several tokens make together, by the position of each of these tokens.
+const shared = new Map();
+for (const [start, end, text, complete] of doc.characters ?? []) {
+  for (let position = start; complete && end - start > 1 && position < end; position += 1) {
+    shared.set(position, { start, end, text: text.replaceAll("\n", "↵") });
+  }
+}
+// What a token is called in lists: its text, or the character of which it is a part.
+const shown = (position) => {
+  const run = shared.get(position);
+  return run ? `${run.text} (${position - run.start + 1}/${run.end - run.start})` : doc.pieces[position].trim() || "␣";
+};
 
 // ---- the canvas
 
-function isSpecial(piece) {
-  return /^<.*>$/.test(piece);
+const isSpecial = (position) => !shared.has(position) && /^<.*>$/.test(doc.pieces[position]);
+
+// A token's text on the canvas. The first token of a shared character shows it, the others a dot; while one of them is
+// masked the character is not written yet, and each shows its own bytes.
+function chipText(position, masked) {
+  const run = shared.get(position);
+  if (run && !masked.slice(run.start, run.end).includes(true)) return position === run.start ? run.text : "·";
+  return doc.pieces[position].replaceAll("\\n", "↵") || "␣";
 }
 
 // Tokens of the prompt can be focused, so that a screen reader reads what they added, but not selected.
 const chips = doc.pieces.map((piece, position) => {
-  const chip = make("button", { type: "button", class: "chip", tabindex: "-1", text: piece.replaceAll("\\n", "↵") || "␣" });
+  const chip = make("button", { type: "button", class: "chip", tabindex: "-1" });
   if (position < promptLength) chip.classList.add("prompt");
-  if (isSpecial(piece)) chip.classList.add("special");
+  if (isSpecial(position)) chip.classList.add("special");
+  if (shared.has(position)) chip.classList.add("part");
   if (byPosition.has(position)) chip.setAttribute("aria-pressed", "false");
   chip.addEventListener("click", () => select(selected === position ? null : position));
   canvas.append(chip);
@@ -67,25 +86,35 @@ function paint() {
   const inputs = token?.inputs;
   const heat = new Map(inputs ? inputs.positions.map((position, i) => [position, inputs.attributions[i]]) : []);
   const most = Math.max(1e-12, ...[...heat.values()].map(Math.abs));
+  const allMasked = chips.map((_, position) => {
+    const own = byPosition.get(position);
+    return position >= promptLength && (own ? own.step >= limit : count < steps.length);
+  });
   chips.forEach((chip, position) => {
     const own = byPosition.get(position);
-    const masked = position >= promptLength && (own ? own.step >= limit : count < steps.length);
-    const value = heat.get(position);
+    const masked = allMasked[position];
+    const value = masked ? undefined : heat.get(position);
+    const text = chipText(position, allMasked);
+    if (chip.textContent !== text) chip.textContent = text;
     chip.classList.toggle("masked", masked);
     chip.classList.toggle("later", Boolean(!masked && token && own && own !== token && own.step >= token.step));
-    chip.style.background = value !== undefined && !masked
-      ? `rgb(var(--${value > 0 ? "for" : "against"}) / ${(0.08 + 0.72 * Math.abs(value) / most).toFixed(3)})` : "";
+    chip.classList.toggle("raises", value > 0);
+    chip.classList.toggle("lowers", value < 0);
+    // At most half: text on the deepest tint has a contrast of more than 4.5 : 1 in both colour schemes.
+    chip.style.background = value !== undefined
+      ? `rgb(var(--${value > 0 ? "for" : "against"}) / ${(0.08 + 0.42 * Math.abs(value) / most).toFixed(3)})` : "";
     if (own) chip.setAttribute("aria-pressed", String(position === selected));
     const place = `position ${position}` + (own ? `, step ${own.step}` : position < promptLength ? ", prompt" : "");
     chip.title = place + (value === undefined ? "" : `, ${signed(value)} logits`);
-    chip.setAttribute("aria-label", `${masked ? "mask" : doc.pieces[position]}, ${chip.title}`);
+    chip.setAttribute("aria-label", `${masked ? "mask" : shown(position)}, ${chip.title}`);
   });
   document.getElementById("step-text").textContent = count < steps.length
     ? `before step ${limit} of ${steps[steps.length - 1]}` : "all tokens committed";
   document.getElementById("legend").textContent = !token ? ""
-    : inputs ? `Green tokens raised the logit of “${shown(selected)}”, red tokens lowered it; pale tokens were committed later. `
+    : inputs ? `Green, underlined tokens raised the logit of “${shown(selected)}”, red tokens with a wavy line lowered it; `
+      + `tokens with a dashed border were committed later. `
       + `The strongest colour is ${most.toPrecision(3)} logits.`
-    : "Pale tokens were committed later.";
+    : "Tokens with a dashed border were committed later.";
 }
 
 slider.max = String(steps.length);

@@ -5,6 +5,7 @@ A subcommand is a module, registered in the entry-point group `steerling.command
     HELP: str                    a summary of one line; after a blank line, text that is shown below the options
     configure(parser) -> None    adds arguments to an `argparse.ArgumentParser`
     run(args) -> int | None      runs the command; returns the exit code, None for 0
+    COMPILE_CACHE = False        optional: the command does not store compiled programs in the user's cache folder
 
 The module imports nothing heavy at the top: JAX and everything that needs it are imported in `run`, so that
 `steerling COMMAND --help` is quick. Invalid input raises `steerling_jax.errors.UserError`, which is printed as one
@@ -26,6 +27,7 @@ from importlib.metadata import EntryPoint, entry_points, version
 from types import ModuleType
 from typing import NoReturn
 
+from steerling_jax.cli.compile_cache import use_compile_cache
 from steerling_jax.errors import UserError
 
 GROUP = "steerling.commands"
@@ -167,6 +169,8 @@ def dispatch(argv: Sequence[str]) -> int:
     name, *rest = argv
     module = load_command(name, points)
     args = command_parser(name, module).parse_command(rest)
+    if getattr(module, "COMPILE_CACHE", True):
+        use_compile_cache()
     return module.run(args) or 0
 
 

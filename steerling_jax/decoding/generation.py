@@ -16,8 +16,8 @@ from steerling_jax.decoding.generation_config import GenerationConfig
 from steerling_jax.decoding.policies import Policies
 from steerling_jax.decoding.request import BlockDone, Committed
 from steerling_jax.decoding.tables import Table, Tabular, counted, quoted
-from steerling_jax.decoding.text_ids import text_ids
-from steerling_jax.decoding.trace import Trace
+from steerling_jax.decoding.text_ids import TextIds, text_ids
+from steerling_jax.decoding.trace import Commit, Trace
 from steerling_jax.errors import UserError, require
 from steerling_jax.models.edits import LayerEdit
 from steerling_jax.models.steerling.config import ModelConfig
@@ -277,3 +277,26 @@ def generation_of(bundle: Bundle, request: Request, trace: Trace) -> Generation:
     ids = text_ids(trace.tokens[trace.prompt_length :], bundle.config, stop)[: request.generation.max_new_tokens]
     text = bundle.tokenizer.decode(ids)
     return Generation(text, trace.tokens, len(ids), trace.with_pieces(bundle.tokenizer), request.seed)
+
+
+def stopped_generation(bundle: Bundle, request: Request, commits: Sequence[Commit]) -> Generation:
+    """The generation of a request that was stopped: its commits so far, on a canvas that keeps its masks.
+
+    Its trace can be checked, recorded and explained as that of a whole text. Hidden rows are computed again where they
+    are needed. Raises `UserError` if nothing was written.
+    """
+    require(len(commits) > 0, "The text was stopped before its first token; there is nothing to explain.")
+    prompt, mask = np.asarray(request.prompt, np.int32), TextIds.of(bundle.config).mask
+    length = sum(len(commit.positions) for commit in commits)
+    if isinstance(bundle.config, ModelConfig):
+        length = request.generation.canvas_length(bundle.config)
+    trace = Trace(
+        prompt,
+        np.concatenate([prompt, np.full(length, mask, np.int32)]),
+        tuple(commits),
+        mask,
+        plan=request.steering,
+        guidance=request.generation.cfg_scale,
+        passes=len(commits),
+    )
+    return generation_of(bundle, request, dataclasses.replace(trace, tokens=trace.committed))

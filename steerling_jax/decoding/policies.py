@@ -127,11 +127,15 @@ class Nucleus:
 
     def __call__(self, view: StepView) -> jax.Array:
         def one(logits_V: jax.Array, position: jax.Array) -> jax.Array:
-            by_entropy = entropy_temperature(logits_V, self.top_p)
-            temperature = jnp.where(jnp.asarray(self.temperature) > 0, self.temperature, by_entropy)
-            return draw(position_key(view.seed, position), logits_V / temperature, self.top_p, self.top_k)
+            scaled = logits_V / self.temperature_of(logits_V)
+            return draw(position_key(view.seed, position), scaled, self.top_p, self.top_k)
 
         return jax.vmap(one)(view.logits, view.position)
+
+    def temperature_of(self, logits_V: jax.Array) -> jax.Array:
+        """The temperature () float32 at which a row of logits (V,) is drawn."""
+        by_entropy = entropy_temperature(logits_V, self.top_p)
+        return jnp.where(jnp.asarray(self.temperature) > 0, self.temperature, by_entropy)
 
 
 @struct.dataclass

@@ -112,28 +112,36 @@ def _rank(
     settings: StepSettings, canvas: Canvas, raw: jax.Array, candidates: jax.Array, config: ModelConfig
 ) -> tuple[StepView, jax.Array, jax.Array]:
     """One row's view, its candidates (R,) in the order of commitment, and the number to commit."""
-    policies, R = settings.policies, candidates.shape[0]
-    assert policies.penalty is not None
-    assert policies.order is not None
-    assert policies.schedule is not None
-    masked = open_positions(settings, canvas, config)[candidates] & ~canvas.finished(settings)
     view = StepView(
         raw - settings.suppression[None, :],
-        masked,
+        open_positions(settings, canvas, config)[candidates] & ~canvas.finished(settings),
         settings.begin + candidates,
         canvas.counts,
         canvas.step,
         settings.seed,
-        jnp.zeros(R, jnp.int32),
+        jnp.zeros(candidates.shape[0], jnp.int32),
     )
-    banned = jnp.isin(jnp.arange(raw.shape[-1]), _banned_ids(config))
+    return rank_positions(settings.policies, view, config)
+
+
+def rank_positions(policies: Policies, view: StepView, config: ModelConfig) -> tuple[StepView, jax.Array, jax.Array]:
+    """The ranking of a step, from a view with raw logits minus the suppression.
+
+    Returns the view with the logits that order, schedule and choice read, the candidates (R,) int32 in the order of
+    commitment, open ones first, and the number to commit () int32. Decoding and its replay (`explain.considered`) both
+    call it.
+    """
+    assert policies.penalty is not None
+    assert policies.order is not None
+    assert policies.schedule is not None
+    banned = jnp.isin(jnp.arange(view.logits.shape[-1]), _banned_ids(config))
     view = dataclasses.replace(view, logits=jnp.where(banned[None, :], -jnp.inf, policies.penalty(view)))
     lowest = jnp.finfo(jnp.float32).min  # a NaN score comes last, yet before positions that are not open (−inf)
-    score = jnp.where(masked, jnp.nan_to_num(policies.order(view), nan=lowest, neginf=lowest), -jnp.inf)
+    score = jnp.where(view.open, jnp.nan_to_num(policies.order(view), nan=lowest, neginf=lowest), -jnp.inf)
     # Ties, as between probabilities that round to 1, have no specified order in the published package (torch.topk);
     # taking later positions first agrees with its recorded outputs.
-    ranking = R - 1 - jnp.argsort(-score[::-1])
-    return view, ranking, jnp.minimum(jnp.maximum(policies.schedule(view), 1), jnp.sum(masked))
+    ranking = len(score) - 1 - jnp.argsort(-score[::-1])
+    return view, ranking, jnp.minimum(jnp.maximum(policies.schedule(view), 1), jnp.sum(view.open))
 
 
 def _banned_ids(config: ModelConfig) -> jax.Array:

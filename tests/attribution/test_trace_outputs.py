@@ -342,18 +342,23 @@ def test_page_contains_the_document_and_no_text_escapes_from_it(document: dict[s
 NODE = shutil.which("node")
 
 
+def run_page(document: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """What the page's script makes of a document."""
+    parser = PageParser()
+    parser.feed(make_page(document))
+    (folder / "data.json").write_text(parser.scripts["application/json"], encoding="utf-8")
+    (folder / "page.js").write_text(parser.scripts["code"], encoding="utf-8")
+    done = subprocess.run(
+        [str(NODE), str(HERE / "data" / "browser.js"), str(folder)], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
 @pytest.mark.skipif(NODE is None, reason="needs node")
 def test_page_script(document: dict[str, Any], tmp_path: Path):
     """The page's script runs on stubs of the browser functions that it uses."""
-    parser = PageParser()
-    parser.feed(make_page(document))
-    (tmp_path / "data.json").write_text(parser.scripts["application/json"])
-    (tmp_path / "page.js").write_text(parser.scripts["code"])
-    done = subprocess.run(
-        [str(NODE), str(HERE / "data" / "browser.js"), str(tmp_path)], capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 0, done.stderr
-    shown = json.loads(done.stdout)
+    shown = run_page(document, tmp_path)
     prompt, token = len(document["trace"]["prompt"]), document["tokens"][-1]
     assert shown["chips"] == len(document["pieces"])
     assert shown["masked_at_start"] == list(range(prompt, len(document["pieces"])))
@@ -362,3 +367,19 @@ def test_page_script(document: dict[str, Any], tmp_path: Path):
     assert shown["coloured"] == sorted(token["inputs"]["positions"])
     assert shown["chunks"] == len(document["chunks"])
     assert NASTY in shown["text"]
+
+
+@pytest.mark.skipif(NODE is None, reason="needs node")
+def test_korean_is_shown_as_characters(bundle: sj.Bundle, tmp_path: Path):
+    """A character of three tokens stands on the first of them."""
+    trace = given_trace(bundle, "정규 표현식", " 값은")
+    one = explain(bundle, TraceRecord(trace, model_origin(bundle), "정규 표현식", " 값은"))
+    document = make_document(one, 3)
+    characters = [(start, end, text) for start, end, text, complete in document["characters"] if complete]
+    assert "".join(text for _, _, text in characters) == "정규 표현식 값은"
+    whole = next(run for run in characters if run[2] == "정")
+    assert whole[1] - whole[0] == 3
+    shown = run_page(document, tmp_path)
+    assert shown["chip_texts"][whole[0] : whole[1]] == ["정", "·", "·"]
+    assert re.search(r"[정규표현식] \([123]/3\) @\d", shown["text"]), "lists say which of its tokens is meant"
+    assert "<0x" not in "".join(shown["chip_texts"])

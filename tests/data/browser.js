@@ -55,6 +55,7 @@ key({ key: "ArrowRight", preventDefault() {} });
 if (document.activeElement !== chips[2]) throw new Error("the arrow did not move");
 console.log(JSON.stringify({
   chips: chips.length,
+  chip_texts: chips.map((chip) => chip.textContent),
   masked_at_start: maskedAtStart,
   masked_at_end: maskedAtEnd,
   title: document.getElementById("details-title").textContent,

@@ -98,6 +98,26 @@ def test_batch_sizes_do_not_matter(base):
     np.testing.assert_allclose(parts.path_logits, whole.path_logits, atol=1e-5)
 
 
+def test_progress_after_every_pass_of_targets_which_can_cancel(base):
+    bundle, trace = base
+    reports: list[tuple[str, int, int]] = []
+    ours = sj.attribute_inputs(bundle, trace, nodes=2, progress=lambda *report: reports.append(report))
+    n = len(ours.targets)
+    assert reports == [("2 nodes", min(done, n), n) for done in range(0, n + 8, 8)]
+    plain = sj.attribute_inputs(bundle, trace, nodes=2)
+    np.testing.assert_allclose(ours.attributions, plain.attributions, rtol=0, atol=1e-5)
+
+    def cancel(stage: str, done: int, total: int) -> None:
+        reports.append((stage, done, total))
+        if done == 8:
+            raise InterruptedError
+
+    reports.clear()
+    with pytest.raises(InterruptedError):
+        sj.attribute_inputs(bundle, trace, nodes=2, progress=cancel)
+    assert [done for _, done, _ in reports] == [0, 8]
+
+
 def test_aggregates_of_a_chunk(base):
     bundle, trace = base
     ours = sj.attribute_inputs(bundle, trace, nodes=2)

@@ -20,7 +20,7 @@ from steerling_jax.models.compute import Compute
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.heads import Clamps
 from steerling_jax.models.steerling.model import compiled_forward
-from steerling_jax.steering.plan import prepare_steering
+from steerling_jax.steering.plan import SteeringPlan, prepare_steering
 
 
 def reference_decode(
@@ -42,32 +42,11 @@ def reference_decode(
     policy: Any = (policies or Policies()).completed(generation, W, blocks, config.eot_id)
     commits: list[Commit] = []
 
-    def logits_of(tokens: np.ndarray, written: int) -> np.ndarray:
-        at = np.arange(len(tokens))
-        tables = [jnp.asarray(table)[None] for table in plan.tables(written, config.n_layers)]
-        edits = steering_edits(tokens[None], (at < P)[None], mask, *tables)
-        clamps: dict = {}
-        if (clamped := plan.clamps) is not None:
-            start, end = clamped.offsets or (0, len(tokens))
-            where = jnp.asarray((at >= P + start) & (at < P + end))
-            for name, values in (("known_clamps", clamped.known), ("discovered_clamps", clamped.discovered)):
-                if values:
-                    clamps[name] = Clamps(jnp.array(list(values)), jnp.array(list(values.values())), where)
-            clamps["epsilon"] = clamped.epsilon
-        out = compiled_forward(
-            params, jnp.asarray(tokens)[None], config=config, compute=Compute(), edits=edits, **clamps
-        )
-        return np.asarray(out.logits[0])
-
     for block in range(blocks):
         begin = P + block * W
         for step in range(steps):
             written = sum(len(commit.positions) for commit in commits)
-            raw = logits_of(canvas, written)
-            if generation.cfg_scale > 0:
-                hidden_prompt = np.where(np.arange(len(canvas)) < P, mask, canvas)
-                other = logits_of(hidden_prompt, written)
-                raw = other + (generation.cfg_scale + 1) * (raw - other)
+            raw = canvas_logits(params, canvas, P, written, plan, config, generation.cfg_scale)
             masked = begin + np.flatnonzero(canvas[begin : begin + W] == mask)
             if len(masked) == 0:
                 continue
@@ -100,3 +79,32 @@ def reference_decode(
         if np.isin(canvas[P : begin + W], generation.stop_tokens or ()).any():
             break
     return canvas, commits
+
+
+def canvas_logits(
+    params, canvas: np.ndarray, P: int, written: int, plan: SteeringPlan, config: ModelConfig, guidance: float = 0.0
+) -> np.ndarray:
+    """The logits (T, V) of a canvas (T,) whose first P tokens are the prompt and of whose others `written` are set."""
+    mask, at = config.mask_token_id, np.arange(len(canvas))
+
+    def logits_of(tokens: np.ndarray) -> np.ndarray:
+        tables = [jnp.asarray(table)[None] for table in plan.tables(written, config.n_layers)]
+        edits = steering_edits(tokens[None], (at < P)[None], mask, *tables)
+        clamps: dict = {}
+        if (clamped := plan.clamps) is not None:
+            start, end = clamped.offsets or (0, len(tokens))
+            where = jnp.asarray((at >= P + start) & (at < P + end))
+            for name, values in (("known_clamps", clamped.known), ("discovered_clamps", clamped.discovered)):
+                if values:
+                    clamps[name] = Clamps(jnp.array(list(values)), jnp.array(list(values.values())), where)
+            clamps["epsilon"] = clamped.epsilon
+        out = compiled_forward(
+            params, jnp.asarray(tokens)[None], config=config, compute=Compute(), edits=edits, **clamps
+        )
+        return np.asarray(out.logits[0])
+
+    raw = logits_of(canvas)
+    if guidance > 0:
+        other = logits_of(np.where(at < P, mask, canvas))
+        raw = other + (guidance + 1) * (raw - other)
+    return raw

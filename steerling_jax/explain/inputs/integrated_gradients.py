@@ -29,7 +29,7 @@ from steerling_jax.errors import UserError, require
 from steerling_jax.explain.inputs import baselines
 from steerling_jax.explain.inputs.commits import Case, choose_cases
 from steerling_jax.explain.inputs.record import DEFAULT_TOLERANCE, InputAttribution, Method, Tolerance
-from steerling_jax.explain.inputs.snapshots import SnapshotPasses
+from steerling_jax.explain.inputs.snapshots import CASES, SnapshotPasses
 from steerling_jax.explain.inputs.targets import TOKEN_LOGIT, AttributionTarget
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.progress import Progress, no_progress
@@ -65,14 +65,15 @@ def attribute_inputs(
     to its `most_nodes`; the result says which targets did not converge. A given number is used as it is.
     rule: Gauss–Legendre nodes need far fewer passes than the right-Riemann sum of the published package.
     batch_size: rows of one pass, which determines the memory needed; the number of nodes does not.
-    progress: called as (stage, done, total).
+    progress: called as (stage, done, total) before the first target and then after every `batch_size` of them. An
+    exception that it raises cancels the work, and nothing of it stays.
 
     A steered text is explained with the same injection, a guided one by its guided logits. Raises `UserError` for
     invalid arguments, a trace of another model and weights that are not finite.
     """
     if method not in _METHODS:
         raise UserError(f"method is {method!r}, but it must be one of {', '.join(map(repr, _METHODS))}.")
-    progress = progress or no_progress
+    cases_per_row, progress = CASES if progress is None else 1, progress or no_progress
     attempts = node_counts(nodes, tolerance)
     quadrature(attempts[0], rule)  # validates nodes and rule before the model runs
     cases = choose_cases(bundle, trace, target, span, positions, sample)
@@ -80,7 +81,7 @@ def attribute_inputs(
         isinstance(bundle.config, ModelConfig) or method != "embedding-similarity",
         "embedding-similarity compares tokens with the mask, which this model lacks; choose another method.",
     )
-    passes = SnapshotPasses(bundle, trace, cases, batch_size)
+    passes = SnapshotPasses(bundle, trace, cases, batch_size, cases_per_row)
     n, T = len(cases), len(trace.tokens)
     # Both ends of each path in one request: pattern 0 keeps nothing of the snapshot, pattern 1 all of it.
     keep = np.broadcast_to(np.asarray([0.0, 1.0], np.float32)[None, :, None], (n, 2, T))
@@ -154,6 +155,7 @@ def _integrate(
         # Gauss–Legendre nodes are not nested: the points of n nodes are not among those of 2n. A repeated target
         # therefore starts again at 0, and `used` counts the passes of every attempt.
         attributions[remaining] = 0.0
+        progress(f"{nodes} nodes", 0, total)
         for numbers, values in passes.gradients(remaining, *quadrature(nodes, rule)):
             attributions[numbers, : values.shape[1]] = values  # positions behind the cut stay 0
             done += len(numbers)
@@ -169,6 +171,7 @@ def _integrate(
 def _without_gradients(passes: SnapshotPasses, method: Method, path: np.ndarray, progress: Progress) -> np.ndarray:
     """Attributions (n, T) of a method that handles one target at a time."""
     attributions = np.zeros((len(path), len(passes.trace.tokens)), np.float32)
+    progress(method, 0, len(path))
     for number, value in enumerate(path):
         if method == "leave-one-out":
             attributions[number] = baselines.leave_one_out(passes, number, float(value))

@@ -32,9 +32,12 @@ class ByteTable(ABC):
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids`, without special and unused ids; an incomplete UTF-8 character becomes U+FFFD."""
-        table = self._pieces
-        pieces = (table[i] for i in map(int, ids) if 0 <= i < len(table))
-        return b"".join(piece for piece in pieces if piece is not None).decode("utf-8", errors="replace")
+        return b"".join(map(self.token_bytes, ids)).decode("utf-8", errors="replace")
+
+    def token_bytes(self, id: int) -> bytes:
+        """The bytes that one id adds to a text; none for special and unused ids."""
+        id = int(id)
+        return (self._pieces[id] if 0 <= id < len(self._pieces) else None) or b""
 
     def piece(self, id: int) -> str:
         """Printable form of one id: part of a UTF-8 character as `<0xE2>`, an unused id as `<unused 7>`."""

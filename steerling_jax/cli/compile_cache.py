@@ -1,0 +1,89 @@
+"""The cache of compiled programs that all commands share, in the user's cache folder.
+
+Most of a short command's time is compilation. JAX stores compiled programs by a hash of the program, the versions of
+its compiler, the machine's features and all options, so several versions, machines and processes can share a folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import warnings
+from pathlib import Path
+
+DIRECTORY = "JAX_COMPILATION_CACHE_DIR"
+_SETTINGS = {
+    # Without these JAX stores only programs that took a second, and this package has many that take less.
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}
+_LARGEST = 1 << 30  # bytes; the cache of a few models has some megabytes
+
+
+def cache_folder() -> Path:
+    """The folder for what commands may store between two runs: STEERLING_CACHE_DIR, or the platform's default.
+
+    Raises `RuntimeError` where the user has no home folder.
+    """
+    if folder := os.environ.get("STEERLING_CACHE_DIR"):
+        return Path(folder)
+    if sys.platform == "win32" and (local := os.environ.get("LOCALAPPDATA")):
+        return Path(local) / "steerling"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "steerling"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "steerling"
+
+
+def use_compile_cache() -> None:
+    """Makes JAX, which must not be imported yet, and child processes store compiled programs in the cache folder.
+
+    Does nothing where JAX_COMPILATION_CACHE_DIR is set, also to nothing, or JAX is imported already: then the caller
+    decides. Without a folder that can be written, commands compile as if there were no cache.
+    """
+    if DIRECTORY in os.environ or "jax" in sys.modules:
+        return
+    try:
+        folder = cache_folder() / "compiled"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not _is_private(folder):
+            return
+        _shrink(folder, _LARGEST)
+    except (OSError, RuntimeError):
+        return
+    os.environ[DIRECTORY] = str(folder.absolute())
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+    # JAX compiles where an entry cannot be read or written: one that another process writes at this moment, that a full
+    # disk truncated, or that was removed. This costs time and changes nothing, so it is no news to the user.
+    warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache entry")
+
+
+def _is_private(folder: Path) -> bool:
+    """Whether the folder can be written, by its owner alone, who is this user: JAX runs what it finds there."""
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return False
+    if not hasattr(os, "geteuid"):
+        return True
+    status = folder.stat()
+    return status.st_uid == os.geteuid() and not status.st_mode & 0o022
+
+
+def _shrink(folder: Path, largest: int) -> None:
+    """Removes the oldest entries of a folder over `largest` bytes, until it has half of that."""
+    entries = sorted((status.st_mtime, status.st_size, path) for path in folder.iterdir() if (status := _status(path)))
+    total = sum(size for _, size, _ in entries)
+    if total <= largest:
+        return
+    for _, size, path in entries:
+        if total <= largest // 2:
+            return
+        with contextlib.suppress(OSError):  # another process may have removed it
+            path.unlink()
+            total -= size
+
+
+def _status(path: Path) -> os.stat_result | None:
+    with contextlib.suppress(OSError):
+        return path.stat() if path.is_file() else None
+    return None
