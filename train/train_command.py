@@ -185,8 +185,12 @@ def _export(config: RunConfig, out: Path, params: Any) -> Path:
     from steerling_jax.train.run.run_folder import companions
 
     gathered = to_first_host(params)
-    write = write_decoder if isinstance(config.model, DecoderConfig) else write_published
-    run_on_first_process(lambda: write(out / "export", config.model, gathered, files=companions(out)))
+    files = companions(out)
+    if isinstance(config.model, DecoderConfig):
+        files = [path for path in files if path.name != "concepts.json"]  # it has no concept heads
+        run_on_first_process(lambda: write_decoder(out / "export", config.model, gathered, files=files))
+    else:
+        run_on_first_process(lambda: write_published(out / "export", config.model, gathered, files=files))
     return out / "export"
 
 

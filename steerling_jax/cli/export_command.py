@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from steerling_jax.errors import UserError
+from steerling_jax.errors import UserError, require
 
 HELP = """\
-Convert a checkpoint to the published layout.
+Convert a checkpoint to the published layout, or a run of a decoder to a Hugging Face folder.
 
 examples:
   steerling export ./runs/small ./small-model
@@ -66,8 +66,11 @@ def run(args: argparse.Namespace) -> None:
     from steerling_jax.io.checkpoints.location import RUN_FILE, locate_checkpoint
     from steerling_jax.io.hub import resolve
     from steerling_jax.io.weights import published_layout
+    from steerling_jax.io.weights.decoder_reader import is_decoder_folder, read_decoder
+    from steerling_jax.io.weights.decoder_writer import write_decoder
     from steerling_jax.io.weights.published_reader import read_published
     from steerling_jax.io.weights.published_writer import write_published
+    from steerling_jax.models.decoder.config import DecoderConfig
 
     folder, step = locate_checkpoint(resolve(args.checkpoint))
     if args.step is not None and step is not None:
@@ -80,7 +83,19 @@ def run(args: argparse.Namespace) -> None:
     else:
         if args.step is not None:
             raise UserError(f"--step is {args.step}, but {args.checkpoint} is not a training run; leave it out.")
-        config, params, info = read_published(folder, dtype=None)
+        if is_decoder_folder(folder):
+            config, params, info = read_decoder(folder)
+        else:
+            config, params, info = read_published(folder, dtype=None)
+    if isinstance(config, DecoderConfig):
+        require(
+            args.layout is None,
+            f"--layout is {args.layout!r}, but a {config.family} model has one layout only; leave it out.",
+        )
+        files = [path for path in published_layout.companion_files(folder) if path.name != "concepts.json"]
+        write_decoder(args.folder, config, params, dtype=args.dtype, max_shard_bytes=args.max_shard_size, files=files)
+        print_json({"folder": args.folder, "config": config}) if args.json else note(f"Wrote {args.folder}.")
+        return
     layout = args.layout or info.layout
     write_published(
         args.folder,

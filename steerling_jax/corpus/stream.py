@@ -25,7 +25,7 @@ def stream_tokens(store: Corpus, start: int, end: int, seq_len: int, size: int) 
     """Yields each token of [start, end) once, in batches of `size` sequences of `seq_len`; the last batch is padded."""
     for first in range(start, end, seq_len * size):
         last = min(first + seq_len * size, end)
-        tokens = np.full(seq_len * size, store.special.pad_id, np.int32)
+        tokens = np.full(seq_len * size, max(store.special.pad_id, 0), np.int32)
         chunk = np.full(seq_len * size, -1, np.int64)
         tokens[: last - first] = store.tokens(first, last)
         low, high = store.chunks_between(first, last)

@@ -17,6 +17,7 @@ from pathlib import Path
 from steerling_jax.errors import UserError, error_summary
 
 SECONDS = 10.0  # of a rendering, the start of the child process included; a usual one takes 0.1 s
+_AT_ONCE = 256  # conversations of one process; a usual one takes less than a millisecond
 _PROGRAM = Path(__file__).with_name("chat_template_process.py")
 
 
@@ -36,14 +37,25 @@ class ChatTemplate:
 
         Raises `UserError` if the template rejects the conversation, fails, or takes more than `seconds`.
         """
+        return self._render([messages], add_generation_prompt, seconds)[0]
+
+    def render_all(
+        self, conversations: Sequence[Sequence[Mapping[str, str]]], *, add_generation_prompt: bool = True
+    ) -> list[str]:
+        """`render` of each conversation. One process renders many of them, so that its start is not paid for each."""
+        texts: list[str] = []
+        for start in range(0, len(conversations), _AT_ONCE):
+            texts += self._render(conversations[start : start + _AT_ONCE], add_generation_prompt, SECONDS)
+        return texts
+
+    def _render(
+        self, conversations: Sequence[Sequence[Mapping[str, str]]], add_generation_prompt: bool, seconds: float
+    ) -> list[str]:
         request = {
             "template": self.source,
             "seconds": seconds,
-            "variables": {
-                **self.variables,
-                "messages": [dict(message) for message in messages],
-                "add_generation_prompt": add_generation_prompt,
-            },
+            "variables": {**self.variables, "add_generation_prompt": add_generation_prompt},
+            "conversations": [[dict(message) for message in messages] for messages in conversations],
         }
         try:
             # -P: the folder of the program is not searched for modules. Its names must not hide others.
@@ -63,7 +75,7 @@ class ChatTemplate:
             raise UserError(f"The chat template of {self.origin} rejects the conversation: {answer['rejected']}.")
         if "error" in answer:
             raise self._failure(f"failed ({error_summary(answer['error'])})")
-        return answer["text"]
+        return answer["texts"]
 
     def _failure(self, what: str) -> UserError:
         return UserError(

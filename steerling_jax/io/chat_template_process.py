@@ -1,7 +1,7 @@
 """The child process that renders a chat template; started by `chat_template`, and imports nothing of this package.
 
-Reads {"template": text, "seconds": limit, "variables": {…}} from standard input; writes {"text": …}, or {"rejected": …}
-for a conversation that the template refuses, or {"error": …}.
+Reads {"template": text, "seconds": limit, "variables": {…}, "conversations": [messages, …]} from standard input; writes
+{"texts": […]}, or {"rejected": …} for a conversation that the template refuses, or {"error": …}.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def limit_resources(seconds: float) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
 
 
-def render(template: str, variables: dict[str, Any]) -> str:
-    """The rendered text, in an environment with what published templates use."""
+def render(template: str, variables: dict[str, Any], conversations: list[Any]) -> list[str]:
+    """The rendered texts of conversations, in an environment with what published templates use."""
     # Published templates are written for these whitespace settings and for the tags `break` and `continue`.
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", GenerationTag]
@@ -56,13 +56,16 @@ def render(template: str, variables: dict[str, Any]) -> str:
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _reject
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    parts, length = [], 0
-    for part in environment.from_string(template).generate(variables):
-        length += len(part)
-        if length > _LONGEST:
-            raise ValueError(f"it writes more than {_LONGEST} characters")
-        parts.append(part)
-    return "".join(parts)
+    program, texts, length = environment.from_string(template), [], 0
+    for messages in conversations:
+        parts = []
+        for part in program.generate({**variables, "messages": messages}):
+            length += len(part)
+            if length > _LONGEST:
+                raise ValueError(f"it writes more than {_LONGEST} characters")
+            parts.append(part)
+        texts.append("".join(parts))
+    return texts
 
 
 def _to_json(value: Any, indent: int | None = None, ensure_ascii: bool = False, **options: Any) -> str:
@@ -79,7 +82,7 @@ def main() -> None:
     request = json.loads(sys.stdin.buffer.read())
     limit_resources(request["seconds"])
     try:
-        answer = {"text": render(request["template"], request["variables"])}
+        answer: dict[str, Any] = {"texts": render(request["template"], request["variables"], request["conversations"])}
     except Rejected as error:
         answer = {"rejected": str(error)[:500].strip().rstrip(".")}
     except Exception as error:

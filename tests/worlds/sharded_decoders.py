@@ -1,8 +1,11 @@
-"""Golden decoders on meshes of eight devices: prints how far logits and gradients are from one device's, as JSON."""
+"""Golden decoders on meshes of eight devices: prints as JSON how far logits, gradients and the metrics of training steps
+are from those of one device.
+"""
 
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,9 @@ import numpy as np
 
 import steerling_jax as sj
 from steerling_jax.models.decoder.parameters import param_shardings
+from steerling_jax.objectives.next_token import NextTokenObjective
+from steerling_jax.objectives.optimizer import OptimizerConfig
+from steerling_jax.objectives.training_step import Recipe, init_state, state_shardings, update
 from steerling_jax.parallel.sharding import MeshShape, batch_sharding, make_mesh
 
 GOLDEN = Path(__file__).parents[1] / "golden_decoders"
@@ -32,7 +38,35 @@ def main() -> None:
                 found = jax.jit(values, static_argnames="backbone")(sharded.params, placed, backbone=bundle.backbone)
             pairs = zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
             differences[f"{name} {shape}"] = max(difference(*pair) for pair in pairs)
+    for name in ("qwen3", "qwen3_moe"):
+        bundle = sj.load(GOLDEN / name)
+        expected = metrics_of_step(bundle, make_mesh(MeshShape(1, 1, 1), jax.devices()[:1]))
+        for shape in MESHES:
+            found = metrics_of_step(bundle, make_mesh(shape))
+            differences[f"step of {name} {shape}"] = max(abs(found[key] / expected[key] - 1) for key in expected)
     print(json.dumps(differences))
+
+
+def metrics_of_step(bundle: sj.Bundle, mesh: jax.sharding.Mesh) -> dict[str, float]:
+    """Loss and norm of the gradient in two updates by Muon; those of the second depend on the first update."""
+    recipe = Recipe(
+        bundle.config,
+        10,
+        objective=NextTokenObjective(masked=0.0),
+        optimizer=OptimizerConfig(kind="muon", warmup_steps=0),
+        accumulate=1,
+    )
+    batch = {"tokens": np.random.default_rng(0).integers(0, 64, (8, 24)).astype(np.int32)}
+    with jax.set_mesh(mesh):
+        places = state_shardings(recipe, mesh)
+        first = init_state(recipe, jax.random.key(0))
+        state = jax.device_put(first.replace(params=bundle.params), places)  # type: ignore[attr-defined]
+        step = jax.jit(partial(update, key=jax.random.key(1), recipe=recipe), out_shardings=(places, None))
+        numbers = {}
+        for number in range(2):
+            state, metrics = step(state, jax.device_put(batch, batch_sharding(mesh)))
+            numbers |= {f"{name} {number}": float(metrics[name]) for name in ("loss", "gradient_norm")}
+    return numbers
 
 
 def values(params: Any, tokens: jax.Array, *, backbone: Any) -> Any:

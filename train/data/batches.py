@@ -9,9 +9,11 @@ import grain
 
 from steerling_jax.bundle import special_ids
 from steerling_jax.errors import UserError
+from steerling_jax.io import hub
 from steerling_jax.io.corpus.store import MAX_LABELS, CorpusStore
 from steerling_jax.io.tokenizers.byte_table import ByteTable
-from steerling_jax.io.tokenizers.load import load_tokenizer
+from steerling_jax.io.tokenizers.load import load_decoder_tokenizer, load_tokenizer
+from steerling_jax.models.decoder.config import DecoderConfig
 from steerling_jax.objectives.steering import SteeringObjective
 from steerling_jax.objectives.training_step import Batch
 from steerling_jax.train.data.conversations import Conversations
@@ -88,10 +90,21 @@ class Batches:
 
 
 def _read_answers(run: RunConfig, store: CorpusStore, path: str) -> Conversations:
-    """The conversations in a file, in the corpus's token ids and the three that mark turns.
+    """The conversations in a file, in the corpus's token ids and the three that mark turns; for a decoder, as the chat
+    template of the model that it starts from writes them.
 
-    Raises `UserError` for a corpus without a tokenizer.
+    Raises `UserError` for a corpus without a tokenizer, or a model without a chat template.
     """
+    if isinstance(run.model, DecoderConfig):
+        assert run.start_from is not None, "RunConfig checks it"
+        folder = hub.resolve(run.start_from)
+        tokenizer = load_decoder_tokenizer(folder, special_ids(run.model), run.model.vocab_size)
+        if not isinstance(tokenizer, ByteTable) or not tokenizer.has_chat_template:
+            raise UserError(
+                f"data.messages is {path}, but the model {folder} has no chat template, which makes prompts of "
+                "conversations: start from a model that has one, or add its chat_template.jinja."
+            )
+        return Conversations(path, tokenizer, seq_len=run.data.seq_len, block=1)
     tokenizer = load_tokenizer(store.folder, special_ids(run.model), run.model.vocab_size)
     if not isinstance(tokenizer, ByteTable):
         raise UserError(f"The corpus {store.folder} has no tokenizer to encode {path} with: use a corpus that has one.")

@@ -2,12 +2,13 @@
 
 A line is `{"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}`. Roles are `system`
 (only first), `user` and `assistant`; other keys are ignored. Each turn of the assistant is an example, whose prompt is
-the `chat_prompt` of the turns before it: the same ids that decoding receives.
+the `chat_prompt` of the turns before it: the same ids that decoding receives. For models of other families the chat
+template of the model makes it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,13 +72,19 @@ def _check(message: Any, index: int, where: str) -> None:
         raise UserError(f"{where} has role 'assistant', but there is no message before it to answer.")
 
 
-def answers(messages: Sequence[Message], tokenizer: ByteTable) -> Iterator[Answer]:
+def answers(conversations: Iterable[Sequence[Message]], tokenizer: ByteTable) -> list[Answer]:
     """Each turn of the assistant, after the prompt that decoding would receive for it."""
-    for index, message in enumerate(messages):
-        if message["role"] == "assistant":
-            prompt = tokenizer.chat_prompt(messages[:index])
-            answer = [*tokenizer.encode(message["content"]), *tokenizer.turn_end]
-            yield Answer(np.array([*prompt, *answer], np.int32), len(prompt))
+    turns = [
+        (messages[:index], message["content"])
+        for messages in conversations
+        for index, message in enumerate(messages)
+        if message["role"] == "assistant"
+    ]
+    prompts = tokenizer.chat_prompts([before for before, _ in turns])
+    return [
+        Answer(np.array([*prompt, *tokenizer.answer(text)], np.int32), len(prompt))
+        for prompt, (_, text) in zip(prompts, turns, strict=True)
+    ]
 
 
 class Conversations:
@@ -89,11 +96,13 @@ class Conversations:
     """
 
     def __init__(self, path: str | Path, tokenizer: ByteTable, *, seq_len: int, block: int):
-        """block: tokens of a sampler block. Raises `UserError` for an invalid file and if no answer fits."""
-        all_answers = [answer for messages in read_conversations(path) for answer in answers(messages, tokenizer)]
+        """block: tokens of a sampler block; 1 for a model that writes token by token. Raises `UserError` for an invalid
+        file and if no answer fits.
+        """
+        all_answers = answers(read_conversations(path), tokenizer)
         if not all_answers:
             raise UserError(f"{path} has no conversations: write one per line.")
-        self._path, self._seq_len, self._block, self._pad = path, seq_len, block, tokenizer.special.pad_id
+        self._path, self._seq_len, self._block, self._pad = path, seq_len, block, max(tokenizer.special.pad_id, 0)
         self._answers = [answer for answer in all_answers if answer.prompt + block <= seq_len]
         self.too_long = len(all_answers) - len(self._answers)
         if not self._answers:

@@ -16,6 +16,7 @@ from steerling_jax.decoding.generation import generate
 from steerling_jax.decoding.generation_config import GenerationConfig
 from steerling_jax.errors import UserError
 from steerling_jax.io.corpus.store import CorpusStore
+from steerling_jax.models.steerling.config import ModelConfig
 
 PROMPT_TOKENS = 16
 
@@ -50,8 +51,8 @@ def samples(
     context. settings: in place of the defaults with `max_new_tokens`; the seed is replaced.
     """
     store.check_tokenizer(bundle.tokenizer.sha256)
-    block = bundle.config.diff_block_size
-    room = (bundle.config.block_size - PROMPT_TOKENS) // block * block
+    block = bundle.config.diff_block_size if isinstance(bundle.config, ModelConfig) else 1
+    room = (bundle.config.context_length - PROMPT_TOKENS) // block * block
     length = max_new_tokens or max(block, min(128 // block * block, room))
     settings = settings or GenerationConfig(max_new_tokens=length)
     for seed, record in enumerate(_choose_documents(store, count)):

@@ -8,7 +8,8 @@ from pathlib import Path
 from steerling_jax.bundle import special_ids
 from steerling_jax.errors import UserError
 from steerling_jax.io.hub import resolve
-from steerling_jax.io.tokenizers.load import load_tokenizer
+from steerling_jax.io.tokenizers.load import load_decoder_tokenizer, load_tokenizer
+from steerling_jax.models.decoder.config import DecoderConfig
 from steerling_jax.tokenizer import TURN_TOKENS, IdsOnlyTokenizer, Tokenizer
 
 
@@ -23,6 +24,11 @@ def model_tokenizer(model: str | Path) -> Tokenizer:
     folder = resolve(model)
     config = read_model_config(folder)
     special, size = special_ids(config), config.vocab_size
+    if isinstance(config, DecoderConfig):
+        tokenizer = load_decoder_tokenizer(folder, special, size)
+        if isinstance(tokenizer, IdsOnlyTokenizer):
+            raise UserError(f"{folder} has no vocabulary: add its tokenizer.json.")
+        return tokenizer
     if special.eot_id is not None:
         special, size = replace(special, eot_id=None), size - TURN_TOKENS
     tokenizer = load_tokenizer(folder, special, size)

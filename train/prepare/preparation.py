@@ -5,7 +5,7 @@ WORK/documents-….jsonl       documents given in memory, written to a file name
 WORK/survey/, survey.json    counts of each part and the hashes of its documents; the totals
 WORK/duplicates/             documents whose text occurred before, by part
 WORK/clusters.json           clusters of near-duplicates
-WORK/tokenizer.model         the vocabulary (or vocabulary.tiktoken)
+WORK/tokenizer.model         the vocabulary (or vocabulary.tiktoken, or tokenizer.json)
 WORK/annotators/             joined tables of labels, and classifiers of learned concepts
 WORK/parts/                  tokens, chunks and labels of each part
 WORK/layout.json             sizes of all pieces

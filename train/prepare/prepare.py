@@ -26,12 +26,10 @@ from steerling_jax.train.prepare.model_tokenizer import model_tokenizer
 from steerling_jax.train.prepare.part_plan import plan_parts
 from steerling_jax.train.prepare.preparation import PLAN_FILE, PreparationPlan, start_preparation
 from steerling_jax.train.prepare.runners import WorkerKilled, run_locally
-from steerling_jax.train.prepare.vocabulary_file import SENTENCEPIECE_FILE, TIKTOKEN_FILE, vocabulary_file
+from steerling_jax.train.prepare.vocabulary_file import FILES, vocabulary_file
 
 # Files that `prepare` writes before the plan: a kill in between leaves them in a working folder without a plan.
-_BEFORE_PLAN = re.compile(
-    rf"documents-\w+\.jsonl|documents\.new|{re.escape(SENTENCEPIECE_FILE)}|{re.escape(TIKTOKEN_FILE)}"
-)
+_BEFORE_PLAN = re.compile("|".join([r"documents-\w+\.jsonl|documents\.new", *map(re.escape, FILES)]))
 
 
 def prepare(

@@ -7,11 +7,14 @@ from typing import Any
 
 from steerling_jax.errors import UserError
 from steerling_jax.io.tokenizers.cl100k import TiktokenTokenizer
+from steerling_jax.io.tokenizers.huggingface import TOKENIZER_FILE
+from steerling_jax.io.tokenizers.library_tokenizer import LibraryTokenizer
 from steerling_jax.io.tokenizers.sentencepiece import SentencePieceTokenizer
 from steerling_jax.tokenizer import SpecialIds, Tokenizer
 
 SENTENCEPIECE_FILE = "tokenizer.model"
 TIKTOKEN_FILE = "vocabulary.tiktoken"
+FILES = (SENTENCEPIECE_FILE, TIKTOKEN_FILE, TOKENIZER_FILE)
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,8 @@ class VocabularyFile:
 
     def load(self, content: bytes) -> Tokenizer:
         """The tokenizer, from the file's content."""
+        if self.file == TOKENIZER_FILE:
+            return LibraryTokenizer.with_ids(content.decode(), self.file, self.special, self.vocab_size)
         kind = SentencePieceTokenizer if self.file == SENTENCEPIECE_FILE else TiktokenTokenizer
         return kind(content, self.special, self.vocab_size)
 
@@ -46,6 +51,8 @@ def vocabulary_file(tokenizer: Tokenizer) -> tuple[VocabularyFile, bytes]:
         name = SENTENCEPIECE_FILE
     elif isinstance(tokenizer, TiktokenTokenizer):
         name = TIKTOKEN_FILE
+    elif isinstance(tokenizer, LibraryTokenizer):
+        name = TOKENIZER_FILE
     else:
         raise UserError("A corpus needs a tokenizer with a vocabulary: give a model that has one.")
     return VocabularyFile(tokenizer.special, tokenizer.vocab_size, tokenizer.sha256, name), tokenizer.proto

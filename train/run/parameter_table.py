@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +22,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ParameterRow:
-    """One trained parameter.
+    """One trained parameter, or those of the same name and shape in several layers.
 
     sharding: the mesh axis along each of its axes, `·,fsdp` for example; a dot for none.
     device_bytes: bytes of it on one device, without the optimizer's moments.
     decays: whether weight decay applies.
+    layers: how many layers have it; 1 for a parameter that holds all layers.
     """
 
     name: str
@@ -35,17 +36,18 @@ class ParameterRow:
     sharding: str
     device_bytes: int
     decays: bool
+    layers: int = 1
 
     @property
     def count(self) -> int:
-        return math.prod(self.shape)
+        return self.layers * math.prod(self.shape)
 
 
 def parameter_rows(run: RunConfig, mesh: Mesh) -> list[ParameterRow]:
     """All trained parameters of a run on this mesh, without allocating them."""
     params = jax.eval_shape(partial(init_state, run)).params
     shardings, decays = state_shardings(run, mesh).params, decay_mask(params)
-    rows = []
+    rows: dict[tuple[Any, ...], ParameterRow] = {}
     for (path, leaf), sharding, decay in zip(
         jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(shardings), jax.tree.leaves(decays), strict=True
     ):
@@ -53,8 +55,15 @@ def parameter_rows(run: RunConfig, mesh: Mesh) -> list[ParameterRow]:
         name = jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/weight")
         size = math.prod(local) * leaf.dtype.itemsize
         axes = _axes(sharding.spec, leaf.shape, local)
-        rows.append(ParameterRow(name, leaf.shape, leaf.dtype.name, axes, size, decay))
-    return rows
+        row = ParameterRow(name, leaf.shape, leaf.dtype.name, axes, size, decay)
+        if name.startswith("layers/"):  # a decoder's layers are separate: dozens of rows would say the same
+            row = replace(row, name="layers/*/" + name.split("/", 2)[2])
+        key = (row.name, row.shape, row.sharding)
+        before = rows.get(key)
+        if before is not None:
+            row = replace(row, layers=before.layers + 1, device_bytes=before.device_bytes + size)
+        rows[key] = row
+    return list(rows.values())
 
 
 def _axes(spec: Sequence[Any], whole: tuple[int, ...], local: tuple[int, ...]) -> str:
@@ -81,7 +90,7 @@ def parameter_table(rows: Sequence[ParameterRow]) -> Table:
     table.add_column("per device", justify="right", no_wrap=True, footer=_size(sum(row.device_bytes for row in rows)))
     table.add_column("decay")
     for row in rows:
-        shape = "×".join(map(str, row.shape))
+        shape = "×".join(map(str, row.shape)) + (f" (×{row.layers} layers)" if row.layers > 1 else "")
         sharding = [row.sharding] if is_sharded else []
         decay = "yes" if row.decays else ""
         table.add_row(row.name, shape, f"{row.count:,}", row.dtype, *sharding, _size(row.device_bytes), decay)

@@ -3,6 +3,7 @@
 OUT/run.json           the run, its model and the identity of its corpus (io/checkpoints/training_folder.py)
 OUT/corpus/            the corpus store, unless another one is named
 OUT/tokenizer.model (or *.tiktoken), concepts.json, documents.json     of the corpus, for the export
+OUT/tokenizer.json, tokenizer_config.json, …    of a decoder, for Hugging Face transformers
 OUT/checkpoints/, metrics.jsonl, tensorboard/, profile/, compiled/
 OUT/nonfinite.json     the data of steps whose numbers stayed non-finite (loss_monitor.py)
 OUT/export/            the finished model in the published layout
@@ -19,13 +20,16 @@ from typing import Any
 
 from steerling_jax.bundle import special_ids
 from steerling_jax.errors import UserError
+from steerling_jax.io import hub
 from steerling_jax.io.atomic import atomic_path
 from steerling_jax.io.checkpoints.location import RUN_FILE
 from steerling_jax.io.checkpoints.training import CHECKPOINTS
 from steerling_jax.io.checkpoints.training_folder import read_run, write_run
 from steerling_jax.io.corpus.store import CorpusStore
 from steerling_jax.io.json_files import read_json_array, write_json
+from steerling_jax.io.tokenizers.huggingface import TOKENIZER_FILE, TOKENIZER_FILES
 from steerling_jax.io.tokenizers.load import vocabulary_file
+from steerling_jax.io.tokenizers.sentencepiece_json import sentencepiece_as_json, tokenizer_settings
 from steerling_jax.models.decoder.config import DecoderConfig
 from steerling_jax.train.run.config_difference import first_difference
 from steerling_jax.train.run.run_config import RunConfig
@@ -80,6 +84,8 @@ def open_folder(run: RunConfig, store: CorpusStore, out: Path) -> None:
     check_same_run(None if saved is None else saved["run"], run.to_json(), out)
     if saved is None:
         _write_companions(store, out)
+        if isinstance(run.model, DecoderConfig):
+            _write_tokenizer(run, store, out)
         write_run(out, run=run.to_json(), corpus=identity)
         return
     if saved["corpus"] != identity:
@@ -154,7 +160,24 @@ def _write_companions(store: CorpusStore, out: Path) -> None:
         path.write_text(text, encoding="utf-8")
 
 
+def _write_tokenizer(run: RunConfig, store: CorpusStore, out: Path) -> None:
+    """Writes what a Hugging Face folder has of its tokenizer: the files of the model that the run starts from, or the
+    corpus's vocabulary as a `tokenizer.json`."""
+    origin = None if run.start_from is None else hub.resolve(run.start_from)
+    if origin is not None and (origin / TOKENIZER_FILE).is_file():
+        for name in (TOKENIZER_FILE, *TOKENIZER_FILES):
+            if (origin / name).is_file():
+                with atomic_path(out / name) as path:
+                    shutil.copyfile(origin / name, path)
+        return
+    vocabulary = vocabulary_file(store.folder)
+    if vocabulary is not None and vocabulary.suffix == ".model":
+        write_json(out / TOKENIZER_FILE, sentencepiece_as_json(vocabulary.read_bytes(), store.special))
+        write_json(out / "tokenizer_config.json", tokenizer_settings(store.special, vocabulary.name))
+
+
 def companions(out: Path) -> list[Path]:
     """The files that are exported with the model."""
     named = [vocabulary_file(out), out / "concepts.json", out / "documents.json"]
-    return [path for path in named if path is not None and path.is_file()]
+    named += [out / name for name in (TOKENIZER_FILE, *TOKENIZER_FILES)]
+    return list(dict.fromkeys(path for path in named if path is not None and path.is_file()))

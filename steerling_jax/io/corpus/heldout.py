@@ -39,7 +39,7 @@ def read_heldout(
     if most_tokens is not None and most_tokens < end - start:
         whole = max((end - start) // seq_len, 1)
         selected = np.unique(np.linspace(0, whole - 1, max(most_tokens // seq_len, 1)).astype(np.int64))
-    tokens = np.full((len(selected), seq_len), store.special.pad_id, np.int32)
+    tokens = np.full((len(selected), seq_len), max(store.special.pad_id, 0), np.int32)  # any id, where there is none
     valid = np.zeros(tokens.shape, bool)
     chunk_index = np.full(tokens.shape, -1, np.int32)
     first_chunk, most_chunks = np.zeros(len(selected), np.int64), 1

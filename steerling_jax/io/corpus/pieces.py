@@ -16,7 +16,7 @@ import numpy as np
 
 from steerling_jax.io.corpus.store import MAX_LABELS
 from steerling_jax.io.storage import StoragePath
-from steerling_jax.tokenizer import SpecialIds
+from steerling_jax.tokenizer import NO_ID, SpecialIds
 
 NO_ORIGIN = 255  # in `chunk_origins`, where there is no label
 
@@ -61,7 +61,8 @@ class MemoryPiece:
     """A piece in memory, filled document by document."""
 
     def __init__(self, special: SpecialIds, vocab_size: int):
-        self._special, self._dtype = special, token_dtype(vocab_size)
+        self._marks = special.bos_id, special.endofchunk_id, special.eos_id
+        self._dtype = token_dtype(vocab_size)
         self._tokens: list[np.ndarray] = []
         self._spans: list[tuple[int, int]] = []
         self._chunk_documents: list[int] = []
@@ -82,16 +83,18 @@ class MemoryPiece:
 
         origins: for each chunk, the number of the annotator of each label (default: the first annotator).
         """
-        tokens = [self._special.bos_id]
+        # A vocabulary of another model may lack a special id: then nothing stands in its place.
+        begin, end_of_chunk, end = ([] if id == NO_ID else [id] for id in self._marks)
+        tokens = list(begin)
         for number, (ids, labels) in enumerate(chunks):
             start = self._count + len(tokens)
             self._spans.append((start, start + len(ids)))
-            tokens += [*ids, self._special.endofchunk_id]
+            tokens += [*ids, *end_of_chunk]
             label_origins = origins[number] if origins is not None else [0] * len(labels)
             self._labels.append(_padded(labels, -1, np.int32))
             self._origins.append(_padded(label_origins, NO_ORIGIN, np.uint8))
         self._chunk_documents += [len(self._documents)] * len(chunks)
-        tokens.append(self._special.eos_id)
+        tokens += end
         self._tokens.append(np.asarray(tokens, self._dtype))
         self._count += len(tokens)
         self._documents.append(PieceDocument(name, source, sha256, self._count))

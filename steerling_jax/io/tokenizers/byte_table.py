@@ -73,6 +73,14 @@ class ByteTable(ABC):
             ids += [*self._turn_start(message["role"], message["content"]), *self.turn_end]
         return ids + self._turn_start("assistant", "")
 
+    def chat_prompts(self, conversations: Sequence[Sequence[Mapping[str, str]]]) -> list[list[int]]:
+        """`chat_prompt` of each conversation."""
+        return [self.chat_prompt(messages) for messages in conversations]
+
+    def answer(self, text: str) -> list[int]:
+        """Ids of an answer after its prompt, with the end of the turn."""
+        return [*self.encode(text), *self.turn_end]
+
     @property
     def turn_end(self) -> list[int]:
         """The ids that end a turn; for instruct models only."""

@@ -15,6 +15,7 @@ from steerling_jax.io.gguf.vocabulary import BYTE, CONTROL, NORMAL, USER_DEFINED
 from steerling_jax.io.tokenizers.library_tokenizer import LibraryTokenizer
 from steerling_jax.io.tokenizers.pre_tokenizers import PRE_TOKENIZERS
 from steerling_jax.io.tokenizers.sentencepiece import SPACE
+from steerling_jax.io.tokenizers.sentencepiece_json import merges_by_score
 from steerling_jax.tokenizer import NO_ID, IdsOnlyTokenizer, SpecialIds, Tokenizer
 
 _SPECIAL_KEYS = {"bos_id": "bos_token_id", "eos_id": "eos_token_id", "pad_id": "padding_token_id"}
@@ -110,6 +111,8 @@ def _byte_level(vocabulary: GgufVocabulary) -> tuple[dict[str, Any], bool]:
 def _sentencepiece(vocabulary: GgufVocabulary) -> dict[str, Any]:
     """A vocabulary of SentencePiece's byte-pair encoding: unknown characters as bytes, spaces as `▁`."""
     prefix = vocabulary.flag("add_space_prefix", True)
+    scores, types = vocabulary.scores(), vocabulary.types()
+    normal = {piece: float(scores[id]) for id, piece in enumerate(vocabulary.tokens) if types[id] == NORMAL}
     steps: list[dict[str, Any]] = [{"type": "Replace", "pattern": {"String": " "}, "content": SPACE}]
     if prefix:
         steps.insert(0, {"type": "Prepend", "prepend": SPACE})
@@ -122,24 +125,11 @@ def _sentencepiece(vocabulary: GgufVocabulary) -> dict[str, Any]:
         decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
     return _tokenizer_json(
         vocabulary,
-        _merges_by_score(vocabulary),
+        merges_by_score(normal),
         normalizer={"type": "Sequence", "normalizers": steps},
         decoder={"type": "Sequence", "decoders": decoders},
         byte_fallback=bool((vocabulary.types() == BYTE).any()),
     )
-
-
-def _merges_by_score(vocabulary: GgufVocabulary) -> list[tuple[str, str]]:
-    """The merges that SentencePiece makes: of all pairs whose join is a piece, the piece with the best score first."""
-    tokens, scores, types = vocabulary.tokens, vocabulary.scores(), vocabulary.types()
-    normal = {piece: float(scores[id]) for id, piece in enumerate(tokens) if types[id] == NORMAL}
-    merges = [
-        (-score, len(piece), piece[:at], piece[at:])
-        for piece, score in normal.items()
-        for at in range(1, len(piece))
-        if piece[:at] in normal and piece[at:] in normal
-    ]
-    return [(left, right) for *_, left, right in sorted(merges)]
 
 
 def _chat_template(vocabulary: GgufVocabulary) -> ChatTemplate | None:

@@ -9,8 +9,14 @@ from steerling_jax.io.chat_template import ChatTemplate
 from steerling_jax.io.json_files import read_json_object
 from steerling_jax.io.text_files import read_text
 from steerling_jax.io.tokenizers.library_tokenizer import LibraryTokenizer
+from steerling_jax.io.tokenizers.sentencepiece_json import ORIGINAL
 
 TOKENIZER_FILE = "tokenizer.json"
+# What a model folder has of its tokenizer, beside `tokenizer.json`, and of its way to write.
+TOKENIZER_FILES = (
+    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),
+    *("chat_template.jinja", "chat_template.json", "generation_config.json"),
+)
 
 
 def huggingface_tokenizer(folder: str | Path, vocab_size: int) -> LibraryTokenizer:
@@ -32,6 +38,13 @@ def huggingface_tokenizer(folder: str | Path, vocab_size: int) -> LibraryTokeniz
         adds_bos=adds_bos if isinstance(adds_bos, bool) else None,
         chat_template=_chat_template(folder, settings, texts),
     )
+
+
+def converted_from(folder: Path) -> str | None:
+    """The name of the vocabulary file in a folder that its `tokenizer.json` was converted from by this package; None
+    for all other folders."""
+    name = _optional(folder / "tokenizer_config.json").get(ORIGINAL)
+    return name if isinstance(name, str) and (folder / Path(name).name).is_file() else None
 
 
 def _optional(path: Path) -> dict[str, Any]:

@@ -75,6 +75,7 @@ class LibraryTokenizer(ByteTable):
             pieces[id] = piece.encode() if id in added else decoding.piece(piece)
         names = {id: text for text, id in self._special_texts.items()}
         super().__init__(pieces, special, vocab_size, hashlib.sha256(content.encode()).hexdigest(), names)
+        self.proto = content.encode()
         self._leading_space = decoding.drops_first_space
         self._inner = _without_prefix_space(self._tokenizer, content)
         bos = () if special.bos_id == NO_ID else (special.bos_id,)
@@ -86,6 +87,12 @@ class LibraryTokenizer(ByteTable):
         ids = self._tokenizer.encode("a").ids
         plain = self._tokenizer.encode("a", add_special_tokens=False).ids
         return tuple(ids[: next((i for i in range(len(ids)) if ids[i : i + len(plain)] == plain), 0)])
+
+    @classmethod
+    def with_ids(cls, content: str, origin: str, special: SpecialIds, vocab_size: int) -> LibraryTokenizer:
+        """A tokenizer with these special ids, as a corpus stores it: without a chat template."""
+        ids = {name: id for name in _FIELDS if (id := getattr(special, name)) != NO_ID}
+        return cls(content, origin, vocab_size, ids=ids)
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, never special ones."""
@@ -110,7 +117,15 @@ class LibraryTokenizer(ByteTable):
         Special tokens come from the template alone: in a message they are plain text, so that a message cannot end its
         own turn. Raises `UserError` if the model has no template, or the template fails.
         """
-        return self._chat_ids(messages, add_generation_prompt=True)
+        return self._ids_of([messages], add_generation_prompt=True)[0]
+
+    def chat_prompts(self, conversations: Sequence[Sequence[Mapping[str, str]]]) -> list[list[int]]:
+        """`chat_prompt` of each conversation; the template is started once for many of them."""
+        return self._ids_of(conversations, add_generation_prompt=True)
+
+    def answer(self, text: str) -> list[int]:
+        """Ids of an answer after its prompt, with the end of the turn."""
+        return [*self._part(text, first=False), *self.turn_end]
 
     @property
     def turn_end(self) -> list[int]:
@@ -120,17 +135,22 @@ class LibraryTokenizer(ByteTable):
     @cached_property
     def _turn_end(self) -> list[int]:
         messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-        ids = self._chat_ids(messages, add_generation_prompt=False)
+        (ids,) = self._ids_of([messages], add_generation_prompt=False)
         last = max((i for i, id in enumerate(ids) if id in self._names), default=-1)
         return ids[last : last + 1] if last >= 0 else []
 
-    def _chat_ids(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool) -> list[int]:
+    def _ids_of(
+        self, conversations: Sequence[Sequence[Mapping[str, str]]], *, add_generation_prompt: bool
+    ) -> list[list[int]]:
         if self.chat_template is None:
             raise UserError("This model has no chat template, since it was not trained for conversations.")
-        mark = self._unused_mark(messages)
-        marked = [{name: self._mark(text, mark) for name, text in message.items()} for message in messages]
-        text = self.chat_template.render(marked, add_generation_prompt=add_generation_prompt)
-        return list(self._ids_with_special(_valid(text), mark))
+        marks = [self._unused_mark(messages) for messages in conversations]
+        marked = [
+            [{name: self._mark(text, mark) for name, text in message.items()} for message in messages]
+            for messages, mark in zip(conversations, marks, strict=True)
+        ]
+        texts = self.chat_template.render_all(marked, add_generation_prompt=add_generation_prompt)
+        return [list(self._ids_with_special(_valid(text), mark)) for text, mark in zip(texts, marks, strict=True)]
 
     def _unused_mark(self, messages: Sequence[Mapping[str, str]]) -> str:
         texts = "".join(text for message in messages for text in message.values())
