@@ -80,8 +80,8 @@ def first_ids(config: AnyConfig) -> list[int]:
     first = next((i for i in (config.bos_token_id, *ends) if i is not None), None)
     if first is None:
         raise UserError(
-            "A text without a context has nothing to predict its first token from, because this model has neither a "
-            "bos_token_id nor an eos_token_id; give a context, or set one of them in its config."
+            "The context is empty, and this model has no token that begins a text (bos_token_id) or ends one "
+            "(eos_token_id); give a context, or set one of them in the config."
         )
     return [first]
 

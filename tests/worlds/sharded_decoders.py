@@ -1,5 +1,5 @@
-"""Golden decoders on meshes of eight devices: prints as JSON how far logits, gradients and the metrics of training steps
-are from those of one device.
+"""Golden decoders on meshes of eight devices: prints as JSON how far logits, gradients and the metrics of training
+steps are from those of one device.
 """
 
 from __future__ import annotations

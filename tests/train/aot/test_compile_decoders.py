@@ -14,13 +14,16 @@ import steerling_jax as sj
 from steerling_jax.cli.main import main
 from steerling_jax.models.decoder.config import DecoderConfig
 from steerling_jax.models.decoder.flops import pass_flops
+from steerling_jax.models.lora import LoraConfig
 from steerling_jax.parallel.sharding import MeshShape, make_mesh
 from steerling_jax.train.aot.chips import CHIPS
 from steerling_jax.train.aot.decoder_program import DecoderProgram
+from steerling_jax.train.aot.program import Program
 from steerling_jax.train.aot.render import as_json, print_report
 from steerling_jax.train.aot.report import make_report
 from steerling_jax.train.aot.target import Target
 from tests.worlds.decoders import GOLDEN_DECODERS
+from tests.worlds.small_decoder import small_run
 
 
 def config(name: str) -> DecoderConfig:
@@ -57,6 +60,20 @@ def test_an_autoencoder_adds_its_weights():
     assert encoding.memory is not None
     added = encoding.memory.arguments - plain.memory.arguments
     assert added == pytest.approx(4 * (2 * 256 * 32 + 256 + 32), rel=0.01)
+
+
+@pytest.mark.parametrize("lora", [None, LoraConfig(rank=2)])
+def test_training_steps_of_configs_compile(lora: LoraConfig | None):
+    run = small_run(lora=lora, start_from=None if lora is None else "model")
+    report = make_report(Program("train", run), one_cpu())
+    assert report.fits
+    assert report.layers == 2
+    assert report.memory is not None
+    state = 3 if lora is None else 1  # the weights and two moments, or the weights under adapters
+    assert report.memory.arguments >= 4 * state * report.parameters
+    assert report.work_over_model is not None
+    assert 0.9 < report.work_over_model < 2.0
+    assert Program("train", run).with_layers(1).run.model.layer_types == ("full_attention",)
 
 
 def test_depths_that_are_compiled_in_place_of_a_deep_model_are_whole_periods():
