@@ -71,6 +71,7 @@ def run(args: argparse.Namespace) -> None:
     from steerling_jax.io.weights.published_reader import read_published
     from steerling_jax.io.weights.published_writer import write_published
     from steerling_jax.models.decoder.config import DecoderConfig
+    from steerling_jax.models.steerling.published_config import PublishedExtras
 
     folder, step = locate_checkpoint(resolve(args.checkpoint))
     if args.step is not None and step is not None:
@@ -84,7 +85,7 @@ def run(args: argparse.Namespace) -> None:
         if args.step is not None:
             raise UserError(f"--step is {args.step}, but {args.checkpoint} is not a training run; leave it out.")
         if is_decoder_folder(folder):
-            config, params, info = read_decoder(folder)
+            (config, params, _), info = read_decoder(folder), PublishedExtras()
         else:
             config, params, info = read_published(folder, dtype=None)
     if isinstance(config, DecoderConfig):
