@@ -75,17 +75,17 @@ class Engine:
     """Runs a decoder on its own thread, from `start` to `close`. All methods are for the event loop's thread.
 
     After an unexpected error all requests in the decoder fail with it, and the decoder starts again empty. warm_up: an
-    iterator of (done, total) that is run before the first request. ready: the warm-up has finished; failure: the
-    exception that ended it. tokens: committed tokens that went into texts so far. waiting, running: requests without
-    and with a row, as of the last step.
+    iterator of (done, total) that is run before the first request. steps: denoising steps in a call of the decoder.
+    ready: the warm-up has finished; failure: the exception that ended it. tokens: committed tokens that went into texts
+    so far. waiting, running: requests without and with a row, as of the last step.
     """
 
-    def __init__(self, decoder: Decoder, warm_up: Iterable[tuple[int, int]] = ()):
+    def __init__(self, decoder: Decoder, warm_up: Iterable[tuple[int, int]] = (), steps: int = STEPS):
         self.ready = False
         self.failure: Exception | None = None
         self.warmed = (0, 1)
         self.tokens = self.waiting = self.running = 0
-        self._decoder, self._warm_up = decoder, warm_up
+        self._decoder, self._warm_up, self._steps = decoder, warm_up, steps
         self._requests: dict[int, EngineRequest] = {}  # by ticket
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._out: list[tuple[EngineRequest, TextDelta | Exception]] = []
@@ -160,7 +160,7 @@ class Engine:
             self._decoder.cancel(request.ticket)
 
     def _advance(self) -> None:
-        for ticket, event in self._decoder.advance(STEPS):
+        for ticket, event in self._decoder.advance(self._steps):
             # The same call can return several events of a request. The first may have ended its text, at a stop text
             # or max_tokens, before the canvas was full; the request is then dropped and the rest is ignored.
             request = self._requests.get(ticket)
