@@ -17,14 +17,17 @@ examples:
 """
 
 PROMPT = "socket.create_connection(address, timeout)\n\nConnect to"
+TOKENS, SEED = 128, 6
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("text", nargs="?", default=PROMPT, metavar="TEXT", help="what to continue (default: a line of documentation)")
     add_model_option(parser)
-    add("--max-new-tokens", type=int, default=128, metavar="N", help="most tokens of the text (default: %(default)s)")
-    add("--seed", type=int, default=6, metavar="N", help="default: %(default)s")
+    add(
+        "--max-new-tokens", type=int, default=TOKENS, metavar="N", help="most tokens of the text (default: %(default)s)"
+    )
+    add("--seed", type=int, default=SEED, metavar="N", help="default: %(default)s")
     add(
         "--concepts",
         type=number_in_range(int, 1),

@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> None:
 def find_concepts(bundle: Bundle, texts: list[str], everything: str | None) -> list[SourceConcept]:
     """The concepts that were requested, each once: `discovered:ID`, `known:NAME`, or as `steerling concepts` names
     them."""
-    from steerling_jax.concepts.catalogue import HEADS, Head
+    from steerling_jax.concepts.catalogue import HEADS
     from steerling_jax.concepts.heads import head_spec
     from steerling_jax.explain.concept_gradients import SourceConcept
 
@@ -111,11 +111,9 @@ def find_concepts(bundle: Bundle, texts: list[str], everything: str | None) -> l
         if everything == head:
             selected += [SourceConcept(i, head) for i in range(head_spec(bundle.config, head).n_concepts)]
     for text in texts:
-        prefix, _, rest = text.partition(":")
-        named: list[Head] = [head for head in HEADS if head == prefix.strip().casefold()]
-        head = named[0] if named else HEADS[0]
+        head, name = bundle.concepts.locate(text)
         head_spec(bundle.config, head)
-        selected += [SourceConcept(i, head) for i in bundle.concepts.resolve(rest if named else text, head)]
+        selected += [SourceConcept(i, head) for i in bundle.concepts.resolve(name, head)]
     return list(dict.fromkeys(selected))
 
 

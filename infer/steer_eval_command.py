@@ -28,6 +28,7 @@ docs/guide/steering-evaluation.md describes the figures.
 examples:
   steerling steer-eval --corpus ./corpus
   steerling steer-eval --corpus ./corpus --concepts "Files,Threads" --strengths 0.5,1 --suppress-strengths 0.1,0.3
+  steerling steer-eval --corpus ./corpus --own --strengths 1
   steerling steer-eval --corpus ./corpus --json --csv figures.csv --plot figures.svg > steering.json
 """
 
@@ -38,6 +39,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add(
         "--corpus", type=Path, required=True, metavar="FOLDER", help="a corpus store with labels and held-out documents"
     )
+    add("--catalogue", metavar="FILE", help="concept names to use in place of the model's (JSON or Parquet)")
     add(
         "--concepts",
         default="12",
@@ -55,6 +57,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default="",
         metavar="X,Y",
         help="strengths of suppression to measure as well as the published preset's, 7 (default: none)",
+    )
+    add(
+        "--own",
+        action="store_true",
+        help="also measure the strengths that names alone have, from `steerling calibrate` or the model's defaults",
     )
     add(
         "--samples",
@@ -80,6 +87,7 @@ def run(args: argparse.Namespace) -> None:
     suppress = parse_strengths(args.suppress_strengths, "--suppress-strengths") if args.suppress_strengths else ()
     import steerling_jax as sj
     from steerling_jax.cli.console import print_json, stdout
+    from steerling_jax.cli.steering_options import with_catalogue
     from steerling_jax.infer.steer_eval.plot import check_plot, plot
     from steerling_jax.infer.steer_eval.report import flat, overall, render, summarise
     from steerling_jax.io.atomic import resolve_output
@@ -89,7 +97,7 @@ def run(args: argparse.Namespace) -> None:
         check_plot(args.plot)
     if args.csv is not None:
         resolve_output(args.csv)
-    bundle, store = sj.load(args.model), CorpusStore(args.corpus)
+    bundle, store = with_catalogue(sj.load(args.model), args.catalogue), CorpusStore(args.corpus)
     settings = _settings(args, bundle, strengths, suppress)
     judge, chosen, texts = _evaluate(bundle, store, args.concepts, settings)
     all_names = {entry["id"]: entry["name"] for entry in store.concepts}
@@ -150,7 +158,7 @@ def _settings(
             f"--max-new-tokens is {tokens}, but prompts take up to {WITH_TOKENS} of the model's {context} tokens: "
             f"give at most {(context - WITH_TOKENS) // block * block}."
         )
-    return SteerEvalSettings(strengths, args.samples, tokens, args.seed, suppress)
+    return SteerEvalSettings(strengths, args.samples, tokens, args.seed, suppress, args.own)
 
 
 def _evaluate(

@@ -19,6 +19,8 @@ from steerling_jax.infer.steer_eval.text_specs import (
     CONCEPT,
     DESCRIBED,
     NOTHING,
+    OWN,
+    OWN_RANDOM,
     RANDOM,
     SUPPRESS,
     SUPPRESSED,
@@ -39,7 +41,7 @@ _HEADINGS = {
     "nats_per_token": "nats a\ntoken",
     "repeated_3": "3-grams\nrepeated",
 }
-_ORDER = (NOTHING, AGAIN, DESCRIBED, WORDS, CONCEPT, SUPPRESSED, RANDOM)
+_ORDER = (NOTHING, AGAIN, DESCRIBED, WORDS, OWN, OWN_RANDOM, CONCEPT, SUPPRESSED, RANDOM)
 
 
 class ReportRow(NamedTuple):

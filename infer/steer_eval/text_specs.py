@@ -29,13 +29,15 @@ from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.steering.config import SteeringConfig
 from steerling_jax.steering.plan import SteeringPlan, prepare_steering
 from steerling_jax.steering.resolve import suppression
-from steerling_jax.steering.strengths import PRESET_STRENGTHS
+from steerling_jax.steering.strengths import PRESET_STRENGTHS, default_strength
 from steerling_jax.tokenizer import IdsOnlyTokenizer, Tokenizer
 
 AMPLIFY, SUPPRESS = "amplify", "suppress"
 NOTHING, AGAIN = "nothing", "nothing, another seed"
 DESCRIBED, WORDS = "prompt: description", "prompt: lifted words"
 CONCEPT, RANDOM, SUPPRESSED = "concept", "random direction", "suppressed"
+# At the strength that a name alone has for this concept and model, see `steering.strengths`.
+OWN, OWN_RANDOM = "concept, its own strength", "random direction, that strength"
 PROMPT_WORDS = 8  # lifted tokens put before a prompt
 # Folded into a text's seed for the random direction. Sampling folds in positions, which are smaller, so that the two
 # random streams are different.
@@ -45,13 +47,14 @@ _DIRECTION_STREAM = 2**31 - 1
 @dataclass(frozen=True)
 class SteerEvalSettings:
     """strengths: of the injection, in logits of its best-aligned token. samples: prompts for each concept and arm.
-    suppress_strengths: of suppression, beside the published preset."""
+    suppress_strengths: of suppression, beside the published preset. own: also at each concept's own strengths."""
 
     strengths: tuple[float, ...]
     samples: int
     new_tokens: int
     seed: int
     suppress_strengths: tuple[float, ...] = ()
+    own: bool = False
 
 
 class Condition(NamedTuple):
@@ -88,15 +91,17 @@ class TextSpec:
     def plan(self, bundle: Bundle) -> SteeringPlan | None:
         """The steering of the text; a sample's random direction is the same at every strength."""
         arm, name, strength = self.condition
-        if name not in (CONCEPT, SUPPRESSED, RANDOM):
+        if name not in (CONCEPT, SUPPRESSED, RANDOM, OWN, OWN_RANDOM):
             return None
+        if name in (OWN, OWN_RANDOM):
+            strength = default_strength(bundle, arm, (self.concept,))
         steering = (
             suppression((self.concept,), (self.concept,), PRESET_STRENGTHS[SUPPRESS] if strength is None else strength)
             if arm == SUPPRESS
             else SteeringConfig((self.concept,), mai_lm_target=strength or 0.0)
         )
         plan = prepare_steering(bundle.params, steering, config=bundle.config, compute=bundle.compute)
-        if name != RANDOM:
+        if name not in (RANDOM, OWN_RANDOM):
             return plan
         key = jax.random.fold_in(jax.random.key(self.seed), _DIRECTION_STREAM)
         return random_control(plan, key, params=bundle.params, compute=bundle.compute)
@@ -138,6 +143,9 @@ def _specs(
     amplify += [(Condition(AMPLIFY, name, s), ()) for name in (CONCEPT, RANDOM) for s in settings.strengths]
     suppress = [(Condition(SUPPRESS, name), ()) for name in (NOTHING, AGAIN, SUPPRESSED, RANDOM)]
     suppress += [(Condition(SUPPRESS, SUPPRESSED, s), ()) for s in settings.suppress_strengths]
+    if settings.own:
+        for arm, conditions in ((AMPLIFY, amplify), (SUPPRESS, suppress)):
+            conditions += [(Condition(arm, name), ()) for name in (OWN, OWN_RANDOM)]
     draw = (concept, settings.new_tokens, (settings.seed, concept))
     present = (opening for opening in held.having(*draw) if judge.finds(concept, opening.continuation))
     for openings, conditions in ((held.without(*draw), amplify), (present, suppress)):

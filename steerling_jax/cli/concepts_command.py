@@ -71,6 +71,8 @@ def run(args: argparse.Namespace) -> None:
     if not matches:
         near = ", ".join(repr(name) for name in catalogue.near(args.query, args.head))
         hint = f"similar names are {near}" if near else "without a query, all are listed"
+        if args.head == "known" and (others := catalogue.find(args.query, "discovered")):
+            hint = f"--head discovered has {len(others)}, such as {others[0].name!r}"
         raise UserError(f"No {args.head} concept has {args.query!r} in its name or description; {hint}.")
     show(shown, pieces)
     if len(matches) > len(shown):
@@ -91,5 +93,14 @@ def show(concepts: list[Concept], pieces: list[list[str]]) -> None:
     for one, row in zip(concepts, pieces, strict=True):
         flags = f" [{', '.join(one.flags)}]" if one.flags else ""
         promoted = " ".join(piece.strip() for piece in row)
-        table.add_row(*map(Text, (str(one.id), one.name, one.group, one.description + flags, promoted)))
+        table.add_row(*map(Text, (str(one.id), one.name, one.group, _about(one) + flags, promoted)))
     stdout().print(table)
+
+
+def _about(concept: Concept) -> str:
+    """The description; of a name that was found in texts, how well it says where the concept is active."""
+    if concept.description or concept.quality is None:
+        return concept.description
+    quality = concept.quality
+    others = "" if quality.others is None else f", other names {quality.others:.2f}"
+    return f"AUC {quality.auc:.2f}{others}"

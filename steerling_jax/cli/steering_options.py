@@ -97,18 +97,19 @@ def resolve_options(rules: tuple[Rule, ...], bundle: Bundle) -> tuple[SteeringCo
     """`resolve_rules`, with a note about strengths that are neither given nor measured for this model."""
     from steerling_jax.cli.console import note
     from steerling_jax.steering.resolve import resolve_rules
+    from steerling_jax.steering.strengths import measured_strength
 
     configs = resolve_rules(rules, bundle)
     presets = {
         rule.origin or f"--{rule.action} {rule.concept}"
-        for rule in rules
-        if isinstance(rule, SteeringRule) and rule.action != "clamp"
-        if rule.strength is None and rule.action not in bundle.strengths
+        for rule, config in zip(rules, configs, strict=True)
+        if isinstance(rule, SteeringRule) and rule.action != "clamp" and rule.strength is None
+        if measured_strength(bundle, rule.action, config.concept_ids, config.head) is None
     }
     if presets:
         note(
             f"{', '.join(sorted(presets))}: without a number, the strength is that of the published 8B models, which "
-            "may be too large for this one; `steerling steer-eval` finds the useful range."
+            "may be too large for this one and then destroys its text; `steerling calibrate` measures this model's."
         )
     return configs
 

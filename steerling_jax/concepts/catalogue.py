@@ -9,7 +9,7 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, get_args
@@ -19,9 +19,26 @@ from steerling_jax.errors import UserError
 Head = Literal["known", "discovered"]
 HEADS: tuple[Head, ...] = get_args(Head)
 
+WORD_SEPARATOR = "·"  # between the words of a name that was found in texts
+
 _WORD = re.compile(r"\w+")
 _SUGGESTIONS = 4  # names suggested for one that does not exist
 _DIGITS = 18  # of an id: Python refuses to parse integers of thousands of digits
+
+
+@dataclass(frozen=True)
+class NameQuality:
+    """How well a name found by `steerling name` says where its concept is active, see `explain.naming.selection`.
+
+    auc: area under the ROC curve, with its standard error. others: mean area of other concepts' names for this concept.
+    active: texts in which the concept is active, of all `texts` on which the name was scored.
+    """
+
+    auc: float
+    error: float
+    others: float | None
+    active: int
+    texts: int
 
 
 @dataclass(frozen=True)
@@ -29,7 +46,11 @@ class Concept:
     """One concept of a catalogue.
 
     id: its number within its head. group: the name of a group of concepts, "" for none. flags: marks such as
-    "sensitive", which are displayed and otherwise unused.
+    "sensitive", which are displayed and otherwise unused. words, quality, examples: of a name that was found in texts:
+    its words, how well they predict where the concept is active, and beginnings of texts in which it is strongest.
+    is_named: False where no words predict it well enough; `name` is then "no name 12: …" with these words.
+    amplify, suppress: the strengths of steering without a number, as `steerling calibrate` measures them; None where
+    they were not measured for this concept.
     """
 
     id: int
@@ -38,6 +59,12 @@ class Concept:
     head: Head = "known"
     group: str = ""
     flags: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
+    quality: NameQuality | None = None
+    examples: tuple[str, ...] = ()
+    is_named: bool = True
+    amplify: float | None = None
+    suppress: float | None = None
 
 
 @dataclass(frozen=True)
@@ -104,6 +131,19 @@ class Catalogue:
                 )
             return (int(number),)
         raise UserError(self._not_found(text, head))
+
+    def locate(self, text: str | int) -> tuple[Head, str]:
+        """The head that a text refers to, and the text as `resolve` takes it.
+
+        "discovered:12" and "known:NAME" say it. Else it is the discovered head for the name of a discovered concept
+        that no known concept has, and the known head for everything else.
+        """
+        prefix, colon, rest = str(text).partition(":")
+        for head in HEADS:
+            if colon and prefix.strip().casefold() == head:
+                return head, rest.strip()
+        name = str(text)
+        return ("discovered" if self.has_name(name, "discovered") and not self.has_name(name) else "known"), name
 
     def has_name(self, text: str, head: Head = "known") -> bool:
         """Whether a concept of the head is called `text`, in any case."""
@@ -195,8 +235,28 @@ def _words(text: str) -> list[str]:
 
 
 def comparable(text: str) -> str:
-    """A name in the form in which names are compared: any case, any white space."""
-    return " ".join(text.casefold().split())
+    """A name in the form in which names are compared: any case, any white space, with or without the dots between the
+    words of a name."""
+    return " ".join(word for word in text.casefold().split() if word != WORD_SEPARATOR) or text.strip()
+
+
+def no_name(concept_id: int, words: Sequence[str]) -> str:
+    """What is displayed for a concept whose words say too little about it to be its name."""
+    return f"no name {concept_id}: {', '.join(words)}" if words else f"no name {concept_id}"
+
+
+def unique_names(names: Sequence[str], taken: Collection[str]) -> list[str]:
+    """The names with " (2)", " (3)" … after those that an earlier one or one of `taken` has, in any case."""
+    used = {comparable(name) for name in taken}
+    unique = []
+    for name in names:
+        number, candidate = 1, name
+        while comparable(candidate) in used:
+            number += 1
+            candidate = f"{name} ({number})"
+        used.add(comparable(candidate))
+        unique.append(candidate)
+    return unique
 
 
 def _score(word: str, in_name: list[str], in_text: list[str]) -> int:

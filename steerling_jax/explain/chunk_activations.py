@@ -75,14 +75,14 @@ def chunk_activations(
     hidden = denoise(params, tokens, noisy, config=config, compute=compute, clean_context=True).reshape(B * T, -1)
     counted = (masked & (local >= 0)).reshape(-1).astype(jnp.float32)
     heads: tuple[tuple[Head, jax.Array], ...] = (("known", known), ("discovered", discovered))
-    requested = [_activations(params, hidden, ids, head, config, compute) for head, ids in heads if len(ids)]
+    requested = [concept_activations(params, hidden, ids, head, config, compute) for head, ids in heads if len(ids)]
     a = jnp.concatenate(requested, axis=1) * counted[:, None]
     segment = jnp.where(counted > 0, local.reshape(-1), B * T)  # out of range, which segment_sum drops
     sums = jax.ops.segment_sum(a, segment, B * T)
     return sums, jax.ops.segment_sum(counted, segment, B * T), _moments(params, hidden, a, counted, config, compute)
 
 
-def _activations(
+def concept_activations(
     params: Params, hidden: jax.Array, ids: jax.Array, head: Head, config: ModelConfig, compute: Compute
 ) -> jax.Array:
     """Activations (N, J) of the concepts ids (J,), 0 where a concept is not in the head's top k."""

@@ -14,7 +14,7 @@ Legend: n committed tokens, s guidance strength, K listed concepts, D width, L l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,6 +87,7 @@ class Contributions(Tabular):
     net_epsilon: np.ndarray
     n_concepts: int
     concept_names: tuple[str, ...] | None = None
+    discovered_names: Mapping[int, str] | None = None
     pieces: tuple[str, ...] | None = None
     reference: Reference = "raw"
     reference_logits: np.ndarray | None = None
@@ -112,8 +113,10 @@ class Contributions(Tabular):
         return f"Known: {self.concept_names[concept_id]}" if self.concept_names else f"Known: #{concept_id}"
 
     def printed_label(self, kind: str, concept_id: int) -> str:
-        """A concept's label with its number within its head, as everything prints it."""
-        return f"Discovered: #{concept_id}" if kind == "discovered" else self.label(kind, concept_id)
+        """A concept's label with its name or its number within its head, as everything prints it."""
+        if kind != "discovered":
+            return self.label(kind, concept_id)
+        return f"Discovered: {(self.discovered_names or {}).get(concept_id, f'#{concept_id}')}"
 
     def summary(self) -> Table:
         """A row for each token: its logit, the sums of its parts, and the concept with the largest contribution."""
@@ -219,6 +222,7 @@ def concept_contributions(bundle: Bundle, trace: Trace, *, reference: Reference 
         error=np.abs(listed + shares.epsilon - (logits - means)),
         n_concepts=config.concept.n_concepts,
         concept_names=bundle.concept_names,
+        discovered_names={one.id: one.name for one in bundle.concepts.concepts if one.head == "discovered"},
         pieces=tuple(map(bundle.tokenizer.piece, tokens.tolist())),
         reference=reference,
         reference_logits=means,

@@ -1,20 +1,26 @@
-"""Reads a catalogue of concepts: a JSON array of objects, or the same columns in Parquet.
+"""Reads and writes a catalogue of concepts: a JSON array of objects, or the same columns in Parquet.
 
 Fields: `id` (within its head) and `name`; optionally `description`, `head` ("known", the default, or "discovered"),
-`group` and `flags` (a list of strings). Other fields are ignored.
+`group` and `flags` (a list of strings). `steerling name` adds `words` and `examples` (lists of strings) and `quality`
+(`{"auc": 0.9, "error": 0.01, "others": 0.5, "active": 120, "texts": 2400}`); a concept with `words` needs no name.
+`steerling calibrate` adds the strengths `amplify` and `suppress`. Other fields are ignored.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from steerling_jax.concepts.catalogue import HEADS, Catalogue, Concept
+from steerling_jax.concepts.catalogue import HEADS, Catalogue, Concept, NameQuality, no_name
 from steerling_jax.errors import UserError, error_summary
-from steerling_jax.io.json_files import read_json_array
+from steerling_jax.io.json_files import read_json_array, write_json
 from steerling_jax.io.text_files import replace_surrogates
 from steerling_jax.models.steerling.config import ModelConfig
+from steerling_jax.steering.rules import check_strength
 
 FILES = ("concepts.json", "concepts.parquet")  # in a model's folder; the first that exists is read
 
@@ -44,6 +50,26 @@ def read_catalogue(path: str | Path, config: ModelConfig) -> Catalogue:
     return make_catalogue(replace_surrogates(entries), config, str(path))
 
 
+def write_catalogue(path: str | os.PathLike[str], catalogue: Catalogue) -> None:
+    """Writes a catalogue as JSON, atomically: known concepts first, by id, without fields that are empty."""
+    ordered = sorted(catalogue.concepts, key=lambda one: (HEADS.index(one.head), one.id))
+    write_json(path, [_entry(one) for one in ordered])
+
+
+def _entry(concept: Concept) -> dict[str, Any]:
+    """What `make_catalogue` reads as this concept."""
+    entry: dict[str, Any] = {"id": concept.id}
+    if concept.is_named:
+        entry["name"] = concept.name
+    if concept.head != "known":
+        entry["head"] = concept.head
+    for name in ("group", "description", "flags", "words", "quality", "examples", "amplify", "suppress"):
+        value = getattr(concept, name)
+        if value not in ("", (), None):
+            entry[name] = dataclasses.asdict(value) if isinstance(value, NameQuality) else value
+    return entry
+
+
 def make_catalogue(entries: Sequence[Any], config: ModelConfig, source: str) -> Catalogue:
     """A catalogue from parsed entries; errors name `source`."""
     concept = config.concept
@@ -68,16 +94,54 @@ def _concept(entry: Any, counts: dict[str, int], source: str) -> Concept:
     number, name, head = entry.get("id"), entry.get("name"), entry.get("head") or "known"
     if head not in HEADS:
         raise UserError(f"{source}: the head of {name!r} is {head!r}; give 'known' or 'discovered'.")
-    if type(number) is not int or not 0 <= number < counts[head] or not isinstance(name, str) or not name.strip():
+    lists = {key: _texts(entry.get(key), key, name, source) for key in ("flags", "words", "examples")}
+    is_named = isinstance(name, str) and bool(name.strip())
+    if type(number) is not int or not 0 <= number < counts[head] or not (is_named or (not name and lists["words"])):
         advice = f"give an id below {counts[head]} and a name" if counts[head] else "remove it, the model has none"
         raise UserError(f"{source}: {_short(entry)} is not a {head} concept of this model; {advice}.")
     texts = {key: entry.get(key) or "" for key in ("description", "group")}
-    flags = entry.get("flags") or []
-    flags = [flags] if isinstance(flags, str) else flags
-    for key, value in (*texts.items(), *(("flags", flag) for flag in flags)):
+    for key, value in texts.items():
         if not isinstance(value, str):
             raise UserError(f"{source}: {key} of {name!r} is {value!r}; give a string.")
-    return Concept(number, name.strip(), texts["description"], head, texts["group"], tuple(flags))
+    return Concept(
+        number,
+        name.strip() if is_named else no_name(number, lists["words"]),
+        texts["description"],
+        head,
+        texts["group"],
+        **lists,
+        quality=_quality(entry.get("quality"), name, source),
+        is_named=is_named,
+        **{action: _strength(entry.get(action), action, name, source) for action in ("amplify", "suppress")},
+    )
+
+
+def _texts(value: Any, key: str, name: Any, source: str) -> tuple[str, ...]:
+    """A list of strings; a single string is a list of one."""
+    values = [value] if isinstance(value, str) else [] if value is None else value
+    if not isinstance(values, list | tuple):
+        raise UserError(f"{source}: {key} of {name!r} is {value!r}; give a list of strings.")
+    for one in values:
+        if not isinstance(one, str):
+            raise UserError(f"{source}: {key} of {name!r} is {one!r}; give a string.")
+    return tuple(values)
+
+
+def _strength(value: Any, action: str, name: Any, source: str) -> float | None:
+    if isinstance(value, str):  # from an option, a text is a number; in a file, it is a mistake
+        raise UserError(f"{source}: {action} of {name!r} is {value!r}; give a number that is not negative.")
+    return None if value is None else check_strength(value, f"{source}: {name!r}", f"strength of {action}")
+
+
+def _quality(value: Any, name: Any, source: str) -> NameQuality | None:
+    if value is None:
+        return None
+    fields = [field.name for field in dataclasses.fields(NameQuality)]
+    given = {key: value.get(key) for key in fields} if isinstance(value, dict) else {}
+    required = [given.get(key) for key in fields if key != "others" or given.get(key) is not None]
+    if not given or not all(type(one) in (int, float) and math.isfinite(one) for one in required):
+        raise UserError(f"{source}: quality of {name!r} is {_short(value)}; give numbers for {', '.join(fields)}.")
+    return NameQuality(**given)
 
 
 def _short(value: Any) -> str:

@@ -11,8 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from steerling_jax.concepts.catalogue import HEADS, Head
 from steerling_jax.errors import UserError, require
-from steerling_jax.models.steerling.config import ModelConfig
+from steerling_jax.models.steerling.config import ModelConfig, concept_counts
 from steerling_jax.steering.composition import Composable
 
 # Of strengths and activations. Hidden states scaled by more overflow in float32, and the logits become NaN.
@@ -21,9 +22,9 @@ MAX_STRENGTH = 1e4
 
 @dataclass(frozen=True)
 class SteeringConfig(Composable):
-    """Steering by concepts: a direction of known concepts is injected, tokens are suppressed, activations are clamped.
+    """Steering by concepts: a direction of concepts is injected, tokens are suppressed, activations are clamped.
 
-    concept_ids: known concepts whose embeddings are summed to the direction that is injected.
+    concept_ids: concepts of `head` whose embeddings are summed to the direction that is injected.
     mai_lm_target: strength, in logit units of the direction's best-aligned token if `normalize_mai_lm_target`, else the
     length of the vector that is added.
     inject_layer: inject after every layer whose number (from 1) is at least this; None for half the layers.
@@ -36,6 +37,7 @@ class SteeringConfig(Composable):
     epsilon: how the correction term behaves under a clamp, see `sj.forward`; under 'published', clamping discovered
     concepts alone changes nothing.
     label: the name of this steering in traces; empty for a description made from the fields.
+    head: of `concept_ids` and `relu_logit_mask`, "known" (published) or "discovered".
     Raises `UserError`, with the field's name in `.field`, for an invalid value.
     """
 
@@ -53,6 +55,7 @@ class SteeringConfig(Composable):
     clamp_offsets: tuple[int, int] | None = None
     epsilon: Literal["published", "frozen"] = "published"
     label: str = ""
+    head: Head = "known"
 
     def __post_init__(self) -> None:
         # Values are converted to plain Python numbers, from NumPy or from the strings that JSON has as keys.
@@ -66,6 +69,7 @@ class SteeringConfig(Composable):
             ("inject_alpha_schedule", ("fixed", "hard_cutoff")),
             ("where", ("masks", "prompt")),
             ("epsilon", ("published", "frozen")),
+            ("head", HEADS),
         ):
             value = getattr(self, name)
             require(value in choices, f"{name} is {value!r}, but it must be {choices[0]!r} or {choices[1]!r}.", name)
@@ -132,9 +136,18 @@ class SteeringConfig(Composable):
         concept = config.concept
         if concept is None:
             raise UserError("Steering needs a model with known concepts; this one has none.")
-        C = concept.n_concepts
-        for i in (*self.concept_ids, *(self.relu_logit_mask or {}), *(self.intervene_known or {})):
-            require(0 <= i < C, f"Steering names concept {i}, but the known concepts of this model are 0 to {C - 1}.")
+        counts = dict(zip(HEADS, concept_counts(config), strict=True))
+        by_head: tuple[tuple[Head, Iterable[int]], ...] = (
+            (self.head, (*self.concept_ids, *(self.relu_logit_mask or {}))),
+            ("known", self.intervene_known or ()),
+        )
+        for head, ids in by_head:
+            C = counts[head]
+            for i in ids:
+                require(C > 0, f"Steering names the {head} concept {i}, but this model has no {head} concepts.")
+                require(
+                    0 <= i < C, f"Steering names concept {i}, but the {head} concepts of this model are 0 to {C - 1}."
+                )
         first, L = self.first_layer(config.n_layers), config.n_layers
         require(
             not self.injects or first <= L,
@@ -164,12 +177,13 @@ class SteeringConfig(Composable):
         if self.label:
             return self.label
         parts = []
+        kind = "" if self.head == "known" else f"{self.head} "
         if self.injects:
             unit = "" if self.normalize_mai_lm_target else " raw"
             place = " in the prompt" if self.where == "prompt" else ""
-            parts.append(f"inject {','.join(map(str, self.concept_ids))} at {self.mai_lm_target}{unit}{place}")
+            parts.append(f"inject {kind}{','.join(map(str, self.concept_ids))} at {self.mai_lm_target}{unit}{place}")
         for verb, values in (
-            ("hold down", self.relu_logit_mask),
+            (f"hold down {kind}".rstrip(), self.relu_logit_mask),
             ("clamp known", self.intervene_known),
             ("clamp discovered", self.intervene_unknown),
         ):

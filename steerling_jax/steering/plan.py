@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from steerling_jax.concepts.catalogue import Head
+from steerling_jax.concepts.heads import concept_embeddings
 from steerling_jax.errors import UserError
 from steerling_jax.models.backbone import Params
 from steerling_jax.models.compute import Compute
@@ -124,20 +126,18 @@ def prepare_steering(
         if one.injects:
             parts.append(_injection(params, one, config, compute))
         if one.relu_logit_mask:
-            suppression = suppression + _suppression(params, one.relu_logit_mask)
+            suppression = suppression + _suppression(params, one.relu_logit_mask, one.head, config, compute)
         if one.injects or one.clamps or any((one.relu_logit_mask or {}).values()):
             labels.append(one.describe())
     return SteeringPlan(tuple(parts), suppression, merge_clamps(configs), tuple(labels), config.n_embd)
 
 
-def concept_direction(
-    params: Params, concept_ids: Sequence[int], weights: Sequence[float] | None = None
-) -> tuple[jax.Array, float]:
+def _direction(params: Params, one: SteeringConfig, config: ModelConfig, compute: Compute) -> tuple[jax.Array, float]:
     """The unit direction (D,) float32 of the concepts' summed (and weighted) embeddings, and its largest dot product
     with a row of the output projection, at least 1e-6."""
-    rows = _embeddings(params, concept_ids)
-    if weights is not None:
-        rows = rows * jnp.asarray(weights, jnp.float32)[:, None]
+    rows = _embeddings(params, one.concept_ids, one.head, config, compute)
+    if one.weights is not None:
+        rows = rows * jnp.asarray(one.weights, jnp.float32)[:, None]
     total = rows.sum(axis=0)
     unit = total / (jnp.linalg.norm(total) + 1e-12)
     peak = jnp.max(lm_head_weight(params).astype(jnp.float32) @ unit)
@@ -145,7 +145,7 @@ def concept_direction(
 
 
 def _injection(params: Params, one: SteeringConfig, config: ModelConfig, compute: Compute) -> InjectedDirection:
-    unit, peak = concept_direction(params, one.concept_ids, one.weights)
+    unit, peak = _direction(params, one, config, compute)
     # The direction alone is rounded. It is scaled in float32, so that several injections are summed without rounding.
     direction = np.asarray(unit.astype(compute.dtype).astype(jnp.float32))
     # Divided by the peak, alpha · direction raises the logit of the best-aligned token by the target, in any model.
@@ -154,9 +154,13 @@ def _injection(params: Params, one: SteeringConfig, config: ModelConfig, compute
     return InjectedDirection(direction, alpha, one.first_layer(config.n_layers), cutoff, one.where)
 
 
-def _suppression(params: Params, strengths: Mapping[int, float]) -> jax.Array:
+def _suppression(
+    params: Params, strengths: Mapping[int, float], head: Head, config: ModelConfig, compute: Compute
+) -> jax.Array:
     """`Σ strength · relu(lm_head · E_c)`, (V,) float32."""
-    aligned = _embeddings(params, tuple(strengths)) @ lm_head_weight(params).astype(jnp.float32).T
+    aligned = (
+        _embeddings(params, tuple(strengths), head, config, compute) @ lm_head_weight(params).astype(jnp.float32).T
+    )
     return jnp.asarray(list(strengths.values()), jnp.float32) @ jnp.maximum(aligned, 0.0)
 
 
@@ -186,6 +190,14 @@ def merge_clamps(configs: Sequence[SteeringConfig]) -> ClampPlan | None:
     return ClampPlan(known or None, discovered or None, first.clamp_offsets, first.epsilon)
 
 
-def _embeddings(params: Params, concept_ids: Sequence[int]) -> jax.Array:
+def _embeddings(
+    params: Params, concept_ids: Sequence[int], head: Head, config: ModelConfig, compute: Compute
+) -> jax.Array:
+    """The embeddings (J, D) float32 of concepts of a head."""
+    if head == "discovered":
+        return concept_embeddings(
+            params, jnp.asarray(concept_ids, jnp.int32), head=head, config=config, compute=compute
+        )
+    # The table itself and not the head's view of it, as published.
     table = params["known_head"]["concept_embedding"]["weight"]
     return jnp.take(table, jnp.asarray(concept_ids, jnp.int32), axis=0).astype(jnp.float32)

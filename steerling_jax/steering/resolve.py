@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from steerling_jax.bundle import Bundle
-from steerling_jax.concepts.catalogue import Catalogue
+from steerling_jax.concepts.catalogue import HEADS, Catalogue, Head
 from steerling_jax.errors import UserError, require
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.steering.config import SteeringConfig
@@ -36,7 +36,7 @@ def resolve_rules(rules: Sequence[Rule], bundle: Bundle) -> tuple[SteeringConfig
         return ()
     config = bundle.config
     require(config.concept is not None, "Steering needs a model with known concepts; this one has none.")
-    actions: dict[tuple[int, ...], SteeringRule] = {}
+    actions: dict[tuple[str | int, ...], SteeringRule] = {}
     configs = [
         response_steering(bundle, rule.response, DEFAULT_STRENGTH if rule.strength is None else rule.strength)
         if isinstance(rule, ResponseRule)
@@ -72,11 +72,14 @@ def plan_steering(bundle: Bundle, steering: Steering | None) -> SteeringPlan:
     return prepare_steering(bundle.params, configs, config=bundle.config, compute=bundle.compute)
 
 
-def _resolve(rule: SteeringRule, bundle: Bundle, actions: dict[tuple[int, ...], SteeringRule]) -> SteeringConfig:
-    """One rule's configuration. actions: the first rule that amplifies or suppresses each set of concepts; updated."""
+def _resolve(rule: SteeringRule, bundle: Bundle, actions: dict[tuple[str | int, ...], SteeringRule]) -> SteeringConfig:
+    """One rule's configuration. actions: the first rule that amplifies or suppresses each set of concepts, a head and
+    its ids; updated."""
     catalogue, config = bundle.concepts, bundle.config
-    if rule.action != "clamp" and catalogue.has_name(rule.option, rule.head):
-        rule = dataclasses.replace(rule, concept=rule.option, strength=None)
+    if rule.action != "clamp":
+        if any(catalogue.has_name(rule.option, head) for head in HEADS):
+            rule = dataclasses.replace(rule, concept=rule.option, strength=None)
+        rule = _with_head(rule, catalogue)
     try:
         focal, group = _concept_ids(rule, catalogue)
     except UserError as error:
@@ -91,17 +94,33 @@ def _resolve(rule: SteeringRule, bundle: Bundle, actions: dict[tuple[int, ...], 
         "layer",
     )
     # Amplifying and suppressing the same concepts would partly cancel out, which can only be a mistake.
-    earlier = actions.setdefault(tuple(sorted(ids)), rule)
+    earlier = actions.setdefault((rule.head, *sorted(ids)), rule)
     if earlier.action != rule.action:
         one, other = (f"{r.origin or 'an option'} says {r.action}" for r in (earlier, rule))
         raise UserError(f"{name}: {one}, and {other}; keep one of the two.")
-    strength = default_strength(bundle, rule.action, ids) if rule.strength is None else rule.strength
+    strength = default_strength(bundle, rule.action, ids, rule.head) if rule.strength is None else rule.strength
     if rule.action == "amplify":
         preset = _amplify(rule, ids, strength)
     else:
-        preset = suppression(ids, focal or ids, strength, rule.words)
-    label = _label(rule, f"{rule.action} {name} at {strength:g}")
+        preset = suppression(ids, focal or ids, strength, rule.words, rule.head)
+    kind = "" if rule.head == "known" else "discovered "
+    label = _label(rule, f"{rule.action} {kind}{name} at {strength:g}")
     return dataclasses.replace(preset, where=rule.where, label=label, **_overrides(rule, preset))
+
+
+def _with_head(rule: SteeringRule, catalogue: Catalogue) -> SteeringRule:
+    """A rule that amplifies or suppresses, with the head of its concepts and their names without it ("discovered:12").
+
+    A rule that names concepts of both heads keeps the known one, so that looking up the others is an error.
+    """
+    if rule.concepts is not None:
+        located = [(*catalogue.locate(name), weight) for name, weight in rule.concepts.items()]
+        heads = {head for head, _, _ in located}
+        rule = dataclasses.replace(rule, concepts={name: weight for _, name, weight in located})
+    else:
+        head, name = catalogue.locate(rule.concept)
+        heads, rule = {head}, dataclasses.replace(rule, concept=name)
+    return dataclasses.replace(rule, head=heads.pop() if len(heads) == 1 and rule.head == "known" else rule.head)
 
 
 def _explained(error: UserError, rule: SteeringRule, catalogue: Catalogue) -> UserError:
@@ -131,15 +150,17 @@ def _concept_ids(rule: SteeringRule, catalogue: Catalogue) -> tuple[tuple[int, .
 def _amplify(rule: SteeringRule, ids: tuple[int, ...], strength: float) -> SteeringConfig:
     """The published preset, from half of the layers on, which is the default of `SteeringConfig`."""
     preset = SteeringConfig.injection(ids, mai_lm_target=strength)
-    return preset if rule.concepts is None else dataclasses.replace(preset, weights=tuple(rule.concepts.values()))
+    weights = None if rule.concepts is None else tuple(rule.concepts.values())
+    return dataclasses.replace(preset, weights=weights, head=rule.head)
 
 
 def suppression(
-    ids: tuple[int, ...], focal: tuple[int, ...], strength: float, words: float | None = None
+    ids: tuple[int, ...], focal: tuple[int, ...], strength: float, words: float | None = None, head: Head = "known"
 ) -> SteeringConfig:
     """The published preset that unlearns concepts, which has the strength 7, at any strength.
 
-    ids: the concepts whose direction is subtracted; focal: those of them whose promoted tokens are suppressed.
+    ids: the concepts of `head` whose direction is subtracted; focal: those of them whose promoted tokens are
+    suppressed.
 
     The suppression of the promoted tokens' logits is scaled with the strength, 20 at 7, unless `words` sets it: fixed
     at 20 it would dominate at small strengths. It is divided among several focal concepts, since each adds its own
@@ -147,7 +168,7 @@ def suppression(
     """
     tokens = _PRESET_SUPPRESSION * strength / PRESET_STRENGTHS["suppress"] if words is None else words
     preset = SteeringConfig.injection_relu(ids[0], ids[1:], mai_lm_target=-strength)
-    return dataclasses.replace(preset, relu_logit_mask={i: tokens / len(focal) for i in focal})
+    return dataclasses.replace(preset, relu_logit_mask={i: tokens / len(focal) for i in focal}, head=head)
 
 
 def _overrides(rule: SteeringRule, preset: SteeringConfig) -> dict[str, Any]:

@@ -25,8 +25,8 @@ EPSILONS = ("published", "frozen")
 _TARGETS = ("concept", "group")
 _INJECTION = ("strength", "layer", "tokens", "raw", "where")
 _FIELDS: dict[Action, tuple[str, ...]] = {
-    "amplify": ("action", *_TARGETS, "concepts", "reason", *_INJECTION),
-    "suppress": ("action", *_TARGETS, "reason", *_INJECTION, "words"),
+    "amplify": ("action", *_TARGETS, "concepts", "reason", *_INJECTION, "head"),
+    "suppress": ("action", *_TARGETS, "reason", *_INJECTION, "words", "head"),
     "clamp": ("action", *_TARGETS, "reason", "value", "head", "at", "epsilon"),
 }
 _ALL_FIELDS = tuple(dict.fromkeys(name for names in _FIELDS.values() for name in names))
@@ -40,10 +40,11 @@ class SteeringRule(Composable):
     None means the action's default. Fields of amplify and suppress: strength; layer, the first one that is injected;
     tokens, after how many committed tokens the injection ends ("all": never); raw, whether the strength is a length
     instead of logits; where, at "masks" or at the "prompt". words (suppress): how strongly the tokens that the concept
-    promotes are suppressed. Fields of clamp: value, the activation; head; at, the half-open range of positions, counted
-    from the first token after the prompt; epsilon, see `SteeringConfig`. origin: the file and number of the rule, for
-    labels and errors. option: the whole text `NAME=X` of a command-line option; where a concept has this name, the rule
-    is about that concept, with the default strength.
+    promotes are suppressed. head: of the concepts; a rule that amplifies or suppresses also finds the name of a
+    discovered concept, and "discovered:12", under "known". Fields of clamp: value, the activation; at, the half-open
+    range of positions, counted from the first token after the prompt; epsilon, see `SteeringConfig`. origin: the file
+    and number of the rule, for labels and errors. option: the whole text `NAME=X` of a command-line option; where a
+    concept has this name, the rule is about that concept, with the default strength.
     """
 
     action: Action

@@ -15,9 +15,9 @@ import pytest
 from pyarrow import parquet
 
 import steerling_jax as sj
-from steerling_jax.concepts.catalogue import Catalogue, Concept
+from steerling_jax.concepts.catalogue import Catalogue, Concept, NameQuality, unique_names
 from steerling_jax.explain.promoted_tokens import promoted_pieces, promoted_tokens
-from steerling_jax.io.catalogue import make_catalogue, model_catalogue, read_catalogue
+from steerling_jax.io.catalogue import make_catalogue, model_catalogue, read_catalogue, write_catalogue
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.steerling.config import ConceptConfig, ModelConfig
 from steerling_jax.models.steerling.model import init_params
@@ -145,11 +145,47 @@ def _schema() -> pyarrow.Schema:
         ({"id": 5, "name": "x", "head": "guessed"}, "the head of 'x' is 'guessed'"),
         ({"id": 5, "name": "x", "group": 7}, "group of 'x' is 7"),
         ({"id": 5, "name": "x", "flags": [1]}, "flags of 'x' is 1"),
+        ({"id": 5, "name": "x", "words": 3}, "words of 'x' is 3; give a list"),
+        ({"id": 5, "name": "x", "quality": {"auc": 0.9}}, "quality of 'x' is .*; give numbers for auc, error"),
+        ({"id": 5, "name": "x", "quality": [0.9]}, "quality of 'x' is .*; give numbers for auc, error"),
+        ({"id": 5, "name": "x", "amplify": -1}, "the strength of amplify is -1"),
+        ({"id": 5, "name": "x", "suppress": "1"}, "suppress of 'x' is '1'; give a number"),
+        ({"id": 5, "words": []}, "is not a known concept"),
     ],
 )
 def test_errors_name_the_invalid_entry(entry: object, words: str):
     with pytest.raises(sj.UserError, match=f"^list: .*{words}"):
         make_catalogue([*ENTRIES, entry], SMALL, "list")
+
+
+QUALITY = {"auc": 0.9, "error": 0.01, "others": None, "active": 12, "texts": 240}
+NAMED = [
+    {"id": 4, "name": "self · def", "head": "discovered", "words": ["self", "def"], "quality": QUALITY},
+    {"id": 2, "head": "discovered", "words": ["import"], "quality": QUALITY | {"auc": 0.6}, "examples": ["a", "b"]},
+]
+
+
+def test_found_names_are_looked_up_and_written_as_they_were_read(tmp_path: Path):
+    catalogue = make_catalogue([*NAMED, *ENTRIES[:3], {"id": 3, "name": "T", "amplify": 0.5}], SMALL, "list")
+    found, without = catalogue.get(4, "discovered"), catalogue.get(2, "discovered")
+    assert found.quality == NameQuality(0.9, 0.01, None, 12, 240)
+    assert (without.name, without.is_named) == ("no name 2: import", False)
+    assert catalogue.resolve("SELF def", "discovered") == catalogue.resolve("self · def", "discovered") == (4,)
+    assert catalogue.find("import", "discovered") == [without]
+    write_catalogue(tmp_path / "concepts.json", catalogue)
+    again = read_catalogue(tmp_path / "concepts.json", SMALL)
+    assert set(again.concepts) == set(catalogue.concepts)
+    assert [(one.head, one.id) for one in again.concepts] == [
+        *(("known", i) for i in range(4)),
+        ("discovered", 2),
+        ("discovered", 4),
+    ]
+    assert "name" not in json.loads((tmp_path / "concepts.json").read_text())[-2]
+
+
+def test_names_that_occur_twice_are_numbered():
+    names = ["self · def", "Self def", "import", "self · def"]
+    assert unique_names(names, ["Import"]) == ["self · def", "Self def (2)", "import (2)", "self · def (3)"]
 
 
 def test_errors_name_the_invalid_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import hashlib
 import io
 import json
 import math
-import random
 import sys
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,7 +18,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from steerling_jax.bundle import Bundle, special_ids
+from steerling_jax.bundle import Bundle
 from steerling_jax.cli.main import main
 from steerling_jax.concepts.lift import lifted_tokens, set_log_probability, unrelated
 from steerling_jax.corpus.bags import Bags
@@ -56,42 +53,17 @@ from steerling_jax.io.corpus.writer import corpus_writer
 from steerling_jax.io.weights.published_writer import write_published
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.steerling.backbone import lm_head_weight
-from steerling_jax.models.steerling.config import ConceptConfig, ModelConfig
-from steerling_jax.models.steerling.model import init_params
 from steerling_jax.steering.config import SteeringConfig
 from steerling_jax.steering.plan import prepare_steering
 from steerling_jax.tokenizer import IdsOnlyTokenizer, SpecialIds
-from steerling_jax.train.run.run_config import special_ids as special_fields
+from tests.worlds.steering_world import COMMON, C, N, V, make_bundle, make_store, words_of
 
-V, C, N = 64, 6, 16
-COMMON = range(24, 59)  # ids that go with no concept; concept c has 4c … 4c + 3
 SETTINGS = SteerEvalSettings(strengths=(2.0, 8.0), samples=3, new_tokens=N, seed=0)
-
-
-def words_of(concept: int) -> list[int]:
-    return list(range(4 * concept, 4 * concept + 4))
-
-
-def chunk_tokens(draw: random.Random, label: list[int]) -> list[int]:
-    return [draw.choice(words_of(draw.choice(label)) if label and draw.random() < 0.5 else COMMON) for _ in range(24)]
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> CorpusStore:
-    """240 documents of four chunks. A chunk has one of its document's two concepts, and half of its tokens from it, or
-    none."""
-    draw, folder = random.Random(0), tmp_path_factory.mktemp("corpus") / "store"
-    concepts = [{"id": i, "name": f"Concept {i}", "group": "test", "description": f"{i}"} for i in range(C)]
-    tokenizer = IdsOnlyTokenizer(SpecialIds.last_of(V), V)
-    with corpus_writer(folder, tokenizer, concepts=concepts, source={"kind": "test"}) as writer:
-        for number in range(240):
-            pair = draw.sample(range(C), 2)
-            labels = [draw.choice([[pair[0]], [pair[1]], []]) for _ in range(4)]
-            chunks = [(chunk_tokens(draw, label), label) for label in labels]
-            sha256 = hashlib.sha256(str(chunks).encode()).hexdigest()
-            split = "train" if number < 160 else "heldout"
-            writer.add(name=f"document {number}", source="test", sha256=sha256, split=split, chunks=chunks)
-    return CorpusStore(folder)
+    return make_store(tmp_path_factory.mktemp("corpus") / "store")
 
 
 @pytest.fixture(scope="module")
@@ -101,30 +73,7 @@ def judge(store: CorpusStore) -> Judge:
 
 @pytest.fixture(scope="module")
 def bundle() -> Bundle:
-    concept = ConceptConfig(
-        n_concepts=C,
-        n_unknown_concepts=10,
-        concept_dim=16,
-        topk_known=3,
-        topk_known_features=3,
-        factorize_rank=16,
-        unknown_topk=4,
-        block_size=4,
-        inject_layer=1,
-    )
-    config = ModelConfig(
-        n_layers=2,
-        n_head=2,
-        n_kv_heads=1,
-        n_embd=16,
-        block_size=64,
-        diff_block_size=8,
-        vocab_size=V,
-        concept=concept,
-        **special_fields(V),
-    )
-    params = jax.jit(partial(init_params, config))(jax.random.key(0))
-    return Bundle(config, params, IdsOnlyTokenizer(special_ids(config), V))
+    return make_bundle()
 
 
 @pytest.fixture(scope="module")
@@ -430,6 +379,7 @@ def test_command(model: Path, store: CorpusStore, tmp_path: Path, capsys: pytest
         "new_tokens": 8,
         "seed": 0,
         "suppress_strengths": [0.1, 0.7],
+        "own": False,
     }
     with (tmp_path / "f.csv").open() as file:
         rows = list(csv.DictReader(file))

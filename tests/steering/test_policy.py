@@ -38,6 +38,12 @@ def steer(*rules: Rule, config: ModelConfig = CONFIG, **fields: Any) -> tuple[sj
     return resolve_rules(rules, sj.Bundle(config, {}, tokenizer, catalogue=CATALOGUE, **fields))
 
 
+def named_bundle(names: list[dict[str, Any]], **fields: Any) -> sj.Bundle:
+    """A bundle with a catalogue and without weights, for looking up names."""
+    tokenizer = IdsOnlyTokenizer(SpecialIds.last_of(64), 64)
+    return sj.Bundle(CONFIG, {}, tokenizer, catalogue=make_catalogue(names, CONFIG, "list"), **fields)
+
+
 def test_amplify_is_the_injection_preset():
     (one,) = steer(parse_option("amplify", "poems"))
     assert one == dataclasses.replace(sj.SteeringConfig.injection(5), label="amplify Poems at 8")
@@ -64,6 +70,51 @@ def test_a_rule_without_a_number_has_the_strength_of_the_model():
     ]
     (listed,) = steer(*parse_json({"amplify": ["Poems"]}), strengths={"amplify": 0.25})
     assert listed.mai_lm_target == 0.25
+
+
+def test_a_strength_measured_for_the_concept_comes_before_that_of_the_model():
+    names = [{"id": 0, "name": "Tides", "amplify": 0.9}, {"id": 1, "name": "Winds", "group": "air", "suppress": 0}]
+    bundle = named_bundle(names, strengths={"amplify": 0.5, "suppress": 0.7})
+    texts = (("amplify", "tides"), ("suppress", "tides"), ("suppress", "Winds"), ("amplify", "Tides=0.1"))
+    labels = [resolve_rules([parse_option(*text)], bundle)[0].label for text in texts]
+    assert labels == [
+        "amplify Tides at 0.9",
+        "suppress Tides at 0.7",
+        "suppress Winds at 0",
+        "amplify Tides at 0.1",
+    ]
+    both = make_rule({"action": "amplify", "concepts": {"Tides": 1, "Winds": 1}}, "p")
+    assert resolve_rules([both], bundle)[0].mai_lm_target == 0.5  # measured for one alone
+
+
+def test_names_of_discovered_concepts():
+    names = [
+        {"id": 0, "name": "Tides"},
+        {"id": 5, "name": "self · def", "head": "discovered", "amplify": 0.3},
+        {"id": 6, "name": "tides", "head": "discovered"},
+        {"id": 7, "words": ["import", "from"], "head": "discovered"},
+        {"id": 8, "name": "a=b", "head": "discovered"},
+    ]
+    bundle = named_bundle(names, strengths={"amplify": 0.5})
+    for text, ids, label in (
+        ("Self · def", (5,), "amplify discovered self · def at 0.3"),
+        ("self def=2", (5,), "amplify discovered self · def at 2"),
+        ("tides", (0,), "amplify Tides at 0.5"),  # a known concept comes first
+        ("discovered:tides", (6,), "amplify discovered tides at 0.5"),
+        ("Discovered: 7=1", (7,), "amplify discovered no name 7: import, from at 1"),
+        ("a=b", (8,), "amplify discovered a=b at 0.5"),
+    ):
+        (one,) = resolve_rules([parse_option("amplify", text)], bundle)
+        assert (one.concept_ids, one.label, one.head) == (ids, label, "known" if ids == (0,) else "discovered")
+    (one,) = resolve_rules([parse_option("suppress", "self def=1")], bundle)
+    assert (one.head, one.relu_logit_mask) == ("discovered", {5: pytest.approx(20 / 7)})
+    (one,) = resolve_rules([make_rule({"action": "amplify", "concept": "12", "head": "discovered"}, "p")], bundle)
+    assert (one.head, one.concept_ids) == ("discovered", (12,))
+    mixed = make_rule({"action": "amplify", "concepts": {"Tides": 1, "self def": 1}}, "p")
+    with pytest.raises(sj.UserError, match="'self def' is a discovered concept, but a known one is needed here"):
+        resolve_rules([mixed], bundle)
+    same_number = [parse_option("amplify", "0=1"), parse_option("suppress", "discovered:0=1")]
+    assert [one.head for one in resolve_rules(same_number, bundle)] == ["known", "discovered"]
 
 
 def test_the_strengths_of_a_model_are_in_its_folder(tmp_path: Path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -12,7 +13,7 @@ import steerling_jax as sj
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.steerling.config import ConceptConfig, ModelConfig
 from steerling_jax.models.steerling.model import init_params
-from steerling_jax.steering.plan import ClampPlan, concept_direction, prepare_steering
+from steerling_jax.steering.plan import ClampPlan, prepare_steering
 from steerling_jax.steering.resolve import resolve_rules
 from steerling_jax.steering.rules import SteeringRule
 from steerling_jax.tokenizer import IdsOnlyTokenizer, SpecialIds
@@ -86,7 +87,8 @@ def test_weights_turn_the_direction():
 
 def test_the_direction_is_rounded_to_the_compute_dtype_and_the_sum_is_not():
     masks, _ = plan_of(S((3,), 0.3, normalize_mai_lm_target=False), dtype="bfloat16").tables(0, 4)
-    rounded = np.asarray(concept_direction(PARAMS, (3,))[0].astype("bfloat16").astype("float32"))
+    row = PARAMS["known_head"]["concept_embedding"]["weight"][3]
+    rounded = np.asarray((row / (jnp.linalg.norm(row) + 1e-12)).astype("bfloat16").astype("float32"))
     np.testing.assert_array_equal(masks[3], np.float32(0.3) * rounded)
 
 
@@ -118,6 +120,20 @@ def test_suppression_is_the_summed_rectified_alignment():
     expected = sum(s * np.maximum(W_VD @ E_CD[c], 0) for c, s in ((4, 20.0), (5, 2.0), (6, 3.0)))
     np.testing.assert_allclose(plan.suppression, expected, rtol=1e-4, atol=1e-6)
     np.testing.assert_array_equal(plan_of().suppression, np.zeros(64))
+
+
+def test_discovered_concepts_steer_by_their_own_embeddings():
+    head = PARAMS["unknown_head"]
+    table = np.asarray(head["embedding_coef"]["weight"]) @ np.asarray(head["embedding_basis"]["weight"]).T
+    one = S((30, 7), 2.0, relu_logit_mask={30: 3.0}, weights=(1.0, -0.5), head="discovered")
+    plan = plan_of(one)
+    direction = unit(table[30] - 0.5 * table[7])
+    expected = 2.0 / np.max(W_VD @ direction) * direction
+    np.testing.assert_allclose(plan.tables(0, 4)[0][3], expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(plan.suppression, 3 * np.maximum(W_VD @ table[30], 0), rtol=1e-4, atol=1e-6)
+    assert plan.labels == ("inject discovered 30,7 at 2.0; hold down discovered 30 at 3.0",)
+    with pytest.raises(sj.UserError, match="names concept 40, but the discovered concepts of this model are 0 to 39"):
+        plan_of(S((40,), 1.0, head="discovered"))
 
 
 def test_the_unlearn_preset_subtracts_the_group_and_suppresses_the_focal_concept():

@@ -1,0 +1,1 @@
+"""Strengths of steering for each concept of a model: `steerling calibrate` measures them and writes the catalogue."""
