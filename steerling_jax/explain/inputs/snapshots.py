@@ -32,7 +32,9 @@ from steerling_jax.models.steerling.backbone import unstack_layers
 from steerling_jax.models.steerling.config import ModelConfig
 
 _PASSES = 64  # the largest number of passes in one call of a program
-_SHORTEST = 128  # canvases are not cut below this: compiling another program takes longer than the cut saves
+# Canvases are not cut below this length, nor where a larger share of them would stay: compiling another program takes
+# longer than so small a cut saves.
+_SHORTEST, _LARGEST_SHARE = 64, 0.75
 CASES = 4  # cases of a call per row of a pass
 
 
@@ -107,7 +109,8 @@ class SnapshotPasses:
             # Attention is causal over diffusion blocks: what follows the target's block cannot affect the target. The
             # canvas is cut there, which saves most of the work for early positions. Lengths are rounded up to whole
             # blocks of a few sizes, so that a trace needs few compiled programs.
-            length = min(padded_length(max(case.position + 1, _SHORTEST), config), T)
+            length = padded_length(max(case.position + 1, _SHORTEST), config)
+            length = length if length <= _LARGEST_SHARE * T else T
             structure = jax.tree.structure(case.target)
             groups[length, self.injection_group[case.step], type(case.target), structure].append(number)
         N = self.cases_per_call
