@@ -51,7 +51,7 @@ format: $(VENV)/.installed-dev  ## Let ruff mend what it can
 docs: $(VENV)/.installed-docs  ## Build the documentation with its API reference into build/site; a broken link is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
-notebooks: $(VENV)/.installed-dev  ## Run the notebooks and store what they print; REPOSITORY=https://github.com/NAME/PROJECT sets their address
+notebooks: $(VENV)/.installed-dev smollm2  ## Run the notebooks and store what they print; REPOSITORY=https://github.com/NAME/PROJECT sets their address
 	$(if $(REPOSITORY),$(BIN)/python -m tests.worlds.notebooks --repository $(REPOSITORY))
 	$(BIN)/python -m tests.worlds.notebooks --write
 

@@ -14,10 +14,12 @@ from steerling_jax.io.tokenizers.gguf_vocabulary import gguf_tokenizer
 from steerling_jax.io.tokenizers.load import load_decoder_tokenizer, load_tokenizer
 from steerling_jax.io.weights.decoder_reader import is_decoder_folder, read_decoder, read_gguf_decoder
 from steerling_jax.io.weights.parameter_tree import Shardings
+from steerling_jax.io.weights.published_layout import Headers
 from steerling_jax.io.weights.published_reader import read_published
 from steerling_jax.models.backbone import Params
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.decoder.config import DecoderConfig
+from steerling_jax.models.families import AnyConfig
 from steerling_jax.models.steerling.published_config import PublishedExtras
 
 
@@ -34,13 +36,15 @@ def load(
         path_or_name: a folder in one of the published layouts or, for other families, of Hugging Face transformers; a
             checkpoint, a training run of this package or one of its steps, `RUN/checkpoints/STEP`; a GGUF file; the
             name of a bundled model; or a Hugging Face Hub id such as `guidelabs/steerling-8b`, or a GGUF file there
-            (`owner/name/file.gguf`), which is downloaded through `huggingface_hub` and its cache. A folder takes
-            precedence over a name. None loads the first bundled model.
+            (`owner/name/file.gguf`), which is downloaded through `huggingface_hub` and its cache; or the address of a
+            folder in a bucket (`gs://…`, `s3://…`), whose weights are read tensor by tensor without a download. A
+            folder takes precedence over a name. None loads the first bundled model.
         dtype: "float32" or "bfloat16", of parameters and activations; None takes the stored dtype. "auto" is "float32"
             for Steerling models and the stored dtype for other families. Quantised weights count as float32.
         matmul_dtype: "float32" or "bfloat16", of the operands of matrix products; None takes `dtype`.
-        sharding: the sharding of each parameter, as a nested dict like the parameters or as a function of a
-            parameter's path, a tuple of keys; None places all parameters on the default device.
+        sharding: a mesh, over which the parameters are sharded by the family's table; or the sharding of each
+            parameter, as a nested dict like the parameters or as a function of a parameter's path, a tuple of keys.
+            None places all parameters on the default device.
 
     Returns:
         A `Bundle`, which the other functions of this package take as their first argument.
@@ -59,13 +63,13 @@ def load(
     for label, value in (("dtype", None if dtype == "auto" else dtype), ("matmul_dtype", matmul_dtype)):
         if value not in (None, "float32", "bfloat16"):
             raise UserError(f"{label} is {value!r}, but it must be 'float32', 'bfloat16' or None.")
-    folder = hub.resolve(path_or_name, gguf=True)
+    folder, headers = _find_model(path_or_name)
     name = folder.name if path_or_name is None else str(path_or_name)
     if folder.is_file():
         return _load_gguf(folder, name, None if dtype == "auto" else dtype, matmul_dtype, sharding)
     folder, step = locate_checkpoint(folder)
     if not (folder / RUN_FILE).is_file() and is_decoder_folder(folder):
-        return _load_decoder(folder, name, None if dtype == "auto" else dtype, matmul_dtype, sharding)
+        return _load_decoder(folder, name, None if dtype == "auto" else dtype, matmul_dtype, sharding, headers)
     dtype = "float32" if dtype == "auto" else dtype
     if (folder / RUN_FILE).is_file():
         from steerling_jax.io.checkpoints import parameters as checkpoint  # Orbax takes a second to import
@@ -76,7 +80,7 @@ def load(
             return _decoder_bundle(folder, name, config, params, dtype, matmul_dtype)
         extras = PublishedExtras(info.layout, info.carried, str(params["tok_emb"]["weight"].dtype))
     else:
-        config, params, extras = read_published(folder, dtype=dtype, sharding=sharding)
+        config, params, extras = read_published(folder, dtype=dtype, sharding=sharding, headers=headers)
     stored = extras.dtype if extras.dtype in ("float32", "bfloat16") else "float32"
     return Bundle(
         config=config,
@@ -92,10 +96,37 @@ def load(
     )
 
 
+def read_config(path_or_name: str | Path | None = None) -> AnyConfig:
+    """The configuration of a model that `load` would load from there, except of a GGUF file, without its weights.
+
+    Raises `UserError` as `load` does.
+    """
+    folder, _ = _find_model(path_or_name)
+    if folder.is_file():
+        raise UserError(f"{folder} is a GGUF file, whose configuration is read with its weights; use `load`.")
+    from steerling_jax.io.checkpoints.parameters import read_model_config  # Orbax takes a second to import
+
+    return read_model_config(locate_checkpoint(folder)[0])
+
+
+def _find_model(path_or_name: str | Path | None) -> tuple[Path, Headers | None]:
+    """The folder or GGUF file of a model, and its weight files if they are not in the folder."""
+    if "://" in str(path_or_name):
+        from steerling_jax.io.bucket_model import open_bucket_model  # fsspec takes a moment to import
+
+        return open_bucket_model(str(path_or_name))
+    return hub.resolve(path_or_name, gguf=True), None
+
+
 def _load_decoder(
-    folder: Path, name: str, dtype: str | None, matmul_dtype: str | None, sharding: Shardings | None
+    folder: Path,
+    name: str,
+    dtype: str | None,
+    matmul_dtype: str | None,
+    sharding: Shardings | None,
+    headers: Headers | None,
 ) -> Bundle:
-    config, params, stored = read_decoder(folder, dtype=dtype, sharding=sharding)
+    config, params, stored = read_decoder(folder, dtype=dtype, sharding=sharding, headers=headers)
     # Activations in float16 would overflow: such weights are computed with in float32.
     compute_dtype = dtype or (stored if stored == "bfloat16" else "float32")
     return _decoder_bundle(folder, name, config, params, compute_dtype, matmul_dtype, stored)

@@ -10,7 +10,8 @@ set-up, so it must be safe to repeat:
 
 setup.sh my-pod … -- 'mountpoint -q /shared || { sudo mkdir -p /shared && sudo mount -t nfs 10.0.0.2:/share /shared; }'
 
-STEERLING_SOURCE   the package to install (default: steerling-jax[tpu] from this checkout's origin)
+STEERLING_EXTRAS   its extras (default: tpu); tpu,gcs also reads models and corpora in a bucket
+STEERLING_SOURCE   the package to install, with its extras (default: this checkout's commit from its origin)
 TEXT
 }
 # shellcheck source-path=SCRIPTDIR source=lib.sh
@@ -33,7 +34,7 @@ if [[ -z ${STEERLING_SOURCE:-} ]]; then
   reachable "$origin" || unreachable "The origin of this checkout is $origin, a folder of this machine that the hosts cannot reach"
   [[ -n $(git -C "$here" branch --remotes --contains HEAD) ]] ||
     log "warning: The commit that is checked out here is in no branch of origin, as far as known; the hosts fetch it from there."
-  STEERLING_SOURCE="steerling-jax[tpu] @ git+${origin/git@github.com:/https://github.com/}@$(git -C "$here" rev-parse HEAD)"
+  STEERLING_SOURCE="steerling-jax[${STEERLING_EXTRAS:-tpu}] @ git+${origin/git@github.com:/https://github.com/}@$(git -C "$here" rev-parse HEAD)"
 fi
 case ${STEERLING_SOURCE#*@ } in
   . | ./* | .. | ../* | .\[*) unreachable "STEERLING_SOURCE is $STEERLING_SOURCE, a path relative to this folder, which the hosts do not have" ;;

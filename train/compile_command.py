@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steerling_jax.cli.arguments import number_in_range
@@ -14,6 +13,7 @@ from steerling_jax.errors import UserError, require
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
+    from steerling_jax.models.decoder.config import DecoderConfig
     from steerling_jax.parallel.sharding import MeshShape
     from steerling_jax.train.aot.decoder_program import DecoderProgram
     from steerling_jax.train.aot.report import Report
@@ -28,7 +28,8 @@ examples:
   steerling compile --config steerling_8b --topology v5e:16x16 --slices 2 --batch-size 512
   steerling compile --config steerling_8b --topology v5p:2x2x1 --mode decode --rows 8 --json
   steerling compile --config tiny --topology v5e:2x2
-  steerling compile --model Qwen3-8B/config.json --topology v5e:2x4 --mode decode --rows 8 --length 8192
+  steerling compile --model Qwen3-8B --topology v5e:2x4 --mode decode --rows 8 --length 8192
+  steerling compile --model ./my-model --topology v5e:8x8 --mode train --rows 64
 
 Needs the TPU compiler: `steerling compile --install-compiler`, once. The exit code is 1 where the program does not fit.
 docs/design/compile.md explains the figures; docs/results/compile.md lists those of the 8 B model.
@@ -42,7 +43,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--config", metavar="NAME", help="a config's name, or a .py file with config()")
     source.add_argument(
-        "--model", metavar="PATH", help="a decoder model instead (Llama, Qwen3, Gemma …): its config.json or its folder"
+        "--model",
+        metavar="PATH",
+        help="a decoder model instead (Llama, Qwen3, Gemma …): its config.json, its folder, or the name of a published "
+        "shape: Qwen3-8B, Qwen3-30B-A3B, Qwen3.5-27B",
     )
     parser.add_argument("--topology", metavar="CHIP:SIDES", help="v5e:16x16, v5p:4x4x8, tpu7x:4x4x4 …")
     parser.add_argument(
@@ -61,17 +65,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--mode",
         metavar="MODE",
         help="train: a step (default); decode: a pass of the decoding loop; attribute: a pass of integrated gradients; "
-        "with --model: forward (default), a pass that returns the outputs of all layers, or decode",
+        "with --model: forward (default), a pass that returns the outputs of all layers, decode, or train",
     )
     parser.add_argument(
-        "--rows", type=number_in_range(int, 1), default=8, metavar="N", help="rows of a pass (default: 8)"
+        "--rows",
+        type=number_in_range(int, 1),
+        default=8,
+        metavar="N",
+        help="rows of a pass; with --model, also sequences of a step (default: 8)",
     )
     parser.add_argument(
         "--length",
         type=number_in_range(int, 1),
         default=2048,
         metavar="N",
-        help="with --model: positions of a pass, or of the cache (default: 2048)",
+        help="with --model: positions of a pass, of a sequence, or of the cache (default: 2048)",
     )
     parser.add_argument(
         "--latents",
@@ -143,17 +151,17 @@ def report_for(args: argparse.Namespace, note: Any) -> Report:
     from steerling_jax.train.aot.target import Target
     from steerling_jax.train.run.config_files import load_config
 
-    modes = MODES if args.model is None else DECODER_MODES
+    modes = MODES if args.model is None else (*DECODER_MODES, "train")
     mode: Any = modes[0] if args.mode is None else args.mode
     if mode not in modes:
         raise UserError(f"--mode is {mode!r}, but it must be {', '.join(modes[:-1])} or {modes[-1]}.")
     chip, mesh_shape, depths = chips.chip_of(args.topology), MeshShape(data=1, fsdp=1, tensor=-1), ()
-    if args.model is not None:
+    if args.model is not None and mode != "train":
         program = _decoder_program(args, mode)
         if args.layers is None and program.layers > program.depths[-1]:
             depths = program.depths
     else:
-        config = _override(load_config(args.config), args)
+        config = _override(load_config(args.config), args) if args.model is None else _training_run(args)
         program = Program(mode, config, args.rows)
         decoder = isinstance(config.model, DecoderConfig)
         if decoder and mode != "train":
@@ -198,23 +206,39 @@ def _override(config: RunConfig, args: argparse.Namespace) -> RunConfig:
 
 def _decoder_program(args: argparse.Namespace, mode: Any) -> DecoderProgram:
     """The program of the model in --model, with so many layers as --layers says."""
-    from steerling_jax.io.json_files import read_json_object
-    from steerling_jax.models.decoder.published_config import decoder_config
     from steerling_jax.train.aot.decoder_program import DecoderProgram
+
+    if args.latents is not None and mode != "forward":
+        raise UserError("--latents belongs to --mode forward; leave one of them out.")
+    name, model = _model_shape(args)
+    return DecoderProgram(name, mode, model, args.rows, args.length, args.latents or 0)
+
+
+def _training_run(args: argparse.Namespace) -> RunConfig:
+    """The run that trains the model in --model."""
+    from steerling_jax.train.aot.open_models import training_run
+
+    require(args.latents is None, "--latents belongs to --mode forward; leave one of them out.")
+    name, model = _model_shape(args)
+    require(
+        args.length <= model.context_length,
+        f"--length is {args.length}, but the context of {name} is {model.context_length}; give at most that.",
+    )
+    return training_run(name, model, args.rows, args.length)
+
+
+def _model_shape(args: argparse.Namespace) -> tuple[str, DecoderConfig]:
+    """The name and the configuration of the model in --model, with so many layers as --layers says."""
+    from steerling_jax.train.aot.depths import first_layers
+    from steerling_jax.train.aot.open_models import read_model_shape
 
     if args.without_concepts or args.batch_size is not None:
         raise UserError("--without-concepts and --batch-size belong to --config; give --rows for --model.")
-    if args.latents is not None and mode != "forward":
-        raise UserError("--latents belongs to --mode forward; leave one of them out.")
-    path = Path(args.model)
-    path = path / "config.json" if path.is_dir() else path
-    config = decoder_config(read_json_object(path), str(path))
-    name = path.parent.name if path.name == "config.json" else path.stem
-    program = DecoderProgram(name or "model", mode, config, args.rows, args.length, args.latents or 0)
+    name, model = read_model_shape(args.model)
     if args.layers is None:
-        return program
-    _check_layers(args.layers, program.layers)
-    return program.with_layers(args.layers)
+        return name, model
+    _check_layers(args.layers, model.n_layers)
+    return name, first_layers(model, args.layers)
 
 
 def _check_layers(layers: int, most: int) -> None:

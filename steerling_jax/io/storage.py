@@ -97,14 +97,19 @@ class StoragePath:
 
     def has(self, name: str) -> bool:
         """Whether the file exists."""
+        return self.size(name) is not None
+
+    def size(self, name: str) -> int | None:
+        """The size of a file in bytes; None if there is no such file."""
         with _as_user_error(f"read {self.address}/{name}", _READ_ADVICE):
             files, path = file_system(f"{self.address}/{name}")
             files.invalidate_cache()
             try:
                 # Not `exists`, which takes any failure, such as a missing permission, for a missing file.
-                return files.info(path)["type"] == "file"
+                info = files.info(path)
             except FileNotFoundError:
-                return False
+                return None
+            return info["size"] if info["type"] == "file" else None
 
     def names(self, folder: str = "") -> set[str]:
         """Names, relative to this folder, of all files in it or in one of its folders, at any depth."""

@@ -100,6 +100,11 @@ def test_dry_runs_print_what_would_be_done():
     (line,) = printed(script("run.sh", "pod", *PLACE, "--dry-run", "--", "steerling", "train"))
     assert "--worker=all" in line
     assert "steerling train > log" in line
+    model = ["gs://bucket/Qwen3-8B", "--prompt", "A heron is"]
+    copied, started = printed(script("open_model.sh", "pod", *PLACE, "--dry-run", "--", *model))
+    assert copied.startswith("gcloud compute tpus tpu-vm scp ")
+    assert copied.endswith("open_model.py pod:steerling/open_model.py --zone=us-west4-a --project=mine --worker=all")
+    assert "python open_model.py gs://bucket/Qwen3-8B --prompt A heron is > log" in started
     (line,) = printed(script("delete.sh", "pod", *PLACE, "--dry-run"))
     assert line.endswith("delete pod --zone=us-west4-a --project=mine --force --quiet")
     lines = printed(script("watch.sh", "pod", *PLACE, *kinds, "--", "steerling", "train"))
@@ -133,6 +138,8 @@ def test_dry_runs_print_what_would_be_done():
         ("run.sh", ["pod", *PLACE], "Give a command after --"),
         ("run.sh", ["pod", *PLACE, "--slice", "2"], "no option --slice"),
         ("run.sh", ["pod", "steerling", *PLACE], "two names"),
+        ("open_model.sh", ["pod", *PLACE], "Give a command after --"),
+        ("open_model.sh", ["pod", *PLACE, "--slices", "2", "--", "model"], "leave --slices out"),
         ("setup.sh", ["pod", *PLACE, "--slices", "many"], "--slices is many"),
         ("create.sh", ["pod", *PLACE, "--accelerator", "v5p-8", "--reservation", "ours"], "give --reserved"),
         (
@@ -150,6 +157,31 @@ def test_invalid_options_are_reported(name: str, words: list[str], message: str)
     assert done.returncode == 2
     assert message in done.stderr
     assert done.stderr.startswith("error: ")
+
+
+@pytest.mark.slow
+def test_an_open_model_is_read_and_writes_on_all_devices():
+    """Also from an address, and without loading weights in a dry run."""
+    model = str(REPOSITORY / "tests" / "golden_decoders" / "qwen3")
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "2", "JAX_PLATFORMS": "cpu"}
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        line = [sys.executable, "-W", "error", str(FOLDER / "open_model.py"), *words]
+        return subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
+
+    use = ["--prompt", "1 2 3 4", "--layers", "0", "3", "--max-new-tokens", "5"]
+    local, remote, dry = run(model, *use), run(f"file://{model}", *use), run(model, *use, "--dry-run")
+    assert (local.returncode, remote.returncode, dry.returncode) == (0, 0, 0), local.stderr + remote.stderr
+    lines = local.stdout.splitlines()
+    assert "GiB of bfloat16 weights on each of 2 × cpu" in lines[1]
+    assert [line.split(", norms")[0] for line in lines[2:4]] == ["block 0: (1, 4, 32)", "block 3: (1, 4, 32)"]
+    assert lines[4].startswith("1 2 3 4")
+    assert len(lines[4]) > len("1 2 3 4")
+    assert remote.stdout.splitlines()[1:] == lines[1:]
+    assert dry.stdout.splitlines()[:2] == lines[:2]
+    assert "would read the outputs of blocks [0, 3] and write 5 tokens" in dry.stdout
+    refused = run(model, "--layers", "9")
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
 
 
 @pytest.fixture
@@ -332,8 +364,8 @@ def test_setup_names_a_source_that_hosts_cannot_reach(tmp_path: Path):
         subprocess.run([*git, *words], check=True)
     line = [str(tmp_path / "checkout/tpu_scripts/setup.sh"), "pod", *PLACE]
 
-    def run(*words: str, source: str | None = None) -> subprocess.CompletedProcess[str]:
-        environment = {"PATH": os.environ["PATH"]} | ({} if source is None else {"STEERLING_SOURCE": source})
+    def run(*words: str, source: str = "", extras: str = "") -> subprocess.CompletedProcess[str]:
+        environment = {"PATH": os.environ["PATH"], "STEERLING_SOURCE": source, "STEERLING_EXTRAS": extras}
         return subprocess.run([*line, *words], env=environment, capture_output=True, text=True, timeout=60, check=False)
 
     done = run("--dry-run")
@@ -347,6 +379,8 @@ def test_setup_names_a_source_that_hosts_cannot_reach(tmp_path: Path):
         done = run("--dry-run")
         assert "cannot reach" not in done.stderr
         assert "is in no branch of origin" in done.stderr
+        assert "steerling-jax[tpu] @ git+" in done.stdout.replace("\\", "")
+    assert "steerling-jax[tpu,gcs] @ git+" in run("--dry-run", extras="tpu,gcs").stdout.replace("\\", "")
     assert "every host must have this folder" in run("--dry-run", source="/shared/steerling-jax[tpu]").stderr
     assert "a path relative to this folder" in run("--dry-run", source=".[tpu]").stderr
     assert run("--dry-run", source="steerling-jax[tpu]").stderr == ""

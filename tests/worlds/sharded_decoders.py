@@ -1,5 +1,5 @@
-"""Golden decoders on meshes of eight devices: prints as JSON how far logits, gradients and the metrics of training
-steps are from those of one device.
+"""Golden decoders on meshes of eight devices: prints as JSON how far logits, gradients, likelihoods and the metrics of
+training steps are from those of one device, and whether greedy texts are the same.
 """
 
 from __future__ import annotations
@@ -14,37 +14,49 @@ import jax.numpy as jnp
 import numpy as np
 
 import steerling_jax as sj
-from steerling_jax.models.decoder.parameters import param_shardings
 from steerling_jax.objectives.next_token import NextTokenObjective
 from steerling_jax.objectives.optimizer import OptimizerConfig
 from steerling_jax.objectives.training_step import Recipe, init_state, state_shardings, update
 from steerling_jax.parallel.sharding import MeshShape, batch_sharding, make_mesh
 
 GOLDEN = Path(__file__).parents[1] / "golden_decoders"
+TEXTS = [list(range(1, 2 + 3 * number)) for number in range(8)]
+GREEDY = sj.GenerationConfig(max_new_tokens=12, temperature=0.0)
 MESHES = [MeshShape(data=8, fsdp=1), MeshShape(fsdp=4, tensor=2), MeshShape(data=2, fsdp=1, tensor=4)]
 
 
 def main() -> None:
-    differences = {}
+    differences, same_texts = {}, {}
     for name in ("gemma2", "qwen3_moe", "qwen3_5"):
         bundle = sj.load(GOLDEN / name)
         tokens = jnp.asarray(np.random.default_rng(0).integers(0, 64, (8, 24)), jnp.int32)
         expected = jax.jit(values, static_argnames="backbone")(bundle.params, tokens, backbone=bundle.backbone)
+        written, likelihoods = use(bundle)
         for shape in MESHES:
             mesh = make_mesh(shape)
-            sharded = sj.load(GOLDEN / name, sharding=param_shardings(bundle.config, mesh))
+            sharded = sj.load(GOLDEN / name, sharding=mesh)
             with jax.set_mesh(mesh):
                 placed = jax.device_put(tokens, batch_sharding(mesh))
                 found = jax.jit(values, static_argnames="backbone")(sharded.params, placed, backbone=bundle.backbone)
+                texts, nats = use(sharded)
             pairs = zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
             differences[f"{name} {shape}"] = max(difference(*pair) for pair in pairs)
+            differences[f"likelihoods of {name} {shape}"] = difference(nats, likelihoods)
+            same_texts[f"{name} {shape}"] = texts == written
     for name in ("qwen3", "qwen3_moe"):
         bundle = sj.load(GOLDEN / name)
         expected = metrics_of_step(bundle, make_mesh(MeshShape(1, 1, 1), jax.devices()[:1]))
         for shape in MESHES:
             found = metrics_of_step(bundle, make_mesh(shape))
             differences[f"step of {name} {shape}"] = max(abs(found[key] / expected[key] - 1) for key in expected)
-    print(json.dumps(differences))
+    print(json.dumps({"differences": differences, "same texts": same_texts}))
+
+
+def use(bundle: sj.Bundle) -> tuple[list[list[int]], np.ndarray]:
+    """Greedy texts of eight prompts of different lengths, written together, and the log-likelihoods of eight texts."""
+    written = sj.generate_many(bundle, TEXTS, GREEDY)
+    scores = sj.log_likelihoods(bundle, [(text[:1], [*text[1:], 5]) for text in TEXTS], batch_size=8)
+    return [one.tokens.tolist() for one in written], np.array(scores, np.float64)
 
 
 def metrics_of_step(bundle: sj.Bundle, mesh: jax.sharding.Mesh) -> dict[str, float]:
@@ -81,7 +93,7 @@ def values(params: Any, tokens: jax.Array, *, backbone: Any) -> Any:
     return logits, gradients
 
 
-def difference(found: jax.Array, expected: jax.Array) -> float:
+def difference(found: Any, expected: Any) -> float:
     a, b = np.asarray(found), np.asarray(expected)
     return float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-2))
 

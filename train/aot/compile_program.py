@@ -54,8 +54,8 @@ def _compile_training(run: RunConfig, mesh: Mesh) -> jax.stages.Compiled:
     require(
         B % (devices * parts) == 0,
         f"A batch of {B} sequences cannot be split over {devices} devices (data times fsdp)"
-        f"{f' in {parts} parts (accumulate)' if parts > 1 else ''}: choose a --batch-size that is a multiple of "
-        f"{devices * parts}, or another --mesh.",
+        f"{f' in {parts} parts (accumulate)' if parts > 1 else ''}: choose a --batch-size (with --model: --rows) "
+        f"that is a multiple of {devices * parts}, or another --mesh.",
     )
     sharding = batch_sharding(mesh)
     shapes = batch_shapes(run).items()

@@ -28,7 +28,15 @@ from steerling_jax.io.checkpoints.location import RUN_FILE
 from steerling_jax.io.disk_errors import disk_error_reason
 from steerling_jax.io.json_files import read_json_object, write_model_json
 from steerling_jax.io.weights.decoder_reader import is_decoder_folder, read_decoder_config
-from steerling_jax.io.weights.parameter_tree import ParamPath, Shardings, get_leaf, put_leaf, sharding_of
+from steerling_jax.io.weights.parameter_tree import (
+    ParamPath,
+    ShardingByPath,
+    Shardings,
+    get_leaf,
+    put_leaf,
+    resolve_shardings,
+    sharding_of,
+)
 from steerling_jax.io.weights.published_layout import expected_tensors, read_config
 from steerling_jax.io.weights.published_writer import copy_files
 from steerling_jax.models.backbone import Params
@@ -159,7 +167,7 @@ def load_checkpoint_params(
         if stored is None:  # Orbax's result, without an exception, for metadata that it could not read
             raise ValueError("its metadata is damaged")
         stored = stored["params"] if is_training else stored
-    target = _abstract_params(info.config, stored, dtype, sharding, folder)
+    target = _abstract_params(info.config, stored, dtype, resolve_shardings(sharding, info.config), folder)
     context = ocp.Context()
     # Load the parameters alone: a training state also holds the optimiser's moments, two or three times as large.
     context.pytree.loading.partial_load = is_training
@@ -179,7 +187,7 @@ def _choose_step(folder: Path, step: int | None) -> int:
 
 
 def _abstract_params(
-    config: AnyConfig, stored: Any, dtype: str | None, sharding: Shardings | None, folder: Path
+    config: AnyConfig, stored: Any, dtype: str | None, sharding: ShardingByPath | None, folder: Path
 ) -> Params:
     """The parameters to restore, as ShapeDtypeStructs; `stored` is the checkpoint's own tree of metadata."""
     default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])

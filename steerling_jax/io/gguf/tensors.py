@@ -58,6 +58,10 @@ class GgufTensor:
             values = quants.dequantize(rows, GGMLQuantizationType[self.type]).reshape(self.shape)
         return values if self.convert is None else self.convert(values)
 
+    def part(self, bounds: tuple[slice, ...]) -> np.ndarray:
+        """The values within `bounds`, a slice for each axis."""
+        return self.map()[bounds]
+
     def converted(self, convert: Convert) -> GgufTensor:
         """The tensor with `convert` applied to its values, which must keep shape and dtype."""
         return replace(self, convert=convert)

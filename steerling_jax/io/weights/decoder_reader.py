@@ -18,8 +18,8 @@ from steerling_jax.errors import UserError
 from steerling_jax.io.gguf.header import GgufHeader
 from steerling_jax.io.gguf.model import read_gguf_model
 from steerling_jax.io.json_files import read_json_object
-from steerling_jax.io.weights.parameter_tree import ParamPath, Shardings, put_leaf, sharding_of
-from steerling_jax.io.weights.published_layout import find_tensors
+from steerling_jax.io.weights.parameter_tree import ParamPath, Shardings, put_leaf, resolve_shardings, sharding_of
+from steerling_jax.io.weights.published_layout import Headers, find_tensors
 from steerling_jax.io.weights.published_reader import ReadableTensor, load_parameter
 from steerling_jax.io.weights.safetensors_format import StoredTensor, same_bytes
 from steerling_jax.models.backbone import Params
@@ -57,7 +57,7 @@ def read_decoder_config(folder: Path) -> DecoderConfig:
 
 
 def read_decoder(
-    folder: Path, *, dtype: str | None = None, sharding: Shardings | None = None
+    folder: Path, *, dtype: str | None = None, sharding: Shardings | None = None, headers: Headers | None = None
 ) -> tuple[DecoderConfig, Params, str]:
     """Reads the configuration, the parameters, and the dtype in which the token embedding is stored.
 
@@ -65,7 +65,7 @@ def read_decoder(
     arguments. Raises `UserError` for a tensor that is missing, unknown or of another shape than `config.json` requires.
     """
     config = read_decoder_config(folder)
-    return (config, *load_tensors(config, find_tensors(folder), folder, dtype, sharding))
+    return (config, *load_tensors(config, find_tensors(folder, headers), folder, dtype, sharding))
 
 
 def read_gguf_decoder(
@@ -89,6 +89,7 @@ def load_tensors(
 ) -> tuple[Params, str]:
     """The parameters from tensors by their published names, and the dtype in which the token embedding is stored."""
     groups = match_tensors(config, tensors, origin)
+    sharding = resolve_shardings(sharding, config)
     params: Params = {}
     for path, sources in groups.items():
         stacked = len(path) > 2 and path[-3] == "experts"

@@ -6,17 +6,26 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
+from steerling_jax.models.families import AnyConfig, param_shardings
 from steerling_jax.models.steerling.backbone import Params
 
 ParamPath = tuple[str, ...]
 Sharding = jax.sharding.Sharding
 # Shardings by parameter: a nested dict like the parameters, or a function of a parameter's path. None places a
 # parameter on the default device.
-Shardings = Mapping[str, Any] | Callable[[ParamPath], Sharding | None]
+ShardingByPath = Mapping[str, Any] | Callable[[ParamPath], Sharding | None]
+# The same, or the mesh on which the family's table shards the parameters.
+Shardings = ShardingByPath | Mesh
 
 
-def sharding_of(shardings: Shardings | None, path: ParamPath) -> Sharding | None:
+def resolve_shardings(shardings: Shardings | None, config: AnyConfig) -> ShardingByPath | None:
+    """`shardings` by parameter, also where they were given as a mesh."""
+    return param_shardings(config, shardings) if isinstance(shardings, Mesh) else shardings
+
+
+def sharding_of(shardings: ShardingByPath | None, path: ParamPath) -> Sharding | None:
     """The sharding of the parameter at `path`."""
     if shardings is None or callable(shardings):
         return shardings(path) if shardings else None

@@ -6,7 +6,7 @@ headers of the weight files are read here. Legend: D width, V vocabulary, F inne
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from steerling_jax.models.steerling.published_config import Layout, config_from_
 from steerling_jax.models.steerling.published_shapes import PIECES
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+# From the name of a weight file to its tensors by name; None if there is no such file.
+Headers = Callable[[str], dict[str, StoredTensor] | None]
 # Other files of a model: its vocabulary, the names of its concepts, its card, the Hub's code for it.
 COMPANIONS = (
     "tokenizer*",
@@ -182,13 +184,20 @@ def read_config(folder: Path) -> tuple[ModelConfig, Layout, dict[str, Any]]:
     return config_from_dict(raw, str(path))
 
 
-def find_tensors(folder: Path) -> dict[str, StoredTensor]:
+def find_tensors(folder: Path, headers: Headers | None = None) -> dict[str, StoredTensor]:
     """All tensors of `model.safetensors`, or of the shards named by the index. Reads the headers only.
 
-    Raises `UserError` if a file is missing or damaged, or the index does not match the shards.
+    headers: gives the tensors of a weight file, for weights in a bucket; the default reads those in `folder`. Raises
+    `UserError` if a file is missing or damaged, or the index does not match the shards.
     """
-    if (folder / SINGLE).is_file():
-        return read_header(folder / SINGLE)
+
+    def local(name: str) -> dict[str, StoredTensor] | None:
+        return read_header(folder / name) if (folder / name).is_file() else None
+
+    headers = headers or local
+    single = headers(SINGLE)
+    if single is not None:
+        return single
     index = folder / INDEX
     if not index.is_file():
         raise UserError(f"{folder} has no weights; it needs {SINGLE}, or shards with {INDEX}.")
@@ -197,15 +206,17 @@ def find_tensors(folder: Path) -> dict[str, StoredTensor]:
         raise UserError(f"{index} has no weight_map from tensor names to files; copy or download it again.")
     tensors: dict[str, StoredTensor] = {}
     for shard in sorted(set(weight_map.values())):
-        path = folder / shard
         # A name with a folder in it, such as `../x`, would read files outside the model.
-        if Path(shard).name != shard or not path.is_file():
+        found = headers(shard) if Path(shard).name == shard else None
+        if found is None:
             raise UserError(
                 f"{index} names the shard {shard!r}, which is not in the folder; copy or download it again."
             )
-        for name, tensor in read_header(path).items():
+        for name, tensor in found.items():
             if weight_map.get(name) != shard:
-                raise UserError(f"{path} holds tensor {name!r}, which {INDEX} does not place there; copy both again.")
+                raise UserError(
+                    f"{tensor.file} holds tensor {name!r}, which {INDEX} does not place there; copy both again."
+                )
             tensors[name] = tensor
     for name, shard in weight_map.items():
         if name not in tensors:

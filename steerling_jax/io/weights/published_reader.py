@@ -16,15 +16,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from steerling_jax.errors import UserError
-from steerling_jax.io.weights.parameter_tree import Sharding, Shardings, put_leaf, sharding_of
-from steerling_jax.io.weights.published_layout import find_tensors, match_tensors, read_config
+from steerling_jax.io.weights.parameter_tree import Sharding, Shardings, put_leaf, resolve_shardings, sharding_of
+from steerling_jax.io.weights.published_layout import Headers, find_tensors, match_tensors, read_config
+from steerling_jax.io.weights.remote_tensors import RemoteTensor, by_rows, fetch
 from steerling_jax.models.steerling.backbone import Params
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.published_config import PublishedExtras
 
 
 def read_published(
-    folder: str | Path, *, dtype: str | None = None, sharding: Shardings | None = None
+    folder: str | Path,
+    *,
+    dtype: str | None = None,
+    sharding: Shardings | None = None,
+    headers: Headers | None = None,
 ) -> tuple[ModelConfig, Params, PublishedExtras]:
     """Reads a published folder: its config, its parameters, and what `config.json` says beyond the config.
 
@@ -34,15 +39,17 @@ def read_published(
     Args:
         folder: a folder with `config.json` and `model.safetensors`, or with shards and their index.
         dtype: the dtype of the parameters; None keeps the stored one.
-        sharding: the sharding of each parameter, a nested dict or a function of the parameter's path; None places all
-            on the default device.
+        sharding: the sharding of each parameter, a nested dict or a function of the parameter's path, or the mesh on
+            which the family's table shards them; None places all on the default device.
+        headers: where the weight files are, if not in `folder` (`find_tensors`).
 
     Raises:
         UserError: the folder is not a model, or a file is damaged or belongs to another model.
     """
     folder = Path(folder)
     config, layout, carried = read_config(folder)
-    tensors = find_tensors(folder)
+    sharding = resolve_shardings(sharding, config)
+    tensors = find_tensors(folder, headers)
     groups = match_tensors(config, tensors, folder)
     params: Params = {}
     for path, sources in groups.items():
@@ -56,15 +63,15 @@ def read_published(
 
 
 class ReadableTensor(Protocol):
-    """A tensor in a file of any format; `map` gives its values, with this shape and dtype."""
+    """A tensor in a file of any format; `part` gives its values within bounds, with this shape and dtype."""
 
     @property
-    def file(self) -> Path: ...
+    def file(self) -> Any: ...
     @property
     def dtype(self) -> np.dtype: ...
     @property
     def shape(self) -> tuple[int, ...]: ...
-    def map(self) -> np.ndarray: ...
+    def part(self, bounds: tuple[slice, ...]) -> np.ndarray: ...
 
 
 def load_parameter(
@@ -74,13 +81,21 @@ def load_parameter(
     shape = (len(sources), *sources[0].shape) if stacked else sources[0].shape
     if sharding is None:
         whole = tuple(slice(0, n) for n in shape)
+        sources = fetch(sources, stacked, [whole])
         return load_shard(sources, stacked, whole, dtype, None, staged=jax.default_backend() != "cpu")
-    shards = []
+    read_as = by_rows(sharding, shape) if isinstance(sources[0], RemoteTensor) else sharding
     # Only the shards of this process's devices: a process never reads the others' parts of the files.
-    for device, index in sharding.addressable_devices_indices_map(shape).items():
-        bounds = tuple(slice(*part.indices(n)) for part, n in zip(index or (), shape, strict=True))
-        shards.append(load_shard(sources, stacked, bounds, dtype, device, staged=device.platform != "cpu"))
-    return jax.make_array_from_single_device_arrays(shape, sharding, shards)
+    parts = {
+        device: tuple(slice(*part.indices(n)) for part, n in zip(index or (), shape, strict=True))
+        for device, index in read_as.addressable_devices_indices_map(shape).items()
+    }
+    sources = fetch(sources, stacked, list(parts.values()))
+    shards = [
+        load_shard(sources, stacked, bounds, dtype, device, staged=device.platform != "cpu")
+        for device, bounds in parts.items()
+    ]
+    array = jax.make_array_from_single_device_arrays(shape, read_as, shards)
+    return array if read_as is sharding else _move(array, sharding)
 
 
 def load_shard(
@@ -116,6 +131,17 @@ def load_shard(
     return on_device
 
 
+def _move(array: jax.Array, sharding: Sharding) -> jax.Array:
+    """The array with another sharding; the devices exchange their parts, also between processes."""
+    moved = jax.jit(_unchanged, out_shardings=sharding)(array)
+    return moved.block_until_ready()  # one parameter at a time, or the exchanged parts of many would be in memory
+
+
+def _unchanged(array: jax.Array) -> jax.Array:
+    """`array`; one function, so that JAX compiles once for each shape and pair of shardings."""
+    return array
+
+
 @partial(jax.jit, donate_argnums=0)
 def _set_layer(stack: jax.Array, layer: jax.Array, i: jax.Array) -> jax.Array:
     """Sets layer `i`. The stack is donated, so that the device never holds it twice."""
@@ -126,7 +152,7 @@ def _copy(target: np.ndarray, source: ReadableTensor, bounds: tuple[slice, ...])
     """Copies and converts the part of a stored tensor. Its pages are mapped during this call only: they belong to the
     page cache, and the kernel may drop them as soon as the mapping is gone."""
     with np.errstate(invalid="ignore", over="ignore"):  # NaN and infinite weights are read as they are stored
-        np.copyto(target, source.map()[bounds], casting="unsafe")
+        np.copyto(target, source.part(bounds), casting="unsafe")
 
 
 def _aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

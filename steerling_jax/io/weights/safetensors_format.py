@@ -30,9 +30,10 @@ _COMPARE_BYTES = 1 << 24  # compared at a time
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor in a file; `offset` is in bytes from the start of `file`."""
+    """A tensor in a file; `offset` is in bytes from the start of `file`, which is a path, or a file in a bucket in the
+    subclass `RemoteTensor`."""
 
-    file: Path
+    file: Any
     dtype: np.dtype
     shape: tuple[int, ...]
     offset: int
@@ -51,7 +52,15 @@ class StoredTensor:
         try:
             return np.memmap(self.file, self.dtype, "r", self.offset, self.shape)
         except (OSError, ValueError) as error:
-            raise _damaged(self.file, "it has become shorter") from error
+            raise damaged(self.file, "it has become shorter") from error
+
+    def part(self, bounds: tuple[slice, ...]) -> np.ndarray:
+        """The values within `bounds`, a slice for each axis."""
+        return self.map()[bounds]
+
+    def raw(self, start: int, end: int) -> np.ndarray:
+        """The bytes `start` to `end` of the tensor's data, uint8."""
+        return np.memmap(self.file, np.uint8, "r", self.offset + start, (end - start,))
 
 
 @dataclass(frozen=True)
@@ -69,8 +78,9 @@ class TensorToWrite:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def _damaged(path: Path, detail: str) -> UserError:
-    return UserError(f"{path} is truncated or corrupt ({detail}); copy or download it again.")
+def damaged(file: Any, detail: str) -> UserError:
+    """The error for a file that is not what its header says."""
+    return UserError(f"{file} is truncated or corrupt ({detail}); copy or download it again.")
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
@@ -79,33 +89,43 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     A truncated download, an HTML error page or a corrupted header is found here, before any tensor is used. Raises
     `UserError` unless the header describes the file exactly.
     """
+
+    def read(start: int, end: int) -> bytes:
+        file.seek(start)
+        return file.read(end - start)
+
     try:
-        size = path.stat().st_size
         with path.open("rb") as file:
-            prefix = file.read(8)
-            if len(prefix) < 8:
-                raise _damaged(path, f"{size} bytes are too few for a header")
-            (length,) = struct.unpack("<Q", prefix)
-            # Checked before reading: a damaged length could ask for exabytes.
-            if length > min(size - 8, _MAX_HEADER):
-                raise _damaged(path, f"its header claims {length} bytes of {size}")
-            text = file.read(length)
+            return parse_header(path, path.stat().st_size, read)
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror}; check that the file exists and is readable.") from error
-    try:
-        header = load_json(text)
-    except ValueError as error:
-        raise _damaged(path, "its header is not JSON") from error
-    if not isinstance(header, dict):
-        raise _damaged(path, "its header is not a JSON object")
-    header.pop("__metadata__", None)
+
+
+def parse_header(
+    path: Any, size: int, read: Callable[[int, int], bytes], kind: type[StoredTensor] = StoredTensor
+) -> dict[str, StoredTensor]:
+    """As `read_header`, for a file of `size` bytes of which `read(start, end)` gives the bytes; `kind`: of tensors."""
+    prefix = read(0, 8)
+    if len(prefix) < 8:
+        raise damaged(path, f"{size} bytes are too few for a header")
+    (length,) = struct.unpack("<Q", prefix)
+    # Checked before reading: a damaged length could ask for exabytes.
+    if length > min(size - 8, _MAX_HEADER):
+        raise damaged(path, f"its header claims {length} bytes of {size}")
     start = 8 + length
-    tensors = {name: _entry(path, name, fields, start) for name, fields in header.items()}
+    try:
+        header = load_json(read(8, start))
+    except ValueError as error:
+        raise damaged(path, "its header is not JSON") from error
+    if not isinstance(header, dict):
+        raise damaged(path, "its header is not a JSON object")
+    header.pop("__metadata__", None)
+    tensors = {name: _entry(path, name, fields, start, kind) for name, fields in header.items()}
     _check_layout(path, tensors, start, size)
     return tensors
 
 
-def _entry(path: Path, name: str, fields: Any, start: int) -> StoredTensor:
+def _entry(path: Any, name: str, fields: Any, start: int, of: type[StoredTensor]) -> StoredTensor:
     """A tensor from its header entry; `start`: where the file's data begins."""
     try:
         kind, shape, (begin, end) = fields["dtype"], fields["shape"], fields["data_offsets"]
@@ -114,18 +134,18 @@ def _entry(path: Path, name: str, fields: Any, start: int) -> StoredTensor:
         numbers = (*shape, begin, end)
         valid = len(shape) <= _MAX_AXES and all(type(n) is int and 0 <= n < 1 << 63 for n in numbers)
     except (KeyError, TypeError, ValueError) as error:
-        raise _damaged(path, f"its entry for tensor {name!r} is malformed") from error
+        raise damaged(path, f"its entry for tensor {name!r} is malformed") from error
     if not valid:
-        raise _damaged(path, f"its entry for tensor {name!r} is malformed")
+        raise damaged(path, f"its entry for tensor {name!r} is malformed")
     if not isinstance(kind, str) or kind not in DTYPES:
         raise UserError(f"{path}: tensor {name!r} has type {kind!r}; convert it to one of {', '.join(DTYPES)}.")
-    tensor = StoredTensor(path, DTYPES[kind], tuple(shape), start + begin)
+    tensor = of(path, DTYPES[kind], tuple(shape), start + begin)
     if end - begin != tensor.nbytes:
-        raise _damaged(path, f"tensor {name!r} has {end - begin} bytes where its shape needs {tensor.nbytes}")
+        raise damaged(path, f"tensor {name!r} has {end - begin} bytes where its shape needs {tensor.nbytes}")
     return tensor
 
 
-def _check_layout(path: Path, tensors: dict[str, StoredTensor], start: int, size: int) -> None:
+def _check_layout(path: Any, tensors: dict[str, StoredTensor], start: int, size: int) -> None:
     """Raises `UserError` unless the data consists of exactly the tensors, one after another.
 
     The reference implementation requires it too: gaps could hide data, and overlapping tensors could make a small file
@@ -134,21 +154,21 @@ def _check_layout(path: Path, tensors: dict[str, StoredTensor], start: int, size
     at = start
     for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].nbytes)):
         if tensor.offset + tensor.nbytes > size:
-            raise _damaged(path, f"tensor {name!r} ends after byte {size}, the end of the file")
+            raise damaged(path, f"tensor {name!r} ends after byte {size}, the end of the file")
         if tensor.offset != at:
-            raise _damaged(path, f"there is a gap or an overlap before tensor {name!r}")
+            raise damaged(path, f"there is a gap or an overlap before tensor {name!r}")
         at += tensor.nbytes
     if at != size:
-        raise _damaged(path, f"{size - at} bytes belong to no tensor")
+        raise damaged(path, f"{size - at} bytes belong to no tensor")
 
 
 def same_bytes(a: StoredTensor, b: StoredTensor) -> bool:
     """Whether two stored tensors are equal bit for bit, so that a NaN equals itself."""
     if (a.dtype, a.shape) != (b.dtype, b.shape):
         return False
-    raw_a, raw_b = (np.memmap(t.file, np.uint8, "r", t.offset, (t.nbytes,)) for t in (a, b))
-    spans = range(0, a.nbytes, _COMPARE_BYTES)
-    return all(np.array_equal(raw_a[i : i + _COMPARE_BYTES], raw_b[i : i + _COMPARE_BYTES]) for i in spans)
+    starts = range(0, a.nbytes, _COMPARE_BYTES)
+    spans = [(start, min(start + _COMPARE_BYTES, a.nbytes)) for start in starts]
+    return all(np.array_equal(a.raw(*span), b.raw(*span)) for span in spans)
 
 
 def write_file(path: Path, tensors: Sequence[TensorToWrite]) -> None:

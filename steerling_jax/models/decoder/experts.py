@@ -1,6 +1,7 @@
 """Mixture of experts (Flax Linen): each token goes through the few experts that its router selects.
 
-Tokens are sorted by expert, so that an expert's tokens are consecutive rows, and no expert computes other tokens.
+Tokens are sorted by expert, so that an expert's tokens are consecutive rows, and no expert computes other tokens. On a
+mesh each device sorts the tokens of its own texts, and has a part of the inner width of every expert.
 
 Legend: N tokens, k experts of a token, M = N · k rows, E experts, D width, F inner width of an expert, b rows of a
 tile.
@@ -14,11 +15,13 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
+from jax.sharding import PartitionSpec
 
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.decoder.config import DecoderConfig, Experts
 from steerling_jax.models.decoder.layers import GatedMLP, activation
 from steerling_jax.models.layers import Linear, matmul_t
+from steerling_jax.parallel.mesh import current_mesh, partition_spec
 
 _TILE = 64  # rows of an expert that are multiplied at once; a larger tile wastes more rows at the end of each expert
 
@@ -42,10 +45,9 @@ class MixtureOfExperts(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         c, moe = self.config, self.config.experts
         assert moe is not None
-        rows = x.reshape(-1, x.shape[-1])
-        weights, selected = route(Linear(moe.count, self.compute, name="gate")(rows), moe)
+        weights, selected = route(Linear(moe.count, self.compute, name="gate")(x), moe)
         experts = _Stacks(moe, name="experts")(x.shape[-1])
-        y = run_experts(rows, selected, weights, experts, c, self.compute).reshape(x.shape)
+        y = run_experts(x, selected, weights, experts, c, self.compute)
         if moe.shared_size:
             shared = GatedMLP(c, self.compute, moe.shared_size, name="shared_expert")(x)
             y = y + shared * jax.nn.sigmoid(Linear(1, self.compute, name="shared_expert_gate")(x))
@@ -73,7 +75,7 @@ class _Stack(nn.Module):
 
 
 def route(logits: jax.Array, moe: Experts) -> tuple[jax.Array, jax.Array]:
-    """Router logits (N, E) to the weights (N, k) float32 and the numbers (N, k) int32 of the selected experts."""
+    """Router logits (…, E) to the weights (…, k) float32 and the numbers (…, k) int32 of the selected experts."""
     weights, selected = lax.top_k(jax.nn.softmax(logits.astype(jnp.float32), axis=-1), moe.per_token)
     return weights / jnp.sum(weights, axis=-1, keepdims=True) if moe.normalise else weights, selected
 
@@ -86,7 +88,41 @@ def run_experts(
     config: DecoderConfig,
     compute: Compute,
 ) -> jax.Array:
-    """The weighted sum (N, D) of the selected experts' outputs: x (N, D), selected and weights (N, k)."""
+    """The weighted sum (B, T, D) of the selected experts' outputs: x (B, T, D), selected and weights (B, T, k)."""
+
+    def own(x: jax.Array, selected: jax.Array, weights: jax.Array, *stacks: jax.Array) -> jax.Array:
+        rows, selected, weights = (value.reshape(-1, value.shape[-1]) for value in (x, selected, weights))
+        y = _run_sorted(rows, selected, weights, ExpertWeights(*stacks), config, compute)
+        return y.reshape(x.shape)
+
+    mesh = current_mesh()
+    if mesh is None:
+        return own(x, selected, weights, *experts).astype(x.dtype)
+    # Outside of a shard_map the sort would be one of all devices' tokens, and its gather would replicate them.
+    (batch,) = partition_spec(("batch",), x.shape[:1], mesh)
+    (inner,) = partition_spec(("mlp",), experts.gate.shape[1:2], mesh)
+
+    def summed(*arguments: jax.Array) -> jax.Array:
+        y = own(*arguments)
+        # A device's part of the inner width gives a part of each sum over it.
+        return y if inner is None else lax.psum(y, inner)
+
+    texts, first, last = PartitionSpec(batch), PartitionSpec(None, inner), PartitionSpec(None, None, inner)
+    specs = (texts, texts, texts, first, first, last)
+    mapped = jax.shard_map(summed, mesh=mesh, in_specs=specs, out_specs=texts, check_vma=False)
+    return mapped(x, selected, weights, *experts).astype(x.dtype)
+
+
+def _run_sorted(
+    x: jax.Array,
+    selected: jax.Array,
+    weights: jax.Array,
+    experts: ExpertWeights,
+    config: DecoderConfig,
+    compute: Compute,
+) -> jax.Array:
+    """The weighted sum (N, D) float32 of the selected experts' outputs on one device: x (N, D), selected and weights
+    (N, k)."""
     (N, D), k, E = x.shape, selected.shape[1], experts.gate.shape[0]
     order = jnp.argsort(selected.reshape(-1), stable=True)
     rows, sizes = x[order // k], jnp.bincount(selected.reshape(-1), length=E)
@@ -101,7 +137,7 @@ def run_experts(
     out = lax.platform_dependent(rows, sizes, *experts, cpu=tiled, default=grouped)
     # `order` says which row went where; sorting it again gives each row's place.
     each = out[jnp.argsort(order)].reshape(N, k, D).astype(jnp.float32)
-    return jnp.sum(each * weights[:, :, None], axis=1).astype(x.dtype)
+    return jnp.sum(each * weights[:, :, None], axis=1)
 
 
 def grouped_mlp(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ import steerling_jax as sj
 from steerling_jax.cli.main import main
 from steerling_jax.models.decoder.config import DecoderConfig
 from steerling_jax.models.decoder.flops import pass_flops
+from steerling_jax.models.decoder.parameters import parameter_shapes
 from steerling_jax.models.lora import LoraConfig
 from steerling_jax.parallel.sharding import MeshShape, make_mesh
 from steerling_jax.train.aot.chips import CHIPS
 from steerling_jax.train.aot.decoder_program import DecoderProgram
+from steerling_jax.train.aot.open_models import model_shapes, read_model_shape, training_run
 from steerling_jax.train.aot.program import Program
 from steerling_jax.train.aot.render import as_json, print_report
 from steerling_jax.train.aot.report import make_report
@@ -76,6 +79,17 @@ def test_training_steps_of_configs_compile(lora: LoraConfig | None):
     assert Program("train", run).with_layers(1).run.model.layer_types == ("full_attention",)
 
 
+def test_published_shapes_have_the_numbers_of_parameters_in_their_names():
+    for name in model_shapes():
+        stated = float(name.partition("-")[2].partition("B")[0])
+        found, model = read_model_shape(name)
+        parameters = sum(math.prod(shape) for shape in parameter_shapes(model).values())
+        assert found == name
+        assert parameters == pytest.approx(stated * 1e9, rel=0.03)
+        program = Program("train", training_run(name, model, 16, 2048))
+        assert (program.sequences, program.seq_len, program.layers) == (16, 2048, model.n_layers)
+
+
 def test_depths_that_are_compiled_in_place_of_a_deep_model_are_whole_periods():
     hybrid, uniform = config("qwen3_5"), config("llama")
     kinds = ("linear_attention", "linear_attention", "linear_attention", "full_attention") * 4
@@ -104,13 +118,17 @@ def test_flops_of_a_pass_by_hand():
 
 
 REFUSED = {
-    "--model {model} --mode train": "must be forward or decode",
+    "--model {model} --mode attribute": "must be forward, decode or train",
+    "--model {model} --mode train --latents 64": "--latents",
+    "--model {model} --mode train": "--length is 2048, but the context of llama is 256",
+    "--model Qwen3-8": "one of Qwen3-30B-A3B, Qwen3-8B, Qwen3.5-27B",
     "--model {model} --mode decode --latents 64": "--latents",
     "--model {model} --latents 8": "--latents is 8",
     "--model {model} --batch-size 4": "--config",
     "--model {model} --layers 9": "the model has 4",
     "--model {model} --length 0": "--length is 0",
-    "--model {model}/nothing": "Cannot read",
+    "--model {model}/nothing": "There is no folder",
+    "--model {model}/nothing.json": "Cannot read",
 }
 
 
