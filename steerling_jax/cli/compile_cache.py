@@ -1,13 +1,16 @@
 """The cache of compiled programs that all commands share, in the user's cache folder.
 
 Most of a short command's time is compilation. JAX stores compiled programs by a hash of the program, the versions of
-its compiler, the machine's features and all options, so several versions, machines and processes can share a folder.
+its compiler and all options, so several versions and processes can share a folder. Machines with other processors that
+share a home folder have folders of their own, since a program can hold instructions that only some processors have.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
+import platform
 import sys
 import warnings
 from pathlib import Path
@@ -44,7 +47,7 @@ def use_compile_cache() -> None:
     if DIRECTORY in os.environ or "jax" in sys.modules:
         return
     try:
-        folder = cache_folder() / "compiled"
+        folder = cache_folder() / "compiled" / _processor()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not _is_private(folder):
             return
@@ -57,6 +60,15 @@ def use_compile_cache() -> None:
     # JAX compiles where an entry cannot be read or written: one that another process writes at this moment, that a full
     # disk truncated, or that was removed. This costs time and changes nothing, so it is no news to the user.
     warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache entry")
+
+
+def _processor() -> str:
+    """A short hash of the processor's kind and, on Linux, its instruction sets."""
+    kind = [platform.machine(), platform.processor()]
+    with contextlib.suppress(OSError), Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as file:
+        # The first processor's; "Features" on ARM.
+        kind += [line for line in file if line.startswith(("flags", "Features"))][:1]
+    return hashlib.sha256("\n".join(kind).encode()).hexdigest()[:12]
 
 
 def _is_private(folder: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 import types
@@ -47,8 +48,8 @@ def test_the_second_command_compiles_nothing(tmp_path: Path):
     environment = {"STEERLING_CACHE_DIR": str(tmp_path)}
     assert run(environment) == "0 1"
     assert run(environment) == "1 0"
-    (entry,) = [path for path in (tmp_path / "compiled").iterdir() if path.name.endswith("-cache")]
-    assert (tmp_path / "compiled").stat().st_mode & 0o777 == 0o700, "JAX runs what it finds there"
+    (entry,) = tmp_path.glob("compiled/*/*-cache")
+    assert entry.parent.stat().st_mode & 0o777 == 0o700, "JAX runs what it finds there"
     entry.write_bytes(entry.read_bytes()[:50])  # as a full disk leaves it
     assert run(environment) == "0 1", "a damaged entry costs time, and says nothing"
 
@@ -73,8 +74,10 @@ def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, st
 def test_variables(environment: dict[str, str], tmp_path: Path):
     use_compile_cache()
     folder = Path(environment[DIRECTORY])
-    assert folder == cache_folder() / "compiled"
+    assert folder.parent == cache_folder() / "compiled"
     assert folder.is_relative_to(tmp_path)
+    use_compile_cache()
+    assert environment[DIRECTORY] == str(folder)
     environment |= {DIRECTORY: "/elsewhere", "STEERLING_CACHE_DIR": str(tmp_path / "mine")}
     use_compile_cache()
     assert environment[DIRECTORY] == "/elsewhere"
@@ -91,11 +94,16 @@ def test_a_process_that_uses_jax_already_decides_itself(environment, monkeypatch
     assert DIRECTORY not in environment
 
 
-def test_a_folder_that_others_can_write_is_not_used(environment: dict[str, str], tmp_path: Path):
-    folder = tmp_path / "shared" / "compiled"
-    folder.mkdir(parents=True)
+@pytest.fixture
+def folder(environment: dict[str, str], tmp_path: Path) -> Path:
+    """The folder of this machine's programs, not used yet."""
+    environment["STEERLING_CACHE_DIR"] = str(tmp_path / "mine")
+    use_compile_cache()
+    return Path(environment.pop(DIRECTORY))
+
+
+def test_a_folder_that_others_can_write_is_not_used(environment: dict[str, str], folder: Path):
     folder.chmod(0o777)
-    environment["STEERLING_CACHE_DIR"] = str(folder.parent)
     use_compile_cache()
     assert DIRECTORY not in environment
     folder.chmod(0o755)
@@ -103,20 +111,26 @@ def test_a_folder_that_others_can_write_is_not_used(environment: dict[str, str],
     assert environment[DIRECTORY] == str(folder)
 
 
-def test_the_oldest_programs_go_when_the_cache_is_full(environment: dict[str, str], tmp_path: Path):
-    folder = tmp_path / "mine" / "compiled"
-    folder.mkdir(mode=0o700, parents=True)
+def test_machines_with_other_processors_do_not_share_programs(
+    environment: dict[str, str], folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(platform, "machine", lambda: "another")
+    use_compile_cache()
+    other = Path(environment[DIRECTORY])
+    assert other != folder
+    assert other.parent == folder.parent
+
+
+def test_the_oldest_programs_go_when_the_cache_is_full(folder: Path):
     for number in range(4):
         with (folder / str(number)).open("wb") as file:
             file.truncate(300 << 20)  # sparse: takes no room on the disk
         os.utime(folder / str(number), (1000 + number, 1000 + number))
-    environment["STEERLING_CACHE_DIR"] = str(folder.parent)
     use_compile_cache()
     assert sorted(path.name for path in folder.iterdir()) == ["3"]
 
 
 def test_only_commands_with_a_reason_do_without():
-    without = {
-        name for name in main.SUMMARIES if not getattr(main.load_command(name, main.commands()), "COMPILE_CACHE", True)
-    }
+    points = main.commands()
+    without = {name for name in points if not getattr(main.load_command(name, points), "COMPILE_CACHE", True)}
     assert without == {"train", "compile"}
