@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from steerling_jax.autoencoders.autoencoder import Autoencoder as Autoencoder
+    from steerling_jax.autoencoders.bottleneck import attach_bottleneck as attach_bottleneck
     from steerling_jax.autoencoders.feature_edit import feature_edit as feature_edit
     from steerling_jax.bundle import Bundle as Bundle
     from steerling_jax.decoding.generation import Generation as Generation
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from steerling_jax.evaluation.likelihood import log_likelihoods as log_likelihoods
     from steerling_jax.explain.considered import considered as considered
     from steerling_jax.explain.contributions import concept_contributions as concept_contributions
+    from steerling_jax.explain.feature_contributions import feature_contributions as feature_contributions
     from steerling_jax.explain.given_text import given_trace as given_trace
     from steerling_jax.explain.inputs.integrated_gradients import attribute_inputs as attribute_inputs
     from steerling_jax.explain.ranking import chunk_spans as chunk_spans
@@ -76,6 +78,8 @@ _MODULES = {
     "Compute": "models.compute",
     "UserError": "errors",
     "Autoencoder": "autoencoders.autoencoder",
+    "attach_bottleneck": "autoencoders.bottleneck",
+    "feature_contributions": "explain.feature_contributions",
     "feature_edit": "autoencoders.feature_edit",
     "load_autoencoder": "io.autoencoders.load",
     "save_autoencoder": "io.autoencoders.save",

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
+from steerling_jax.autoencoders.bottleneck import attach_bottleneck
 from steerling_jax.bundle import Bundle, special_ids
 from steerling_jax.errors import UserError
 from steerling_jax.io import hub
+from steerling_jax.io.autoencoders.bottleneck_file import BOTTLENECK_FILE, is_bottleneck_folder, read_origin
+from steerling_jax.io.autoencoders.load import load_autoencoder
 from steerling_jax.io.catalogue import model_catalogue, read_concept_names
 from steerling_jax.io.checkpoints.location import RUN_FILE, locate_checkpoint
 from steerling_jax.io.strengths import read_strengths
@@ -20,6 +24,7 @@ from steerling_jax.models.backbone import Params
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.decoder.config import DecoderConfig
 from steerling_jax.models.families import AnyConfig
+from steerling_jax.models.steerling.fingerprint import fingerprint
 from steerling_jax.models.steerling.published_config import PublishedExtras
 
 
@@ -37,8 +42,9 @@ def load(
             checkpoint, a training run of this package or one of its steps, `RUN/checkpoints/STEP`; a GGUF file; the
             name of a bundled model; or a Hugging Face Hub id such as `guidelabs/steerling-8b`, or a GGUF file there
             (`owner/name/file.gguf`), which is downloaded through `huggingface_hub` and its cache; or the address of a
-            folder in a bucket (`gs://…`, `s3://…`), whose weights are read tensor by tensor without a download. A
-            folder takes precedence over a name. None loads the first bundled model.
+            folder in a bucket (`gs://…`, `s3://…`), whose weights are read tensor by tensor without a download. The
+            export of `steerling attach` gives its model with the bottleneck in place. A folder takes precedence over a
+            name. None loads the first bundled model.
         dtype: "float32" or "bfloat16", of parameters and activations; None takes the stored dtype. "auto" is "float32"
             for Steerling models and the stored dtype for other families. Quantised weights count as float32.
         matmul_dtype: "float32" or "bfloat16", of the operands of matrix products; None takes `dtype`.
@@ -67,6 +73,8 @@ def load(
     name = folder.name if path_or_name is None else str(path_or_name)
     if folder.is_file():
         return _load_gguf(folder, name, None if dtype == "auto" else dtype, matmul_dtype, sharding)
+    if is_bottleneck_folder(folder):
+        return _load_bottlenecked(folder, name, dtype, matmul_dtype, sharding)
     folder, step = locate_checkpoint(folder)
     if not (folder / RUN_FILE).is_file() and is_decoder_folder(folder):
         return _load_decoder(folder, name, None if dtype == "auto" else dtype, matmul_dtype, sharding, headers)
@@ -116,6 +124,26 @@ def _find_model(path_or_name: str | Path | None) -> tuple[Path, Headers | None]:
 
         return open_bucket_model(str(path_or_name))
     return hub.resolve(path_or_name, gguf=True), None
+
+
+def _load_bottlenecked(
+    folder: Path, name: str, dtype: str | None, matmul_dtype: str | None, sharding: Shardings | None
+) -> Bundle:
+    origin = read_origin(folder)
+    try:
+        bundle = load(origin.model, dtype=dtype, matmul_dtype=matmul_dtype, sharding=sharding)
+    except UserError as error:
+        raise UserError(
+            f"{folder} is a bottleneck of the model {origin.model}, which does not load: {error} If it has moved, "
+            f"correct 'model' in {folder / BOTTLENECK_FILE}."
+        ) from error
+    found = fingerprint(bundle.params, bundle.config)
+    if found != origin.fingerprint:
+        raise UserError(
+            f"{folder} is a bottleneck of a model with the fingerprint {origin.fingerprint}, but {origin.model} has "
+            f"{found}; restore that model, or make a new bottleneck with `steerling attach`."
+        )
+    return dataclasses.replace(attach_bottleneck(bundle, load_autoencoder(folder)), name=name)
 
 
 def _load_decoder(

@@ -6,9 +6,8 @@ import argparse
 import contextlib
 import dataclasses
 import logging
-import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
     from steerling_jax.train.run.metrics import check_tensorboard
     from steerling_jax.train.run.processes import initialise_processes, is_first_process, run_on_first_process
     from steerling_jax.train.run.profiler import parse_steps
+    from steerling_jax.train.run.program_setup import set_compilation_cache
     from steerling_jax.train.run.run_config import RunConfig
 
     process_options = (args.coordinator, args.process_count, args.process_index)
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
         config = dataclasses.replace(config, start_from=args.start_from)
     with contextlib.ExitStack() as stack:
         run_on_first_process(lambda: stack.enter_context(lock_folder(out)))
-        _set_compilation_cache(out)
+        set_compilation_cache(out)
         result, code = _train(config, args, out)
     if not is_first_process():
         return code
@@ -103,6 +103,7 @@ def _train_autoencoders(run: AutoencoderRun, args: argparse.Namespace, out: Path
     from steerling_jax.cli.console import note, print_json
     from steerling_jax.io.checkpoints.training_folder import lock_folder
     from steerling_jax.train.autoencoders.program import run_autoencoders
+    from steerling_jax.train.run.program_setup import catch_signals, set_compilation_cache
 
     for option in ("corpus", "profile", "tensorboard", "distributed", "coordinator"):
         if getattr(args, option):
@@ -111,8 +112,8 @@ def _train_autoencoders(run: AutoencoderRun, args: argparse.Namespace, out: Path
         run = dataclasses.replace(run, recipe=dataclasses.replace(run.recipe, steps=args.steps))
     if args.start_from is not None:
         run = dataclasses.replace(run, model=args.start_from)
-    with lock_folder(out), _catch_signals() as caught:
-        _set_compilation_cache(out)
+    with lock_folder(out), catch_signals() as caught:
+        set_compilation_cache(out)
         result, stopped = run_autoencoders(run, out, lambda: bool(caught), tables=not args.json)
     if args.json:
         print_json(result)
@@ -131,11 +132,12 @@ def _train(config: RunConfig, args: argparse.Namespace, out: Path) -> tuple[dict
     from steerling_jax.train.run.loop import LoopOptions, train
     from steerling_jax.train.run.open_run import open_run
     from steerling_jax.train.run.processes import is_first_process
+    from steerling_jax.train.run.program_setup import catch_signals
 
     is_new = not (out / RUN_FILE).exists()
     opened = open_run(config, args.corpus, out, table=not args.json)
     result: dict[str, Any] = {"config": config.name, "folder": out}
-    with _discard_if_it_never_starts(out, is_new) as started, _catch_signals() as caught:
+    with _discard_if_it_never_starts(out, is_new) as started, catch_signals() as caught:
         options = LoopOptions(
             initial=opened.initial,
             evaluate=evaluator(config, opened.store),
@@ -192,39 +194,3 @@ def _export(config: RunConfig, out: Path, params: Any) -> Path:
     else:
         run_on_first_process(lambda: write_published(out / "export", config.model, gathered, files=files))
     return out / "export"
-
-
-def _set_compilation_cache(out: Path) -> None:
-    """Caches compiled programs in the run's folder, unless JAX_COMPILATION_CACHE_DIR names another one.
-
-    A restart is then faster, and runs the same program: on a GPU, compiling again may choose other kernels by timing
-    them, which round differently, and the resumed run would not be bit-identical.
-    """
-    import jax
-
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str((out / "compiled").absolute()))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-
-
-@contextlib.contextmanager
-def _catch_signals() -> Iterator[list[int]]:
-    """Collects the first SIGINT or SIGTERM, for the loop to stop after the current step. The handlers are then
-    restored, so that a second signal ends the process at once."""
-    caught: list[int] = []
-    previous: dict[int, Callable[..., Any] | int | None] = {}
-
-    def catch(number: int, _: Any) -> None:
-        caught.append(number)
-        restore()
-
-    def restore() -> None:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        previous[number] = signal.signal(number, catch)
-    try:
-        yield caught
-    finally:
-        restore()

@@ -1,6 +1,6 @@
 """The training objective of a TopK autoencoder, and its gradients, computed through the k latents that a row keeps.
 
-    loss = unexplained variance + weight · AuxK
+    loss = unexplained variance + weight · AuxK,        or another loss of the output x̂ in place of the variance
 
 *Unexplained variance* is Σ‖x − x̂‖² / Σ‖x − mean‖². *AuxK* (Gao et al., 2024) lets the largest dead latents of each row
 reconstruct what the others leave over, x − x̂, so that dead latents are trained too, encoder and decoder both.
@@ -13,6 +13,7 @@ Legend: N rows, D width, S latents, k latents kept of each row, M dead latents o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -26,6 +27,9 @@ from steerling_jax.autoencoders.weights import Settings, Weights
 _GATHERED = 16  # rows whose k decoder rows are gathered at a time: more would not stay in a CPU's cache
 _DENSE = 256  # rows of one dense product on an accelerator
 _TINY = 1e-12  # of a variance, so that equal rows do not divide by 0
+
+# From x̂ (N, D) to the loss of each row (N,) and its gradient by x̂ (N, D).
+OutputLoss = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
 
 
 @struct.dataclass
@@ -45,10 +49,12 @@ class TrainedWeights:
 
 class LossParts(NamedTuple):
     """unexplained: Σ‖x − x̂‖² / Σ‖x − mean‖². auxiliary: the same of AuxK and its target x − x̂, times the share of its
-    latents that are dead; 0 without dead ones. fired: (S,) bool, the latents that were kept with a positive value."""
+    latents that are dead; 0 without dead ones. output: the loss of x̂ that the gradients are of, `unexplained` unless
+    another one is given. fired: (S,) bool, the latents that were kept with a positive value."""
 
     unexplained: jax.Array
     auxiliary: jax.Array
+    output: jax.Array
     fired: jax.Array
 
 
@@ -63,23 +69,31 @@ def loss_and_gradients(
     k_aux: int,
     max_dead: int,
     aux_weight: float,
+    output_loss: OutputLoss | None = None,
 ) -> tuple[LossParts, TrainedWeights]:
-    """The parts of the loss, and the gradients of `unexplained + aux_weight · auxiliary`.
+    """The parts of the loss, and the gradients of `output + aux_weight · auxiliary`.
 
     x: (N, D) float32. row_weights: (N,), 0 for rows that do not count, else 1. dead: (S,) bool. step: () int32, which
     decides which dead latents are offered where more than `max_dead` are dead. k_aux: dead latents kept of each row.
+    output_loss: of which the mean over the rows is taken; None for the unexplained variance.
     """
     counted = row_weights[:, None]
     mean = jnp.sum(counted * x, axis=0) / jnp.maximum(jnp.sum(row_weights), 1.0)
     variance = jnp.maximum(jnp.sum(counted * (x - mean[None]) ** 2), _TINY)
     weights = trained.weights(k)
     values, index = encode_rows(weights, x, k)
-    error = counted * (decode_rows(weights, values, index) - x)
+    output = decode_rows(weights, values, index)
+    error = counted * (output - x)
     S = trained.b_enc.shape[0]
     fired = jnp.zeros(S, bool).at[index].max((values > 0) & (counted > 0))
-    parts = LossParts(jnp.sum(error**2) / variance, jnp.zeros(()), fired)
+    unexplained = jnp.sum(error**2) / variance
+    loss, to_output = unexplained, 2.0 / variance * error  # the derivative by x̂, (N, D)
+    if output_loss is not None:
+        by_row, to_output = output_loss(output)
+        count = jnp.maximum(jnp.sum(row_weights), 1.0)
+        loss, to_output = jnp.sum(row_weights * by_row) / count, counted * to_output / count
+    parts = LossParts(unexplained, jnp.zeros(()), loss, fired)
 
-    to_output = 2.0 / variance * error  # the derivative by x̂, (N, D)
     to_latents = jnp.where(values > 0, _gathered_products(trained.decoder, index, to_output), 0.0)
     b_enc = jnp.zeros(S).at[index].add(to_latents)
     gradients = TrainedWeights(

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from steerling_jax.autoencoders.objective import TrainedWeights, loss_and_gradients
+from steerling_jax.autoencoders.encoding import decode_rows, encode_rows
+from steerling_jax.autoencoders.objective import OutputLoss, TrainedWeights, loss_and_gradients
 from steerling_jax.errors import require
 from steerling_jax.models.geometric_median import geometric_median
 
@@ -76,27 +77,57 @@ class AutoencoderState:
     limit: jax.Array
 
 
-def init_state(recipe: AutoencoderRecipe, sample: jax.Array, key: jax.Array) -> AutoencoderState:
-    """The state before the first step. sample: (R, D) rows of the data, from which `b_dec` and the limit are taken."""
+def init_state(
+    recipe: AutoencoderRecipe, sample: jax.Array, key: jax.Array, *, from_rows: bool = False
+) -> AutoencoderState:
+    """The state before the first step. sample: (R, D) rows of the data, from which `b_dec` and the limit are taken, and
+    with `from_rows` also the directions of the features, which are random otherwise."""
     norms = jnp.linalg.norm(sample, axis=1)
     limit = recipe.norm_limit * jnp.median(norms)
-    rows = jax.random.normal(key, (recipe.n_latents, sample.shape[1]))
-    rows = rows / jnp.linalg.norm(rows, axis=1, keepdims=True)
-    trained = TrainedWeights(
-        encoder=rows,
-        decoder=jnp.copy(rows),
-        b_enc=jnp.zeros(recipe.n_latents),
-        b_dec=geometric_median(sample, (norms <= limit).astype(jnp.float32)),
-    )
+    middle = geometric_median(sample, (norms <= limit).astype(jnp.float32))
+    if from_rows:
+        trained = _features_of_rows(recipe, sample - middle[None], middle, key)
+    else:
+        rows = _unit(jax.random.normal(key, (recipe.n_latents, sample.shape[1])))
+        trained = TrainedWeights(rows, jnp.copy(rows), jnp.zeros(recipe.n_latents), middle)
     zero = jnp.zeros((), jnp.int32)
     silent = jnp.zeros(recipe.n_latents, jnp.int32)
     return AutoencoderState(zero, trained, _optimizer(recipe).init(cast(Any, trained)), silent, limit)
 
 
-def update(state: AutoencoderState, x: jax.Array, *, recipe: AutoencoderRecipe) -> tuple[AutoencoderState, Metrics]:
+def _features_of_rows(
+    recipe: AutoencoderRecipe, centred: jax.Array, middle: jax.Array, key: jax.Array
+) -> TrainedWeights:
+    """Features that point to rows of the data, centred (R, D), each with a little of another row, so that there may be
+    more features than rows. The encoder has the factor with which the kept latents fit the rows best in squares:
+    features that are alike would overshoot."""
+    first, second = (jax.random.choice(one, len(centred), (recipe.n_latents,)) for one in jax.random.split(key))
+    rows = _unit(_unit(centred[first]) + 0.5 * _unit(centred[second]))
+    tied = TrainedWeights(rows, rows, jnp.zeros(recipe.n_latents), jnp.zeros_like(middle))
+    weights = tied.weights(recipe.k)
+    output = decode_rows(weights, *encode_rows(weights, centred, recipe.k))
+    factor = jnp.maximum(jnp.sum(output * centred), 0.0) / jnp.maximum(jnp.sum(output**2), 1e-12)
+    return TrainedWeights(factor * rows, jnp.copy(rows), jnp.zeros(recipe.n_latents), middle)
+
+
+def _unit(rows: jax.Array) -> jax.Array:
+    return rows / jnp.maximum(jnp.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+
+
+def restart(state: AutoencoderState, recipe: AutoencoderRecipe) -> AutoencoderState:
+    """The state before the first step of another recipe, which goes on with the same autoencoder: its optimizer knows
+    nothing of the gradients before, whose scale was another."""
+    opt_state = _optimizer(recipe).init(cast(Any, state.trained))
+    return state.replace(step=jnp.zeros_like(state.step), opt_state=opt_state)
+
+
+def update(
+    state: AutoencoderState, x: jax.Array, *, recipe: AutoencoderRecipe, output_loss: OutputLoss | None = None
+) -> tuple[AutoencoderState, Metrics]:
     """One update on the rows x (N, D); returns the new state and metrics, float32 scalars.
 
-    Metrics: loss, unexplained (variance), auxiliary, dead (share of the latents), left_out (share of the rows).
+    output_loss: what is minimised; None for the unexplained variance. Metrics: loss, unexplained (variance),
+    auxiliary, dead (share of the latents), left_out (share of the rows); with an `output_loss` also output_loss.
     """
     D = x.shape[1]
     x = x.astype(jnp.float32)
@@ -113,6 +144,7 @@ def update(state: AutoencoderState, x: jax.Array, *, recipe: AutoencoderRecipe) 
         k_aux=min(recipe.k_aux or max(1, D // 2), recipe.n_latents),
         max_dead=min(recipe.max_dead or 2 * D, recipe.n_latents),
         aux_weight=recipe.aux_weight,
+        output_loss=output_loss,
     )
     decoder = state.trained.decoder
     along = jnp.sum(gradients.decoder * decoder, axis=1, keepdims=True)
@@ -131,8 +163,9 @@ def update(state: AutoencoderState, x: jax.Array, *, recipe: AutoencoderRecipe) 
         silent=jnp.where(parts.fired, 0, jnp.minimum(state.silent + seen, recipe.dead_after)),
         limit=state.limit,
     )
-    return new, {
-        "loss": parts.unexplained + recipe.aux_weight * parts.auxiliary,
+    own = {} if output_loss is None else {"output_loss": parts.output}
+    return new, own | {
+        "loss": parts.output + recipe.aux_weight * parts.auxiliary,
         "unexplained": parts.unexplained,
         "auxiliary": parts.auxiliary,
         "dead": jnp.mean(dead, dtype=jnp.float32),

@@ -44,6 +44,8 @@ SUMMARIES = {
     "name": "Name discovered concepts by words that predict where they are active, scored on held-out documents.",
     "info": "Show a model's configuration, parameters and tokenizer.",
     "prepare": "Make a corpus store from documents: tokens, chunks, concept labels.",
+    "attach": "Give a model a bottleneck of k features, of which every logit is the sum; resumes exactly.",
+    "features": "Show features: those behind a text's tokens, what one is about, or those that tell texts apart.",
     "train": "Train a model from a config; resumes an interrupted run exactly.",
     "compile": "Compile a config or a model for TPUs without having one: memory, FLOPs, collectives, whether it fits.",
     "evaluate": "Evaluate a model on held-out documents.",

@@ -20,6 +20,16 @@ Params = dict[str, Any]
 # recurrent ones. A pytree of fixed shapes, so that a decoding loop can carry it through `lax.scan` or `while_loop`.
 Cache = Any
 
+# The entry of `params` with an attached bottleneck: a pytree that is called with hidden states (B, T, D) after the
+# final norm and returns those that the output projection reads (`autoencoders.bottleneck.Bottleneck`).
+BOTTLENECK = "bottleneck"
+
+
+def through_bottleneck(params: Params, hidden: jax.Array) -> jax.Array:
+    """Hidden states (B, T, D) after the final norm as the output projection reads them: replaced by the attached
+    bottleneck's, if there is one."""
+    return params[BOTTLENECK](hidden) if BOTTLENECK in params else hidden
+
 
 class BackboneConfig(Protocol):
     """What the configurations of all model families have."""
@@ -46,8 +56,8 @@ class BackboneConfig(Protocol):
 
 
 class PassResult(NamedTuple):
-    """hidden (B, T, D): after the final norm. cache: for the positions that follow. captured: by layer, counted from 0,
-    its output (B, T, D) after edits, for the layers that were asked for."""
+    """hidden (B, T, D): after the final norm, and after an attached bottleneck. cache: for the positions that
+    follow. captured: by layer, counted from 0, its output (B, T, D) after edits, for the layers in `capture`."""
 
     hidden: jax.Array
     cache: Cache

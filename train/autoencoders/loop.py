@@ -1,7 +1,7 @@
-"""The training loop of autoencoders: a generator that captures rows, updates every layer's autoencoder, and saves.
+"""The loop of training on one process: a generator that updates a state, saves it, and yields events.
 
-A run that is killed at any moment and started again reaches the same autoencoders, bit for bit: the rows of a step
-depend on (seed, step) alone, and a checkpoint holds everything else.
+A run that is killed at any moment and started again reaches the same state, bit for bit: the batch of a step depends on
+its number alone, and a checkpoint holds everything else.
 """
 
 from __future__ import annotations
@@ -9,21 +9,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
-from steerling_jax.autoencoders.autoencoder import Autoencoder
-from steerling_jax.autoencoders.training_step import AutoencoderState, init_state, update
-from steerling_jax.bundle import Bundle
 from steerling_jax.io.checkpoints.training import TrainingCheckpoints
-from steerling_jax.train.autoencoders.activations import Activations
-from steerling_jax.train.autoencoders.evaluate import evaluate
-from steerling_jax.train.autoencoders.run_config import AutoencoderRun
 from steerling_jax.train.run.clock import Clock
 from steerling_jax.train.run.events import (
     CheckpointSaved,
@@ -37,50 +28,88 @@ from steerling_jax.train.run.events import (
 from steerling_jax.train.run.metrics import MetricsLog
 from steerling_jax.train.run.processes import SaveTimer
 
-_SAMPLE = 8192  # rows from which the initial bias and the limit of norms are taken
 
-States = dict[str, AutoencoderState]  # by the layer's number, as text
+class RunSettings(Protocol):
+    """What the loop reads of a run's configuration: see `AutoencoderRun`."""
+
+    @property
+    def steps(self) -> int: ...
+    @property
+    def log_every(self) -> int: ...
+    @property
+    def checkpoint_every(self) -> int: ...
+    @property
+    def checkpoint_minutes(self) -> float | None: ...
+    @property
+    def keep(self) -> int: ...
 
 
-def train_autoencoders(
-    run: AutoencoderRun,
-    bundle: Bundle,
-    tokens: tuple[np.ndarray, np.ndarray],
-    folder: Path,
-    stop: Callable[[], bool] = lambda: False,
+class Training(Protocol):
+    """What is trained, and on what."""
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """One sentence each on what the run works with."""
+        ...
+
+    def sample(self) -> Any:
+        """Arrays that `initial` depends on."""
+        ...
+
+    def initial(self, sample: Any) -> Any:
+        """The state before the first step, a pytree. Pure: the loop also traces it for the shapes of a checkpoint."""
+        ...
+
+    def batch(self, step: int) -> Any:
+        """The batch of `step`, counted from 0."""
+        ...
+
+    def rows(self, step: int) -> int:
+        """The number of rows in the batch of `step`."""
+        ...
+
+    def advance(self, state: Any, step: int, batch: Any) -> tuple[Any, Mapping[str, jax.Array]]:
+        """The state after `step`, and metrics, of which one is `loss`. `state` may be donated."""
+        ...
+
+    def evaluate(self, state: Any) -> Mapping[str, Any]:
+        """Held-out figures, as JSON values."""
+        ...
+
+    def result(self, state: Any) -> Any:
+        """What the run made, for `RunFinished`."""
+        ...
+
+
+def run_steps(
+    run: RunSettings, training: Training, folder: Path, stop: Callable[[], bool] = lambda: False
 ) -> Iterator[Event]:
-    """Trains in `folder`, from its newest checkpoint if it has one, and ends with `RunStopped` or `RunFinished`, whose
-    params are the autoencoders by layer. tokens: (training, held-out)."""
+    """Trains in `folder`, from its newest checkpoint if it has one, and ends with `RunStopped` or `RunFinished`."""
     clock = Clock()
     with ExitStack() as stack:
         checkpoints = stack.enter_context(TrainingCheckpoints(folder, keep=run.keep))
-        activations = Activations(run, bundle, tokens[0])
         with clock.phase("init"):
-            states, step, unreadable = _restore_or_initialise(run, activations, checkpoints, clock)
-        yield RunStarted(step, (f"{bundle.name}: layers {', '.join(map(str, run.layers))}",), unreadable)
+            state, step, unreadable = _restore_or_initialise(training, checkpoints, clock)
+        yield RunStarted(step, training.sources, unreadable)
         log = stack.enter_context(MetricsLog(folder, step))
         timer = SaveTimer(run.checkpoint_minutes)
-        advance = jax.jit(partial(update, recipe=run.recipe), donate_argnums=0)
         while step < run.steps:
             started = time.perf_counter()
             with clock.phase("data"):
-                rows = activations.batch(step)
+                batch = training.batch(step)
             with clock.phase("step"):
-                metrics = {}
-                for layer in run.layers:
-                    states[str(layer)], found = advance(states[str(layer)], jnp.asarray(rows[layer]))
-                    metrics |= {f"layer{layer}/{name}": value for name, value in found.items()}
+                state, metrics = training.advance(state, step, batch)
                 values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+            speed = training.rows(step) / (time.perf_counter() - started)
             step += 1
-            values["loss"] = float(np.mean([values[f"layer{layer}/loss"] for layer in run.layers]))
             if step == 1 or step % run.log_every == 0 or step == run.steps:
                 log.write("step", step, values)
-            yield StepDone(step, values, run.recipe.batch_rows / (time.perf_counter() - started), None)
+            yield StepDone(step, values, speed, None)
             stopping = stop() and step < run.steps
             if stopping or step == run.steps or step % run.checkpoint_every == 0 or timer.is_due():
                 log.sync()
                 with clock.phase("save"):
-                    checkpoints.save(step, states, clock.to_json())
+                    checkpoints.save(step, state, clock.to_json())
                 timer.restart()
             if stopping:
                 checkpoints.wait()
@@ -89,39 +118,21 @@ def train_autoencoders(
                 return
             if (saved := checkpoints.finished()) is not None:
                 yield CheckpointSaved(saved)
-        found = autoencoders(run, states)
         with clock.phase("eval"):
-            limits = {layer: float(states[str(layer)].limit) for layer in run.layers}
-            results = evaluate(run, bundle, found, limits, tokens[1])
+            results = training.evaluate(state)
         log.write("evaluation", step, results)
         yield Evaluated(step, results)
         checkpoints.wait()
-        yield RunFinished(step, found, clock.to_json())
-
-
-def autoencoders(run: AutoencoderRun, states: Mapping[str, AutoencoderState]) -> dict[int, Autoencoder]:
-    """The autoencoders of these states, by layer."""
-    return {
-        layer: Autoencoder(states[str(layer)].trained.weights(run.recipe.k), layer, f"{run.name}, layer {layer}")
-        for layer in run.layers
-    }
+        yield RunFinished(step, training.result(state), clock.to_json())
 
 
 def _restore_or_initialise(
-    run: AutoencoderRun, activations: Activations, checkpoints: TrainingCheckpoints, clock: Clock
-) -> tuple[States, int, tuple[tuple[int, str], ...]]:
-    """(states, step, checkpoints that could not be read)."""
-    key = jax.random.key(run.seed)
-
-    def initial(samples: Any) -> States:
-        return {
-            str(layer): init_state(run.recipe, samples[layer], jax.random.fold_in(key, layer)) for layer in run.layers
-        }
-
-    first = activations.batch(0)
-    sample = {layer: jnp.asarray(rows[:_SAMPLE]) for layer, rows in first.items()}
-    restored = checkpoints.restore(jax.eval_shape(initial, sample))
+    training: Training, checkpoints: TrainingCheckpoints, clock: Clock
+) -> tuple[Any, int, tuple[tuple[int, str], ...]]:
+    """(state, step, checkpoints that could not be read)."""
+    sample = training.sample()
+    restored = checkpoints.restore(jax.eval_shape(training.initial, sample))
     if restored is None:
-        return initial(sample), 0, ()
+        return training.initial(sample), 0, ()
     clock.add(restored.clock)
     return restored.state, restored.step, restored.unreadable

@@ -13,7 +13,8 @@ from steerling_jax.io.autoencoders.save import save_autoencoder
 from steerling_jax.io.checkpoints.parameters import RUN_FILE
 from steerling_jax.io.json_files import read_json_object, write_json
 from steerling_jax.loading import load
-from steerling_jax.train.autoencoders.loop import train_autoencoders
+from steerling_jax.train.autoencoders.layers import LayersTraining
+from steerling_jax.train.autoencoders.loop import run_steps
 from steerling_jax.train.autoencoders.run_config import AutoencoderRun
 from steerling_jax.train.autoencoders.text_tokens import open_tokens
 from steerling_jax.train.run.display import display
@@ -40,7 +41,8 @@ def run_autoencoders(
         # Only now: a start that failed before would refuse the mended config.
         write_json(out / RUN_FILE, {"kind": "autoencoders", "format_version": 1, "run": run.to_json()})
     result: dict[str, Any] = {"config": run.name, "folder": out}
-    for event in display(train_autoencoders(run, bundle, tokens, out, stop), run.steps, tables=tables):
+    training = LayersTraining(run, bundle, tokens)
+    for event in display(run_steps(run, training, out, stop), run.steps, tables=tables):
         match event:
             case Evaluated():
                 result["evaluation"] = event.results

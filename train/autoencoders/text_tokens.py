@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -12,7 +13,6 @@ from steerling_jax.bundle import Bundle
 from steerling_jax.errors import UserError
 from steerling_jax.io.atomic import atomic_path
 from steerling_jax.progress import Progress, no_progress
-from steerling_jax.train.autoencoders.run_config import AutoencoderRun
 from steerling_jax.train.corpus.documents import Document
 from steerling_jax.train.corpus.input_files import source_files
 from steerling_jax.train.corpus.parts import Part
@@ -23,8 +23,21 @@ from steerling_jax.train.corpus.sources import TextSource
 TOKENS_FILE = "tokens.npy"
 
 
+class TextRun(Protocol):
+    """What a run says about its texts; see `AutoencoderRun`."""
+
+    @property
+    def texts(self) -> tuple[str, ...]: ...
+    @property
+    def seq_len(self) -> int: ...
+    @property
+    def max_tokens(self) -> int | None: ...
+    @property
+    def held_out(self) -> int: ...
+
+
 def open_tokens(
-    run: AutoencoderRun, bundle: Bundle, folder: Path, progress: Progress = no_progress, *, encoded: bool
+    run: TextRun, bundle: Bundle, folder: Path, progress: Progress = no_progress, *, encoded: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """(training tokens, held-out tokens), each (n,) int32: encoded at the first start, read from `folder` at others.
 
@@ -41,7 +54,7 @@ def open_tokens(
     return tokens[: len(tokens) - run.held_out], tokens[len(tokens) - run.held_out :]
 
 
-def _encode(run: AutoencoderRun, bundle: Bundle, progress: Progress) -> np.ndarray:
+def _encode(run: TextRun, bundle: Bundle, progress: Progress) -> np.ndarray:
     limit = run.max_tokens or 1 << 62
     parts: list[np.ndarray] = []
     count = 0
@@ -61,7 +74,7 @@ def _encode(run: AutoencoderRun, bundle: Bundle, progress: Progress) -> np.ndarr
     return tokens
 
 
-def _documents(run: AutoencoderRun) -> Iterator[Document]:
+def _documents(run: TextRun) -> Iterator[Document]:
     if not run.texts:
         return python_documents()
     source = TextSource(run.texts)

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from steerling_jax.models.backbone import Backbone, Cache, Params, PassResult
+from steerling_jax.models.backbone import Backbone, Cache, Params, PassResult, through_bottleneck
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.decoder.block import Block, pass_context
 from steerling_jax.models.decoder.config import DecoderConfig
@@ -72,7 +72,8 @@ def _run(
         if layer in capture:
             captured[layer] = x
     hidden: Any = RMSNorm(config.rms_norm_eps, config.zero_centred_norms).apply({"params": params["norm"]}, x)
-    return PassResult(constrain(hidden, POSITIONS), None if cache is None else tuple(entries), captured)
+    hidden = constrain(through_bottleneck(params, hidden), POSITIONS)
+    return PassResult(hidden, None if cache is None else tuple(entries), captured)
 
 
 def _run_block(params: Params, x: jax.Array, context: Any, cached: Any, block: Block) -> tuple[jax.Array, Any]:
@@ -82,8 +83,13 @@ def _run_block(params: Params, x: jax.Array, context: Any, cached: Any, block: B
     return (jax.checkpoint(apply) if block.compute.remat else apply)(params, x, context, cached)
 
 
+def output_table(params: Params) -> jax.Array:
+    """The output projection (V, D): the token embedding when tied."""
+    return params["lm_head" if "lm_head" in params else "embed_tokens"]["weight"]
+
+
 def _logits(params: Params, hidden: jax.Array, *, config: DecoderConfig, compute: Compute) -> jax.Array:
-    logits = output_logits(params["lm_head" if "lm_head" in params else "embed_tokens"]["weight"], hidden, compute)
+    logits = output_logits(output_table(params), hidden, compute)
     return logits if config.final_cap is None else config.final_cap * jnp.tanh(logits / config.final_cap)
 
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from steerling_jax.models.attention import AttentionPattern, KeysValues, attend_masked, attend_parts, block_causal_mask
-from steerling_jax.models.backbone import Backbone, Cache, Params, PassResult
+from steerling_jax.models.backbone import Backbone, Cache, Params, PassResult, through_bottleneck
 from steerling_jax.models.batching import padding_mask
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.edits import LayerEdit, apply_edits
@@ -125,7 +125,7 @@ def run_backbone(
     run = _run_stacked if isinstance(params["blocks"], dict) else _run_unstacked
     hidden, fresh, captured = run(params, x, rope, attention, cache, edits, capture, keep_cache, config, compute)
     outputs = {} if captured is None else {layer: captured[place] for place, layer in enumerate(capture)}
-    return PassResult(hidden, fresh if keep_cache else None, outputs)
+    return PassResult(through_bottleneck(params, hidden), fresh if keep_cache else None, outputs)
 
 
 def _run_stacked(params, x, rope, attention, cache, edits, capture, keep_cache, config, compute):

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from steerling_jax.models.backbone import Params
+from steerling_jax.models.backbone import BOTTLENECK, Params
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.published_shapes import PIECES, fused
 from steerling_jax.parallel.sharding import to_host
@@ -19,12 +19,16 @@ _VALUES = 256  # of each tensor, evenly spaced; enough, because a training step 
 
 def fingerprint(params: Params, config: Any) -> str:
     """16 hexadecimal digits: a hash of the configuration and of 256 values of each published tensor. Models of other
-    families have their tensors as published.
+    families have their tensors as published. An attached bottleneck counts, too: it changes every logit.
 
     The values are rounded to bfloat16, so the fingerprint does not depend on the dtype that the weights were loaded in.
     """
     # Without a dictionary the configuration reads as it did before there was such a field.
     digest = hashlib.sha256(repr(config).replace(", dictionary=None", "").encode())
+    for leaf in jax.tree.leaves(params.get(BOTTLENECK)):
+        at = np.linspace(0, leaf.size - 1, min(leaf.size, _VALUES)).astype(np.int64)
+        digest.update(_at(leaf, at).astype(jnp.bfloat16).tobytes())
+    params = {name: value for name, value in params.items() if name != BOTTLENECK}
     tensors = jax.eval_shape(fused, params) if isinstance(config, ModelConfig) else params
     for path, published in jax.tree_util.tree_leaves_with_path(tensors):
         at = np.linspace(0, published.size - 1, min(published.size, _VALUES)).astype(np.int64)

@@ -1,0 +1,73 @@
+"""Training of one autoencoder for each of several layers of a model, from the same passes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from steerling_jax.autoencoders.autoencoder import Autoencoder
+from steerling_jax.autoencoders.training_step import AutoencoderState, Metrics, init_state, update
+from steerling_jax.bundle import Bundle
+from steerling_jax.train.autoencoders.activations import Activations
+from steerling_jax.train.autoencoders.evaluate import evaluate
+from steerling_jax.train.autoencoders.run_config import AutoencoderRun
+
+SAMPLE = 8192  # rows from which the initial bias and the limit of norms are taken
+
+States = dict[str, AutoencoderState]  # by the layer's number, as text
+
+
+class LayersTraining:
+    """See `loop.Training`. tokens: (training, held-out), each (n,) int32."""
+
+    def __init__(self, run: AutoencoderRun, bundle: Bundle, tokens: tuple[np.ndarray, np.ndarray]):
+        self._run, self._bundle, self._held_out = run, bundle, tokens[1]
+        self._activations = Activations(run, bundle, tokens[0])
+        self._update = jax.jit(partial(update, recipe=run.recipe), donate_argnums=0)
+        self.sources = (f"{bundle.name}: layers {', '.join(map(str, run.layers))}",)
+
+    def sample(self) -> dict[int, jax.Array]:
+        """Rows of the first batch, by layer."""
+        return {layer: jnp.asarray(rows[:SAMPLE]) for layer, rows in self._activations.batch(0).items()}
+
+    def initial(self, sample: Any) -> States:
+        """The state of each layer."""
+        key, recipe = jax.random.key(self._run.seed), self._run.recipe
+        return {
+            str(layer): init_state(recipe, sample[layer], jax.random.fold_in(key, layer)) for layer in self._run.layers
+        }
+
+    def batch(self, step: int) -> dict[int, np.ndarray]:
+        """The rows of a step, by layer."""
+        return self._activations.batch(step)
+
+    def rows(self, step: int) -> int:
+        """Rows of a step, the same in all."""
+        return self._run.recipe.batch_rows
+
+    def advance(self, states: States, step: int, batch: dict[int, np.ndarray]) -> tuple[States, Metrics]:
+        """An update of each layer."""
+        metrics = {}
+        for layer in self._run.layers:
+            states[str(layer)], found = self._update(states[str(layer)], jnp.asarray(batch[layer]))
+            metrics |= {f"layer{layer}/{name}": value for name, value in found.items()}
+        metrics["loss"] = jnp.mean(jnp.stack([metrics[f"layer{layer}/loss"] for layer in self._run.layers]))
+        return states, metrics
+
+    def evaluate(self, states: States) -> dict[str, Any]:
+        """Held-out figures by layer."""
+        limits = {layer: float(states[str(layer)].limit) for layer in self._run.layers}
+        return evaluate(self._run, self._bundle, self.result(states), limits, self._held_out)
+
+    def result(self, states: Mapping[str, AutoencoderState]) -> dict[int, Autoencoder]:
+        """The autoencoders, by layer."""
+        run = self._run
+        return {
+            layer: Autoencoder(states[str(layer)].trained.weights(run.recipe.k), layer, f"{run.name}, layer {layer}")
+            for layer in run.layers
+        }
