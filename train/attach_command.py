@@ -22,6 +22,7 @@ examples:
   steerling features "The capital of France is" --model ./runs/smollm2/export
   steerling generate "The capital of France is" --model ./runs/smollm2/export
 """
+COMPILE_CACHE = False  # a run has its own, see `set_compilation_cache`
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -28,7 +28,7 @@ examples:
   steerling train --config ./my_config.py --start-from steerling-pydocs --profile 10:13
   steerling train --config ./my_config.py --distributed      # on every host of a pod
 """
-COMPILE_CACHE = False  # a run has its own, see `_set_compilation_cache`
+COMPILE_CACHE = False  # a run has its own, see `set_compilation_cache`
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
