@@ -31,6 +31,9 @@ _METRIC_ROWS = 2048  # rows from which the metric is computed, with all their lo
 _SAMPLE_STREAM, _TOKEN_STREAM = 3, 4
 _UNIFORM = 0.5  # the part of the sampled tokens that does not go by their frequency
 
+State = dict[str, AutoencoderState]  # a dict, because checkpoints need one at the top
+_DICTIONARY = "dictionary"
+
 
 class AttachTraining:
     """See `train.autoencoders.loop.Training`."""
@@ -51,9 +54,9 @@ class AttachTraining:
         """Rows (R, D) in the coordinates of the metric."""
         return _in_metric(jnp.asarray(self._sample), self._metric.to)
 
-    def initial(self, sample: Any) -> AutoencoderState:
+    def initial(self, sample: Any) -> State:
         """A dictionary of directions of rows."""
-        return init_state(self._run.reconstruct, sample, self._key, from_rows=True)
+        return {_DICTIONARY: init_state(self._run.reconstruct, sample, self._key, from_rows=True)}
 
     def _stage(self, step: int) -> tuple[int, AutoencoderRecipe, int]:
         """(number, recipe, step within the stage) of a step."""
@@ -69,17 +72,18 @@ class AttachTraining:
         """Rows of a step's batch."""
         return self._stage(step)[1].batch_rows
 
-    def advance(self, state: AutoencoderState, step: int, batch: Any) -> tuple[AutoencoderState, Metrics]:
+    def advance(self, state: State, step: int, batch: Any) -> tuple[State, Metrics]:
         """An update of the stage that `step` belongs to."""
         stage, recipe, within = self._stage(step)
-        rows, top = map(jnp.asarray, batch)
+        dictionary, (rows, top) = state[_DICTIONARY], map(jnp.asarray, batch)
         if stage == 0:
-            return _reconstruct(state, rows, self._metric.to, recipe=recipe)
+            dictionary, metrics = _reconstruct(dictionary, rows, self._metric.to, recipe=recipe)
+            return {_DICTIONARY: dictionary}, metrics
         if within == 0:
-            state = restart(state, recipe)
+            dictionary = restart(dictionary, recipe)
         key = jax.random.fold_in(jax.random.fold_in(self._key, _TOKEN_STREAM), within)
-        return _match(
-            state,
+        dictionary, metrics = _match(
+            dictionary,
             rows,
             top,
             self._metric.to,
@@ -90,14 +94,15 @@ class AttachTraining:
             cap=self._projection.cap,
             sampled=self._run.sampled,
         )
+        return {_DICTIONARY: dictionary}, metrics
 
-    def evaluate(self, state: AutoencoderState) -> dict[str, Any]:
+    def evaluate(self, state: State) -> dict[str, Any]:
         """What the bottleneck costs on held-out text, with controls."""
         return evaluate_bottleneck(self._bundle, self.result(state), self._held_out, self._run.windows)
 
-    def result(self, state: AutoencoderState) -> Autoencoder:
+    def result(self, state: State) -> Autoencoder:
         """The bottleneck, in the coordinates of the hidden rows themselves."""
-        weights = self._metric.weights(state.trained.weights(self._run.k))
+        weights = self._metric.weights(state[_DICTIONARY].trained.weights(self._run.k))
         return Autoencoder(weights, None, f"the bottleneck of {self._bundle.name}")
 
 
