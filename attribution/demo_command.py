@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from steerling_jax.cli.arguments import add_model_option, number_in_range
+from steerling_jax.cli.arguments import add_model_option, add_reference_option, number_in_range
 from steerling_jax.cli.generation_options import generate_with_progress
 
 HELP = """\
@@ -35,6 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="concepts of each kind per chunk (default: %(default)s)",
     )
+    add_reference_option(add)
     add("--json", action="store_true", help="print the text and the report as JSON, see docs/design/trace-format.md")
 
 
@@ -52,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
     bundle = sj.load(args.model)
     prompt = sj.Prompt(args.text, sj.GenerationConfig(max_new_tokens=args.max_new_tokens, seed=args.seed))
     record = record_of(bundle, model_origin(bundle), prompt, generate_with_progress(bundle, prompt, record_hidden=True))
-    explanation = explain(bundle, record, inputs=False)
+    explanation = explain(bundle, record, inputs=False, reference=args.reference)
     if args.json:
         print_json(make_document(explanation, args.concepts))
         return

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from steerling_jax.cli.arguments import number_in_range
+from steerling_jax.cli.arguments import add_reference_option, number_in_range
 from steerling_jax.cli.generation_options import (
     add_generation_options,
     check_generation_options,
@@ -53,6 +53,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="concepts of each kind to show (default: %(default)s)",
     )
+    add_reference_option(add)
     add("--no-inputs", action="store_true", help="skip attribution to input tokens, which takes the longest")
     add("--index", metavar="FOLDER", help="also search the training data, in an index of `steerling index`")
     add("--corpus", metavar="STORE", help="the corpus store of that index")
@@ -90,7 +91,13 @@ def run(args: argparse.Namespace) -> None:
     source = "The trace" if args.source is None else args.source
     with stages() as progress:
         explanation = explain(
-            bundle, record, inputs=not args.no_inputs, find_evidence=find_evidence, progress=progress, source=source
+            bundle,
+            record,
+            inputs=not args.no_inputs,
+            reference=args.reference,
+            find_evidence=find_evidence,
+            progress=progress,
+            source=source,
         )
         outputs = list(_outputs(args, bundle, explanation, progress))
     _write_all(outputs)

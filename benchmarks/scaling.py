@@ -48,7 +48,8 @@ PEAK_RATE = 3e-3  # at width 256, the bundled model's; at smaller widths it grow
 RESULTS = "results.json"
 IMPORTS = """\
 from steerling_jax.models.compute import Compute
-from steerling_jax.models.steerling.config import ConceptConfig, ModelConfig
+from steerling_jax.models.steerling.config import ConceptConfig, DictionaryConfig, ModelConfig
+from steerling_jax.objectives.dictionary import DictionaryObjective
 from steerling_jax.objectives.noise import NoiseConfig
 from steerling_jax.objectives.optimizer import OptimizerConfig
 from steerling_jax.objectives.pretraining import ObjectiveConfig
@@ -164,8 +165,8 @@ def planned() -> Iterator[tuple[Size, str, int]]:
                 yield from ((size, arm, seed) for arm in (CONCEPTS, BARE))
 
 
-def measured(run: RunConfig, store: CorpusStore, folder: Path, *, probes: bool) -> tuple[dict[str, Any], float]:
-    """Trains a run; returns the held-out figures of the model and the seconds of training."""
+def train_run(run: RunConfig, store: CorpusStore, folder: Path) -> float:
+    """Trains a run in `folder/NAME`; returns the seconds that it took."""
     config_file = folder / f"{run.name}.py"
     write_config(run, config_file)
     begin = time.perf_counter()
@@ -174,7 +175,12 @@ def measured(run: RunConfig, store: CorpusStore, folder: Path, *, probes: bool) 
     )
     if code:
         raise SystemExit(code)
-    seconds = time.perf_counter() - begin
+    return time.perf_counter() - begin
+
+
+def measured(run: RunConfig, store: CorpusStore, folder: Path, *, probes: bool) -> tuple[dict[str, Any], float]:
+    """Trains a run; returns the held-out figures of the model and the seconds of training."""
+    seconds = train_run(run, store, folder)
     config, params, _ = read_published(folder / run.name / "export", dtype="float32")
     figures = evaluate_full(params, config, Compute(), store, EvaluationConfig(SEQ_LEN, baselines=probes))
     for detection in figures.get("detection", {}).values():

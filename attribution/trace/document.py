@@ -29,6 +29,8 @@ def make_document(explanation: Explanation, count: int) -> dict[str, Any]:
     return {
         "format": EXPLANATION,
         "version": EXPLANATION_VERSION,
+        "reference": explanation.shares.reference,
+        "strict": explanation.strict,
         "trace": to_plain(explanation.record),
         "pieces": list(explanation.pieces),
         "characters": [list(run) for run in explanation.characters],
@@ -47,21 +49,28 @@ def make_document(explanation: Explanation, count: int) -> dict[str, Any]:
 
 
 def _token(explanation: Explanation, row: int, count: int) -> dict[str, Any]:
-    c = explanation.shares
+    c, beside = explanation.shares, explanation.log_probability
     position = int(c.positions[row])
     token: dict[str, Any] = {
         "position": position,
         "step": int(c.steps[row]),
         "token_id": int(c.token_ids[row]),
         "logit": rounded(c.target_logits[row]),
+        "reference_logit": rounded(c.target_logits[row] - c.split_logits[row]),
     }
-    for kind, ids, weights, values in (
-        ("known", c.known_ids[row], c.known_weights[row], c.known_contributions[row]),
-        ("discovered", c.discovered_ids[row], c.discovered_weights[row], c.discovered_contributions[row]),
-    ):
+    for kind in KINDS[:2]:
+        ids, weights, values, probability = (
+            getattr(of, f"{kind}_{name}")[row]
+            for of, name in ((c, "ids"), (c, "weights"), (c, "contributions"), (beside, "contributions"))
+        )
         order = [i for i in np.argsort(-np.abs(values), kind="stable").tolist() if ids[i] >= 0]
         token[kind] = [
-            {"id": int(ids[i]), "activation": rounded(weights[i]), "contribution": rounded(values[i])}
+            {
+                "id": int(ids[i]),
+                "activation": rounded(weights[i]),
+                "contribution": rounded(values[i]),
+                "log_probability": rounded(probability[i]),
+            }
             for i in order[:count]
         ]
         token[f"other_{kind}"] = rounded(values[order[count:]].sum())
@@ -103,7 +112,14 @@ def _chunk(chunk: ExplainedChunk, count: int) -> dict[str, Any]:
         "end": chunk.end,
         "text": chunk.text,
         **{
-            kind: [{"id": e.concept_id, "share": rounded(e.contribution)} for e in chunk.top(kind, count)]
+            kind: [
+                {
+                    "id": e.concept_id,
+                    "share": rounded(e.contribution),
+                    "log_probability_share": rounded(ranking.log_probability_shares[kind, e.concept_id]),
+                }
+                for e in chunk.top(kind, count)
+            ]
             for kind in KINDS[:2]
         },
         "net_shares": _by_kind(ranking.net_shares),

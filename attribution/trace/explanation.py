@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -14,15 +14,19 @@ from steerling_jax.decoding.characters import TextRun, text_runs
 from steerling_jax.decoding.text_ids import text_ids
 from steerling_jax.decoding.trace import Trace
 from steerling_jax.decoding.trace_record import TraceRecord, restore
-from steerling_jax.explain.contributions import Contributions, concept_contributions
+from steerling_jax.explain.contributions import Contributions, concept_contributions, hidden_rows
 from steerling_jax.explain.inputs.integrated_gradients import attribute_inputs
 from steerling_jax.explain.inputs.record import InputAttribution, SpanAttribution
+from steerling_jax.explain.logit_shares import Reference
 from steerling_jax.explain.ranking import ChunkRanking, ConceptShare, chunk_spans, rank_chunk
 from steerling_jax.progress import Progress, no_progress
 
 # Finds training data for tokens [start, end) of a text of token ids (T,): (ids, start, end) -> Evidence.
 EvidenceSearch = Callable[[np.ndarray, int, int], Evidence]
 AttributeInputs = Callable[[Trace], InputAttribution]
+# A concept that raises the logits of all tokens alike says nothing about the choice of a token, but has a share of
+# every raw logit. So reports show shares of centred logits; the published ranking is that of "raw".
+DEFAULT_REFERENCE: Reference = "vocabulary"
 
 
 @dataclass(frozen=True)
@@ -53,19 +57,23 @@ class Explanation:
         record, trace: The record that is explained, and its trace restored for the model.
         chunks: The chunks, in order.
         shares, inputs: Concept contributions and input attributions, one row per committed token in the trace's order.
+        log_probability: The contributions to the tokens' log-probabilities (reference "model"), beside `shares`.
         pieces: The text of each canvas position's token as it was committed, also where an end of turn overwrote it.
         concepts: The model's catalogue, for names.
         characters: The same canvas as runs of tokens that make whole characters.
+        strict: Whether concepts are all that varies: epsilon is then a constant vector, the same at every position.
     """
 
     record: TraceRecord
     trace: Trace
     chunks: tuple[ExplainedChunk, ...]
     shares: Contributions
+    log_probability: Contributions
     inputs: InputAttribution | None
     pieces: tuple[str, ...]
     concepts: Catalogue
     characters: tuple[TextRun, ...]
+    strict: bool = False
 
     def name(self, kind: str, concept_id: int) -> str:
         """A concept's name; kind is "known" or "discovered"."""
@@ -73,8 +81,8 @@ class Explanation:
 
     @property
     def share_error(self) -> float:
-        """The largest difference, over tokens, between a logit and the sum of its parts."""
-        return float(self.shares.error.max(initial=0.0))
+        """The largest difference, over tokens, between what is split and the sum of its parts."""
+        return self.shares.largest_error
 
     @property
     def completeness_error(self) -> float | None:
@@ -88,6 +96,7 @@ def explain(
     record: TraceRecord,
     *,
     inputs: bool | AttributeInputs = True,
+    reference: Reference = DEFAULT_REFERENCE,
     find_evidence: EvidenceSearch | None = None,
     progress: Progress = no_progress,
     source: str = "The trace",
@@ -96,13 +105,16 @@ def explain(
 
     Args:
         inputs: Also attribute to input tokens, which takes the longest; or the function that does it.
+        reference: What is split into shares, see `concept_contributions`.
         find_evidence: Also search the training data with this function.
         source: The name of the record in error messages.
 
     Raises `UserError` for a trace of another model and for a model without concepts.
     """
     trace, config = restore(record, bundle, source), bundle.config
-    shares = concept_contributions(bundle, trace)
+    read = trace if config.concept is None else replace(trace, hidden=hidden_rows(bundle, trace))  # for both splits
+    shares = concept_contributions(bundle, read, reference=reference)
+    of_probability = shares if reference == "model" else concept_contributions(bundle, read, reference="model")
     if callable(inputs):
         attributions = inputs(trace)
     else:
@@ -122,7 +134,7 @@ def explain(
                 start,
                 end,
                 bundle.tokenizer.decode(ids),
-                rank_chunk(shares, start, end),
+                rank_chunk(shares, start, end, log_probability=of_probability),
                 attributions.of_span(start, end) if attributions is not None and committed else None,
                 find_evidence(trace.tokens, start, end) if find_evidence is not None and ids else None,
             )
@@ -131,4 +143,16 @@ def explain(
     pieces = trace.pieces
     assert pieces is not None
     characters = text_runs(bundle.tokenizer, trace.committed.tolist(), {trace.mask_id})
-    return Explanation(record, trace, tuple(chunks), shares, attributions, pieces, bundle.concepts, characters)
+    strict = config.concept is not None and config.concept.is_strict
+    return Explanation(
+        record,
+        trace,
+        tuple(chunks),
+        shares,
+        of_probability,
+        attributions,
+        pieces,
+        bundle.concepts,
+        characters,
+        strict,
+    )

@@ -3,11 +3,12 @@
 A graph has three levels: the visible input tokens, the concepts with epsilon as the error node, and the token's logit.
 All links are in logits of the token, so that they can be added up:
 
-- concept → logit is the concept's contribution, and epsilon → logit is epsilon. They sum to the logit.
+- concept → logit is the concept's contribution, and epsilon → logit is epsilon. They sum to what the explanation
+  splits: the logit minus the mean of all logits, or the raw logit (`Contributions.reference`).
 - input → concept is what the input added to the concept's activation, by integrated gradients, times the logits that
   one unit of the activation contributes.
-- input → epsilon is what remains of the input's attribution to the logit. So the links that leave an input sum to that
-  attribution.
+- input → epsilon is what remains of the input's attribution to the same value. So the links that leave an input sum to
+  that attribution.
 
 Legend: K listed concepts, T canvas positions.
 """
@@ -26,10 +27,16 @@ from steerling_jax.decoding.trace import Trace
 from steerling_jax.errors import UserError
 from steerling_jax.explain.contributions import Contributions
 from steerling_jax.explain.inputs.integrated_gradients import attribute_inputs
-from steerling_jax.explain.inputs.targets import ConceptActivation, TokenLogProbability
+from steerling_jax.explain.inputs.targets import ConceptActivation, TokenAboveMean, TokenLogProbability
 from steerling_jax.progress import Progress, no_progress
 
 _LINKS = 32  # links from inputs to one node, the strongest ones
+# What concepts and epsilon add up to, by reference.
+_SPLIT = {
+    "raw": "the token's logit",
+    "vocabulary": "the token's logit minus the mean of all tokens' logits",
+    "model": "the token's logit minus the mean of all logits under the model's own distribution",
+}
 
 
 class _Concept(NamedTuple):
@@ -70,7 +77,10 @@ def make_graph(
         positions=[position] * len(concepts),
         progress=progress,
     )
-    of_logit = explanation.inputs or attribute_inputs(bundle, trace, positions=[position])
+    if shares.reference == "raw":
+        of_logit = explanation.inputs or attribute_inputs(bundle, trace, positions=[position])
+    else:
+        of_logit = attribute_inputs(bundle, trace, target=TokenAboveMean(shares.reference), positions=[position])
     into_logit = of_logit.attributions[of_logit.target_positions == position][0]
     # A clamped concept has an activation but no inputs: the clamp replaces it whatever the inputs are.
     clamped = _clamped_concepts(trace, position)
@@ -213,8 +223,8 @@ def _metadata(bundle: Bundle, explanation: Explanation, row: int, errors: np.nda
             "description": (
                 f"The token at position {position}, written in step {step}; the last step is {trace.commits[-1].step}. "
                 "The tokens are the canvas as it was before that step. Links are in logits: concepts and the error "
-                "node, epsilon, add up to the token's logit, and the links that leave an input, those too weak to be "
-                "drawn included, to what it added, by integrated gradients from a canvas of masks."
+                f"node, epsilon, add up to {_SPLIT[shares.reference]}, and the links that leave an input, those too "
+                "weak to be drawn included, to what it added, by integrated gradients from a canvas of masks."
             ),
             "generator": {"name": "steerling-jax"},
         },
@@ -222,6 +232,8 @@ def _metadata(bundle: Bundle, explanation: Explanation, row: int, errors: np.nda
             "step": step,
             "position": position,
             "logit": float(shares.target_logits[row]),
+            "reference": shares.reference,
+            "reference_logit": float(shares.target_logits[row] - shares.split_logits[row]),
             "share_error": float(shares.error[row]),
             "largest_concept_completeness_error": float(np.abs(errors).max(initial=0.0)),
             "guidance": trace.guidance,

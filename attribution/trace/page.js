@@ -149,11 +149,13 @@ function meter(lowered, raised, most) {
   return make("td", { class: "meter" }, bars);
 }
 
-// rows: [label, value, text of the value]; most: the value of a full bar
+// rows: [label, value, text of the value, text of a value beside it (optional)]; most: the value of a full bar
 function table(title, rows, empty, most) {
   const body = make("tbody");
-  for (const [label, value, text] of rows) {
-    body.append(make("tr", {}, make("td", { class: "number", text }), meter(-value, value, most), make("td", { text: label })));
+  for (const [label, value, text, other] of rows) {
+    const cells = [make("td", { class: "number", text }), meter(-value, value, most)];
+    if (other !== undefined) cells.push(make("td", { class: "number", text: other }));
+    body.append(make("tr", {}, ...cells, make("td", { text: label })));
   }
   if (!rows.length) body.append(make("tr", {}, make("td", { class: "hint", text: empty })));
   return make("div", {}, make("h3", { text: title }), make("table", {}, body));
@@ -177,8 +179,14 @@ function inputTable(title, inputs, most) {
   return table(title, rows, "No token was visible: the canvas held only masks.", most);
 }
 
-const conceptRows = (kind, entries, value, text) =>
-  entries.map((entry) => [nameOf(kind, entry.id), entry[value], text(entry[value])]);
+// Each entry's value and, in another column, the same of the log-probability, unless the values are that already.
+const beside = doc.reference !== "model";
+const conceptRows = (kind, entries, value, other, text) =>
+  entries.map((entry) => [nameOf(kind, entry.id), entry[value], text(entry[value]), beside ? text(entry[other]) : undefined]);
+const ofProbability = beside ? ", of the log-probability" : "";
+
+// What is subtracted from a logit before it is split, by reference.
+const MEAN = { vocabulary: "the mean of all logits", model: "the mean logit under the model's own distribution" };
 
 // ---- the selected token
 
@@ -198,13 +206,14 @@ function select(position) {
   title.textContent = `“${shown(selected)}” at position ${selected}, committed in step ${token.step}`;
   const columns = make("div", { class: "columns" });
   for (const kind of ["known", "discovered"]) {
-    const rows = conceptRows(kind, token[kind], "contribution", signed);
-    if (rows.length) rows.push(["others", token[`other_${kind}`], signed(token[`other_${kind}`])]);
-    columns.append(table(`${kind} concepts, logits`, rows, `no ${kind} concepts`, LOGIT));
+    const rows = conceptRows(kind, token[kind], "contribution", "log_probability", signed);
+    if (rows.length) rows.push(["others", token[`other_${kind}`], signed(token[`other_${kind}`]), beside ? "" : undefined]);
+    columns.append(table(`${kind} concepts, logits${ofProbability}`, rows, `no ${kind} concepts`, LOGIT));
   }
   if (token.inputs) columns.append(inputTable("from tokens @position, logits", token.inputs, LOGIT));
-  const facts = [`Logit ${token.logit.toFixed(3)}, of which epsilon ${signed(token.epsilon, 3)}; its parts sum to it within `
-    + `${token.share_error.toExponential(1)}.`];
+  const reference = doc.reference === "raw" ? "" : ` minus ${MEAN[doc.reference]}, ${token.reference_logit.toFixed(3)}`;
+  const facts = [`Logit ${token.logit.toFixed(3)}${reference}, of which epsilon ${signed(token.epsilon, 3)}; the parts sum to it `
+    + `within ${token.share_error.toExponential(1)}.`];
   if (token.inputs) {
     facts.push(`With only masks the logit is ${token.inputs.baseline.toFixed(3)}; the tokens account for the difference within `
       + `${Math.abs(token.inputs.completeness_error).toExponential(1)} (${token.inputs.nodes} nodes`
@@ -237,8 +246,9 @@ function evidence(result) {
 doc.chunks.forEach((chunk, number) => {
   const columns = make("div", { class: "columns" });
   for (const kind of ["known", "discovered"]) {
-    columns.append(table(`${kind} concepts, signed share`,
-      conceptRows(kind, chunk[kind], "share", (value) => `${signed(100 * value, 1)} %`), `no ${kind} concepts`, SHARE));
+    columns.append(table(`${kind} concepts, signed share${ofProbability}`,
+      conceptRows(kind, chunk[kind], "share", "log_probability_share", (value) => `${signed(100 * value, 1)} %`),
+      `no ${kind} concepts`, SHARE));
   }
   if (chunk.inputs) columns.append(inputTable("from tokens @position, logits", chunk.inputs, CHUNK_LOGIT));
   const article = make("article", {}, make("h3", { text: `Chunk ${number + 1}: positions ${chunk.start} to ${chunk.end - 1}` }),
@@ -263,12 +273,12 @@ for (const [name, value] of [
   if (value !== null) about.append(make("dt", { text: name }), make("dd", { text: String(value) }));
 }
 const errors = doc.errors;
-document.getElementById("errors").textContent = `A logit and the sum of its parts differ by at most `
+document.getElementById("errors").textContent = `What is split and the sum of its parts differ by at most `
   + `${errors.largest_share_error.toExponential(1)}. ` + (errors.largest_completeness_error === null
     ? "Input attribution was not requested."
     : `The sum of the input tokens differs from the change of the logit by at most ${errors.largest_completeness_error.toExponential(1)}; `
       + `${errors.unconverged} of ${errors.targets} tokens are outside the tolerance.`)
-  + " Each logit is a sum of parts: known concepts, discovered concepts and epsilon, which no concept explains. A share is a part"
+  + ` Each logit${doc.reference === "raw" ? "" : `, minus ${MEAN[doc.reference]},`} is a sum of parts: known concepts, discovered concepts and epsilon, ${doc.strict ? "a constant" : "which no concept explains"}. A share is a part`
   + " relative to the sum of the sizes of all parts of its token, a mean over the tokens of a chunk; a concept's share is the sum"
   + " of its parts with their signs. Bars to the right, in green, raise logits, bars to the left, in red, lower them; all bars of"
   + ` shares have one scale, on which the longest is ${percent(SHARE, 1)}.`;

@@ -44,6 +44,7 @@ def write_tables(folder: Path, tables: dict[str, Rows], explanation: Explanation
         "model": record.origin.name,
         "fingerprint": record.origin.fingerprint,
         "seed": str(record.seed),
+        "reference": explanation.shares.reference,
     }
     for name, rows in tables.items():
         schema = pyarrow.schema([(column, getattr(pyarrow, kind)()) for column, kind in _COLUMNS[name].items()])
@@ -55,13 +56,14 @@ def write_tables(folder: Path, tables: dict[str, Rows], explanation: Explanation
 _COLUMNS = {
     "tokens": {
         "position": "int32", "token_id": "int32", "piece": "string", "in_prompt": "bool_", "chunk": "int32",
-        "step": "int32", "logit": "float32", "epsilon": "float32", "share_error": "float32", "net_known": "float32",
-        "net_discovered": "float32", "net_epsilon": "float32", "path_logit": "float32", "baseline_logit": "float32",
-        "completeness_error": "float32", "nodes": "int32", "converged": "bool_",
+        "step": "int32", "logit": "float32", "reference_logit": "float32", "epsilon": "float32",
+        "share_error": "float32", "net_known": "float32", "net_discovered": "float32", "net_epsilon": "float32",
+        "path_logit": "float32", "baseline_logit": "float32", "completeness_error": "float32", "nodes": "int32",
+        "converged": "bool_",
     },
     "concepts": {
         "position": "int32", "kind": "string", "concept_id": "int32", "name": "string", "activation": "float32",
-        "contribution": "float32",
+        "contribution": "float32", "log_probability": "float32",
     },
     "inputs": {"position": "int32", "input_position": "int32", "attribution": "float32"},
     "chunks": {
@@ -71,6 +73,7 @@ _COLUMNS = {
     },
     "chunk_concepts": {
         "chunk": "int32", "kind": "string", "concept_id": "int32", "name": "string", "share": "float32",
+        "log_probability_share": "float32",
     },
     "evidence": {
         "chunk": "int32", "score": "string", "rank": "int32", "value": "float32", "corpus_chunk": "int64",
@@ -115,6 +118,7 @@ def _tokens(explanation: Explanation) -> Rows:
             "token_id": int(shares.token_ids[i]),
             "step": int(shares.steps[i]),
             "logit": shares.target_logits[i],
+            "reference_logit": shares.target_logits[i] - shares.split_logits[i],
             "epsilon": shares.epsilon[i],
             "share_error": shares.error[i],
             **_by_kind("net", net),
@@ -131,11 +135,12 @@ def _tokens(explanation: Explanation) -> Rows:
 
 
 def _concepts(explanation: Explanation) -> Rows:
-    s, rows = explanation.shares, []
-    for kind, ids, weights, values in (
-        ("known", s.known_ids, s.known_weights, s.known_contributions),
-        ("discovered", s.discovered_ids, s.discovered_weights, s.discovered_contributions),
-    ):
+    s, beside, rows = explanation.shares, explanation.log_probability, []
+    for kind in KINDS[:2]:
+        ids, weights, values, probability = (
+            getattr(of, f"{kind}_{name}")
+            for of, name in ((s, "ids"), (s, "weights"), (s, "contributions"), (beside, "contributions"))
+        )
         for i, k in np.argwhere(ids >= 0).tolist():
             rows.append(
                 {
@@ -143,6 +148,7 @@ def _concepts(explanation: Explanation) -> Rows:
                     **_concept(explanation, kind, int(ids[i, k])),
                     "activation": weights[i, k],
                     "contribution": values[i, k],
+                    "log_probability": probability[i, k],
                 }
             )
     return rows
@@ -175,7 +181,12 @@ def _chunks(explanation: Explanation) -> Rows:
 
 def _chunk_concepts(explanation: Explanation) -> Rows:
     return [
-        {"chunk": number, **_concept(explanation, entry.type, entry.concept_id), "share": entry.contribution}
+        {
+            "chunk": number,
+            **_concept(explanation, entry.type, entry.concept_id),
+            "share": entry.contribution,
+            "log_probability_share": chunk.ranking.log_probability_shares[entry.type, entry.concept_id],
+        }
         for number, chunk in enumerate(explanation.chunks)
         for entry in chunk.ranking
     ]

@@ -14,6 +14,12 @@ from steerling_jax.explain.ranking import ConceptShare
 _INPUTS = 5  # input tokens shown per chunk, of the prompt and of the text each
 _BAR = 14  # characters of the longest bar, on either side
 _TEXT = 64  # characters shown of a hit's text
+# What the parts add up to, by reference.
+_SPLIT = {
+    "raw": "Each logit",
+    "vocabulary": "Each logit, minus the mean of all tokens' logits,",
+    "model": "Each log-probability, minus its mean under the model's own distribution,",
+}
 
 
 def render(explanation: Explanation, count: int) -> RenderableType:
@@ -40,12 +46,15 @@ def render(explanation: Explanation, count: int) -> RenderableType:
 
 def accuracy_note(explanation: Explanation) -> str:
     """What the shares mean and how accurate the attributions are, in a few sentences."""
+    reference = explanation.shares.reference
+    beside = "" if reference == "model" else " The second column has the shares of the log-probability."
+    rest = "a constant" if explanation.strict else "which no concept explains"
     note = (
-        "Each logit is a sum of parts: known concepts, discovered concepts and epsilon, which no concept explains. A "
-        "share is a part relative to the sum of the sizes of all parts of its token, averaged over the chunk: the bars "
-        "of a chunk together are 100 %, green ones raise the logits, red ones lower them, and a concept's share is the "
-        f"sum of its parts with their signs. A logit and the sum of its parts differ by at most "
-        f"{explanation.share_error:.1e}."
+        f"{_SPLIT[reference]} is a sum of parts: known concepts, discovered concepts and epsilon, {rest}. A share is a "
+        "part relative to the sum of the sizes of all parts of its token, averaged over the chunk: the bars of a chunk "
+        "together are 100 %, green ones raise the token above the others, red ones lower it, and a concept's share is "
+        f"the sum of its parts with their signs.{beside} The split values and the sums of their parts differ by at "
+        f"most {explanation.share_error:.1e}."
     )
     if explanation.inputs is not None:
         note += (
@@ -59,17 +68,23 @@ def accuracy_note(explanation: Explanation) -> str:
 
 def _concepts(chunk: ExplainedChunk, explanation: Explanation, count: int) -> RenderableType:
     table = Table.grid(padding=(0, 2))
-    table.add_row(Text("known concepts", style="bold"), Text("discovered concepts", style="bold"))
+    both = chunk.ranking.reference != "model"  # otherwise the shares are those of the log-probability already
+    above = Text("   share   log-p  " if both else "   share  ")
+    table.add_row(*(Text.assemble(above, (f"{kind} concepts", "bold")) for kind in ("known", "discovered")))
     known, discovered = chunk.top("known", count), chunk.top("discovered", count)
     for row in range(max(len(known), len(discovered))):
         shares = (column[row] if row < len(column) else None for column in (known, discovered))
-        table.add_row(*(Text() if share is None else _share(share, explanation) for share in shares))
+        table.add_row(*(Text() if share is None else _share(share, chunk, explanation, both) for share in shares))
     return table
 
 
-def _share(entry: ConceptShare, explanation: Explanation) -> Text:
-    share = Text(f"{100 * entry.contribution:+6.2f} %", style=_colour(entry.contribution))
-    return Text.assemble(share, f"  {explanation.name(entry.type, entry.concept_id)}")
+def _share(entry: ConceptShare, chunk: ExplainedChunk, explanation: Explanation, both: bool) -> Text:
+    """A concept's share and, if `both`, its share of the log-probability, then its name."""
+    values = [entry.contribution]
+    if both:
+        values.append(chunk.ranking.log_probability_shares[entry.type, entry.concept_id])
+    numbers = [Text(f"{_percent(value):>8}", style=_colour(value)) for value in values]
+    return Text.assemble(*numbers, f"  {explanation.name(entry.type, entry.concept_id)}")
 
 
 def _bars(chunk: ExplainedChunk, scale: float) -> Text:

@@ -39,7 +39,7 @@ def compare_explanation(
         for row, token in enumerate(tokens):
             place = f"token at {int(explanation.shares.positions[row])}"
             figures["logits"].compare(place, token["logit"], explanation.shares.target_logits[row])
-            _contributions(figures["contributions"], figures["shares"], place, token, explanation.shares, row, listed)
+            _contributions(figures["contributions"], figures["shares"], place, token, explanation, row, listed)
             if "inputs" in figures and explanation.inputs is not None:
                 _inputs_of_token(figures["inputs"], place, token["inputs"], explanation.inputs, row)
         for number, (chunk, computed) in enumerate(zip(chunks, explanation.chunks, strict=True), 1):
@@ -62,28 +62,40 @@ def _longest(entries: Sequence[Mapping[str, Any]]) -> int:
 
 
 def _contributions(
-    figure: Figure, shares: Figure, place: str, token: Mapping[str, Any], c: Contributions, row: int, listed: int
+    figure: Figure, shares: Figure, place: str, token: Mapping[str, Any], one: Explanation, row: int, listed: int
 ) -> None:
-    for kind, ids, weights, values in (
-        ("known", c.known_ids[row], c.known_weights[row], c.known_contributions[row]),
-        ("discovered", c.discovered_ids[row], c.discovered_weights[row], c.discovered_contributions[row]),
-    ):
-        used = ids >= 0
-        computed = dict(zip(ids[used].tolist(), values[used].tolist(), strict=True))
-        active = dict(zip(ids[used].tolist(), weights[used].tolist(), strict=True))
+    c = one.shares
+    for kind in KINDS[:2]:
+        computed = _by_concept(c, kind, "contributions", row)
+        active = _by_concept(c, kind, "weights", row)
+        probability = _by_concept(one.log_probability, kind, "contributions", row)
         recorded = {entry["id"]: entry for entry in token[kind]}
         contributions = {number: entry["contribution"] for number, entry in recorded.items()}
         figure.compare_listed(f"{place}, {kind}", contributions, computed, listed)
         for number, entry in recorded.items():
             shares.compare(f"{place}, activation of {kind} {number}", entry["activation"], active.get(number, 0.0))
+            if "log_probability" in entry:  # documents of version 1 lack it
+                figure.compare(
+                    f"{place}, log-probability of {kind} {number}",
+                    entry["log_probability"],
+                    probability.get(number, 0.0),
+                )
         rest = sum(computed.values()) - sum(computed.get(number, 0.0) for number in recorded)
         figure.compare(f"{place}, other {kind}", token[f"other_{kind}"], rest)
+    if "reference_logit" in token:
+        figure.compare(f"{place}, reference", token["reference_logit"], c.target_logits[row] - c.split_logits[row])
     figure.compare(f"{place}, epsilon", token["epsilon"], c.epsilon[row])
     figure.compare(f"{place}, share error", token["share_error"], c.error[row])
     _fractions(shares, place, token["net_shares"], c.net_known[row], c.net_discovered[row], c.net_epsilon[row])
     absolute = (c.absolute_known[row], c.absolute_discovered[row], abs(c.remainder[row]))
     _fractions(shares, f"{place}, absolute", token["absolute_shares"], *absolute)
     _signs(shares, place, token, *split_by_sign(c, np.array([row])))
+
+
+def _by_concept(c: Contributions, kind: str, name: str, row: int) -> dict[int, float]:
+    """A token's weights or contributions of a kind, by id."""
+    ids, values = getattr(c, f"{kind}_ids")[row], getattr(c, f"{kind}_{name}")[row]
+    return dict(zip(ids[ids >= 0].tolist(), values[ids >= 0].tolist(), strict=True))
 
 
 def _fractions(figure: Figure, place: str, recorded: Mapping[str, float], *masses: float) -> None:
@@ -108,6 +120,12 @@ def _chunk(figure: Figure, place: str, chunk: Mapping[str, Any], computed: Expla
         recorded = {entry["id"]: entry["share"] for entry in chunk[kind]}
         everything = {entry.concept_id: entry.contribution for entry in ranking if entry.type == kind}
         figure.compare_listed(f"{place}, {kind}", recorded, everything, listed)
+        for entry in chunk[kind]:
+            if "log_probability_share" in entry:
+                computed_share = ranking.log_probability_shares.get((kind, entry["id"]), 0.0)
+                figure.compare(
+                    f"{place}, log-probability of {kind} {entry['id']}", entry["log_probability_share"], computed_share
+                )
     for name, values in (("net_shares", ranking.net_shares), ("absolute_shares", ranking.absolute_shares)):
         figure.compare(f"{place}, {name}", [chunk[name][kind] for kind in KINDS], values)
     _signs(figure, place, chunk, ranking.raised_shares, ranking.lowered_shares)

@@ -76,8 +76,16 @@ def verify(
     attribute = None
     if "inputs" in figures:
         attribute = lambda trace: _attribute(bundle, trace, document, progress)  # noqa: E731
+    # A document of version 1 does not say what it splits: it is the raw logit.
+    reference = "raw" if document is None else document.get("reference", "raw")
     explanation = explain(
-        bundle, record, inputs=attribute or False, find_evidence=find_evidence, progress=progress, source=where
+        bundle,
+        record,
+        inputs=attribute or False,
+        reference=reference,
+        find_evidence=find_evidence,
+        progress=progress,
+        source=where,
     )
     _compare_logits(figures, bundle, explanation)
     if document is not None:
@@ -122,6 +130,7 @@ def _compare_logits(figures: Mapping[str, Figure], bundle: Bundle, explanation: 
     recorded = shares.target_logits
     logits = committed_logits(bundle, explanation.trace)
     sums = shares.known_contributions.sum(axis=1) + shares.discovered_contributions.sum(axis=1) + shares.epsilon
+    sums = sums + (shares.target_logits - shares.split_logits)
     for row, position in enumerate(shares.positions.tolist()):
         place = f"token at {position}"
         figures["logits"].compare(place, recorded[row], logits[row])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Number = TypeVar("Number", int, float)
 
@@ -41,3 +41,14 @@ def number_in_range(kind: type[Number], minimum: Number, maximum: Number | None 
         return number
 
     return parse
+
+
+def add_reference_option(add: Callable[..., Any]) -> None:
+    """Adds --reference, with which `steerling demo` and `steerling trace` choose what they split into shares."""
+    add(
+        "--reference",
+        choices=("vocabulary", "model", "raw"),
+        default="vocabulary",
+        help="what is split into shares: each logit minus the mean of all tokens' logits (vocabulary), the "
+        "log-probability (model), or the logit itself, as published (raw); default: %(default)s",
+    )

@@ -74,6 +74,40 @@ def most_masked(n: int, block: int) -> int:
     return min(n * block, block * (n + 1) // 2 + n + 1)
 
 
+class MaskedTokens(NamedTuple):
+    """The masked positions of a batch, M of them at most; the others are fillers of weight 0.
+
+    rows (M, D): hidden rows. target, index (M,) int32: the true token and the position in the flattened batch. weight
+    (M,): of the nats. valid (M,) float32: 0 for a filler. count (): masked positions.
+    """
+
+    rows: jax.Array
+    target: jax.Array
+    index: jax.Array
+    weight: jax.Array
+    valid: jax.Array
+    count: jax.Array
+
+
+def masked_tokens(
+    params: Params, tokens: jax.Array, valid: jax.Array, key: jax.Array, config: ModelConfig, compute: Compute
+) -> MaskedTokens:
+    """One random subset of each block of tokens (B, T), of the valid ones (B, T) bool, T a multiple of L."""
+    B, T = tokens.shape
+    L = config.diff_block_size
+    subsets = block_subsets(key, valid, L)
+    noisy = jnp.where(subsets.masked, config.mask_token_id, tokens)
+    hidden = denoise(params, tokens, noisy, config=config, compute=compute, clean_context=True)
+    # The number of masked positions is not known when the program is compiled, so there are rows for the most possible;
+    # the rows left over repeat position 0 and get the weight 0.
+    capacity = most_masked(B * T // L, L)
+    index = jnp.nonzero(subsets.masked.reshape(-1), size=capacity, fill_value=0)[0]
+    count = jnp.sum(subsets.masked)
+    row_valid = (jnp.arange(capacity) < count).astype(jnp.float32)
+    weight = subsets.weight.reshape(-1)[index] * row_valid
+    return MaskedTokens(hidden.reshape(B * T, -1)[index], tokens.reshape(-1)[index], index, weight, row_valid, count)
+
+
 @partial(jax.jit, static_argnames=("config", "compute"))
 def likelihood_sums(
     params: Params, tokens: jax.Array, valid: jax.Array, key: jax.Array, *, config: ModelConfig, compute: Compute
@@ -87,25 +121,14 @@ def likelihood_sums(
     positions, w the output row of the true token; `best_share_*`: of the most likely token. A bare backbone has only
     `full`, `full_square` and the counts.
     """
-    B, T = tokens.shape
     L = config.diff_block_size
-    subsets = block_subsets(key, valid, L)
-    noisy = jnp.where(subsets.masked, config.mask_token_id, tokens)
-    hidden = denoise(params, tokens, noisy, config=config, compute=compute, clean_context=True)
-    # The number of masked positions is not known when the program is compiled, so there are rows for the most possible;
-    # the rows left over repeat position 0 and get the weight 0.
-    capacity = most_masked(B * T // L, L)
-    index = jnp.nonzero(subsets.masked.reshape(-1), size=capacity, fill_value=0)[0]
-    masked = jnp.sum(subsets.masked)
-    row_valid = (jnp.arange(capacity) < masked).astype(jnp.float32)
-    weight = subsets.weight.reshape(-1)[index] * row_valid
-    rows, target = hidden.reshape(B * T, -1)[index], tokens.reshape(-1)[index]
+    rows, target, index, weight, row_valid, masked = masked_tokens(params, tokens, valid, key, config, compute)
     if config.concept is None:
         nats = cross_entropy(params, rows, target, compute)
         sums = {"full": jnp.sum(nats * weight)}
     else:
         nats, sums = _part_sums(params, rows, target, weight, row_valid, config, compute)
-    block_nats = jax.ops.segment_sum(nats * weight, index // L, B * T // L)
+    block_nats = jax.ops.segment_sum(nats * weight, index // L, tokens.size // L)
     counts = {"tokens": jnp.sum(valid), "blocks": jnp.sum(valid.reshape(-1, L).any(axis=1)), "masked": masked}
     return sums | counts | {"full_square": jnp.sum(jnp.square(block_nats))}
 

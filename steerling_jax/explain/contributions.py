@@ -29,6 +29,7 @@ from steerling_jax.decoding.window import steering_of_canvases
 from steerling_jax.errors import UserError
 from steerling_jax.explain.finite import require_finite
 from steerling_jax.explain.logit_shares import (
+    DESCRIPTIONS,
     REFERENCES,
     LogitShares,
     Reference,
@@ -96,6 +97,11 @@ class Contributions(Tabular):
         return len(self.positions)
 
     @property
+    def split_logits(self) -> np.ndarray:
+        """(n,): what the parts add up to, the target logit minus the reference logit."""
+        return self.target_logits if self.reference_logits is None else self.target_logits - self.reference_logits
+
+    @property
     def absolute_known(self) -> np.ndarray:
         """(n,): sum of the absolute contributions of the listed known concepts."""
         return np.abs(self.known_contributions).sum(axis=1)
@@ -125,18 +131,21 @@ class Contributions(Tabular):
         best = np.abs(both).argmax(axis=1)
         kinds = np.where(best < split, "known", "discovered")
         rows = np.arange(len(self))
+        centred = {} if self.reference == "raw" else {"above_reference": self.split_logits}
         columns = self._tokens(rows) | {
             "logit": self.target_logits,
+            **centred,
             "known": self.known_contributions.sum(axis=1),
             "discovered": self.discovered_contributions.sum(axis=1),
             "epsilon": self.epsilon,
             "strongest": [self.printed_label(kind, int(ids[i, k])) for i, k, kind in zip(rows, best, kinds)],
             "contribution": both[rows, best],
         }
-        return Table(
-            f"Contributions to {counted(len(self), 'logit')}; the parts add up to within {self.largest_error:.1e}",
-            columns,
-        )
+        return Table(f"{self._title()}; the parts add up to within {self.largest_error:.1e}", columns)
+
+    def _title(self) -> str:
+        of = "" if self.reference == "raw" else f", {DESCRIPTIONS[self.reference]}"
+        return f"Contributions to {counted(len(self), 'logit')}{of}"
 
     def table(self) -> Table:
         """A row for each token and listed concept, and one for each token's epsilon."""
@@ -155,7 +164,7 @@ class Contributions(Tabular):
         rows = np.concatenate([rows for rows, _ in parts])
         order = np.argsort(rows, kind="stable")
         facts = {name: np.concatenate([part[name] for _, part in parts])[order] for name in parts[0][1]}
-        return Table(f"Contributions to {counted(n, 'logit')}", self._tokens(rows[order]) | facts)
+        return Table(self._title(), self._tokens(rows[order]) | facts)
 
     @property
     def largest_error(self) -> float:
@@ -186,7 +195,8 @@ def concept_contributions(bundle: Bundle, trace: Trace, *, reference: Reference 
 
     reference: what is split. "raw", the logit, as published. "vocabulary", the logit minus the mean of all logits: a
     concept that raises all tokens alike contributes 0. "model", the logit minus its mean under the model's own
-    distribution, which is the log-probability minus its own mean. In each case the parts add up.
+    distribution, which is the log-probability minus its own mean. In each case the parts add up. "raw" is the default
+    because its values are those of the published package; `steerling demo` and `trace` show "vocabulary".
 
     Uses the hidden row of the pass that committed the token: recorded in the trace, or else recomputed from the
     snapshot. Raises `UserError` for a model without concepts, a trace of another model, and weights that are not

@@ -15,7 +15,7 @@ Legend: n committed tokens, J concepts, p pairs of the two.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -36,7 +36,8 @@ class ConceptEffects:
 
     orders (p,) int32: the commit's index in the trace; positions, concept_ids (p,) int32.
     direct (p,) float32: the concept's contribution to the token's logit, 0 where the concept is not listed.
-    logit, log_probability: for each removal, by how much the value fell when the concept was removed, (p,) float32.
+    logit, log_probability, centred_logit: for each removal, by how much the value fell when the concept was removed,
+    (p,) float32; the last is the logit minus the mean of all tokens' logits.
     """
 
     head: Head
@@ -46,6 +47,11 @@ class ConceptEffects:
     direct: np.ndarray
     logit: dict[str, np.ndarray]
     log_probability: dict[str, np.ndarray]
+    centred_logit: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def predicted_by(self, shares: Contributions) -> ConceptEffects:
+        """The same effects beside the contributions `shares` of the same trace, with another reference."""
+        return replace(self, direct=_direct(shares, self.orders, self.concept_ids, self.head))
 
     def summed(self, spans: Sequence[tuple[int, int]]) -> list[ConceptEffects]:
         """For each half-open span of positions, the sums over its tokens, with one pair per concept."""
@@ -67,6 +73,7 @@ class ConceptEffects:
             total(self.direct),
             {name: total(v) for name, v in self.logit.items()},
             {name: total(v) for name, v in self.log_probability.items()},
+            {name: total(v) for name, v in self.centred_logit.items()},
         )
 
 
@@ -83,9 +90,10 @@ def concept_effects(
 ) -> ConceptEffects:
     """Effects of the concepts with the ids `concepts` on every token committed at positions [start, end).
 
-    shares: `concept_contributions` of the same trace. first_layer: the first layer, counted from 1, of the removal
-    "pass"; by default half of the layers, as in steering. Injection of steered text stays. Raises `UserError` for ids
-    that the head does not have, an empty selection, and text generated with clamped concepts or guidance.
+    shares: `concept_contributions` of the same trace, with any reference. first_layer: the first layer, counted from 1,
+    of the removal "pass"; by default half of the layers, as in steering. Injection of steered text stays. Raises
+    `UserError` for ids that the head does not have, an empty selection, and text generated with clamped concepts or
+    guidance.
     """
     config = bundle.config
     check_concepts(config, head, concepts)
@@ -118,8 +126,7 @@ def concept_effects(
         shares.positions[orders],
         ids,
         _direct(shares, orders, ids, head),
-        {name: values[:, 0] for name, values in drop.items()},
-        {name: values[:, 1] for name, values in drop.items()},
+        *({name: values[:, quantity] for name, values in drop.items()} for quantity in range(3)),
     )
 
 

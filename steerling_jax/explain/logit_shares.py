@@ -45,6 +45,12 @@ class LogitShares(NamedTuple):
 
 Reference = Literal["raw", "vocabulary", "model"]
 REFERENCES: tuple[Reference, ...] = get_args(Reference)
+# What is split into shares, by reference, as results and reports call it.
+DESCRIPTIONS: dict[Reference, str] = {
+    "raw": "raw logits",
+    "vocabulary": "logits above their mean",
+    "model": "log-probabilities",
+}
 
 
 @partial(jax.jit, static_argnums=(4, 5))

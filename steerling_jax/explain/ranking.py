@@ -1,14 +1,15 @@
 """Ranking of the concepts that contributed most to a chunk of text, and the boundaries of chunks.
 
-The ranking is that of the published package.
+The ranking is that of the published package. What it ranks depends on the reference of the contributions: of raw logits
+it gives the published list, of centred logits the one that commands show.
 
 Legend: n committed tokens, K listed concepts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from steerling_jax.decoding.tables import Table, Tabular
 from steerling_jax.decoding.trace import Trace
 from steerling_jax.errors import UserError
 from steerling_jax.explain.contributions import Contributions
+from steerling_jax.explain.logit_shares import DESCRIPTIONS, Reference
 
 
 class ConceptShare(NamedTuple):
@@ -45,6 +47,9 @@ class ChunkRanking(Tabular):
     net mass, each a mean over the chunk's committed tokens.
     raised_shares, lowered_shares: of the same kinds, the absolute shares of the contributions that raise the logits
     and of those that lower them, both positive; together with the other kinds' they add up to 1.
+    reference: what was split, that of the contributions.
+    log_probability_shares: each concept's share of the log-probabilities, by (type, id); empty unless `rank_chunk` was
+    given their contributions.
     """
 
     start: int
@@ -55,6 +60,8 @@ class ChunkRanking(Tabular):
     net_shares: tuple[float, float, float]
     raised_shares: tuple[float, float, float] = (0.0, 0.0, 0.0)
     lowered_shares: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    reference: Reference = "raw"
+    log_probability_shares: Mapping[tuple[str, int], float] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[ConceptShare]:
         return iter(self.entries)
@@ -65,8 +72,10 @@ class ChunkRanking(Tabular):
     def table(self) -> Table:
         """A row for each concept."""
         known, discovered, epsilon = (f"{100 * share:.0f} %" for share in self.net_shares)
+        of = "" if self.reference == "raw" else f", {DESCRIPTIONS[self.reference]}"
         title = (
-            f"Positions {self.start} to {self.end - 1}: net {known} known, {discovered} discovered, {epsilon} epsilon"
+            f"Positions {self.start} to {self.end - 1}{of}: net {known} known, {discovered} discovered, "
+            f"{epsilon} epsilon"
         )
         columns = {
             "concept": [entry.label for entry in self.entries],
@@ -74,11 +83,20 @@ class ChunkRanking(Tabular):
             "concept_id": [entry.concept_id for entry in self.entries],
             "share": [entry.contribution for entry in self.entries],
         }
+        if self.log_probability_shares:
+            columns["log_probability_share"] = [
+                self.log_probability_shares[entry.type, entry.concept_id] for entry in self.entries
+            ]
         return Table(title, columns)
 
 
-def rank_chunk(contributions: Contributions, start: int, end: int) -> ChunkRanking:
+def rank_chunk(
+    contributions: Contributions, start: int, end: int, *, log_probability: Contributions | None = None
+) -> ChunkRanking:
     """Ranks the concepts of the positions [start, end) by their share, as the published package does.
+
+    log_probability: the contributions of the same trace with the reference "model", whose shares stand beside those
+    that decide the order.
 
     Each token's contributions are divided by its absolute mass (known + discovered + |remainder|), so that all tokens
     have the same weight. They are summed by concept and divided by the chunk's full length, which includes positions
@@ -89,24 +107,46 @@ def rank_chunk(contributions: Contributions, start: int, end: int) -> ChunkRanki
         raise UserError(f"The chunk [{start}, {end}) is empty; give a start below its end.")
     c = contributions
     inside = (c.positions >= start) & (c.positions < end)
-    mass = c.absolute_known + c.absolute_discovered + np.abs(c.remainder)
-    mass = np.maximum(mass[inside], 1e-8)
     entries = [
-        ConceptShare(c.printed_label(kind, int(number)), kind, float(share) / (end - start), int(number))
-        for kind, ids, values in (
-            ("known", c.known_ids, c.known_contributions),
-            ("discovered", c.discovered_ids, c.discovered_contributions),
-        )
-        for number, share in zip(*_sum_by_concept(ids[inside], values[inside] / mass[:, None]), strict=True)
+        ConceptShare(c.printed_label(kind, number), kind, share, number)
+        for (kind, number), share in _concept_shares(c, inside, end - start).items()
     ]
     entries.sort(key=lambda entry: -abs(entry.contribution))
-    epsilon = float((c.remainder[inside] / mass).mean()) if inside.any() else 0.0
+    epsilon = float((c.remainder[inside] / _masses(c, inside)).mean()) if inside.any() else 0.0
     absolute = (c.absolute_known[inside], c.absolute_discovered[inside], np.abs(c.remainder[inside]))
     net = (c.net_known[inside], c.net_discovered[inside], c.net_epsilon[inside])
     raised, lowered = split_by_sign(c, inside)
     return ChunkRanking(
-        start, end, tuple(entries), 100 * epsilon, _mean_shares(absolute), _mean_shares(net), raised, lowered
+        start,
+        end,
+        tuple(entries),
+        100 * epsilon,
+        _mean_shares(absolute),
+        _mean_shares(net),
+        raised,
+        lowered,
+        c.reference,
+        {} if log_probability is None else _concept_shares(log_probability, inside, end - start),
     )
+
+
+def _masses(contributions: Contributions, inside: np.ndarray) -> np.ndarray:
+    """The absolute mass of each token that `inside` selects."""
+    c = contributions
+    return np.maximum((c.absolute_known + c.absolute_discovered + np.abs(c.remainder))[inside], 1e-8)
+
+
+def _concept_shares(contributions: Contributions, inside: np.ndarray, length: int) -> dict[tuple[str, int], float]:
+    """The share of each concept, by (type, id), in a chunk of `length` positions whose commits `inside` selects."""
+    c, mass = contributions, _masses(contributions, inside)[:, None]
+    return {
+        (kind, int(number)): float(share) / length
+        for kind, ids, values in (
+            ("known", c.known_ids, c.known_contributions),
+            ("discovered", c.discovered_ids, c.discovered_contributions),
+        )
+        for number, share in zip(*_sum_by_concept(ids[inside], values[inside] / mass), strict=True)
+    }
 
 
 def split_by_sign(

@@ -36,7 +36,7 @@ _PASSES = 16  # canvases per call of the whole model
 
 
 def removed_in_head(bundle: Bundle, hidden: np.ndarray, tokens: np.ndarray, ids: np.ndarray, head: Head) -> np.ndarray:
-    """The scores (p, 3, 2) of `_at_head` for hidden (p, D), tokens and ids (p,), in calls of a fixed size."""
+    """The scores (p, 3, 3) of `_at_head` for hidden (p, D), tokens and ids (p,), in calls of a fixed size."""
     parts = []
     for first in range(0, len(ids), _PAIRS):
         rows = np.minimum(np.arange(first, first + _PAIRS), len(ids) - 1)  # the last pair fills up the last call
@@ -65,7 +65,7 @@ def _at_head(
     config: ModelConfig,
     compute: Compute,
 ) -> jax.Array:
-    """Logits and log-probabilities of the tokens, (P, 3, 2): unchanged, removed "frozen" and removed "published"."""
+    """The `_scores` of the tokens, (P, 3, 3): unchanged, removed "frozen" and removed "published"."""
 
     def features(row: jax.Array, concept: jax.Array) -> jax.Array:
         """The inputs of lm_head (3, D) for a hidden row (D,) and a concept's id ()."""
@@ -82,20 +82,22 @@ def _at_head(
         return jnp.concatenate([plain, *(removed(rule) for rule in _RULES)])
 
     rows = jax.vmap(features)(hidden.astype(compute.dtype), ids)
-    return _scores(params, rows.reshape(-1, rows.shape[-1]), jnp.repeat(tokens, 3), compute).reshape(-1, 3, 2)
+    return _scores(params, rows.reshape(-1, rows.shape[-1]), jnp.repeat(tokens, 3), compute).reshape(-1, 3, 3)
 
 
 def _scores(params: Params, features: jax.Array, tokens: jax.Array, compute: Compute) -> jax.Array:
-    """Logits and log-probabilities (N, 2) of tokens (N,) for features (N, D)."""
+    """Logits, log-probabilities and logits above the mean of all tokens' logits, (N, 3), of tokens (N,) for features
+    (N, D)."""
     logits = lm_logits(params, features, compute)
     picked = jnp.take_along_axis(logits, tokens[:, None], axis=1)[:, 0]
-    return jnp.stack([picked, -optax.softmax_cross_entropy_with_integer_labels(logits, tokens)], axis=1)
+    probability = -optax.softmax_cross_entropy_with_integer_labels(logits, tokens)
+    return jnp.stack([picked, probability, picked - jnp.mean(logits, axis=-1)], axis=1)
 
 
 def removed_in_pass(
     bundle: Bundle, trace: Trace, shares: Contributions, orders: np.ndarray, ids: np.ndarray, head: Head, layer: int
 ) -> np.ndarray:
-    """Logits and log-probabilities (p, 2) of the tokens with each pair's direction removed from the whole pass."""
+    """The `_scores` (p, 3) of the tokens with each pair's direction removed from the whole pass."""
     config, mask_id = bundle.config, trace.mask_id
     positions, tokens, steps = shares.positions[orders], shares.token_ids[orders], shares.steps[orders]
     distinct_steps = np.unique(steps).tolist()
@@ -153,7 +155,7 @@ class _Passes(NamedTuple):
 def _in_pass(
     params: Params, passes: _Passes, *, head: Head, mask_id: int, config: ModelConfig, compute: Compute
 ) -> jax.Array:
-    """Logits and log-probabilities (B, 2) of the tokens of the passes."""
+    """The `_scores` (B, 3) of the tokens of the passes."""
     canvases, positions, tokens, ids = (jnp.asarray(values) for values in passes[:4])
     direction = concept_embeddings(params, ids, head=head, config=config, compute=compute)
     direction = direction / jnp.maximum(jnp.linalg.norm(direction, axis=1, keepdims=True), 1e-12)

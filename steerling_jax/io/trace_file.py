@@ -19,7 +19,9 @@ from steerling_jax.io.text_files import load_json, read_text
 from steerling_jax.io.training_documents import read_training_documents
 
 _PACKAGES = ("steerling-jax", "jax", "jaxlib", "numpy")
-EXPLANATION, EXPLANATION_VERSION = "steerling-explanation", 1
+# Version 2 says in `reference` what is split into contributions; documents of version 1 split the raw logit.
+EXPLANATION, EXPLANATION_VERSION = "steerling-explanation", 2
+_READABLE_VERSIONS = (1, 2)
 
 
 def model_origin(bundle: Bundle) -> Origin:
@@ -74,8 +76,8 @@ def read_explained_trace(
         return from_plain(value, where), None
     found = value.get("version")
     require(
-        found == EXPLANATION_VERSION,
-        f"{where} is an explanation of version {found!r}, and this program reads {EXPLANATION_VERSION}.",
+        found in _READABLE_VERSIONS,
+        f"{where} is an explanation of version {found!r}, and this program reads up to {EXPLANATION_VERSION}.",
     )
     return from_plain(value.get("trace"), where), value
 

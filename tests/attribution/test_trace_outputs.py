@@ -30,6 +30,8 @@ from steerling_jax.decoding.generation import Prompt, generate
 from steerling_jax.decoding.generation_config import GenerationConfig
 from steerling_jax.decoding.trace_record import TraceRecord, record_of
 from steerling_jax.explain.given_text import given_trace
+from steerling_jax.explain.inputs.targets import TokenAboveMean, TokenLogit
+from steerling_jax.explain.logit_shares import REFERENCES, Reference
 from steerling_jax.explain.ranking import split_by_sign
 from steerling_jax.inference import forward
 from steerling_jax.io.trace_file import model_origin
@@ -69,13 +71,14 @@ def graph(bundle: sj.Bundle, explanation: Explanation) -> dict[str, Any]:
     return make_graph(bundle, explanation)
 
 
-def test_parts_of_every_token_sum_to_its_logit(document: dict[str, Any], explanation: Explanation):
+def test_parts_of_every_token_sum_to_its_centred_logit(document: dict[str, Any], explanation: Explanation):
     assert explanation.inputs is not None
+    assert document["reference"] == "vocabulary"
     assert len(document["tokens"]) == 32
     for row, token in enumerate(document["tokens"]):
         parts = [entry["contribution"] for kind in ("known", "discovered") for entry in token[kind]]
         whole = sum(parts) + token["other_known"] + token["other_discovered"] + token["epsilon"]
-        assert whole == pytest.approx(token["logit"], abs=2e-3)
+        assert whole == pytest.approx(token["logit"] - token["reference_logit"], abs=2e-3)
         assert len(token["known"]) == len(token["discovered"]) == 3
         inputs = token["inputs"]
         assert len(inputs["positions"]) == len(inputs["attributions"]) <= INPUTS
@@ -87,6 +90,28 @@ def test_parts_of_every_token_sum_to_its_logit(document: dict[str, Any], explana
         sizes = [*token["raised_shares"].values(), *token["lowered_shares"].values()]
         assert (sum(sizes), min(sizes) >= 0) == (pytest.approx(1, abs=1e-4), True)
     assert json.loads(json.dumps(document, allow_nan=False)) == document
+
+
+def test_reports_rank_by_centred_logits_beside_log_probabilities(bundle: sj.Bundle, explanation: Explanation):
+    """The order is that of `reference="vocabulary"`, the numbers beside it are those of "model", and "raw" is the
+    published ranking."""
+    trace = explanation.trace
+    of = {name: sj.concept_contributions(bundle, trace, reference=name) for name in REFERENCES}
+    for chunk in explanation.chunks:
+        expected = sj.rank_chunk(of["vocabulary"], chunk.start, chunk.end)
+        assert chunk.ranking.entries == expected.entries
+        beside = {(e.type, e.concept_id): e.contribution for e in sj.rank_chunk(of["model"], chunk.start, chunk.end)}
+        assert chunk.ranking.log_probability_shares == pytest.approx(beside, abs=1e-6)
+        assert set(chunk.ranking.to_dataframe().log_probability_share) == set(
+            chunk.ranking.log_probability_shares.values()
+        )
+    raw = explain(bundle, explanation.record, inputs=False, reference="raw")
+    published = [sj.rank_chunk(of["raw"], chunk.start, chunk.end).entries for chunk in raw.chunks]
+    assert [chunk.ranking.entries for chunk in raw.chunks] == published
+    assert published != [chunk.ranking.entries for chunk in explanation.chunks]
+    document = make_document(raw, 3)
+    assert document["reference"] == "raw"
+    assert not any(token["reference_logit"] for token in document["tokens"])
 
 
 def test_shares_of_a_chunk_are_on_one_scale(explanation: Explanation):
@@ -177,7 +202,7 @@ def test_tables_contain_every_value(explanation: Explanation, tmp_path: Path):
         if row["in_prompt"]:
             continue
         parts = sum(one["contribution"] for one in rows["concepts"] if one["position"] == position)
-        assert parts + row["epsilon"] == pytest.approx(row["logit"], abs=1e-4)
+        assert parts + row["epsilon"] == pytest.approx(row["logit"] - row["reference_logit"], abs=1e-4)
         inputs = sum(one["attribution"] for one in rows["inputs"] if one["position"] == position)
         error = inputs - (row["path_logit"] - row["baseline_logit"])
         assert error == pytest.approx(row["completeness_error"], abs=1e-4)
@@ -203,23 +228,28 @@ def test_graph_is_in_the_published_format(graph: dict[str, Any], explanation: Ex
     assert max(node["ctx_idx"] for node in graph["nodes"]) < len(graph["metadata"]["prompt_tokens"])
 
 
-def test_graph_adds_up(graph: dict[str, Any], explanation: Explanation):
-    """Links into the logit sum to the logit; links out of an input sum to its attribution."""
-    assert explanation.inputs is not None
+@pytest.mark.parametrize("reference", ["raw", "vocabulary", "model"])
+def test_graph_adds_up(bundle: sj.Bundle, explanation: Explanation, reference: Reference):
+    """Links into the logit sum to what is split; links out of an input sum to its attribution to the same value."""
+    split = explain(bundle, explanation.record, inputs=False, reference=reference)
+    position = int(split.shares.positions[-1])
+    target = TokenLogit() if reference == "raw" else TokenAboveMean(reference)
+    inputs = sj.attribute_inputs(bundle, split.trace, target=target, positions=[position])
+    graph = make_graph(bundle, split)
     row = len(explanation.shares) - 1
     kinds = {node["node_id"]: node["feature_type"] for node in graph["nodes"]}
     (logit,) = (name for name, kind in kinds.items() if kind == "logit")
     assert list(kinds.values()).count("mlp reconstruction error") == 1
     into = sum(link["weight"] for link in graph["links"] if link["target"] == logit)
-    assert into == pytest.approx(float(explanation.shares.target_logits[row]), abs=1e-4)
+    assert into == pytest.approx(float(split.shares.split_logits[row]), abs=1e-4)
+    assert inputs.path_logits[0] == pytest.approx(float(split.shares.split_logits[row]), abs=1e-4)
     places = {node["node_id"]: node["ctx_idx"] for node in graph["nodes"] if node["feature_type"] == "embedding"}
     out = np.zeros(len(explanation.trace.tokens))
     for link in graph["links"]:
         if link["source"] in places:
             out[places[link["source"]]] += link["weight"]
     if len(places) <= 32:  # all inputs are linked
-        np.testing.assert_allclose(out, explanation.inputs.attributions[row], rtol=0, atol=1e-4)
-    position = int(explanation.shares.positions[row])
+        np.testing.assert_allclose(out, inputs.attributions[0], rtol=0, atol=1e-4)
     assert out[position] == 0
     shown = {node["node_id"]: node for node in graph["nodes"] if node["feature_type"] == "cross layer transcoder"}
     listed = explanation.shares.known_ids.shape[1] + explanation.shares.discovered_ids.shape[1]
@@ -248,16 +278,16 @@ def test_a_clamped_concept_has_no_inputs(bundle: sj.Bundle, explanation: Explana
     steering = SteeringConfig((), intervene_known={clamped: 0.9})
     prompt = Prompt("return", GenerationConfig(max_new_tokens=16, seed=3), steering)
     written = generate(bundle, prompt.text_or_ids, prompt.config, prompt.steering)
-    one = explain(bundle, record_of(bundle, model_origin(bundle), prompt, written))
-    assert one.inputs is not None
+    one = explain(bundle, record_of(bundle, model_origin(bundle), prompt, written), inputs=False)
     position = int(one.shares.positions[-1])
+    inputs = sj.attribute_inputs(bundle, one.trace, target=TokenAboveMean(), positions=[position])
     graph = make_graph(bundle, one, position)
     node = next(node["node_id"] for node in graph["nodes"] if node["feature"] == clamped and node["layer"] != "E")
     assert any(link["source"] == node for link in graph["links"])
     assert not any(link["target"] == node for link in graph["links"])
     places = {node["node_id"] for node in graph["nodes"] if node["feature_type"] == "embedding"}
     out = sum(link["weight"] for link in graph["links"] if link["source"] in places)
-    assert out == pytest.approx(float(one.inputs.attributions[-1].sum()), abs=1e-4)
+    assert out == pytest.approx(float(inputs.attributions.sum()), abs=1e-4)
 
 
 def test_a_token_overwritten_by_an_end_of_turn_is_shown_as_committed(bundle: sj.Bundle, explanation: Explanation):

@@ -111,6 +111,8 @@ FIGURES: dict[str, list[Change]] = {
     "contributions of concepts": [
         scaled("tokens", 1, "known", 0, "contribution", add=0.1),
         scaled("tokens", 1, "other_discovered", add=0.1),
+        scaled("tokens", 1, "discovered", 0, "log_probability", add=0.1),
+        scaled("tokens", 1, "reference_logit", add=0.1),
         scaled("tokens", 2, "epsilon"),
         scaled("tokens", 2, "share_error", add=0.1),
         swapped,
@@ -123,6 +125,7 @@ FIGURES: dict[str, list[Change]] = {
         scaled("tokens", 5, "raised_shares", "discovered"),
         scaled("chunks", 0, "lowered_shares", "discovered"),
         scaled("chunks", 0, "known", 0, "share"),
+        scaled("chunks", 0, "known", 0, "log_probability_share"),
         scaled("chunks", 0, "net_shares", "discovered"),
         scaled("chunks", 0, "epsilon_percent", add=1.0),
         assigned("other", "chunks", 0, "text"),
@@ -175,6 +178,22 @@ def test_a_trace_alone_is_compared_with_its_logits(bundle: sj.Bundle, document: 
     result = verify(bundle, from_plain(changed, "record"))
     assert not any(one.agrees for one in result.figures)
     assert all(one.difference == pytest.approx(0.5, abs=1e-3) for one in result.figures)
+
+
+def test_a_document_of_version_1_is_compared_with_raw_logits(bundle: sj.Bundle, document: dict[str, Any]):
+    """It has no `reference` and no log-probabilities."""
+    raw = make_document(explain(bundle, from_plain(document["trace"], "record"), inputs=False, reference="raw"), 3)
+    older = json.loads(json.dumps(raw))
+    del older["reference"]
+    for token in older["tokens"]:
+        del token["reference_logit"]
+        for entry in (*token["known"], *token["discovered"]):
+            del entry["log_probability"]
+    for chunk in older["chunks"]:
+        for entry in (*chunk["known"], *chunk["discovered"]):
+            del entry["log_probability_share"]
+    assert all(verified(bundle, older).values())
+    assert not verified(bundle, document | {"reference": "raw"}, inputs=False)["contributions of concepts"]
 
 
 def test_a_record_says_what_it_was_made_with(bundle: sj.Bundle, document: dict[str, Any]):

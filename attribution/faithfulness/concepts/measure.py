@@ -9,6 +9,7 @@ import numpy as np
 
 from steerling_jax.attribution.faithfulness.concepts.detection import detection_figures, overlap_figures
 from steerling_jax.attribution.faithfulness.concepts.effects import TOP, effect_figures
+from steerling_jax.attribution.faithfulness.concepts.equal_mass import equal_mass_figures
 from steerling_jax.attribution.faithfulness.concepts.settings import ConceptSettings
 from steerling_jax.attribution.faithfulness.figures import ratio_figure
 from steerling_jax.attribution.faithfulness.partial_results import NOT_STORED, PartialResults
@@ -29,6 +30,12 @@ _NOTES = [
     "pass: the direction is projected out of all positions from the middle layer on.",
     "Net shares are of the true token's logit, over all masked positions.",
     "Shuffled: the shares of each token's concepts in another order.",
+    "A share is of the raw logit, a centred share of the logit minus the mean of all logits, and a log-probability "
+    "share of the logit minus its mean under the model's own distribution. All are compared for the same pairs of a "
+    f"token and a concept: the {TOP} concepts of each head with the largest centred share of a chunk.",
+    "Equal mass: the listed known concepts of each masked position are removed, or as many of its discovered ones, "
+    "neighbours in the order of their sizes, whose sizes add up to nearly the same. A concept's size at a position is "
+    "the standard deviation over the vocabulary of the logits that it adds.",
 ]
 
 
@@ -56,6 +63,9 @@ def measure(
     )
     figures = detection["figures"]
     figures += partial.get_or_compute("worth", lambda: _worth(bundle, held, settings.seed, key, progress))
+    figures += partial.get_or_compute(
+        "equal-mass", lambda: equal_mass_figures(bundle, held, settings.seed, key, progress)
+    )
     figures += effect_figures(bundle, store, settings, key, partial, progress)
     figures += overlap_figures(bundle, store, key)
     return {

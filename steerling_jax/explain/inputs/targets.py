@@ -86,11 +86,29 @@ class TokenLogProbability:
         pass
 
     def value(self, params, rows, tokens, config, compute):
-        if isinstance(config, ModelConfig):
-            logits = matmul_t(rows, lm_head_weight(params).astype(jnp.float32), "float32")
-        else:
-            logits = _decoder_logits(params, rows, config, compute)
+        logits = _logits(params, rows, config, compute)
         return _logit(params, rows, tokens, config, compute) - jax.nn.logsumexp(logits, axis=-1)
+
+
+@struct.dataclass
+class TokenAboveMean:
+    """The committed token's logit minus a mean of all logits: what centred concept contributions add up to.
+
+    reference: "vocabulary" for the plain mean, "model" for the mean under the model's own distribution, as in
+    `concept_contributions`.
+    """
+
+    reference: Literal["vocabulary", "model"] = struct.field(pytree_node=False, default="vocabulary")
+    guided: ClassVar[bool] = True
+
+    def check(self, config: ModelConfig | DecoderConfig) -> None:
+        if self.reference not in ("vocabulary", "model"):
+            raise UserError(f"reference is {self.reference!r}, but it must be 'vocabulary' or 'model'.")
+
+    def value(self, params, rows, tokens, config, compute):
+        logits = _logits(params, rows, config, compute)
+        weight = jax.nn.softmax(logits, axis=-1) if self.reference == "model" else 1 / logits.shape[-1]
+        return _logit(params, rows, tokens, config, compute) - jnp.sum(weight * logits, axis=-1)
 
 
 @struct.dataclass
@@ -152,6 +170,13 @@ def _logit(params: Params, rows: jax.Array, tokens: jax.Array, config: Any, comp
     if not isinstance(config, ModelConfig):
         return jnp.take_along_axis(_decoder_logits(params, rows, config, compute), tokens[:, None], axis=1)[:, 0]
     return jnp.sum(rows * jnp.take(lm_head_weight(params), tokens, axis=0).astype(jnp.float32), axis=-1)
+
+
+def _logits(params: Params, rows: jax.Array, config: Any, compute: Compute) -> jax.Array:
+    """The logits (B, V) of all tokens at hidden rows (B, D)."""
+    if isinstance(config, ModelConfig):
+        return matmul_t(rows, lm_head_weight(params).astype(jnp.float32), "float32")
+    return _decoder_logits(params, rows, config, compute)
 
 
 def _decoder_logits(params: Params, rows: jax.Array, config: DecoderConfig, compute: Compute) -> jax.Array:

@@ -25,6 +25,9 @@ from steerling_jax.bundle import Bundle
 from steerling_jax.cli.console import plain
 from steerling_jax.errors import UserError
 from steerling_jax.io.corpus.store import CorpusStore
+from steerling_jax.models.steerling.config import DictionaryConfig
+from tests.worlds.dictionary_world import make_params
+from tests.worlds.topic_world import config as topic_config
 from tests.worlds.training_world import FakeTokenizer
 
 MEASURES = {"inputs": measure_inputs, "concepts": measure_concepts, "outputs": measure_outputs}
@@ -58,6 +61,45 @@ def test_inputs(topic_bundle: Bundle, topic_store: CorpusStore):
     assert found[last, "later attention blocks"]["mean"] < 1e-5
     assert found[last, "the prompt"]["mean"] > 1e-3
     assert {of for figure, of in found if figure.startswith("rank correlation")} == set(weight_randomisation.CASCADE)
+
+
+@pytest.fixture(scope="module")
+def strict_bundle(topic_store: CorpusStore) -> Bundle:
+    """A random strict model for the corpus: a dictionary of full rank, and no epsilon."""
+    concept = dataclasses.replace(
+        topic_config().concept,
+        factorize_unknown=False,
+        unknown_topk=6,
+        use_epsilon_correction=False,
+        dictionary=DictionaryConfig(),
+    )
+    config = dataclasses.replace(topic_config(), concept=concept)
+    return Bundle(config, make_params(config), FakeTokenizer(), name="strict")
+
+
+def test_concepts_of_a_strict_model(strict_bundle: Bundle, topic_store: CorpusStore):
+    """All figures exist, and what is exact is exact: nothing restores what is removed from the head."""
+    settings = ConceptSettings(prompts=2, blocks=1, seq_len=64, most_tokens=1024)
+    found = figures(measure_concepts(strict_bundle, topic_store, settings))
+    for head in ("known", "discovered"):
+        for rule in ("frozen", "published"):
+            for shares, quantity in (("share", "logit"), ("centred share", "centred logit")):
+                exact = f"{shares} and {quantity}, removed in the head, {rule} ({head}, tokens)"
+                assert found["correlation", exact]["mean"] == pytest.approx(1, abs=1e-3)
+                assert found["slope", exact]["mean"] == pytest.approx(1, abs=1e-2)
+        for shares in ("centred share and centred logit", "log-probability share and log-probability"):
+            for control in ("", "shuffled "):
+                name = (
+                    f"{control}{shares.replace(' and', 's and') if control else shares}, in the pass ({head}, tokens)"
+                )
+                assert np.isfinite(found["correlation", name]["mean"])
+    assert found["loss more, nats a token", "epsilon removed"]["mean"] == 0
+    mass = {name: f["mean"] for (figure, name), f in found.items() if figure.startswith("mass removed")}
+    assert set(mass) == {"known concepts", "as many discovered concepts"}
+    assert all(value > 0 for value in mass.values())
+    shown = [f for (figure, _), f in found.items() if "whose top 5" in figure]
+    assert len(shown) == 3
+    assert all(0 < f["mean"] <= 1 for f in shown)
 
 
 def test_concepts(topic_bundle: Bundle, topic_store: CorpusStore):

@@ -1,0 +1,307 @@
+"""No concepts, the published recipe and a strict bottleneck, trained on the same data with the same FLOPs.
+
+    python benchmarks/bottleneck.py FOLDER --corpus STORE [--sizes 64x3 128x4] [--seeds 0 1] [--runs N]
+    python benchmarks/bottleneck.py FOLDER --table          # prints the table of the runs that are done
+
+STORE is the corpus store of `scaling.py`, whose models and recipe are those of the first two arms. Every run adds one
+entry to FOLDER/results.json; a killed run goes on from its last checkpoint, and runs that are done are not repeated.
+
+Arms, all with the FLOPs of `--tokens-per-weight` tokens for every weight of the bare model, by the model's own count
+(`step_flops`):
+
+- bare: no concept module.
+- published: the concept module with epsilon, trained with the objective of the scaling study.
+- strict: every logit is a sum over known concepts, a dictionary of discovered ones and a constant. Three stages, which
+  share the FLOPs as `STAGES` says: the backbone without concepts, the concept heads on the frozen backbone, and both.
+- unlabelled: strict, without the loss of the labels: its distance from bare is the cost of the bottleneck itself, and
+  the distance of strict from it that of supervising the known concepts. It has the backbone of strict.
+
+The dictionary is initialised from about 8,192 hidden rows, which is below 1 % of a run and not counted.
+
+Reference machine: two virtual CPU cores; results in docs/results once they are measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from environment import environment
+from scaling import BARE, BATCH, CONCEPTS, NOISE, RESULTS, SEQ_LEN, Size, run_of, train_run, weights
+
+import steerling_jax as sj
+from steerling_jax.attribution.faithfulness.concepts.effects import effect_figures
+from steerling_jax.attribution.faithfulness.concepts.equal_mass import equal_mass_figures
+from steerling_jax.attribution.faithfulness.concepts.settings import ConceptSettings
+from steerling_jax.attribution.faithfulness.continuations import heldout_openings
+from steerling_jax.attribution.faithfulness.partial_results import NOT_STORED
+from steerling_jax.io.corpus.heldout import read_heldout
+from steerling_jax.io.corpus.store import CorpusStore
+from steerling_jax.io.json_files import read_json_array, write_json
+from steerling_jax.models.compute import Compute
+from steerling_jax.models.steerling.config import DictionaryConfig
+from steerling_jax.objectives.dictionary import DictionaryObjective
+from steerling_jax.objectives.optimizer import OptimizerConfig
+from steerling_jax.progress import no_progress
+from steerling_jax.train.evaluation.evaluate import EvaluationConfig, evaluate_full
+from steerling_jax.train.run.clock import step_flops
+from steerling_jax.train.run.metrics import METRICS_FILE
+from steerling_jax.train.run.run_config import RunConfig
+
+PUBLISHED, STRICT, UNLABELLED = "published", "strict", "unlabelled"
+ARMS = (BARE, PUBLISHED, UNLABELLED, STRICT)
+STAGES = {"backbone": 0.65, "dictionary": 0.1, "both": 0.25}  # shares of the FLOPs
+DICTIONARY_TOPK = 32
+DECODED = 64  # tokens of a timed text
+ROUNDS = 3  # timed texts
+EFFECTS = {  # entries of `effects` in results.json: the figures of `effect_figures` with these names, in the pass
+    "raw_logit": "share and logit",
+    "centred_logit": "centred share and centred logit",
+    "centred_log_probability": "centred share and log-probability",
+    "model_log_probability": "log-probability share and log-probability",
+    "control": "shuffled centred shares and centred logit",
+}
+
+
+def stages_of(size: Size, arm: str, seed: int, store: CorpusStore, tokens_per_weight: float) -> list[RunConfig]:
+    """The training runs of an arm, one after the other; together they use the FLOPs of the bare run."""
+    bare = run_of(size, BARE, seed, store)
+    budget = tokens_per_weight * sum(weights(bare.model).values()) / (SEQ_LEN * BATCH) * step_flops(bare).total
+    if arm == BARE:
+        return [_of_length(bare, budget)]
+    published = run_of(size, CONCEPTS, seed, store)
+    if arm == PUBLISHED:
+        return [_of_length(dataclasses.replace(published, name=f"{size.width}-{arm}-{seed}"), budget)]
+    assert published.model.concept is not None
+    concept = dataclasses.replace(
+        published.model.concept,
+        factorize_unknown=False,
+        unknown_topk=DICTIONARY_TOPK,
+        use_epsilon_correction=False,
+        dictionary=DictionaryConfig(),
+    )
+    model = dataclasses.replace(published.model, concept=concept)
+    labels = 0.1 if arm == STRICT else 0.0
+    optimizer, rate = bare.optimizer, bare.optimizer.peak_rate
+    backbone = dataclasses.replace(
+        bare,
+        name=f"{size.width}-backbone-{seed}",
+        # The rate does not fall here, because the third stage goes on.
+        optimizer=dataclasses.replace(optimizer, schedule="wsd", decay_fraction=0.0),
+    )
+    dictionary = dataclasses.replace(
+        bare,
+        name=f"{size.width}-{arm}-dictionary-{seed}",
+        model=model,
+        objective=DictionaryObjective(noise=NOISE, rows=0.7, concept_weight=labels),
+        optimizer=OptimizerConfig(peak_rate=2e-3, weight_decay=0.0, b2=0.99),
+    )
+    both = dataclasses.replace(
+        dictionary,
+        name=f"{size.width}-{arm}-{seed}",
+        objective=DictionaryObjective(
+            noise=NOISE,
+            backbone="trained",
+            initial="given",
+            diffusion=(1.0, 1.0),
+            likeness=(0.0, 0.0),
+            reconstruction=(0.1, 0.1),
+            token_weight="inverse_t",
+            concept_weight=labels,
+            rows=0.7,
+        ),
+        optimizer=dataclasses.replace(optimizer, peak_rate=rate / 2),
+    )
+    return [
+        _of_length(run, budget * share)
+        for run, share in zip((backbone, dictionary, both), STAGES.values(), strict=True)
+    ]
+
+
+def _of_length(run: RunConfig, flops: float) -> RunConfig:
+    """The run with as many steps as use `flops`, and a warm-up of a twentieth of them."""
+    steps = max(1, round(flops / step_flops(run).total))
+    optimizer = dataclasses.replace(run.optimizer, warmup_steps=steps // 20)
+    return dataclasses.replace(run, steps=steps, eval_every=steps, optimizer=optimizer)
+
+
+def train_stages(runs: Sequence[RunConfig], store: CorpusStore, folder: Path) -> list[dict[str, Any]]:
+    """Trains the runs, each from the one before; what each used and its speed."""
+    entries, before = [], None
+    for run in runs:
+        run = dataclasses.replace(run, start_from=before)
+        train_run(run, store, folder)
+        before = str(folder / run.name)
+        flops, tokens = run.steps * step_flops(run).total, run.steps * run.tokens_per_step
+        speed = training_speed(folder / run.name)
+        entries.append(
+            {"name": run.name, "steps": run.steps, "tokens": tokens, "flops": flops, "tokens_per_second": speed}
+        )
+    return entries
+
+
+def training_speed(run_folder: Path) -> float | None:
+    """The median of the logged tokens a second; None where no step was timed."""
+    lines = [json.loads(line) for line in (run_folder / METRICS_FILE).read_text().splitlines()]
+    speeds = [line["tokens_per_second"] for line in lines if line.get("tokens_per_second")]
+    return statistics.median(speeds) if speeds else None
+
+
+def decoding_speed(bundle: sj.Bundle, store: CorpusStore) -> float:
+    """Tokens a second of greedy texts of `DECODED` tokens, one at a time; the first, which compiles, is not timed."""
+    block = bundle.config.diff_block_size
+    config = sj.GenerationConfig(
+        max_new_tokens=-(-DECODED // block) * block, temperature=0.0, use_entropy_sampling=False
+    )
+    seconds = []
+    for prompt in heldout_openings(store, ROUNDS + 1, 16, 0):
+        begin = time.perf_counter()
+        sj.generate(bundle, prompt, config)
+        seconds.append(time.perf_counter() - begin)
+    return config.max_new_tokens / statistics.median(seconds[1:] or seconds)
+
+
+def concept_figures(bundle: sj.Bundle, store: CorpusStore, prompts: int) -> dict[str, Any]:
+    """Correlations of shares with effects by head, the most frequent discovered concept, and removals of equal mass."""
+    key, settings = jax.random.key(0), ConceptSettings(prompts=prompts, blocks=4)
+    found = effect_figures(bundle, store, settings, key, NOT_STORED, no_progress)
+    value = {(figure["figure"], figure["of"]): figure["mean"] for figure in found}
+    effects = {
+        head: {name: value.get(("correlation", f"{of}, in the pass ({head}, tokens)")) for name, of in EFFECTS.items()}
+        for head in ("known", "discovered")
+    }
+    frequent = {of: mean for (figure, of), mean in value.items() if "whose top" in figure}
+    held = read_heldout(store, SEQ_LEN, most_tokens=16_384)
+    mass = {f"{f['figure']}: {f['of']}": f["mean"] for f in equal_mass_figures(bundle, held, 0, key, no_progress)}
+    return {"effects": effects, "most_frequent": frequent, "equal_mass": mass}
+
+
+def train_and_measure(
+    size: Size, arm: str, seed: int, store: CorpusStore, folder: Path, tokens_per_weight: float, prompts: int
+) -> dict[str, Any]:
+    """Trains and measures a run; returns its entry of the results."""
+    about = environment()
+    stages = train_stages(stages_of(size, arm, seed, store, tokens_per_weight), store, folder)
+    bundle = sj.load(folder / stages[-1]["name"] / "export")
+    figures = evaluate_full(bundle.params, bundle.config, Compute(), store, EvaluationConfig(SEQ_LEN, baselines=False))
+    for detection in figures.get("detection", {}).values():
+        del detection["by_concept"]
+    entry = about | {
+        "width": size.width, "layers": size.layers, "arm": arm, "seed": seed, "tokens_per_weight": tokens_per_weight,
+        "stages": stages, "flops": sum(stage["flops"] for stage in stages), "figures": figures,
+        "decoding_tokens_per_second": round(decoding_speed(bundle, store), 1),
+    }  # fmt: skip
+    return entry if arm == BARE else entry | concept_figures(bundle, store, prompts)
+
+
+def overall_speed(entry: Mapping[str, Any]) -> float | None:
+    """Training tokens a second over all stages of a run."""
+    stages = entry["stages"]
+    if any(stage["tokens_per_second"] is None for stage in stages):
+        return None
+    seconds = sum(stage["tokens"] / stage["tokens_per_second"] for stage in stages)
+    return sum(stage["tokens"] for stage in stages) / seconds
+
+
+def table(entries: Sequence[Mapping[str, Any]]) -> str:
+    """A Markdown table with a row for each run."""
+    header = (
+        "width", "arm", "seed", "bits a byte", "nats a token", "over no concepts", "without ε", "concept share",
+        "detection AUC", "without known", "without as many discovered", "effect, known", "effect, discovered",
+        "log-probability, known", "log-probability, discovered", "most frequent", "training tokens/s",
+        "decoding tokens/s",
+    )  # fmt: skip
+    rows = [header, ["---"] * len(header)]
+    bare = {(e["width"], e["seed"], e["tokens_per_weight"]): e for e in entries if e["arm"] == BARE}
+    for entry in sorted(entries, key=lambda e: (e["width"], e["seed"], ARMS.index(e["arm"]))):
+        figures, effects, mass = entry["figures"], entry.get("effects", {}), entry.get("equal_mass", {})
+        without = bare.get((entry["width"], entry["seed"], entry["tokens_per_weight"]))
+        over = figures["nats_per_token"] - without["figures"]["nats_per_token"] if without else None
+        more = {name.rpartition(": ")[2]: value for name, value in mass.items() if name.startswith("loss more")}
+        correlations = [
+            effects.get(head, {}).get(name)
+            for name in ("centred_logit", "centred_log_probability")
+            for head in ("known", "discovered")
+        ]
+        auc = next(iter(figures.get("detection", {}).values()), {}).get("auc")
+        rows.append(
+            [
+                entry["width"],
+                entry["arm"],
+                entry["seed"],
+                _cell(figures.get("bits_per_byte"), 3),
+                _cell(figures["nats_per_token"], 3),
+                _cell(None if entry["arm"] == BARE else over, 3),
+                _cell(figures.get("cost_epsilon"), 2),
+                _cell(figures.get("concept_share"), 2),
+                _cell(auc, 3),
+                _cell(more.get("known concepts"), 3),
+                _cell(more.get("as many discovered concepts"), 3),
+                *(_cell(value, 2) for value in correlations),
+                _cell(entry.get("most_frequent", {}).get("by centred share"), 2),
+                _cell(overall_speed(entry), 0),
+                _cell(entry["decoding_tokens_per_second"], 0),
+            ]
+        )
+    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)
+
+
+def _cell(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:,.{digits}f}"
+
+
+def planned(sizes: Sequence[Size], arms: Sequence[str] = ARMS) -> Iterator[tuple[Size, str, int]]:
+    """All runs in order of priority: the first seed of every size, with each of the arms, before the second."""
+    for seeds in itertools.zip_longest(*(size.seeds for size in sizes)):
+        for size, seed in zip(sizes, seeds, strict=True):
+            if seed is not None:
+                yield from ((size, arm, seed) for arm in arms)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, metavar="FOLDER")
+    parser.add_argument("--corpus", type=Path, metavar="STORE", help="needed, except with --table")
+    parser.add_argument("--sizes", nargs="+", default=["64x3", "128x4"], metavar="WIDTHxLAYERS")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], metavar="N")
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS, metavar="ARM")
+    parser.add_argument("--tokens-per-weight", type=float, default=2.0, metavar="X", help="default: %(default)s")
+    parser.add_argument("--prompts", type=int, default=16, metavar="N", help="texts for effects (default: %(default)s)")
+    parser.add_argument("--runs", type=int, metavar="N", help="end after N runs (default: all)")
+    parser.add_argument("--table", action="store_true", help="print the results and train nothing")
+    args = parser.parse_args(arguments)
+    file = args.folder / RESULTS
+    results = read_json_array(file) if file.exists() else []
+    if args.table:
+        print(table(results))
+        return
+    if args.corpus is None:
+        parser.error("--corpus is needed to train")
+    args.folder.mkdir(parents=True, exist_ok=True)
+    store, tokens = CorpusStore(args.corpus), args.tokens_per_weight
+    sizes = [Size(*map(int, text.split("x")), tuple(args.seeds)) for text in args.sizes]  # pyright: ignore[reportCallIssue]
+    done = {(e["width"], e["arm"], e["seed"], e["tokens_per_weight"]) for e in results}
+    missing = [run for run in planned(sizes, args.arms) if (run[0].width, *run[1:], tokens) not in done]
+    for number, (size, arm, seed) in enumerate(missing[: args.runs], 1):
+        begin = time.perf_counter()
+        results.append(train_and_measure(size, arm, seed, store, args.folder, tokens, args.prompts))
+        write_json(file, results)
+        nats, seconds = results[-1]["figures"]["nats_per_token"], time.perf_counter() - begin
+        line = (
+            f"run {number} of {len(missing)}: width {size.width}, {arm}, seed {seed}: {nats:.3f} nats, {seconds:.0f} s"
+        )
+        print(line, file=sys.stderr, flush=True)
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()
