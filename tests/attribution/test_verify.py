@@ -182,7 +182,8 @@ def test_a_trace_alone_is_compared_with_its_logits(bundle: sj.Bundle, document: 
 
 def test_a_document_of_version_1_is_compared_with_raw_logits(bundle: sj.Bundle, document: dict[str, Any]):
     """It has no `reference` and no log-probabilities."""
-    raw = make_document(explain(bundle, from_plain(document["trace"], "record"), inputs=False, reference="raw"), 3)
+    record = from_plain(document["trace"], "record")
+    raw = make_document(explain(bundle, record, inputs=False, reference="raw", find_evidence=find_evidence), 3)
     older = json.loads(json.dumps(raw))
     del older["reference"]
     for token in older["tokens"]:
