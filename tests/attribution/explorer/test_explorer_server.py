@@ -135,7 +135,7 @@ def test_a_text_is_written_and_explained(site: Site):
     assert "".join(run[2] for run in answer["characters"]) == site.bundle.tokenizer.decode(tokens)
     document = answer["document"]
     assert len(document["tokens"]) == 16
-    shares = sj.concept_contributions(site.bundle, whole.trace)
+    shares = sj.concept_contributions(site.bundle, whole.trace, reference="vocabulary")
     np.testing.assert_allclose([t["epsilon"] for t in document["tokens"]], shares.epsilon, atol=1e-3)
     trace = restore(from_plain(document["trace"], "It"), site.bundle)
     assert trace.tokens.tolist() == tokens
