@@ -23,7 +23,6 @@ from starlette.routing import Route
 from steerling_jax.bundle import Bundle
 from steerling_jax.decoding.generation import request_of
 from steerling_jax.decoding.request import Request as DecodeRequest
-from steerling_jax.errors import UserError
 from steerling_jax.infer.server.engine import Engine, EngineRequest
 from steerling_jax.infer.server.errors import ApiError, as_api_error, json_response
 from steerling_jax.infer.server.host_check import HostOriginMiddleware
@@ -131,10 +130,7 @@ class Service:
             max_tokens_limit=self.limits.tokens,
             steering=self.steering,
         )
-        try:
-            return completion, request_of(self.bundle, completion.generation.prompt)
-        except UserError as error:  # everything except the steering is valid by now
-            raise ApiError(400, str(error), param="steering") from None
+        return completion, request_of(self.bundle, completion.generation.prompt)
 
     def _response_body(self, completion: CompletionRequest, request: DecodeRequest) -> ResponseBody:
         return ResponseBody(
