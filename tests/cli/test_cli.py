@@ -22,16 +22,16 @@ COMMANDS = sorted(point.name for point in entry_points(group=main.GROUP))
 
 def steerling(*args: str) -> subprocess.CompletedProcess[str]:
     line = [sys.executable, "-m", "steerling_jax.cli.main", *args]
-    return subprocess.run(line, capture_output=True, text=True, timeout=120)
+    return subprocess.run(line, capture_output=True, text=True, timeout=600)
 
 
 def python(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
 
 
 def test_script_is_installed():
     script = Path(sys.executable).with_name("steerling")
-    done = subprocess.run([script, "--version"], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([script, "--version"], capture_output=True, text=True, timeout=600)
     assert (done.returncode, done.stdout.strip()) == (0, f"steerling-jax {version('steerling-jax')}")
 
 
@@ -129,7 +129,7 @@ def in_encoding(encoding: str, *args: str) -> subprocess.CompletedProcess[str]:
     """The command line with standard streams in an encoding, which also decodes what they write."""
     line = [sys.executable, "-m", "steerling_jax.cli.main", *args]
     environment = os.environ | {"PYTHONIOENCODING": encoding}
-    return subprocess.run(line, capture_output=True, encoding=encoding, env=environment, timeout=120)
+    return subprocess.run(line, capture_output=True, encoding=encoding, env=environment, timeout=600)
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "euc-kr"])
@@ -148,7 +148,7 @@ def test_output_never_fails_for_a_character(encoding: str):
 def test_streams_that_the_shell_closed(closed: str):
     for code, args in ((0, "--help"), (2, "nothing")):
         line = f'"{sys.executable}" -m steerling_jax.cli.main {args} {closed}'
-        done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60)
+        done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=600)
         assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
 
 
@@ -160,7 +160,7 @@ def test_text_and_json_survive_every_encoding():
     for encoding in ("ascii", "latin-1", "utf-8"):
         line = [sys.executable, "-c", stand_in(printed)]
         environment = os.environ | {"PYTHONIOENCODING": encoding}
-        done = subprocess.run(line, capture_output=True, encoding=encoding, env=environment, timeout=60)
+        done = subprocess.run(line, capture_output=True, encoding=encoding, env=environment, timeout=600)
         assert done.returncode == 0, done.stderr
         text, *rest = done.stdout.splitlines()
         assert text == "é한\U0001f600\udcff".encode(encoding, "backslashreplace").decode(encoding)
@@ -207,7 +207,7 @@ def test_reader_that_left(size: int):
     reader, writer = os.pipe()
     os.close(reader)
     line = [sys.executable, "-c", stand_in(f"print('x' * {size})")]
-    done = subprocess.run(line, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60)
+    done = subprocess.run(line, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=600)
     os.close(writer)
     assert (done.returncode, done.stderr) == (141, "")
 

@@ -39,7 +39,7 @@ sys.exit(main.main(["stand-in"]))
 def run(environment: dict[str, str], extra: str = "{}") -> str:
     plain = {name: value for name, value in os.environ.items() if name != DIRECTORY}
     line = [sys.executable, "-c", COMMAND.replace("{extra}", extra)]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=120, env=plain | environment)
+    done = subprocess.run(line, capture_output=True, text=True, timeout=600, env=plain | environment)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout.strip()
 

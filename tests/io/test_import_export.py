@@ -33,7 +33,7 @@ def steerling(*args: str | Path, prefix: str = "") -> subprocess.CompletedProces
     line = [sys.executable, "-m", "steerling_jax.cli.main", *map(str, args)]
     if prefix:
         line = ["bash", "-c", f'{prefix}; exec "$@"', "bash", *line]
-    return subprocess.run(line, capture_output=True, text=True, timeout=120)
+    return subprocess.run(line, capture_output=True, text=True, timeout=600)
 
 
 def same_tensors(a: Path, b: Path) -> bool:

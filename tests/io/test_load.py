@@ -22,7 +22,7 @@ from steerling_jax.io.weights.published_reader import read_published
 
 def python(code: str, **env: str) -> subprocess.CompletedProcess[str]:
     line = [sys.executable, "-c", code]
-    return subprocess.run(line, capture_output=True, text=True, timeout=120, env={**os.environ, **env})
+    return subprocess.run(line, capture_output=True, text=True, timeout=600, env={**os.environ, **env})
 
 
 def test_importing_the_package_imports_no_jax():
@@ -107,7 +107,7 @@ def test_a_model_in_the_hub_cache_needs_no_connection(golden: Path, tmp_path: Pa
 def test_no_connection(tmp_path: Path, env: dict[str, str]):
     line = [sys.executable, "-m", "steerling_jax.cli.main", "import", "org/tiny", str(tmp_path / "ck")]
     done = subprocess.run(
-        line, capture_output=True, text=True, timeout=120, env={**os.environ, "HF_HOME": str(tmp_path / "hf"), **env}
+        line, capture_output=True, text=True, timeout=600, env={**os.environ, "HF_HOME": str(tmp_path / "hf"), **env}
     )
     assert done.returncode == 2
     assert done.stderr.startswith("error: There is no folder org/tiny"), done.stderr

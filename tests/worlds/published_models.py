@@ -48,7 +48,7 @@ def filled(config: ModelConfig, seed: int = 0, dtype: str = "float32") -> Params
 
 def child(code: str, **env: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env={**os.environ, **env}
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=600, env={**os.environ, **env}
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
