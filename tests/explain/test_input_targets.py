@@ -165,7 +165,7 @@ def test_controls_do_not_look_through_attention(base):
     assert similar.path_logits == pytest.approx(similar.target_logits, abs=1e-4)
     reported: list[tuple[str, int, int]] = []
     sj.attribute_inputs(bundle, trace, method="recency", sample=3, progress=lambda *event: reported.append(event))
-    assert reported == [("recency", done, 3) for done in (1, 2, 3)]
+    assert reported == [("recency", done, 3) for done in range(4)]
 
 
 def test_values_of_partial_snapshots(base):
