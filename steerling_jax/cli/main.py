@@ -56,7 +56,7 @@ SUMMARIES = {
     "index": "Index a corpus store for a model, to find the training data behind a text.",
     "search": "Find training data close to a text, in an index made by `steerling index`.",
     "import": "Convert a model in the published layout to a checkpoint.",
-    "export": "Convert a checkpoint to the published layout.",
+    "export": "Convert a checkpoint to the published layout, or a run of a decoder to a Hugging Face folder.",
 }
 
 EXAMPLES = """\
