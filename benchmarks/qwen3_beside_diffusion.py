@@ -40,7 +40,7 @@ def run_of(name: str, flops: float, seed: int) -> RunConfig:
     run = dataclasses.replace(load_config(name), name=f"{name}-{seed}", start_from=None, seed=seed)
     steps = round(flops / step_flops(run).total)
     optimizer = OptimizerConfig(kind="muon", peak_rate=8e-3, warmup_steps=min(40, steps // 10), b2=0.99)
-    return dataclasses.replace(run, steps=steps, optimizer=optimizer, eval_every=steps, checkpoint_every=steps)
+    return dataclasses.replace(run, steps=steps, optimizer=optimizer, eval_every=steps, checkpoint_every=100)
 
 
 def main() -> None:
