@@ -115,8 +115,8 @@ def _name_batch(
         )
         halves.append(([_readable(texts, texts.text(number)) for number in numbers.tolist()], means))
     promoted = [[_readable(texts, token) for token in row] for row in promoted_pieces(bundle, ids, _PROMOTED, head)]
-    vocabulary, proposals = propose_names(*halves, promoted, progress)
     (chosen_on, means), scored_on = halves
+    vocabulary, proposals = propose_names((chosen_on, means), scored_on, promoted, progress)
     strongest = np.argsort(-means, axis=0, kind="stable")[:_PROMPT_TEXTS].T
     labels: list[str | None] = [None] * len(ids)
     qualities: list[NameQuality | None] = [None] * len(ids)

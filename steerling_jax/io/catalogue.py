@@ -105,14 +105,15 @@ def _concept(entry: Any, counts: dict[str, int], source: str) -> Concept:
             raise UserError(f"{source}: {key} of {name!r} is {value!r}; give a string.")
     return Concept(
         number,
-        name.strip() if is_named else no_name(number, lists["words"]),
+        str(name).strip() if is_named else no_name(number, lists["words"]),
         texts["description"],
         head,
         texts["group"],
         **lists,
         quality=_quality(entry.get("quality"), name, source),
         is_named=is_named,
-        **{action: _strength(entry.get(action), action, name, source) for action in ("amplify", "suppress")},
+        amplify=_strength(entry.get("amplify"), "amplify", name, source),
+        suppress=_strength(entry.get("suppress"), "suppress", name, source),
     )
 
 
@@ -137,9 +138,9 @@ def _quality(value: Any, name: Any, source: str) -> NameQuality | None:
     if value is None:
         return None
     fields = [field.name for field in dataclasses.fields(NameQuality)]
-    given = {key: value.get(key) for key in fields} if isinstance(value, dict) else {}
+    given: dict[str, Any] = {key: value.get(key) for key in fields} if isinstance(value, dict) else {}
     required = [given.get(key) for key in fields if key != "others" or given.get(key) is not None]
-    if not given or not all(type(one) in (int, float) and math.isfinite(one) for one in required):
+    if not all(isinstance(one, int | float) and type(one) is not bool and math.isfinite(one) for one in required):
         raise UserError(f"{source}: quality of {name!r} is {_short(value)}; give numbers for {', '.join(fields)}.")
     return NameQuality(**given)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -142,7 +143,12 @@ def test_activations_are_those_of_every_position_under_a_mask(topic_bundle: Bund
     for where in (masked, ~masked):
         noisy = np.where(where, config().mask_token_id, canvas)
         hidden = denoise(
-            topic_bundle.params, canvas, noisy, config=config(), compute=topic_bundle.compute, clean_context=True
+            topic_bundle.params,
+            jnp.asarray(canvas),
+            jnp.asarray(noisy),
+            config=config(),
+            compute=topic_bundle.compute,
+            clean_context=True,
         )
         run = run_head(
             topic_bundle.params["unknown_head"], hidden.reshape(-1, 32), spec, topic_bundle.compute, dense=True

@@ -12,6 +12,7 @@ import pytest
 
 from steerling_jax.bundle import Bundle
 from steerling_jax.cli.main import main
+from steerling_jax.concepts.catalogue import Head
 from steerling_jax.errors import UserError
 from steerling_jax.evaluation.steering_cost import CostCanvases, cost_canvases, steering_costs
 from steerling_jax.infer.calibrate import calibrate as calibrate_module
@@ -131,7 +132,7 @@ def test_an_interrupted_calibration_continues(
     bundle: Bundle, judge: Judge, held: HeldOutChunks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     settings = CalibrationSettings(panel=1, samples=1, canvases=4, new_tokens=N)
-    concepts = [("known", 0), ("known", 3), ("discovered", 7)]
+    concepts: list[tuple[Head, int]] = [("known", 0), ("known", 3), ("discovered", 7)]
     done: list[str] = []
 
     def fake(bundle, judge, held, action, strengths, texts, **options):
@@ -145,7 +146,7 @@ def test_an_interrupted_calibration_continues(
 
     def run():
         log = UnitLog(tmp_path / "units", {"seed": 0})
-        return calibrate(bundle, judge, held, concepts, settings, remember=log)  # type: ignore[arg-type]
+        return calibrate(bundle, judge, held, concepts, settings, remember=log)
 
     with pytest.raises(KeyboardInterrupt):
         run()
@@ -165,7 +166,7 @@ def test_an_interrupted_calibration_continues(
             held,
             concepts,
             settings,
-            remember=UnitLog(tmp_path / "units", {"seed": 1}),  # type: ignore[arg-type]
+            remember=UnitLog(tmp_path / "units", {"seed": 1}),
         )
 
 

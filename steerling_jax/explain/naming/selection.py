@@ -128,15 +128,16 @@ def propose_names(
     return vocabulary, [ProposedName(*one) for one in zip(spelled, qualities, strict=True)]
 
 
-def _candidates(weights: sparse.csc_matrix, active: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _candidates(weights: sparse.csc_array, active: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """For each concept the units with the best AUC of their presence alone, and those with the highest lift.
 
     weights (m, W), active (m, J). A yes-or-no score has the AUC 0.5 + (share of active texts with the unit − share of
     other texts with it) / 2, so one product of matrices finds the best of all units for all concepts.
     """
-    present = (weights > 0).astype(np.float32)
+    present = weights.copy()
+    present.data = np.ones_like(present.data)
     positives = active.sum(axis=0)[:, None]
-    inside = np.asarray((present.T @ active.astype(np.float32)).T)
+    inside = np.asarray((present.T @ active.astype(float)).T)
     everywhere = np.asarray(present.sum(axis=0)).ravel()[None, :]
     share_inside = inside / np.maximum(positives, 1)
     share_outside = (everywhere - inside) / np.maximum(len(active) - positives, 1)
@@ -150,7 +151,7 @@ def _promoted_units(vocabulary: Vocabulary, tokens: Sequence[str]) -> list[int]:
     return vocabulary.find([unit for token in tokens for unit, _ in text_units(token.strip())])[:_PROMOTED]
 
 
-def _grow(weights: sparse.csc_matrix, active: np.ndarray, candidates: np.ndarray) -> list[int]:
+def _grow(weights: sparse.csc_array, active: np.ndarray, candidates: np.ndarray) -> list[int]:
     """Greedy selection of at most three of the candidates (n,) by the AUC of their summed weights."""
     columns = weights[:, candidates].toarray()
     total, best, chosen = np.zeros(len(columns)), 0.5, []
@@ -167,9 +168,9 @@ def _grow(weights: sparse.csc_matrix, active: np.ndarray, candidates: np.ndarray
     return candidates[chosen].tolist()
 
 
-def _score(weights: sparse.csc_matrix, units: Sequence[int]) -> np.ndarray:
+def _score(weights: sparse.csc_array, units: Sequence[int]) -> np.ndarray:
     """The score (m,) of a name's units in each text."""
-    return np.asarray(weights[:, list(units)].sum(axis=1)).ravel()
+    return np.asarray(weights[:, np.asarray(units, int)].sum(axis=1)).ravel()
 
 
 def _areas(scores: np.ndarray, active: np.ndarray) -> np.ndarray:

@@ -97,7 +97,7 @@ class Vocabulary:
         rarity = np.log1p((n - count + 0.5) / (count + 0.5))
         return cls({unit: i for i, unit in enumerate(frequent)}, best, rarity, max(total / max(n, 1), 1.0))
 
-    def weights(self, texts: Sequence[str]) -> sparse.csc_matrix:
+    def weights(self, texts: Sequence[str]) -> sparse.csc_array:
         """The BM25 weights (m, W) of the units in texts, which may be others than those of the vocabulary."""
         data: list[float] = []
         columns: list[int] = []
@@ -111,7 +111,7 @@ class Vocabulary:
                 data.append(self.rarity[number] * count * (_SATURATION + 1) / (count + scale))
             starts.append(len(data))
         shape = (len(texts), len(self.numbers))
-        return sparse.csr_matrix((np.array(data), np.array(columns, int), np.array(starts, int)), shape).tocsc()
+        return sparse.csr_array((np.array(data), np.array(columns, int), np.array(starts, int)), shape).tocsc()
 
     def find(self, units: Sequence[str]) -> list[int]:
         """The numbers of those units that the vocabulary has, each once."""
