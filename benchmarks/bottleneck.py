@@ -73,7 +73,7 @@ EFFECTS = {  # entries of `effects` in results.json: the figures of `effect_figu
 
 
 def stages_of(size: Size, arm: str, seed: int, store: CorpusStore, tokens_per_weight: float) -> list[RunConfig]:
-    """The training runs of an arm, one after the other; together they use the FLOPs of the bare run."""
+    """The training runs of an arm, which start from each other by name; together they use the FLOPs of the bare run."""
     bare = run_of(size, BARE, seed, store)
     budget = tokens_per_weight * sum(weights(bare.model).values()) / (SEQ_LEN * BATCH) * step_flops(bare).total
     if arm == BARE:
@@ -102,12 +102,14 @@ def stages_of(size: Size, arm: str, seed: int, store: CorpusStore, tokens_per_we
         bare,
         name=f"{size.width}-{arm}-dictionary-{seed}",
         model=model,
+        start_from=backbone.name,
         objective=DictionaryObjective(noise=NOISE, rows=0.7, concept_weight=labels),
         optimizer=OptimizerConfig(peak_rate=2e-3, weight_decay=0.0, b2=0.99),
     )
     both = dataclasses.replace(
         dictionary,
         name=f"{size.width}-{arm}-{seed}",
+        start_from=dictionary.name,
         objective=DictionaryObjective(
             noise=NOISE,
             backbone="trained",
@@ -136,11 +138,10 @@ def _of_length(run: RunConfig, flops: float) -> RunConfig:
 
 def train_stages(runs: Sequence[RunConfig], store: CorpusStore, folder: Path) -> list[dict[str, Any]]:
     """Trains the runs, each from the one before; what each used and its speed."""
-    entries, before = [], None
+    entries = []
     for run in runs:
-        run = dataclasses.replace(run, start_from=before)
-        train_run(run, store, folder)
-        before = str(folder / run.name)
+        before = None if run.start_from is None else str(folder / run.start_from)
+        train_run(dataclasses.replace(run, start_from=before), store, folder)
         flops, tokens = run.steps * step_flops(run).total, run.steps * run.tokens_per_step
         speed = training_speed(folder / run.name)
         entries.append(
