@@ -82,6 +82,10 @@ def calibrate(
         )
         level = choose_level(result.tried[action], settings.limit)
         strengths = {one: float(f"{strength_at(action, curves[action][one], level):.3g}") for one in every}
+        if action == SUPPRESS:
+            # A discovered concept is measured on texts that hardly have it, where removing it costs nothing.
+            most = float(np.median([strength for (head, _), strength in strengths.items() if head == "known"]))
+            strengths = {one: min(value, most) if one[0] == "discovered" else value for one, value in strengths.items()}
         # Other prompts and seeds than those on which the level was chosen.
         fresh = dataclasses.replace(texts, seed=settings.seed + 1)
         chosen = {c: [strengths["known", c]] for c in panel}

@@ -158,6 +158,8 @@ def test_an_interrupted_calibration_continues(
     catalogue = calibrated_catalogue(bundle.concepts, result)
     assert catalogue.get(7, "discovered").amplify == result.strengths[AMPLIFY]["discovered", 7]
     assert catalogue.get(3).suppress == result.strengths[SUPPRESS]["known", 3]
+    known = [strength for (head, _), strength in result.strengths[SUPPRESS].items() if head == "known"]
+    assert result.strengths[SUPPRESS]["discovered", 7] <= max(known)
     assert catalogue.get(1).amplify is None
     with pytest.raises(TypeError):  # other settings begin anew
         calibrate(
