@@ -76,9 +76,8 @@ def attach_bottleneck(bundle: Bundle, autoencoder: Autoencoder) -> Bundle:
 
 def check_can_be_attached(bundle: Bundle) -> None:
     """Raises `UserError` for a model whose logits are not those of its last hidden state."""
-    config = bundle.config
-    strict = isinstance(config, ModelConfig) and config.concept is not None
-    strict = strict and not config.concept.use_epsilon_correction
+    concept = bundle.config.concept if isinstance(bundle.config, ModelConfig) else None
+    strict = concept is not None and not concept.use_epsilon_correction
     require(not strict, f"{bundle.name} has concepts and no epsilon, so its logits are sums over concepts already and "
             "it takes no bottleneck.")  # fmt: skip
 

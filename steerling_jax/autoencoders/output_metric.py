@@ -47,7 +47,7 @@ class OutputMetric(NamedTuple):
         )
 
 
-def output_metric(projection: OutputProjection, rows: jax.Array, size: float) -> OutputMetric:
+def output_metric(projection: OutputProjection, rows: jax.Array | np.ndarray, size: float) -> OutputMetric:
     """The metric of hidden rows (N, D), scaled so that centred rows have the mean squared length `size` in it."""
     usage, information = jax.device_get(_mean_information(projection, jnp.asarray(rows, jnp.float32)))
     values, vectors = np.linalg.eigh(information.astype(np.float64))

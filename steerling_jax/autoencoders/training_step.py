@@ -118,7 +118,7 @@ def restart(state: AutoencoderState, recipe: AutoencoderRecipe) -> AutoencoderSt
     """The state before the first step of another recipe, which goes on with the same autoencoder: its optimizer knows
     nothing of the gradients before, whose scale was another."""
     opt_state = _optimizer(recipe).init(cast(Any, state.trained))
-    return state.replace(step=jnp.zeros_like(state.step), opt_state=opt_state)
+    return dataclasses.replace(state, step=jnp.zeros_like(state.step), opt_state=opt_state)
 
 
 def update(

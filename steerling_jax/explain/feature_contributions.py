@@ -164,7 +164,7 @@ def feature_contributions(
 def _predicting_rows(bundle: Bundle, tokens: np.ndarray) -> np.ndarray:
     """The hidden rows (T − 1, D) after the final norm that predict the tokens after the first of tokens (T,)."""
     if isinstance(bundle.config, ModelConfig):
-        hidden = given_trace(bundle, tokens[:1], tokens[1:]).hidden
+        hidden = given_trace(bundle, tokens[:1].tolist(), tokens[1:].tolist()).hidden
         assert hidden is not None
         return np.asarray(hidden, np.float32)
     return np.asarray(_hidden(bundle.params, jnp.asarray(tokens[None]), backbone=bundle.backbone))[0, :-1]

@@ -147,4 +147,4 @@ def test_what_cannot_be_attached_is_refused():
         with pytest.raises(sj.UserError, match=words):
             sj.attach_bottleneck(plain, autoencoder)
     with pytest.raises(sj.UserError, match="has no bottleneck"):
-        sj.feature_contributions(plain, np.arange(5))
+        sj.feature_contributions(plain, [1, 2, 3])

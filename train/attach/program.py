@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,7 @@ def run_attach(
     return result, False
 
 
-def summary(figures: dict[str, Any]) -> str:
+def summary(figures: Mapping[str, Any]) -> str:
     """The figures in one line."""
     return (
         f"The bottleneck costs {figures['cost_nats']:.3f} ± {figures['cost_standard_error']:.3f} nats a token "

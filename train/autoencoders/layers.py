@@ -50,24 +50,24 @@ class LayersTraining:
         """Rows of a step, the same in all."""
         return self._run.recipe.batch_rows
 
-    def advance(self, states: States, step: int, batch: dict[int, np.ndarray]) -> tuple[States, Metrics]:
+    def advance(self, state: States, step: int, batch: dict[int, np.ndarray]) -> tuple[States, Metrics]:
         """An update of each layer."""
         metrics = {}
         for layer in self._run.layers:
-            states[str(layer)], found = self._update(states[str(layer)], jnp.asarray(batch[layer]))
+            state[str(layer)], found = self._update(state[str(layer)], jnp.asarray(batch[layer]))
             metrics |= {f"layer{layer}/{name}": value for name, value in found.items()}
         metrics["loss"] = jnp.mean(jnp.stack([metrics[f"layer{layer}/loss"] for layer in self._run.layers]))
-        return states, metrics
+        return state, metrics
 
-    def evaluate(self, states: States) -> dict[str, Any]:
+    def evaluate(self, state: States) -> dict[str, Any]:
         """Held-out figures by layer."""
-        limits = {layer: float(states[str(layer)].limit) for layer in self._run.layers}
-        return evaluate(self._run, self._bundle, self.result(states), limits, self._held_out)
+        limits = {layer: float(state[str(layer)].limit) for layer in self._run.layers}
+        return evaluate(self._run, self._bundle, self.result(state), limits, self._held_out)
 
-    def result(self, states: Mapping[str, AutoencoderState]) -> dict[int, Autoencoder]:
+    def result(self, state: Mapping[str, AutoencoderState]) -> dict[int, Autoencoder]:
         """The autoencoders, by layer."""
         run = self._run
         return {
-            layer: Autoencoder(states[str(layer)].trained.weights(run.recipe.k), layer, f"{run.name}, layer {layer}")
+            layer: Autoencoder(state[str(layer)].trained.weights(run.recipe.k), layer, f"{run.name}, layer {layer}")
             for layer in run.layers
         }
