@@ -14,7 +14,7 @@ def decoder_depths(config: DecoderConfig) -> tuple[int, int]:
     fits = (p for p in range(1, layers) if all(a == b for a, b in zip(kinds[p:], kinds, strict=False)))
     period = next(fits, layers)
     first = period * -(-2 // period)
-    return first, 2 * first
+    return first, first + period
 
 
 def first_layers(config: DecoderConfig, layers: int) -> DecoderConfig:
