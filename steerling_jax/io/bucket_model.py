@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
 import tempfile
 from fnmatch import fnmatch
 from functools import partial
@@ -12,9 +14,6 @@ from steerling_jax.io.checkpoints.location import RUN_FILE
 from steerling_jax.io.storage import StoragePath
 from steerling_jax.io.weights.published_layout import COMPANIONS, INDEX, SINGLE, Headers
 from steerling_jax.io.weights.remote_tensors import remote_header
-
-# Removed when the process ends: a bundle may read a file of its folder later.
-_COPIES: list[tempfile.TemporaryDirectory] = []
 
 
 def open_bucket_model(address: str) -> tuple[Path, Headers]:
@@ -36,8 +35,9 @@ def open_bucket_model(address: str) -> tuple[Path, Headers]:
         f"{address} has no config.json; give the address of a folder with config.json and {SINGLE}.",
     )
     small = sorted(name for name in names if any(fnmatch(name, one) for one in ("config.json", INDEX, *COMPANIONS)))
-    copy = tempfile.TemporaryDirectory(prefix="steerling-model-")
-    _COPIES.append(copy)
+    copy = Path(tempfile.mkdtemp(prefix="steerling-model-"))
+    # Not before the process ends: a bundle may read a file of its folder later.
+    atexit.register(shutil.rmtree, copy, ignore_errors=True)
     for name, content in zip(small, storage.read_many(small), strict=True):
-        (Path(copy.name) / name).write_bytes(content)
-    return Path(copy.name), partial(remote_header, storage)
+        (copy / name).write_bytes(content)
+    return copy, partial(remote_header, storage)
