@@ -130,16 +130,17 @@ def _check_large_ids(token_ids: Any, config: BackboneConfig, argument: str) -> N
             raise UserError(f"{argument} holds the id {shown}, outside the vocabulary of {config.vocab_size}.")
 
 
-def encode(bundle: Bundle, text_or_ids: str | Sequence[int], argument: str) -> np.ndarray:
+def encode(bundle: Bundle, text_or_ids: str | Sequence[int], argument: str, *, prefix: bool = True) -> np.ndarray:
     """Encodes text with the model's tokenizer, or takes ids as they are; returns validated ids (T,) int32.
 
-    A text gets the ids that the model expects before every text, such as the start of a document.
+    A text gets the ids that the model expects before every text, such as the start of a document; without `prefix` it
+    does not, as a continuation.
     Raises `UserError`, naming `argument`, for an empty text or invalid ids.
     """
     if isinstance(text_or_ids, str):
         if not text_or_ids:
             raise UserError(f"{argument} is empty; give some text.")
-        text_or_ids = [*bundle.tokenizer.prefix, *bundle.tokenizer.encode(text_or_ids)]
+        text_or_ids = [*(bundle.tokenizer.prefix if prefix else ()), *bundle.tokenizer.encode(text_or_ids)]
     tokens = check_token_ids(text_or_ids, bundle.config, argument)
     if tokens.shape[0] != 1:
         raise UserError(f"{argument} has {tokens.shape[0]} rows; give one at a time.")

@@ -5,7 +5,7 @@ Programs are compiled once for each shape and set of options.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from steerling_jax.bundle import Bundle, check_token_ids, encode
 from steerling_jax.decoding.tables import Table, Tabular, counted
 from steerling_jax.errors import UserError
 from steerling_jax.models.backbone import Backbone, Params
-from steerling_jax.models.edits import LayerEdit, from_layer, inject
+from steerling_jax.models.edits import LayerEdit, check_layers, from_layer, inject
 from steerling_jax.models.steerling import bottleneck as bn
 from steerling_jax.models.steerling.config import ModelConfig, concept_counts
 from steerling_jax.models.steerling.heads import Clamps, EpsilonRule
@@ -115,6 +115,7 @@ def forward(
     known_count, unknown_count = concept_counts(bundle.config) if steerling else (0, 0)
     known_clamps = _clamps("intervene_known", "known", intervene_known, known_count, where)
     discovered_clamps = _clamps("intervene_unknown", "discovered", intervene_unknown, unknown_count, where)
+    check_layers(edits, backbone.n_layers, backbone.width)
     edits = (*_injection(injection, inject_layer, inject_alpha, tokens.shape, backbone), *edits)
     if not steerling:
         logits, hidden = _logits(bundle.params, jnp.asarray(tokens), backbone=backbone, edits=edits)
@@ -154,6 +155,8 @@ def hidden_states(bundle: Bundle, text_or_ids: Any, layers: Sequence[int]) -> di
     """
     tokens = _tokens(bundle, text_or_ids, "text_or_ids")
     count = bundle.config.n_layers
+    if isinstance(layers, str) or not isinstance(layers, Iterable):
+        raise UserError(f"layers is {layers!r}; give a list of blocks, such as [0, {count - 1}].", "layers")
     for layer in layers:
         if isinstance(layer, bool) or not isinstance(layer, int | np.integer) or not 0 <= layer < count:
             raise UserError(

@@ -14,7 +14,8 @@ from steerling_jax.decoding.characters import TextRun, text_runs
 from steerling_jax.decoding.text_ids import text_ids
 from steerling_jax.decoding.trace import Trace
 from steerling_jax.decoding.trace_record import TraceRecord, restore
-from steerling_jax.explain.contributions import Contributions, concept_contributions, hidden_rows
+from steerling_jax.explain.contributions import Contributions, concept_contributions
+from steerling_jax.explain.hidden_rows import hidden_rows
 from steerling_jax.explain.inputs.integrated_gradients import attribute_inputs
 from steerling_jax.explain.inputs.record import InputAttribution, SpanAttribution
 from steerling_jax.explain.logit_shares import Reference

@@ -26,10 +26,12 @@ import jax.numpy as jnp
 from flax import struct
 from jax import lax
 
+from steerling_jax.decoding.request_edits import place_edits
 from steerling_jax.decoding.step import Canvas, StepCommits, StepSettings, open_positions, take_step
 from steerling_jax.decoding.window import CachedPart, run_window, steering_edits
 from steerling_jax.models.backbone import Params
 from steerling_jax.models.compute import Compute
+from steerling_jax.models.edits import LayerEdit
 from steerling_jax.models.steerling.backbone import KeyValueCache, lm_logits
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.decompose import RowClamps, logit_features
@@ -78,13 +80,15 @@ def decode_rows(
     rows: BatchState,
     limit: jax.Array,
     clamps: RowClamps | None = None,
+    edits: tuple[LayerEdit, ...] = (),
     *,
     config: ModelConfig,
     compute: Compute,
 ) -> BatchState:
     """Runs passes until some row in use needs the host (`waiting`), at most `limit` () of them.
 
-    cache: each (B, N, G, S, d). clamps: concept activations that are set, the same for all rows.
+    cache: each (B, N, G, S, d), computed with the same edits. clamps: concept activations that are set. edits: changes
+    to layers' outputs, after those of steering. Both are the same for all rows.
     """
 
     def unfinished(carry: tuple[jax.Array, BatchState]) -> jax.Array:
@@ -93,7 +97,7 @@ def decode_rows(
 
     def one_pass(carry: tuple[jax.Array, BatchState]) -> tuple[jax.Array, BatchState]:
         count, rows = carry
-        rows = _refresh(params, cache, rows, config, compute)
+        rows = _refresh(params, cache, rows, edits, config, compute)
         masked = jax.vmap(jax.vmap(partial(open_positions, config=config), (None, 0)))(rows.settings, rows.canvas)
         # Logits are a good part of a pass and only masked positions need them. These come first, and the loop branches
         # to the smallest of three static sizes that holds the busiest row's.
@@ -108,7 +112,14 @@ def decode_rows(
     return lax.while_loop(unfinished, one_pass, (jnp.int32(0), rows))[1]
 
 
-def _refresh(params, cache: KeyValueCache, rows: BatchState, config: ModelConfig, compute: Compute) -> BatchState:
+def _refresh(
+    params,
+    cache: KeyValueCache,
+    rows: BatchState,
+    edits: tuple[LayerEdit, ...],
+    config: ModelConfig,
+    compute: Compute,
+) -> BatchState:
     """Brings hidden states, and A's keys and values, up to date with the tokens of the windows.
 
     Both blocks are run if any row's A is stale: a row whose A is not gets the same values again, and all rows stay in
@@ -131,9 +142,11 @@ def _refresh(params, cache: KeyValueCache, rows: BatchState, config: ModelConfig
         if N == 2:  # the unconditional branch does not see the prompt
             ids = ids.at[:, 1].set(jnp.where(in_prompt[:, None, :], config.mask_token_id, ids[:, 1]))
         ids = ids.reshape(B * N * K, -1)
-        edits = steering_edits(ids, each(in_prompt), config.mask_token_id, settings.at_masks, settings.at_prompt)
+        in_prompt = each(in_prompt)
+        steering = steering_edits(ids, in_prompt, config.mask_token_id, settings.at_masks, settings.at_prompt)
+        placed = (*steering, *place_edits(edits, ~in_prompt))
         hidden, fresh = run_window(
-            params, ids, each(positions), each(settings.total), earlier, edits, config=config, compute=compute
+            params, ids, each(positions), each(settings.total), earlier, placed, config=config, compute=compute
         )
         return hidden.reshape(B, N, K, *hidden.shape[1:]), fresh
 

@@ -21,8 +21,9 @@ from steerling_jax.decoding.lane_queue import LaneQueue
 from steerling_jax.decoding.policies import Policies
 from steerling_jax.decoding.prefix_cache import PrefixCache
 from steerling_jax.decoding.request import BlockDone, Committed, Event, Request, RequestState
+from steerling_jax.decoding.request_edits import edits_digest
 from steerling_jax.decoding.token_lane import TokenLane
-from steerling_jax.decoding.token_request import TokenState, check_token_request, edits_key
+from steerling_jax.decoding.token_request import TokenState, check_token_request
 from steerling_jax.errors import require
 from steerling_jax.models.backbone import Backbone, Params
 from steerling_jax.models.compute import Compute
@@ -133,7 +134,7 @@ class Decoder:
     def _token_lane(self, state: TokenState) -> LaneQueue:
         """The lane of an autoregressive request; a new one if there is none of its kind."""
         request = state.request
-        key = (_policies_key(state.policies), request.record_hidden, edits_key(request.edits))
+        key = (_policies_key(state.policies), request.record_hidden, edits_digest(request.edits))
         if key not in self._lanes:
             assert self.backbone is not None
             self._lanes[key] = TokenLane(self.params, self.backbone, self.room, request.edits, request.record_hidden)
@@ -145,6 +146,7 @@ class Decoder:
         branches = 2 if request.generation.cfg_scale > 0 else 1
         clamps = plan.clamps if plan else None
         key = (_policies_key(state.policies), branches, request.drafts, request.record_hidden, repr(clamps))
+        key += (edits_digest(request.edits),)
         if key not in self._lanes:
             self._lanes[key] = Lane(
                 self.params,
@@ -154,6 +156,7 @@ class Decoder:
                 branches,
                 request.drafts,
                 clamps,
+                request.edits,
                 request.record_hidden,
                 self.prefixes,
             )

@@ -73,8 +73,7 @@ def generate(
     policies: how a step decides, in place of what `config` means (`decoding/policies.py`). drafts: canvases read in
     a pass; more than 1 gives the same text in fewer passes. record_hidden: keep the committed positions' hidden rows,
     for attribution. edits: changes to the outputs of layers (`models.edits.LayerEdit`) in every pass, at all positions
-    or at generated tokens only; for autoregressive models. Raises `UserError` where model, prompt and settings do not
-    agree.
+    or at those after the prompt only. Raises `UserError` where model, prompt and settings do not agree.
 
     Example:
         >>> text = sj.generate(bundle, "Snow is", sj.GenerationConfig(max_new_tokens=32, temperature=0.0)).text

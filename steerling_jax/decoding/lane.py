@@ -23,9 +23,11 @@ from steerling_jax.decoding import lane_programs as programs
 from steerling_jax.decoding.lane_queue import LaneQueue, cache_capacity
 from steerling_jax.decoding.prefix_cache import PrefixCache, prefix_keys
 from steerling_jax.decoding.request import Event, RequestState
+from steerling_jax.decoding.request_edits import edits_digest
 from steerling_jax.decoding.step import StepSettings
 from steerling_jax.models.backbone import Params
 from steerling_jax.models.compute import Compute
+from steerling_jax.models.edits import LayerEdit
 from steerling_jax.models.steerling.backbone import KeyValueCache, empty_cache
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.steering.plan import ClampPlan
@@ -51,9 +53,9 @@ class _Row:
 
 @dataclass
 class Lane(LaneQueue):
-    """Requests of one kind: the same policies' structure, branches, drafts, clamps and recording.
+    """Requests of one kind: the same policies' structure, branches, drafts, clamps, edits and recording.
 
-    room: positions for which a row's cache has room at least. clamps: the same for all requests of the lane.
+    room: positions for which a row's cache has room at least. clamps, edits: the same for all requests of the lane.
     record_hidden: whether the loop records the committed positions' hidden rows.
     """
 
@@ -64,6 +66,7 @@ class Lane(LaneQueue):
     branches: int
     drafts: int
     clamps: ClampPlan | None
+    edits: tuple[LayerEdit, ...]
     record_hidden: bool
     prefixes: PrefixCache
     waiting: deque[RequestState] = field(default_factory=deque)
@@ -91,6 +94,7 @@ class Lane(LaneQueue):
             self.batch,
             jnp.int32(steps or _NO_LIMIT),
             None if self.clamps is None else self.clamps.rows(),
+            self.edits,
             config=self.config,
             compute=self.compute,
         )
@@ -194,7 +198,7 @@ class Lane(LaneQueue):
             unsteered = self._unsteered_blocks(state, tokens)
             if changed:
                 row.cached[branch] = min(row.cached[branch], unsteered * W)
-            keys = list(prefix_keys(tokens[: unsteered * W], W)) if self.prefixes.limit else []
+            keys = self._prefix_keys(state, tokens[: unsteered * W]) if self.prefixes.limit else []
             missing = [number for number, key in enumerate(keys) if key not in self.prefixes]
             if row.cached[branch] == state.first and not missing:
                 continue
@@ -213,6 +217,17 @@ class Lane(LaneQueue):
             return 0
         masked = np.flatnonzero(tokens == self.config.mask_token_id)
         return int(masked[0] if len(masked) else len(tokens)) // W
+
+    def _prefix_keys(self, state: RequestState, tokens: np.ndarray) -> list[bytes]:
+        """The keys of the blocks of `tokens` that other requests may share.
+
+        An edit at all positions changes every block, so its digest belongs to the keys. One at generated tokens leaves
+        the blocks of the prompt as they are; those after it depend on where the prompt ends, and are not shared.
+        """
+        everywhere = [edit for edit in self.edits if not edit.generated_only]
+        if len(everywhere) < len(self.edits):
+            tokens = tokens[: state.prompt_length]
+        return list(prefix_keys(tokens, self.config.diff_block_size, edits_digest(everywhere)))
 
     def _from_prefixes(self, entry: KeyValueCache, cached: int, keys: list[bytes]) -> tuple[KeyValueCache, int]:
         """Copies shared blocks from position `cached` on, up to the first that is not stored; keys depend on all tokens
@@ -239,6 +254,7 @@ class Lane(LaneQueue):
                 np.int32(state.prompt_length),
                 np.int32(len(state.canvas)),
                 *tables,
+                self.edits,
                 config=self.config,
                 compute=self.compute,
             )

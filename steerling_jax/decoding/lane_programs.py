@@ -13,10 +13,12 @@ import jax
 import jax.numpy as jnp
 
 from steerling_jax.decoding import block_loop as bd
+from steerling_jax.decoding.request_edits import place_edits
 from steerling_jax.decoding.step import Canvas, StepSettings
 from steerling_jax.decoding.window import CachedPart, run_window, steering_edits
 from steerling_jax.models.backbone import Params
 from steerling_jax.models.compute import Compute
+from steerling_jax.models.edits import LayerEdit
 from steerling_jax.models.steerling.backbone import KeyValueCache, empty_cache, write_positions
 from steerling_jax.models.steerling.config import ModelConfig
 
@@ -31,6 +33,7 @@ def extend_row(
     total: jax.Array,
     at_masks: jax.Array,
     at_prompt: jax.Array,
+    edits: tuple[LayerEdit, ...],
     *,
     config: ModelConfig,
     compute: Compute,
@@ -40,14 +43,15 @@ def extend_row(
     earlier = jax.tree.map(lambda a: a[None], row)
     visible = (jnp.arange(row[0][0].shape[1]) < start)[None, :]
     positions = (start + jnp.arange(tokens.shape[0]))[None, :]
-    edits = steering_edits(tokens[None], positions < prompt, config.mask_token_id, at_masks[None], at_prompt[None])
+    in_prompt = positions < prompt
+    steering = steering_edits(tokens[None], in_prompt, config.mask_token_id, at_masks[None], at_prompt[None])
     _, fresh = run_window(
         params,
         tokens[None],
         positions,
         total[None],
         [CachedPart(earlier, visible)],
-        edits,
+        (*steering, *place_edits(edits, ~in_prompt)),
         config=config,
         compute=compute,
     )

@@ -1,8 +1,8 @@
 """Keys and values of attention blocks at the start of prompts, shared between requests.
 
 The keys and values of a final block depend on its own tokens and on all tokens before it (attention is block-causal),
-and on nothing else while none of these is masked or steered. So a block's key is a hash of all tokens up to its end:
-equal blocks after different beginnings have different keys.
+on layer edits at these positions, and on nothing else while none of these is masked or steered. So a block's key is a
+hash of all tokens up to its end and of the edits: equal blocks after different beginnings have different keys.
 """
 
 from __future__ import annotations
@@ -17,9 +17,12 @@ import numpy as np
 from steerling_jax.models.steerling.backbone import KeyValueCache
 
 
-def prefix_keys(tokens: np.ndarray, block: int) -> Iterator[bytes]:
-    """One key for each whole block of tokens (T,): the hash of all tokens up to its end, not of the block alone."""
-    digest = hashlib.blake2b(digest_size=16)
+def prefix_keys(tokens: np.ndarray, block: int, edits: bytes = b"") -> Iterator[bytes]:
+    """One key for each whole block of tokens (T,): the hash of all tokens up to its end, not of the block alone.
+
+    edits: the digest of the layer edits of these positions.
+    """
+    digest = hashlib.blake2b(digest_size=16, key=edits)
     for start in range(0, len(tokens) - block + 1, block):
         digest.update(np.ascontiguousarray(tokens[start : start + block], np.int32).tobytes())
         yield digest.digest()

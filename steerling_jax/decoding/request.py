@@ -10,6 +10,7 @@ import numpy as np
 from steerling_jax.decoding.block_loop import BlockRecord
 from steerling_jax.decoding.generation_config import GenerationConfig
 from steerling_jax.decoding.policies import Policies
+from steerling_jax.decoding.request_edits import check_edits
 from steerling_jax.decoding.trace import Commit, Trace
 from steerling_jax.errors import require
 from steerling_jax.models.edits import LayerEdit
@@ -23,7 +24,7 @@ class Request:
 
     prompt: ids (P,). seed: of the draws; it overrides the configuration's. policies: override what the configuration
     means. drafts: canvases that a pass reads; more than 1 for lossless drafting. record_hidden: keep the committed
-    positions' hidden rows in the trace. edits: changes to layers' outputs, for autoregressive models.
+    positions' hidden rows in the trace. edits: changes to layers' outputs, after those of `steering`.
     """
 
     prompt: np.ndarray
@@ -37,7 +38,7 @@ class Request:
 
     def check(self, config: ModelConfig) -> None:
         """Raises `UserError` if this diffusion model cannot write it."""
-        require(not self.edits, "edits are for autoregressive models; give steering= to a Steerling model.", "edits")
+        check_edits(self.edits, config)
         self.generation.check(config, [int(i) for i in self.prompt])
         require(0 <= self.seed < 2**32, f"seed is {self.seed}, but it must be from 0 to {2**32 - 1}.")
         most = config.diff_block_size
@@ -155,6 +156,7 @@ class RequestState:
             request.steering,
             request.generation.cfg_scale,
             self.passes,
+            edits=request.edits,
         )
 
     def _commits(self, record: BlockRecord, start: int, end: int) -> list[Commit]:

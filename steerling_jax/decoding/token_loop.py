@@ -11,7 +11,6 @@ prompt, E ids that end a text.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -22,6 +21,7 @@ from flax import struct
 from jax import lax
 
 from steerling_jax.decoding.policies import Policies, StepView
+from steerling_jax.decoding.request_edits import place_edits
 from steerling_jax.models.backbone import Backbone, Cache, Params
 from steerling_jax.models.edits import LayerEdit
 
@@ -150,11 +150,6 @@ def _choose(
     view = dataclasses.replace(view, logits=policies.penalty(view))
     view = dataclasses.replace(view, token=policies.choice(view))
     return view.token[0], policies.stop(view)[0]
-
-
-def place_edits(edits: Sequence[LayerEdit], generated: jax.Array) -> tuple[LayerEdit, ...]:
-    """The edits of a pass; generated (B, T) bool: which of its positions hold generated tokens."""
-    return tuple(dataclasses.replace(edit, where=generated) if edit.generated_only else edit for edit in edits)
 
 
 def read_prompt(

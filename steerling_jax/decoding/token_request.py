@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Hashable, Sequence
-
-import jax
 import numpy as np
 
 from steerling_jax.decoding.request import BlockDone, Committed, Event, Request
+from steerling_jax.decoding.request_edits import check_edits
 from steerling_jax.decoding.text_ids import NO_MASK
 from steerling_jax.decoding.token_loop import TokenRecord
 from steerling_jax.decoding.trace import Commit, Trace
-from steerling_jax.errors import UserError, require
+from steerling_jax.errors import require
 from steerling_jax.models.decoder.config import DecoderConfig
-from steerling_jax.models.edits import LayerEdit
 
 
 class TokenState:
@@ -66,6 +62,7 @@ class TokenState:
             NO_MASK,
             np.concatenate(self.hidden) if self.request.record_hidden else None,
             passes=len(self.commits),
+            edits=self.request.edits,
         )
 
 
@@ -81,41 +78,3 @@ def check_token_request(request: Request, config: DecoderConfig) -> None:
     check_edits(request.edits, config)
     generation = request.generation.plain(config.context_length, len(request.prompt))
     generation.check(config, [int(i) for i in request.prompt])
-
-
-def check_edits(edits: Sequence[LayerEdit], config: DecoderConfig) -> None:
-    """Raises `UserError` for an edit that generation cannot apply to every pass of one text."""
-    for number, edit in enumerate(edits):
-        name = f"edits[{number}]"
-        if edit.where is not None:
-            raise UserError(
-                f"{name} has a `where`, but positions differ from pass to pass; set generated_only.", "edits"
-            )
-        for field, axes in (("push", (1, 2)), ("axis", (0,)), ("level", (0,))):
-            values = getattr(edit, field)
-            if values is not None and any(values.shape[axis] != 1 for axis in axes):
-                raise UserError(
-                    f"{name}.{field} has the shape {values.shape}, but generation needs one row and, in a push, one "
-                    "position: the same edit everywhere.",
-                    "edits",
-                )
-        if edit.layers is not None and len(edit.layers) > config.n_layers:
-            raise UserError(
-                f"{name}.layers has {len(edit.layers)} entries, but the model has {config.n_layers} layers.", "edits"
-            )
-        for field in ("push", "axis"):
-            values = getattr(edit, field)
-            if values is not None and values.shape[-1] != config.width:
-                raise UserError(
-                    f"{name}.{field} has the shape {values.shape}, but the model's width is {config.width}.",
-                    "edits",
-                )
-
-
-def edits_key(edits: Sequence[LayerEdit]) -> Hashable:
-    """A key that is equal for equal edits only: the loop applies one set of edits to all rows of a batch."""
-    leaves, structure = jax.tree.flatten(tuple(edits))
-    digest = hashlib.blake2b(digest_size=16)
-    for leaf in map(np.asarray, leaves):
-        digest.update(f"{leaf.dtype} {leaf.shape}".encode() + np.ascontiguousarray(leaf).tobytes())
-    return structure, digest.digest()

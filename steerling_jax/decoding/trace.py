@@ -9,10 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from steerling_jax.decoding.request_edits import check_edits
 from steerling_jax.decoding.tables import Table, Tabular, counted
 from steerling_jax.decoding.text_ids import TextIds
 from steerling_jax.errors import require
 from steerling_jax.models.decoder.config import DecoderConfig
+from steerling_jax.models.edits import LayerEdit
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.decompose import RowClamps
 from steerling_jax.steering.plan import SteeringPlan
@@ -36,7 +38,8 @@ class Trace(Tabular):
     prompt: ids (P,) int32. tokens: the final canvas, prompt first, (P + canvas length,) int32.
     hidden: hidden rows (n, D) float32 of the committed positions, in the order of `flat()`, from the very pass that
     committed them; None when they were not recorded. mask_id: the id of a still-empty position. plan: how it was
-    steered. guidance: its cfg_scale. passes: how often the layers ran to write it, the prompt's own not counted.
+    steered. guidance: its cfg_scale. passes: how often the layers ran to write it, the prompt's own not counted. edits:
+    changes to the outputs of layers in every pass.
     pieces: the text of each canvas position's token, as committed; None where no tokenizer was at hand. Prints as a
     table of the commits; `to_dataframe` gives all of them.
     """
@@ -50,6 +53,7 @@ class Trace(Tabular):
     guidance: float = 0.0
     passes: int = 0
     pieces: tuple[str, ...] | None = None
+    edits: tuple[LayerEdit, ...] = ()
 
     @property
     def steering(self) -> tuple[str, ...]:
@@ -78,6 +82,7 @@ class Trace(Tabular):
         )
         context = config.context_length
         require(context >= T, f"The trace {other}its canvas of {T} is longer than {context}.")
+        check_edits(self.edits, config)
         widths = {} if self.plan is None else {"steering": self.plan.width}
         if self.hidden is not None:
             widths["hidden rows"] = np.shape(self.hidden)[-1]

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from steerling_jax.decoding.request_edits import place_edits
 from steerling_jax.models.attention import attend_parts
 from steerling_jax.models.backbone import Params
 from steerling_jax.models.compute import Compute
@@ -46,16 +47,19 @@ def steering_edits(
     return LayerEdit(push=masks, where=masked), LayerEdit(push=prompt, where=in_prompt)
 
 
-def steering_of_canvases(
+def edits_of_canvases(
     canvases: jax.typing.ArrayLike,
     prompt: jax.typing.ArrayLike,
     mask_id: jax.typing.ArrayLike,
     at_masks: jax.typing.ArrayLike,
     at_prompt: jax.typing.ArrayLike,
-) -> tuple[LayerEdit, LayerEdit]:
-    """`steering_edits` of whole canvases (X, T) whose first `prompt` () positions are the prompt."""
+    edits: Sequence[LayerEdit] = (),
+) -> tuple[LayerEdit, ...]:
+    """The edits of passes over whole canvases (X, T) whose first `prompt` () positions are the prompt: `steering_edits`
+    and then the request's own `edits`."""
     in_prompt = (jnp.arange(jnp.shape(canvases)[1]) < prompt)[None, :]
-    return steering_edits(canvases, in_prompt, mask_id, at_masks, at_prompt)
+    steering = steering_edits(canvases, in_prompt, mask_id, at_masks, at_prompt)
+    return *steering, *place_edits(edits, jnp.broadcast_to(~in_prompt, jnp.shape(canvases)))
 
 
 def run_window(

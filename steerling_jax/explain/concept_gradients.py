@@ -22,7 +22,7 @@ import numpy as np
 from steerling_jax.bundle import Bundle, check_token_ids
 from steerling_jax.concepts.catalogue import Head
 from steerling_jax.concepts.heads import check_concepts, concept_embeddings, head_spec, view_concepts
-from steerling_jax.decoding.window import steering_of_canvases
+from steerling_jax.decoding.window import edits_of_canvases
 from steerling_jax.errors import UserError
 from steerling_jax.models.backbone import Params
 from steerling_jax.models.batching import padded_length
@@ -112,7 +112,7 @@ def concept_gradients(
     visible = np.arange(length) < T
     no_injection = np.zeros((config.n_layers, config.n_embd), np.float32)
     at_masks, at_prompt = (no_injection, no_injection) if injected is None else injected
-    steering = steering_of_canvases(padded[None], prompt_length, config.mask_token_id, at_masks[None], at_prompt[None])
+    steering = edits_of_canvases(padded[None], prompt_length, config.mask_token_id, at_masks[None], at_prompt[None])
     vectors = jnp.concatenate([_embedding(bundle, source) for source in sources])
     logits = np.zeros(len(targets), np.float32)
     gradients = np.zeros((len(targets), len(sources), config.n_layers, T), np.float32)

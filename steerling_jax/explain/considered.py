@@ -25,11 +25,11 @@ from steerling_jax.decoding.generation_config import GenerationConfig
 from steerling_jax.decoding.policies import Policies
 from steerling_jax.decoding.text_ids import TextIds
 from steerling_jax.decoding.trace import Commit, Trace
-from steerling_jax.decoding.window import steering_of_canvases
+from steerling_jax.decoding.window import edits_of_canvases
 from steerling_jax.errors import require
 from steerling_jax.explain.finite import require_finite
-from steerling_jax.explain.replay_programs import Replayed, StepInputs, replay_steps, replay_tokens, text_hidden
-from steerling_jax.models.batching import padded_length
+from steerling_jax.explain.hidden_rows import text_hidden
+from steerling_jax.explain.replay_programs import Replayed, StepInputs, replay_steps, replay_tokens
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.model import compiled_hidden
 from steerling_jax.progress import Progress, no_progress
@@ -178,7 +178,7 @@ def _replay_diffusion(
             seen = canvases.copy()
             if unconditional:
                 seen[:, :P] = trace.mask_id
-            edits = steering_of_canvases(seen, P, trace.mask_id, at_masks, at_prompt)
+            edits = edits_of_canvases(seen, P, trace.mask_id, at_masks, at_prompt, trace.edits)
             hidden = compiled_hidden(bundle.params, jnp.asarray(seen), config=config, compute=compute, edits=edits)
             branches.append(jnp.take_along_axis(hidden, jnp.asarray(inside)[:, :, None], axis=1))
         inputs = StepInputs(
@@ -216,10 +216,8 @@ def _replay_tokens(
     """The steps of an autoregressive model, whose one open position is the next: one pass serves all of them."""
     config, V = bundle.config, bundle.config.vocab_size
     complete = policies.completed_for_tokens(generation, (*config.eos_token_ids, *(generation.stop_tokens or ())))
-    tokens = np.zeros(padded_length(len(trace.tokens), config), np.int32)
-    tokens[: len(trace.tokens)] = trace.tokens
     progress("considered", 0, len(commits))
-    hidden = text_hidden(bundle.params, tokens[None], backbone=bundle.backbone)[0]
+    hidden = text_hidden(bundle, trace)
     for start, part, padded in _parts(commits):
         if start:
             progress("considered", start, len(commits))

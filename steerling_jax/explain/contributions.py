@@ -19,15 +19,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from steerling_jax.bundle import Bundle
 from steerling_jax.decoding.tables import Table, Tabular, counted
 from steerling_jax.decoding.trace import Trace
-from steerling_jax.decoding.window import steering_of_canvases
 from steerling_jax.errors import UserError
 from steerling_jax.explain.finite import require_finite
+from steerling_jax.explain.hidden_rows import hidden_rows
 from steerling_jax.explain.logit_shares import (
     DESCRIPTIONS,
     REFERENCES,
@@ -39,10 +38,8 @@ from steerling_jax.explain.logit_shares import (
     reference_rows,
 )
 from steerling_jax.models.steerling.decompose import RowClamps
-from steerling_jax.models.steerling.model import compiled_hidden
 
 _ROWS = 64  # tokens per call: one compiled program of bounded memory serves traces of any length
-_SNAPSHOTS = 8  # canvases per call when hidden rows are recomputed
 
 
 @dataclass(frozen=True, repr=False)
@@ -255,7 +252,7 @@ def _references(
     if reference == "raw":
         return np.zeros((len(first), bundle.config.n_embd), np.float32), np.zeros(len(first), np.float32)
     composed = [
-        _over_rows(
+        over_rows(
             lambda rows, at: composed_rows(bundle.params, rows, at, clamps, bundle.config, bundle.compute),
             rows,
             offsets,
@@ -264,7 +261,7 @@ def _references(
     ]
     s = np.float32(guidance)
     whole = composed[0] if len(composed) == 1 else (1 + s) * composed[0] - s * composed[1]
-    rows, means = _over_rows(lambda rows: reference_rows(bundle.params, rows, reference), whole)
+    rows, means = over_rows(lambda rows: reference_rows(bundle.params, rows, reference), whole)
     return rows, means
 
 
@@ -282,12 +279,12 @@ def _in_batches(
         return logit_shares(bundle.params, *part, clamps, bundle.config, bundle.compute)
 
     hidden = hidden.reshape(-1, bundle.config.n_embd)
-    shares = LogitShares(*_over_rows(share, hidden, tokens, subtracted, offsets))
+    shares = LogitShares(*over_rows(share, hidden, tokens, subtracted, offsets))
     require_finite(shares.epsilon)
     return shares
 
 
-def _over_rows(function: Callable[..., Any], *arrays: np.ndarray) -> list[np.ndarray]:
+def over_rows(function: Callable[..., Any], *arrays: np.ndarray) -> list[np.ndarray]:
     """`function` on batches of `_ROWS` rows of the arrays (n, …), filled up with zeros; its results joined, (n, …)."""
     n = len(arrays[0])
     pad = max(-n % _ROWS, _ROWS * (n == 0))  # at least one batch, whose shapes give K for a trace without commits
@@ -297,32 +294,3 @@ def _over_rows(function: Callable[..., Any], *arrays: np.ndarray) -> list[np.nda
         result = jax.device_get(function(*(array[i : i + _ROWS] for array in padded)))
         batches.append(result if isinstance(result, tuple) else (result,))
     return [np.concatenate(parts)[:n] for parts in zip(*batches, strict=True)]
-
-
-def hidden_rows(bundle: Bundle, trace: Trace, *, unconditional: bool = False) -> np.ndarray:
-    """Hidden rows (n, D) float32 of the committed positions, recorded or recomputed from the snapshots with steering.
-
-    unconditional: the rows of guidance's branch without the prompt, which traces never record.
-    """
-    if trace.hidden is not None and not unconditional:
-        return np.asarray(trace.hidden, np.float32)
-    config, commits = bundle.config, list(trace.commits)
-    rows: list[np.ndarray] = []
-    for first in range(0, len(commits), _SNAPSHOTS):
-        batch = commits[first : first + _SNAPSHOTS]
-        steps = [c.step for c in batch] + [0] * (_SNAPSHOTS - len(batch))  # padding keeps one compiled shape
-        canvases = np.stack([trace.snapshot(step) for step in steps])
-        if unconditional:
-            canvases[:, : trace.prompt_length] = trace.mask_id
-        tables = [trace.injected(step, config.n_layers, config.n_embd) for step in steps]
-        edits = steering_of_canvases(
-            canvases, trace.prompt_length, trace.mask_id, *map(np.stack, zip(*tables, strict=True))
-        )
-        hidden = compiled_hidden(
-            bundle.params, jnp.asarray(canvases), config=config, compute=bundle.compute, edits=edits
-        )
-        # One gather for the batch: only the committed rows are fetched from the device, and in one transfer.
-        canvas_of_row = np.repeat(np.arange(len(batch)), [len(c.positions) for c in batch])
-        positions = np.concatenate([c.positions for c in batch])
-        rows.append(np.asarray(hidden[canvas_of_row, positions], np.float32))
-    return np.concatenate(rows) if rows else np.zeros((0, config.n_embd), np.float32)

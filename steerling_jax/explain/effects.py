@@ -24,7 +24,8 @@ from steerling_jax.concepts.catalogue import Head
 from steerling_jax.concepts.heads import check_concepts
 from steerling_jax.decoding.trace import Trace
 from steerling_jax.errors import UserError, require
-from steerling_jax.explain.contributions import Contributions, hidden_rows
+from steerling_jax.explain.contributions import Contributions
+from steerling_jax.explain.hidden_rows import hidden_rows
 from steerling_jax.explain.removal import removed_in_head, removed_in_pass
 
 REMOVALS = ("frozen", "published", "pass")

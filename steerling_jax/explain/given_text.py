@@ -2,7 +2,8 @@
 
 A diffusion model commits tokens in any order, so there is no single state in which a token of a given text was chosen.
 The state used here is that of left-to-right decoding with one token per step: all tokens before a position are
-committed, and the position itself and all later ones are masked. The canvas ends where the text ends.
+committed, and the position itself and all later ones are masked. The canvas ends where the text ends. An autoregressive
+model reads every text in this way.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from steerling_jax.bundle import Bundle, encode
+from steerling_jax.decoding.text_ids import TextIds
 from steerling_jax.decoding.trace import Commit, Trace
 from steerling_jax.errors import require
 from steerling_jax.explain.committed_logits import committed_logits
-from steerling_jax.explain.contributions import hidden_rows
+from steerling_jax.explain.hidden_rows import hidden_rows
+from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.steering.resolve import Steering, plan_steering
 
 
@@ -40,17 +43,20 @@ def given_trace(
     """
     config = bundle.config
     before = encode(bundle, prompt, "The prompt")
-    after = encode(bundle, continuation, "The continuation")
-    P, T = len(before), len(before) + len(after)
-    require(config.block_size >= T, f"The text has {T} tokens, more than the model's context of {config.block_size}.")
+    after = encode(bundle, continuation, "The continuation", prefix=False)
+    P, T, mask = len(before), len(before) + len(after), TextIds.of(config).mask
+    most = config.context_length
+    require(most >= T, f"The text has {T} tokens, more than the model's context of {most}.")
+    require(mask not in after, f"The continuation contains the mask token, id {mask}; remove it.")
     require(
-        config.mask_token_id not in after,
-        f"The continuation contains the mask token, id {config.mask_token_id}; remove it.",
+        steering is None or isinstance(config, ModelConfig),
+        "Steering needs a model with concepts; explain the text of this one without it.",
+        "steering",
     )
     tokens = np.concatenate([before, after])
     commits = [Commit(step, (P + step,), (int(token),), (0.0,)) for step, token in enumerate(after)]
     plan = None if steering is None else plan_steering(bundle, steering)
-    trace = Trace(before, tokens, tuple(commits), config.mask_token_id, plan=plan, passes=len(commits))
+    trace = Trace(before, tokens, tuple(commits), mask, plan=plan, passes=len(commits))
     trace = dataclasses.replace(trace, hidden=hidden_rows(bundle, trace))
     logits = committed_logits(bundle, trace)
     complete = (commit._replace(target_logits=(float(logit),)) for commit, logit in zip(commits, logits, strict=True))

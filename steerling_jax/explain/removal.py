@@ -18,13 +18,13 @@ from steerling_jax.bundle import Bundle
 from steerling_jax.concepts.catalogue import Head
 from steerling_jax.concepts.heads import concept_embeddings
 from steerling_jax.decoding.trace import Trace
-from steerling_jax.decoding.window import steering_of_canvases
+from steerling_jax.decoding.window import edits_of_canvases
 from steerling_jax.explain.contributions import Contributions
 from steerling_jax.models.attention import block_causal_mask
 from steerling_jax.models.backbone import Params
 from steerling_jax.models.batching import padded_length
 from steerling_jax.models.compute import Compute
-from steerling_jax.models.edits import from_layer, project_out
+from steerling_jax.models.edits import LayerEdit, from_layer, project_out
 from steerling_jax.models.steerling.backbone import embed_tokens, lm_logits, run_backbone
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.decompose import RowClamps, logit_features
@@ -122,6 +122,7 @@ def removed_in_pass(
                     at_masks=tables[0],
                     at_prompt=tables[1],
                     layer=np.int32(layer),
+                    edits=trace.edits,
                 ),
                 head=head,
                 mask_id=mask_id,
@@ -137,7 +138,8 @@ class _Passes(NamedTuple):
 
     canvases: (B, S), `total` () positions each, of which `prompt` () are the prompt's, then padding. positions, tokens,
     ids: (B,), the scored positions, their tokens, and the removed concepts. at_masks, at_prompt: (B, L, D), how the
-    text was steered. layer: (), the first layer, from 1, after which the direction is removed.
+    text was steered. layer: (), the first layer, from 1, after which the direction is removed. edits: those of the
+    text's generation.
     """
 
     canvases: jax.typing.ArrayLike
@@ -149,6 +151,7 @@ class _Passes(NamedTuple):
     at_masks: jax.typing.ArrayLike
     at_prompt: jax.typing.ArrayLike
     layer: jax.typing.ArrayLike
+    edits: tuple[LayerEdit, ...]
 
 
 @partial(jax.jit, static_argnames=("head", "mask_id", "config", "compute"))
@@ -160,7 +163,7 @@ def _in_pass(
     direction = concept_embeddings(params, ids, head=head, config=config, compute=compute)
     direction = direction / jnp.maximum(jnp.linalg.norm(direction, axis=1, keepdims=True), 1e-12)
     # The projection comes after the injection of the same layer: what steering adds along the direction goes, too.
-    steering = steering_of_canvases(canvases, passes.prompt, mask_id, passes.at_masks, passes.at_prompt)
+    steering = edits_of_canvases(canvases, passes.prompt, mask_id, passes.at_masks, passes.at_prompt, passes.edits)
     edits = (*steering, project_out(direction, from_layer(jnp.asarray(passes.layer), config.n_layers)))
     x, at = embed_tokens(params, canvases, compute), jnp.arange(canvases.shape[1])
     mask = block_causal_mask(at, at, config.diff_block_size) & (at < passes.total)[None, :]

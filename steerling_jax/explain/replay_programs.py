@@ -106,12 +106,6 @@ def replay_tokens(
     return lax.map(one, inputs)
 
 
-@partial(jax.jit, static_argnames=("backbone",))
-def text_hidden(params: Params, tokens: jax.Array, *, backbone: Backbone) -> jax.Array:
-    """Hidden states (1, T, D) of a text (1, T) of an autoregressive model."""
-    return backbone.run(params, backbone.embed(params, tokens)).hidden
-
-
 def _view(step: StepInputs, logits: jax.Array, seed: jax.Array) -> StepView:
     nothing = jnp.zeros(len(step.position), jnp.int32)
     return StepView(logits, step.open, step.position, step.counts, step.step, seed, nothing)

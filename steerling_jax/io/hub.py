@@ -10,6 +10,7 @@ from pathlib import Path
 
 from steerling_jax.errors import UserError, error_summary
 from steerling_jax.io.gguf.header import MAGIC
+from steerling_jax.io.gguf.parts import part_names
 from steerling_jax.io.weights.published_layout import COMPANIONS, INDEX, SINGLE
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -42,7 +43,7 @@ def resolve(path_or_name: str | Path | None = None, *, gguf: bool = False) -> Pa
 
     A folder that exists takes precedence over a bundled model of that name, and that over a download from the Hub,
     which uses huggingface_hub's cache, token and progress display. None gives the first bundled model. Raises
-    `UserError` if nothing is found.
+    `UserError` if nothing is found. Of a GGUF model in several files all are downloaded, and the first is returned.
     """
     bundled = bundled_models()
     if path_or_name is None:
@@ -65,7 +66,10 @@ def resolve(path_or_name: str | Path | None = None, *, gguf: bool = False) -> Pa
     if _HUB_ID.fullmatch(name):
         return download(name)
     if gguf and (match := _HUB_FILE.fullmatch(name)):
-        return download(match[1], match[2])
+        repo, path = match[1], match[2]
+        file = path.rpartition("/")[2]
+        first, *_ = [download(repo, path.removesuffix(file) + part) for part in part_names(file)]
+        return first
     similar = difflib.get_close_matches(name, bundled, n=1)
     hint = f"did you mean {similar[0]!r}?" if similar else f"bundled models are: {', '.join(bundled) or 'none'}."
     raise UserError(f"There is no folder and no bundled model {name!r}; {hint}")

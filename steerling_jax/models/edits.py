@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from steerling_jax.errors import UserError
+
 
 @struct.dataclass
 class LayerEdit:
@@ -63,6 +65,30 @@ def project_out(axis: jax.Array, layers: jax.Array | None = None, where: jax.Arr
 def from_layer(first: jax.Array | int, n_layers: int) -> jax.Array:
     """The layers (L,) bool whose number, counted from 1 as steering settings count them, is at least `first`."""
     return jnp.arange(1, n_layers + 1) >= first
+
+
+def check_layers(edits: Sequence[LayerEdit], n_layers: int, width: int) -> None:
+    """Raises `UserError`, naming the edit, for values that are no edits and for edits of another model's layers."""
+    for number, edit in enumerate(edits):
+        name = f"edits[{number}]"
+        if not isinstance(edit, LayerEdit):
+            raise UserError(f"{name} is {edit!r:.60}; give a LayerEdit, as `inject` makes one.", "edits")
+        if edit.layers is not None and len(edit.layers) > n_layers:
+            raise UserError(
+                f"{name}.layers has {len(edit.layers)} entries, but the model has {n_layers} layers.", "edits"
+            )
+        if edit.push is not None and edit.push.shape[0] not in (1, n_layers):
+            raise UserError(
+                f"{name}.push is for {edit.push.shape[0]} layers, but the model has {n_layers}; give one push, or one "
+                "for each layer.",
+                "edits",
+            )
+        for field in ("push", "axis"):
+            values = getattr(edit, field)
+            if values is not None and values.shape[-1] != width:
+                raise UserError(
+                    f"{name}.{field} has the shape {values.shape}, but the model's width is {width}.", "edits"
+                )
 
 
 def apply_edits(x: jax.Array, layer: jax.Array | int, edits: Sequence[LayerEdit]) -> jax.Array:

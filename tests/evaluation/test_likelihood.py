@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import steerling_jax as sj
-from steerling_jax.decoding.window import steering_of_canvases
+from steerling_jax.decoding.window import edits_of_canvases
 from steerling_jax.evaluation.likelihood import draw_masks, split
 from steerling_jax.steering.resolve import plan_steering
 
@@ -208,7 +208,7 @@ def steered_log_softmax(bundle, canvas, context, plan, written, scale) -> np.nda
     config = bundle.config
 
     def logits(ids):
-        edits = steering_of_canvases(
+        edits = edits_of_canvases(
             ids[None], context, config.mask_token_id, *(t[None] for t in plan.tables(written, config.n_layers))
         )
         clamps = {} if plan.clamps is None else plan.clamps.known

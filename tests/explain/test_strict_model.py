@@ -13,8 +13,8 @@ import pytest
 import steerling_jax as sj
 from steerling_jax.decoding.trace import Trace
 from steerling_jax.explain.concept_gradients import SourceConcept, TargetConcept, concept_gradients
-from steerling_jax.explain.contributions import hidden_rows
 from steerling_jax.explain.effects import concept_effects
+from steerling_jax.explain.hidden_rows import hidden_rows
 from steerling_jax.explain.logit_shares import Reference
 from steerling_jax.io.weights.published_writer import write_published
 from steerling_jax.models.steerling.config import DictionaryConfig

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 import steerling_jax as sj
 from steerling_jax.errors import UserError
 from steerling_jax.explain.inputs.targets import ConceptActivation, TokenContrast, TokenLogProbability
+from steerling_jax.models.edits import inject
 from tests.worlds.decoders import GOLDEN_DECODERS
 
 PROMPT = list(range(5, 13))
@@ -56,8 +59,28 @@ def test_other_targets(bundle, trace):
     np.testing.assert_allclose(found.path_logits, [log_p, logits[token] - logits[3]], atol=1e-4)
 
 
+def test_a_given_text_is_read_in_one_pass(bundle):
+    trace = sj.given_trace(bundle, PROMPT, [20, 21, 22])
+    logits = np.asarray(sj.forward(bundle, trace.tokens).logits[0])
+    for _, position, token, logit in trace.flat():
+        assert logit == pytest.approx(float(logits[position - 1, token]), abs=1e-4)
+    with pytest.raises(UserError, match="Steering needs a model with concepts"):
+        sj.given_trace(bundle, PROMPT, [20], sj.SteeringConfig((1,), 3.0))
+
+
 def test_refusals(bundle, trace):
     with pytest.raises(UserError, match="no known concepts to explain"):
         sj.attribute_inputs(bundle, trace, target=ConceptActivation(0))
     with pytest.raises(UserError, match="compares tokens with the mask"):
         sj.attribute_inputs(bundle, trace, method="embedding-similarity")
+
+
+def test_a_text_with_edits_is_explained_with_them(bundle):
+    vector = jax.random.normal(jax.random.key(0), (1, 1, bundle.config.width))
+    edits = [inject(vector), dataclasses.replace(inject(-2 * vector), generated_only=True)]
+    trace = sj.generate(bundle, PROMPT, sj.GenerationConfig(max_new_tokens=3, seed=1), edits=edits).trace
+    found, without = (
+        sj.attribute_inputs(bundle, one, nodes=1, batch_size=4) for one in (trace, dataclasses.replace(trace, edits=()))
+    )
+    np.testing.assert_allclose(found.path_logits, found.target_logits, atol=1e-4)
+    assert np.abs(without.path_logits - found.target_logits).max() > 0.01

@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ import pytest
 import steerling_jax as sj
 from steerling_jax.io.weights.safetensors_format import TensorToWrite, read_header, write_file
 from steerling_jax.models.decoder.published_config import decoder_config
+from steerling_jax.models.edits import inject
 from tests.worlds.decoders import GOLDEN_DECODERS
 
 Tensors = dict[str, np.ndarray]
@@ -238,5 +239,18 @@ def test_functions_that_need_concepts_refuse_a_decoder_and_name_its_family():
         sj.forward(bundle, [1, 2], intervene_known={0: 1.0})
     with pytest.raises(sj.UserError, match="numbers of blocks from 0 to 3"):
         sj.hidden_states(bundle, [1, 2], [4])
+    for layers in (3, "attn.3"):
+        with pytest.raises(sj.UserError, match=f"layers is {layers!r}; give a list of blocks"):
+            sj.hidden_states(bundle, [1, 2], cast(Any, layers))
+    for edit, words in (
+        (
+            inject(jnp.ones((1, 1, 32)), layers=jnp.arange(8) == 7),
+            r"edits\[0\].layers has 8 entries, but the model has 4",
+        ),
+        (inject(jnp.ones((1, 1, 16))), "the model's width is 32"),
+        ("heron", "give a LayerEdit"),
+    ):
+        with pytest.raises(sj.UserError, match=words):
+            sj.forward(bundle, [1, 2], edits=[cast(Any, edit)])
     with pytest.raises(sj.UserError, match="context of 256"):
         sj.forward(bundle, [1] * 257)

@@ -99,6 +99,11 @@ def test_a_folders_settings(tokenizer: LibraryTokenizer, byte_level: Tokenizer, 
     none = SpecialIds(NO_ID, 3, 4, 5, 6)
     assert isinstance(load_decoder_tokenizer(tmp_path, none, 512), IdsOnlyTokenizer)
     assert isinstance(load_decoder_tokenizer(tmp_path / "b", none, 512), LibraryTokenizer)
+    own = SpecialIds(NO_ID, NO_ID, 1, 2, 0)
+    assert isinstance(load_decoder_tokenizer(tmp_path / "b", own, 512), LibraryTokenizer)
+    another = SpecialIds(NO_ID, NO_ID, NO_ID, NO_ID, 500)  # a larger vocabulary, whose last ids are special
+    with pytest.raises(UserError, match=r"tokenizer\.json has no token with the id 500, .* belongs to another model"):
+        load_decoder_tokenizer(tmp_path / "b", another, 512)
 
 
 def test_characters_in_parts_are_held_back(tokenizer: LibraryTokenizer):

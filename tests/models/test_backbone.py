@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from steerling_jax.decoding.autoregressive import greedy_tokens
 from steerling_jax.models.backbone import Backbone, PassResult
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.edits import LayerEdit, apply_edits, from_layer, inject, project_out
 from steerling_jax.models.steerling.backbone import steerling_backbone, unstack_layers
 from steerling_jax.models.steerling.config import ConceptConfig, ModelConfig
 from steerling_jax.models.steerling.model import init_params
+from tests.worlds.greedy_tokens import greedy_tokens
 
 L, D, V = 3, 16, 24
 

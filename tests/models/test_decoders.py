@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 import steerling_jax as sj
-from steerling_jax.decoding.autoregressive import greedy_tokens
 from steerling_jax.models.edits import inject
 from tests.worlds.decoders import DECODERS, GoldenDecoder, assert_within, golden_decoder
+from tests.worlds.greedy_tokens import greedy_tokens
 
 
 @pytest.fixture(scope="module", params=DECODERS)

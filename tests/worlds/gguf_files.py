@@ -20,9 +20,13 @@ def write_gguf(
     fields: Mapping[str, Any],
     tensors: Mapping[str, np.ndarray],
     kind: Kind = Kind.F32,
+    split: int = 0,
 ) -> Path:
-    """Writes metadata and tensors; matrices with rows that fit are quantised as `kind`, the rest is float32."""
-    writer = gguf.GGUFWriter(path, architecture)
+    """Writes metadata and tensors; matrices with rows that fit are quantised as `kind`, the rest is float32.
+
+    split: at most so many tensors a file, in several files beside `path`; 0 for one file.
+    """
+    writer = gguf.GGUFWriter(path, architecture, split_max_tensors=split)
     for key, value in fields.items():
         add_field(writer, key, value)
     for name, values in tensors.items():
@@ -85,26 +89,53 @@ def llama_tensors(vocab_size: int = 64) -> dict[str, np.ndarray]:
     return {name: random.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
 
 
-def write_gguf_of_folder(folder: Path, path: Path, kind: Kind = Kind.F32) -> Path:
-    """Writes a Hugging Face folder as a GGUF file as llama.cpp does, with the package's names of tensors."""
+_ARCHITECTURES = {
+    "qwen3_moe": "qwen3moe",
+    "qwen3_5_text": "qwen35",
+    "qwen3_5_moe_text": "qwen35moe",
+    "gemma3_text": "gemma3",
+}
+
+
+def write_gguf_of_folder(
+    folder: Path,
+    path: Path,
+    kind: Kind = Kind.F32,
+    fields: Mapping[str, Any] | None = None,
+    more: Mapping[str, np.ndarray] | None = None,
+    split: int = 0,
+) -> Path:
+    """Writes a Hugging Face folder as a GGUF file as llama.cpp does, with the package's names of tensors.
+
+    fields, more: further metadata and tensors. split: as in `write_gguf`.
+    """
     config = json.loads((folder / "config.json").read_text())
     published: str = config["model_type"]
-    architecture = {"qwen3_moe": "qwen3moe", "gemma3_text": "gemma3"}.get(published, published)
+    architecture = _ARCHITECTURES.get(published, published)
     number = next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
     names = gguf.get_tensor_name_map(number, config["num_hidden_layers"])
     tensors: dict[str, np.ndarray] = {}
     for name, values in sorted(_stacked_experts(load_file(folder / "model.safetensors")).items()):
+        if ".linear_attn." in name:
+            name, values = _delta_net(name, values, config)
         stored = names.get_name(name, try_suffixes=(".weight", ".bias"))
         assert stored is not None, name
+        if name.endswith("shared_expert_gate.weight"):
+            values = values[0]
         if architecture == "llama" and (".q_proj." in name or ".k_proj." in name):
             heads = config["num_attention_heads" if ".q_proj." in name else "num_key_value_heads"]
             values = values.reshape(heads, 2, -1, values.shape[-1]).swapaxes(1, 2).reshape(values.shape)
-        if architecture.startswith("gemma") and name.endswith("norm.weight"):
+        if (
+            architecture.startswith(("gemma", "qwen35"))
+            and name.endswith("norm.weight")
+            and ".linear_attn." not in name
+        ):
             values = values + 1
         tensors[stored] = values
     if config["rope_parameters"].get("rope_type") == "llama3":
         tensors["rope_freqs.weight"] = _rope_divisors(config["rope_parameters"], config["head_dim"])
-    return write_gguf(path, architecture, _fields_of(config, architecture), tensors, kind)
+    metadata = _fields_of(config, architecture) | (fields or {})
+    return write_gguf(path, architecture, metadata, tensors | (more or {}), kind, split)
 
 
 def _stacked_experts(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -123,6 +154,29 @@ def _stacked_experts(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]
             experts = [tensors[f"{module}.experts.{i}.{part}"] for i in range(count)]
             result[f"{module}.experts.{part}"] = np.stack(experts)
     return result
+
+
+def _delta_net(name: str, values: np.ndarray, config: Mapping[str, Any]) -> tuple[str, np.ndarray]:
+    """A tensor of a DeltaNet layer as it is stored: value heads one of each key head after another, −e^A for A."""
+    keys, heads = config["linear_num_key_heads"], config["linear_num_value_heads"]
+    Dk, Dv = config["linear_key_head_dim"], config["linear_value_head_dim"]
+    # Head v of the file is the published head `order[v]`: the first head of each key head, then the second, …
+    order = [key * (heads // keys) + number for number in range(heads // keys) for key in range(keys)]
+    rows = np.concatenate([np.arange(head * Dv, (head + 1) * Dv) for head in order])
+    if name.endswith(".A_log"):
+        return name, -np.exp(values[order])
+    if name.endswith(".dt_bias"):
+        return name.replace(".dt_bias", ".dt_proj.bias"), values[order]
+    if ".in_proj_a." in name or ".in_proj_b." in name:
+        return name, values[order]
+    if ".in_proj_z." in name:
+        return name, values[rows]
+    if ".out_proj." in name:
+        return name, values[:, rows]
+    if ".in_proj_qkv." in name or ".conv1d." in name:
+        values = values.reshape(values.shape[0], -1)
+        return name, np.concatenate([values[: 2 * keys * Dk], values[2 * keys * Dk :][rows]])
+    return name, values
 
 
 def _rope_divisors(rope: Mapping[str, Any], head_dim: int) -> np.ndarray:
@@ -154,16 +208,27 @@ def _fields_of(config: Mapping[str, Any], architecture: str) -> dict[str, Any]:
         "attention.key_length": config["head_dim"],
         "attention.layer_norm_rms_epsilon": config["rms_norm_eps"],
         "rope.freq_base": full["rope_theta"],
-        "feed_forward_length": config["intermediate_size"],
+        "feed_forward_length": config.get("intermediate_size"),
     }
     if full.get("rope_type") == "linear":
         fields |= {"rope.scaling.type": "linear", "rope.scaling.factor": full["factor"]}
-    if architecture == "qwen3moe":
+    if architecture.endswith("moe"):
         fields |= {
             "expert_count": config.get("num_experts", config.get("num_local_experts")),
             "expert_used_count": config["num_experts_per_tok"],
             "expert_feed_forward_length": config["moe_intermediate_size"],
         }
+    if architecture.startswith("qwen35"):
+        fields |= {
+            "ssm.conv_kernel": config["linear_conv_kernel_dim"],
+            "ssm.state_size": config["linear_key_head_dim"],
+            "ssm.group_count": config["linear_num_key_heads"],
+            "ssm.time_step_rank": config["linear_num_value_heads"],
+            "ssm.inner_size": config["linear_value_head_dim"] * config["linear_num_value_heads"],
+            "rope.dimension_count": int(config["head_dim"] * rope["partial_rotary_factor"]),
+        }
+    if architecture == "qwen35moe":
+        fields["expert_shared_feed_forward_length"] = config["shared_expert_intermediate_size"]
     if architecture.startswith("gemma"):
         fields |= {
             "attention.sliding_window": config["sliding_window"],
@@ -172,4 +237,4 @@ def _fields_of(config: Mapping[str, Any], architecture: str) -> dict[str, Any]:
         }
     if architecture == "gemma2":
         fields |= {name: config[name] for name in ("attn_logit_softcapping", "final_logit_softcapping")}
-    return {f"{architecture}.{name}": value for name, value in fields.items()}
+    return {f"{architecture}.{name}": value for name, value in fields.items() if value is not None}

@@ -7,6 +7,7 @@ the logits of the whole canvas.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from steerling_jax.decoding.policies import Policies, StepView
 from steerling_jax.decoding.trace import Commit
 from steerling_jax.decoding.window import steering_edits
 from steerling_jax.models.compute import Compute
+from steerling_jax.models.edits import LayerEdit
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.heads import Clamps
 from steerling_jax.models.steerling.model import compiled_forward
@@ -31,6 +33,7 @@ def reference_decode(
     seed: int,
     steering=None,
     policies: Policies | None = None,
+    edits: Sequence[LayerEdit] = (),
 ) -> tuple[np.ndarray, list[Commit]]:
     """The final canvas (P + max_new_tokens,) and the commits."""
     P, W, mask = len(prompt), config.diff_block_size, config.mask_token_id
@@ -46,7 +49,7 @@ def reference_decode(
         begin = P + block * W
         for step in range(steps):
             written = sum(len(commit.positions) for commit in commits)
-            raw = canvas_logits(params, canvas, P, written, plan, config, generation.cfg_scale)
+            raw = canvas_logits(params, canvas, P, written, plan, config, generation.cfg_scale, edits)
             masked = begin + np.flatnonzero(canvas[begin : begin + W] == mask)
             if len(masked) == 0:
                 continue
@@ -82,14 +85,23 @@ def reference_decode(
 
 
 def canvas_logits(
-    params, canvas: np.ndarray, P: int, written: int, plan: SteeringPlan, config: ModelConfig, guidance: float = 0.0
+    params,
+    canvas: np.ndarray,
+    P: int,
+    written: int,
+    plan: SteeringPlan,
+    config: ModelConfig,
+    guidance: float = 0.0,
+    edits: Sequence[LayerEdit] = (),
 ) -> np.ndarray:
     """The logits (T, V) of a canvas (T,) whose first P tokens are the prompt and of whose others `written` are set."""
     mask, at = config.mask_token_id, np.arange(len(canvas))
 
     def logits_of(tokens: np.ndarray) -> np.ndarray:
         tables = [jnp.asarray(table)[None] for table in plan.tables(written, config.n_layers)]
-        edits = steering_edits(tokens[None], (at < P)[None], mask, *tables)
+        steered = steering_edits(tokens[None], (at < P)[None], mask, *tables)
+        after_prompt = jnp.asarray(at >= P)[None]
+        own = [dataclasses.replace(e, where=after_prompt if e.generated_only else None) for e in edits]
         clamps: dict = {}
         if (clamped := plan.clamps) is not None:
             start, end = clamped.offsets or (0, len(tokens))
@@ -99,7 +111,7 @@ def canvas_logits(
                     clamps[name] = Clamps(jnp.array(list(values)), jnp.array(list(values.values())), where)
             clamps["epsilon"] = clamped.epsilon
         out = compiled_forward(
-            params, jnp.asarray(tokens)[None], config=config, compute=Compute(), edits=edits, **clamps
+            params, jnp.asarray(tokens)[None], config=config, compute=Compute(), edits=(*steered, *own), **clamps
         )
         return np.asarray(out.logits[0])
 

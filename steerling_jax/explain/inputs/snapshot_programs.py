@@ -17,11 +17,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from steerling_jax.decoding.window import steering_of_canvases
+from steerling_jax.decoding.request_edits import place_edits
+from steerling_jax.decoding.window import edits_of_canvases
 from steerling_jax.models.backbone import Params
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.decoder.backbone import decoder_backbone
 from steerling_jax.models.decoder.config import DecoderConfig
+from steerling_jax.models.edits import LayerEdit
 from steerling_jax.models.steerling.backbone import embed_tokens, run_backbone
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.decompose import RowClamps, logit_features
@@ -31,9 +33,10 @@ class CaseTable(NamedTuple):
     """The N cases of one call.
 
     canvases (N, S), positions and tokens (N,) int32; target: a target with leaves (N,). Shared by all cases: mask id,
-    prompt length, injection tables (1, L, D), guidance strength, the clamped concepts if the target reads logits, and
-    the baseline embedding (D,), None for that of the mask. The last is set for autoregressive models, which have no
-    mask: their cases are unsteered and unguided, and a token is explained from the row of the position before it.
+    prompt length, injection tables (1, L, D), guidance strength, the clamped concepts if the target reads logits, layer
+    edits, and the baseline embedding (D,), None for that of the mask. The last is set for autoregressive models, which
+    have no mask: their cases have no steering and no guidance, and a token is explained from the row of the position
+    before it.
     """
 
     canvases: Any
@@ -46,7 +49,8 @@ class CaseTable(NamedTuple):
     at_prompt: Any
     guidance: Any
     clamps: RowClamps | None
-    baseline: Any = None
+    edits: tuple[LayerEdit, ...]
+    baseline: Any
 
 
 class _Paths(NamedTuple):
@@ -75,9 +79,11 @@ def _paths(
         backbone = decoder_backbone(config, compute)
         full = backbone.embed(params, canvases).astype(jnp.float32)
         base = jnp.broadcast_to(cases.baseline, full.shape)
+        generated = jnp.broadcast_to(jnp.arange(full.shape[1])[None, :] >= cases.prompt, canvases.shape)
+        placed = place_edits(cases.edits, generated)
 
         def causal_value(x: jax.Array) -> jax.Array:
-            hidden = backbone.run(params, x.astype(compute.dtype)).hidden
+            hidden = backbone.run(params, x.astype(compute.dtype), edits=placed).hidden
             rows = hidden[jnp.arange(len(which)), positions - 1].astype(jnp.float32)
             return target.value(params, rows, tokens, config, compute)
 
@@ -87,7 +93,7 @@ def _paths(
     in_prompt = jnp.broadcast_to(jnp.arange(full.shape[1])[None, :] < cases.prompt, canvases.shape)
 
     def hidden_rows(x: jax.Array, canvases: jax.Array) -> jax.Array:
-        edits = steering_of_canvases(canvases, cases.prompt, cases.mask_id, cases.at_masks, cases.at_prompt)
+        edits = edits_of_canvases(canvases, cases.prompt, cases.mask_id, cases.at_masks, cases.at_prompt, cases.edits)
         hidden = run_backbone(params, x.astype(compute.dtype), config=config, compute=compute, edits=edits).hidden
         rows = hidden[jnp.arange(len(which)), positions]
         strict = config.concept is not None and config.concept.is_strict and target.guided

@@ -141,6 +141,7 @@ class SnapshotPasses:
             at_prompt,
             np.float32(self.trace.guidance),
             self.trace.clamps if cases[0].target.guided else None,
+            self.trace.edits,
             self.baseline,
         )
 

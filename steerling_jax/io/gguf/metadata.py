@@ -26,13 +26,6 @@ class MetadataReader:
             raise self._invalid(key, "a text")
         return value
 
-    def optional_number(self, key: str, default: float) -> float:
-        """The number at `key`."""
-        value = self._metadata.get(key, default)
-        if not isinstance(value, int | float):
-            raise self._invalid(key, "a number")
-        return value
-
     def size(self, key: str, default: int | None = None) -> int:
         """The positive whole number at the architecture's `key`; equal numbers for all layers count as one."""
         key, value = self._of_architecture(key, default)

@@ -1,56 +1,31 @@
 """The model in a GGUF file, in the form of a Hugging Face folder: its config and its tensors under published names.
 
 Every family's config reader and weight map then work on GGUF files as on folders. What the conversion to GGUF changed
-is changed back here: the order of the rows of q and k (Llama), `1 + w` in norms (Gemma), RoPE scaling (Llama 3.1).
+is changed back (`restore`): orders of rows and heads, `1 + w` in norms, RoPE scaling (Llama 3.1).
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from steerling_jax.errors import UserError
-from steerling_jax.io.gguf.header import GgufHeader, read_gguf_header
+from steerling_jax.io.gguf.header import GgufHeader
 from steerling_jax.io.gguf.metadata import MetadataReader
+from steerling_jax.io.gguf.names import ARCHITECTURES, published_tensors
+from steerling_jax.io.gguf.parts import read_parts
+from steerling_jax.io.gguf.restore import restored
 from steerling_jax.io.gguf.rope import llama3_scaling
-from steerling_jax.io.gguf.tensors import Convert, GgufTensor, gguf_tensors
+from steerling_jax.io.gguf.tensors import GgufTensor
 from steerling_jax.io.gguf.vocabulary import GgufVocabulary
-
-_TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-_LAYER = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-# Gemma has norms before and after the attention and the MLP.
-_GEMMA_LAYER = _LAYER | {
-    "post_attention_norm": "post_attention_layernorm",
-    "ffn_norm": "pre_feedforward_layernorm",
-    "post_ffw_norm": "post_feedforward_layernorm",
-}
-_MOE_LAYER = _LAYER | {"ffn_gate_inp": "mlp.gate"}
-# The experts of a layer are one tensor (experts, out, in) in GGUF; the published names number them.
-_EXPERTS = {"ffn_gate_exps": "gate_proj", "ffn_up_exps": "up_proj", "ffn_down_exps": "down_proj"}
-
-_NAMES = {"llama": _LAYER, "qwen3": _LAYER, "qwen3moe": _MOE_LAYER, "gemma2": _GEMMA_LAYER, "gemma3": _GEMMA_LAYER}
 
 
 @dataclass(frozen=True)
 class GgufModel:
-    """config: fields as in a Hugging Face `config.json`. tensors: by their published names. header: of the file."""
+    """config: fields as in a Hugging Face `config.json`. tensors: by their published names. header: of the
+    file, or of the first of several."""
 
     config: dict[str, Any]
     tensors: dict[str, GgufTensor]
@@ -58,26 +33,23 @@ class GgufModel:
 
 
 def read_gguf_model(path: str | Path) -> GgufModel:
-    """Reads the header of a GGUF file; the tensors are read later, one by one.
+    """Reads the headers of a GGUF file and of the other parts of its model; the tensors are read later, one by one.
 
-    Raises `UserError` if the file is damaged, or its architecture, quantisation or RoPE scaling is not read.
+    Raises `UserError` if a file is damaged or missing, or its architecture, quantisation or RoPE scaling is not read.
     """
-    header = read_gguf_header(Path(path))
+    header, stored = read_parts(Path(path))
     fields = MetadataReader(header)
     architecture = fields.text("general.architecture")
-    if architecture not in _NAMES:
+    if architecture not in ARCHITECTURES:
         raise UserError(
             f"{path} holds a model of the architecture {architecture!r}, which is not read; "
-            f"architectures that are read from GGUF: {', '.join(_NAMES)}."
+            f"architectures that are read from GGUF: {', '.join(ARCHITECTURES)}."
         )
-    if fields.optional_number("split.count", 1) > 1:
-        raise UserError(f"{path} is one of several parts of a model; merge them with `llama-gguf-split --merge`.")
-    stored = gguf_tensors(header)
     rope_factors = stored.pop("rope_freqs.weight", None)
     config = _config(fields, architecture, stored)
     if rope_factors is not None:
         config["rope_parameters"] |= llama3_scaling(path, rope_factors.map(), config)
-    return GgufModel(config, _published(architecture, config, stored, header), header)
+    return GgufModel(config, _published(architecture, config, stored), header)
 
 
 def _config(fields: MetadataReader, architecture: str, tensors: Mapping[str, GgufTensor]) -> dict[str, Any]:
@@ -102,7 +74,7 @@ def _config(fields: MetadataReader, architecture: str, tensors: Mapping[str, Ggu
         "rope_parameters": {"rope_type": "default", "rope_theta": fields.decimal("rope.freq_base", 10_000.0)},
     }
     scaling = fields.scaling()
-    if architecture in ("llama", "qwen3", "qwen3moe"):
+    if not architecture.startswith("gemma"):
         config |= {"hidden_act": "silu", "attention_bias": "blk.0.attn_q.bias" in tensors}
         config["rope_parameters"] |= scaling
     if architecture == "qwen3moe":
@@ -115,6 +87,8 @@ def _config(fields: MetadataReader, architecture: str, tensors: Mapping[str, Ggu
             "decoder_sparse_step": 1,
             "mlp_only_layers": [],
         }
+    if architecture.startswith("qwen35"):
+        config |= _qwen35_config(fields, architecture, config, tensors)
     vocabulary = GgufVocabulary(fields.header)
     if vocabulary.kind is not None:
         config |= {
@@ -127,6 +101,38 @@ def _config(fields: MetadataReader, architecture: str, tensors: Mapping[str, Ggu
     if architecture.startswith("gemma"):
         config |= _gemma_config(fields, architecture, config, scaling)
     return config
+
+
+def _qwen35_config(
+    fields: MetadataReader, architecture: str, config: Mapping[str, Any], tensors: Mapping[str, GgufTensor]
+) -> dict[str, Any]:
+    """The fields that only Qwen3.5 has."""
+    # Layers that predict several tokens at once come after the others and are not read.
+    layers = config["num_hidden_layers"] - fields.size("nextn_predict_layers", 0)
+    value_heads = fields.size("ssm.time_step_rank")
+    rotated = fields.size("rope.dimension_count", config["head_dim"] // 4)
+    qwen: dict[str, Any] = {
+        "model_type": "qwen3_5_text",
+        "num_hidden_layers": layers,
+        "layer_types": [
+            "linear_attention" if f"blk.{layer}.ssm_a" in tensors else "full_attention" for layer in range(layers)
+        ],
+        "rope_parameters": config["rope_parameters"] | {"partial_rotary_factor": rotated / config["head_dim"]},
+        "linear_conv_kernel_dim": fields.size("ssm.conv_kernel"),
+        "linear_num_key_heads": fields.size("ssm.group_count"),
+        "linear_num_value_heads": value_heads,
+        "linear_key_head_dim": fields.size("ssm.state_size"),
+        "linear_value_head_dim": fields.size("ssm.inner_size") // value_heads,
+    }
+    if architecture == "qwen35moe":
+        qwen |= {
+            "model_type": "qwen3_5_moe_text",
+            "num_experts": fields.size("expert_count"),
+            "num_experts_per_tok": fields.size("expert_used_count"),
+            "moe_intermediate_size": fields.size("expert_feed_forward_length"),
+            "shared_expert_intermediate_size": fields.size("expert_shared_feed_forward_length"),
+        }
+    return qwen
 
 
 def _gemma_config(
@@ -161,45 +167,10 @@ def _gemma_config(
     return gemma | {"rope_parameters": {"full_attention": full, "sliding_attention": sliding}}
 
 
-def _published(
-    architecture: str, config: Mapping[str, Any], stored: Mapping[str, GgufTensor], header: GgufHeader
-) -> dict[str, GgufTensor]:
+def _published(architecture: str, config: Mapping[str, Any], stored: Mapping[str, GgufTensor]) -> dict[str, GgufTensor]:
     """The tensors by their published names, with the values as they were published."""
     tensors: dict[str, GgufTensor] = {}
     for name, tensor in stored.items():
-        for published, part in _published_names(architecture, name, tensor, header.path).items():
-            convert = _conversion(architecture, config, published)
-            tensors[published] = part if convert is None else part.converted(convert)
+        parts = published_tensors(architecture, config["num_hidden_layers"], name, tensor, tensor.file)
+        tensors |= {published: restored(architecture, config, published, part) for published, part in parts.items()}
     return tensors
-
-
-def _published_names(architecture: str, name: str, tensor: GgufTensor, path: Path) -> dict[str, GgufTensor]:
-    module, _, kind = name.rpartition(".")
-    match = re.fullmatch(r"blk\.(\d+)\.(\w+)", module)
-    if match is None:
-        if module in _TOP:
-            return {f"{_TOP[module]}.{kind}": tensor}
-    else:
-        layer, part = f"model.layers.{int(match[1])}", match[2]
-        if part in _NAMES[architecture]:
-            return {f"{layer}.{_NAMES[architecture][part]}.{kind}": tensor}
-        if architecture == "qwen3moe" and part in _EXPERTS and len(tensor.shape) == 3:
-            return {f"{layer}.mlp.experts.{i}.{_EXPERTS[part]}.{kind}": tensor.row(i) for i in range(tensor.shape[0])}
-    raise UserError(f"{path}: tensor {name!r} is unknown in a model of the architecture {architecture!r}.")
-
-
-def _conversion(architecture: str, config: Mapping[str, Any], name: str) -> Convert | None:
-    """What restores a tensor's published values; None where the file has them."""
-    if architecture == "llama" and ".self_attn.q_proj." in name:
-        return lambda rows: _halves(rows, config["num_attention_heads"])
-    if architecture == "llama" and ".self_attn.k_proj." in name:
-        return lambda rows: _halves(rows, config["num_key_value_heads"])
-    if architecture.startswith("gemma") and "norm" in name.split(".")[-2]:
-        return lambda weight: (weight.astype(np.float32) - 1).astype(weight.dtype)
-    return None
-
-
-def _halves(rows: np.ndarray, heads: int) -> np.ndarray:
-    """Rows of a head as RoPE in halves needs them; in the file the two of a rotation are next to each other."""
-    pairs = rows.reshape(heads, rows.shape[0] // heads // 2, 2, *rows.shape[1:])
-    return pairs.swapaxes(1, 2).reshape(rows.shape)

@@ -27,6 +27,7 @@ class GgufTensor:
 
     dtype: of what `map` returns: the stored one, float32 for quantised tensors. shape: slowest axis first. type: the
     name of the quantisation, such as "Q4_1". convert: applied to the values, for example to restore the order of rows.
+    stored_shape: before it.
     """
 
     file: Path
@@ -37,6 +38,7 @@ class GgufTensor:
     offset: int
     stored_bytes: int
     convert: Convert | None = None
+    stored_shape: tuple[int, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -52,24 +54,29 @@ class GgufTensor:
         except (OSError, ValueError) as error:
             raise damaged(self.file, "it has become shorter") from error
         if self.type in _PLAIN:
-            values = raw.view(self.dtype).reshape(self.shape)
+            values = raw.view(self.dtype).reshape(self.stored_shape)
         else:
-            rows = raw.reshape(*self.shape[:-1], -1)
-            values = quants.dequantize(rows, GGMLQuantizationType[self.type]).reshape(self.shape)
+            rows = raw.reshape(*self.stored_shape[:-1], -1)
+            values = quants.dequantize(rows, GGMLQuantizationType[self.type]).reshape(self.stored_shape)
         return values if self.convert is None else self.convert(values)
 
     def part(self, bounds: tuple[slice, ...]) -> np.ndarray:
         """The values within `bounds`, a slice for each axis."""
         return self.map()[bounds]
 
-    def converted(self, convert: Convert) -> GgufTensor:
-        """The tensor with `convert` applied to its values, which must keep shape and dtype."""
-        return replace(self, convert=convert)
+    def converted(self, convert: Convert, shape: tuple[int, ...] | None = None) -> GgufTensor:
+        """The tensor with `convert` applied to its values, which keeps the dtype; shape: the result's, or None."""
+        return replace(self, convert=convert, shape=self.shape if shape is None else shape, stored_shape=self.shape)
 
     def row(self, index: int) -> GgufTensor:
         """The part at `index` of the slowest axis, for example one expert."""
-        part = self.stored_bytes // self.shape[0]
-        return replace(self, shape=self.shape[1:], offset=self.offset + index * part, stored_bytes=part)
+        return replace(self.rows(index, 1), shape=self.shape[1:], stored_shape=self.shape[1:])
+
+    def rows(self, start: int, count: int) -> GgufTensor:
+        """`count` parts of the slowest axis, from `start` on."""
+        part, shape = self.stored_bytes // self.shape[0], (count, *self.shape[1:])
+        offset = self.offset + start * part
+        return replace(self, shape=shape, stored_shape=shape, offset=offset, stored_bytes=count * part)
 
 
 def gguf_tensors(header: GgufHeader) -> dict[str, GgufTensor]:
@@ -98,4 +105,5 @@ def _tensor(path: Path, name: str, info: TensorInfo) -> GgufTensor:
     if not info.shape or info.shape[-1] % block:
         raise damaged(path, f"the rows of tensor {name!r} are not made of blocks of {block} values")
     stored = math.prod(info.shape) // block * block_bytes
-    return GgufTensor(path, name, _PLAIN.get(kind, np.dtype(np.float32)), info.shape, kind, info.offset, stored)
+    dtype = _PLAIN.get(kind, np.dtype(np.float32))
+    return GgufTensor(path, name, dtype, info.shape, kind, info.offset, stored, stored_shape=info.shape)

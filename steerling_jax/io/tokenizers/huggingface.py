@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,11 @@ TOKENIZER_FILES = (
 )
 
 
-def huggingface_tokenizer(folder: str | Path, vocab_size: int) -> LibraryTokenizer:
+def huggingface_tokenizer(folder: str | Path, vocab_size: int, model_ids: Sequence[int] = ()) -> LibraryTokenizer:
     """The tokenizer of a model folder with a `tokenizer.json`.
 
-    vocab_size: the number of rows of the model's embedding. Raises `UserError` if a file is missing or damaged, or the
-    vocabulary is larger than the model's.
+    vocab_size: the number of rows of the model's embedding. model_ids: special ids in the model's config. Raises
+    `UserError` if a file is missing or damaged, or the vocabulary is larger than the model's or lacks these ids.
     """
     folder = Path(folder)
     path = folder / TOKENIZER_FILE
@@ -36,6 +37,7 @@ def huggingface_tokenizer(folder: str | Path, vocab_size: int) -> LibraryTokeniz
         vocab_size,
         ids={f"{name}_id": texts[f"{name}_token"] for name in ("bos", "eos", "pad") if f"{name}_token" in texts},
         adds_bos=adds_bos if isinstance(adds_bos, bool) else None,
+        model_ids=model_ids,
         chat_template=_chat_template(folder, settings, texts),
     )
 

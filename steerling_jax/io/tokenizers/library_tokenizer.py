@@ -32,6 +32,7 @@ class LibraryTokenizer(ByteTable):
         vocab_size: the number of rows of the model's embedding, which may be larger than the vocabulary.
         ids: the special ids, or the pieces that have them, by the fields of `SpecialIds`; the others are `NO_ID`.
         adds_bos: whether the start of a document goes before every text; None: as `tokenizer.json` says.
+        model_ids: special ids in the model's config, which the vocabulary of the same model has.
         chat_template: None for a model without conversations.
 
     Raises:
@@ -46,6 +47,7 @@ class LibraryTokenizer(ByteTable):
         *,
         ids: Mapping[str, int | str],
         adds_bos: bool | None = None,
+        model_ids: Sequence[int] = (),
         chat_template: ChatTemplate | None = None,
     ):
         from tokenizers import Tokenizer  # takes 0.1 s to import, and the models of this package do not need it
@@ -73,6 +75,12 @@ class LibraryTokenizer(ByteTable):
         pieces: list[bytes | None] = [None] * vocab_size
         for piece, id in vocabulary.items():
             pieces[id] = piece.encode() if id in added else decoding.piece(piece)
+        for id in model_ids:
+            if id >= vocab_size or pieces[id] is None:
+                raise UserError(
+                    f"{origin} has no token with the id {id}, which begins or ends texts in config.json: the tokenizer "
+                    "belongs to another model."
+                )
         names = {id: text for text, id in self._special_texts.items()}
         super().__init__(pieces, special, vocab_size, hashlib.sha256(content.encode()).hexdigest(), names)
         self.proto = content.encode()

@@ -14,7 +14,7 @@ from steerling_jax.io.text_files import read_text
 from steerling_jax.io.tokenizers.huggingface import TOKENIZER_FILE, converted_from, huggingface_tokenizer
 from steerling_jax.io.tokenizers.library_tokenizer import LibraryTokenizer
 from steerling_jax.io.tokenizers.sentencepiece import SentencePieceTokenizer
-from steerling_jax.tokenizer import IdsOnlyTokenizer, SpecialIds, Tokenizer
+from steerling_jax.tokenizer import NO_ID, IdsOnlyTokenizer, SpecialIds, Tokenizer
 
 
 def vocabulary_file(folder: str | Path) -> Path | None:
@@ -43,12 +43,13 @@ def load_decoder_tokenizer(folder: str | Path, special: SpecialIds, vocab_size: 
     """The tokenizer of a model of another family: from `tokenizer.json`, else as `load_tokenizer`.
 
     A `tokenizer.json` that was converted from another file of the folder stands for that file, which is read instead.
-    Raises `UserError` for a folder with another form of a vocabulary.
+    Raises `UserError` for a folder with another form of a vocabulary, or with that of another model.
     """
     folder = Path(folder)
     original = converted_from(folder)
     if (folder / TOKENIZER_FILE).is_file() and original is None:
-        return huggingface_tokenizer(folder, vocab_size)
+        ids = [id for id in (special.bos_id, special.eos_id) if id != NO_ID]
+        return huggingface_tokenizer(folder, vocab_size, ids)
     other = next((name for name in ("vocab.json", "vocab.txt") if (folder / name).is_file()), None)
     if other is not None and original is None:
         raise UserError(

@@ -151,7 +151,8 @@ def test_files_of_other_formats(llama: Path, tmp_path: Path):
         ({"llama.attention.head_count_kv": [2, 1]}, "the same for all layers"),
         ({"llama.rope.scaling.type": "yarn"}, "has the RoPE scaling 'yarn', which is not read"),
         ({"llama.rope.freq_base": float("nan")}, "the field llama.rope.freq_base is not a positive number"),
-        ({"split.count": 3}, "is one of several parts"),
+        ({"split.count": 3}, "is one of 3 parts of a model; give the parts their names"),
+        ({"split.count": "x"}, "the field split.count is 'x'"),
     ],
 )
 def test_metadata_that_is_not_read(changes: dict[str, Any], words: str, tmp_path: Path):

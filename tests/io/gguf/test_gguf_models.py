@@ -13,21 +13,94 @@ from tokenizers import pre_tokenizers
 import steerling_jax as sj
 from steerling_jax.cli.main import main
 from steerling_jax.errors import UserError
+from steerling_jax.io.gguf.model import read_gguf_model
 from steerling_jax.tokenizer import IdsOnlyTokenizer
-from tests.worlds.decoders import assert_within, golden_decoder
+from tests.worlds.decoders import DECODERS, assert_within, golden_decoder
 from tests.worlds.gguf_files import Kind, llama_fields, llama_tensors, write_gguf, write_gguf_of_folder
 
 
-@pytest.mark.parametrize("name", ["llama", "llama_tied", "qwen3", "qwen3_moe", "gemma2", "gemma3"])
+@pytest.mark.parametrize("name", DECODERS)
 def test_a_golden_model_as_gguf(name: str, tmp_path: Path):
     golden = golden_decoder(name)
     bundle = sj.load(write_gguf_of_folder(golden.folder, tmp_path / "model.gguf"))
     reference = sj.load(golden.folder)
     result = sj.forward(bundle, golden.arrays["input_ids"])
     assert_within(np.asarray(result.logits), golden.arrays["logits"], golden.tolerance)
-    for field in ("layer_types", "tie_word_embeddings", "head_dim", "query_scale", "final_cap", "sliding_window"):
+    for field in ("layer_types", "tie_word_embeddings", "head_dim", "query_scale", "final_cap", "linear"):
         assert getattr(bundle.config, field) == getattr(reference.config, field), field
     assert isinstance(bundle.tokenizer, IdsOnlyTokenizer)
+
+
+def test_qwen3_5_with_layers_that_predict_several_tokens(tmp_path: Path):
+    """They are counted as blocks and come last; gate and up of the experts may be one tensor."""
+    golden = golden_decoder("qwen3_5_moe")
+    folder = golden.folder
+    model = read_gguf_model(write_gguf_of_folder(folder, tmp_path / "model.gguf"))
+    fields = {"qwen35moe.block_count": 5, "qwen35moe.nextn_predict_layers": 1}
+    more = {"blk.4.nextn.eh_proj.weight": np.ones((32, 64), np.float32), "blk.4.ssm_a": np.ones(4, np.float32)}
+    again = read_gguf_model(write_gguf_of_folder(folder, tmp_path / "mtp.gguf", fields=fields, more=more))
+    assert again.config == model.config
+    assert again.tensors.keys() == model.tensors.keys()
+
+    def stacked(part: str) -> np.ndarray:
+        return np.stack([model.tensors[f"model.layers.0.mlp.experts.{i}.{part}_proj.weight"].map() for i in range(8)])
+
+    both = {"blk.4.ffn_gate_up_exps.weight": np.concatenate([stacked("gate"), stacked("up")], axis=1)}
+    five = {"qwen35moe.block_count": 5}
+    fused = read_gguf_model(write_gguf_of_folder(folder, tmp_path / "fused.gguf", fields=five, more=both)).tensors
+    for expert in range(8):
+        for part in ("gate", "up"):
+            name = f"mlp.experts.{expert}.{part}_proj.weight"
+            copy, original = (tensors[f"model.layers.{n}.{name}"] for tensors, n in ((fused, 4), (model.tensors, 0)))
+            assert copy.shape == original.shape
+            np.testing.assert_array_equal(copy.map(), original.map())
+
+
+def test_a_model_in_several_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    golden = golden_decoder("llama")
+    whole = sj.load(write_gguf_of_folder(golden.folder, tmp_path / "whole.gguf", Kind.Q8_0))
+    write_gguf_of_folder(golden.folder, tmp_path / "m.gguf", Kind.Q8_0, split=15)
+    parts = sorted(tmp_path.glob("m-*"))
+    assert [part.name for part in parts] == [f"m-0000{n}-of-00003.gguf" for n in (1, 2, 3)]
+    ids = golden.arrays["input_ids"]
+    for part in (parts[0], parts[2]):
+        np.testing.assert_array_equal(sj.forward(sj.load(part), ids).logits, sj.forward(whole, ids).logits)
+
+    requests: list[tuple[str, str]] = []
+
+    def fetch(repo: str, name: str) -> str:
+        requests.append((repo, name))
+        return str(tmp_path / Path(name).name)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fetch)
+    bundle = sj.load("owner/model/Q8_0/m-00001-of-00003.gguf")
+    assert requests == [("owner/model", f"Q8_0/{part.name}") for part in parts]
+    assert bundle.config == whole.config
+
+
+def test_parts_that_do_not_make_a_model(tmp_path: Path):
+    folder, other = golden_decoder("llama").folder, tmp_path / "other"
+    other.mkdir()
+    for path, split in ((tmp_path, 15), (other, 14)):
+        write_gguf_of_folder(folder, path / "m.gguf", split=split)
+    parts, others = sorted(tmp_path.glob("m-*")), sorted(other.glob("m-*"))
+    content = parts[1].read_bytes()
+
+    def refused(words: str, path: Path = parts[0]) -> None:
+        with pytest.raises(UserError, match=words):
+            read_gguf_model(path)
+
+    parts[1].unlink()
+    refused(r"m-00002-of-00003\.gguf is missing: the model has 3 parts; copy all into one folder")
+    parts[1].write_bytes(parts[2].read_bytes())
+    refused(r"m-00002-of-00003\.gguf has split\.no 2 and split\.count 3, but as part 2 of 3 it must have 1 and 3")
+    parts[1].write_bytes(others[1].read_bytes())
+    refused(r"m-00002-of-00003\.gguf: tensor '.*' is in m-00001-of-00003\.gguf as well")
+    parts[1].write_bytes(content)
+    parts[0].write_bytes(others[0].read_bytes())
+    refused(r"the parts have 39 tensors, but split\.tensors\.count is 40")
+    (tmp_path / "one.gguf").write_bytes(content)
+    refused(r"one\.gguf is one of 3 parts of a model; give the parts their names NAME-00001", tmp_path / "one.gguf")
 
 
 def test_dtype_and_stored_dtype(tmp_path: Path):

@@ -1,0 +1,78 @@
+"""The hidden rows from which a trace's tokens were committed: recorded, or computed again.
+
+Legend: n committed tokens, D width.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from steerling_jax.bundle import Bundle
+from steerling_jax.decoding.request_edits import place_edits
+from steerling_jax.decoding.trace import Trace
+from steerling_jax.decoding.window import edits_of_canvases
+from steerling_jax.models.backbone import Backbone, Params
+from steerling_jax.models.batching import padded_length
+from steerling_jax.models.edits import LayerEdit
+from steerling_jax.models.steerling.config import ModelConfig
+from steerling_jax.models.steerling.model import compiled_hidden
+
+_SNAPSHOTS = 8  # canvases per call
+
+
+def hidden_rows(bundle: Bundle, trace: Trace, *, unconditional: bool = False) -> np.ndarray:
+    """Hidden rows (n, D) float32 that gave the committed tokens, recorded or computed again with steering and edits.
+
+    Of a diffusion model they are the rows of the committed positions on the snapshots; of an autoregressive model, the
+    rows of the positions before them. unconditional: those of guidance's branch without the prompt, which traces never
+    record.
+    """
+    if trace.hidden is not None and not unconditional:
+        return np.asarray(trace.hidden, np.float32)
+    if not isinstance(bundle.config, ModelConfig):
+        positions = [position for _, position, *_ in trace.flat()]
+        return np.asarray(text_hidden(bundle, trace)[np.asarray(positions, np.int32) - 1], np.float32)
+    return _snapshot_rows(bundle, trace, unconditional)
+
+
+def text_hidden(bundle: Bundle, trace: Trace) -> jax.Array:
+    """Hidden rows (S, D) of an autoregressive model's text of T <= S tokens, with the trace's edits: one pass computes
+    those of all steps, since a row depends on the text up to it alone."""
+    T = len(trace.tokens)
+    tokens = np.zeros((1, padded_length(T, bundle.config)), np.int32)  # what is behind the text is not attended to
+    tokens[0, :T] = trace.tokens
+    generated = np.arange(tokens.shape[1])[None] >= trace.prompt_length
+    edits = place_edits(trace.edits, jnp.asarray(generated))
+    return _text_hidden(bundle.params, tokens, edits, backbone=bundle.backbone)[0]
+
+
+@partial(jax.jit, static_argnames=("backbone",))
+def _text_hidden(params: Params, tokens: jax.Array, edits: tuple[LayerEdit, ...], *, backbone: Backbone) -> jax.Array:
+    return backbone.run(params, backbone.embed(params, tokens), edits=edits).hidden
+
+
+def _snapshot_rows(bundle: Bundle, trace: Trace, unconditional: bool) -> np.ndarray:
+    config, commits = bundle.config, list(trace.commits)
+    rows: list[np.ndarray] = []
+    for first in range(0, len(commits), _SNAPSHOTS):
+        batch = commits[first : first + _SNAPSHOTS]
+        steps = [c.step for c in batch] + [0] * (_SNAPSHOTS - len(batch))  # padding keeps one compiled shape
+        canvases = np.stack([trace.snapshot(step) for step in steps])
+        if unconditional:
+            canvases[:, : trace.prompt_length] = trace.mask_id
+        tables = [trace.injected(step, config.n_layers, config.n_embd) for step in steps]
+        edits = edits_of_canvases(
+            canvases, trace.prompt_length, trace.mask_id, *map(np.stack, zip(*tables, strict=True)), trace.edits
+        )
+        hidden = compiled_hidden(
+            bundle.params, jnp.asarray(canvases), config=config, compute=bundle.compute, edits=edits
+        )
+        # One gather for the batch: only the committed rows are fetched from the device, and in one transfer.
+        canvas_of_row = np.repeat(np.arange(len(batch)), [len(c.positions) for c in batch])
+        positions = np.concatenate([c.positions for c in batch])
+        rows.append(np.asarray(hidden[canvas_of_row, positions], np.float32))
+    return np.concatenate(rows) if rows else np.zeros((0, config.n_embd), np.float32)
