@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from steerling_jax.cli.main import main
+from tests.worlds.progress_lines import without_progress
 
 GOLDEN = str(Path(__file__).parents[1] / "golden" / "base")
 WRITE = ("generate", "--model", GOLDEN, "--prompt-ids", "1 2 3", "--max-new-tokens", "16", "--greedy")
@@ -17,7 +18,7 @@ WRITE = ("generate", "--model", GOLDEN, "--prompt-ids", "1 2 3", "--max-new-toke
 def run(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]:
     code = main(args)
     output = capsys.readouterr()
-    return code, output.out, output.err
+    return code, output.out, without_progress(output.err)
 
 
 def test_concepts_of_the_bundled_model(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):

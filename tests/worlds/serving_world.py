@@ -29,6 +29,7 @@ from steerling_jax.io.weights.published_writer import write_published
 from steerling_jax.models.steerling.config import ConceptConfig, ModelConfig
 from steerling_jax.models.steerling.model import init_params
 from steerling_jax.train.run.run_config import special_ids
+from tests.worlds.progress_lines import without_progress
 
 VOCABULARY = 400
 SAMPLE = ["The quick brown fox jumps over the lazy dog. It returns a value, or raises an exception.\n",
@@ -188,11 +189,13 @@ def serving(
     with subprocess.Popen(line, stderr=subprocess.PIPE, text=True, env=environment) as process:
         lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         assert process.stderr is not None
-        reader = threading.Thread(target=lambda stream: [lines.put(text) for text in stream], args=(process.stderr,))
+        reader = threading.Thread(
+            target=lambda stream: [lines.put(text) for text in stream if without_progress(text)], args=(process.stderr,)
+        )
         reader.start()
         server = None
         try:
-            first = lines.get(timeout=60)
+            first = lines.get(timeout=300)
             found = re.search(ready, first)
             assert found, first
             server = Server(process, found[1], file)
