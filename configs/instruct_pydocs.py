@@ -1,4 +1,4 @@
-"""Instruction tuning of the bundled model on your own conversations, with LoRA adapters.
+"""Instruction tuning of the model of `pydocs` on your own conversations, with LoRA adapters.
 
 Command   steerling train --config instruct_pydocs --corpus CORPUS    (in a folder with conversations.jsonl)
 Hardware  two CPU cores
@@ -26,7 +26,7 @@ def config() -> RunConfig:
     return dataclasses.replace(
         before,
         name="instruct_pydocs",
-        start_from="steerling-pydocs",
+        start_from="steerling-pydocs-published",
         model=dataclasses.replace(before.model, vocab_size=vocabulary, **instruct_ids(vocabulary)),
         data=dataclasses.replace(before.data, messages="conversations.jsonl", batch_size=8),
         objective=InstructionObjective(),

@@ -1,14 +1,14 @@
-"""Mid-training of the bundled model: uniform noise levels, no teacher forcing, discovered concepts independent of
+"""Mid-training of the model of `pydocs`: uniform noise levels, no teacher forcing, discovered concepts independent of
 epsilon too.
 
-Command   steerling train --config midtrain_pydocs --corpus CORPUS    (the bundled model's; prepared if missing)
+Command   steerling train --config midtrain_pydocs --corpus CORPUS    (that of `pydocs`; prepared if missing)
 Hardware  two cores of a Xeon with AMX
 Time      not measured; a step takes about as long as in pydocs
 Result    not measured
 
 In this phase the published model has 32 active known and 128 active discovered concepts per position. These are
 `topk_known`, `topk_known_features` and `unknown_topk` of the model, which may differ from those of the initial weights,
-as they change no shape. The bundled model has 136 known concepts and stays at 16 and 48, as before.
+as they change no shape. This model has 136 known concepts and stays at 16 and 48, as before.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ def config() -> RunConfig:
     return dataclasses.replace(
         before,
         name="midtrain_pydocs",
-        start_from="steerling-pydocs",
+        start_from="steerling-pydocs-published",
         objective=objective,
         optimizer=OptimizerConfig(peak_rate=1e-3, warmup_steps=50, schedule="wsd", decay_fraction=0.5, b2=0.99),
         steps=1000,

@@ -1,4 +1,5 @@
-"""The bundled model, trained on the documentation that comes with every Python interpreter.
+"""The former bundled model, by the published recipe, on the documentation that comes with every Python
+interpreter. The present one is trained by `pydocs_next_token` and the three configs that follow it.
 
 Command   GLIBC_TUNABLES=glibc.malloc.hugetlb=1 steerling train --config pydocs
 Hardware  two cores of a Xeon with AMX, which other processes used too for most of the run
@@ -7,8 +8,8 @@ Result    likelihood bound of 1.89 bits per byte on held-out documents, no bette
           model card); detection AUC 0.969; loss without epsilon +0.27 nats; concepts' net share
           of the true token's logit 0.71, of the likeliest token's 0.63
 
-The bundled model was trained with steps=6000 and unknown_dropout=0 up to step 6,000, with steps=13000 from there to
-step 8,182, and then with this config. On an accelerator, increase the number of steps first.
+That model, `steerling-pydocs-published`, was trained with steps=6000 and unknown_dropout=0 up to step 6,000, with
+steps=13000 from there to step 8,182, and then with this config. On an accelerator, increase the number of steps first.
 """
 
 from steerling_jax.models.compute import Compute

@@ -1,6 +1,6 @@
-"""Steering training of the bundled model: what a steered concept does to the text, from the labels of the corpus.
+"""Steering training of the model of `pydocs`: what a steered concept does to the text, from the labels of the corpus.
 
-Command   steerling train --config steer_pydocs --corpus CORPUS    (the bundled model's; prepared if missing)
+Command   steerling train --config steer_pydocs --corpus CORPUS    (that of `pydocs`; prepared if missing)
 Hardware  two cores of a Xeon with AMX
 Time      two minutes (200 steps of 1,024 tokens)
 Result    strong steering changes a concept's score by 24 instead of 15 log-odds; 2.00 instead of 1.89 held-out bits
@@ -20,7 +20,7 @@ def config() -> RunConfig:
     return dataclasses.replace(
         pydocs.config(),
         name="steer_pydocs",
-        start_from="steerling-pydocs",
+        start_from="steerling-pydocs-published",
         objective=SteeringObjective(
             noise=NoiseConfig(clean_context=True, floor=0.2),
             strength=(0.5, 8.0),

@@ -1,8 +1,11 @@
-"""The bundled model's strict bottleneck, trained end to end: the third stage, after `pydocs` without concepts and
-`dictionary_pydocs`. Every logit is a sum over known and discovered concepts of its own position, and a constant.
+"""The bundled model, fourth stage of four: the strict bottleneck, trained end to end. Every logit is a sum over known
+and discovered concepts of its own position, and a constant.
 
-Command   steerling train --config strict_pydocs --start-from RUN     (RUN: a run of dictionary_pydocs)
-Result    not measured yet
+Command   steerling train --config strict_pydocs --corpus CORPUS    (from runs/dictionary_pydocs, or --start-from RUN)
+Hardware  two cores of an AMD EPYC
+Time      17 minutes: 2,000 steps (4.1 M tokens) at 3,900 tokens/s
+Result    likelihood bound of 1.538 ± 0.011 bits a byte on a third of the held-out documents, 0.150 nats a token more
+          than `pydocs_diffusion`; detection AUC 0.96
 """
 
 from __future__ import annotations
@@ -25,6 +28,8 @@ def config() -> RunConfig:
         diffusion=(1.0, 1.0),
         likeness=(0.0, 0.0),
         reconstruction=(0.1, 0.1),
+        # At a tenth of the masked positions the known concepts predict the token alone, so that they learn to carry it.
+        discovered_dropout=0.1,
         token_weight="inverse_t",
         rows=0.65,
     )
@@ -32,8 +37,11 @@ def config() -> RunConfig:
         run,
         name="strict_pydocs",
         objective=objective,
-        optimizer=OptimizerConfig(peak_rate=5e-4, warmup_steps=50, weight_decay=0.1, b2=0.99),
+        optimizer=OptimizerConfig(
+            kind="muon", peak_rate=2e-3, warmup_steps=50, schedule="wsd", decay_fraction=0.9, b2=0.99
+        ),
         steps=2000,
-        eval_every=500,
+        eval_every=2000,
+        seed=2,
         start_from="runs/dictionary_pydocs",
     )
