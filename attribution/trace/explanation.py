@@ -81,6 +81,11 @@ class Explanation:
         return self.concepts.get(concept_id, "known" if kind == "known" else "discovered").name
 
     @property
+    def rest(self) -> str:
+        """What the part of a logit that belongs to no concept is called."""
+        return "constant" if self.strict else "epsilon"
+
+    @property
     def share_error(self) -> float:
         """The largest difference, over tokens, between what is split and the sum of its parts."""
         return self.shares.largest_error

@@ -151,7 +151,8 @@ class _GraphBuilder:
         return self._add_node(number, "cross layer transcoder", name, activation=one.activation)
 
     def add_epsilon(self) -> str:
-        return self._add_node(-1, "mlp reconstruction error", "epsilon: what no listed concept explains")
+        label = f"{self.explanation.rest}: what no listed concept explains"
+        return self._add_node(-1, "mlp reconstruction error", label)
 
     def add_logit(self, probability: float) -> None:
         piece = self.pieces[self.position]

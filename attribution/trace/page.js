@@ -125,6 +125,8 @@ slider.addEventListener("input", paint);
 
 // One scale for each unit, over the whole page: equal lengths are equal shares, or equal logits.
 const KINDS = ["known", "discovered", "epsilon"];
+// A model without epsilon has a constant in its place, the same at every position.
+const REST = doc.strict ? "constant" : "epsilon";
 const sides = (item) => KINDS.flatMap((kind) => [item.raised_shares[kind], item.lowered_shares[kind]]);
 const inputSizes = (item) => (item.inputs ? item.inputs.attributions : []);
 const contributions = (token) => [...token.known, ...token.discovered].map((entry) => entry.contribution);
@@ -166,7 +168,7 @@ function parts(item) {
   const body = make("tbody");
   for (const kind of KINDS) {
     const [lowered, raised] = [item.lowered_shares[kind], item.raised_shares[kind]];
-    body.append(make("tr", {}, make("td", { text: kind }), make("td", { class: "number", text: signed(-100 * lowered, 1) + " %" }),
+    body.append(make("tr", {}, make("td", { text: kind === "epsilon" ? REST : kind }), make("td", { class: "number", text: signed(-100 * lowered, 1) + " %" }),
       meter(lowered, raised, SHARE), make("td", { class: "number", text: signed(100 * raised, 1) + " %" })));
   }
   return make("div", { class: "parts" }, make("h3", { text: "all parts: lowering, raising; together 100 %" }), make("table", {}, body));
@@ -212,7 +214,7 @@ function select(position) {
   }
   if (token.inputs) columns.append(inputTable("from tokens @position, logits", token.inputs, LOGIT));
   const reference = doc.reference === "raw" ? "" : ` minus ${MEAN[doc.reference]}, ${token.reference_logit.toFixed(3)}`;
-  const facts = [`Logit ${token.logit.toFixed(3)}${reference}, of which epsilon ${signed(token.epsilon, 3)}; the parts sum to it `
+  const facts = [`Logit ${token.logit.toFixed(3)}${reference}, of which ${REST} ${signed(token.epsilon, 3)}; the parts sum to it `
     + `within ${token.share_error.toExponential(1)}.`];
   if (token.inputs) {
     facts.push(`With only masks the logit is ${token.inputs.baseline.toFixed(3)}; the tokens account for the difference within `
@@ -278,7 +280,7 @@ document.getElementById("errors").textContent = `What is split and the sum of it
     ? "Input attribution was not requested."
     : `The sum of the input tokens differs from the change of the logit by at most ${errors.largest_completeness_error.toExponential(1)}; `
       + `${errors.unconverged} of ${errors.targets} tokens are outside the tolerance.`)
-  + ` Each logit${doc.reference === "raw" ? "" : `, minus ${MEAN[doc.reference]},`} is a sum of parts: known concepts, discovered concepts and epsilon, ${doc.strict ? "a constant" : "which no concept explains"}. A share is a part`
+  + ` Each logit${doc.reference === "raw" ? "" : `, minus ${MEAN[doc.reference]},`} is a sum of parts: known concepts, discovered concepts and ${doc.strict ? "a constant" : "epsilon, which no concept explains"}. A share is a part`
   + " relative to the sum of the sizes of all parts of its token, a mean over the tokens of a chunk; a concept's share is the sum"
   + " of its parts with their signs. Bars to the right, in green, raise logits, bars to the left, in red, lower them; all bars of"
   + ` shares have one scale, on which the longest is ${percent(SHARE, 1)}.`;

@@ -33,7 +33,7 @@ def render(explanation: Explanation, count: int) -> RenderableType:
             Text(chunk.text.strip("\n"), style="bold"),
             Text(),
             _concepts(chunk, explanation, count),
-            _bars(chunk, scale),
+            _bars(chunk, scale, explanation.rest),
         ]
         if chunk.inputs is not None:
             parts.append(_inputs(chunk, explanation))
@@ -48,9 +48,9 @@ def accuracy_note(explanation: Explanation) -> str:
     """What the shares mean and how accurate the attributions are, in a few sentences."""
     reference = explanation.shares.reference
     beside = "" if reference == "model" else " The second column has the shares of the log-probability."
-    rest = "a constant" if explanation.strict else "which no concept explains"
+    rest = "a constant" if explanation.strict else "epsilon, which no concept explains"
     note = (
-        f"{_SPLIT[reference]} is a sum of parts: known concepts, discovered concepts and epsilon, {rest}. A share is a "
+        f"{_SPLIT[reference]} is a sum of parts: known concepts, discovered concepts and {rest}. A share is a "
         "part relative to the sum of the sizes of all parts of its token, averaged over the chunk: the bars of a chunk "
         "together are 100 %, green ones raise the token above the others, red ones lower it, and a concept's share is "
         f"the sum of its parts with their signs.{beside} The split values and the sums of their parts differ by at "
@@ -87,11 +87,11 @@ def _share(entry: ConceptShare, chunk: ExplainedChunk, explanation: Explanation,
     return Text.assemble(*numbers, f"  {explanation.name(entry.type, entry.concept_id)}")
 
 
-def _bars(chunk: ExplainedChunk, scale: float) -> Text:
+def _bars(chunk: ExplainedChunk, scale: float, rest: str) -> Text:
     """For each kind, what lowers the logits to the left and what raises them to the right; a full bar is `scale`."""
     ranking = chunk.ranking
     lines = Text(f"\n{'all parts':<10}{'lowering':>{10 + _BAR}}│raising\n", style="bold")
-    rows = zip(("known", "discovered", "epsilon"), ranking.lowered_shares, ranking.raised_shares, strict=True)
+    rows = zip(("known", "discovered", rest), ranking.lowered_shares, ranking.raised_shares, strict=True)
     for number, (name, lowered, raised) in enumerate(rows):
         left, right = (round(_BAR * share / scale) for share in (lowered, raised))
         lines.append(f"{'' if number == 0 else chr(10)}{name:<10}", style="not bold")
