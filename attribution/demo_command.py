@@ -17,7 +17,7 @@ examples:
 """
 
 PROMPT = "socket.create_connection(address, timeout)\n\nConnect to"
-TOKENS, SEED = 128, 6
+TOKENS, SEED = 128, 0
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

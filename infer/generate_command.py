@@ -27,7 +27,7 @@ examples:
   steerling generate "Return True if the file" --max-new-tokens 32 --seed 0
   steerling generate "Return the" --max-new-tokens 32 --seed 4 --amplify Files
   steerling generate "Return the" --max-new-tokens 32 --seed 4 --suppress "Email and MIME=0.2"
-  steerling generate "Send the message to" --max-new-tokens 64 --seed 0 --drafts 4 --json
+  steerling generate "Send the message to" --max-new-tokens 64 --seed 2 --drafts 4 --json
   steerling generate "Return True if the file" --max-new-tokens 32 --seed 0 --trace record.json
   steerling generate --model ./small-model --prompt-ids "5 17 4" --greedy --json
   steerling generate --model SmolLM2-135M-Instruct.Q4_1.gguf --chat "What is a heron?" --greedy --max-new-tokens 64
