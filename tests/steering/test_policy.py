@@ -119,8 +119,8 @@ def test_names_of_discovered_concepts():
 
 def test_the_strengths_of_a_model_are_in_its_folder(tmp_path: Path):
     bundled = sj.load()
-    assert 0 < bundled.strengths["amplify"] <= 1
-    assert 0 < bundled.strengths["suppress"] <= 1
+    assert 0 < bundled.strengths["amplify"] < 8  # below those of the published models
+    assert 0 < bundled.strengths["suppress"] < 7
     assert sj.load(GOLDEN / "base").strengths == {}
     for text, words in (
         ('{"amplify": "1"}', "the strength of amplify is '1'; give a number"),
