@@ -139,8 +139,8 @@ def selected_concepts(catalogue: Catalogue, known: int, head: str) -> list[tuple
     """All known concepts and, unless `head` is "known", the discovered ones that have a name."""
     concepts: list[tuple[Head, int]] = [("known", i) for i in range(known)]
     if head != "known":
-        named = sorted(one.id for one in catalogue.concepts if one.head == "discovered" and one.is_named)
-        concepts += [("discovered", i) for i in named]
+        named: list[int] = sorted(one.id for one in catalogue.concepts if one.head == "discovered" and one.is_named)
+        concepts.extend(("discovered", i) for i in named)
     return concepts
 
 

@@ -77,16 +77,16 @@ def most_masked(n: int, block: int) -> int:
 class MaskedTokens(NamedTuple):
     """The masked positions of a batch, M of them at most; the others are fillers of weight 0.
 
-    rows (M, D): hidden rows. target, index (M,) int32: the true token and the position in the flattened batch. weight
-    (M,): of the nats. valid (M,) float32: 0 for a filler. count (): masked positions.
+    rows (M, D): hidden rows. target, place (M,) int32: the true token and the position in the flattened batch. weight
+    (M,): of the nats. valid (M,) float32: 0 for a filler. masked (): how many positions are masked.
     """
 
     rows: jax.Array
     target: jax.Array
-    index: jax.Array
+    place: jax.Array
     weight: jax.Array
     valid: jax.Array
-    count: jax.Array
+    masked: jax.Array
 
 
 def masked_tokens(

@@ -61,7 +61,7 @@ def equal_mass_sums(
         "mass_known": jnp.sum(target * at.valid),
         "mass_discovered": jnp.sum(jnp.sum(jnp.where(chosen, others, 0.0), axis=1) * at.valid),
         "tokens": jnp.sum(valid),
-        "masked": at.count,
+        "masked": at.masked,
     }
 
 

@@ -65,9 +65,8 @@ def _snapshot_rows(bundle: Bundle, trace: Trace, unconditional: bool) -> np.ndar
         if unconditional:
             canvases[:, : trace.prompt_length] = trace.mask_id
         tables = [trace.injected(step, config.n_layers, config.n_embd) for step in steps]
-        edits = edits_of_canvases(
-            canvases, trace.prompt_length, trace.mask_id, *map(np.stack, zip(*tables, strict=True)), trace.edits
-        )
+        at_masks, at_prompt = map(np.stack, zip(*tables, strict=True))
+        edits = edits_of_canvases(canvases, trace.prompt_length, trace.mask_id, at_masks, at_prompt, trace.edits)
         hidden = compiled_hidden(
             bundle.params, jnp.asarray(canvases), config=config, compute=bundle.compute, edits=edits
         )

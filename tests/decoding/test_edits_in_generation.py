@@ -26,7 +26,7 @@ def edit_of(width: int, generated_only: bool, strength: float = 1.0) -> LayerEdi
     return dataclasses.replace(inject(vector, layers=from_layer(2, 2)), generated_only=generated_only)
 
 
-EVERYWHERE, STRONGER, GENERATED = ((edit_of(32, *kind),) for kind in ((False,), (False, 2.0), (True,)))
+EVERYWHERE, STRONGER, GENERATED = (edit_of(32, False),), (edit_of(32, False, 2.0),), (edit_of(32, True),)
 MIXED = (*GENERATED, project_out(jnp.eye(32)[3:4]))
 
 

@@ -24,6 +24,7 @@ from steerling_jax.io.weights.published_reader import read_published
 from steerling_jax.io.weights.published_writer import write_published
 from steerling_jax.io.weights.safetensors_format import same_bytes
 from steerling_jax.loading import load
+from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.published_config import config_to_dict
 
 FAMILIES = sorted(path.parent.name for path in (Path(__file__).parents[1] / "golden").glob("*/config.json"))
@@ -55,6 +56,7 @@ def test_there_and_back(golden: Path, tmp_path: Path, family: str):
     info = checkpoint.read_run_info(tmp_path / "ck")
     assert (info.kind, info.config, info.layout, info.carried) == ("weights", config, extras.layout, extras.carried)
     again, loaded = checkpoint.load_checkpoint_params(tmp_path / "ck")
+    assert isinstance(again, ModelConfig)
     write_published(tmp_path / "out", again, loaded, layout=info.layout, carried=info.carried)
     assert same_tensors(golden / family, tmp_path / "out")
 

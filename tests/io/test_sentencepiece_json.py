@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import pathlib
 import textwrap
@@ -19,7 +20,7 @@ from steerling_jax.io.tokenizers.sentencepiece_json import sentencepiece_as_json
 
 VOCABULARY = Path(steerling_jax.__file__).parent / "bundled/steerling-pydocs/tokenizer.model"
 TEXTS = [
-    *(Path(module.__file__).read_text() for module in (textwrap, argparse)),
+    *(inspect.getsource(module) for module in (textwrap, argparse)),
     pathlib.Path.__doc__ or "",
     "  two spaces,\n\n\tindentation,  12345 digits, naïve façade, 日本語, 🙂 and <|eos|> as text \n",
     "",

@@ -134,8 +134,8 @@ def write_gguf_of_folder(
         tensors[stored] = values
     if config["rope_parameters"].get("rope_type") == "llama3":
         tensors["rope_freqs.weight"] = _rope_divisors(config["rope_parameters"], config["head_dim"])
-    metadata = _fields_of(config, architecture) | (fields or {})
-    return write_gguf(path, architecture, metadata, tensors | (more or {}), kind, split)
+    metadata = {**_fields_of(config, architecture), **(fields or {})}
+    return write_gguf(path, architecture, metadata, {**tensors, **(more or {})}, kind, split)
 
 
 def _stacked_experts(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

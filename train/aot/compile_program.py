@@ -97,7 +97,9 @@ def _compile_attribution(run: RunConfig, mesh: Mesh, rows: int) -> jax.stages.Co
     tables = struct((1, config.n_layers, config.n_embd), jnp.float32)
     canvases, ids, number = struct((rows, T), jnp.int32), struct((rows,), jnp.int32), struct((), jnp.int32)
     guidance = struct((), jnp.float32)
-    cases = snapshot_programs.CaseTable(canvases, ids, ids, TOKEN_LOGIT, number, number, tables, tables, guidance, None)
+    cases = snapshot_programs.CaseTable(
+        canvases, ids, ids, TOKEN_LOGIT, number, number, tables, tables, guidance, clamps=None, edits=(), baseline=None
+    )
     by_row = partial(_struct, mesh, PartitionSpec(None, row_axes))
     which, points = struct((_PASSES, rows), jnp.int32), struct((_PASSES, rows), jnp.float32)
     arguments = (

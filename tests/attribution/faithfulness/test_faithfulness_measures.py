@@ -66,8 +66,10 @@ def test_inputs(topic_bundle: Bundle, topic_store: CorpusStore):
 @pytest.fixture(scope="module")
 def strict_bundle(topic_store: CorpusStore) -> Bundle:
     """A random strict model for the corpus: a dictionary of full rank, and no epsilon."""
+    published = topic_config().concept
+    assert published is not None
     concept = dataclasses.replace(
-        topic_config().concept,
+        published,
         factorize_unknown=False,
         unknown_topk=6,
         use_epsilon_correction=False,
