@@ -289,7 +289,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("--corpus is needed to train")
     args.folder.mkdir(parents=True, exist_ok=True)
     store, tokens = CorpusStore(args.corpus), args.tokens_per_weight
-    sizes = [Size(*map(int, text.split("x")), tuple(args.seeds)) for text in args.sizes]  # pyright: ignore[reportCallIssue]
+    pairs = [tuple(map(int, text.split("x"))) for text in args.sizes]
+    sizes = [Size(width, layers, tuple(args.seeds)) for width, layers in pairs]
     done = {(e["width"], e["arm"], e["seed"], e["tokens_per_weight"]) for e in results}
     missing = [run for run in planned(sizes, args.arms) if (run[0].width, *run[1:], tokens) not in done]
     for number, (size, arm, seed) in enumerate(missing[: args.runs], 1):
