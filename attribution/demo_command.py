@@ -61,5 +61,6 @@ def run(args: argparse.Namespace) -> None:
 
     stdout().print(Text(record.prompt_text, style="dim"))
     stdout().print(render(explanation, args.concepts))
-    note(accuracy_note(explanation))
+    if accuracy := accuracy_note(explanation):
+        note(accuracy)
     note("`steerling trace` also shows the input tokens and the training data behind a text.")

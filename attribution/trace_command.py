@@ -113,7 +113,8 @@ def run(args: argparse.Namespace) -> None:
         note(label)
     stdout().print(Text(record.prompt_text, style="dim"))
     stdout().print(render(explanation, args.concepts))
-    note(accuracy_note(explanation))
+    if accuracy := accuracy_note(explanation):
+        note(accuracy)
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -32,10 +32,7 @@ def export_file(
     find_evidence: EvidenceSearch | None,
     progress: Progress,
 ) -> ExportedFile:
-    """The file of a text. kind: "html", "json" or "graph". parts: "inputs" and "evidence", which take longer.
-
-    Raises `UserError` for a model without concepts.
-    """
+    """The file of a text. kind: "html", "json" or "graph". parts: "inputs" and "evidence", which take longer."""
     explanation = explain(
         bundle,
         record,

@@ -9,55 +9,71 @@ import numpy as np
 
 from steerling_jax.attribution.index.evidence import Evidence
 from steerling_jax.attribution.trace.explanation import ExplainedChunk, Explanation
+from steerling_jax.decoding.text_ids import NO_MASK
 from steerling_jax.decoding.trace_record import to_plain
+from steerling_jax.explain.contributions import Contributions
 from steerling_jax.explain.inputs.record import InputAttribution
-from steerling_jax.explain.ranking import split_by_sign
+from steerling_jax.explain.ranking import ChunkRanking, split_by_sign
 from steerling_jax.io.trace_file import EXPLANATION, EXPLANATION_VERSION
 
 INPUTS = 32  # positions listed for a token or a chunk, by absolute attribution; the others are summed up as `rest`
 KINDS = ("known", "discovered", "epsilon")
+_SHARES = ("net_shares", "absolute_shares", "raised_shares", "lowered_shares")
+# Fields of tokens and of chunks that only models with concepts have.
+TOKEN_SHARES = (
+    "reference_logit", "known", "other_known", "discovered", "other_discovered", "epsilon", "share_error", *_SHARES,
+)  # fmt: skip
+CHUNK_SHARES = ("known", "discovered", *_SHARES, "epsilon_percent")
 
 
 def make_document(explanation: Explanation, count: int) -> dict[str, Any]:
     """The document, with `count` concepts of each kind per token and per chunk.
 
-    Attributions are rounded to six significant digits; the trace itself is exact.
+    Attributions are rounded to six significant digits; the trace itself is exact. For a model without concepts the
+    fields of concepts are None.
     """
     inputs = explanation.inputs
-    tokens = [_token(explanation, row, count) for row in range(len(explanation.shares))]
+    tokens = [_token(explanation, row, count) for row in range(len(explanation.committed))]
     chunks = [_chunk(chunk, count) for chunk in explanation.chunks]
     return {
         "format": EXPLANATION,
         "version": EXPLANATION_VERSION,
-        "reference": explanation.shares.reference,
+        "reference": None if explanation.shares is None else explanation.shares.reference,
         "strict": explanation.strict,
         "trace": to_plain(explanation.record),
         "pieces": list(explanation.pieces),
         "characters": [list(run) for run in explanation.characters],
         "errors": {
-            "largest_share_error": rounded(explanation.share_error),
+            "largest_share_error": _optional(explanation.share_error),
             "largest_completeness_error": None if inputs is None else rounded(explanation.completeness_error),
             "targets": len(tokens),
             "unconverged": None if inputs is None else int((~inputs.converged).sum()),
             "tolerance": None if inputs is None else dataclasses.asdict(inputs.tolerance),
         },
         "input_method": None if inputs is None else inputs.method,
-        "concepts": _names(explanation, tokens, chunks),
+        "input_baseline": None if inputs is None else input_baseline(explanation),
+        "concepts": None if explanation.shares is None else _names(explanation, tokens, chunks),
         "tokens": tokens,
         "chunks": chunks,
     }
 
 
 def _token(explanation: Explanation, row: int, count: int) -> dict[str, Any]:
-    c, beside = explanation.shares, explanation.log_probability
-    position = int(c.positions[row])
-    token: dict[str, Any] = {
-        "position": position,
-        "step": int(c.steps[row]),
-        "token_id": int(c.token_ids[row]),
-        "logit": rounded(c.target_logits[row]),
-        "reference_logit": rounded(c.target_logits[row] - c.split_logits[row]),
+    one, shares = explanation.committed[row], explanation.shares
+    return {
+        "position": one.position,
+        "step": one.step,
+        "token_id": one.token_id,
+        "logit": rounded(one.logit),
+        **(dict.fromkeys(TOKEN_SHARES) if shares is None else _token_shares(explanation, shares, row, count)),
+        "inputs": None if explanation.inputs is None else _inputs(explanation.inputs, row),
     }
+
+
+def _token_shares(explanation: Explanation, c: Contributions, row: int, count: int) -> dict[str, Any]:
+    """The concepts of a token."""
+    beside = explanation.log_probability
+    token: dict[str, Any] = {"reference_logit": rounded(c.target_logits[row] - c.split_logits[row])}
     for kind in KINDS[:2]:
         ids, weights, values, probability = (
             getattr(of, f"{kind}_{name}")[row]
@@ -79,9 +95,7 @@ def _token(explanation: Explanation, row: int, count: int) -> dict[str, Any]:
     token["net_shares"] = _fractions(c.net_known[row], c.net_discovered[row], c.net_epsilon[row])
     token["absolute_shares"] = _fractions(c.absolute_known[row], c.absolute_discovered[row], abs(c.remainder[row]))
     raised, lowered = split_by_sign(c, np.array([row]))
-    token |= {"raised_shares": _by_kind(raised), "lowered_shares": _by_kind(lowered)}
-    token["inputs"] = None if explanation.inputs is None else _inputs(explanation.inputs, row)
-    return token
+    return token | {"raised_shares": _by_kind(raised), "lowered_shares": _by_kind(lowered)}
 
 
 def _inputs(inputs: InputAttribution, row: int) -> dict[str, Any]:
@@ -106,11 +120,28 @@ def strongest(values: np.ndarray) -> dict[str, Any]:
 
 
 def _chunk(chunk: ExplainedChunk, count: int) -> dict[str, Any]:
-    ranking, span = chunk.ranking, chunk.inputs
+    span = chunk.inputs
     return {
         "start": chunk.start,
         "end": chunk.end,
         "text": chunk.text,
+        **(dict.fromkeys(CHUNK_SHARES) if chunk.ranking is None else _chunk_shares(chunk, chunk.ranking, count)),
+        "inputs": None
+        if span is None
+        else strongest(span.attributions)
+        | {
+            "value": rounded(span.path),
+            "baseline": rounded(span.baseline),
+            "completeness_error": rounded(span.completeness_error),
+            "converged": span.converged,
+        },
+        "evidence": None if chunk.evidence is None else evidence_panel(chunk.evidence),
+    }
+
+
+def _chunk_shares(chunk: ExplainedChunk, ranking: ChunkRanking, count: int) -> dict[str, Any]:
+    """The concepts of a chunk."""
+    return {
         **{
             kind: [
                 {
@@ -127,17 +158,12 @@ def _chunk(chunk: ExplainedChunk, count: int) -> dict[str, Any]:
         "raised_shares": _by_kind(ranking.raised_shares),
         "lowered_shares": _by_kind(ranking.lowered_shares),
         "epsilon_percent": rounded(ranking.epsilon_percent),
-        "inputs": None
-        if span is None
-        else strongest(span.attributions)
-        | {
-            "value": rounded(span.path),
-            "baseline": rounded(span.baseline),
-            "completeness_error": rounded(span.completeness_error),
-            "converged": span.converged,
-        },
-        "evidence": None if chunk.evidence is None else evidence_panel(chunk.evidence),
     }
+
+
+def input_baseline(explanation: Explanation) -> str:
+    """What input attributions start from: "masks", or the "mean embedding" of all tokens for a model without masks."""
+    return "mean embedding" if explanation.trace.mask_id == NO_MASK else "masks"
 
 
 def evidence_panel(evidence: Evidence) -> dict[str, Any]:
@@ -172,6 +198,10 @@ def _by_kind(shares: tuple[float, float, float]) -> dict[str, float]:
 def _fractions(*masses: float) -> dict[str, float]:
     total = max(float(sum(masses)), 1e-8)
     return {kind: rounded(mass / total) for kind, mass in zip(KINDS, masses, strict=True)}
+
+
+def _optional(value: float | None) -> float | None:
+    return None if value is None else rounded(value)
 
 
 def rounded(value: Any) -> float:

@@ -1,9 +1,13 @@
-"""An explanation of a trace: for each chunk its concepts, the input tokens and the training data behind it."""
+"""An explanation of a trace: for each chunk its concepts, the input tokens and the training data behind it.
+
+Models without concepts have input tokens only: `shares` and `ranking` are None.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,6 +24,8 @@ from steerling_jax.explain.inputs.integrated_gradients import attribute_inputs
 from steerling_jax.explain.inputs.record import InputAttribution, SpanAttribution
 from steerling_jax.explain.logit_shares import Reference
 from steerling_jax.explain.ranking import ChunkRanking, ConceptShare, chunk_spans, rank_chunk
+from steerling_jax.models.decoder.config import DecoderConfig
+from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.progress import Progress, no_progress
 
 # Finds training data for tokens [start, end) of a text of token ids (T,): (ids, start, end) -> Evidence.
@@ -30,24 +36,33 @@ AttributeInputs = Callable[[Trace], InputAttribution]
 DEFAULT_REFERENCE: Reference = "vocabulary"
 
 
+class CommittedToken(NamedTuple):
+    """A committed token: the step, the canvas position, the id, and the raw logit that the trace records."""
+
+    step: int
+    position: int
+    token_id: int
+    logit: float
+
+
 @dataclass(frozen=True)
 class ExplainedChunk:
     """Canvas positions [start, end) with their attribution.
 
-    inputs is None if input attribution was not requested or no token was committed there; evidence is None without an
-    index.
+    ranking is None for a model without concepts. inputs is None if input attribution was not requested or no token was
+    committed there; evidence is None without an index.
     """
 
     start: int
     end: int
     text: str
-    ranking: ChunkRanking
+    ranking: ChunkRanking | None
     inputs: SpanAttribution | None = None
     evidence: Evidence | None = None
 
     def top(self, kind: str, count: int) -> list[ConceptShare]:
         """The `count` concepts of a kind ("known" or "discovered") with the largest absolute share."""
-        return [entry for entry in self.ranking if entry.type == kind][:count]
+        return [entry for entry in self.ranking or () if entry.type == kind][:count]
 
 
 @dataclass(frozen=True)
@@ -57,10 +72,12 @@ class Explanation:
     Attributes:
         record, trace: The record that is explained, and its trace restored for the model.
         chunks: The chunks, in order.
-        shares, inputs: Concept contributions and input attributions, one row per committed token in the trace's order.
+        committed: The committed tokens, in the trace's order.
+        shares, inputs: Concept contributions and input attributions, one row per committed token. shares is None for a
+            model without concepts.
         log_probability: The contributions to the tokens' log-probabilities (reference "model"), beside `shares`.
         pieces: The text of each canvas position's token as it was committed, also where an end of turn overwrote it.
-        concepts: The model's catalogue, for names.
+        concepts: The model's catalogue, for names; None for a model without concepts.
         characters: The same canvas as runs of tokens that make whole characters.
         strict: Whether concepts are all that varies: epsilon is then a constant vector, the same at every position.
     """
@@ -68,16 +85,18 @@ class Explanation:
     record: TraceRecord
     trace: Trace
     chunks: tuple[ExplainedChunk, ...]
-    shares: Contributions
-    log_probability: Contributions
+    committed: tuple[CommittedToken, ...]
+    shares: Contributions | None
+    log_probability: Contributions | None
     inputs: InputAttribution | None
     pieces: tuple[str, ...]
-    concepts: Catalogue
+    concepts: Catalogue | None
     characters: tuple[TextRun, ...]
     strict: bool = False
 
     def name(self, kind: str, concept_id: int) -> str:
         """A concept's name; kind is "known" or "discovered"."""
+        assert self.concepts is not None
         return self.concepts.get(concept_id, "known" if kind == "known" else "discovered").name
 
     @property
@@ -86,9 +105,9 @@ class Explanation:
         return "constant" if self.strict else "epsilon"
 
     @property
-    def share_error(self) -> float:
+    def share_error(self) -> float | None:
         """The largest difference, over tokens, between what is split and the sum of its parts."""
-        return self.shares.largest_error
+        return None if self.shares is None else self.shares.largest_error
 
     @property
     def completeness_error(self) -> float | None:
@@ -115,50 +134,64 @@ def explain(
         find_evidence: Also search the training data with this function.
         source: The name of the record in error messages.
 
-    Raises `UserError` for a trace of another model and for a model without concepts.
+    Raises `UserError` for a trace of another model.
     """
     trace, config = restore(record, bundle, source), bundle.config
-    read = trace if config.concept is None else replace(trace, hidden=hidden_rows(bundle, trace))  # for both splits
-    shares = concept_contributions(bundle, read, reference=reference)
-    of_probability = shares if reference == "model" else concept_contributions(bundle, read, reference="model")
+    shares = of_probability = None
+    has_concepts = isinstance(config, ModelConfig) and config.concept is not None
+    if has_concepts:
+        read = replace(trace, hidden=hidden_rows(bundle, trace))  # for both splits
+        shares = concept_contributions(bundle, read, reference=reference)
+        of_probability = shares if reference == "model" else concept_contributions(bundle, read, reference="model")
     if callable(inputs):
         attributions = inputs(trace)
     else:
         attributions = attribute_inputs(bundle, trace, progress=progress) if inputs else None
-    # The canvas has whole blocks; what is beyond the requested length is not part of the text.
-    length = len(trace.tokens) if record.generation is None else record.generation.max_new_tokens
-    written = trace.tokens[: trace.prompt_length + length]
-    spans = chunk_spans(written, trace.prompt_length, config.endofchunk_token_id, config.eot_id)
+    committed = tuple(CommittedToken(*one) for one in trace.flat())
+    spans = _spans(record, trace, config)
     chunks = []
     for number, (start, end) in enumerate(spans):
         if find_evidence is not None:
             progress("training data", number, len(spans))
-        committed = bool(((shares.positions >= start) & (shares.positions < end)).any())
+        has_commits = any(start <= one.position < end for one in committed)
         ids = text_ids(trace.tokens[start:end], config)
         chunks.append(
             ExplainedChunk(
                 start,
                 end,
                 bundle.tokenizer.decode(ids),
-                rank_chunk(shares, start, end, log_probability=of_probability),
-                attributions.of_span(start, end) if attributions is not None and committed else None,
+                None if shares is None else rank_chunk(shares, start, end, log_probability=of_probability),
+                attributions.of_span(start, end) if attributions is not None and has_commits else None,
                 find_evidence(trace.tokens, start, end) if find_evidence is not None and ids else None,
             )
         )
     # An end of turn overwrites the tokens after it in `trace.tokens`; attribution is of the tokens as committed.
     pieces = trace.pieces
     assert pieces is not None
+    concepts = bundle.concepts if has_concepts else None
     characters = text_runs(bundle.tokenizer, trace.committed.tolist(), {trace.mask_id})
-    strict = config.concept is not None and config.concept.is_strict
     return Explanation(
         record,
         trace,
         tuple(chunks),
+        committed,
         shares,
         of_probability,
         attributions,
         pieces,
-        bundle.concepts,
+        concepts,
         characters,
-        strict,
+        has_concepts and config.concept.is_strict,
     )
+
+
+def _spans(record: TraceRecord, trace: Trace, config: ModelConfig | DecoderConfig) -> list[tuple[int, int]]:
+    """The chunks [start, end) of the text; that of an autoregressive model is one chunk."""
+    # The canvas has whole blocks; what is beyond the requested length is not part of the text.
+    length = len(trace.tokens) if record.generation is None else record.generation.max_new_tokens
+    start, written = trace.prompt_length, trace.tokens[: trace.prompt_length + length]
+    if isinstance(config, ModelConfig):
+        return chunk_spans(written, start, config.endofchunk_token_id, config.eot_id)
+    stop = () if record.generation is None else record.generation.stop_tokens or ()
+    end = start + len(text_ids(written[start:], config, stop))  # without the id that ended it
+    return [(start, end)] if end > start else []

@@ -10,6 +10,8 @@ All links are in logits of the token, so that they can be added up:
 - input → epsilon is what remains of the input's attribution to the same value. So the links that leave an input sum to
   that attribution.
 
+In the graph of a model without concepts the inputs are linked to the logit itself.
+
 Legend: K listed concepts, T canvas positions.
 """
 
@@ -20,9 +22,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from steerling_jax.attribution.trace.document import input_baseline
 from steerling_jax.attribution.trace.explanation import Explanation
 from steerling_jax.bundle import Bundle
 from steerling_jax.concepts.catalogue import Head
+from steerling_jax.decoding.text_ids import NO_MASK
 from steerling_jax.decoding.trace import Trace
 from steerling_jax.errors import UserError
 from steerling_jax.explain.contributions import Contributions
@@ -66,9 +70,43 @@ def make_graph(
 
     Raises `UserError` if no token was committed there.
     """
-    shares, trace = explanation.shares, explanation.trace
+    trace = explanation.trace
     position = graph_position(trace, position)
-    row = int(np.flatnonzero(shares.positions == position)[0])
+    row = next(i for i, one in enumerate(explanation.committed) if one.position == position)
+    shares = explanation.shares
+    if shares is None or shares.reference == "raw":
+        of_logit = explanation.inputs or attribute_inputs(bundle, trace, positions=[position])
+    else:
+        of_logit = attribute_inputs(bundle, trace, target=TokenAboveMean(shares.reference), positions=[position])
+    into_logit = of_logit.attributions[of_logit.target_positions == position][0]
+    graph = _GraphBuilder(bundle, explanation, row)
+    largest_error = None
+    if shares is None:
+        graph.add_inputs(graph.target, into_logit)
+    else:
+        largest_error = _add_concepts(graph, bundle, explanation, shares, row, into_logit, progress)
+    probability = attribute_inputs(bundle, trace, target=TokenLogProbability(), positions=[position], nodes=1)
+    graph.add_logit(math.exp(float(probability.path_logits[0])))
+    return {
+        "metadata": _metadata(bundle, explanation, row, largest_error),
+        "qParams": {"pinnedIds": [], "supernodes": [], "linkType": "both", "clickedId": graph.target, "sg_pos": ""},
+        "nodes": list(graph.nodes.values()),
+        "links": graph.links,
+    }
+
+
+def _add_concepts(
+    graph: _GraphBuilder,
+    bundle: Bundle,
+    explanation: Explanation,
+    shares: Contributions,
+    row: int,
+    into_logit: np.ndarray,
+    progress: Progress,
+) -> float:
+    """Adds the concepts and epsilon with their links, for the input attributions into_logit (T,); returns the largest
+    completeness error of the links into concepts, in logits."""
+    trace, position = explanation.trace, explanation.committed[row].position
     concepts = _listed_concepts(shares, row)
     of_concepts = attribute_inputs(
         bundle,
@@ -77,11 +115,6 @@ def make_graph(
         positions=[position] * len(concepts),
         progress=progress,
     )
-    if shares.reference == "raw":
-        of_logit = explanation.inputs or attribute_inputs(bundle, trace, positions=[position])
-    else:
-        of_logit = attribute_inputs(bundle, trace, target=TokenAboveMean(shares.reference), positions=[position])
-    into_logit = of_logit.attributions[of_logit.target_positions == position][0]
     # A clamped concept has an activation but no inputs: the clamp replaces it whatever the inputs are.
     clamped = _clamped_concepts(trace, position)
     units = np.asarray(
@@ -90,18 +123,10 @@ def make_graph(
     into_concepts = of_concepts.attributions * units[:, None]
     # Epsilon depends on the inputs through the whole network. It gets the remainder, so that nothing is lost.
     into_epsilon = into_logit - into_concepts.sum(axis=0)
-    probability = attribute_inputs(bundle, trace, target=TokenLogProbability(), positions=[position], nodes=1)
-    graph = _GraphBuilder(bundle, explanation, row)
     for one, inputs in zip(concepts, into_concepts, strict=True):
         graph.add_source(graph.add_concept(one), one.contribution, inputs)
     graph.add_source(graph.add_epsilon(), float(shares.epsilon[row]), into_epsilon)
-    graph.add_logit(math.exp(float(probability.path_logits[0])))
-    return {
-        "metadata": _metadata(bundle, explanation, row, of_concepts.completeness_error * units),
-        "qParams": {"pinnedIds": [], "supernodes": [], "linkType": "both", "clickedId": graph.target, "sg_pos": ""},
-        "nodes": list(graph.nodes.values()),
-        "links": graph.links,
-    }
+    return float(np.abs(of_concepts.completeness_error * units).max(initial=0.0))
 
 
 def _listed_concepts(shares: Contributions, row: int) -> list[_Concept]:
@@ -135,10 +160,9 @@ class _GraphBuilder:
     """
 
     def __init__(self, bundle: Bundle, explanation: Explanation, row: int):
-        shares = explanation.shares
+        step, self.position, self.token, _ = explanation.committed[row]
         self.explanation, self.pieces = explanation, explanation.pieces
-        self.position, self.token = int(shares.positions[row]), int(shares.token_ids[row])
-        self.snapshot = explanation.trace.snapshot(int(shares.steps[row]))
+        self.snapshot = explanation.trace.snapshot(step)
         self.layer = bundle.config.n_layers + 1
         self.target = f"{self.layer + 1}_{self.token}_{self.position}"
         self.nodes: dict[str, dict[str, Any]] = {}
@@ -146,7 +170,9 @@ class _GraphBuilder:
 
     def add_concept(self, one: _Concept) -> str:
         # The published package numbers discovered concepts after the known ones.
-        number = one.id + (self.explanation.concepts.known if one.kind == "discovered" else 0)
+        concepts = self.explanation.concepts
+        assert concepts is not None
+        number = one.id + (concepts.known if one.kind == "discovered" else 0)
         name = f"{self.explanation.name(one.kind, one.id)} ({one.kind})"
         return self._add_node(number, "cross layer transcoder", name, activation=one.activation)
 
@@ -173,6 +199,10 @@ class _GraphBuilder:
     def add_source(self, node: str, weight: float, inputs: np.ndarray) -> None:
         """Links a node to the logit with `weight`, and its strongest inputs, of attributions (T,), to the node."""
         self.links.append({"source": node, "target": self.target, "weight": weight})
+        self.add_inputs(node, inputs)
+
+    def add_inputs(self, node: str, inputs: np.ndarray) -> None:
+        """Links the strongest inputs, of attributions (T,), to a node."""
         for place in np.argsort(-np.abs(inputs), kind="stable")[:_LINKS].tolist():
             if inputs[place] != 0:
                 self.links.append({"source": self._add_input(place), "target": node, "weight": float(inputs[place])})
@@ -209,12 +239,22 @@ class _GraphBuilder:
         return node
 
 
-def _metadata(bundle: Bundle, explanation: Explanation, row: int, errors: np.ndarray) -> dict[str, Any]:
-    """The graph's metadata; errors (K,) are the completeness errors of the links into concepts, in logits."""
+def _metadata(bundle: Bundle, explanation: Explanation, row: int, largest_error: float | None) -> dict[str, Any]:
+    """The graph's metadata; largest_error: of the links into concepts, in logits, None for a model without concepts."""
     record, shares, trace = explanation.record, explanation.shares, explanation.trace
-    step, position = int(shares.steps[row]), int(shares.positions[row])
+    step, position, _, logit = explanation.committed[row]
     seed = "given" if record.seed is None else record.seed
-    pieces = [bundle.tokenizer.piece(i) for i in trace.snapshot(step).tolist()]
+    if trace.mask_id == NO_MASK:  # the text up to the token, which has a node at its own place
+        pieces = list(explanation.pieces[: position + 1])
+    else:
+        pieces = [bundle.tokenizer.piece(i) for i in trace.snapshot(step).tolist()]
+    links = (
+        "Links are in logits: what an input added to the token's logit"
+        if shares is None
+        else f"Links are in logits: concepts and the error node, epsilon, add up to {_SPLIT[shares.reference]}, and "
+        "the links that leave an input, those too weak to be drawn included, to what it added"
+    )
+    baseline = "a canvas of masks" if input_baseline(explanation) == "masks" else "the mean embedding of all tokens"
     return {
         "slug": f"steerling-{record.origin.fingerprint}-{seed}-{position}",
         "scan": record.origin.name,
@@ -223,20 +263,19 @@ def _metadata(bundle: Bundle, explanation: Explanation, row: int, errors: np.nda
         "info": {
             "description": (
                 f"The token at position {position}, written in step {step}; the last step is {trace.commits[-1].step}. "
-                "The tokens are the canvas as it was before that step. Links are in logits: concepts and the error "
-                f"node, epsilon, add up to {_SPLIT[shares.reference]}, and the links that leave an input, those too "
-                "weak to be drawn included, to what it added, by integrated gradients from a canvas of masks."
+                f"The tokens are the canvas as it was before that step. {links}, by integrated gradients from "
+                f"{baseline}."
             ),
             "generator": {"name": "steerling-jax"},
         },
         "generation_settings": {
             "step": step,
             "position": position,
-            "logit": float(shares.target_logits[row]),
-            "reference": shares.reference,
-            "reference_logit": float(shares.target_logits[row] - shares.split_logits[row]),
-            "share_error": float(shares.error[row]),
-            "largest_concept_completeness_error": float(np.abs(errors).max(initial=0.0)),
+            "logit": float(logit),
+            "reference": None if shares is None else shares.reference,
+            "reference_logit": None if shares is None else float(shares.target_logits[row] - shares.split_logits[row]),
+            "share_error": None if shares is None else float(shares.error[row]),
+            "largest_concept_completeness_error": largest_error,
             "guidance": trace.guidance,
         },
         "pruning_settings": {"inputs_per_node": _LINKS},

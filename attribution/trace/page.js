@@ -5,6 +5,7 @@ const trace = doc.trace;
 const promptLength = trace.prompt.length;
 const canvas = document.getElementById("canvas");
 const slider = document.getElementById("step");
+const hasConcepts = doc.concepts !== null; // autoregressive models and bare backbones have none
 const byPosition = new Map(doc.tokens.map((token) => [token.position, token]));
 const steps = trace.commits.map((commit) => commit.step);
 let selected = null; // position of the selected token
@@ -127,9 +128,9 @@ slider.addEventListener("input", paint);
 const KINDS = ["known", "discovered", "epsilon"];
 // A model without epsilon has a constant in its place, the same at every position.
 const REST = doc.strict ? "constant" : "epsilon";
-const sides = (item) => KINDS.flatMap((kind) => [item.raised_shares[kind], item.lowered_shares[kind]]);
+const sides = (item) => (hasConcepts ? KINDS.flatMap((kind) => [item.raised_shares[kind], item.lowered_shares[kind]]) : []);
 const inputSizes = (item) => (item.inputs ? item.inputs.attributions : []);
-const contributions = (token) => [...token.known, ...token.discovered].map((entry) => entry.contribution);
+const contributions = (token) => [...(token.known ?? []), ...(token.discovered ?? [])].map((entry) => entry.contribution);
 const largest = (items, values) => items.reduce((most, item) => Math.max(most, ...values(item).map(Math.abs)), 1e-12);
 const everything = [...doc.chunks, ...doc.tokens];
 const SHARE = largest(everything, sides);
@@ -207,21 +208,25 @@ function select(position) {
   const token = byPosition.get(selected);
   title.textContent = `“${shown(selected)}” at position ${selected}, committed in step ${token.step}`;
   const columns = make("div", { class: "columns" });
-  for (const kind of ["known", "discovered"]) {
+  for (const kind of hasConcepts ? ["known", "discovered"] : []) {
     const rows = conceptRows(kind, token[kind], "contribution", "log_probability", signed);
     if (rows.length) rows.push(["others", token[`other_${kind}`], signed(token[`other_${kind}`]), beside ? "" : undefined]);
     columns.append(table(`${kind} concepts, logits${ofProbability}`, rows, `no ${kind} concepts`, LOGIT));
   }
   if (token.inputs) columns.append(inputTable("from tokens @position, logits", token.inputs, LOGIT));
-  const reference = doc.reference === "raw" ? "" : ` minus ${MEAN[doc.reference]}, ${token.reference_logit.toFixed(3)}`;
-  const facts = [`Logit ${token.logit.toFixed(3)}${reference}, of which ${REST} ${signed(token.epsilon, 3)}; the parts sum to it `
-    + `within ${token.share_error.toExponential(1)}.`];
+  const facts = [`Logit ${token.logit.toFixed(3)}.`];
+  if (hasConcepts) {
+    const reference = doc.reference === "raw" ? "" : ` minus ${MEAN[doc.reference]}, ${token.reference_logit.toFixed(3)}`;
+    facts[0] = `Logit ${token.logit.toFixed(3)}${reference}, of which ${REST} ${signed(token.epsilon, 3)}; the parts sum to it `
+      + `within ${token.share_error.toExponential(1)}.`;
+  }
   if (token.inputs) {
-    facts.push(`With only masks the logit is ${token.inputs.baseline.toFixed(3)}; the tokens account for the difference within `
+    const start = doc.input_baseline === "mean embedding" ? "With the mean embedding in place of every token" : "With only masks";
+    facts.push(`${start} the logit is ${token.inputs.baseline.toFixed(3)}; the tokens account for the difference within `
       + `${Math.abs(token.inputs.completeness_error).toExponential(1)} (${token.inputs.nodes} nodes`
       + `${token.inputs.converged ? "" : ", not within the tolerance"}).`);
   }
-  body.replaceChildren(parts(token), columns, make("p", { class: "hint", text: facts.join(" ") }));
+  body.replaceChildren(...(hasConcepts ? [parts(token)] : []), columns, make("p", { class: "hint", text: facts.join(" ") }));
 }
 
 // ---- chunks
@@ -247,14 +252,14 @@ function evidence(result) {
 
 doc.chunks.forEach((chunk, number) => {
   const columns = make("div", { class: "columns" });
-  for (const kind of ["known", "discovered"]) {
+  for (const kind of hasConcepts ? ["known", "discovered"] : []) {
     columns.append(table(`${kind} concepts, signed share${ofProbability}`,
       conceptRows(kind, chunk[kind], "share", "log_probability_share", (value) => `${signed(100 * value, 1)} %`),
       `no ${kind} concepts`, SHARE));
   }
   if (chunk.inputs) columns.append(inputTable("from tokens @position, logits", chunk.inputs, CHUNK_LOGIT));
   const article = make("article", {}, make("h3", { text: `Chunk ${number + 1}: positions ${chunk.start} to ${chunk.end - 1}` }),
-    make("blockquote", { text: chunk.text.replace(/^\n+|\n+$/g, "") }), parts(chunk), columns);
+    make("blockquote", { text: chunk.text.replace(/^\n+|\n+$/g, "") }), ...(hasConcepts ? [parts(chunk)] : []), columns);
   if (chunk.evidence) article.append(evidence(chunk.evidence));
   document.getElementById("chunks").append(article);
 });
@@ -275,13 +280,17 @@ for (const [name, value] of [
   if (value !== null) about.append(make("dt", { text: name }), make("dd", { text: String(value) }));
 }
 const errors = doc.errors;
-document.getElementById("errors").textContent = `What is split and the sum of its parts differ by at most `
-  + `${errors.largest_share_error.toExponential(1)}. ` + (errors.largest_completeness_error === null
+const ofShares = hasConcepts ? `What is split and the sum of its parts differ by at most ${errors.largest_share_error.toExponential(1)}. ` : "";
+document.getElementById("errors").textContent = ofShares + (errors.largest_completeness_error === null
     ? "Input attribution was not requested."
     : `The sum of the input tokens differs from the change of the logit by at most ${errors.largest_completeness_error.toExponential(1)}; `
       + `${errors.unconverged} of ${errors.targets} tokens are outside the tolerance.`)
-  + ` Each logit${doc.reference === "raw" ? "" : `, minus ${MEAN[doc.reference]},`} is a sum of parts: known concepts, discovered concepts and ${doc.strict ? "a constant" : "epsilon, which no concept explains"}. A share is a part`
+  + (!hasConcepts ? "" : ` Each logit${doc.reference === "raw" ? "" : `, minus ${MEAN[doc.reference]},`} is a sum of parts: known concepts, discovered concepts and ${doc.strict ? "a constant" : "epsilon, which no concept explains"}. A share is a part`
   + " relative to the sum of the sizes of all parts of its token, a mean over the tokens of a chunk; a concept's share is the sum"
   + " of its parts with their signs. Bars to the right, in green, raise logits, bars to the left, in red, lower them; all bars of"
-  + ` shares have one scale, on which the longest is ${percent(SHARE, 1)}.`;
+  + ` shares have one scale, on which the longest is ${percent(SHARE, 1)}.`);
+if (!hasConcepts) {
+  document.getElementById("hint").textContent = "Select a token to see, as colours and as a list, the tokens that it came from. "
+    + "The arrow keys move, Enter selects, Escape clears the selection.";
+}
 paint();

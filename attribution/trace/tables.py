@@ -10,6 +10,7 @@ import numpy as np
 from steerling_jax.attribution.trace.document import KINDS
 from steerling_jax.attribution.trace.explanation import Explanation
 from steerling_jax.errors import UserError
+from steerling_jax.explain.ranking import ChunkRanking
 from steerling_jax.io.text_files import replace_surrogates
 
 Rows = list[dict[str, Any]]
@@ -44,7 +45,7 @@ def write_tables(folder: Path, tables: dict[str, Rows], explanation: Explanation
         "model": record.origin.name,
         "fingerprint": record.origin.fingerprint,
         "seed": str(record.seed),
-        "reference": explanation.shares.reference,
+        "reference": "" if explanation.shares is None else explanation.shares.reference,
     }
     for name, rows in tables.items():
         schema = pyarrow.schema([(column, getattr(pyarrow, kind)()) for column, kind in _COLUMNS[name].items()])
@@ -87,7 +88,7 @@ _COLUMNS = {
 def make_tables(explanation: Explanation) -> dict[str, Rows]:
     """The rows of each table; docs/design/trace-format.md describes the columns.
 
-    Attributions that were not requested are empty.
+    Attributions that were not requested are empty, and so are concepts of a model without them.
     """
     return {
         "tokens": _tokens(explanation),
@@ -112,17 +113,17 @@ def _tokens(explanation: Explanation) -> Rows:
         }
         for p, token in enumerate(trace.tokens)
     ]
-    for i, p in enumerate(shares.positions.tolist()):
-        net = (shares.net_known[i], shares.net_discovered[i], shares.net_epsilon[i])
-        rows[p] |= {
-            "token_id": int(shares.token_ids[i]),
-            "step": int(shares.steps[i]),
-            "logit": shares.target_logits[i],
-            "reference_logit": shares.target_logits[i] - shares.split_logits[i],
-            "epsilon": shares.epsilon[i],
-            "share_error": shares.error[i],
-            **_by_kind("net", net),
-        }
+    for i, one in enumerate(explanation.committed):
+        p = one.position
+        rows[p] |= {"token_id": one.token_id, "step": one.step, "logit": one.logit}
+        if shares is not None:
+            net = (shares.net_known[i], shares.net_discovered[i], shares.net_epsilon[i])
+            rows[p] |= {
+                "reference_logit": shares.target_logits[i] - shares.split_logits[i],
+                "epsilon": shares.epsilon[i],
+                "share_error": shares.error[i],
+                **_by_kind("net", net),
+            }
         if inputs is not None:
             rows[p] |= {
                 "path_logit": inputs.path_logits[i],
@@ -136,6 +137,8 @@ def _tokens(explanation: Explanation) -> Rows:
 
 def _concepts(explanation: Explanation) -> Rows:
     s, beside, rows = explanation.shares, explanation.log_probability, []
+    if s is None:
+        return rows
     for kind in KINDS[:2]:
         ids, weights, values, probability = (
             getattr(of, f"{kind}_{name}")
@@ -171,12 +174,18 @@ def _chunks(explanation: Explanation) -> Rows:
             "start": chunk.start,
             "end": chunk.end,
             "text": chunk.text,
-            **_by_kind("net", chunk.ranking.net_shares),
-            **_by_kind("absolute", chunk.ranking.absolute_shares),
-            "epsilon_percent": chunk.ranking.epsilon_percent,
+            **({} if chunk.ranking is None else _chunk_shares(chunk.ranking)),
         }
         for number, chunk in enumerate(explanation.chunks)
     ]
+
+
+def _chunk_shares(ranking: ChunkRanking) -> dict[str, float]:
+    return {
+        **_by_kind("net", ranking.net_shares),
+        **_by_kind("absolute", ranking.absolute_shares),
+        "epsilon_percent": ranking.epsilon_percent,
+    }
 
 
 def _chunk_concepts(explanation: Explanation) -> Rows:
@@ -188,6 +197,7 @@ def _chunk_concepts(explanation: Explanation) -> Rows:
             "log_probability_share": chunk.ranking.log_probability_shares[entry.type, entry.concept_id],
         }
         for number, chunk in enumerate(explanation.chunks)
+        if chunk.ranking is not None
         for entry in chunk.ranking
     ]
 

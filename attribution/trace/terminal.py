@@ -9,7 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from steerling_jax.attribution.trace.explanation import ExplainedChunk, Explanation
-from steerling_jax.explain.ranking import ConceptShare
+from steerling_jax.explain.contributions import Contributions
+from steerling_jax.explain.ranking import ChunkRanking, ConceptShare
 
 _INPUTS = 5  # input tokens shown per chunk, of the prompt and of the text each
 _BAR = 14  # characters of the longest bar, on either side
@@ -26,15 +27,13 @@ def render(explanation: Explanation, count: int) -> RenderableType:
     """A panel per chunk, with `count` concepts of each kind."""
     panels = []
     # One scale for the bars of all chunks, so that equal lengths are equal shares.
-    sizes = [share for c in explanation.chunks for share in (*c.ranking.raised_shares, *c.ranking.lowered_shares)]
+    rankings = [chunk.ranking for chunk in explanation.chunks if chunk.ranking is not None]
+    sizes = [share for ranking in rankings for share in (*ranking.raised_shares, *ranking.lowered_shares)]
     scale = max([1e-8, *sizes])
     for number, chunk in enumerate(explanation.chunks, 1):
-        parts = [
-            Text(chunk.text.strip("\n"), style="bold"),
-            Text(),
-            _concepts(chunk, explanation, count),
-            _bars(chunk, scale, explanation.rest),
-        ]
+        parts: list[RenderableType] = [Text(chunk.text.strip("\n"), style="bold"), Text()]
+        if chunk.ranking is not None:
+            parts += [_concepts(chunk, explanation, count), _bars(chunk.ranking, scale, explanation.rest)]
         if chunk.inputs is not None:
             parts.append(_inputs(chunk, explanation))
         if chunk.evidence is not None:
@@ -46,28 +45,34 @@ def render(explanation: Explanation, count: int) -> RenderableType:
 
 def accuracy_note(explanation: Explanation) -> str:
     """What the shares mean and how accurate the attributions are, in a few sentences."""
-    reference = explanation.shares.reference
-    beside = "" if reference == "model" else " The second column has the shares of the log-probability."
-    rest = "a constant" if explanation.strict else "epsilon, which no concept explains"
-    note = (
-        f"{_SPLIT[reference]} is a sum of parts: known concepts, discovered concepts and {rest}. A share is a "
-        "part relative to the sum of the sizes of all parts of its token, averaged over the chunk: the bars of a chunk "
-        "together are 100 %, green ones raise the token above the others, red ones lower it, and a concept's share is "
-        f"the sum of its parts with their signs.{beside} The split values and the sums of their parts differ by at "
-        f"most {explanation.share_error:.1e}."
-    )
+    notes: list[str] = []
+    if explanation.shares is not None:
+        notes.append(_shares_note(explanation.shares, explanation.strict))
     if explanation.inputs is not None:
-        note += (
-            " Input tokens: logits that they added, by integrated gradients; their sum differs from the change of the "
+        notes.append(
+            "Input tokens: logits that they added, by integrated gradients; their sum differs from the change of the "
             f"logit by at most {explanation.completeness_error:.1e} per token."
         )
         if explanation.inputs.unconverged:
-            note += f" {explanation.inputs.unconverged}"
-    return note
+            notes.append(explanation.inputs.unconverged)
+    return " ".join(notes)
+
+
+def _shares_note(shares: Contributions, strict: bool) -> str:
+    beside = "" if shares.reference == "model" else " The second column has the shares of the log-probability."
+    rest = "a constant" if strict else "epsilon, which no concept explains"
+    return (
+        f"{_SPLIT[shares.reference]} is a sum of parts: known concepts, discovered concepts and {rest}. A "
+        "share is a part relative to the sum of the sizes of all parts of its token, averaged over the chunk: the bars "
+        "of a chunk together are 100 %, green ones raise the token above the others, red ones lower it, and a "
+        f"concept's share is the sum of its parts with their signs.{beside} The split values and the sums of their "
+        f"parts differ by at most {shares.largest_error:.1e}."
+    )
 
 
 def _concepts(chunk: ExplainedChunk, explanation: Explanation, count: int) -> RenderableType:
     table = Table.grid(padding=(0, 2))
+    assert chunk.ranking is not None
     both = chunk.ranking.reference != "model"  # otherwise the shares are those of the log-probability already
     above = Text("   share   log-p  " if both else "   share  ")
     table.add_row(*(Text.assemble(above, (f"{kind} concepts", "bold")) for kind in ("known", "discovered")))
@@ -82,14 +87,14 @@ def _share(entry: ConceptShare, chunk: ExplainedChunk, explanation: Explanation,
     """A concept's share and, if `both`, its share of the log-probability, then its name."""
     values = [entry.contribution]
     if both:
+        assert chunk.ranking is not None
         values.append(chunk.ranking.log_probability_shares[entry.type, entry.concept_id])
     numbers = [Text(f"{_percent(value):>8}", style=_colour(value)) for value in values]
     return Text.assemble(*numbers, f"  {explanation.name(entry.type, entry.concept_id)}")
 
 
-def _bars(chunk: ExplainedChunk, scale: float, rest: str) -> Text:
+def _bars(ranking: ChunkRanking, scale: float, rest: str) -> Text:
     """For each kind, what lowers the logits to the left and what raises them to the right; a full bar is `scale`."""
-    ranking = chunk.ranking
     lines = Text(f"\n{'all parts':<10}{'lowering':>{10 + _BAR}}│raising\n", style="bold")
     rows = zip(("known", "discovered", rest), ranking.lowered_shares, ranking.raised_shares, strict=True)
     for number, (name, lowered, raised) in enumerate(rows):

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from steerling_jax.attribution.index.evidence import Evidence
-from steerling_jax.attribution.trace.document import INPUTS, KINDS
+from steerling_jax.attribution.trace.document import CHUNK_SHARES, INPUTS, KINDS, TOKEN_SHARES
 from steerling_jax.attribution.trace.explanation import ExplainedChunk, Explanation
 from steerling_jax.attribution.verify.figures import Figure
 from steerling_jax.errors import UserError
 from steerling_jax.explain.contributions import Contributions
 from steerling_jax.explain.inputs.record import InputAttribution
-from steerling_jax.explain.ranking import split_by_sign
+from steerling_jax.explain.ranking import ChunkRanking, split_by_sign
 
 _HIT_FIELDS = ("document", "name", "source", "sha256", "offset", "text", "occurrences")
 
@@ -30,30 +30,49 @@ def compare_explanation(
     among them are left out. Raises `UserError`, naming `where`, for a document that lacks fields."""
     try:
         tokens, chunks = document["tokens"], document["chunks"]
-        if (len(tokens), len(chunks)) != (len(explanation.shares), len(explanation.chunks)):
+        shares, committed = explanation.shares, explanation.committed
+        if (len(tokens), len(chunks)) != (len(committed), len(explanation.chunks)):
             raise UserError(
                 f"{where} explains {len(tokens)} tokens in {len(chunks)} chunks, but its trace has "
-                f"{len(explanation.shares)} in {len(explanation.chunks)}; make it again."
+                f"{len(committed)} in {len(explanation.chunks)}; make it again."
             )
-        listed = _longest([*tokens, *chunks])
+        facts = figures["text" if shares is None else "shares"]
+        listed = 0 if shares is None else _longest([*tokens, *chunks])
         for row, token in enumerate(tokens):
-            place = f"token at {int(explanation.shares.positions[row])}"
-            figures["logits"].compare(place, token["logit"], explanation.shares.target_logits[row])
-            _contributions(figures["contributions"], figures["shares"], place, token, explanation, row, listed)
+            place = f"token at {committed[row].position}"
+            figures["logits"].compare(place, token["logit"], committed[row].logit)
+            if shares is None:
+                _no_concepts(facts, place, token, TOKEN_SHARES)
+            else:
+                _contributions(figures["contributions"], figures["shares"], place, token, explanation, row, listed)
             if "inputs" in figures and explanation.inputs is not None:
                 _inputs_of_token(figures["inputs"], place, token["inputs"], explanation.inputs, row)
         for number, (chunk, computed) in enumerate(zip(chunks, explanation.chunks, strict=True), 1):
             place = f"chunk {number}"
-            _chunk(figures["shares"], place, chunk, computed, listed)
+            facts.compare_field(f"{place}, span", [chunk["start"], chunk["end"]], [computed.start, computed.end])
+            facts.compare_field(f"{place}, text", chunk["text"], computed.text)
+            if computed.ranking is None:
+                _no_concepts(facts, place, chunk, CHUNK_SHARES)
+            else:
+                _ranking(facts, place, chunk, computed.ranking, listed)
             if "chunk_inputs" in figures:
                 _inputs_of_chunk(figures["chunk_inputs"], place, chunk["inputs"], computed)
             if "evidence" in figures:
                 _evidence(figures["evidence"], place, chunk["evidence"], computed.evidence)
-        _names(figures["shares"], document["concepts"], explanation)
-        figures["shares"].compare_field("pieces", list(document["pieces"]), list(explanation.pieces))
+        if shares is None:
+            _no_concepts(facts, "the explanation", document, ["concepts"])
+        else:
+            _names(facts, document["concepts"], explanation)
+        facts.compare_field("pieces", list(document["pieces"]), list(explanation.pieces))
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise UserError(f"{where} is not a whole explanation ({reason}); make it again.") from None
+
+
+def _no_concepts(figure: Figure, place: str, recorded: Mapping[str, Any], fields: Sequence[str]) -> None:
+    """A model without concepts has None in these fields."""
+    for name in fields:
+        figure.compare_field(f"{place}, {name}", recorded[name], None)
 
 
 def _longest(entries: Sequence[Mapping[str, Any]]) -> int:
@@ -64,11 +83,13 @@ def _longest(entries: Sequence[Mapping[str, Any]]) -> int:
 def _contributions(
     figure: Figure, shares: Figure, place: str, token: Mapping[str, Any], one: Explanation, row: int, listed: int
 ) -> None:
-    c = one.shares
+    c, beside = one.shares, one.log_probability
+    assert c is not None
+    assert beside is not None
     for kind in KINDS[:2]:
         computed = _by_concept(c, kind, "contributions", row)
         active = _by_concept(c, kind, "weights", row)
-        probability = _by_concept(one.log_probability, kind, "contributions", row)
+        probability = _by_concept(beside, kind, "contributions", row)
         recorded = {entry["id"]: entry for entry in token[kind]}
         contributions = {number: entry["contribution"] for number, entry in recorded.items()}
         figure.compare_listed(f"{place}, {kind}", contributions, computed, listed)
@@ -112,10 +133,7 @@ def _signs(
             figure.compare(f"{place}, {name}", [recorded[name][kind] for kind in KINDS], values)
 
 
-def _chunk(figure: Figure, place: str, chunk: Mapping[str, Any], computed: ExplainedChunk, listed: int) -> None:
-    figure.compare_field(f"{place}, span", [chunk["start"], chunk["end"]], [computed.start, computed.end])
-    figure.compare_field(f"{place}, text", chunk["text"], computed.text)
-    ranking = computed.ranking
+def _ranking(figure: Figure, place: str, chunk: Mapping[str, Any], ranking: ChunkRanking, listed: int) -> None:
     for kind in KINDS[:2]:
         recorded = {entry["id"]: entry["share"] for entry in chunk[kind]}
         everything = {entry.concept_id: entry.contribution for entry in ranking if entry.type == kind}

@@ -20,6 +20,7 @@ from steerling_jax.errors import require
 from steerling_jax.explain.committed_logits import committed_logits
 from steerling_jax.explain.inputs.integrated_gradients import attribute_inputs, node_counts
 from steerling_jax.explain.inputs.record import DEFAULT_TOLERANCE, InputAttribution, Tolerance
+from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.progress import Progress, no_progress
 
 # Of the largest value of a figure. Sums of float32 differ between processors in their seventh digit, those of bfloat16
@@ -72,12 +73,17 @@ def verify(
         left_out["evidence"] = "not requested" if recorded else "not in the record"
     if document is None:
         left_out |= dict.fromkeys(("shares", "chunk_inputs"), "not in the record")
-    figures = {name: Figure(text, limit) for name, text in _NAMES.items() if name not in left_out}
+    names = dict(_NAMES)
+    if not (isinstance(bundle.config, ModelConfig) and bundle.config.concept is not None):
+        left_out |= dict.fromkeys(("contributions", "shares"), "the model has no concepts")
+        # The figure of shares has the texts and spans of chunks as well; here they are one of their own.
+        names |= {} if document is None else {"text": "text and chunks"}
+    figures = {name: Figure(text, limit) for name, text in names.items() if name not in left_out}
     attribute = None
     if "inputs" in figures:
         attribute = lambda trace: _attribute(bundle, trace, document, progress)  # noqa: E731
     # A document of version 1 does not say what it splits: it is the raw logit.
-    reference = "raw" if document is None else document.get("reference", "raw")
+    reference = "raw" if document is None else document.get("reference") or "raw"
     explanation = explain(
         bundle,
         record,
@@ -127,16 +133,16 @@ def _identities(record: TraceRecord, bundle: Bundle, index: str | None) -> list[
 def _compare_logits(figures: Mapping[str, Figure], bundle: Bundle, explanation: Explanation) -> None:
     """The recorded logits beside those of the snapshots, of the sum of the parts, and of the input attributions."""
     shares, inputs = explanation.shares, explanation.inputs
-    recorded = shares.target_logits
     logits = committed_logits(bundle, explanation.trace)
-    sums = shares.known_contributions.sum(axis=1) + shares.discovered_contributions.sum(axis=1) + shares.epsilon
-    sums = sums + (shares.target_logits - shares.split_logits)
-    for row, position in enumerate(shares.positions.tolist()):
-        place = f"token at {position}"
-        figures["logits"].compare(place, recorded[row], logits[row])
-        figures["contributions"].compare(f"{place}, sum of the parts", recorded[row], sums[row])
+    for row, one in enumerate(explanation.committed):
+        place = f"token at {one.position}"
+        figures["logits"].compare(place, one.logit, logits[row])
+        if shares is not None:
+            parts = shares.known_contributions[row].sum() + shares.discovered_contributions[row].sum()
+            whole = parts + shares.epsilon[row] + (shares.target_logits[row] - shares.split_logits[row])
+            figures["contributions"].compare(f"{place}, sum of the parts", one.logit, whole)
         if "inputs" in figures and inputs is not None:
-            figures["inputs"].compare(f"{place}, value on the snapshot", recorded[row], inputs.path_logits[row])
+            figures["inputs"].compare(f"{place}, value on the snapshot", one.logit, inputs.path_logits[row])
 
 
 def _attribute(

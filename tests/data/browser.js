@@ -59,6 +59,8 @@ console.log(JSON.stringify({
   masked_at_start: maskedAtStart,
   masked_at_end: maskedAtEnd,
   title: document.getElementById("details-title").textContent,
+  details: document.getElementById("details-body").textContent,
+  errors: document.getElementById("errors").textContent,
   coloured: where((chip) => Boolean(chip.style.background)),
   chunks: document.getElementById("chunks").children.length,
   text: document.getElementById("chunks").textContent,
