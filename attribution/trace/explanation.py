@@ -181,7 +181,7 @@ def explain(
         pieces,
         concepts,
         characters,
-        has_concepts and config.concept.is_strict,
+        isinstance(config, ModelConfig) and config.concept is not None and config.concept.is_strict,
     )
 
 

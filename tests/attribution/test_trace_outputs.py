@@ -21,7 +21,7 @@ from rich.console import Console
 import steerling_jax as sj
 from steerling_jax.attribution.index.evidence import Evidence, Hit
 from steerling_jax.attribution.trace.document import INPUTS, make_document
-from steerling_jax.attribution.trace.explanation import Explanation, explain
+from steerling_jax.attribution.trace.explanation import ExplainedChunk, Explanation, explain
 from steerling_jax.attribution.trace.graph import make_graph
 from steerling_jax.attribution.trace.page import make_page
 from steerling_jax.attribution.trace.tables import check_folder, make_tables, write_tables
@@ -29,16 +29,28 @@ from steerling_jax.attribution.trace.terminal import accuracy_note, render
 from steerling_jax.decoding.generation import Prompt, generate
 from steerling_jax.decoding.generation_config import GenerationConfig
 from steerling_jax.decoding.trace_record import TraceRecord, record_of
+from steerling_jax.explain.contributions import Contributions
 from steerling_jax.explain.given_text import given_trace
 from steerling_jax.explain.inputs.targets import TokenAboveMean, TokenLogit
 from steerling_jax.explain.logit_shares import REFERENCES, Reference
-from steerling_jax.explain.ranking import split_by_sign
+from steerling_jax.explain.ranking import ChunkRanking, split_by_sign
 from steerling_jax.inference import forward
 from steerling_jax.io.trace_file import model_origin
 from steerling_jax.steering.config import SteeringConfig
 
 HERE = Path(__file__).parents[1]
 NASTY = "</script><img src=x onerror=alert(1)>{{data}}&amp;\u2028'\""
+
+
+def shares_of(explanation: Explanation) -> Contributions:
+    """The shares of an explanation of a model with concepts."""
+    assert explanation.shares is not None
+    return explanation.shares
+
+
+def ranking_of(chunk: ExplainedChunk) -> ChunkRanking:
+    assert chunk.ranking is not None
+    return chunk.ranking
 
 
 @pytest.fixture(scope="module")
@@ -99,16 +111,16 @@ def test_reports_rank_by_centred_logits_beside_log_probabilities(bundle: sj.Bund
     of = {name: sj.concept_contributions(bundle, trace, reference=name) for name in REFERENCES}
     for chunk in explanation.chunks:
         expected = sj.rank_chunk(of["vocabulary"], chunk.start, chunk.end)
-        assert chunk.ranking.entries == expected.entries
+        assert ranking_of(chunk).entries == expected.entries
         beside = {(e.type, e.concept_id): e.contribution for e in sj.rank_chunk(of["model"], chunk.start, chunk.end)}
-        assert chunk.ranking.log_probability_shares == pytest.approx(beside, abs=1e-6)
-        assert set(chunk.ranking.to_dataframe().log_probability_share) == set(
-            chunk.ranking.log_probability_shares.values()
+        assert ranking_of(chunk).log_probability_shares == pytest.approx(beside, abs=1e-6)
+        assert set(ranking_of(chunk).to_dataframe().log_probability_share) == set(
+            ranking_of(chunk).log_probability_shares.values()
         )
     raw = explain(bundle, explanation.record, inputs=False, reference="raw")
     published = [sj.rank_chunk(of["raw"], chunk.start, chunk.end).entries for chunk in raw.chunks]
-    assert [chunk.ranking.entries for chunk in raw.chunks] == published
-    assert published != [chunk.ranking.entries for chunk in explanation.chunks]
+    assert [ranking_of(chunk).entries for chunk in raw.chunks] == published
+    assert published != [ranking_of(chunk).entries for chunk in explanation.chunks]
     document = make_document(raw, 3)
     assert document["reference"] == "raw"
     assert not any(token["reference_logit"] for token in document["tokens"])
@@ -116,9 +128,9 @@ def test_reports_rank_by_centred_logits_beside_log_probabilities(bundle: sj.Bund
 
 def test_shares_of_a_chunk_are_on_one_scale(explanation: Explanation):
     """Raising and lowering parts make up 100 %, and their differences are the sums of the concepts' signed shares."""
-    c = explanation.shares
+    c = shares_of(explanation)
     for chunk in explanation.chunks:
-        ranking, rows = chunk.ranking, (c.positions >= chunk.start) & (c.positions < chunk.end)
+        ranking, rows = ranking_of(chunk), (c.positions >= chunk.start) & (c.positions < chunk.end)
         raised, lowered = ranking.raised_shares, ranking.lowered_shares
         assert sum(raised) + sum(lowered) == pytest.approx(1, abs=1e-5)
         whole = chunk.end - chunk.start == rows.sum()  # positions without a commit count in the concepts' shares alone
@@ -232,17 +244,17 @@ def test_graph_is_in_the_published_format(graph: dict[str, Any], explanation: Ex
 def test_graph_adds_up(bundle: sj.Bundle, explanation: Explanation, reference: Reference):
     """Links into the logit sum to what is split; links out of an input sum to its attribution to the same value."""
     split = explain(bundle, explanation.record, inputs=False, reference=reference)
-    position = int(split.shares.positions[-1])
+    position = int(shares_of(split).positions[-1])
     target = TokenLogit() if reference == "raw" else TokenAboveMean(reference)
     inputs = sj.attribute_inputs(bundle, split.trace, target=target, positions=[position])
     graph = make_graph(bundle, split)
-    row = len(explanation.shares) - 1
+    row = len(shares_of(explanation)) - 1
     kinds = {node["node_id"]: node["feature_type"] for node in graph["nodes"]}
     (logit,) = (name for name, kind in kinds.items() if kind == "logit")
     assert list(kinds.values()).count("mlp reconstruction error") == 1
     into = sum(link["weight"] for link in graph["links"] if link["target"] == logit)
-    assert into == pytest.approx(float(split.shares.split_logits[row]), abs=1e-4)
-    assert inputs.path_logits[0] == pytest.approx(float(split.shares.split_logits[row]), abs=1e-4)
+    assert into == pytest.approx(float(shares_of(split).split_logits[row]), abs=1e-4)
+    assert inputs.path_logits[0] == pytest.approx(float(shares_of(split).split_logits[row]), abs=1e-4)
     places = {node["node_id"]: node["ctx_idx"] for node in graph["nodes"] if node["feature_type"] == "embedding"}
     out = np.zeros(len(explanation.trace.tokens))
     for link in graph["links"]:
@@ -252,7 +264,7 @@ def test_graph_adds_up(bundle: sj.Bundle, explanation: Explanation, reference: R
         np.testing.assert_allclose(out, inputs.attributions[0], rtol=0, atol=1e-4)
     assert out[position] == 0
     shown = {node["node_id"]: node for node in graph["nodes"] if node["feature_type"] == "cross layer transcoder"}
-    listed = explanation.shares.known_ids.shape[1] + explanation.shares.discovered_ids.shape[1]
+    listed = shares_of(explanation).known_ids.shape[1] + shares_of(explanation).discovered_ids.shape[1]
     assert len(shown) == listed
     assert all(0 <= node["activation"] <= 1 for node in shown.values())
 
@@ -274,12 +286,12 @@ def test_graph_probability_is_the_models(bundle: sj.Bundle, graph: dict[str, Any
 
 def test_a_clamped_concept_has_no_inputs(bundle: sj.Bundle, explanation: Explanation):
     """What the inputs added to the logit goes through the other concepts and epsilon."""
-    clamped = int(explanation.shares.known_ids[0, 0])
+    clamped = int(shares_of(explanation).known_ids[0, 0])
     steering = SteeringConfig((), intervene_known={clamped: 0.9})
     prompt = Prompt("return", GenerationConfig(max_new_tokens=16, seed=3), steering)
     written = generate(bundle, prompt.text_or_ids, prompt.config, prompt.steering)
     one = explain(bundle, record_of(bundle, model_origin(bundle), prompt, written), inputs=False)
-    position = int(one.shares.positions[-1])
+    position = int(shares_of(one).positions[-1])
     inputs = sj.attribute_inputs(bundle, one.trace, target=TokenAboveMean(), positions=[position])
     graph = make_graph(bundle, one, position)
     node = next(node["node_id"] for node in graph["nodes"] if node["feature"] == clamped and node["layer"] != "E")
