@@ -30,7 +30,9 @@ def test_concepts_of_the_bundled_model(capsys: pytest.CaptureFixture[str], monke
     (found,) = json.loads(out)
     assert (found["name"], found["head"], len(found["promotes"])) == ("Email and MIME", "known", 3)
     code, out, err = run(capsys, "concepts", "--head", "discovered", "--limit", "2", "--tokens", "1", "--json")
-    assert [one["name"] for one in json.loads(out)] == ["concept 0", "concept 1"]
+    discovered = json.loads(out)
+    assert [one["id"] for one in discovered] == [0, 1]
+    assert all(one["name"] and one["head"] == "discovered" for one in discovered)
     code, out, err = run(capsys, "concepts", "group:syntax", "--limit", "2")
     assert "2 of " in err
     assert "--limit shows more" in err

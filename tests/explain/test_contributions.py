@@ -221,7 +221,7 @@ def test_names(golden, solved):
 
 def test_a_discovered_concept_is_printed_with_its_number_within_the_head():
     """The number by which the catalogue, `--head discovered` and clamps know it; the published one is in `label`."""
-    bundle = sj.load()
+    bundle = sj.load("steerling-pydocs-published")  # a model whose discovered concepts have no names
     result = sj.generate(bundle, "Return the", sj.GenerationConfig(max_new_tokens=16, seed=3))
     shares = sj.concept_contributions(bundle, result.trace)
     start, end = result.trace.prompt_length, len(result.trace.tokens)
