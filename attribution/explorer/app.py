@@ -12,7 +12,7 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
@@ -22,7 +22,7 @@ from steerling_jax.attribution.explorer.security import SecurityMiddleware, same
 from steerling_jax.attribution.explorer.service import Explorer
 from steerling_jax.attribution.explorer.tabs import Tab
 from steerling_jax.infer.server.app import read_body
-from steerling_jax.infer.server.errors import ApiError, as_api_error, json_response
+from steerling_jax.infer.server.errors import ApiError, error_handlers, json_response
 from steerling_jax.infer.server.host_check import HostOriginMiddleware
 from steerling_jax.infer.server.metrics import Metrics
 from steerling_jax.infer.server.request_body import parse_json
@@ -202,20 +202,6 @@ def make_app(explorer: Explorer, settings: ExplorerSettings) -> Starlette:
         explorer.end_streams()
         await run_in_threadpool(explorer.close)
 
-    async def api_error(http: Request, error: Exception) -> Response:
-        error = as_api_error(error)
-        metrics.count(error.outcome)
-        return error.response()
-
-    async def http_error(http: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        message = f"There is no {http.method} {http.url.path} here."
-        return await api_error(http, ApiError(error.status_code, message, headers=error.headers))
-
-    async def disconnected(http: Request, error: Exception) -> Response:
-        metrics.count("left")
-        return Response(status_code=400)  # Starlette needs one, although the client is gone
-
     session, text = "/api/sessions/{session}", "/api/texts/{text}"
     table: list[tuple[str, str, Callable[[Request], Any]]] = [
         ("GET", "/health", routes.health),
@@ -242,12 +228,7 @@ def make_app(explorer: Explorer, settings: ExplorerSettings) -> Starlette:
             Middleware(SecurityMiddleware, token=settings.token),
             Middleware(HostOriginMiddleware, metrics, listening=settings.listening, hosts=settings.hosts),
         ],
-        exception_handlers={
-            HTTPException: http_error,
-            ClientDisconnect: disconnected,
-            Exception: api_error,
-            ApiError: api_error,
-        },
+        exception_handlers=error_handlers(metrics),
         lifespan=lifespan,
     )
 

@@ -138,8 +138,8 @@ def explain(
     """
     trace, config = restore(record, bundle, source), bundle.config
     shares = of_probability = None
-    has_concepts = isinstance(config, ModelConfig) and config.concept is not None
-    if has_concepts:
+    concept = config.concept if isinstance(config, ModelConfig) else None
+    if concept is not None:
         read = replace(trace, hidden=hidden_rows(bundle, trace))  # for both splits
         shares = concept_contributions(bundle, read, reference=reference)
         of_probability = shares if reference == "model" else concept_contributions(bundle, read, reference="model")
@@ -168,7 +168,7 @@ def explain(
     # An end of turn overwrites the tokens after it in `trace.tokens`; attribution is of the tokens as committed.
     pieces = trace.pieces
     assert pieces is not None
-    concepts = bundle.concepts if has_concepts else None
+    concepts = None if concept is None else bundle.concepts
     characters = text_runs(bundle.tokenizer, trace.committed.tolist(), {trace.mask_id})
     return Explanation(
         record,
@@ -181,7 +181,7 @@ def explain(
         pieces,
         concepts,
         characters,
-        isinstance(config, ModelConfig) and config.concept is not None and config.concept.is_strict,
+        concept is not None and concept.is_strict,
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from steerling_jax.errors import UserError
+from steerling_jax.io.atomic import atomic_path
 from steerling_jax.io.text_files import load_json
 
 
@@ -30,13 +31,14 @@ class UnitLog:
                     break
                 self._results[entry["unit"]] = entry["result"]
         rows = [first, *(self._line(unit, result) for unit, result in self._results.items())]
-        self._write("w", "".join(f"{row}\n" for row in rows))
+        with atomic_path(path) as whole:  # a run that is killed here loses no finished unit
+            whole.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
 
     def __call__(self, unit: str, compute: Callable[[], Any]) -> Any:
         """The result of a unit, computed unless the file has it; a value of JSON."""
         if unit not in self._results:
             self._results[unit] = compute()
-            self._write("a", f"{self._line(unit, self._results[unit])}\n")
+            self._append(f"{self._line(unit, self._results[unit])}\n")
         return self._results[unit]
 
     def close(self) -> None:
@@ -46,10 +48,9 @@ class UnitLog:
     def _line(self, unit: str, result: Any) -> str:
         return json.dumps({"unit": unit, "result": result})
 
-    def _write(self, mode: str, text: str) -> None:
+    def _append(self, text: str) -> None:
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open(mode, encoding="utf-8") as file:
+            with self.path.open("a", encoding="utf-8") as file:
                 file.write(text)
         except OSError as error:
             raise UserError(f"Cannot write {self.path}: {error.strerror}; choose another --out.") from error

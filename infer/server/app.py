@@ -13,10 +13,9 @@ from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
@@ -24,7 +23,7 @@ from steerling_jax.bundle import Bundle
 from steerling_jax.decoding.generation import request_of
 from steerling_jax.decoding.request import Request as DecodeRequest
 from steerling_jax.infer.server.engine import Engine, EngineRequest
-from steerling_jax.infer.server.errors import ApiError, as_api_error, json_response
+from steerling_jax.infer.server.errors import ApiError, error_handlers, json_response
 from steerling_jax.infer.server.host_check import HostOriginMiddleware
 from steerling_jax.infer.server.in_flight import InFlight
 from steerling_jax.infer.server.metrics import Metrics
@@ -185,22 +184,6 @@ def make_app(service: Service, *, listening: str, hosts: list[str], origins: lis
         yield
         await run_in_threadpool(service.engine.close)
 
-    async def api_error(http: Request, error: Exception) -> Response:
-        error = as_api_error(error)
-        service.metrics.count(error.outcome)
-        return error.response()
-
-    async def http_error(http: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        message = (
-            f"There is no {http.method} {http.url.path} here; see /v1/models, /v1/completions, /v1/chat/completions."
-        )
-        return await api_error(http, ApiError(error.status_code, message, headers=error.headers))
-
-    async def disconnected(http: Request, error: Exception) -> Response:
-        service.metrics.count("left")
-        return Response(status_code=400)  # Starlette needs one, although the client is gone
-
     origins = [origin.lower().rstrip("/") for origin in origins]
     middleware = [Middleware(HostOriginMiddleware, service.metrics, listening=listening, hosts=hosts, origins=origins)]
     if origins:
@@ -218,11 +201,6 @@ def make_app(service: Service, *, listening: str, hosts: list[str], origins: lis
             Route("/metrics", service.show_metrics),
         ],
         middleware=middleware,
-        exception_handlers={
-            HTTPException: http_error,
-            ClientDisconnect: disconnected,
-            Exception: api_error,
-            ApiError: api_error,
-        },
+        exception_handlers=error_handlers(service.metrics, "; see /v1/models, /v1/completions, /v1/chat/completions"),
         lifespan=lifespan,
     )

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from steerling_jax.errors import UserError
+from steerling_jax.infer.server.metrics import Metrics
 
 log = logging.getLogger(__name__)
 _MAX_MESSAGE = 600  # characters; a message can quote a value of any length
@@ -63,3 +66,23 @@ def as_api_error(error: Exception) -> ApiError:
         return ApiError(400, str(error))
     log.error("A request failed.", exc_info=error)
     return ApiError(500, "The server failed to answer this request; its log says why.", code="internal_error")
+
+
+def error_handlers(metrics: Metrics, see: str = "") -> dict[Any, Callable[..., Any]]:
+    """What an application answers to exceptions, counting each. see: what follows in the answer for an unknown path."""
+
+    async def api_error(http: Request, error: Exception) -> Response:
+        error = as_api_error(error)
+        metrics.count(error.outcome)
+        return error.response()
+
+    async def http_error(http: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        message = f"There is no {http.method} {http.url.path} here{see}."
+        return await api_error(http, ApiError(error.status_code, message, headers=error.headers))
+
+    async def disconnected(http: Request, error: Exception) -> Response:
+        metrics.count("left")
+        return Response(status_code=400)  # Starlette needs one, although the client is gone
+
+    return {HTTPException: http_error, ClientDisconnect: disconnected, Exception: api_error, ApiError: api_error}

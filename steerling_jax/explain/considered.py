@@ -25,13 +25,11 @@ from steerling_jax.decoding.generation_config import GenerationConfig
 from steerling_jax.decoding.policies import Policies
 from steerling_jax.decoding.text_ids import TextIds
 from steerling_jax.decoding.trace import Commit, Trace
-from steerling_jax.decoding.window import edits_of_canvases
 from steerling_jax.errors import require
 from steerling_jax.explain.finite import require_finite
-from steerling_jax.explain.hidden_rows import text_hidden
+from steerling_jax.explain.hidden_rows import snapshot_hidden, text_hidden
 from steerling_jax.explain.replay_programs import Replayed, StepInputs, replay_steps, replay_tokens
 from steerling_jax.models.steerling.config import ModelConfig
-from steerling_jax.models.steerling.model import compiled_hidden
 from steerling_jax.progress import Progress, no_progress
 
 _STEPS = 8  # steps of a call; one step alone has a program of its own, since it is what a slider asks for
@@ -170,16 +168,11 @@ def _replay_diffusion(
         blocks = np.asarray([(commit.positions[0] - P) // W for commit in padded])
         positions = P + blocks[:, None] * W + np.arange(W)[None, :]
         inside = np.minimum(positions, T - 1)  # a given text can end within a block
-        canvases = np.stack([trace.snapshot(commit.step) for commit in padded])
-        tables = [trace.injected(commit.step, config.n_layers, config.n_embd) for commit in padded]
-        at_masks, at_prompt = map(np.stack, zip(*tables, strict=True))
+        steps = [commit.step for commit in padded]
+        canvases = np.stack([trace.snapshot(step) for step in steps])
         branches = []
         for unconditional in (False, True)[: 1 + (trace.guidance > 0)]:
-            seen = canvases.copy()
-            if unconditional:
-                seen[:, :P] = trace.mask_id
-            edits = edits_of_canvases(seen, P, trace.mask_id, at_masks, at_prompt, trace.edits)
-            hidden = compiled_hidden(bundle.params, jnp.asarray(seen), config=config, compute=compute, edits=edits)
+            hidden = snapshot_hidden(bundle, trace, steps, canvases, unconditional=unconditional)
             branches.append(jnp.take_along_axis(hidden, jnp.asarray(inside)[:, :, None], axis=1))
         inputs = StepInputs(
             hidden=jnp.stack(branches, axis=1),

@@ -29,9 +29,7 @@ from steerling_jax.decoding.tables import Table, Tabular, counted
 from steerling_jax.errors import require
 from steerling_jax.explain.feature_texts import promoted_tokens_of
 from steerling_jax.explain.given_text import given_trace
-from steerling_jax.models.backbone import Backbone, Params
 from steerling_jax.models.output_projection import cap_logits, output_projection
-from steerling_jax.models.steerling.config import ModelConfig
 
 _ROWS = 16  # rows of a call, whose k rows of the decoder and whose logits are in memory
 _SHOWN = 3  # features of a token that are printed
@@ -163,16 +161,9 @@ def feature_contributions(
 
 def _predicting_rows(bundle: Bundle, tokens: np.ndarray) -> np.ndarray:
     """The hidden rows (T − 1, D) after the final norm that predict the tokens after the first of tokens (T,)."""
-    if isinstance(bundle.config, ModelConfig):
-        hidden = given_trace(bundle, tokens[:1].tolist(), tokens[1:].tolist()).hidden
-        assert hidden is not None
-        return np.asarray(hidden, np.float32)
-    return np.asarray(_hidden(bundle.params, jnp.asarray(tokens[None]), backbone=bundle.backbone))[0, :-1]
-
-
-@partial(jax.jit, static_argnames=("backbone",))
-def _hidden(params: Params, tokens: jax.Array, *, backbone: Backbone) -> jax.Array:
-    return backbone.run(params, backbone.embed(params, tokens)).hidden.astype(jnp.float32)
+    hidden = given_trace(bundle, tokens[:1].tolist(), tokens[1:].tolist()).hidden
+    assert hidden is not None
+    return np.asarray(hidden, np.float32)
 
 
 class _Split(NamedTuple):

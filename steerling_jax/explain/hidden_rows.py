@@ -5,6 +5,7 @@ Legend: n committed tokens, D width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -55,6 +56,23 @@ def _text_hidden(params: Params, tokens: jax.Array, edits: tuple[LayerEdit, ...]
     return backbone.run(params, backbone.embed(params, tokens), edits=edits).hidden
 
 
+def snapshot_hidden(
+    bundle: Bundle, trace: Trace, steps: Sequence[int], canvases: np.ndarray, *, unconditional: bool = False
+) -> jax.Array:
+    """Hidden rows (S, T, D) of a diffusion model for the snapshots `canvases` (S, T) of steps, with what steered them.
+
+    unconditional: of guidance's branch, which sees masks in place of the prompt.
+    """
+    config = bundle.config
+    if unconditional:
+        canvases = canvases.copy()
+        canvases[:, : trace.prompt_length] = trace.mask_id
+    tables = [trace.injected(step, config.n_layers, config.n_embd) for step in steps]
+    at_masks, at_prompt = map(np.stack, zip(*tables, strict=True))
+    edits = edits_of_canvases(canvases, trace.prompt_length, trace.mask_id, at_masks, at_prompt, trace.edits)
+    return compiled_hidden(bundle.params, jnp.asarray(canvases), config=config, compute=bundle.compute, edits=edits)
+
+
 def _snapshot_rows(bundle: Bundle, trace: Trace, unconditional: bool) -> np.ndarray:
     config, commits = bundle.config, list(trace.commits)
     rows: list[np.ndarray] = []
@@ -62,14 +80,7 @@ def _snapshot_rows(bundle: Bundle, trace: Trace, unconditional: bool) -> np.ndar
         batch = commits[first : first + _SNAPSHOTS]
         steps = [c.step for c in batch] + [0] * (_SNAPSHOTS - len(batch))  # padding keeps one compiled shape
         canvases = np.stack([trace.snapshot(step) for step in steps])
-        if unconditional:
-            canvases[:, : trace.prompt_length] = trace.mask_id
-        tables = [trace.injected(step, config.n_layers, config.n_embd) for step in steps]
-        at_masks, at_prompt = map(np.stack, zip(*tables, strict=True))
-        edits = edits_of_canvases(canvases, trace.prompt_length, trace.mask_id, at_masks, at_prompt, trace.edits)
-        hidden = compiled_hidden(
-            bundle.params, jnp.asarray(canvases), config=config, compute=bundle.compute, edits=edits
-        )
+        hidden = snapshot_hidden(bundle, trace, steps, canvases, unconditional=unconditional)
         # One gather for the batch: only the committed rows are fetched from the device, and in one transfer.
         canvas_of_row = np.repeat(np.arange(len(batch)), [len(c.positions) for c in batch])
         positions = np.concatenate([c.positions for c in batch])

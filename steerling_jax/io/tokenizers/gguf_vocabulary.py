@@ -12,6 +12,7 @@ from steerling_jax.errors import UserError
 from steerling_jax.io.chat_template import ChatTemplate
 from steerling_jax.io.gguf.header import GgufHeader
 from steerling_jax.io.gguf.vocabulary import BYTE, CONTROL, NORMAL, USER_DEFINED, GgufVocabulary
+from steerling_jax.io.tokenizers.byte_pair_json import byte_pair_json
 from steerling_jax.io.tokenizers.library_tokenizer import LibraryTokenizer
 from steerling_jax.io.tokenizers.pre_tokenizers import PRE_TOKENIZERS
 from steerling_jax.io.tokenizers.sentencepiece import SPACE
@@ -69,21 +70,8 @@ def _added_tokens(vocabulary: GgufVocabulary) -> list[dict[str, Any]]:
 
 
 def _tokenizer_json(vocabulary: GgufVocabulary, merges: Sequence[Sequence[str]], **parts: Any) -> dict[str, Any]:
-    """The fields of a `tokenizer.json`; `parts` replaces the empty ones."""
-    model = {
-        "type": "BPE",
-        "dropout": None,
-        "unk_token": None,
-        "continuing_subword_prefix": None,
-        "end_of_word_suffix": None,
-        "fuse_unk": False,
-        "byte_fallback": parts.pop("byte_fallback", False),
-        "ignore_merges": parts.pop("ignore_merges", False),
-        "vocab": {piece: id for id, piece in reversed(list(enumerate(vocabulary.tokens)))},
-        "merges": merges,
-    }
-    empty = dict.fromkeys(("truncation", "padding", "normalizer", "pre_tokenizer", "post_processor", "decoder"))
-    return {"version": "1.0", **empty, "added_tokens": _added_tokens(vocabulary), **parts, "model": model}
+    vocab = {piece: id for id, piece in reversed(list(enumerate(vocabulary.tokens)))}
+    return byte_pair_json(vocab, merges, _added_tokens(vocabulary), **parts)
 
 
 def _byte_level(vocabulary: GgufVocabulary) -> tuple[dict[str, Any], bool]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from steerling_jax.io.tokenizers.byte_pair_json import byte_pair_json
 from steerling_jax.io.tokenizers.sentencepiece import SPACE
 from steerling_jax.tokenizer import SpecialIds
 
@@ -47,28 +48,14 @@ def sentencepiece_as_json(proto: bytes, special: SpecialIds) -> dict[str, Any]:
     named = sorted(special.names().items())
     replace = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
     back = {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [{"id": id, "content": text, **flags} for id, text in named],
-        "normalizer": replace,
-        "pre_tokenizer": None,
-        "post_processor": None,
-        "decoder": {"type": "Sequence", "decoders": [back, {"type": "ByteFallback"}, {"type": "Fuse"}]},
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": True,
-            "ignore_merges": False,
-            "vocab": pieces | {text: id for id, text in named},
-            "merges": [list(pair) for pair in merges_by_score(normal)],
-        },
-    }
+    return byte_pair_json(
+        pieces | {text: id for id, text in named},
+        [list(pair) for pair in merges_by_score(normal)],
+        [{"id": id, "content": text, **flags} for id, text in named],
+        byte_fallback=True,
+        normalizer=replace,
+        decoder={"type": "Sequence", "decoders": [back, {"type": "ByteFallback"}, {"type": "Fuse"}]},
+    )
 
 
 def tokenizer_settings(special: SpecialIds, original: str) -> dict[str, Any]:
