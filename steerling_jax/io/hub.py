@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import errno
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 
@@ -15,6 +17,9 @@ from steerling_jax.io.weights.published_layout import COMPANIONS, INDEX, SINGLE
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HUB_FILE = re.compile(rf"({_HUB_ID.pattern})/([\w./-]+\.gguf)")  # a GGUF file in a Hub repository
+_HUB_PATH = re.compile(rf"({_HUB_ID.pattern})((?:/[\w.-]+)*)")  # a repository, or a file or folder in it
+# Of an export of `steerling attach`, beside those of a model.
+BOTTLENECK_FILES = ("bottleneck.json", "cfg.json", "sae.safetensors")
 
 
 def is_gguf(path: Path) -> bool:
@@ -75,13 +80,45 @@ def resolve(path_or_name: str | Path | None = None, *, gguf: bool = False) -> Pa
     raise UserError(f"There is no folder and no bundled model {name!r}; {hint}")
 
 
+def hub_path(name: str) -> tuple[str, str] | None:
+    """The repository and the path in it, "" for all of it, of a Hub id `owner/name` or `owner/name/path`; else None."""
+    match = _HUB_PATH.fullmatch(name)
+    return (match[1], match[2].strip("/")) if match else None
+
+
 def download(repo: str, file: str | None = None) -> Path:
     """The local snapshot of a Hub model, or one file of it, downloaded unless cached. Raises `UserError` on failure."""
-    from huggingface_hub import errors, hf_hub_download, snapshot_download
+    from huggingface_hub import hf_hub_download, snapshot_download
 
-    patterns = ["config.json", SINGLE, INDEX, "model*.safetensors", *COMPANIONS]
-    try:
+    patterns = ["config.json", SINGLE, INDEX, "model*.safetensors", *COMPANIONS, *BOTTLENECK_FILES]
+    with _hub_errors(repo, file):
         return Path(hf_hub_download(repo, file) if file else snapshot_download(repo, allow_patterns=patterns))
+
+
+def list_files(repo: str) -> list[str]:
+    """The files of a Hub repository; without a connection, those of it that are in the cache.
+
+    Raises `UserError` on failure.
+    """
+    from huggingface_hub import list_repo_files, snapshot_download
+
+    with _hub_errors(repo):
+        try:
+            return sorted(list_repo_files(repo))
+        except Exception as error:
+            if not _unreachable(error):
+                raise
+            folder = Path(snapshot_download(repo, local_files_only=True))
+            return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+@contextmanager
+def _hub_errors(repo: str, file: str | None = None) -> Iterator[None]:
+    """Raises what huggingface_hub raises as `UserError`."""
+    from huggingface_hub import errors
+
+    try:
+        yield
     except errors.GatedRepoError as error:
         reason = "is gated: accept its terms on huggingface.co and log in with `hf auth login`"
         raise UserError(f"The Hub model {repo} {reason}.") from error

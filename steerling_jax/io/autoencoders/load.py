@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from pathlib import Path
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
 
 from steerling_jax.autoencoders.autoencoder import Autoencoder
 from steerling_jax.errors import UserError, require
+from steerling_jax.io import hub
 from steerling_jax.io.autoencoders.readers import FORMATS, Request
 
 _DEPTH = 4  # folders below the given one in which files are looked for
@@ -20,7 +22,9 @@ def load_autoencoder(
     """Loads a sparse autoencoder in any of the supported formats.
 
     Args:
-        path: its file of arrays, its folder, or a folder with those of several layers.
+        path: its file of arrays, its folder, or a folder with those of several layers; or a Hub id, `owner/name` or
+            `owner/name/path`, of which the files of one autoencoder are downloaded through `huggingface_hub` and its
+            cache. A file or folder takes precedence.
         format: "qwen-scope", "saelens", "sparsify", "dictionary-learning", "gemma-scope" or "gemma-scope-2"; None
             recognises it by the names of the files.
         k: latents kept of each row, where no file says it (Qwen-Scope) or instead of what it says.
@@ -33,47 +37,80 @@ def load_autoencoder(
     require(format is None or format in FORMATS, f"There is no format {format!r}; these are: {', '.join(FORMATS)}.",
             "format")  # fmt: skip
     require(k is None or k >= 1, f"k is {k}, but it must be at least 1.", "k")
-    path = Path(path).expanduser()
-    if path.is_file():
-        name = format or _format_of(path)
-        require(name is not None, f"{path} is in no format of autoencoders that is known by its name; give format=.")
-        return FORMATS[str(name)].read(Request(path, k, layer))
-    require(path.is_dir(), f"There is no file or folder {path}; give an autoencoder's.")
-    found = [(file, name) for file in _files(path) if (name := _format_of(file)) and format in (None, name)]
+    place = Path(path).expanduser()
+    if place.is_file():
+        name = format or _format_of(place.name, [other.name for other in place.parent.iterdir()])
+        require(name is not None, f"{place} is in no format of autoencoders that is known by its name; give format=.")
+        return FORMATS[str(name)].read(Request(place, k, layer))
+    if place.is_dir():
+        file, name = _choose(_files(place), str(path), format, layer)
+        return FORMATS[name].read(Request(place / file, k, layer))
+    hub_id = hub.hub_path(str(path))
+    if hub_id is None:
+        raise UserError(f"There is no file or folder {path}; give an autoencoder's, or a Hub id.")
+    repo, under = hub_id
+    # Only the files of the chosen one are downloaded: a repository may have one for each of 30 layers.
+    file, name = _choose(hub.list_files(repo), str(path), format, layer, under)
+    config = FORMATS[name].config
+    if config is not None:
+        hub.download(repo, str(PurePosixPath(file).with_name(config)))
+    return FORMATS[name].read(Request(hub.download(repo, file), k, layer))
+
+
+def _choose(
+    files: Sequence[str], source: str, format: str | None, layer: int | None, under: str = ""
+) -> tuple[str, str]:
+    """The one autoencoder among the files of a folder: its file of arrays, and its format.
+
+    files: paths relative to the folder. under: the file or the folder in it that was given. source: for messages.
+    """
+    beside: dict[PurePosixPath, list[str]] = {}
+    for file in files:
+        beside.setdefault(PurePosixPath(file).parent, []).append(PurePosixPath(file).name)
+    found = []
+    for file in files:
+        if under and file != under and not file.startswith(f"{under}/"):
+            continue
+        name = _format_of(PurePosixPath(file).name, beside[PurePosixPath(file).parent])
+        if name is not None and format in (None, name):
+            found.append((file, name))
     if layer is not None and len(found) > 1:
-        found = [(file, name) for file, name in found if _layer_in_name(file.relative_to(path)) in (None, layer)]
+        found = [(file, name) for file, name in found if _layer_in_name(file) in (None, layer)]
     if not found:
-        wanted = f"of the format {format}" if format else "that is known"
+        kind = f"of the format {format}" if format else "that is known"
         about = "" if layer is None else f" for layer {layer}"
-        raise UserError(f"{path} holds no autoencoder {wanted}{about}; the formats are: {', '.join(FORMATS)}.")
+        raise UserError(f"{source} holds no autoencoder {kind}{about}; the formats are: {', '.join(FORMATS)}.")
     if len(found) > 1:
-        names = ", ".join(str(file.relative_to(path)) for file, _ in found[:_SHOWN])
+        names = ", ".join(file for file, _ in found[:_SHOWN])
         more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-        raise UserError(f"{path} holds several autoencoders ({names}{more}); give one file, or layer=.")
-    ((file, name),) = found
-    return FORMATS[name].read(Request(file, k, layer))
+        raise UserError(f"{source} holds several autoencoders ({names}{more}); give one file, or layer=.")
+    return found[0]
 
 
-def _format_of(file: Path) -> str | None:
-    """The format whose file of arrays has this name, with the configuration that belongs to it beside it."""
+def _format_of(file: str, beside: Sequence[str]) -> str | None:
+    """The format whose file of arrays has this name, with the configuration that belongs to it among the names
+    `beside` it."""
     for name, format in FORMATS.items():
-        if fnmatch.fnmatch(file.name, format.arrays) and (
-            format.config is None or (file.parent / format.config).is_file()
-        ):
+        if fnmatch.fnmatch(file, format.arrays) and (format.config is None or format.config in beside):
             return name
     return None
 
 
-def _files(folder: Path, depth: int = 0) -> list[Path]:
-    """The files of a folder and, where it holds no autoencoder itself, of the folders below it."""
-    entries = sorted(folder.iterdir())
-    files = [entry for entry in entries if entry.is_file()]
-    if depth == _DEPTH or any(_format_of(file) for file in files):
-        return files
-    return files + [file for entry in entries if entry.is_dir() for file in _files(entry, depth + 1)]
+def _files(folder: Path) -> list[str]:
+    """The files of a folder and, where it holds no autoencoder itself, of the folders below it, as relative paths."""
+
+    def below(part: Path, depth: int) -> list[Path]:
+        entries = sorted(part.iterdir())
+        files = [entry for entry in entries if entry.is_file()]
+        names = [file.name for file in files]
+        if depth == _DEPTH or any(_format_of(name, names) for name in names):
+            return files
+        return files + [file for entry in entries if entry.is_dir() for file in below(entry, depth + 1)]
+
+    return [file.relative_to(folder).as_posix() for file in below(folder, 0)]
 
 
-def _layer_in_name(path: Path) -> int | None:
+def _layer_in_name(path: str) -> int | None:
     """The layer that a path names, as in `layer3.sae.pt`, `layers.3/sae.safetensors` or `layer_3/params.npz`."""
-    found = re.findall(r"layers?[._]?(\d+)", str(path))
+    found = re.findall(r"layers?[._]?(\d+)", path)
     return int(found[-1]) if found else None

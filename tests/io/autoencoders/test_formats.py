@@ -12,6 +12,8 @@ import os
 import pickle
 import shutil
 import struct
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -144,6 +146,51 @@ def test_choosing_among_layers(tmp_path: Path):
     for options, message in [({}, "several autoencoders .*layer0.sae.pt"), ({"layer": 5}, "no autoencoder .*layer 5")]:
         with pytest.raises(sj.UserError, match=message):
             sj.load_autoencoder(many, **options)
+
+
+def test_a_hub_id_gives_one_autoencoder_of_a_repository(tmp_path: Path):
+    """From the Hub's cache, without a connection; the repository's name says k."""
+    revision = "0123456789abcdef0123456789abcdef01234567"
+    for repo, case in (("SAE-tiny-W192-L0_7", "qwen_scope"), ("many", "sparsify")):
+        folder = tmp_path / f"hub/models--org--{repo}"
+        for layer in (3, 11):
+            name = "" if case == "qwen_scope" else f"layers.{layer}"
+            saved = dataclasses.replace(load(case), layer=layer)
+            format = case.replace("_", "-")
+            sj.save_autoencoder(saved, tmp_path / "one" / str(layer) / name, format=format)
+            shutil.copytree(tmp_path / "one" / str(layer), folder / "snapshots" / revision, dirs_exist_ok=True)
+        shutil.rmtree(tmp_path / "one")
+        (folder / "refs").mkdir()
+        (folder / "refs/main").write_text(revision)
+    code = """
+import steerling_jax as sj
+for path, options in [
+    ("org/SAE-tiny-W192-L0_7", {"layer": 11}),
+    ("org/SAE-tiny-W192-L0_7/layer3.sae.pt", {}),
+    ("org/many", {"layer": 3}),
+    ("org/many/layers.11", {}),
+    ("org/many/layers.11/sae.safetensors", {}),
+    ("org/many", {}),
+    ("org/many/layers.4", {}),
+    ("org/none", {}),
+]:
+    try:
+        one = sj.load_autoencoder(path, **options)
+        print(one.format, one.layer, one.k)
+    except sj.UserError as error:
+        print(error)
+"""
+    cache = {"HF_HOME": str(tmp_path), "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    line = [sys.executable, "-c", code]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=600, env={**os.environ, **cache})
+    *found, several, missing, nowhere = done.stdout.splitlines()
+    k = load("sparsify").k
+    assert found == [
+        "qwen-scope 11 7", "qwen-scope 3 7", f"sparsify 3 {k}", f"sparsify 11 {k}", f"sparsify 11 {k}"
+    ], done.stderr  # fmt: skip
+    assert "holds several autoencoders (layers.11/sae.safetensors, layers.3/sae.safetensors)" in several
+    assert missing.startswith("org/many/layers.4 holds no autoencoder that is known")
+    assert "cannot be reached" in nowhere
 
 
 def edited(case: str, folder: Path, **changes) -> Path:
