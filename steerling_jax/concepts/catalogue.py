@@ -48,7 +48,7 @@ class Concept:
     id: its number within its head. group: the name of a group of concepts, "" for none. flags: marks such as
     "sensitive", which are displayed and otherwise unused. words, quality, examples: of a name that was found in texts:
     its words, how well they predict where the concept is active, and beginnings of texts in which it is strongest.
-    is_named: False where no words predict it well enough; `name` is then "no name 12: …" with these words.
+    is_named: False where no words predict it well enough; `name` is then 'unnamed #12 “…”' with these words.
     amplify, suppress: the strengths of steering without a number, as `steerling calibrate` measures them; None where
     they were not measured for this concept.
     """
@@ -172,7 +172,12 @@ class Catalogue:
     @cached_property
     def fingerprint(self) -> str:
         """16 hexadecimal digits: a hash of all entries and of the numbers of concepts, in whatever order they are."""
-        entries = sorted((one.head, one.id, one.name, one.description, one.group, one.flags) for one in self.concepts)
+
+        def name(one: Concept) -> str:
+            # Not `no_name`, which may change: traces on disk have this hash.
+            return one.name if one.is_named else f"no name {one.id}: {', '.join(one.words)}"
+
+        entries = sorted((one.head, one.id, name(one), one.description, one.group, one.flags) for one in self.concepts)
         content = json.dumps([self.known, self.discovered, entries])
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
@@ -241,8 +246,12 @@ def comparable(text: str) -> str:
 
 
 def no_name(concept_id: int, words: Sequence[str]) -> str:
-    """What is displayed for a concept whose words say too little about it to be its name."""
-    return f"no name {concept_id}: {', '.join(words)}" if words else f"no name {concept_id}"
+    """The display of a concept whose words say too little about it to be its name: 'unnamed #12 “import · from”'.
+
+    The words are in quotation marks, because they are examples; `#12` is how `Catalogue.resolve` refers to it.
+    """
+    quoted = f" {WORD_SEPARATOR} ".join(words)
+    return f"unnamed #{concept_id} “{quoted}”" if words else f"unnamed #{concept_id}"
 
 
 def unique_names(names: Sequence[str], taken: Collection[str]) -> list[str]:

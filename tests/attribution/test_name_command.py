@@ -50,7 +50,7 @@ def test_names_are_written_into_the_catalogue(named: list[str], topic_bundle: Bu
     assert entry["quality"]["auc"] == knows.quality.auc
     low = [one for one in catalogue.concepts if one.quality is not None and one.quality.auc < 0.65]
     assert low
-    assert all(one.name.startswith(f"no name {one.id}: id") for one in low)
+    assert all(one.name.startswith(f"unnamed #{one.id} “id") for one in low)
     assert main([*named, "--out", str(out), "--threshold", "0.65"]) == 0
     assert "have a name" in " ".join(capsys.readouterr().err.split())
 

@@ -101,7 +101,7 @@ def test_names_of_discovered_concepts():
         ("self def=2", (5,), "amplify discovered self · def at 2"),
         ("tides", (0,), "amplify Tides at 0.5"),  # a known concept comes first
         ("discovered:tides", (6,), "amplify discovered tides at 0.5"),
-        ("Discovered: 7=1", (7,), "amplify discovered no name 7: import, from at 1"),
+        ("Discovered: 7=1", (7,), "amplify discovered unnamed #7 “import · from” at 1"),
         ("a=b", (8,), "amplify discovered a=b at 0.5"),
     ):
         (one,) = resolve_rules([parse_option("amplify", text)], bundle)
