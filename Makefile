@@ -78,7 +78,7 @@ $(VENV)/bin/python .venv-parity/bin/python:
 		PYTHONPATH=build/virtualenv $(PYTHON) -m virtualenv --quiet $(@D:/bin=); }
 
 $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
-	$(PIP) install --editable .
+	$(PIP) install --editable ".[explore]"
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python

@@ -101,7 +101,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     try:
-        from steerling_jax.infer.server.run import listen
+        from steerling_jax.infer.server.listening import listen
     except ModuleNotFoundError as error:
         raise UserError(f"`steerling serve` needs {error.name}: pip install 'steerling-jax[serve]'.") from None
     rules = parse_steering_options(args)
@@ -116,6 +116,7 @@ def _serve(args: argparse.Namespace, rules: tuple[Rule, ...], listening: socket)
     from steerling_jax.decoding.decoder import decoder_of
     from steerling_jax.infer.server.app import RequestLimits, Service, make_app
     from steerling_jax.infer.server.engine import Engine
+    from steerling_jax.infer.server.listening import http_address
     from steerling_jax.infer.server.run import serve
     from steerling_jax.infer.server.warm_up import warm_up
     from steerling_jax.models.steerling.config import ModelConfig
@@ -133,8 +134,7 @@ def _serve(args: argparse.Namespace, rules: tuple[Rule, ...], listening: socket)
     engine = Engine(decoder, warm_up(decoder) if args.warm_up else ())
     service = Service(bundle, engine, limits, resolve_options(rules, bundle))
     app = make_app(service, listening=args.host, hosts=args.allow_host, origins=args.allow_origin)
-    host, port = listening.getsockname()[:2]
-    address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    address = http_address(listening)
     if args.warm_up:
         note(f"Compiling for 1 to {args.rows} rows; {address}/health reports the progress …")
     with progress_bar(unit="steps") as bar:

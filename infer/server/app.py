@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import math
 import secrets
@@ -26,13 +25,13 @@ from steerling_jax.infer.server.engine import Engine, EngineRequest
 from steerling_jax.infer.server.errors import ApiError, error_handlers, json_response
 from steerling_jax.infer.server.host_check import HostOriginMiddleware
 from steerling_jax.infer.server.in_flight import InFlight
-from steerling_jax.infer.server.metrics import Metrics
-from steerling_jax.infer.server.request_body import CompletionRequest, parse_json, parse_request
+from steerling_jax.infer.server.json_body import parse_json, read_body
+from steerling_jax.infer.server.metrics import metrics_text
+from steerling_jax.infer.server.request_body import CompletionRequest, parse_request
+from steerling_jax.infer.server.request_counts import RequestCounts
 from steerling_jax.infer.server.response import CompletionResponse
 from steerling_jax.infer.server.response_body import ResponseBody
 from steerling_jax.steering.config import SteeringConfig
-
-BODY_SECONDS = 30  # time limit for a request's body
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class Service:
     def __init__(self, bundle: Bundle, engine: Engine, limits: RequestLimits, steering: Sequence[SteeringConfig] = ()):
         self.bundle, self.engine, self.limits, self.steering = bundle, engine, limits, steering
         self.model = model_id(bundle)
-        self.metrics = Metrics()
+        self.counts = RequestCounts()
         self.in_flight = InFlight(engine)
         self.stopping = False
         self._started = int(time.time())
@@ -82,7 +81,7 @@ class Service:
         return json_response({"status": "ok"})
 
     async def show_metrics(self, http: Request) -> Response:
-        return PlainTextResponse(self.metrics.text(self.engine), media_type="text/plain; version=0.0.4")
+        return PlainTextResponse(metrics_text(self.counts, self.engine), media_type="text/plain; version=0.0.4")
 
     def _card(self) -> dict[str, object]:
         return {"id": self.model, "object": "model", "created": self._started, "owned_by": "local"}
@@ -101,7 +100,7 @@ class Service:
         engine_request = EngineRequest(request, completion.generation.text_writer(self.bundle))
         self.in_flight.submit(engine_request)
         response_body = self._response_body(completion, request)
-        return CompletionResponse(self.in_flight, self.metrics, engine_request, response_body, stream=completion.stream)
+        return CompletionResponse(self.in_flight, self.counts, engine_request, response_body, stream=completion.stream)
 
     def _check_capacity(self) -> None:
         if self.stopping:
@@ -112,7 +111,7 @@ class Service:
                 headers={"Retry-After": "5", "Connection": "close"},
             )
         if self.in_flight.count >= self.limits.in_flight:
-            wait = min(max(math.ceil(self.metrics.mean_seconds), 1), 60)
+            wait = min(max(math.ceil(self.counts.mean_seconds), 1), 60)
             raise ApiError(
                 429,
                 f"{self.in_flight.count} requests are in progress, the most that are allowed: try again in {wait} s.",
@@ -144,31 +143,6 @@ class Service:
         )
 
 
-async def read_body(http: Request, limit: int) -> bytes:
-    """The request's body. Raises `ApiError` once it is known to be over `limit` bytes, or is not there in time."""
-    # No "Connection: close" here: if the connection is closed before the whole body has arrived, the client's next
-    # write fails, and most clients report that instead of the response.
-    too_large = ApiError(413, f"The body is over {limit} bytes, the limit: send less.", code="body_too_large")
-    declared = http.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > limit:
-        raise too_large
-    body = bytearray()
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            async for part in http.stream():
-                body += part
-                if len(body) > limit:
-                    raise too_large
-    except TimeoutError:
-        raise ApiError(
-            408,
-            f"The body did not arrive within {BODY_SECONDS} s: send it again.",
-            code="timeout",
-            headers={"Connection": "close"},
-        ) from None
-    return bytes(body)
-
-
 def model_id(bundle: Bundle) -> str:
     """The name in the protocol's `model` field: that of a bundled model or on the Hub, or the name of its folder."""
     path = Path(bundle.name)
@@ -185,7 +159,7 @@ def make_app(service: Service, *, listening: str, hosts: list[str], origins: lis
         await run_in_threadpool(service.engine.close)
 
     origins = [origin.lower().rstrip("/") for origin in origins]
-    middleware = [Middleware(HostOriginMiddleware, service.metrics, listening=listening, hosts=hosts, origins=origins)]
+    middleware = [Middleware(HostOriginMiddleware, service.counts, listening=listening, hosts=hosts, origins=origins)]
     if origins:
         # Browsers ask for private networks where a public page sends requests to this machine or its network. The page
         # is one that --allow-origin names.
@@ -201,6 +175,6 @@ def make_app(service: Service, *, listening: str, hosts: list[str], origins: lis
             Route("/metrics", service.show_metrics),
         ],
         middleware=middleware,
-        exception_handlers=error_handlers(service.metrics, "; see /v1/models, /v1/completions, /v1/chat/completions"),
+        exception_handlers=error_handlers(service.counts, "; see /v1/models, /v1/completions, /v1/chat/completions"),
         lifespan=lifespan,
     )

@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from steerling_jax.errors import UserError
-from steerling_jax.infer.server.metrics import Metrics
+from steerling_jax.infer.server.request_counts import RequestCounts
 
 log = logging.getLogger(__name__)
 _MAX_MESSAGE = 600  # characters; a message can quote a value of any length
@@ -68,12 +68,12 @@ def as_api_error(error: Exception) -> ApiError:
     return ApiError(500, "The server failed to answer this request; its log says why.", code="internal_error")
 
 
-def error_handlers(metrics: Metrics, see: str = "") -> dict[Any, Callable[..., Any]]:
+def error_handlers(counts: RequestCounts, see: str = "") -> dict[Any, Callable[..., Any]]:
     """What an application answers to exceptions, counting each. see: what follows in the answer for an unknown path."""
 
     async def api_error(http: Request, error: Exception) -> Response:
         error = as_api_error(error)
-        metrics.count(error.outcome)
+        counts.count(error.outcome)
         return error.response()
 
     async def http_error(http: Request, error: Exception) -> Response:
@@ -82,7 +82,7 @@ def error_handlers(metrics: Metrics, see: str = "") -> dict[Any, Callable[..., A
         return await api_error(http, ApiError(error.status_code, message, headers=error.headers))
 
     async def disconnected(http: Request, error: Exception) -> Response:
-        metrics.count("left")
+        counts.count("left")
         return Response(status_code=400)  # Starlette needs one, although the client is gone
 
     return {HTTPException: http_error, ClientDisconnect: disconnected, Exception: api_error, ApiError: api_error}

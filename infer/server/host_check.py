@@ -12,11 +12,10 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from steerling_jax.infer.server.errors import ApiError
+from steerling_jax.infer.server.request_counts import RequestCounts
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
-
-    from steerling_jax.infer.server.metrics import Metrics
 
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:@/\s]+)(?::\d+)?", re.IGNORECASE)
 _ALL_INTERFACES = ("0.0.0.0", "::")
@@ -32,16 +31,22 @@ class HostOriginMiddleware:
     """
 
     def __init__(
-        self, app: ASGIApp, metrics: Metrics, *, listening: str, hosts: Iterable[str] = (), origins: Iterable[str] = ()
+        self,
+        app: ASGIApp,
+        counts: RequestCounts,
+        *,
+        listening: str,
+        hosts: Iterable[str] = (),
+        origins: Iterable[str] = (),
     ):
-        self._app, self._metrics = app, metrics
+        self._app, self._counts = app, counts
         self._hosts = {"localhost", listening.lower(), *(host.lower() for host in hosts)}
         self._any_address = listening in _ALL_INTERFACES
         self._origins = set(origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and (error := self.error(scope["headers"], scope["path"])):
-            self._metrics.count(error.outcome)
+            self._counts.count(error.outcome)
             await error.response()(scope, receive, send)
             return
         await self._app(scope, receive, send)

@@ -20,7 +20,6 @@ from steerling_jax.infer.generation_request import (
     shown,
 )
 from steerling_jax.infer.server.errors import ApiError
-from steerling_jax.io.text_files import load_json
 from steerling_jax.io.tokenizers.byte_table import ByteTable
 
 if TYPE_CHECKING:
@@ -72,17 +71,6 @@ class CompletionRequest:
     include_usage: bool
 
 
-def parse_json(body: bytes) -> dict[str, Any]:
-    """The body's JSON object, without its null fields. Raises `ApiError`."""
-    try:
-        value = load_json(body, parse_constant=_reject_constant)
-    except ValueError as error:
-        raise ApiError(400, f"The body is not JSON ({error}): send one JSON object.", code="invalid_json") from None
-    if not isinstance(value, dict):
-        raise ApiError(400, "The body is JSON, but not an object: send one JSON object.", code="invalid_json")
-    return {name: item for name, item in value.items() if item is not None}
-
-
 def parse_request(
     body: Mapping[str, Any],
     bundle: Bundle,
@@ -112,11 +100,6 @@ def parse_request(
         if param == "max_tokens" and "max_completion_tokens" in body:  # the error names the field that was sent
             param, message = "max_completion_tokens", message.replace(param, "max_completion_tokens")
         raise ApiError(400, message, param=param, code=error.code) from None
-
-
-def _reject_constant(name: str) -> None:
-    """NaN and Infinity, which Python's parser accepts although they are not JSON."""
-    raise ValueError(f"it contains {name}")
 
 
 def _check_fields(body: Mapping[str, Any], model: str, *, chat: bool) -> None:

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from steerling_jax.infer.server.engine import EngineRequest
 from steerling_jax.infer.server.errors import ApiError, as_api_error, dumps, json_response
 from steerling_jax.infer.server.in_flight import InFlight
-from steerling_jax.infer.server.metrics import Metrics
+from steerling_jax.infer.server.request_counts import RequestCounts
 from steerling_jax.infer.server.response_body import ResponseBody, usage
 
 if TYPE_CHECKING:
@@ -30,9 +30,9 @@ class CompletionResponse(Response):
     """Sends the text of one request, whole or as a stream, and cancels the request if the client disconnects."""
 
     def __init__(
-        self, in_flight: InFlight, metrics: Metrics, request: EngineRequest, body: ResponseBody, *, stream: bool
+        self, in_flight: InFlight, counts: RequestCounts, request: EngineRequest, body: ResponseBody, *, stream: bool
     ):
-        self._in_flight, self._metrics = in_flight, metrics
+        self._in_flight, self._counts = in_flight, counts
         self._request, self._body, self._as_stream = request, body, stream
         self._began = time.monotonic()
 
@@ -40,11 +40,11 @@ class CompletionResponse(Response):
         try:
             work = self._stream(send) if self._as_stream else self._send_whole(scope, receive, send)
             await cancel_on_disconnect(receive, work)
-            self._metrics.finished(time.monotonic() - self._began)
+            self._counts.finished(time.monotonic() - self._began)
         except ClientDisconnect:
-            self._metrics.count("left")
+            self._counts.count("left")
         except ApiError as error:  # sent already, by `_send_whole` or as an event of the stream
-            self._metrics.count(error.outcome)
+            self._counts.count(error.outcome)
         finally:
             # On every path, or the row would go on decoding for a client that is gone.
             self._in_flight.end(self._request)

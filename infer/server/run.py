@@ -1,4 +1,4 @@
-"""The server process: listening, and a graceful stop."""
+"""The server process, with a graceful stop."""
 
 from __future__ import annotations
 
@@ -12,17 +12,7 @@ from starlette.applications import Starlette
 
 from steerling_jax.errors import UserError, error_summary
 from steerling_jax.infer.server.app import Service
-from steerling_jax.infer.server.timeout_protocol import TimeoutProtocol
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises `UserError` where the address is not available."""
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        return socket.create_server(address[:2], family=family, backlog=2048)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(f"Cannot listen on {host}, port {port} ({reason}): choose another --host or --port.") from None
+from steerling_jax.infer.server.listening import uvicorn_config
 
 
 class Server(uvicorn.Server):
@@ -69,17 +59,7 @@ def serve(
     app: Starlette, service: Service, listening: socket.socket, grace: float, progress: Callable[[int, int, bool], None]
 ) -> None:
     """Serves until a signal. progress: see `Server`. Raises `UserError` where the warm-up failed."""
-    config = uvicorn.Config(
-        app,
-        loop="asyncio",
-        http=TimeoutProtocol,
-        ws="none",
-        lifespan="on",
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=2,
-    )
+    config = uvicorn_config(app)
     Server(config, service, grace, progress).run(sockets=[listening])
     if failure := service.engine.failure:
         reason = f"{type(failure).__name__}: {error_summary(failure)}"

@@ -14,8 +14,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 # Seconds for a request's first line and headers, from the connection or from their first byte.
 HEAD_SECONDS = 10.0
-# Seconds for the body. Longer than the application's own limit (`app.BODY_SECONDS`), which answers 408 first; this one
-# closes connections whose body no route reads.
+# Seconds for the body. Longer than the application's own limit (`json_body.BODY_SECONDS`), which answers 408 first;
+# this one closes connections whose body no route reads.
 REQUEST_SECONDS = 45.0
 # Seconds for the client to read what is written.
 READ_SECONDS = 60.0

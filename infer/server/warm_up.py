@@ -27,10 +27,14 @@ _SAMPLING: tuple[dict[str, Any], ...] = ({}, {"use_entropy_sampling": False, "te
 _NUCLEUS: dict[str, Any] = {"top_p": 0.9}
 
 
-def warm_up(decoder: Decoder) -> Iterator[tuple[int, int]]:
-    """Compiles the programs of requests that fit in the decoder's `room`; yields (done, total) after every step."""
+def warm_up(decoder: Decoder, *, greedy: bool = True) -> Iterator[tuple[int, int]]:
+    """Compiles the programs of requests that fit in the decoder's `room`; yields (done, total) after every step.
+
+    greedy: also those of greedy decoding and, for an autoregressive model, of a nucleus.
+    """
     sizes = [1 << i for i in range((decoder.rows - 1).bit_length() + 1)]
     samplings = _SAMPLING if isinstance(decoder.config, ModelConfig) else (*_SAMPLING, _NUCLEUS)
+    samplings = samplings if greedy else _SAMPLING[:1]
     done, total = 0, len(samplings) * (len(sizes) + len(path(sizes)))
     config = decoder.config
     if isinstance(config, ModelConfig) and config.concept is not None:

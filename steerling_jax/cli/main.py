@@ -34,6 +34,7 @@ GROUP = "steerling.commands"
 
 # Copies of the first line of each command's HELP, so that `steerling --help` imports no command. A test compares them.
 SUMMARIES = {
+    "explore": "Open a page in the browser that writes texts, explains any words of them, and compares steered ones.",
     "demo": "Generate a continuation and show, chunk by chunk, the concepts that it came from.",
     "trace": "Explain a text chunk by chunk: the concepts, prompt tokens and training data behind it.",
     "verify": "Compute the figures of a recorded trace again, and say how far they agree.",

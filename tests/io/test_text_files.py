@@ -15,7 +15,7 @@ from steerling_jax.errors import UserError
 from steerling_jax.infer.batch.request_file import parse_line
 from steerling_jax.infer.batch.result_file import repair
 from steerling_jax.infer.server.errors import ApiError
-from steerling_jax.infer.server.request_body import parse_json
+from steerling_jax.infer.server.json_body import parse_json
 from steerling_jax.io.json_files import read_json_array, read_json_object, write_json
 from steerling_jax.io.steering_policy import read_policy
 from steerling_jax.io.storage import StoragePath

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,15 +17,17 @@ import pytest
 import uvicorn
 
 import steerling_jax as sj
-from steerling_jax.attribution.explorer.app import MOST_BYTES, ExplorerSettings, make_app
+from steerling_jax.attribution.explorer.api import ModelApi
+from steerling_jax.attribution.explorer.app import MOST_BYTES, Site, make_app
 from steerling_jax.attribution.explorer.security import HEADERS, new_token
 from steerling_jax.attribution.explorer.service import Explorer
+from steerling_jax.attribution.explorer.settings import ExplorerSettings
 from steerling_jax.attribution.explorer.texts import Model
 from steerling_jax.attribution.index.evidence import Evidence, Hit
 from steerling_jax.decoding.decoder import decoder_of
 from steerling_jax.decoding.trace_record import from_plain, origin_of, restore
 from steerling_jax.infer.server.engine import Engine
-from steerling_jax.infer.server.run import listen
+from steerling_jax.infer.server.listening import listen
 
 REQUEST = {"prompt": "The quick brown", "max_tokens": 16, "seed": 1}
 
@@ -35,7 +38,7 @@ def find_evidence(tokens, start: int, end: int, scores) -> Evidence:
 
 
 @dataclass
-class Site:
+class Running:
     """A running explorer."""
 
     explorer: Explorer
@@ -83,10 +86,10 @@ class Site:
 
 
 @contextmanager
-def serving(bundle: sj.Bundle, settings: ExplorerSettings, **options: Any) -> Iterator[Site]:
+def serving(bundle: sj.Bundle, settings: ExplorerSettings, **options: Any) -> Iterator[Running]:
     engine = Engine(decoder_of(bundle, rows=2), steps=1)
     explorer = Explorer(Model(bundle, origin_of(bundle)), engine, find_evidence, **options)
-    app = make_app(explorer, settings)
+    app = make_app(Site(settings, lambda counts: ModelApi(explorer, settings, counts)))
     listening = listen("127.0.0.1", 0)
     config = uvicorn.Config(app, log_level="warning", lifespan="on", timeout_graceful_shutdown=2)
     server = uvicorn.Server(config)
@@ -95,7 +98,9 @@ def serving(bundle: sj.Bundle, settings: ExplorerSettings, **options: Any) -> It
     address = f"http://127.0.0.1:{listening.getsockname()[1]}"
     try:
         with httpx.Client(base_url=address, timeout=60) as client:
-            yield Site(explorer, bundle, client)
+            while client.get("/health").status_code != 200:
+                time.sleep(0.01)
+            yield Running(explorer, bundle, client)
     finally:
         server.should_exit = True
         thread.join(60)
@@ -104,7 +109,7 @@ def serving(bundle: sj.Bundle, settings: ExplorerSettings, **options: Any) -> It
 
 
 @pytest.fixture(scope="module")
-def site(text_model: Path) -> Iterator[Site]:
+def site(text_model: Path) -> Iterator[Running]:
     with serving(sj.load(text_model), ExplorerSettings()) as site:
         yield site
 
@@ -113,7 +118,7 @@ def ended(name: str, data: Any) -> bool:
     return name == "state" and data["state"] in ("done", "stopped", "failed")
 
 
-def test_a_text_is_written_and_explained(site: Site):
+def test_a_text_is_written_and_explained(site: Running):
     tab = site.tab()
     text = site.write(tab)
     seen = site.until(tab, lambda name, data: name == "ready")
@@ -142,7 +147,7 @@ def test_a_text_is_written_and_explained(site: Site):
     assert site.client.post(f"{tab}/texts", json=REQUEST).json() == {"text": text, "cached": True}, "the same text"
 
 
-def test_panels_of_a_selection(site: Site):
+def test_panels_of_a_selection(site: Running):
     tab = site.tab()
     text = site.write(tab, seed=2)
     document = site.explained(tab, text)["document"]
@@ -189,7 +194,7 @@ def test_panels_of_a_selection(site: Site):
     assert site.client.post(f"{tab}/jobs", json={"kind": "cost", "text": text}).json() == {"job": None}, "it is there"
 
 
-def test_exported_files(site: Site):
+def test_exported_files(site: Running):
     tab = site.tab()
     text = site.write(tab, seed=6)
     document = site.explained(tab, text)["document"]
@@ -204,7 +209,7 @@ def test_exported_files(site: Site):
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "as")
 
 
-def test_a_given_text_and_a_model_that_fails(site: Site):
+def test_a_given_text_and_a_model_that_fails(site: Running):
     tab = site.tab()
     body = {"prompt": "The quick", "continuation": " brown fox"}
     text = site.client.post(f"{tab}/texts", json=body).json()["text"]
@@ -221,7 +226,7 @@ def test_a_given_text_and_a_model_that_fails(site: Site):
     assert "more than the model's context" in seen[-1][2]["error"]
 
 
-def test_another_focus_cancels_what_nobody_looks_at(site: Site):
+def test_another_focus_cancels_what_nobody_looks_at(site: Running):
     tab = site.tab()
     text = site.write(tab, seed=3)
     start = len(site.explained(tab, text)["document"]["trace"]["prompt"])
@@ -247,7 +252,7 @@ def test_another_focus_cancels_what_nobody_looks_at(site: Site):
     assert site.client.put(f"{tab}/focus", json={"text": None}).status_code == 204
 
 
-def test_a_stopped_text_keeps_what_is_there(site: Site):
+def test_a_stopped_text_keeps_what_is_there(site: Running):
     """Two tabs follow the text: it goes on for the one when the other leaves it."""
     first, second = site.tab(), site.tab()
     body = {"max_tokens": 64, "seed": 4}
@@ -265,7 +270,7 @@ def test_a_stopped_text_keeps_what_is_there(site: Site):
     assert len(answer["document"]["tokens"]) == state["written"] == sum(len(c["positions"]) for c in answer["commits"])
 
 
-def test_events_resume_without_doubles(site: Site):
+def test_events_resume_without_doubles(site: Running):
     tab = site.tab()
     site.write(tab, seed=5)
     seen = [event for event in site.until(tab, lambda name, data: name == "ready") if event[0]]
@@ -287,14 +292,14 @@ def test_events_resume_without_doubles(site: Site):
         ({"prompt": "a", "continuation": "b", "seed": 1}, "seed", "not generated"),
     ],
 )
-def test_a_refused_text_names_its_field(site: Site, body: dict[str, Any], param: str, words: str):
+def test_a_refused_text_names_its_field(site: Running, body: dict[str, Any], param: str, words: str):
     answer = site.client.post(f"{site.tab()}/texts", json=body)
     error = answer.json()["error"]
     assert (answer.status_code, error["param"]) == (400, param), error
     assert words in error["message"]
 
 
-def test_refusals(site: Site):
+def test_refusals(site: Running):
     tab = site.tab()
     get, post, put = site.client.get, site.client.post, site.client.put
     for answer, status, code in [
@@ -323,7 +328,7 @@ def test_refusals(site: Site):
             assert answer.headers[name] == value, "also on refusals"
 
 
-def test_concepts_and_the_model(site: Site):
+def test_concepts_and_the_model(site: Running):
     model = site.client.get("/api/model").json()
     assert model["concepts"] == {"known": 24, "discovered": 40}
     assert (model["context"], model["block"]) == (128, 16)

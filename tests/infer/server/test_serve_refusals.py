@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.types import Message
 
 from steerling_jax.cli.main import main
-from steerling_jax.infer.server import app
+from steerling_jax.infer.server import json_body
 from steerling_jax.infer.server.errors import ApiError
 from tests.worlds.serving_world import Server, serving
 
@@ -101,9 +101,9 @@ def test_a_body_that_does_not_come(monkeypatch: pytest.MonkeyPatch):
         await asyncio.sleep(60)
         return {"type": "http.disconnect"}
 
-    monkeypatch.setattr(app, "BODY_SECONDS", 0.01)
+    monkeypatch.setattr(json_body, "BODY_SECONDS", 0.01)
     with pytest.raises(ApiError, match="did not arrive") as raised:
-        asyncio.run(app.read_body(Request({"type": "http", "headers": []}, receive), LIMIT))
+        asyncio.run(json_body.read_body(Request({"type": "http", "headers": []}, receive), LIMIT))
     assert (raised.value.status, raised.value.outcome) == (408, "bad")
 
 

@@ -14,9 +14,9 @@ import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 import steerling_jax as sj
-from steerling_jax.infer.server import app, timeout_protocol
+from steerling_jax.infer.server import app, json_body, timeout_protocol
 from steerling_jax.infer.server.engine import Engine
-from steerling_jax.infer.server.run import listen
+from steerling_jax.infer.server.listening import listen
 
 HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
 TIMEOUT = 30  # seconds until a test fails
@@ -27,7 +27,7 @@ Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Coroutine[Any, Any
 def short(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """Makes the time limit that a test is about short. The others are long, so that none of them comes first where the
     machine is busy."""
-    module = app if request.param == "BODY_SECONDS" else timeout_protocol
+    module = json_body if request.param == "BODY_SECONDS" else timeout_protocol
     monkeypatch.setattr(module, request.param, 0.3)
 
 
