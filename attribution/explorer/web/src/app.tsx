@@ -1,0 +1,88 @@
+// The page: a header, one sentence, the text on the left and the answers on the right.
+
+import { Header } from "./header.tsx";
+import { CompareView } from "./compare.tsx";
+import { ConceptCard } from "./panels/card.tsx";
+import { Slider } from "./slider.tsx";
+import { comparing, grain, mode, reading, shownCase, strip } from "./store.ts";
+import { Legend, TextView } from "./textview.tsx";
+import { Why } from "./why.tsx";
+import { language, words } from "./words/index.ts";
+
+/** The parts that live mode alone has; a file does not contain their buttons at all. */
+export const live: { write?: () => preact.JSX.Element | null; status?: () => preact.JSX.Element | null; state?: () => preact.JSX.Element | null } = {};
+
+export function App() {
+  const w = words.value;
+  const text = reading.value;
+  return (
+    <>
+      <a class="skip" href="#text" onClick={jump("text")}>{w.skip.text}</a>
+      <a class="skip" href="#why" onClick={jump("why")}>{w.skip.why}</a>
+      <Header />
+      {live.status?.()}
+      <main>
+        <div class="left">
+          <Intro />
+          {live.write?.()}
+          <section class="paper" aria-label={w.text.title}>
+            {comparing.value && <CompareView />}
+            {text === null ? <p class="missing">{w.text.empty}</p> : <TextView key="text" />}
+            {live.state?.()}
+            <Slider />
+            <div class="under">
+              <Legend />
+              <p class="switches">
+                <span role="group" aria-label={w.text.grain} class="segments">
+                  {(["chunk", "word", "token"] as const).map((name) => (
+                    <button type="button" key={name} aria-pressed={grain.value === name} onClick={() => { grain.value = name; }}>{w.text.grains[name]}</button>
+                  ))}
+                </span>
+                {text?.document?.concepts && (
+                  <label title={w.text.stripSays}><input type="checkbox" checked={strip.value} onChange={(event) => { strip.value = event.currentTarget.checked; }} /> {w.text.strip}</label>
+                )}
+              </p>
+            </div>
+          </section>
+          {mode.value === "file" && <About />}
+        </div>
+        <Why />
+      </main>
+      <ConceptCard />
+    </>
+  );
+}
+
+function jump(id: string) {
+  return (event: Event) => {
+    event.preventDefault(); // the fragment is the page's state
+    (document.querySelector<HTMLElement>(`#${id} [tabindex="0"]`) ?? document.getElementById(id))?.focus();
+  };
+}
+
+function Intro() {
+  const w = words.value;
+  const one = shownCase.value;
+  return (
+    <div class="intro">
+      <h1>{w.intro.title}</h1>
+      <p>{w.intro.says}</p>
+      {one !== null && <p class="case"><b>{one.title[language.value] ?? one.title.en}.</b> {one.text[language.value] ?? one.text.en}</p>}
+    </div>
+  );
+}
+
+/** Of a file: which model wrote it, with what, and what was not computed. */
+function About() {
+  const w = words.value.about;
+  const found = reading.value?.document;
+  if (!found) return null;
+  const { trace } = found;
+  return (
+    <dl class="about">
+      <dt>{w.model}</dt><dd>{trace.model.name} <code>{trace.model.fingerprint.slice(0, 8)}</code></dd>
+      {trace.seed !== null && <><dt>{w.seed}</dt><dd class="number">{trace.seed}</dd></>}
+      {trace.steering.length > 0 && <><dt>{w.steering}</dt><dd>{trace.steering.join("; ")}</dd></>}
+    </dl>
+  );
+}

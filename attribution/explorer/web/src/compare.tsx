@@ -1,0 +1,66 @@
+// Texts side by side, from the same draws: what is the same is set in grey, what differs in ink and underlined.
+
+import { visible } from "./pure/characters.ts";
+import { differing } from "./pure/differences.ts";
+import { percent, plain } from "./pure/numbers.ts";
+import type { Reading } from "./reading.ts";
+import { signal } from "@preact/signals";
+import { type Other, costs, others, reading } from "./store.ts";
+import { language, words } from "./words/index.ts";
+
+/** What live mode adds: keeping one of the texts, and computing what each costs. */
+export const actions: { keep?: (other: Other) => void; costs?: () => void; close?: () => void } = {};
+
+const shownColumn = signal(0); // on narrow windows, where one column is shown at a time
+
+const piecesOf = (text: Reading) => text.runs.filter(([start]) => start >= text.promptLength).map(([, , piece]) => piece);
+
+export function CompareView() {
+  const w = words.value.compare;
+  const all = others.value;
+  const plainText = piecesOf(all[0]!.reading);
+  const titles = words.value.steer.columns;
+  return (
+    <section class="compare" aria-label={w.title} lang={language.value}>
+      <header><h2>{w.title}</h2><p>{w.says}</p>
+        {actions.close !== undefined && <button type="button" class="quiet" onClick={actions.close}>{w.close}</button>}
+      </header>
+      <div class="column-tabs" role="group" aria-label={w.title}>
+        {all.map((other, i) => (
+          <button type="button" key={i} aria-pressed={shownColumn.value === i} onClick={() => { shownColumn.value = i; }}>{other.title || titles[other.column]}</button>
+        ))}
+      </div>
+      <div class="columns">
+        {all.map((other, i) => {
+          const text = other.reading;
+          const pieces = piecesOf(text);
+          const marks = i === 0 ? [] : differing(plainText, pieces);
+          const cost = text.document?.cost ?? costs.value[text.id]?.value;
+          const current = reading.value?.id === text.id;
+          return (
+            <article key={other.column + i} class={[current && "current", shownColumn.value === i && "shown"].filter(Boolean).join(" ")}>
+              <h3>{other.title || titles[other.column]}</h3>
+              <p class="output" lang="">
+                {pieces.length === 0 || pieces.every((piece) => piece === "") ? "…" : pieces.map((piece, at) => (marks[at] ? <ins key={at}>{piece}</ins> : piece))}
+              </p>
+              <dl class="facts">
+                <dt>{w.cost}</dt><dd class="number">{cost === undefined ? "–" : plain(cost.nats_per_token)}</dd>
+                <dt>{w.repeated}</dt><dd class="number">{cost === undefined ? "–" : percent(cost.repeated_3_grams)}</dd>
+              </dl>
+              {current ? <p class="quiet-text">{w.keptNow}</p>
+                : <button type="button" onClick={() => (actions.keep ?? keep)(other)} aria-label={`${w.keep}: ${visible(other.title || titles[other.column])}`}>{w.keep}</button>}
+            </article>
+          );
+        })}
+      </div>
+      {all.some((other) => other.column === "random") && <p class="quiet-text">{w.caution}</p>}
+      {actions.costs !== undefined && all.some((other) => other.reading.source === "server" && costs.value[other.reading.id] === undefined && other.reading.document?.cost === undefined)
+        && <button type="button" class="quiet" onClick={actions.costs}>{w.computeCosts}</button>}
+    </section>
+  );
+}
+
+/** In a file a text is shown; there is nothing to go on with. */
+function keep(other: Other): void {
+  reading.value = other.reading;
+}

@@ -1,0 +1,110 @@
+// The concepts of a selection as rows: of a chunk by share, of tokens by the logits that they add.
+
+import type { Reading } from "./reading.ts";
+import { tokensOf } from "./reading.ts";
+import { cards } from "./store.ts";
+import type { Card, DocumentChunk, Kind, Shares, Span } from "./types.ts";
+
+export interface Row {
+  readonly kind: Kind;
+  readonly id: number;
+  readonly value: number;
+}
+
+export interface ConceptRows {
+  readonly unit: "share" | "logits";
+  readonly known: readonly Row[];
+  readonly discovered: readonly Row[];
+  readonly otherKnown: number | null; // what the concepts add that are not listed; null for shares, where it is not stored
+  readonly otherDiscovered: number | null;
+  readonly epsilon: number | null; // null where the model has none
+  readonly net: Shares | null;
+  readonly absolute: Shares | null;
+  readonly error: number; // the largest difference of a token between its logit and the sum of its parts
+  readonly tokens: number;
+}
+
+/** A part below this does not exist: a model without epsilon records zeros, or rounding errors, for it. */
+const NOTHING = 1e-6;
+
+export function nameOf(text: Reading, kind: Kind, id: number): string {
+  return text.document?.concepts?.[kind]?.[`${id}`] ?? cardOf(text, kind, id)?.name ?? `#${id}`;
+}
+
+export function cardOf(text: Reading, kind: Kind, id: number): Card | undefined {
+  return cards.value[`${kind}:${id}`] ?? text.document?.cards?.[kind]?.[`${id}`];
+}
+
+/** Where a known concept belongs: "form" is tone, "topic" content, "syntax" the form of code; "" where it is not known. */
+export function groupOf(text: Reading, id: number): string {
+  return cardOf(text, "known", id)?.group ?? "";
+}
+
+/** Whether any token of a text has a part that belongs to no concept. */
+export function hasEpsilon(text: Reading): boolean {
+  return text.document?.tokens.some((token) => Math.abs(token.epsilon ?? 0) > NOTHING) ?? false;
+}
+
+/** The rows of a span; of the whole text for null. Null for a model without concepts, or while there are none yet. */
+export function conceptRows(text: Reading, span: Span | null): ConceptRows | null {
+  const { document } = text;
+  if (!document?.concepts) return null;
+  const chunk = span === null ? undefined : document.chunks.find(({ start, end }) => start === span[0] && end === span[1]);
+  const tokens = tokensOf(text, span ?? [0, text.length]);
+  if (tokens.length === 0) return null;
+  const error = Math.max(...tokens.map((token) => Math.abs(token.share_error ?? 0)));
+  const epsilon = hasEpsilon(text);
+  if (span === null || chunk?.known) {
+    const chunks = span === null ? document.chunks : [chunk!];
+    return {
+      unit: "share", ...averageOf(chunks), otherKnown: null, otherDiscovered: null,
+      epsilon: epsilon ? mean(chunks.map((one) => one.net_shares?.epsilon ?? 0)) : null, error, tokens: tokens.length,
+    };
+  }
+  const sums = { known: new Map<number, number>(), discovered: new Map<number, number>() };
+  for (const token of tokens) {
+    for (const kind of ["known", "discovered"] as const) {
+      for (const { id, contribution } of token[kind] ?? []) sums[kind].set(id, (sums[kind].get(id) ?? 0) + contribution);
+    }
+  }
+  const add = (name: "other_known" | "other_discovered" | "epsilon") => tokens.reduce((sum, token) => sum + (token[name] ?? 0), 0);
+  return {
+    unit: "logits",
+    known: rowsOf("known", sums.known),
+    discovered: rowsOf("discovered", sums.discovered),
+    otherKnown: add("other_known"),
+    otherDiscovered: add("other_discovered"),
+    epsilon: epsilon ? add("epsilon") : null,
+    net: meanShares(tokens.map((token) => token.net_shares)),
+    absolute: meanShares(tokens.map((token) => token.absolute_shares)),
+    error,
+    tokens: tokens.length,
+  };
+}
+
+function averageOf(chunks: readonly DocumentChunk[]) {
+  const sums = { known: new Map<number, number>(), discovered: new Map<number, number>() };
+  for (const chunk of chunks) {
+    for (const kind of ["known", "discovered"] as const) {
+      for (const { id, share } of chunk[kind] ?? []) sums[kind].set(id, (sums[kind].get(id) ?? 0) + share / chunks.length);
+    }
+  }
+  return {
+    known: rowsOf("known", sums.known),
+    discovered: rowsOf("discovered", sums.discovered),
+    net: meanShares(chunks.map((chunk) => chunk.net_shares)),
+    absolute: meanShares(chunks.map((chunk) => chunk.absolute_shares)),
+  };
+}
+
+function rowsOf(kind: Kind, sums: ReadonlyMap<number, number>): Row[] {
+  return [...sums].map(([id, value]) => ({ kind, id, value })).sort((a, b) => Math.abs(b.value) - Math.abs(a.value));
+}
+
+const mean = (values: readonly number[]) => values.reduce((sum, value) => sum + value, 0) / Math.max(1, values.length);
+
+function meanShares(all: readonly (Shares | null)[]): Shares | null {
+  const found = all.filter((one) => one !== null && one !== undefined);
+  if (found.length === 0) return null;
+  return { known: mean(found.map((one) => one.known)), discovered: mean(found.map((one) => one.discovered)), epsilon: mean(found.map((one) => one.epsilon)) };
+}

@@ -1,0 +1,41 @@
+// Keys of the whole page. Single keys act only where a list or the text has the focus (textview.tsx).
+
+import { canvas } from "./textview.tsx";
+import { letGo, panel } from "./store.ts";
+
+/** What live mode adds to Escape, between closing a card and letting the selection go. */
+export const actions: { stop?: () => boolean; write?: () => void } = {};
+
+export function startKeys(): void {
+  let composed = false; // Ctrl+Enter came while a Hangul syllable was unfinished: it is written when that has ended
+  document.addEventListener("keydown", (event) => {
+    const typing = event.target instanceof Element && event.target.matches("input:not([type=range],[type=checkbox]), textarea");
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
+      event.preventDefault();
+      if (event.isComposing) composed = true;
+      else if (!event.repeat) actions.write?.();
+    } else if (event.key === "Escape" && !event.defaultPrevented) {
+      if (document.querySelector(":popover-open") !== null) return; // the browser closes it
+      if (!(actions.stop?.() ?? false)) letGo();
+    } else if (event.key === "F6") {
+      event.preventDefault();
+      nextPart(event.shiftKey ? -1 : 1);
+    } else if (event.key === "/" && !typing && document.activeElement !== document.body) {
+      event.preventDefault();
+      panel.value = "concepts";
+      requestAnimationFrame(() => document.getElementById("concept-filter")?.focus());
+    }
+  });
+  document.addEventListener("compositionend", () => {
+    if (composed) setTimeout(() => actions.write?.()); // after the field has its final text
+    composed = false;
+  });
+}
+
+function nextPart(direction: 1 | -1): void {
+  const parts = ["write", "text", "why"].map((id) => document.getElementById(id)).filter((one) => one !== null);
+  const now = parts.findIndex((part) => part.contains(document.activeElement));
+  const next = parts[(now + direction + parts.length) % parts.length];
+  if (next?.id === "text") canvas.current?.setActive(canvas.current.activeIndex);
+  else (next?.querySelector<HTMLElement>("textarea, [role=tab][aria-selected=true]") ?? next)?.focus();
+}

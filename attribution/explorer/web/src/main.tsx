@@ -1,0 +1,34 @@
+// The start: a file shows its document; a page of a server shows the first example and connects.
+
+import { render } from "preact";
+import { App } from "./app.tsx";
+import { parseAddress, unpack } from "./pure/address.ts";
+import { startKeys } from "./keys.ts";
+import { startLive } from "./live/start.tsx";
+import { readDocument } from "./reading.ts";
+import { applyView, mode, selection, show, showCase } from "./store.ts";
+import type { Case, Document } from "./types.ts";
+import { language } from "./words/index.ts";
+
+async function start(): Promise<void> {
+  const root = document.getElementById("app")!;
+  const stored = document.getElementById("document");
+  const { address, problems, packed } = parseAddress(location.hash.length > 1 ? location.hash : (root.dataset.state ?? ""));
+  if (address.lang !== undefined) language.value = address.lang;
+  if (stored === null) {
+    mode.value = "live";
+    if (packed !== null) address.p = (await unpack(packed)) ?? "";
+    startLive(address, problems);
+  } else {
+    const found = JSON.parse(stored.textContent ?? "null") as Document | Case;
+    if ("document" in found) showCase(found, language.value);
+    else show(readDocument(found, "document"));
+    const first = ("document" in found ? found.document : found).chunks[0];
+    if (first !== undefined) selection.value = [first.start, first.end];
+    if (Object.keys(address).length > 0) applyView({ ...(first === undefined ? {} : { at: [first.start, first.end] as const }), ...address });
+  }
+  startKeys();
+  render(<App />, root);
+}
+
+void start();

@@ -1,0 +1,63 @@
+// The card of a concept: what it means, which words it promotes, and the two ways to turn it.
+
+import { useLayoutEffect, useRef } from "preact/hooks";
+import { cardOf, nameOf } from "../concepts.ts";
+import { place } from "../dom.ts";
+import { card, mode, model, reading } from "../store.ts";
+import type { Kind } from "../types.ts";
+import { words } from "../words/index.ts";
+
+/** What live mode adds: fetching a card, and turning its concept. */
+export const actions: {
+  fetch?: (kind: Kind, id: number) => void;
+  steer?: (name: string, direction: 1 | -1, known: { amplify?: number | null; suppress?: number | null }) => void;
+} = {};
+
+export function openCard(kind: Kind, id: number, anchor: HTMLElement): void {
+  card.value = card.value?.kind === kind && card.value.id === id ? null : { kind, id, anchor };
+  if (card.value !== null) actions.fetch?.(kind, id);
+}
+
+export function ConceptCard() {
+  const root = useRef<HTMLDivElement>(null);
+  const at = card.value;
+  useLayoutEffect(() => {
+    if (at === null || root.current === null) return;
+    place(root.current, at.anchor);
+    root.current.focus();
+  });
+  if (at === null || reading.value === null) return null;
+  const w = words.value.card;
+  const text = reading.value;
+  const { kind, id, anchor } = at;
+  const details = cardOf(text, kind, id);
+  const name = nameOf(text, kind, id);
+  const close = () => {
+    card.value = null;
+    anchor.focus();
+  };
+  const steer = (direction: 1 | -1) => {
+    actions.steer?.(kind === "known" ? name : `discovered:${id}`, direction, details ?? {});
+    close();
+  };
+  return (
+    <div
+      ref={root} class="card" role="dialog" aria-label={name} tabIndex={-1}
+      onKeyDown={(event) => { if (event.key === "Escape") { event.stopPropagation(); close(); } }}
+    >
+      <header><h3>{name}</h3><button type="button" class="icon" aria-label={words.value.close} onClick={close}>✕</button></header>
+      <p class="quiet-text">{kind === "known" ? w.known : w.discovered}{details?.group ? ` · ${words.value.concepts.groupName(details.group)}` : ""} · #{id}</p>
+      {details?.description && <p>{details.description}</p>}
+      {details?.promotes && details.promotes.length > 0 && (
+        <><h4>{w.promotes}</h4><p class="pieces">{details.promotes.map((piece, i) => <code key={i}>{piece.trim() || "␣"}</code>)}</p></>
+      )}
+      {details === undefined && mode.value === "file" && <p class="quiet-text">{w.notStored}</p>}
+      {mode.value === "live" && model.value !== null && actions.steer !== undefined && (
+        <p class="buttons">
+          <button type="button" onClick={() => steer(1)}>{w.amplify}</button>
+          <button type="button" onClick={() => steer(-1)}>{w.suppress}</button>
+        </p>
+      )}
+    </div>
+  );
+}

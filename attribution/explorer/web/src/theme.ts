@@ -1,0 +1,15 @@
+// Light, dark, or as the system has it.
+
+import { effect, signal } from "@preact/signals";
+import { remember, remembered } from "./dom.ts";
+
+export type Theme = "auto" | "light" | "dark";
+const stored = remembered("theme");
+export const theme = signal<Theme>(stored === "light" || stored === "dark" ? stored : "auto");
+
+effect(() => {
+  const root = document.documentElement;
+  if (theme.value === "auto") delete root.dataset.theme;
+  else root.dataset.theme = theme.value;
+  remember("theme", theme.value);
+});
