@@ -55,6 +55,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     add_reference_option(add)
     add("--no-inputs", action="store_true", help="skip attribution to input tokens, which takes the longest")
+    add("--no-considered", action="store_true", help="leave out of --html and --json what each step chose from")
     add("--index", metavar="FOLDER", help="also search the training data, in an index of `steerling index`")
     add("--corpus", metavar="STORE", help="the corpus store of that index")
     add = parser.add_argument_group("files").add_argument
@@ -78,6 +79,7 @@ def run(args: argparse.Namespace) -> None:
     import steerling_jax as sj
     from steerling_jax.attribution.trace.explanation import explain
     from steerling_jax.attribution.trace.graph import graph_position
+    from steerling_jax.attribution.trace.parts import complete_document
     from steerling_jax.attribution.trace.terminal import accuracy_note, render
 
     bundle = sj.load(args.model)
@@ -99,13 +101,16 @@ def run(args: argparse.Namespace) -> None:
             progress=progress,
             source=source,
         )
-        outputs = list(_outputs(args, bundle, explanation, progress))
+        document = None
+        if args.json is not None or args.html is not None:
+            steps = not args.no_considered
+            document = complete_document(bundle, explanation, args.concepts, steps=steps, progress=progress)
+        outputs = list(_outputs(args, bundle, explanation, document, progress))
     _write_all(outputs)
     if args.json == "-":
-        from steerling_jax.attribution.trace.document import make_document
         from steerling_jax.cli.console import print_json
 
-        print_json(make_document(explanation, args.concepts))
+        print_json(document)
         return
     from rich.text import Text
 
@@ -208,9 +213,10 @@ def open_evidence(folder: str, corpus: str, bundle: Bundle) -> tuple[EvidenceSea
 Output = tuple[Path, bool, Callable[[Path], Any]]  # path, whether it is a folder, function that writes it
 
 
-def _outputs(args: argparse.Namespace, bundle: Bundle, explanation: Explanation, progress: Any) -> Iterator[Output]:
+def _outputs(
+    args: argparse.Namespace, bundle: Bundle, explanation: Explanation, document: Any, progress: Any
+) -> Iterator[Output]:
     """The outputs that were requested. They are computed before any is written, since computing one can fail."""
-    from steerling_jax.attribution.trace.document import make_document
     from steerling_jax.io.trace_file import trace_text
 
     def of_text(name: str, text: str) -> Output:
@@ -219,14 +225,12 @@ def _outputs(args: argparse.Namespace, bundle: Bundle, explanation: Explanation,
 
     if args.trace is not None:
         yield of_text(args.trace, trace_text(explanation.record))
-    if args.json not in (None, "-") or args.html is not None:
-        document = make_document(explanation, args.concepts)
-        if args.json not in (None, "-"):
-            yield of_text(args.json, _json(document))
-        if args.html is not None:
-            from steerling_jax.attribution.trace.page import make_page
+    if args.json not in (None, "-"):
+        yield of_text(args.json, _json(document))
+    if args.html is not None:
+        from steerling_jax.attribution.explorer.page import make_page
 
-            yield of_text(args.html, make_page(document))
+        yield of_text(args.html, make_page(document))
     if args.parquet is not None:
         from steerling_jax.attribution.trace.tables import make_tables, write_tables
 

@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from steerling_jax.attribution.explorer.show import show as show
     from steerling_jax.autoencoders.autoencoder import Autoencoder as Autoencoder
     from steerling_jax.autoencoders.bottleneck import attach_bottleneck as attach_bottleneck
     from steerling_jax.autoencoders.feature_edit import feature_edit as feature_edit
@@ -70,6 +71,7 @@ _MODULES = {
     "rank_chunk": "explain.ranking",
     "chunk_spans": "explain.ranking",
     "attribute_inputs": "explain.inputs.integrated_gradients",
+    "show": "attribution.explorer.show",
     "embed": "evaluation.embeddings",
     "log_likelihood": "evaluation.likelihood",
     "log_likelihoods": "evaluation.likelihood",

@@ -190,8 +190,8 @@ class ModelApi:
 
     async def export(self, http: Request) -> Response:
         self._refuse_when_stopping()
-        text, kind, parts = asking.parse_export(await self._body(http))
-        file = await self.explorer.export(self.explorer.text(text), kind, parts)
+        text, kind, parts, state = asking.parse_export(await self._body(http))
+        file = await self.explorer.export(self.explorer.text(text), kind, parts, state)
         name = f"attachment; filename={text}.{file.suffix}"
         return Response(file.content, media_type=file.media_type, headers={"content-disposition": name})
 

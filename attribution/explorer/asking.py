@@ -20,9 +20,11 @@ from steerling_jax.models.steerling.config import ModelConfig
 PANELS = ("inputs", "concepts", "considered", "evidence")
 KINDS = ("cost", "influence")
 EXPORTS = ("html", "json", "graph")
+EXPORTED_PARTS = ("inputs", "considered", "evidence")
+_LONGEST_STATE = 8_000  # characters of an address's fragment
 MOST_PINS = 8
 QUICK_SCORES: tuple[Score, ...] = tuple(score for score in SCORES if score != "influence")
-_TEXT_FIELDS = ("prompt", "continuation", *(name for name in FIELDS if name != "trace"))
+_TEXT_FIELDS = ("prompt", "continuation", "random_direction", *(name for name in FIELDS if name != "trace"))
 Span = tuple[int, int]
 
 
@@ -63,7 +65,12 @@ def parse_text(body: Mapping[str, Any], bundle: Bundle, fingerprint: str, limit:
     made = request.prompt
     if continuation is not None:  # nothing is drawn, so the seed must not tell two readings of one text apart
         made = dataclasses.replace(made, config=GenerationConfig(max_new_tokens=len(continuation), seed=0))
-    return Text(text_id(fingerprint, made, request.stop, continuation), made, request.stop), continuation
+    random = body.get("random_direction", False)
+    if type(random) is not bool or (random and not made.steering):
+        message = "random_direction is true or false, and needs steering, whose size the random direction has."
+        raise refuse(message, "random_direction")
+    text = Text(text_id(fingerprint, made, request.stop, continuation, random), made, request.stop, random)
+    return text, continuation
 
 
 def _continuation(body: Mapping[str, Any], bundle: Bundle) -> list[int] | None:
@@ -142,14 +149,16 @@ def parse_job(body: Mapping[str, Any]) -> tuple[str, str, Span | None]:
     return kind, text, at
 
 
-def parse_export(body: Mapping[str, Any]) -> tuple[str, str, tuple[str, ...]]:
-    """(id of the text, format, what goes with it) of an export."""
-    _check_names(body, ("text", "as", "with"))
-    text, kind, parts = body.get("text"), body.get("as"), body.get("with", [])
+def parse_export(body: Mapping[str, Any]) -> tuple[str, str, tuple[str, ...], str]:
+    """(id of the text, format, what goes with it, state of the page) of an export."""
+    _check_names(body, ("text", "as", "with", "state"))
+    text, kind, parts, state = body.get("text"), body.get("as"), body.get("with", []), body.get("state", "")
     if not isinstance(text, str):
         raise refuse(f"text is {shown(text)}, but it must be the id of a text.", "text")
     if kind not in EXPORTS:
         raise refuse(f"as is {shown(kind)}, but it must be one of {', '.join(EXPORTS)}.", "as")
-    if not isinstance(parts, list) or not all(part in ("inputs", "evidence") for part in parts):
-        raise refuse(f"with is {shown(parts)}, but it must be a list of inputs and evidence.", "with")
-    return text, kind, tuple(parts)
+    if not isinstance(parts, list) or not all(part in EXPORTED_PARTS for part in parts):
+        raise refuse(f"with is {shown(parts)}, but it must be a list of {', '.join(EXPORTED_PARTS)}.", "with")
+    if not isinstance(state, str) or len(state) > _LONGEST_STATE:
+        raise refuse(f"state must be the fragment of an address, at most {_LONGEST_STATE} characters.", "state")
+    return text, kind, tuple(parts), state

@@ -12,6 +12,7 @@ from steerling_jax.attribution.explorer.tabs import Tab, Tabs
 from steerling_jax.attribution.explorer.texts import Model, Text, TextStore
 from steerling_jax.attribution.index.evidence import Evidence, Score
 from steerling_jax.attribution.trace.document import evidence_panel
+from steerling_jax.attribution.trace.parts import considered_part
 from steerling_jax.decoding.trace import Trace
 from steerling_jax.infer.server.errors import ApiError, as_api_error
 from steerling_jax.progress import Progress
@@ -121,7 +122,7 @@ class Explaining:
         if key.kind == "cost":
             return lambda progress: panels.cost_panel(bundle, record, progress)
         if key.kind == "considered":
-            return lambda progress: panels.considered_panel(bundle, record.trace, record.generation, detail, progress)
+            return lambda progress: considered_part(bundle, record.trace, record.generation, detail, progress)
         if key.kind == "inputs":
             missing = [p for p in text.span(*detail) if JobKey(text.id, "token", p) not in text.results]
             return lambda progress: self._compute_tokens(text.id, record.trace, missing, progress)

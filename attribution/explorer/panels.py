@@ -11,15 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from steerling_jax.attribution.trace.document import make_document, rounded, strongest
+from steerling_jax.attribution.trace.document import rounded, strongest
 from steerling_jax.attribution.trace.explanation import explain
+from steerling_jax.attribution.trace.parts import complete_document
 from steerling_jax.bundle import Bundle
-from steerling_jax.decoding.generation_config import GenerationConfig
 from steerling_jax.decoding.trace import Trace
-from steerling_jax.decoding.trace_record import TraceRecord, restore, to_plain
+from steerling_jax.decoding.trace_record import TraceRecord
 from steerling_jax.evaluation.likelihood import log_likelihood
 from steerling_jax.evaluation.text_metrics import repeated
-from steerling_jax.explain.considered import ConsideredStep, considered
 from steerling_jax.explain.inputs.integrated_gradients import attribute_inputs
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.progress import Progress
@@ -42,13 +41,11 @@ class TokenInputs:
 
 
 def text_document(bundle: Bundle, record: TraceRecord, progress: Progress) -> dict[str, Any]:
-    """The explanation document of a text without inputs and training data; of a model without concepts, its trace
-    alone."""
+    """The explanation document of a text without inputs and training data, which are computed when they are looked
+    at."""
     progress("concepts", 0, 1)
-    if isinstance(bundle.config, ModelConfig) and bundle.config.concept is not None:
-        return make_document(explain(bundle, record, inputs=False, progress=progress), CONCEPTS)
-    pieces = restore(record, bundle).pieces
-    return {"trace": to_plain(record), "pieces": list(pieces or ()), "tokens": [], "chunks": []}
+    explanation = explain(bundle, record, inputs=False, progress=progress)
+    return complete_document(bundle, explanation, CONCEPTS, steps=False)
 
 
 def token_inputs(bundle: Bundle, trace: Trace, positions: Sequence[int], progress: Progress) -> list[TokenInputs]:
@@ -77,35 +74,6 @@ def inputs_panel(at: tuple[int, int], rows: Sequence[TokenInputs]) -> dict[str, 
         "unconverged": sum(not row.converged for row in rows),
         "method": "integrated-gradients",
         "tokens": len(rows),
-    }
-
-
-def considered_panel(
-    bundle: Bundle, trace: Trace, generation: GenerationConfig | None, step: int | None, progress: Progress
-) -> dict[str, Any]:
-    """What one step had to choose from, or all of them, and at how many the replay agrees with the text."""
-    steps = considered(bundle, trace, generation, None if step is None else [step], progress=progress)
-    agreeing = [one.agrees for one in steps if one.agrees is not None]
-    return {"steps": [_step(one) for one in steps], "agreeing": sum(agreeing), "compared": len(agreeing)}
-
-
-def _step(one: ConsideredStep) -> dict[str, Any]:
-    """`open`: for each position `[position, [[token, probability, raw probability], …], entropy, confidence,
-    temperature]`."""
-    return {
-        "step": one.step,
-        "open": [
-            [
-                place.position,
-                [[c.token_id, rounded(c.probability), rounded(c.raw_probability)] for c in place.candidates],
-                rounded(place.entropy),
-                rounded(place.confidence),
-                None if place.temperature is None else rounded(place.temperature),
-            ]
-            for place in one.positions
-        ],
-        "order": list(one.order),
-        "agrees": one.agrees,
     }
 
 

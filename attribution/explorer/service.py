@@ -114,7 +114,7 @@ class Explorer:
             if tab.focus is not None and tab.focus.text == text.id:
                 self.look(tab, tab.focus)
 
-    async def export(self, text: Text, kind: str, parts: tuple[str, ...]) -> ExportedFile:
+    async def export(self, text: Text, kind: str, parts: tuple[str, ...], state: str) -> ExportedFile:
         """A file of a text that has ended. Cancelled with the request that waits for it."""
         if not text.ended or not text.commits:
             raise ApiError(409, "The text is still being written; export it when it has ended.", code="not_ready")
@@ -126,7 +126,7 @@ class Explorer:
             owner,
             JobKey(text.id, "export", owner),
             Rank.EXPORT,
-            lambda progress: export_file(bundle, record, kind, parts, find, progress),
+            lambda progress: export_file(bundle, record, kind, parts, find, progress, state),
             lambda value: None if result.done() else result.set_result(value),
         )
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable
@@ -9,18 +10,20 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import jax
 import numpy as np
 
 from steerling_jax.attribution.explorer.jobs import JobKey
 from steerling_jax.bundle import Bundle
 from steerling_jax.decoding.characters import text_runs
-from steerling_jax.decoding.generation import Prompt, stopped_generation
+from steerling_jax.decoding.generation import Prompt, request_of, stopped_generation
 from steerling_jax.decoding.request import Request
 from steerling_jax.decoding.text_ids import TextIds
 from steerling_jax.decoding.trace import Commit, Trace
 from steerling_jax.decoding.trace_record import Origin, TraceRecord, record_of
 from steerling_jax.errors import require
 from steerling_jax.infer.server.engine import EngineRequest
+from steerling_jax.infer.steer_eval.random_control import random_control
 from steerling_jax.steering.config import SteeringConfig
 
 MOST_TEXTS = 64  # the least recently used ones are forgotten beyond it
@@ -31,7 +34,8 @@ ENDED = ("done", "stopped", "failed")
 class Text:
     """A text that is written, or a given one.
 
-    prompt: token ids, settings with their seed, and steering. stop: texts that end it. request: what the decoder takes;
+    prompt: token ids, settings with their seed, and steering. stop: texts that end it. random: whether it is steered
+    in a random direction, of the size of its steering. request: what the decoder takes;
     None for a given text, whose trace is `given` once it was read. state: "queued", "running", "done", "stopped" or
     "failed". sessions: ids of the tabs that follow it. error: why it failed, for people. results: what was computed
     about it, by job.
@@ -40,6 +44,7 @@ class Text:
     id: str
     prompt: Prompt
     stop: tuple[str, ...] = ()
+    random: bool = False
     request: Request | None = None
     given: Trace | None = None
     state: str = "queued"
@@ -72,9 +77,11 @@ class Text:
         return sorted(p for commit in self.commits for p in commit.positions if start <= p < end)
 
 
-def text_id(fingerprint: str, prompt: Prompt, stop: tuple[str, ...], continuation: list[int] | None) -> str:
+def text_id(
+    fingerprint: str, prompt: Prompt, stop: tuple[str, ...], continuation: list[int] | None, random: bool
+) -> str:
     """The id of a text: the same request to the same model, with its seed, is the same text."""
-    content = repr((fingerprint, list(prompt.text_or_ids), prompt.config, prompt.steering, stop, continuation))
+    content = repr((fingerprint, list(prompt.text_or_ids), prompt.config, prompt.steering, stop, continuation, random))
     return "t_" + hashlib.sha256(content.encode("utf-8", "backslashreplace")).hexdigest()[:16]
 
 
@@ -116,6 +123,16 @@ class Model:
     def mask(self) -> int:
         return TextIds.of(self.bundle.config).mask
 
+    def request(self, text: Text) -> Request:
+        """What the decoder takes to write a text. Raises `UserError` for steering that the model cannot do."""
+        request = request_of(self.bundle, text.prompt)
+        if not text.random:
+            return request
+        plan, key = request.steering, jax.random.key(request.seed)
+        assert plan is not None
+        plan = random_control(plan, key, params=self.bundle.params, compute=self.bundle.compute)
+        return dataclasses.replace(request, steering=plan)
+
     def record(self, text: Text) -> TraceRecord:
         """The record of a text as far as it is written. Raises `UserError` if nothing is."""
         if text.given is not None:
@@ -125,7 +142,14 @@ class Model:
         require(text.request is not None, "The text is not written yet.")
         assert text.request is not None
         generation = stopped_generation(self.bundle, text.request, text.commits)
-        return record_of(self.bundle, self.origin, text.prompt, generation)
+        record = record_of(self.bundle, self.origin, text.prompt, generation)
+        if not text.random:
+            return record
+        # The direction is in the trace's plan alone. The configurations, from which a reader of the file would make a
+        # plan, are those of the concepts.
+        size = "; ".join(one.describe() for one in record.steering)
+        policies = {**record.policies, "random_direction": f"of seed {text.request.seed}, of the size of: {size}"}
+        return dataclasses.replace(record, steering=(), policies=policies)
 
     def characters(self, text: Text) -> list[list[Any]]:
         """The runs of a text so far that make whole characters, as JSON: `[start, end, text, complete]`."""

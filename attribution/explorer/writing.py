@@ -8,7 +8,6 @@ from typing import Any
 
 from steerling_jax.attribution.explorer.tabs import Tab, Tabs
 from steerling_jax.attribution.explorer.texts import Model, Text, TextStore
-from steerling_jax.decoding.generation import request_of
 from steerling_jax.errors import UserError
 from steerling_jax.infer.server.engine import Engine, EngineRequest, TextDelta
 from steerling_jax.infer.server.errors import ApiError, as_api_error
@@ -57,7 +56,7 @@ class Writing:
     def begin(self, tab: Tab, text: Text) -> None:
         """Begins to write a text."""
         try:
-            text.request = request_of(self._model.bundle, text.prompt)
+            text.request = self._model.request(text)
         except UserError as error:  # everything except the steering is valid by now
             raise ApiError(400, str(error), param="steering") from None
         self.add(tab, text)

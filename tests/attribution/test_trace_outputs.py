@@ -6,9 +6,6 @@ import dataclasses
 import io
 import json
 import re
-import shutil
-import subprocess
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +20,6 @@ from steerling_jax.attribution.index.evidence import Evidence, Hit
 from steerling_jax.attribution.trace.document import INPUTS, make_document
 from steerling_jax.attribution.trace.explanation import ExplainedChunk, Explanation, explain
 from steerling_jax.attribution.trace.graph import make_graph
-from steerling_jax.attribution.trace.page import make_page
 from steerling_jax.attribution.trace.tables import check_folder, make_tables, write_tables
 from steerling_jax.attribution.trace.terminal import accuracy_note, render
 from steerling_jax.decoding.generation import Prompt, generate
@@ -339,89 +335,3 @@ def test_given_text_is_read_from_left_to_right(bundle: sj.Bundle):
         given_trace(bundle, "a", [5] * 128)
     with pytest.raises(sj.UserError, match="contains the mask"):
         given_trace(bundle, "a", [5, bundle.config.mask_token_id])
-
-
-class PageParser(HTMLParser):
-    """Collects tags, and the text of scripts by their type."""
-
-    def __init__(self):
-        super().__init__(convert_charrefs=True)
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.scripts: dict[str, str] = {}
-        self._in: str | None = None
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag == "script":
-            self._in = dict(attrs).get("type") or "code"
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag == "script":
-            self._in = None
-
-    def handle_data(self, data: str) -> None:
-        if self._in:
-            self.scripts[self._in] = self.scripts.get(self._in, "") + data
-
-
-def test_page_contains_the_document_and_no_text_escapes_from_it(document: dict[str, Any]):
-    page = make_page(document)
-    parser = PageParser()
-    parser.feed(page)
-    names = [tag for tag, _ in parser.tags]
-    assert names.count("script") == 2
-    assert "img" not in names
-    assert json.loads(parser.scripts["application/json"]) == document
-    assert "\u2028" not in page
-    outside = [value for _, attrs in parser.tags for name, value in attrs.items() if name in ("src", "href")]
-    assert outside == ["#details"]
-    assert not re.search(r"https?://", page.replace("http://www.w3.org", ""))
-    assert "innerHTML" not in parser.scripts["code"]
-    policy = next(attrs for _, attrs in parser.tags if attrs.get("http-equiv") == "Content-Security-Policy")
-    assert (policy["content"] or "").startswith("default-src 'none'")
-
-
-NODE = shutil.which("node")
-
-
-def run_page(document: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """What the page's script makes of a document."""
-    parser = PageParser()
-    parser.feed(make_page(document))
-    (folder / "data.json").write_text(parser.scripts["application/json"], encoding="utf-8")
-    (folder / "page.js").write_text(parser.scripts["code"], encoding="utf-8")
-    done = subprocess.run(
-        [str(NODE), str(HERE / "data" / "browser.js"), str(folder)], capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
-@pytest.mark.skipif(NODE is None, reason="needs node")
-def test_page_script(document: dict[str, Any], tmp_path: Path):
-    """The page's script runs on stubs of the browser functions that it uses."""
-    shown = run_page(document, tmp_path)
-    prompt, token = len(document["trace"]["prompt"]), document["tokens"][-1]
-    assert shown["chips"] == len(document["pieces"])
-    assert shown["masked_at_start"] == list(range(prompt, len(document["pieces"])))
-    assert shown["masked_at_end"] == []
-    assert f"committed in step {token['step']}" in shown["title"]
-    assert shown["coloured"] == sorted(token["inputs"]["positions"])
-    assert shown["chunks"] == len(document["chunks"])
-    assert NASTY in shown["text"]
-
-
-@pytest.mark.skipif(NODE is None, reason="needs node")
-def test_korean_is_shown_as_characters(bundle: sj.Bundle, tmp_path: Path):
-    """A character of three tokens stands on the first of them."""
-    trace = given_trace(bundle, "정규 표현식", " 값은")
-    one = explain(bundle, TraceRecord(trace, model_origin(bundle), "정규 표현식", " 값은"))
-    document = make_document(one, 3)
-    characters = [(start, end, text) for start, end, text, complete in document["characters"] if complete]
-    assert "".join(text for _, _, text in characters) == "정규 표현식 값은"
-    whole = next(run for run in characters if run[2] == "정")
-    assert whole[1] - whole[0] == 3
-    shown = run_page(document, tmp_path)
-    assert shown["chip_texts"][whole[0] : whole[1]] == ["정", "·", "·"]
-    assert re.search(r"[정규표현식] \([123]/3\) @\d", shown["text"]), "lists say which of its tokens is meant"
-    assert "<0x" not in "".join(shown["chip_texts"])
