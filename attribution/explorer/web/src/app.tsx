@@ -10,7 +10,7 @@ import { Why } from "./why.tsx";
 import { language, words } from "./words/index.ts";
 
 /** The parts that live mode alone has; a file does not contain their buttons at all. */
-export const live: { write?: () => preact.JSX.Element | null; status?: () => preact.JSX.Element | null; state?: () => preact.JSX.Element | null } = {};
+export const live: { write?: () => preact.JSX.Element | null; status?: () => preact.JSX.Element | null; state?: () => preact.JSX.Element | null; dialogs?: () => preact.JSX.Element | null } = {};
 
 export function App() {
   const w = words.value;
@@ -20,15 +20,15 @@ export function App() {
       <a class="skip" href="#text" onClick={jump("text")}>{w.skip.text}</a>
       <a class="skip" href="#why" onClick={jump("why")}>{w.skip.why}</a>
       <Header />
-      {live.status?.()}
+      {live.status && <live.status />}
       <main>
         <div class="left">
           <Intro />
-          {live.write?.()}
+          {live.write && <live.write />}
           <section class="paper" aria-label={w.text.title}>
             {comparing.value && <CompareView />}
             {text === null ? <p class="missing">{w.text.empty}</p> : <TextView key="text" />}
-            {live.state?.()}
+            {live.state && <live.state />}
             <Slider />
             <div class="under">
               <Legend />
@@ -49,6 +49,7 @@ export function App() {
         <Why />
       </main>
       <ConceptCard />
+      {live.dialogs && <live.dialogs />}
     </>
   );
 }

@@ -9,7 +9,7 @@ import { type Other, costs, others, reading } from "./store.ts";
 import { language, words } from "./words/index.ts";
 
 /** What live mode adds: keeping one of the texts, and computing what each costs. */
-export const actions: { keep?: (other: Other) => void; costs?: () => void; close?: () => void } = {};
+export const actions: { keep?: (other: Other) => void; close?: () => void } = {};
 
 const shownColumn = signal(0); // on narrow windows, where one column is shown at a time
 
@@ -54,8 +54,6 @@ export function CompareView() {
         })}
       </div>
       {all.some((other) => other.column === "random") && <p class="quiet-text">{w.caution}</p>}
-      {actions.costs !== undefined && all.some((other) => other.reading.source === "server" && costs.value[other.reading.id] === undefined && other.reading.document?.cost === undefined)
-        && <button type="button" class="quiet" onClick={actions.costs}>{w.computeCosts}</button>}
     </section>
   );
 }

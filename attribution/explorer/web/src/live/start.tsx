@@ -1,2 +1,161 @@
-import type { Address } from "../pure/address.ts";
-export function startLive(_address: Address, _problems: readonly string[]): void {}
+// The live page: the first example at once, then the server, then what the address asks for.
+
+import { effect } from "@preact/signals";
+import { live } from "../app.tsx";
+import { actions as caseActions } from "../cases.tsx";
+import { actions as compareActions } from "../compare.tsx";
+import { download } from "../dom.ts";
+import { actions as keyActions } from "../keys.ts";
+import { actions as cardActions } from "../panels/card.tsx";
+import { additions } from "../panels/evidence.tsx";
+import { type Address, parseAddress } from "../pure/address.ts";
+import { applyView, cards, cases, costs, model, others, reading, selection, show, showCase } from "../store.ts";
+import { actions as shareActions } from "../share.tsx";
+import type { Card, Case, CaseEntry, Kind } from "../types.ts";
+import { language } from "../words/index.ts";
+import { currentLink, startHistory } from "./address.ts";
+import { Failure, get, post, send } from "./api.ts";
+import { connect, connection, restarted } from "./connection.ts";
+import { InfluenceButton, IndexButton, PassageDialog, openPassage } from "./data.tsx";
+import { startFocus } from "./focus.ts";
+import { addressedRequest, fill, turn } from "./request.ts";
+import { StateLine, StatusBars, badAddress, otherModel } from "./status.tsx";
+import { askJob, receive, refreshAll, stop, write } from "./texts.ts";
+import { WriteForm, writeNow } from "./write.tsx";
+
+export function startLive(address: Address, problems: readonly string[]): void {
+  Object.assign(live, { write: WriteForm, status: StatusBars, state: StateLine, dialogs: PassageDialog });
+  Object.assign(additions, { influence: InfluenceButton, index: IndexButton, passage: openPassage });
+  caseActions.open = (name) => void openCase(name, {});
+  keyActions.stop = stop;
+  keyActions.write = writeNow;
+  cardActions.fetch = (kind, id) => void fetchCard(kind, id);
+  cardActions.steer = (name, direction, known) => turn(name, direction, known);
+  compareActions.close = () => { others.value = []; };
+  compareActions.keep = (other) => {
+    show(other.reading);
+    if (other.reading.request !== null) fill(other.reading.request);
+  };
+  shareActions.link = currentLink;
+  shareActions.export = exportFile;
+  if (problems.length > 0) badAddress.value = problems;
+  const { token, rest } = takeToken(problems);
+  badAddress.value = rest;
+  void exchange(token).then(() => {
+    void open(address);
+    void connect(receive).then(startFocus);
+  });
+  watch();
+}
+
+/** A server that other machines reach prints a token in the fragment; it is exchanged for a cookie, once. */
+function takeToken(problems: readonly string[]): { token: string | null; rest: readonly string[] } {
+  const part = problems.find((problem) => problem.startsWith("token="));
+  const token = /[#&]token=([^&]+)/.exec(location.hash)?.[1] ?? null;
+  return { token, rest: problems.filter((problem) => problem !== part) };
+}
+
+async function exchange(token: string | null): Promise<void> {
+  if (token === null) return;
+  await post("/api/token", { token: decodeURIComponent(token) }).catch(() => {});
+  history.replaceState(null, "", location.hash.replace(/([#&])token=[^&]*&?/, "$1"));
+}
+
+/** Shows what an address asks for: a text of a prompt, an example, or the first example. */
+export async function open(address: Address): Promise<void> {
+  const request = addressedRequest(address);
+  const listed = cases.value.length > 0 ? cases.value
+    : await get<{ cases: CaseEntry[] }>("/api/cases").then(({ cases: all }) => (cases.value = all)).catch((): CaseEntry[] => []);
+  if (request === null) {
+    const name = address.case ?? listed[0]?.name;
+    if (name !== undefined) await openCase(name, address);
+    return;
+  }
+  fill(request);
+  if (reading.value === null && listed[0] !== undefined && model.value === null) await openCase(listed[0].name, {}, false);
+  fill(request);
+  const settle = async () => {
+    await write([{ column: request.steering ? "steered" : "plain", request }]);
+    afterWriting(address);
+  };
+  if (address.fp !== undefined) {
+    const stopWaiting = effect(() => {
+      if (model.value === null) return;
+      queueMicrotask(() => stopWaiting());
+      const own = model.value.fingerprint.slice(0, 8);
+      if (own === address.fp) void settle();
+      else otherModel.value = { theirs: address.fp!, own, write: () => void settle() };
+    });
+  } else await settle();
+}
+
+/** Applies the view of an address when the text that it is of has ended. */
+function afterWriting(address: Address): void {
+  const id = reading.value?.id;
+  const stopWaiting = effect(() => {
+    const text = reading.value;
+    if (text === null || (text.id === id && text.state !== "done" && text.state !== "stopped" && text.state !== "failed")) return;
+    queueMicrotask(() => stopWaiting());
+    if (text.id === id) queueMicrotask(() => applyView(address));
+  });
+}
+
+async function openCase(name: string, address: Address, fillForm = true): Promise<void> {
+  try {
+    const one = await get<Case>(`/api/cases/${encodeURIComponent(name)}`);
+    showCase(one, language.value);
+    if (one.request && fillForm) fill(one.request);
+    const own = parseAddress(one.state ?? "").address;
+    const view = { ...own, ...address };
+    applyView(view);
+    const first = one.document.chunks[0];
+    if (selection.value === null && view.at === undefined && first !== undefined) selection.value = [first.start, first.end];
+  } catch (error) {
+    if (error instanceof Failure && error.status === 404) badAddress.value = [...badAddress.value, `case=${name}`];
+  }
+}
+
+async function fetchCard(kind: Kind, id: number): Promise<void> {
+  if (cards.value[`${kind}:${id}`] !== undefined) return;
+  const card = await get<Card>(`/api/concepts/${kind}/${id}`).catch(() => null);
+  if (card !== null) cards.value = { ...cards.value, [`${kind}:${id}`]: card };
+}
+
+async function exportFile(format: string, parts: string[]): Promise<string | null> {
+  const text = reading.value;
+  if (text === null) return null;
+  try {
+    const answer = await send("POST", "/api/export", { text: text.id, as: format, with: parts });
+    const name = /filename=([^;]+)/.exec(answer.headers.get("content-disposition") ?? "")?.[1] ?? `${text.id}.${format}`;
+    download(name, await answer.blob());
+    return null;
+  } catch (error) {
+    return error instanceof Failure ? error.message : String(error);
+  }
+}
+
+function watch(): void {
+  startHistory(open);
+  // A stream that goes on after a restart does not know the texts: they are read again.
+  let before = connection.value;
+  effect(() => {
+    const now = connection.value;
+    if (now === "open" && before === "lost") {
+      refreshAll();
+      // A page that was open while the server was away is told when another process answers.
+      if (restarted.value) costs.value = {};
+    }
+    before = now;
+  });
+  // Costs of compared texts are computed as soon as all have ended.
+  const asked = new Set<string>();
+  effect(() => {
+    const all = others.value.map((other) => other.reading).filter((text) => text.source === "server");
+    if (!all.every((text) => text.state === "done" || text.state === "stopped")) return;
+    for (const text of all) {
+      if (asked.has(text.id) || text.commits.length === 0) continue;
+      asked.add(text.id);
+      void askJob("cost", text.id).catch(() => asked.delete(text.id));
+    }
+  });
+}

@@ -41,7 +41,7 @@ export function Evidence() {
       <p class="lead">{w.lead}</p>
       <Scores found={value} />
       {influence?.value !== undefined && <Scores found={influence.value} />}
-      {influence?.value === undefined && additions.influence?.()}
+      {influence?.value === undefined && additions.influence && <additions.influence />}
       <Foot>{w.foot}</Foot>
     </>
   );
@@ -99,7 +99,7 @@ function NoIndex() {
     <div class="missing">
       <p>{w.noIndex}</p>
       <pre><code>steerling prepare --out corpus{"\n"}steerling index corpus --out index{"\n"}steerling explore --index index --corpus corpus</code></pre>
-      {additions.index?.()}
+      {additions.index && <additions.index />}
     </div>
   );
 }

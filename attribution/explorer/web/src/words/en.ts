@@ -160,7 +160,7 @@ export const en = {
   compare: {
     title: "Side by side", says: "All texts draw the same random numbers, so what differs is the steering’s doing.",
     cost: "Nats a token", repeated: "3-grams repeated", tokens: "Tokens", keep: "Keep this one", keptNow: "shown below",
-    close: "Close the comparison", computeCosts: "Compute costs",
+    close: "Close the comparison",
     caution: "A random direction of the same size shows what a push does that means nothing.",
   },
   live: {

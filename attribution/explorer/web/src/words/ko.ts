@@ -159,7 +159,7 @@ export const ko: Words = {
   compare: {
     title: "나란히 보기", says: "모두 같은 난수를 뽑으므로 다른 부분은 조종이 한 일입니다.",
     cost: "토큰당 냇", repeated: "반복된 3-그램", tokens: "토큰", keep: "이것으로", keptNow: "아래에 보이는 글",
-    close: "비교 닫기", computeCosts: "비용 계산",
+    close: "비교 닫기",
     caution: "같은 크기의 무작위 방향은 뜻이 없는 밀기가 무엇을 하는지 보여 줍니다.",
   },
   live: {

@@ -1,0 +1,71 @@
+// Requests to the server, and what can go wrong with them.
+
+import { signal } from "@preact/signals";
+
+export interface Refusal {
+  readonly message: string;
+  readonly param: string | null;
+  readonly code: string | null;
+}
+
+/** An answer that is an error; status 0 where there was none. */
+export class Failure extends Error {
+  readonly status: number;
+  readonly param: string | null;
+  readonly code: string | null;
+  readonly retryAfter: number; // seconds
+
+  constructor(status: number, refusal: Partial<Refusal>, retryAfter = 0) {
+    super(refusal.message ?? `HTTP ${status}`);
+    this.status = status;
+    this.param = refusal.param ?? null;
+    this.code = refusal.code ?? null;
+    this.retryAfter = retryAfter;
+  }
+}
+
+export const busyFor = signal(0); // seconds until a refused request is sent again by itself
+const MOST_TRIES = 4;
+
+async function once(method: string, path: string, body?: unknown): Promise<Response> {
+  let answer: Response;
+  try {
+    answer = await fetch(path, {
+      method,
+      // DELETE too: requests that change something need a JSON type, which a form of another site cannot send.
+      ...(method === "GET" ? {} : { headers: { "content-type": "application/json" }, body: JSON.stringify(body ?? {}) }),
+    });
+  } catch {
+    throw new Failure(0, {});
+  }
+  if (answer.ok) return answer;
+  const wait = Number(answer.headers.get("retry-after") ?? 0);
+  const parsed = (await answer.json().catch(() => ({}))) as { error?: Partial<Refusal> };
+  throw new Failure(answer.status, parsed.error ?? {}, Number.isFinite(wait) ? wait : 0);
+}
+
+const seconds = (count: number) => new Promise((resolve) => setTimeout(resolve, 1000 * count));
+
+/** A request; one that is refused because the server is busy is sent again after the time that it names. */
+export async function send(method: string, path: string, body?: unknown): Promise<Response> {
+  for (let tries = 1; ; tries += 1) {
+    try {
+      return await once(method, path, body);
+    } catch (error) {
+      if (!(error instanceof Failure) || error.status !== 429 || tries >= MOST_TRIES) throw error;
+      for (let left = Math.max(1, error.retryAfter); left > 0; left -= 1) {
+        busyFor.value = left;
+        await seconds(1);
+      }
+      busyFor.value = 0;
+    }
+  }
+}
+
+export async function get<T>(path: string): Promise<T> {
+  return (await send("GET", path)).json() as Promise<T>;
+}
+
+export async function post<T>(path: string, body: unknown): Promise<T> {
+  return (await send("POST", path, body)).json() as Promise<T>;
+}

@@ -1,0 +1,82 @@
+// The live parts of the training-data panel: influence on request, the making of an index, and a hit in its document.
+
+import { signal } from "@preact/signals";
+import { formatSpan } from "../pure/address.ts";
+import { model, reading, results, selection } from "../store.ts";
+import type { Hit } from "../types.ts";
+import { words } from "../words/index.ts";
+import { Waiting } from "../panels/bars.tsx";
+import { get } from "./api.ts";
+import { askJob } from "./texts.ts";
+
+const failure = signal("");
+const attempt = (work: Promise<void>) => void work.then(() => { failure.value = ""; }).catch((error: Error) => { failure.value = error.message; });
+
+export function InfluenceButton() {
+  const w = words.value.evidence;
+  const [text, span] = [reading.value, selection.value];
+  if (text === null || span === null || text.source !== "server" || !model.value?.index?.scores.includes("influence")) return null;
+  const { waiting, error } = results.value.influence[formatSpan(span)] ?? {};
+  if (waiting !== undefined) return <Waiting label={w.says.influence![0]} done={waiting.done} of={waiting.of} />;
+  return (
+    <p class="buttons">
+      <button type="button" onClick={() => attempt(askJob("influence", text.id, span))}>{w.influence}</button>
+      {(error ?? failure.value) !== "" && <span class="refusal">{error ?? failure.value}</span>}
+    </p>
+  );
+}
+
+export function IndexButton() {
+  const w = words.value.evidence;
+  if (!model.value?.can_index) return null;
+  return (
+    <p class="buttons">
+      <button type="button" class="primary" onClick={() => attempt(askJob("index", null))}>{w.makeIndex}</button>
+      {failure.value !== "" && <span class="refusal">{failure.value}</span>}
+    </p>
+  );
+}
+
+// ---- a hit in its document
+
+interface Passage {
+  readonly document: number;
+  readonly name: string;
+  readonly source: string;
+  readonly sha256: string;
+  readonly from: number;
+  readonly to: number;
+  readonly tokens: number;
+  readonly text: string;
+}
+const AROUND = 200; // tokens to either side
+const shown = signal<{ readonly passage: Passage; readonly hit: Hit } | null>(null);
+
+export function openPassage(hit: Hit, around = AROUND): void {
+  const from = Math.max(0, hit.offset - around);
+  const to = hit.offset + (hit.end - hit.start) + around;
+  void get<Passage>(`/api/passages/${hit.document}?from=${from}&to=${to}`).then((passage) => {
+    shown.value = { passage, hit };
+    requestAnimationFrame(() => {
+      const dialog = document.getElementById("passage") as HTMLDialogElement | null;
+      if (dialog !== null && !dialog.open) dialog.showModal();
+    });
+  }).catch((error: Error) => { failure.value = error.message; });
+}
+
+export function PassageDialog() {
+  if (shown.value === null) return null;
+  const w = words.value.evidence;
+  const { passage, hit } = shown.value;
+  const at = passage.text.indexOf(hit.text);
+  const close = () => (document.getElementById("passage") as HTMLDialogElement).close();
+  const width = passage.to - passage.from;
+  return (
+    <dialog id="passage" aria-label={w.passage(passage.name)} onClose={() => { shown.value = null; }}>
+      <header><h2>{passage.name}</h2><button type="button" class="icon" aria-label={words.value.close} onClick={close}>✕</button></header>
+      <p class="quiet-text">{passage.source} · <code>{passage.sha256.slice(0, 12)}</code> · <span class="number">{passage.from}–{passage.to} / {passage.tokens}</span></p>
+      <pre lang="" tabIndex={0}>{at < 0 ? passage.text : [passage.text.slice(0, at), <mark key="hit">{hit.text}</mark>, passage.text.slice(at + hit.text.length)]}</pre>
+      {width < passage.tokens && width < 1000 && <button type="button" class="quiet" onClick={() => openPassage(hit, width)}>{w.more}</button>}
+    </dialog>
+  );
+}

@@ -1,0 +1,40 @@
+// Tells the server what is looked at, which is the only way work is begun: what is not looked at any more is cancelled.
+
+import { effect } from "@preact/signals";
+import { formatSpan } from "../pure/address.ts";
+import { panel, pins, reading, results, selection, step } from "../store.ts";
+import { consideredAt, inputsOf, lookedAtCommit } from "../tints.ts";
+import { send } from "./api.ts";
+import { connection, sessionPath } from "./connection.ts";
+
+const QUIET = 60; // milliseconds without a change, so that a dragged slider asks once
+
+export function startFocus(): void {
+  let timer = 0;
+  let last = "";
+  effect(() => {
+    const text = reading.value;
+    if (text === null || text.source !== "server" || connection.value !== "open") {
+      last = connection.value === "open" ? last : ""; // a new stream hears everything again
+      return;
+    }
+    const [span, commit] = [selection.value, lookedAtCommit.value];
+    const panels = new Set<string>([panel.value]);
+    const looksAtStep = step.value !== null || panel.value === "considered";
+    if (looksAtStep && commit !== null && consideredAt(text, commit) === null) panels.add("considered");
+    else panels.delete("considered");
+    if (panel.value === "inputs" && (span === null || inputsOf(text, span).value !== undefined)) panels.delete("inputs");
+    if (panel.value === "evidence" && span !== null && results.value.evidence[formatSpan(span)]?.value) panels.delete("evidence");
+    const body = {
+      text: text.id, at: span, step: commit === null ? null : (text.commits[commit]?.step ?? null), panels: [...panels], pins: pins.value,
+    };
+    // The text's state is part of it: a text that has ended is explained from then on.
+    const now = JSON.stringify([body, text.state]);
+    if (now === last) return;
+    last = now;
+    clearTimeout(timer);
+    timer = window.setTimeout(() => {
+      void sessionPath().then((path) => send("PUT", `${path}/focus`, body)).catch(() => { last = ""; });
+    }, QUIET);
+  });
+}

@@ -1,0 +1,94 @@
+// What is asked for: the prompt, the settings and the steering, as signals of the form, as a request, and as an address.
+
+import { computed, signal } from "@preact/signals";
+import type { Address, Column, Strengths } from "../pure/address.ts";
+import type { Card, Steering, TextRequest } from "../types.ts";
+
+export const prompt = signal("");
+export const given = signal<string | null>(null); // a given text to explain, in place of writing one
+
+export const SETTINGS = ["max_tokens", "seed", "temperature", "top_p", "repetition_penalty", "cfg_scale", "steps"] as const;
+export type Setting = (typeof SETTINGS)[number];
+const IN_ADDRESS: Readonly<Record<Setting, "n" | "seed" | "t" | "top_p" | "rep" | "cfg" | "steps">> = {
+  max_tokens: "n", seed: "seed", temperature: "t", top_p: "top_p", repetition_penalty: "rep", cfg_scale: "cfg", steps: "steps",
+};
+const FIRST: Readonly<Partial<Record<Setting, number>>> = { max_tokens: 64, seed: 1 };
+export const settings = signal<Readonly<Partial<Record<Setting, number>>>>(FIRST);
+
+/** A concept that is turned. dial: −2 … 2 in measured units, below 0 to suppress; the units are those of the concept's card. */
+export interface Turn {
+  readonly name: string;
+  readonly dial: number;
+  readonly amplify: number | null;
+  readonly suppress: number | null;
+}
+export const turns = signal<readonly Turn[]>([]);
+export const compareWith = signal<readonly Column[]>(["plain", "random"]);
+const DEFAULT = { amplify: 10, suppress: 7 }; // the published strengths, for concepts that were not measured
+
+export function turn(name: string, dial: number, known: Card): void {
+  const next = { name, dial, amplify: known.amplify ?? null, suppress: known.suppress ?? null };
+  turns.value = [...turns.value.filter((one) => one.name !== name), next];
+}
+
+export function strengthOf({ dial, amplify, suppress }: Turn): number {
+  const unit = dial > 0 ? (amplify ?? DEFAULT.amplify) : (suppress ?? DEFAULT.suppress);
+  return Number((Math.abs(dial) * unit).toPrecision(4));
+}
+
+function steeringOf(all: readonly Turn[]): Steering | undefined {
+  const of = (sign: 1 | -1) => Object.fromEntries(all.filter(({ dial }) => Math.sign(dial) === sign).map((one) => [one.name, strengthOf(one)]));
+  const [amplify, suppress] = [of(1), of(-1)];
+  const steering: Steering = {};
+  if (Object.keys(amplify).length > 0) steering.amplify = amplify;
+  if (Object.keys(suppress).length > 0) steering.suppress = suppress;
+  return Object.keys(steering).length > 0 ? steering : undefined;
+}
+
+export const request = computed<TextRequest>(() => {
+  const steering = steeringOf(turns.value);
+  if (given.value !== null) return { prompt: prompt.value, continuation: given.value };
+  return { prompt: prompt.value, ...settings.value, ...(steering === undefined ? {} : { steering }) };
+});
+
+/** Fills the form with a request, such as that of an example or of a text that is shown again. */
+export function fill(from: TextRequest): void {
+  prompt.value = from.prompt;
+  given.value = from.continuation ?? null;
+  const next: Partial<Record<Setting, number>> = { ...FIRST };
+  for (const name of SETTINGS) if (typeof from[name] === "number") next[name] = from[name];
+  settings.value = next;
+  const of = (strengths: Readonly<Record<string, number | null>> | undefined, sign: 1 | -1): Turn[] =>
+    Object.entries(strengths ?? {}).map(([name, strength]) => ({
+      name, dial: sign, amplify: sign > 0 ? strength : null, suppress: sign < 0 ? strength : null,
+    }));
+  turns.value = [...of(from.steering?.amplify, 1), ...of(from.steering?.suppress, -1)];
+}
+
+export function requestAddress(from: TextRequest): Address {
+  const address: Address = { p: from.prompt };
+  if (from.continuation !== undefined) address.given = from.continuation;
+  else for (const name of SETTINGS) if (from[name] !== undefined) address[IN_ADDRESS[name]] = from[name];
+  const strengths = (all: Readonly<Record<string, number | null>> | undefined) =>
+    Object.fromEntries(Object.entries(all ?? {}).filter(([, value]) => value !== null)) as Strengths;
+  if (from.steering?.amplify) address.amp = strengths(from.steering.amplify);
+  if (from.steering?.suppress) address.sup = strengths(from.steering.suppress);
+  if (from.steering?.clamp) address.clamp = from.steering.clamp;
+  return address;
+}
+
+/** The request of an address; null for one without a prompt. */
+export function addressedRequest(address: Address): TextRequest | null {
+  if (address.p === undefined) return null;
+  if (address.given !== undefined) return { prompt: address.p, continuation: address.given };
+  const made: TextRequest = { prompt: address.p, ...FIRST };
+  for (const name of SETTINGS) {
+    const value = address[IN_ADDRESS[name]];
+    if (value !== undefined) made[name] = value;
+  }
+  const steering: Steering = {};
+  if (address.amp !== undefined) steering.amplify = { ...address.amp };
+  if (address.sup !== undefined) steering.suppress = { ...address.sup };
+  if (address.clamp !== undefined) steering.clamp = { ...address.clamp };
+  return Object.keys(steering).length > 0 ? { ...made, steering } : made;
+}

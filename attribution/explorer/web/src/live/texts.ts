@@ -1,0 +1,179 @@
+// The texts that this tab follows: how they are asked for, how they grow, and how their results arrive.
+
+import { batch, signal } from "@preact/signals";
+import { formatSpan } from "../pure/address.ts";
+import type { Column } from "../pure/address.ts";
+import { type Reading, factsOf, newReading, withCommits } from "../reading.ts";
+import { type Other, costs, others, reading, results, setResult, show, shownCase } from "../store.ts";
+import type { Commit, Considered, Cost, Document, Evidence, Inputs, Run, Span, TextRequest, TextState } from "../types.ts";
+import { Failure, type Refusal, get, post, send } from "./api.ts";
+import { type EventName, restarted, sessionPath } from "./connection.ts";
+
+export const refused = signal<Refusal | null>(null); // why the last request was refused
+export const asking = signal(false); // a request is on its way, or waits for the model
+
+const texts = new Map<string, Reading>();
+
+/** Puts a text's new state wherever it is shown. */
+function put(text: Reading): void {
+  batch(() => {
+    texts.set(text.id, text);
+    if (reading.value?.id === text.id) reading.value = text;
+    if (others.value.some((other) => other.reading.id === text.id)) {
+      others.value = others.value.map((other) => (other.reading.id === text.id ? { ...other, reading: text } : other));
+    }
+  });
+}
+
+/** Asks for a text. Throws `Failure` where it is refused. */
+async function ask(request: TextRequest): Promise<Reading> {
+  const path = await sessionPath();
+  const { text } = await post<{ text: string }>(`${path}/texts`, request);
+  const started = texts.get(text) ?? newReading(text, request, request.max_tokens ?? 0);
+  texts.set(text, { ...started, request });
+  await refresh(text);
+  return texts.get(text)!;
+}
+
+export interface Wanted {
+  readonly column: Column;
+  readonly request: TextRequest;
+}
+
+/** Writes a text and those that it is compared with, all from the same seed. The last one is shown. */
+export async function write(all: readonly Wanted[]): Promise<void> {
+  if (asking.value) return;
+  asking.value = true;
+  refused.value = null;
+  restarted.value = false;
+  try {
+    const made: Other[] = [];
+    for (const { column, request } of all) {
+      try {
+        made.push({ column, title: "", reading: await ask(request) });
+      } catch (error) {
+        // A server without random directions still compares the other columns.
+        if (!(column === "random" && error instanceof Failure && error.param === "random_direction")) throw error;
+      }
+    }
+    const shown = made.find(({ column }) => column === "steered") ?? made.at(-1)!;
+    batch(() => {
+      shownCase.value = null;
+      show(texts.get(shown.reading.id)!);
+      others.value = made.length > 1 ? made.map((other) => ({ ...other, reading: texts.get(other.reading.id)! })) : [];
+    });
+  } catch (error) {
+    if (!(error instanceof Failure)) throw error;
+    refused.value = { message: error.message, param: error.param, code: error.code };
+  } finally {
+    asking.value = false;
+  }
+}
+
+/** Stops what is being written; answers whether there was something. */
+export function stop(): boolean {
+  const running = [...texts.values()].filter(({ state }) => state === "running" || state === "queued");
+  for (const { id } of running) void sessionPath().then((path) => send("DELETE", `${path}/texts/${id}`)).catch(() => {});
+  return running.length > 0;
+}
+
+interface TextAnswer extends TextState {
+  readonly prompt: readonly number[];
+  readonly commits: readonly Commit[];
+  readonly characters: readonly Run[];
+  readonly document: Document | null;
+}
+
+/** Reads a text as the server has it. */
+async function refresh(id: string): Promise<void> {
+  const answer = await get<TextAnswer>(`/api/texts/${id}`);
+  const old = texts.get(id);
+  // Events that were faster than this answer are not taken back.
+  if (old === undefined || (old.commits.length > answer.commits.length && old.document === null)) return;
+  const runs = answer.characters;
+  put({
+    ...old, ...stateOf(answer), promptLength: answer.prompt.length, length: runs.at(-1)?.[1] ?? 0, runs,
+    commits: answer.commits, document: answer.document ?? old.document,
+  });
+}
+
+function stateOf({ state, place, written, of, seconds, error }: TextState) {
+  return { state, place, written, of, seconds, error };
+}
+
+/** After a lost connection, or a passed buffer: everything that is shown is read again. */
+export function refreshAll(): void {
+  for (const [id, text] of texts) {
+    void refresh(id).catch((error: unknown) => {
+      // A restarted server has no such text. What was finished stays; what was not is offered again.
+      if (error instanceof Failure && error.status === 404 && (text.state === "running" || text.state === "queued")) {
+        put({ ...text, state: text.written > 0 ? "stopped" : "failed", error: error.message });
+      }
+    });
+  }
+}
+
+interface About {
+  readonly text: string;
+  readonly kind: string;
+  readonly at: Span | number | null;
+  readonly href?: string;
+  readonly stage?: string;
+  readonly done?: number;
+  readonly of?: number;
+  readonly error?: { readonly message: string };
+}
+
+export function receive(name: EventName, data: never): void {
+  if (name === "commits") grow(data);
+  else if (name === "state") follow(data);
+  else if (name === "reload") refreshAll();
+  else if (name !== "cancelled") void about(name, data); // what is cancelled was let go by this page itself
+}
+
+function grow({ text: id, commits, characters }: { text: string; commits: Commit[]; characters: Run[] }): void {
+  const text = texts.get(id);
+  if (text === undefined || text.length === 0) return; // its whole state is on its way
+  const { commitOf } = factsOf(text);
+  const fresh = commits.filter((commit) => commit.positions.some((at) => (commitOf[at] ?? -2) < -1));
+  if (fresh.length > 0) put(withCommits({ ...text, state: "running" }, fresh, characters));
+}
+
+function follow(state: TextState): void {
+  const text = texts.get(state.text);
+  if (text === undefined) return;
+  put({ ...text, ...stateOf(state) });
+  if (state.state === "done" || state.state === "stopped") void refresh(state.text).catch(() => {});
+}
+
+/** A job's event. Its result is read where it is looked at. */
+async function about(name: "progress" | "ready" | "failed", event: About): Promise<void> {
+  const { kind, text, at } = event;
+  if (kind === "concepts" || kind === "given") {
+    if (name === "ready") await refresh(text).catch(() => {});
+    return;
+  }
+  const influence = event.href?.includes("influence") ?? false;
+  const key = Array.isArray(at) ? formatSpan(at as unknown as Span) : `${at}`;
+  const place = kind === "cost" ? null : kind === "inputs" || kind === "considered" ? kind : influence ? "influence" : "evidence";
+  const set = (value: { value?: unknown; waiting?: { stage: string; done: number; of: number }; error?: string }) => {
+    if (place === null) costs.value = { ...costs.value, [text]: value as { value?: Cost } };
+    else if (reading.value?.id === text) setResult(place, key, value as { value?: Inputs & Considered & Evidence });
+  };
+  if (name === "failed") set({ error: event.error?.message ?? "" });
+  else if (name === "progress") {
+    if (place !== null && results.value[place][key]?.value !== undefined) return;
+    set({ waiting: { stage: event.stage ?? "", done: event.done ?? 0, of: event.of ?? 1 } });
+  } else if (event.href !== undefined) {
+    try {
+      set({ value: await get(event.href) });
+    } catch {
+      // it was forgotten meanwhile, and comes again when it is looked at
+    }
+  }
+}
+
+export async function askJob(kind: "cost" | "influence" | "index", text: string | null, at: Span | null = null): Promise<void> {
+  const path = await sessionPath();
+  await post(`${path}/jobs`, { kind, ...(text === null ? {} : { text }), ...(at === null ? {} : { at }) });
+}

@@ -1,0 +1,87 @@
+// Writing: the prompt, the settings, and the concepts that are turned.
+
+import { signal } from "@preact/signals";
+import { type Column } from "../pure/address.ts";
+import { model } from "../store.ts";
+import { words } from "../words/index.ts";
+import { health } from "./connection.ts";
+import { SETTINGS, compareWith, given, prompt, request, settings, turns } from "./request.ts";
+import { Steer } from "./steer.tsx";
+import { type Wanted, asking, refused, write } from "./texts.ts";
+
+const unfolded = signal(false);
+
+/** Writes what the form says: with steering, also the texts that it is compared with. */
+export function writeNow(): void {
+  if (prompt.value === "" || asking.value) return;
+  const own = request.value;
+  if (own.steering === undefined) {
+    void write([{ column: "plain", request: own }]);
+    return;
+  }
+  const { steering, ...plain } = own;
+  const names = turns.value.filter(({ dial }) => dial > 0).map(({ name }) => name).join(", ");
+  const others: Readonly<Record<Column, Wanted["request"] | null>> = {
+    plain, steered: own, random: { ...own, random_direction: true },
+    prompt: names === "" ? null : { ...plain, prompt: words.value.steer.promptInstead(names) + plain.prompt },
+  };
+  const wanted: Wanted[] = [];
+  for (const column of ["plain", "steered", "random", "prompt"] as const) {
+    const made = others[column];
+    if (made !== null && (column === "steered" || compareWith.value.includes(column))) wanted.push({ column, request: made });
+  }
+  void write(wanted);
+}
+
+/** The server's sentence, at the field that it names. */
+export function Refused({ at }: { at: readonly (string | null)[] }) {
+  const found = refused.value;
+  if (found === null || !at.includes(found.param)) return null;
+  return <p class="refusal" role="alert">{found.message}</p>;
+}
+
+const NAMED = ["prompt", "continuation", "steering", "random_direction", ...SETTINGS] as readonly (string | null)[];
+
+export function WriteForm() {
+  const w = words.value.write;
+  const empty = prompt.value === "";
+  const labels = { max_tokens: w.tokens, seed: w.seed, temperature: w.temperature, top_p: w.top_p, repetition_penalty: w.repetition, cfg_scale: w.cfg, steps: w.steps };
+  const failed = health.value.status === "failed";
+  const shown = unfolded.value ? SETTINGS : (["max_tokens", "seed"] as const);
+  const set = (name: (typeof SETTINGS)[number], text: string) => {
+    const { [name]: _old, ...rest } = settings.value;
+    settings.value = text.trim() === "" || !Number.isFinite(Number(text)) ? rest : { ...rest, [name]: Number(text) };
+  };
+  return (
+    <form class="write" id="write" aria-label={w.title} onSubmit={(event) => { event.preventDefault(); writeNow(); }}>
+      <label for="prompt" class="field-name">{w.prompt}</label>
+      <textarea
+        id="prompt" rows={Math.min(10, Math.max(2, prompt.value.split("\n").length))} lang="" placeholder={w.placeholder} value={prompt.value}
+        onInput={(event) => { prompt.value = event.currentTarget.value; }} spellcheck={false} aria-describedby="write-note"
+      />
+      <Refused at={["prompt", null]} />
+      <div class="write-row">
+        {given.value === null && shown.map((name) => (
+          <label key={name} class="setting">{labels[name]}
+            <input type="text" inputMode="decimal" value={settings.value[name] ?? ""} placeholder={w.asDefault} onChange={(event) => set(name, event.currentTarget.value)} />
+          </label>
+        ))}
+        <button type="button" class="quiet" aria-expanded={unfolded.value} onClick={() => { unfolded.value = !unfolded.value; }}>{w.more} {unfolded.value ? "▴" : "▾"}</button>
+        <span class="write-end">
+          <small id="write-note">{empty ? w.empty : w.keys}</small>
+          <button type="submit" class="primary" disabled={empty || asking.value || failed}>{w.write}</button>
+        </span>
+      </div>
+      <Refused at={SETTINGS} />
+      {refused.value !== null && !NAMED.includes(refused.value.param) && refused.value.param !== null && <p class="refusal" role="alert">{refused.value.message}</p>}
+      {unfolded.value && (
+        <div class="given">
+          <label><input type="checkbox" checked={given.value !== null} onChange={(event) => { given.value = event.currentTarget.checked ? "" : null; }} /> {w.given}</label>
+          {given.value !== null && <textarea rows={3} lang="" aria-label={w.givenLabel} value={given.value} onInput={(event) => { given.value = event.currentTarget.value; }} />}
+          <Refused at={["continuation"]} />
+        </div>
+      )}
+      {given.value === null && (model.value === null || model.value.concepts.known + model.value.concepts.discovered > 0) && <Steer />}
+    </form>
+  );
+}
