@@ -83,10 +83,8 @@ class DecoderProgram:
                 # The decoder's weights stay on the device for steering, though encoding does not read them.
                 program = jax.jit(_forward, static_argnames="backbone", keep_unused=True)
                 return program.lower(self._params(mesh), weights, tokens, backbone=backbone).compile()
-            heads = "tensor" if self.config.num_key_value_heads % mesh.shape["tensor"] == 0 else None
             cache = jax.tree.map(
-                # Keys and values (B, G, S, d) are sharded over heads too, the state of DeltaNet over rows alone.
-                lambda leaf: struct(leaf.shape, leaf.dtype, rows, heads if leaf.ndim == 4 else None),
+                lambda leaf: struct(leaf.shape, leaf.dtype, rows, *_cache_axes(leaf.shape, self.seq_len, mesh)),
                 jax.eval_shape(partial(backbone.empty_cache, self.sequences, self.seq_len)),
             )
             program = jax.jit(_next_token, static_argnames="backbone", donate_argnums=1)
@@ -99,6 +97,21 @@ class DecoderProgram:
             param_shapes(self.config),
             param_shardings(self.config, mesh),
         )
+
+
+def _cache_axes(shape: tuple[int, ...], positions: int, mesh: Mesh) -> tuple[str | None, ...]:
+    """The mesh axes of a cache entry's axes after its rows.
+
+    Keys and values (B, G, S, d) are sharded over heads, or over positions where the heads cannot be divided: on eight
+    devices each would otherwise hold the whole cache of a model with four heads. DeltaNet's states (B, H, d, d) are
+    sharded over heads; its last inputs (B, taps, channels) are small, and every device has them.
+    """
+    devices = mesh.shape["tensor"]
+    if len(shape) != 4:
+        return ()
+    if shape[1] % devices == 0:
+        return ("tensor",)
+    return (None, "tensor") if shape[2] == positions and positions % devices == 0 else ()
 
 
 def _forward(params: Params, autoencoder: Weights | None, tokens: jax.Array, *, backbone: Backbone) -> Any:
