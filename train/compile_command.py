@@ -169,10 +169,10 @@ def report_for(args: argparse.Namespace, note: Any) -> Report:
                 f"--mode {mode} does not apply to the config of a decoder; give its config.json as --model."
             )
         # The other programs loop over layers, and the body is compiled once. The decoding loop has each layer by
-        # itself, so that its compile time grows with the depth; as the programs of decoders do.
+        # itself, so that its compile time grows with the depth; as a decoder's step without rematerialisation has.
         if mode != "decode":
             mesh_shape = config.mesh
-        if mode == "decode" or decoder:
+        if mode == "decode" or (decoder and not config.compute.remat):
             fewer = decoder_depths(config.model) if decoder else DEPTHS
             depths = fewer if args.layers is None and config.model.n_layers > fewer[-1] else ()
     target = Target(args.topology, chip, _mesh(args, mesh_shape))

@@ -9,10 +9,7 @@ from steerling_jax.models.decoder.config import DecoderConfig
 
 def decoder_depths(config: DecoderConfig) -> tuple[int, int]:
     """Two numbers of layers from which a deeper model is extrapolated: the second adds a whole period of types."""
-    layers = config.n_layers
-    kinds = list(zip(config.layer_types, map(config.has_experts, range(layers)), strict=True))
-    fits = (p for p in range(1, layers) if all(a == b for a, b in zip(kinds[p:], kinds, strict=False)))
-    period = next(fits, layers)
+    period = config.period
     first = period * -(-2 // period)
     return first, first + period
 

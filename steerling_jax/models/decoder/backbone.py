@@ -20,10 +20,11 @@ from steerling_jax.models.decoder.block import Block, pass_context
 from steerling_jax.models.decoder.config import DecoderConfig
 from steerling_jax.models.decoder.deltanet import empty_state
 from steerling_jax.models.decoder.layers import RMSNorm
+from steerling_jax.models.decoder.scan import scan_periods
 from steerling_jax.models.edits import LayerEdit, apply_edits
 from steerling_jax.models.layers import output_logits
 from steerling_jax.parallel.lookup import look_up
-from steerling_jax.parallel.mesh import constrain
+from steerling_jax.parallel.mesh import constrain, current_mesh
 
 POSITIONS = ("batch", None, None)  # logical axes of (B, T, D)
 
@@ -63,8 +64,10 @@ def _run(
     """See `models.backbone.Run`."""
     x = constrain(x, POSITIONS)
     context = pass_context(config, x.shape[1], start, cached_positions(config, cache), lengths)
-    entries, captured = [], {}
-    for layer in range(config.n_layers):
+    entries, captured, done = [], {}, 0
+    if compute.remat and current_mesh() is not None and cache is None and not (edits or capture):
+        x, done = _run_periods(params["layers"], x, context, config, compute)
+    for layer in range(done, config.n_layers):
         cached = None if cache is None else cache[layer]
         x, entry = _run_block(params["layers"][str(layer)], x, context, cached, Block(config, compute, layer))
         x = constrain(apply_edits(x, layer, edits), POSITIONS)
@@ -74,6 +77,17 @@ def _run(
     hidden: Any = RMSNorm(config.rms_norm_eps, config.zero_centred_norms).apply({"params": params["norm"]}, x)
     hidden = constrain(through_bottleneck(params, hidden), POSITIONS)
     return PassResult(hidden, None if cache is None else tuple(entries), captured)
+
+
+def _run_periods(
+    layers: Params, x: jax.Array, context: Any, config: DecoderConfig, compute: Compute
+) -> tuple[jax.Array, int]:
+    """x after all whole periods of layers, and the number of these layers."""
+
+    def run_layer(params: Params, x: jax.Array, place: int) -> jax.Array:
+        return constrain(_run_block(params, x, context, None, Block(config, compute, place))[0], POSITIONS)
+
+    return scan_periods(layers, x, config.period, run_layer)
 
 
 def _run_block(params: Params, x: jax.Array, context: Any, cached: Any, block: Block) -> tuple[jax.Array, Any]:

@@ -134,6 +134,14 @@ class DecoderConfig:
         """Whether the MLP of a layer is a mixture of experts."""
         return self.experts is not None and self.moe_layers[layer]
 
+    @property
+    def period(self) -> int:
+        """The smallest number of layers after which their types repeat; the number of layers where they do not."""
+        layers = self.num_hidden_layers
+        kinds = list(zip(self.layer_types, map(self.has_experts, range(layers)), strict=True))
+        fits = (p for p in range(1, layers) if all(a == b for a, b in zip(kinds[p:], kinds, strict=False)))
+        return next(fits, layers)
+
     def rope_of(self, layer_type: str) -> Rope:
         """The rotary embedding of layers of a type."""
         return self.sliding_rope if layer_type == "sliding_attention" and self.sliding_rope else self.rope
