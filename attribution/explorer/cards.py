@@ -40,7 +40,7 @@ def concept_card(bundle: Bundle, head: str, id: int) -> dict[str, Any]:
 
 
 def _plain(one: Concept) -> dict[str, Any]:
-    names = ("id", "name", "description", "head", "group")
+    names = ("id", "name", "description", "head", "group", "amplify", "suppress")
     return {name: getattr(one, name) for name in names} | {"flags": list(one.flags)}
 
 

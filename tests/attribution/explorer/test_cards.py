@@ -1,10 +1,12 @@
-"""Passages of the corpus around a hit."""
+"""Concepts by name, and passages of the corpus around a hit."""
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
-from steerling_jax.attribution.explorer.cards import passage
+from steerling_jax.attribution.explorer.cards import find_concepts, passage
 from steerling_jax.bundle import Bundle
 from steerling_jax.infer.server.errors import ApiError
 from steerling_jax.io.corpus.store import CorpusStore
@@ -30,3 +32,12 @@ def test_passages_that_are_not_there(topic_bundle, topic_store, document: int, q
     assert error.value.status == status
     with pytest.raises(ApiError):
         passage(topic_bundle, None, 0, {})
+
+
+def test_concepts_have_their_measured_strengths(topic_bundle: Bundle):
+    catalogue = topic_bundle.concepts
+    measured = dataclasses.replace(catalogue.get(0, "known"), amplify=4.5, suppress=0.25)
+    others = tuple(one for one in catalogue.concepts if (one.id, one.head) != (0, "known"))
+    bundle = dataclasses.replace(topic_bundle, concepts=dataclasses.replace(catalogue, concepts=(measured, *others)))
+    found = find_concepts(bundle, {"q": measured.name})["concepts"][0]
+    assert (found["name"], found["amplify"], found["suppress"]) == (measured.name, 4.5, 0.25)

@@ -4,7 +4,7 @@ import { Header } from "./header.tsx";
 import { CompareView } from "./compare.tsx";
 import { ConceptCard } from "./panels/card.tsx";
 import { Slider } from "./slider.tsx";
-import { comparing, grain, mode, reading, shownCase, strip } from "./store.ts";
+import { comparing, enlarged, grain, mode, reading, shownCase, strip } from "./store.ts";
 import { Legend, TextView } from "./textview.tsx";
 import { Why } from "./why.tsx";
 import { language, words } from "./words/index.ts";
@@ -21,13 +21,13 @@ export function App() {
       <a class="skip" href="#why" onClick={jump("why")}>{w.skip.why}</a>
       <Header />
       {live.status && <live.status />}
-      <main>
+      <main class={enlarged.value ? "wide-why" : undefined}>
         <div class="left">
           <Intro />
           {live.write && <live.write />}
           <section class="paper" aria-label={w.text.title}>
             {comparing.value && <CompareView />}
-            {text === null ? <p class="missing">{w.text.empty}</p> : <TextView key="text" />}
+            {text === null ? <p class="missing" id="text" tabIndex={-1}>{w.text.empty}</p> : <TextView key="text" />}
             {live.state && <live.state />}
             <Slider />
             <div class="under">

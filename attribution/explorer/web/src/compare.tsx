@@ -40,14 +40,14 @@ export function CompareView() {
           return (
             <article key={other.column + i} class={[current && "current", shownColumn.value === i && "shown"].filter(Boolean).join(" ")}>
               <h3>{other.title || titles[other.column]}</h3>
-              <p class="output" lang="">
+              <p class="output" lang="" tabIndex={0}>
                 {pieces.length === 0 || pieces.every((piece) => piece === "") ? "…" : pieces.map((piece, at) => (marks[at] ? <ins key={at}>{piece}</ins> : piece))}
               </p>
               <dl class="facts">
                 <dt>{w.cost}</dt><dd class="number">{cost === undefined ? "–" : plain(cost.nats_per_token)}</dd>
                 <dt>{w.repeated}</dt><dd class="number">{cost === undefined ? "–" : percent(cost.repeated_3_grams)}</dd>
               </dl>
-              {current ? <p class="quiet-text">{w.keptNow}</p>
+              {current ? <p class="quiet-text now">{w.keptNow}</p>
                 : <button type="button" onClick={() => (actions.keep ?? keep)(other)} aria-label={`${w.keep}: ${visible(other.title || titles[other.column])}`}>{w.keep}</button>}
             </article>
           );

@@ -13,7 +13,7 @@ export const actions: { link?: () => Promise<string>; export?: (format: Format, 
 
 const note = signal("");
 const busy = signal(false);
-const parts = { inputs: signal(true), evidence: signal(false) };
+const parts = { inputs: signal(true), considered: signal(true), evidence: signal(false) };
 
 export function ShareMenu() {
   const w = words.value.share;
@@ -38,6 +38,7 @@ export function ShareMenu() {
           <h3>{w.files}</h3>
           <p class="switches">
             <label><input type="checkbox" checked={parts.inputs.value} onChange={(event) => { parts.inputs.value = event.currentTarget.checked; }} /> {w.inputs}</label>
+            <label><input type="checkbox" checked={parts.considered.value} onChange={(event) => { parts.considered.value = event.currentTarget.checked; }} /> {w.considered}</label>
             {model.value?.index && <label><input type="checkbox" checked={parts.evidence.value} onChange={(event) => { parts.evidence.value = event.currentTarget.checked; }} /> {w.evidence}</label>}
           </p>
           {(["html", "json", "graph"] as const).map((format) => (

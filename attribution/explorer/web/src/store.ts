@@ -24,6 +24,7 @@ export const grain = signal<Grain>("chunk");
 export const pins = signal<readonly Span[]>([]);
 export const playing = signal(0); // steps a second, 0 when it does not play
 export const absolute = signal(false); // shares as absolute values in place of net ones
+export const enlarged = signal(false); // the panels take more room
 export const strip = signal(true); // the line of shares below each token
 
 /** What a list points at: a concept, an input token, or a span of a hit. It tints the text. */

@@ -4,7 +4,7 @@ import { computed } from "@preact/signals";
 import { formatSpan } from "./pure/address.ts";
 import { type Tint, largest, tintOf } from "./pure/colours.ts";
 import { type Reading, factsOf, tokensOf } from "./reading.ts";
-import { type Pointer, type Result, count, held, panel, pointer, reading, results, selection } from "./store.ts";
+import { type Pointer, type Result, count, held, openPosition, panel, pointer, reading, results, selection } from "./store.ts";
 import type { Considered, ConsideredStep, DocumentToken, Inputs, Span } from "./types.ts";
 
 /** The inputs of several tokens as one: sums, each token explained on its own canvas. */
@@ -93,20 +93,25 @@ export function consideredAt(text: Reading, commit: number): { step: ConsideredS
   return null;
 }
 
-/** The commit whose choice is looked at: the next one at this step, else that of the selected token. */
+/** The commit that comes next at this step; null with all tokens on the canvas. */
+export const nextCommit = computed<number | null>(() => {
+  const text = reading.value;
+  return text !== null && count.value < text.commits.length ? count.value : null;
+});
+
+/** The commit whose choice is looked at: that of the selected token, or the next one where nothing stands yet. */
 export const lookedAtCommit = computed<number | null>(() => {
   const [text, span] = [reading.value, selection.value];
-  if (text === null) return null;
-  if (count.value < text.commits.length) return count.value;
-  const first = span === null ? undefined : factsOf(text).commitOf[span[0]];
-  return first === undefined || first < 0 ? null : first;
+  if (text === null || span === null) return null;
+  const first = factsOf(text).commitOf[openPosition.value ?? span[0]];
+  return openPosition.value !== null ? nextCommit.value : first === undefined || first < 0 ? null : first;
 });
 
 /** Best candidates at open positions, which stand on the canvas as ghosts: by position, text and confidence. */
 export const ghosts = computed<ReadonlyMap<number, { text: string; confidence: number }>>(() => {
-  const [text, commit] = [reading.value, lookedAtCommit.value];
+  const [text, commit] = [reading.value, nextCommit.value];
   const result = new Map<number, { text: string; confidence: number }>();
-  if (text === null || commit === null || count.value >= text.commits.length) return result;
+  if (text === null || commit === null) return result;
   const found = consideredAt(text, commit);
   for (const [position, candidates, , confidence] of found?.step.open ?? []) {
     const best = candidates[0];

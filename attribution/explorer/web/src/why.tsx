@@ -7,7 +7,7 @@ import { PANELS, type Panel, formatSpan } from "./pure/address.ts";
 import { textOf, visible } from "./pure/characters.ts";
 import { sameSpan } from "./pure/selection.ts";
 import { factsOf } from "./reading.ts";
-import { held, letGo, panel, pins, reading, selection, togglePin } from "./store.ts";
+import { enlarged, held, letGo, panel, pins, reading, selection, togglePin } from "./store.ts";
 import { Concepts } from "./panels/concepts.tsx";
 import { Considered } from "./panels/considered.tsx";
 import { Evidence } from "./panels/evidence.tsx";
@@ -21,9 +21,13 @@ export function Why() {
   // On a narrow window the panels are a sheet over the bottom of the text; what is selected is brought above it.
   useEffect(() => effect(() => {
     const span = selection.value;
-    const sheet = root.current;
-    if (span === null || sheet === null || getComputedStyle(sheet).position !== "fixed") return;
-    requestAnimationFrame(() => canvas.current?.reveal(span[0], sheet.getBoundingClientRect().height));
+    if (span === null) return;
+    // The sheet has its place and height in the second frame after the change.
+    requestAnimationFrame(() => requestAnimationFrame(() => {
+      const sheet = root.current;
+      if (sheet === null || getComputedStyle(sheet).position !== "fixed") return;
+      canvas.current?.reveal(span[0], sheet.getBoundingClientRect().height);
+    }));
   }), []);
   const w = words.value;
   const chosen = panel.value;
@@ -37,7 +41,7 @@ export function Why() {
     document.getElementById(`tab-${panel.value}`)?.focus();
   };
   return (
-    <aside ref={root} class={selection.value === null ? "why" : "why open"} id="why" aria-label={w.why.title} tabIndex={-1}>
+    <aside ref={root} class={`why${selection.value === null ? "" : " open"}${enlarged.value ? " enlarged" : ""}`} id="why" aria-label={w.why.title} tabIndex={-1}>
       <Selected />
       <div role="tablist" aria-label={w.why.title} class="tabs" onKeyDown={move}>
         {PANELS.map((name) => (
@@ -74,6 +78,7 @@ function Selected() {
             <h2><q>{visible(textOf(text.runs, span), 60)}</q></h2>
             <p class="number">{where()}</p>
             <p class="buttons">
+              <button type="button" class="quiet" aria-pressed={enlarged.value} onClick={() => { enlarged.value = !enlarged.value; }}>{enlarged.value ? w.smaller : w.enlarge}</button>
               <button type="button" class="quiet" aria-pressed={pinned} onClick={() => togglePin(span)}>{pinned ? w.unpin : w.pin}</button>
               <button type="button" class="quiet" onClick={() => { held.value = null; letGo(); }}>✕ {w.letGo}</button>
             </p>

@@ -21,6 +21,12 @@ async function fragmentOf(value: Address): Promise<string> {
   return formatAddress(value, packed);
 }
 
+/** What is looked at, for a file that holds its text. */
+export function viewState(): string {
+  const { case: _name, ...view } = viewAddress();
+  return formatAddress(view);
+}
+
 /** The link to what is shown at this moment. */
 export async function currentLink(): Promise<string> {
   return `${location.origin}${location.pathname}${await fragmentOf(address.peek())}`;

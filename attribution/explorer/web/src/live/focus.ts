@@ -2,8 +2,8 @@
 
 import { effect } from "@preact/signals";
 import { formatSpan } from "../pure/address.ts";
-import { panel, pins, reading, results, selection, step } from "../store.ts";
-import { consideredAt, inputsOf, lookedAtCommit } from "../tints.ts";
+import { panel, pins, reading, results, selection } from "../store.ts";
+import { consideredAt, inputsOf, lookedAtCommit, nextCommit } from "../tints.ts";
 import { send } from "./api.ts";
 import { connection, sessionPath } from "./connection.ts";
 
@@ -18,11 +18,13 @@ export function startFocus(): void {
       last = connection.value === "open" ? last : ""; // a new stream hears everything again
       return;
     }
-    const [span, commit] = [selection.value, lookedAtCommit.value];
+    const span = selection.value;
     const panels = new Set<string>([panel.value]);
-    const looksAtStep = step.value !== null || panel.value === "considered";
-    if (looksAtStep && commit !== null && consideredAt(text, commit) === null) panels.add("considered");
-    else panels.delete("considered");
+    // A focus has one step. The selected token's choice goes first; the ghosts of the slider's step follow it.
+    const commit = [panel.value === "considered" ? lookedAtCommit.value : null, nextCommit.value]
+      .find((one) => one !== null && consideredAt(text, one) === null) ?? null;
+    if (commit === null) panels.delete("considered");
+    else panels.add("considered");
     if (panel.value === "inputs" && (span === null || inputsOf(text, span).value !== undefined)) panels.delete("inputs");
     if (panel.value === "evidence" && span !== null && results.value.evidence[formatSpan(span)]?.value) panels.delete("evidence");
     const body = {

@@ -13,7 +13,7 @@ import { applyView, cards, cases, costs, model, others, reading, selection, show
 import { actions as shareActions } from "../share.tsx";
 import type { Card, Case, CaseEntry, Kind } from "../types.ts";
 import { language } from "../words/index.ts";
-import { currentLink, startHistory } from "./address.ts";
+import { currentLink, startHistory, viewState } from "./address.ts";
 import { Failure, get, post, send } from "./api.ts";
 import { connect, connection, restarted } from "./connection.ts";
 import { InfluenceButton, IndexButton, PassageDialog, openPassage } from "./data.tsx";
@@ -125,7 +125,7 @@ async function exportFile(format: string, parts: string[]): Promise<string | nul
   const text = reading.value;
   if (text === null) return null;
   try {
-    const answer = await send("POST", "/api/export", { text: text.id, as: format, with: parts });
+    const answer = await send("POST", "/api/export", { text: text.id, as: format, with: parts, state: viewState() });
     const name = /filename=([^;]+)/.exec(answer.headers.get("content-disposition") ?? "")?.[1] ?? `${text.id}.${format}`;
     download(name, await answer.blob());
     return null;

@@ -2,7 +2,6 @@
 
 import { signal } from "@preact/signals";
 import type { Column } from "../pure/address.ts";
-import { plain } from "../pure/numbers.ts";
 import { model } from "../store.ts";
 import type { Card } from "../types.ts";
 import { words } from "../words/index.ts";
@@ -50,7 +49,7 @@ export function Steer() {
 
 function Dial({ one }: { one: Turn }) {
   const w = words.value.steer;
-  const size = plain(Math.abs(one.dial));
+  const size = `${Math.abs(one.dial)}`;
   const says = one.dial > 0 ? w.amplified(size) : one.dial < 0 ? w.suppressed(size) : w.off;
   const set = (dial: number) => { turns.value = turns.value.map((other) => (other.name === one.name ? { ...one, dial } : other)); };
   const measured = (one.dial >= 0 ? one.amplify : one.suppress) !== null;

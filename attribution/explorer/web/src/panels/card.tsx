@@ -45,7 +45,7 @@ export function ConceptCard() {
       ref={root} class="card" role="dialog" aria-label={name} tabIndex={-1}
       onKeyDown={(event) => { if (event.key === "Escape") { event.stopPropagation(); close(); } }}
     >
-      <header><h3>{name}</h3><button type="button" class="icon" aria-label={words.value.close} onClick={close}>✕</button></header>
+      <div class="head"><h3>{name}</h3><button type="button" class="icon" aria-label={words.value.close} onClick={close}>✕</button></div>
       <p class="quiet-text">{kind === "known" ? w.known : w.discovered}{details?.group ? ` · ${words.value.concepts.groupName(details.group)}` : ""} · #{id}</p>
       {details?.description && <p>{details.description}</p>}
       {details?.promotes && details.promotes.length > 0 && (

@@ -57,8 +57,8 @@ export function Inputs() {
       <Foot>
         {w.sum(signed(found.value - found.baseline), small(found.completeness_error))}
         {found.nodes !== undefined && found.nodes > 0 && ` ${w.nodes(found.nodes)}`}
-        {(found.unconverged ?? 0) > 0 && ` ${w.outside(found.unconverged!, found.tokens ?? 1)}`}
-        {found.unconverged === undefined && found.converged === false && ` ${w.outsideSome}`}
+        {(found.unconverged ?? 0) > 0 && ` ${found.tokens === 1 ? w.outsideOne : w.outside(found.unconverged!, found.tokens ?? 1)}`}
+        {found.unconverged === undefined && found.converged === false && ` ${found.nodes === undefined ? w.outsideSome : w.outsideOne}`}
       </Foot>
     </>
   );

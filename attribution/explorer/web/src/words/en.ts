@@ -42,7 +42,7 @@ export const en = {
     title: "Where it came from",
     whole: "The whole text",
     choose: "Select some words of the text first.",
-    letGo: "let go", pin: "pin", unpin: "unpin", pins: "Pinned selections",
+    letGo: "let go", enlarge: "enlarge", smaller: "smaller", pin: "pin", unpin: "unpin", pins: "Pinned selections",
     positions: (from: number, to: number) => `positions ${from}–${to}`,
     short: { inputs: "Inputs", concepts: "Concepts", evidence: "Training data", considered: "Considered" },
     questions: {
@@ -59,8 +59,9 @@ export const en = {
     rest: (others: number) => (others > 0 ? `${others} others and the rest` : "the rest"),
     later: "Click to see what it did to each later token",
     sum: (total: string, error: string) => `Together ${total} logits; adds up within ${error}.`,
-    nodes: (count: number) => `${count} points of the path.`,
+    nodes: (count: number) => `Computed from ${count} gradients.`,
     outside: (count: number, of: number) => `${count} of ${of} did not reach the tolerance.`,
+    outsideOne: "That is outside of the tolerance.",
     outsideSome: "Some tokens did not reach the tolerance.",
   },
   concepts: {
@@ -139,7 +140,7 @@ export const en = {
     title: "Share", link: "Copy the link", copied: "Copied.", tooLong: "This link would be too long for many programs; a file is the better way.",
     linkSays: "Whoever opens it in their own explorer of the same model sees the same text and selection.",
     files: "Files", html: "One HTML file", json: "JSON", graph: "Graph of the last token",
-    inputs: "with inputs", evidence: "with training data", making: "Making the file …",
+    inputs: "with inputs", considered: "with what was considered", evidence: "with training data", making: "Making the file …",
   },
   write: {
     title: "Write", prompt: "Prompt", placeholder: "Write the beginning of a text",

@@ -44,7 +44,7 @@ export const ko: Words = {
     title: "어디에서 왔나",
     whole: "글 전체",
     choose: "먼저 글에서 단어를 고르세요.",
-    letGo: "놓기", pin: "고정", unpin: "고정 해제", pins: "고정한 선택",
+    letGo: "놓기", enlarge: "크게", smaller: "작게", pin: "고정", unpin: "고정 해제", pins: "고정한 선택",
     positions: (from: number, to: number) => `위치 ${from}–${to}`,
     short: { inputs: "입력", concepts: "개념", evidence: "학습 데이터", considered: "후보" },
     questions: { inputs: "앞의 어떤 단어가?", concepts: "어떤 개념이?", evidence: "어떤 학습 글이?", considered: "다른 무엇이 올 수 있었나?" },
@@ -58,8 +58,9 @@ export const ko: Words = {
     rest: (others: number) => (others > 0 ? `그 밖의 ${others}개와 나머지` : "나머지"),
     later: "누르면 뒤의 토큰마다 무엇을 했는지 보입니다",
     sum: (total: string, error: string) => `모두 ${total} 로짓이며, 합의 오차는 ${error}입니다.`,
-    nodes: (count: number) => `경로의 점 ${count}개.`,
+    nodes: (count: number) => `기울기 ${count}개로 계산했습니다.`,
     outside: (count: number, of: number) => `${of}개 중 ${count}개가 허용 오차에 이르지 못했습니다.`,
+    outsideOne: "허용 오차를 벗어납니다.",
     outsideSome: "일부 토큰이 허용 오차에 이르지 못했습니다.",
   },
   concepts: {
@@ -138,7 +139,7 @@ export const ko: Words = {
     title: "공유", link: "링크 복사", copied: "복사했습니다.", tooLong: "링크가 너무 깁니다. 파일이 낫습니다.",
     linkSays: "같은 모델의 탐색기에서 열면 같은 글과 같은 선택이 보입니다.",
     files: "파일", html: "HTML 파일 하나", json: "JSON", graph: "마지막 토큰의 그래프",
-    inputs: "입력 포함", evidence: "학습 데이터 포함", making: "파일을 만드는 중 …",
+    inputs: "입력 포함", considered: "후보 포함", evidence: "학습 데이터 포함", making: "파일을 만드는 중 …",
   },
   write: {
     title: "쓰기", prompt: "프롬프트", placeholder: "글의 첫머리를 쓰세요",
