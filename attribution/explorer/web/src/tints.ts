@@ -120,6 +120,7 @@ export const ghosts = computed<ReadonlyMap<number, { text: string; confidence: n
   return result;
 });
 
+/** A candidate as text; pieces write line ends as "\\n". */
 export function pieceOf(all: Considered, token: number): string {
-  return all.pieces?.[`${token}`] ?? `#${token}`;
+  return all.pieces?.[`${token}`]?.replaceAll("\\n", "↵").replaceAll("\\t", "⇥") ?? `#${token}`;
 }

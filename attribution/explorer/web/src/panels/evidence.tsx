@@ -16,6 +16,7 @@ export const additions: {
   passage?: (hit: Hit) => void;
 } = {};
 
+const COMMANDS = "steerling prepare\nsteerling index corpus index\nsteerling explore --index index --corpus corpus";
 const SHOWN = 4; // hits of a score
 
 function evidenceOf(text: Reading, span: Span): Result<Found> {
@@ -98,7 +99,7 @@ function NoIndex() {
   return (
     <div class="missing">
       <p>{w.noIndex}</p>
-      <pre><code>steerling prepare --out corpus{"\n"}steerling index corpus --out index{"\n"}steerling explore --index index --corpus corpus</code></pre>
+      <pre><code>{COMMANDS}</code></pre>
       {additions.index && <additions.index />}
     </div>
   );

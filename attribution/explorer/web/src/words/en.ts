@@ -56,7 +56,7 @@ export const en = {
     waiting: (done: number, of: number) => `Computing: ${done} of ${of} tokens`,
     notYet: "Computed when the text has ended.",
     notComputed: "Inputs were not computed for this file. Make it without --no-inputs, or export it with “inputs”.",
-    rest: (others: number) => (others > 0 ? `${others} others and the rest` : "the rest"),
+    rest: (others: number) => (others === 0 ? "the rest" : `${others} ${others === 1 ? "other" : "others"} and the rest`),
     later: "Click to see what it did to each later token",
     sum: (total: string, error: string) => `Together ${total} logits; adds up within ${error}.`,
     nodes: (count: number) => `Computed from ${count} gradients.`,
