@@ -2,7 +2,7 @@
 
 import { signal } from "@preact/signals";
 import type { ComponentChildren } from "preact";
-import { useEffect, useState } from "preact/hooks";
+import { useEffect, useRef, useState } from "preact/hooks";
 import { percent } from "../pure/numbers.ts";
 import { reading } from "../store.ts";
 import { words } from "../words/index.ts";
@@ -78,16 +78,14 @@ export function StateLine() {
 
 const speed = (written: number, seconds: number) => (seconds > 0.2 ? `${Math.round(written / seconds)}` : "");
 
-/** A value that changes at most once in a while. */
+/** A value that is taken over at most once in a while. */
 function useSlowly(value: string, every: number): string {
   const [slow, setSlow] = useState(value);
+  const latest = useRef(value);
+  latest.current = value;
   useEffect(() => {
-    if (slow === value) return undefined;
-    const timer = setTimeout(() => setSlow(value), every);
-    return () => clearTimeout(timer);
-  }, [slow]);
-  useEffect(() => {
-    if (slow === "") setSlow(value);
-  }, [value]);
+    const timer = setInterval(() => setSlow(latest.current), every);
+    return () => clearInterval(timer);
+  }, [every]);
   return slow;
 }

@@ -105,8 +105,11 @@ function stateOf({ state, place, written, of, seconds, error }: TextState) {
 export function refreshAll(): void {
   for (const [id, text] of texts) {
     void refresh(id).catch((error: unknown) => {
-      // A restarted server has no such text. What was finished stays; what was not is offered again.
-      if (error instanceof Failure && error.status === 404 && (text.state === "running" || text.state === "queued")) {
+      if (!(error instanceof Failure) || error.status !== 404) return;
+      // A restarted server has no such text. A finished one is quickly the same again, so that its panels go on; one
+      // that was being written is offered again.
+      if (text.state === "done" && text.request !== null) void ask(text.request).catch(() => {});
+      else if (text.state === "running" || text.state === "queued") {
         put({ ...text, state: text.written > 0 ? "stopped" : "failed", error: error.message });
       }
     });
