@@ -12,7 +12,7 @@ import {
   step, strip, togglePin,
 } from "./store.ts";
 import { PANELS } from "./pure/address.ts";
-import { ghosts, tints, values } from "./tints.ts";
+import { ghosts, knownInputs, tints, values } from "./tints.ts";
 import type { Run, Span } from "./types.ts";
 import { words } from "./words/index.ts";
 
@@ -214,7 +214,7 @@ export function Legend() {
   const at = pointer.value ?? held.value;
   const tinted = tints.value.size > 0;
   const says = at !== null && "id" in at ? w.legendConcept
-    : at !== null && "input" in at ? w.legendInput
+    : at !== null && "input" in at ? w.legendInput(...knownInputs.value)
     : at !== null ? w.legendSpan
     : openPosition.value !== null ? w.legendOpen
     : tinted ? w.legendInputs : selection.value === null ? w.hint : w.legendNone;

@@ -44,14 +44,26 @@ export const selectedInputs = computed<Result<Inputs>>(() => {
   return text === null || span === null ? {} : inputsOf(text, span);
 });
 
+/** The inputs of one token: of the document, or as they were computed since. */
+function tokenInputs(token: DocumentToken): Inputs | undefined {
+  return token.inputs ?? results.value.inputs[`${token.position}`]?.value;
+}
+
+/** Of how many tokens the inputs are known, and of how many they could be. */
+export const knownInputs = computed<readonly [number, number]>(() => {
+  const tokens = [...(reading.value === null ? [] : factsOf(reading.value).tokens.values())];
+  return [tokens.filter((token) => tokenInputs(token) !== undefined).length, tokens.length];
+});
+
 /** What a pointer at a concept or an input token says of each position, in logits. */
 function pointed(text: Reading, at: Pointer): Map<number, number> {
   const values = new Map<number, number>();
   if ("span" in at) return values;
   for (const token of factsOf(text).tokens.values()) {
     if ("input" in at) {
-      const index = token.inputs?.positions.indexOf(at.input) ?? -1;
-      if (index >= 0) values.set(token.position, token.inputs!.attributions[index]!);
+      const inputs = tokenInputs(token);
+      const index = inputs?.positions.indexOf(at.input) ?? -1;
+      if (index >= 0) values.set(token.position, inputs!.attributions[index]!);
     } else {
       const entry = token[at.kind]?.find((one) => one.id === at.id);
       if (entry !== undefined) values.set(token.position, entry.contribution);

@@ -7,7 +7,7 @@ import type { Hit } from "../types.ts";
 import { words } from "../words/index.ts";
 import { Waiting } from "../panels/bars.tsx";
 import { get } from "./api.ts";
-import { askJob } from "./texts.ts";
+import { askJob, indexing } from "./texts.ts";
 
 const failure = signal("");
 const attempt = (work: Promise<void>) => void work.then(() => { failure.value = ""; }).catch((error: Error) => { failure.value = error.message; });
@@ -29,6 +29,7 @@ export function InfluenceButton() {
 export function IndexButton() {
   const w = words.value.evidence;
   if (!model.value?.can_index) return null;
+  if (indexing.value !== null) return <Waiting label={`${w.makingIndex} · ${indexing.value.stage}`} done={indexing.value.done} of={indexing.value.of} />;
   return (
     <p class="buttons">
       <button type="button" class="primary" onClick={() => attempt(askJob("index", null))}>{w.makeIndex}</button>

@@ -36,6 +36,14 @@ export function strengthOf({ dial, amplify, suppress }: Turn): number {
   return Number((Math.abs(dial) * unit).toPrecision(4));
 }
 
+/** The same strength in the units of a concept. */
+export function measured(one: Turn, known: Card): Turn {
+  const next = { ...one, amplify: known.amplify ?? null, suppress: known.suppress ?? null };
+  const sign = Math.sign(one.dial);
+  const unit = strengthOf({ ...next, dial: sign });
+  return { ...next, dial: unit === 0 ? 0 : Number((sign * strengthOf(one) / unit).toPrecision(4)) };
+}
+
 function steeringOf(all: readonly Turn[]): Steering | undefined {
   const of = (sign: 1 | -1) => Object.fromEntries(all.filter(({ dial }) => Math.sign(dial) === sign).map((one) => [one.name, strengthOf(one)]));
   const [amplify, suppress] = [of(1), of(-1)];

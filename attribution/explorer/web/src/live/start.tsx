@@ -15,13 +15,13 @@ import type { Card, Case, CaseEntry, Kind } from "../types.ts";
 import { language } from "../words/index.ts";
 import { currentLink, startHistory, viewState } from "./address.ts";
 import { Failure, get, post, send } from "./api.ts";
-import { connect, connection, restarted } from "./connection.ts";
+import { connect, connection, restarted, sessionPath } from "./connection.ts";
 import { InfluenceButton, IndexButton, PassageDialog, openPassage } from "./data.tsx";
 import { startFocus } from "./focus.ts";
-import { addressedRequest, fill, turn } from "./request.ts";
+import { addressedRequest, fill, measured, turn, turns } from "./request.ts";
 import { StateLine, StatusBars, badAddress, otherModel } from "./status.tsx";
 import { askJob, receive, refreshAll, stop, write } from "./texts.ts";
-import { WriteForm, writeNow } from "./write.tsx";
+import { WriteForm, columnsOf, writeNow } from "./write.tsx";
 
 export function startLive(address: Address, problems: readonly string[]): void {
   Object.assign(live, { write: WriteForm, status: StatusBars, state: StateLine, dialogs: PassageDialog });
@@ -74,8 +74,11 @@ export async function open(address: Address): Promise<void> {
   fill(request);
   if (reading.value === null && listed[0] !== undefined && model.value === null) await openCase(listed[0].name, {}, false);
   fill(request);
+  void measure();
   const settle = async () => {
-    await write([{ column: request.steering ? "steered" : "plain", request }]);
+    const columns = columnsOf(request, address.cmp ?? []);
+    // A link to one column of a comparison shows that column.
+    await write(columns.length > 0 ? columns : [{ column: "plain", request }]);
     afterWriting(address);
   };
   if (address.fp !== undefined) {
@@ -112,6 +115,16 @@ async function openCase(name: string, address: Address, fillForm = true): Promis
     if (selection.value === null && view.at === undefined && first !== undefined) selection.value = [first.start, first.end];
   } catch (error) {
     if (error instanceof Failure && error.status === 404) badAddress.value = [...badAddress.value, `case=${name}`];
+  }
+}
+
+/** An address has strengths; the dials have units of what was measured for each concept. */
+async function measure(): Promise<void> {
+  await sessionPath(); // the model is loaded
+  for (const one of turns.value) {
+    const { concepts } = await get<{ concepts: Card[] }>(`/api/concepts?limit=5&q=${encodeURIComponent(one.name)}`).catch(() => ({ concepts: [] }));
+    const exact = concepts.find(({ name }) => name === one.name);
+    if (exact !== undefined) turns.value = turns.value.map((other) => (other.name === one.name ? measured(other, exact) : other));
   }
 }
 

@@ -56,7 +56,7 @@ export function StateLine() {
     : text.state === "running" ? (text.request?.continuation !== undefined ? w.reading : w.running(text.written, text.of, speed(text.written, text.seconds)))
     : text.state === "stopped" ? w.stopped(text.written, text.of)
     : text.state === "failed" ? w.failedText(text.error ?? "")
-    : w.done(text.written, text.seconds.toFixed(1));
+    : w.done(text.written, text.seconds > 0 ? text.seconds.toFixed(1) : "");
   const heard = useSlowly(line, 2000);
   if (text === null || text.source === "document") return null;
   const ended = text.state === "done" || text.state === "stopped";

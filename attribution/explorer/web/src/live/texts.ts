@@ -4,12 +4,13 @@ import { batch, signal } from "@preact/signals";
 import { formatSpan } from "../pure/address.ts";
 import type { Column } from "../pure/address.ts";
 import { type Reading, factsOf, newReading, withCommits } from "../reading.ts";
-import { type Other, costs, others, reading, results, setResult, show, shownCase } from "../store.ts";
-import type { Commit, Considered, Cost, Document, Evidence, Inputs, Run, Span, TextRequest, TextState } from "../types.ts";
+import { type Other, costs, model, others, reading, results, setResult, show, shownCase } from "../store.ts";
+import type { Commit, Considered, Cost, Document, Evidence, Inputs, Model, Run, Span, TextRequest, TextState } from "../types.ts";
 import { Failure, type Refusal, get, post, send } from "./api.ts";
 import { type EventName, restarted, sessionPath } from "./connection.ts";
 
 export const refused = signal<Refusal | null>(null); // why the last request was refused
+export const indexing = signal<{ readonly stage: string; readonly done: number; readonly of: number } | null>(null); // the index that is made
 export const asking = signal(false); // a request is on its way, or waits for the model
 
 const texts = new Map<string, Reading>();
@@ -152,6 +153,12 @@ function follow(state: TextState): void {
 /** A job's event. Its result is read where it is looked at. */
 async function about(name: "progress" | "ready" | "failed", event: About): Promise<void> {
   const { kind, text, at } = event;
+  if (kind === "index") {
+    const { stage = "", done = 0, of = 1 } = event;
+    indexing.value = name === "progress" ? { stage, done, of } : null;
+    if (name === "ready") model.value = await get<Model>("/api/model");
+    return;
+  }
   if (kind === "concepts" || kind === "given") {
     if (name === "ready") await refresh(text).catch(() => {});
     return;

@@ -3,9 +3,10 @@
 import { signal } from "@preact/signals";
 import { type Column } from "../pure/address.ts";
 import { model } from "../store.ts";
+import type { TextRequest } from "../types.ts";
 import { words } from "../words/index.ts";
 import { health } from "./connection.ts";
-import { SETTINGS, compareWith, given, prompt, request, settings, turns } from "./request.ts";
+import { SETTINGS, compareWith, given, prompt, request, settings } from "./request.ts";
 import { Steer } from "./steer.tsx";
 import { type Wanted, asking, refused, write } from "./texts.ts";
 
@@ -14,13 +15,14 @@ const unfolded = signal(false);
 /** Writes what the form says: with steering, also the texts that it is compared with. */
 export function writeNow(): void {
   if (prompt.value === "" || asking.value) return;
-  const own = request.value;
-  if (own.steering === undefined) {
-    void write([{ column: "plain", request: own }]);
-    return;
-  }
+  void write(columnsOf(request.value, compareWith.value));
+}
+
+/** A text with those that it is compared with: all have its prompt, settings and seed. */
+export function columnsOf(own: TextRequest, columns: readonly Column[]): Wanted[] {
+  if (own.steering === undefined) return [{ column: "plain", request: own }];
   const { steering, ...plain } = own;
-  const names = turns.value.filter(({ dial }) => dial > 0).map(({ name }) => name).join(", ");
+  const names = Object.keys(steering.amplify ?? {}).join(", ");
   const others: Readonly<Record<Column, Wanted["request"] | null>> = {
     plain, steered: own, random: { ...own, random_direction: true },
     prompt: names === "" ? null : { ...plain, prompt: words.value.steer.promptInstead(names) + plain.prompt },
@@ -28,9 +30,9 @@ export function writeNow(): void {
   const wanted: Wanted[] = [];
   for (const column of ["plain", "steered", "random", "prompt"] as const) {
     const made = others[column];
-    if (made !== null && (column === "steered" || compareWith.value.includes(column))) wanted.push({ column, request: made });
+    if (made !== null && (column === "steered" || columns.includes(column))) wanted.push({ column, request: made });
   }
-  void write(wanted);
+  return wanted;
 }
 
 /** The server's sentence, at the field that it names. */
@@ -69,7 +71,7 @@ export function WriteForm() {
         <button type="button" class="quiet" aria-expanded={unfolded.value} onClick={() => { unfolded.value = !unfolded.value; }}>{w.more} {unfolded.value ? "▴" : "▾"}</button>
         <span class="write-end">
           <small id="write-note">{empty ? w.empty : w.keys}</small>
-          <button type="submit" class="primary" disabled={empty || asking.value || failed}>{w.write}</button>
+          <button type="submit" class="primary" disabled={empty || asking.value || failed}>{given.value === null ? w.write : w.explain}</button>
         </span>
       </div>
       <Refused at={SETTINGS} />
