@@ -18,7 +18,8 @@ async function start(): Promise<void> {
   if (stored === null) {
     mode.value = "live";
     if (packed !== null) address.p = (await unpack(packed)) ?? "";
-    startLive(address, problems);
+    // The first example is on this machine: waiting for it is quicker than drawing the page twice, and nothing moves.
+    await Promise.race([startLive(address, problems), new Promise((resolve) => setTimeout(resolve, 400))]);
   } else {
     const found = JSON.parse(stored.textContent ?? "null") as Document | Case;
     if ("document" in found) showCase(found, language.value);

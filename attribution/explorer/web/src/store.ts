@@ -24,6 +24,7 @@ export const grain = signal<Grain>("chunk");
 export const pins = signal<readonly Span[]>([]);
 export const playing = signal(0); // steps a second, 0 when it does not play
 export const absolute = signal(false); // shares as absolute values in place of net ones
+export const folded = signal(true); // the middle of a long prompt is hidden
 export const enlarged = signal(false); // the panels take more room
 export const strip = signal(true); // the line of shares below each token
 
@@ -39,6 +40,15 @@ export const card = signal<{ readonly kind: Kind; readonly id: number; readonly 
 export const count = computed(() => {
   const commits = reading.value?.commits.length ?? 0;
   return step.value === null ? commits : Math.min(step.value, commits);
+});
+
+const LONG_PROMPT = 240; // tokens, above which the middle of a prompt is folded
+const SHOWN_ENDS = 60; // tokens that stay at its beginning and end
+
+/** The hidden positions of a long prompt. */
+export const foldedSpan = computed<Span | null>(() => {
+  const length = reading.value?.promptLength ?? 0;
+  return folded.value && length > LONG_PROMPT ? [SHOWN_ENDS, length - SHOWN_ENDS] : null;
 });
 
 /** The selected position where nothing is written at this step. */

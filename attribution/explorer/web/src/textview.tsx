@@ -1,14 +1,14 @@
 // The text with its pointer and keys, and the legend that says what the tints mean.
 
 import { effect } from "@preact/signals";
-import { useEffect, useRef } from "preact/hooks";
+import { useLayoutEffect, useRef } from "preact/hooks";
 import { Canvas, type Look } from "./canvas.ts";
 import { visible } from "./pure/characters.ts";
 import { signed } from "./pure/numbers.ts";
 import { chunkSpan, inside, rangeSpan, sameSpan, spanAt, tokenSpan } from "./pure/selection.ts";
 import { type Reading, PROMPT, factsOf, isMasked, specialName } from "./reading.ts";
 import {
-  absolute, count, grain, held, hover, isPointed, letGo, openPosition, panel, pins, pointer, reading, select, selection, setStep,
+  absolute, count, folded, foldedSpan, grain, held, hover, isPointed, letGo, openPosition, panel, pins, pointer, reading, select, selection, setStep,
   step, strip, togglePin,
 } from "./store.ts";
 import { PANELS } from "./pure/address.ts";
@@ -41,7 +41,7 @@ function lookOf(text: Reading, run: Run, isNew: boolean): Look {
     : special ? specialName(text, start) || "·" : withLineEnds(characters);
   const [known, discovered] = masked || prompt ? [-1, -1] : sharesOf(text, start);
   const on = [
-    prompt && "prompt", masked && (ghost === undefined ? "mask" : "ghost"), special && "special",
+    inside(foldedSpan.value, start) && "folded", prompt && "prompt", masked && (ghost === undefined ? "mask" : "ghost"), special && "special",
     inside(selection.value, start) && "on", selection.value?.[0] === start && "first",
     selection.value !== null && end >= selection.value[1] && start < selection.value[1] && "last",
     inside(hover.value, start) && "hovered", isPointed(start) && "pointed", isNew && "new",
@@ -64,7 +64,7 @@ function lookOf(text: Reading, run: Run, isNew: boolean): Look {
 
 export function TextView() {
   const root = useRef<HTMLDivElement>(null);
-  useEffect(() => {
+  useLayoutEffect(() => { // before the first paint, or what is below would move
     const made = (canvas.current = new Canvas(root.current!));
     return effect(() => {
       const text = reading.value;
@@ -78,12 +78,18 @@ export function TextView() {
     });
   }, []);
   const w = words.value;
+  const hidden = foldedSpan.value;
   return (
-    <div
-      ref={root} id="text" class="canvas" role="group" aria-label={w.text.title} aria-describedby="text-hint" lang=""
-      onPointerDown={pressed} onPointerMove={moved} onPointerUp={released} onPointerLeave={() => { hover.value = null; }}
-      onKeyDown={typed} onFocusIn={focused}
-    />
+    <>
+      {hidden !== null && (
+        <button type="button" class="quiet unfold" onClick={() => { folded.value = false; }}>{w.text.unfold(hidden[1] - hidden[0])}</button>
+      )}
+      <div
+        ref={root} id="text" class="canvas" role="group" aria-label={w.text.title} aria-describedby="text-hint" lang=""
+        onPointerDown={pressed} onPointerMove={moved} onPointerUp={released} onPointerLeave={() => { hover.value = null; }}
+        onKeyDown={typed} onFocusIn={focused}
+      />
+    </>
   );
 }
 
@@ -183,6 +189,7 @@ function typed(event: KeyboardEvent): void {
       anchor ??= position;
       selection.value = rangeSpan(text.runs, anchor, made.runOf(next)![0]);
     } else if (event.key.startsWith("Arrow")) anchor = null;
+    if (inside(foldedSpan.value, made.runOf(next)![0])) folded.value = false; // what is hidden cannot have the focus
     made.setActive(next);
     if (event.key === "[" || event.key === "]") {
       const span = chunkSpan(chunksOf(text), made.runOf(next)![0]);

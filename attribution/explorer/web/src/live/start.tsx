@@ -23,7 +23,8 @@ import { StateLine, StatusBars, badAddress, otherModel } from "./status.tsx";
 import { askJob, receive, refreshAll, stop, write } from "./texts.ts";
 import { WriteForm, columnsOf, writeNow } from "./write.tsx";
 
-export function startLive(address: Address, problems: readonly string[]): void {
+/** Resolves when the first text is shown. */
+export async function startLive(address: Address, problems: readonly string[]): Promise<void> {
   Object.assign(live, { write: WriteForm, status: StatusBars, state: StateLine, dialogs: PassageDialog });
   Object.assign(additions, { influence: InfluenceButton, index: IndexButton, passage: openPassage });
   caseActions.open = (name) => void openCase(name, {});
@@ -41,11 +42,10 @@ export function startLive(address: Address, problems: readonly string[]): void {
   if (problems.length > 0) badAddress.value = problems;
   const { token, rest } = takeToken(problems);
   badAddress.value = rest;
-  void exchange(token).then(() => {
-    void open(address);
-    void connect(receive).then(startFocus);
-  });
   watch();
+  await exchange(token);
+  void connect(receive).then(startFocus);
+  await open(address);
 }
 
 /** A server that other machines reach prints a token in the fragment; it is exchanged for a cookie, once. */

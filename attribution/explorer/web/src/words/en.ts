@@ -28,6 +28,7 @@ export const en = {
     position: (at: number) => `position ${at}`,
     atStep: (step: number) => `step ${step}`,
     logits: (value: string) => `${value} logits`,
+    unfold: (count: number) => `Show the ${count} tokens in the middle of the prompt`,
     grain: "A click selects", grains: { chunk: "chunk", word: "word", token: "token" },
     strip: "Shares",
     stripSays: "The line below each token: its parts from named concepts, discovered concepts and, where the model has it, epsilon",

@@ -30,6 +30,7 @@ export const ko: Words = {
     position: (at: number) => `위치 ${at}`,
     atStep: (step: number) => `${step}단계`,
     logits: (value: string) => `${value} 로짓`,
+    unfold: (count: number) => `프롬프트 가운데의 토큰 ${count}개 보이기`,
     grain: "누르면 고르는 단위", grains: { chunk: "청크", word: "단어", token: "토큰" },
     strip: "비율",
     stripSays: "토큰 아래의 선: 이름 있는 개념, 발견된 개념, 그리고 모델에 있으면 엡실론이 차지하는 몫",
