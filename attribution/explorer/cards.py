@@ -40,8 +40,8 @@ def concept_card(bundle: Bundle, head: str, id: int) -> dict[str, Any]:
 
 
 def _plain(one: Concept) -> dict[str, Any]:
-    names = ("id", "name", "description", "head", "group", "amplify", "suppress")
-    return {name: getattr(one, name) for name in names} | {"flags": list(one.flags)}
+    names = ("id", "name", "description", "head", "group", "is_named", "amplify", "suppress")
+    return {name: getattr(one, name) for name in names} | {"flags": list(one.flags), "examples": list(one.examples)}
 
 
 def passage(bundle: Bundle, corpus: CorpusStore | None, document: int, query: Mapping[str, str]) -> dict[str, Any]:

@@ -12,6 +12,13 @@ const options = {
   logLevel: "warning",
 };
 // One classic script: the single file and a notebook's frame insert the same text as an inline script.
-await build({ ...options, entryPoints: ["src/main.tsx"], format: "iife", jsx: "automatic", jsxImportSource: "preact", outfile: `${out}/explorer.js` });
+await build({
+  ...options,
+  entryPoints: ["src/main.tsx"],
+  format: "iife",
+  jsx: "automatic",
+  jsxImportSource: "preact",
+  outfile: `${out}/explorer.js`,
+});
 await build({ ...options, entryPoints: ["src/style/explorer.css"], outfile: `${out}/explorer.css` });
 await copyFile("src/style/favicon.svg", `${out}/favicon.svg`);

@@ -34,10 +34,11 @@ def test_passages_that_are_not_there(topic_bundle, topic_store, document: int, q
         passage(topic_bundle, None, 0, {})
 
 
-def test_concepts_have_their_measured_strengths(topic_bundle: Bundle):
+def test_concepts_have_what_their_cards_show(topic_bundle: Bundle):
     catalogue = topic_bundle.concepts
-    measured = dataclasses.replace(catalogue.get(0, "known"), amplify=4.5, suppress=0.25)
+    measured = dataclasses.replace(catalogue.get(0, "known"), amplify=4.5, suppress=0.25, examples=("a text",))
     others = tuple(one for one in catalogue.concepts if (one.id, one.head) != (0, "known"))
     bundle = dataclasses.replace(topic_bundle, concepts=dataclasses.replace(catalogue, concepts=(measured, *others)))
     found = find_concepts(bundle, {"q": measured.name})["concepts"][0]
     assert (found["name"], found["amplify"], found["suppress"]) == (measured.name, 4.5, 0.25)
+    assert (found["examples"], found["is_named"]) == (["a text"], True)

@@ -10,15 +10,24 @@ import { Why } from "./why.tsx";
 import { language, words } from "./words/index.ts";
 
 /** The parts that live mode alone has; a file does not contain their buttons at all. */
-export const live: { write?: () => preact.JSX.Element | null; status?: () => preact.JSX.Element | null; state?: () => preact.JSX.Element | null; dialogs?: () => preact.JSX.Element | null } = {};
+export const live: {
+  write?: () => preact.JSX.Element | null;
+  status?: () => preact.JSX.Element | null;
+  state?: () => preact.JSX.Element | null;
+  dialogs?: () => preact.JSX.Element | null;
+} = {};
 
 export function App() {
   const w = words.value;
   const text = reading.value;
   return (
     <>
-      <a class="skip" href="#text" onClick={jump("text")}>{w.skip.text}</a>
-      <a class="skip" href="#why" onClick={jump("why")}>{w.skip.why}</a>
+      <a class="skip" href="#text" onClick={jump("text")}>
+        {w.skip.text}
+      </a>
+      <a class="skip" href="#why" onClick={jump("why")}>
+        {w.skip.why}
+      </a>
       <Header />
       {live.status && <live.status />}
       <main class={enlarged.value ? "wide-why" : undefined}>
@@ -27,7 +36,13 @@ export function App() {
           {live.write && <live.write />}
           <section class="paper" aria-label={w.text.title}>
             {comparing.value && <CompareView />}
-            {text === null ? <p class="missing" id="text" tabIndex={-1}>{w.text.empty}</p> : <TextView key="text" />}
+            {text === null ? (
+              <p class="missing" id="text" tabIndex={-1}>
+                {w.text.empty}
+              </p>
+            ) : (
+              <TextView key="text" />
+            )}
             {live.state && <live.state />}
             <Slider />
             <div class="under">
@@ -35,11 +50,29 @@ export function App() {
               <p class="switches">
                 <span role="group" aria-label={w.text.grain} class="segments">
                   {(["chunk", "word", "token"] as const).map((name) => (
-                    <button type="button" key={name} aria-pressed={grain.value === name} onClick={() => { grain.value = name; }}>{w.text.grains[name]}</button>
+                    <button
+                      type="button"
+                      key={name}
+                      aria-pressed={grain.value === name}
+                      onClick={() => {
+                        grain.value = name;
+                      }}
+                    >
+                      {w.text.grains[name]}
+                    </button>
                   ))}
                 </span>
                 {text?.document?.concepts && (
-                  <label title={w.text.stripSays}><input type="checkbox" checked={strip.value} onChange={(event) => { strip.value = event.currentTarget.checked; }} /> {w.text.strip}</label>
+                  <label title={w.text.stripSays}>
+                    <input
+                      type="checkbox"
+                      checked={strip.value}
+                      onChange={(event) => {
+                        strip.value = event.currentTarget.checked;
+                      }}
+                    />{" "}
+                    {w.text.strip}
+                  </label>
                 )}
               </p>
             </div>
@@ -68,7 +101,11 @@ function Intro() {
     <div class="intro">
       <h1>{w.intro.title}</h1>
       <p>{w.intro.says}</p>
-      {one !== null && <p class="case"><b>{one.title[language.value] ?? one.title.en}.</b> {one.text[language.value] ?? one.text.en}</p>}
+      {one !== null && (
+        <p class="case">
+          <b>{one.title[language.value] ?? one.title.en}.</b> {one.text[language.value] ?? one.text.en}
+        </p>
+      )}
     </div>
   );
 }
@@ -81,9 +118,22 @@ function About() {
   const { trace } = found;
   return (
     <dl class="about">
-      <dt>{w.model}</dt><dd>{trace.model.name} <code>{trace.model.fingerprint.slice(0, 8)}</code></dd>
-      {trace.seed !== null && <><dt>{w.seed}</dt><dd class="number">{trace.seed}</dd></>}
-      {trace.steering.length > 0 && <><dt>{w.steering}</dt><dd>{trace.steering.join("; ")}</dd></>}
+      <dt>{w.model}</dt>
+      <dd>
+        {trace.model.name} <code>{trace.model.fingerprint.slice(0, 8)}</code>
+      </dd>
+      {trace.seed !== null && (
+        <>
+          <dt>{w.seed}</dt>
+          <dd class="number">{trace.seed}</dd>
+        </>
+      )}
+      {trace.steering.length > 0 && (
+        <>
+          <dt>{w.steering}</dt>
+          <dd>{trace.steering.join("; ")}</dd>
+        </>
+      )}
     </dl>
   );
 }

@@ -74,8 +74,14 @@ export class Canvas {
   private apply(unit: Unit, look: Look): void {
     const { element, look: old } = unit;
     unit.look = look;
-    if (old?.text !== look.text) this.write(() => { element.textContent = look.text; });
-    if (old?.classes !== look.classes) this.write(() => { element.className = look.classes; });
+    if (old?.text !== look.text)
+      this.write(() => {
+        element.textContent = look.text;
+      });
+    if (old?.classes !== look.classes)
+      this.write(() => {
+        element.className = look.classes;
+      });
     if (old?.label !== look.label) this.write(() => element.setAttribute("aria-label", look.label));
     if (old?.tint?.alpha !== look.tint?.alpha) this.property(element, "--tint", look.tint?.alpha.toFixed(3));
     if (old?.known !== look.known) this.property(element, "--known", look.known < 0 ? undefined : `${look.known}%`);
@@ -86,8 +92,11 @@ export class Canvas {
       this.property(element, "--thickness", look.thickness === 0 ? undefined : `${look.thickness}px`);
     }
     if (old?.pressed !== look.pressed) {
-      this.write(() => (look.pressed === null ? element.removeAttribute("aria-pressed")
-        : element.setAttribute("aria-pressed", `${look.pressed}`)));
+      this.write(() =>
+        look.pressed === null
+          ? element.removeAttribute("aria-pressed")
+          : element.setAttribute("aria-pressed", `${look.pressed}`),
+      );
     }
   }
 
@@ -98,7 +107,9 @@ export class Canvas {
 
   // Through the object model: the policy allows no style attribute in markup.
   private property(element: HTMLElement, name: string, value: string | undefined): void {
-    this.write(() => (value === undefined ? element.style.removeProperty(name) : element.style.setProperty(name, value)));
+    this.write(() =>
+      value === undefined ? element.style.removeProperty(name) : element.style.setProperty(name, value),
+    );
   }
 
   /** The index of the unit that an event happened on. */

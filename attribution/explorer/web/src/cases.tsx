@@ -18,14 +18,23 @@ export function CaseMenu() {
           <section key={category}>
             <h3>{w.categories[category] ?? category}</h3>
             <ul>
-              {cases.value.filter((one) => one.category === category).map((one) => (
-                <li key={one.name}>
-                  <button type="button" aria-current={shownCase.value?.name === one.name ? "true" : undefined} onClick={() => { closeMenu("cases"); actions.open?.(one.name); }}>
-                    <b>{one.title[language.value] ?? one.title.en}</b>
-                    <span>{one.text[language.value] ?? one.text.en}</span>
-                  </button>
-                </li>
-              ))}
+              {cases.value
+                .filter((one) => one.category === category)
+                .map((one) => (
+                  <li key={one.name}>
+                    <button
+                      type="button"
+                      aria-current={shownCase.value?.name === one.name ? "true" : undefined}
+                      onClick={() => {
+                        closeMenu("cases");
+                        actions.open?.(one.name);
+                      }}
+                    >
+                      <b>{one.title[language.value] ?? one.title.en}</b>
+                      <span>{one.text[language.value] ?? one.text.en}</span>
+                    </button>
+                  </li>
+                ))}
             </ul>
           </section>
         ))}

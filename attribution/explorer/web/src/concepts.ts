@@ -49,7 +49,8 @@ export function hasEpsilon(text: Reading): boolean {
 export function conceptRows(text: Reading, span: Span | null): ConceptRows | null {
   const { document } = text;
   if (!document?.concepts) return null;
-  const chunk = span === null ? undefined : document.chunks.find(({ start, end }) => start === span[0] && end === span[1]);
+  const chunk =
+    span === null ? undefined : document.chunks.find(({ start, end }) => start === span[0] && end === span[1]);
   const tokens = tokensOf(text, span ?? [0, text.length]);
   if (tokens.length === 0) return null;
   const error = Math.max(...tokens.map((token) => Math.abs(token.share_error ?? 0)));
@@ -57,17 +58,24 @@ export function conceptRows(text: Reading, span: Span | null): ConceptRows | nul
   if (span === null || chunk?.known) {
     const chunks = span === null ? document.chunks : [chunk!];
     return {
-      unit: "share", ...averageOf(chunks), otherKnown: null, otherDiscovered: null,
-      epsilon: epsilon ? mean(chunks.map((one) => one.net_shares?.epsilon ?? 0)) : null, error, tokens: tokens.length,
+      unit: "share",
+      ...averageOf(chunks),
+      otherKnown: null,
+      otherDiscovered: null,
+      epsilon: epsilon ? mean(chunks.map((one) => one.net_shares?.epsilon ?? 0)) : null,
+      error,
+      tokens: tokens.length,
     };
   }
   const sums = { known: new Map<number, number>(), discovered: new Map<number, number>() };
   for (const token of tokens) {
     for (const kind of ["known", "discovered"] as const) {
-      for (const { id, contribution } of token[kind] ?? []) sums[kind].set(id, (sums[kind].get(id) ?? 0) + contribution);
+      for (const { id, contribution } of token[kind] ?? [])
+        sums[kind].set(id, (sums[kind].get(id) ?? 0) + contribution);
     }
   }
-  const add = (name: "other_known" | "other_discovered" | "epsilon") => tokens.reduce((sum, token) => sum + (token[name] ?? 0), 0);
+  const add = (name: "other_known" | "other_discovered" | "epsilon") =>
+    tokens.reduce((sum, token) => sum + (token[name] ?? 0), 0);
   return {
     unit: "logits",
     known: rowsOf("known", sums.known),
@@ -86,7 +94,8 @@ function averageOf(chunks: readonly DocumentChunk[]) {
   const sums = { known: new Map<number, number>(), discovered: new Map<number, number>() };
   for (const chunk of chunks) {
     for (const kind of ["known", "discovered"] as const) {
-      for (const { id, share } of chunk[kind] ?? []) sums[kind].set(id, (sums[kind].get(id) ?? 0) + share / chunks.length);
+      for (const { id, share } of chunk[kind] ?? [])
+        sums[kind].set(id, (sums[kind].get(id) ?? 0) + share / chunks.length);
     }
   }
   return {
@@ -106,5 +115,9 @@ const mean = (values: readonly number[]) => values.reduce((sum, value) => sum + 
 function meanShares(all: readonly (Shares | null)[]): Shares | null {
   const found = all.filter((one) => one !== null && one !== undefined);
   if (found.length === 0) return null;
-  return { known: mean(found.map((one) => one.known)), discovered: mean(found.map((one) => one.discovered)), epsilon: mean(found.map((one) => one.epsilon)) };
+  return {
+    known: mean(found.map((one) => one.known)),
+    discovered: mean(found.map((one) => one.discovered)),
+    epsilon: mean(found.map((one) => one.epsilon)),
+  };
 }

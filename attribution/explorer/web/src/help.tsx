@@ -10,12 +10,39 @@ export function HelpButton() {
     <Menu id="help" label="?" name={w.title}>
       <h2>{w.title}</h2>
       <dl class="keys">
-        {w.keys.filter(([, , liveOnly]) => !liveOnly || mode.value === "live").map(([key, does]) => <><dt key={key}><kbd>{key}</kbd></dt><dd>{does}</dd></>)}
+        {w.keys
+          .filter(([, , liveOnly]) => !liveOnly || mode.value === "live")
+          .map(([key, does]) => (
+            <>
+              <dt key={key}>
+                <kbd>{key}</kbd>
+              </dt>
+              <dd>{does}</dd>
+            </>
+          ))}
       </dl>
       <h3>{w.signsTitle}</h3>
       <ul class="key signs">
-        <li><i class="up" />{w.up}</li><li><i class="down" />{w.down}</li>
-        <li><i class="known" />{w.known}</li><li><i class="discovered" />{w.discovered}</li><li><i class="epsilon" />{w.epsilon}</li>
+        <li>
+          <i class="up" />
+          {w.up}
+        </li>
+        <li>
+          <i class="down" />
+          {w.down}
+        </li>
+        <li>
+          <i class="known" />
+          {w.known}
+        </li>
+        <li>
+          <i class="discovered" />
+          {w.discovered}
+        </li>
+        <li>
+          <i class="epsilon" />
+          {w.epsilon}
+        </li>
       </ul>
     </Menu>
   );

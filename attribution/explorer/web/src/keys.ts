@@ -1,6 +1,6 @@
 // Keys of the whole page. Single keys act only where a list or the text has the focus (textview.tsx).
 
-import { canvas } from "./textview.tsx";
+import { canvas } from "./gestures.ts";
 import { letGo, panel } from "./store.ts";
 
 /** What live mode adds to Escape, between closing a card and letting the selection go. */
@@ -9,7 +9,8 @@ export const actions: { stop?: () => boolean; write?: () => void } = {};
 export function startKeys(): void {
   let composed = false; // Ctrl+Enter came while a Hangul syllable was unfinished: it is written when that has ended
   document.addEventListener("keydown", (event) => {
-    const typing = event.target instanceof Element && event.target.matches("input:not([type=range],[type=checkbox]), textarea");
+    const typing =
+      event.target instanceof Element && event.target.matches("input:not([type=range],[type=checkbox]), textarea");
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
       event.preventDefault();
       if (event.isComposing) composed = true;

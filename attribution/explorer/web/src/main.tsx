@@ -13,7 +13,9 @@ import { language } from "./words/index.ts";
 async function start(): Promise<void> {
   const root = document.getElementById("app")!;
   const stored = document.getElementById("document");
-  const { address, problems, packed } = parseAddress(location.hash.length > 1 ? location.hash : (root.dataset.state ?? ""));
+  const { address, problems, packed } = parseAddress(
+    location.hash.length > 1 ? location.hash : (root.dataset.state ?? ""),
+  );
   if (address.lang !== undefined) language.value = address.lang;
   if (stored === null) {
     mode.value = "live";
@@ -26,7 +28,8 @@ async function start(): Promise<void> {
     else show(readDocument(found, "document"));
     const first = ("document" in found ? found.document : found).chunks[0];
     if (first !== undefined) selection.value = [first.start, first.end];
-    if (Object.keys(address).length > 0) applyView({ ...(first === undefined ? {} : { at: [first.start, first.end] as const }), ...address });
+    if (Object.keys(address).length > 0)
+      applyView({ ...(first === undefined ? {} : { at: [first.start, first.end] as const }), ...address });
   }
   startKeys();
   render(<App />, root);

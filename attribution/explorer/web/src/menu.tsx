@@ -4,13 +4,34 @@ import type { ComponentChildren } from "preact";
 import { useRef } from "preact/hooks";
 import { place } from "./dom.ts";
 
-export function Menu({ id, label, name, children }: { id: string; label: ComponentChildren; name?: string; children: ComponentChildren }) {
+export function Menu({
+  id,
+  label,
+  name,
+  children,
+}: {
+  id: string;
+  label: ComponentChildren;
+  name?: string;
+  children: ComponentChildren;
+}) {
   const button = useRef<HTMLButtonElement>(null);
   return (
     <>
-      <button ref={button} type="button" class="menu-button" popovertarget={id} aria-label={name} aria-haspopup="dialog">{label}</button>
+      <button
+        ref={button}
+        type="button"
+        class="menu-button"
+        popovertarget={id}
+        aria-label={name}
+        aria-haspopup="dialog"
+      >
+        {label}
+      </button>
       <div
-        id={id} popover="auto" class="menu"
+        id={id}
+        popover="auto"
+        class="menu"
         onToggle={(event) => {
           if (event.newState === "open" && button.current !== null) place(event.currentTarget, button.current);
         }}

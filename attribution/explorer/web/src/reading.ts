@@ -29,7 +29,15 @@ export function readDocument(document: Document, id: string, request: TextReques
   const length = trace.tokens.length;
   const written = trace.commits.reduce((sum, commit) => sum + commit.positions.length, 0);
   return {
-    id, source: "document", request, state: "done", place: null, written, of: written, seconds: 0, error: null,
+    id,
+    source: "document",
+    request,
+    state: "done",
+    place: null,
+    written,
+    of: written,
+    seconds: 0,
+    error: null,
     promptLength: trace.prompt.length,
     length,
     runs: fillRuns(document.characters ?? pieces.map((piece, at): Run => [at, at + 1, unescaped(piece), true]), length),
@@ -51,8 +59,20 @@ function fillRuns(runs: readonly Run[], length: number): readonly Run[] {
 /** A text that was asked for, of which nothing is known yet. */
 export function newReading(id: string, request: TextRequest, of: number): Reading {
   return {
-    id, source: "server", request, state: "queued", place: null, written: 0, of, seconds: 0, error: null,
-    promptLength: 0, length: 0, runs: [], commits: [], document: null,
+    id,
+    source: "server",
+    request,
+    state: "queued",
+    place: null,
+    written: 0,
+    of,
+    seconds: 0,
+    error: null,
+    promptLength: 0,
+    length: 0,
+    runs: [],
+    commits: [],
+    document: null,
   };
 }
 

@@ -9,7 +9,10 @@ import { words } from "./words/index.ts";
 
 export type Format = "html" | "json" | "graph";
 /** Set by live mode. export: answers an error's sentence, or null when the file was made. */
-export const actions: { link?: () => Promise<string>; export?: (format: Format, parts: string[]) => Promise<string | null> } = {};
+export const actions: {
+  link?: () => Promise<string>;
+  export?: (format: Format, parts: string[]) => Promise<string | null>;
+} = {};
 
 const note = signal("");
 const busy = signal(false);
@@ -18,7 +21,11 @@ const parts = { inputs: signal(true), considered: signal(true), evidence: signal
 export function ShareMenu() {
   const w = words.value.share;
   const text = reading.value;
-  const canExport = text !== null && text.source === "server" && (text.state === "done" || text.state === "stopped") && text.commits.length > 0;
+  const canExport =
+    text !== null &&
+    text.source === "server" &&
+    (text.state === "done" || text.state === "stopped") &&
+    text.commits.length > 0;
   const link = async () => {
     const address = (await actions.link?.()) ?? location.href;
     note.value = address.length > TOO_LONG ? w.tooLong : (await copy(address)) ? w.copied : address;
@@ -26,27 +33,68 @@ export function ShareMenu() {
   const file = async (format: Format) => {
     busy.value = true;
     note.value = w.making;
-    note.value = (await actions.export?.(format, Object.entries(parts).filter(([, on]) => on.value).map(([name]) => name))) ?? "";
+    note.value =
+      (await actions.export?.(
+        format,
+        Object.entries(parts)
+          .filter(([, on]) => on.value)
+          .map(([name]) => name),
+      )) ?? "";
     busy.value = false;
   };
   return (
     <Menu id="share" label={`${w.title} ▾`}>
-      <button type="button" class="wide" onClick={() => void link()}>{w.link}</button>
+      <button type="button" class="wide" onClick={() => void link()}>
+        {w.link}
+      </button>
       <p class="quiet-text">{w.linkSays}</p>
       {canExport && (
         <>
           <h3>{w.files}</h3>
           <p class="switches">
-            <label><input type="checkbox" checked={parts.inputs.value} onChange={(event) => { parts.inputs.value = event.currentTarget.checked; }} /> {w.inputs}</label>
-            <label><input type="checkbox" checked={parts.considered.value} onChange={(event) => { parts.considered.value = event.currentTarget.checked; }} /> {w.considered}</label>
-            {model.value?.index && <label><input type="checkbox" checked={parts.evidence.value} onChange={(event) => { parts.evidence.value = event.currentTarget.checked; }} /> {w.evidence}</label>}
+            <label>
+              <input
+                type="checkbox"
+                checked={parts.inputs.value}
+                onChange={(event) => {
+                  parts.inputs.value = event.currentTarget.checked;
+                }}
+              />{" "}
+              {w.inputs}
+            </label>
+            <label>
+              <input
+                type="checkbox"
+                checked={parts.considered.value}
+                onChange={(event) => {
+                  parts.considered.value = event.currentTarget.checked;
+                }}
+              />{" "}
+              {w.considered}
+            </label>
+            {model.value?.index && (
+              <label>
+                <input
+                  type="checkbox"
+                  checked={parts.evidence.value}
+                  onChange={(event) => {
+                    parts.evidence.value = event.currentTarget.checked;
+                  }}
+                />{" "}
+                {w.evidence}
+              </label>
+            )}
           </p>
           {(["html", "json", "graph"] as const).map((format) => (
-            <button type="button" key={format} class="wide" disabled={busy.value} onClick={() => void file(format)}>{w[format]}</button>
+            <button type="button" key={format} class="wide" disabled={busy.value} onClick={() => void file(format)}>
+              {w[format]}
+            </button>
           ))}
         </>
       )}
-      <p role="status" class="note">{note.value}</p>
+      <p role="status" class="note">
+        {note.value}
+      </p>
     </Menu>
   );
 }

@@ -8,7 +8,11 @@ const SPEEDS = [2, 5, 10]; // steps a second
 
 /** Drawn, since not every system's fonts have these signs. */
 function Icon({ shape, filled = false }: { shape: string; filled?: boolean }) {
-  return <svg viewBox="0 0 16 16" width="16" height="16" aria-hidden="true" class={filled ? "filled" : "outlined"}><path d={shape} /></svg>;
+  return (
+    <svg viewBox="0 0 16 16" width="16" height="16" aria-hidden="true" class={filled ? "filled" : "outlined"}>
+      <path d={shape} />
+    </svg>
+  );
 }
 
 export function Slider() {
@@ -28,20 +32,61 @@ export function Slider() {
   };
   return (
     <div class="slider" role="group" aria-label={w.title}>
-      <button type="button" class="icon" aria-label={w.back} title={w.back} disabled={at === 0} onClick={() => setStep(at - 1)}><Icon shape="M11 3 5 8l6 5z" /></button>
-      <button type="button" class="icon" aria-label={playing.value > 0 ? w.pause : w.play} title={playing.value > 0 ? w.pause : w.play} onClick={play}>
+      <button
+        type="button"
+        class="icon"
+        aria-label={w.back}
+        title={w.back}
+        disabled={at === 0}
+        onClick={() => setStep(at - 1)}
+      >
+        <Icon shape="M11 3 5 8l6 5z" />
+      </button>
+      <button
+        type="button"
+        class="icon"
+        aria-label={playing.value > 0 ? w.pause : w.play}
+        title={playing.value > 0 ? w.pause : w.play}
+        onClick={play}
+      >
         <Icon shape={playing.value > 0 ? "M4 3h3v10H4zM9 3h3v10H9z" : "M4 2.500 13 8l-9 5.500z"} filled />
       </button>
-      <button type="button" class="icon" aria-label={w.on} title={w.on} disabled={whole} onClick={() => setStep(at + 1)}><Icon shape="M5 3l6 5-6 5z" /></button>
+      <button
+        type="button"
+        class="icon"
+        aria-label={w.on}
+        title={w.on}
+        disabled={whole}
+        onClick={() => setStep(at + 1)}
+      >
+        <Icon shape="M5 3l6 5-6 5z" />
+      </button>
       <input
-        type="range" min={0} max={steps} value={at} aria-label={w.title} aria-valuetext={label}
-        onInput={(event) => { playing.value = 0; setStep(Number(event.currentTarget.value)); }}
+        type="range"
+        min={0}
+        max={steps}
+        value={at}
+        aria-label={w.title}
+        aria-valuetext={label}
+        onInput={(event) => {
+          playing.value = 0;
+          setStep(Number(event.currentTarget.value));
+        }}
       />
       <output class="number">{label}</output>
       {playing.value > 0 && (
         <span class="speeds" role="group" aria-label={w.speed}>
           {SPEEDS.map((speed) => (
-            <button type="button" key={speed} aria-pressed={playing.value === speed} onClick={() => { playing.value = speed; }}>{speed}×</button>
+            <button
+              type="button"
+              key={speed}
+              aria-pressed={playing.value === speed}
+              onClick={() => {
+                playing.value = speed;
+              }}
+            >
+              {speed}×
+            </button>
           ))}
         </span>
       )}

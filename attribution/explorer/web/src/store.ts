@@ -4,9 +4,7 @@ import { batch, computed, effect, signal } from "@preact/signals";
 import type { Address, Column, Panel } from "./pure/address.ts";
 import { type Grain, inside, sameSpan } from "./pure/selection.ts";
 import { type Reading, factsOf, readDocument } from "./reading.ts";
-import type {
-  Card, Case, CaseEntry, Considered, Cost, Evidence, Inputs, Kind, Model, Span, Variant,
-} from "./types.ts";
+import type { Card, Case, CaseEntry, Considered, Cost, Evidence, Inputs, Kind, Model, Span, Variant } from "./types.ts";
 
 export const mode = signal<"live" | "file">("file");
 export const model = signal<Model | null>(null);
@@ -30,9 +28,7 @@ export const strip = signal(true); // the line of shares below each token
 
 /** What a list points at: a concept, an input token, or a span of a hit. It tints the text. */
 export type Pointer =
-  | { readonly kind: Kind; readonly id: number }
-  | { readonly input: number }
-  | { readonly span: Span };
+  { readonly kind: Kind; readonly id: number } | { readonly input: number } | { readonly span: Span };
 export const pointer = signal<Pointer | null>(null); // while hovered or focused
 export const held = signal<Pointer | null>(null); // after a click, until it is let go
 export const card = signal<{ readonly kind: Kind; readonly id: number; readonly anchor: HTMLElement } | null>(null);
@@ -111,14 +107,19 @@ export function showCase(one: Case, language: "en" | "ko"): void {
     const first = readDocument(one.document, `case ${one.name}`, one.request ?? null);
     show(first);
     const variants = one.compare ?? [];
-    others.value = variants.length === 0 ? [] : [
-      { column: "plain" as Column, title: "", reading: first },
-      ...variants.map((variant) => ({
-        column: (["plain", "steered", "random", "prompt"].includes(variant.name) ? variant.name : "steered") as Column,
-        title: title(variant),
-        reading: readDocument(variant.document, `case ${one.name} ${variant.name}`, variant.request ?? null),
-      })),
-    ];
+    others.value =
+      variants.length === 0
+        ? []
+        : [
+            { column: "plain" as Column, title: "", reading: first },
+            ...variants.map((variant) => ({
+              column: (["plain", "steered", "random", "prompt"].includes(variant.name)
+                ? variant.name
+                : "steered") as Column,
+              title: title(variant),
+              reading: readDocument(variant.document, `case ${one.name} ${variant.name}`, variant.request ?? null),
+            })),
+          ];
   });
 }
 

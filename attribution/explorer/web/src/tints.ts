@@ -4,7 +4,18 @@ import { computed } from "@preact/signals";
 import { formatSpan } from "./pure/address.ts";
 import { type Tint, largest, tintOf } from "./pure/colours.ts";
 import { type Reading, factsOf, tokensOf } from "./reading.ts";
-import { type Pointer, type Result, count, held, openPosition, panel, pointer, reading, results, selection } from "./store.ts";
+import {
+  type Pointer,
+  type Result,
+  count,
+  held,
+  openPosition,
+  panel,
+  pointer,
+  reading,
+  results,
+  selection,
+} from "./store.ts";
 import type { Considered, ConsideredStep, DocumentToken, Inputs, Span } from "./types.ts";
 
 /** The inputs of several tokens as one: sums, each token explained on its own canvas. */

@@ -89,7 +89,11 @@ export interface Evidence {
 
 export type Candidate = readonly [token: number, probability: number, raw: number];
 export type OpenPlace = readonly [
-  position: number, candidates: readonly Candidate[], entropy: number, confidence: number, temperature: number | null,
+  position: number,
+  candidates: readonly Candidate[],
+  entropy: number,
+  confidence: number,
+  temperature: number | null,
 ];
 
 export interface ConsideredStep {
@@ -119,6 +123,8 @@ export interface Card {
   readonly description?: string;
   readonly group?: string;
   readonly promotes?: readonly string[];
+  readonly examples?: readonly string[]; // beginnings of texts in which it is strongest
+  readonly is_named?: boolean;
   readonly amplify?: number | null;
   readonly suppress?: number | null;
 }

@@ -4,9 +4,27 @@ import { type Address, formatAddress, pack, parseAddress, unpack } from "../src/
 
 test("an address survives being written and read", () => {
   const address: Address = {
-    p: "re.split(pattern, string)\n«정규» & = # + %", n: 64, seed: 1, t: 0.7, top_p: 0.9, rep: 1.2, cfg: 1.5, steps: 8,
-    amp: { Threads: 0.5, "a, b: c": 1 }, sup: { "group:topic": -1 }, at: [9, 42], step: 20, panel: "inputs", pin: [[3, 4], [7, 9]],
-    cmp: ["plain", "random"], case: "email", fp: "0123abcd", lang: "ko",
+    p: "re.split(pattern, string)\n«정규» & = # + %",
+    n: 64,
+    seed: 1,
+    t: 0.7,
+    top_p: 0.9,
+    rep: 1.2,
+    cfg: 1.5,
+    steps: 8,
+    amp: { Threads: 0.5, "a, b: c": 1 },
+    sup: { "group:topic": -1 },
+    at: [9, 42],
+    step: 20,
+    panel: "inputs",
+    pin: [
+      [3, 4],
+      [7, 9],
+    ],
+    cmp: ["plain", "random"],
+    case: "email",
+    fp: "0123abcd",
+    lang: "ko",
   };
   const { address: read, problems } = parseAddress(formatAddress(address));
   assert.deepEqual(problems, []);
@@ -24,7 +42,10 @@ test("any fragment gives an address", () => {
   const random = () => (seed = (seed * 1103515245 + 12345) % 2147483648) / 2147483648;
   const letters = "#&=%,:|-+.0129afnpzseedatep정\u{1F600}\ud800";
   for (let i = 0; i < 2000; i += 1) {
-    const fragment = Array.from({ length: Math.floor(random() * 40) }, () => letters[Math.floor(random() * letters.length)]).join("");
+    const fragment = Array.from(
+      { length: Math.floor(random() * 40) },
+      () => letters[Math.floor(random() * letters.length)],
+    ).join("");
     const { address } = parseAddress(fragment);
     parseAddress(formatAddress(address));
   }

@@ -9,7 +9,9 @@ const css = readFileSync("src/style/base.css", "utf8");
 /** A variable of a block of the style: "#rrggbb" or "r g b". */
 function colour(block: string, name: string): Colour {
   const text = new RegExp(`${name}: ([^;]+);`).exec(block)![1]!;
-  const parts = text.startsWith("#") ? [1, 3, 5].map((at) => parseInt(text.slice(at, at + 2), 16)) : text.split(" ").map(Number);
+  const parts = text.startsWith("#")
+    ? [1, 3, 5].map((at) => parseInt(text.slice(at, at + 2), 16))
+    : text.split(" ").map(Number);
   return [parts[0]!, parts[1]!, parts[2]!];
 }
 
@@ -20,7 +22,10 @@ test("tints grow with their value, and their sign is that of the value", () => {
 });
 
 test("text has a contrast of 4.5 on the deepest tint, and soft text on every ground", () => {
-  const schemes = { light: css.slice(css.indexOf(":root {"), css.indexOf("}")), dark: css.slice(css.indexOf('[data-theme="dark"]'), css.indexOf("@media")) };
+  const schemes = {
+    light: css.slice(css.indexOf(":root {"), css.indexOf("}")),
+    dark: css.slice(css.indexOf('[data-theme="dark"]'), css.indexOf("@media")),
+  };
   for (const [name, block] of Object.entries(schemes)) {
     const ink = colour(block, "--ink");
     for (const sign of ["--up", "--down"]) {

@@ -2,7 +2,10 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { differing } from "../src/pure/differences.ts";
 
-const marks = (a: string, b: string) => differing([...a], [...b]).map((on) => (on ? "^" : ".")).join("");
+const marks = (a: string, b: string) =>
+  differing([...a], [...b])
+    .map((on) => (on ? "^" : "."))
+    .join("");
 
 test("what is not in the other text is marked", () => {
   assert.equal(marks("abcdef", "abcdef"), "......");

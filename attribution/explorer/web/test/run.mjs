@@ -7,7 +7,14 @@ import { join } from "node:path";
 
 const out = mkdtempSync(join(tmpdir(), "explorer-tests-"));
 const tests = readdirSync("test").filter((name) => name.endsWith(".test.ts"));
-await build({ entryPoints: tests.map((name) => join("test", name)), bundle: true, platform: "node", format: "esm", outdir: out, outExtension: { ".js": ".mjs" } });
+await build({
+  entryPoints: tests.map((name) => join("test", name)),
+  bundle: true,
+  platform: "node",
+  format: "esm",
+  outdir: out,
+  outExtension: { ".js": ".mjs" },
+});
 const made = readdirSync(out).map((name) => join(out, name));
 const result = spawnSync(process.execPath, ["--test", ...made], { stdio: "inherit" });
 rmSync(out, { recursive: true });

@@ -7,9 +7,11 @@ import { ko } from "../src/words/ko.ts";
 function leaves(value: unknown, path = ""): Map<string, string> {
   const found = new Map<string, string>();
   if (typeof value === "string") found.set(path, value);
-  else if (typeof value === "function") found.set(path, String((value as (...args: unknown[]) => unknown)(3, 7, "1.5")));
+  else if (typeof value === "function")
+    found.set(path, String((value as (...args: unknown[]) => unknown)(3, 7, "1.5")));
   else if (value !== null && typeof value === "object") {
-    for (const [name, inner] of Object.entries(value)) for (const [at, text] of leaves(inner, `${path}.${name}`)) found.set(at, text);
+    for (const [name, inner] of Object.entries(value))
+      for (const [at, text] of leaves(inner, `${path}.${name}`)) found.set(at, text);
   }
   return found;
 }

@@ -1,7 +1,16 @@
 // The address follows the page, and Back undoes: a new text or selection is an entry of its own, a step is not.
 
 import { computed, effect } from "@preact/signals";
-import { type Address, LONG, TOO_LONG, formatAddress, formatSpan, pack, parseAddress, unpack } from "../pure/address.ts";
+import {
+  type Address,
+  LONG,
+  TOO_LONG,
+  formatAddress,
+  formatSpan,
+  pack,
+  parseAddress,
+  unpack,
+} from "../pure/address.ts";
 import { applyView, comparing, mode, model, others, reading, selection, viewAddress } from "../store.ts";
 import { requestAddress } from "./request.ts";
 
@@ -69,6 +78,20 @@ export function startHistory(open: (address: Address) => Promise<void>): void {
 
 /** The parts of an address that say which text it is. */
 function requestPart({ case: name, p, given, n, seed, t, top_p, rep, cfg, steps, amp, sup, clamp }: Address): Address {
-  const part: Record<string, unknown> = { case: p === undefined ? name : undefined, p, given, n, seed, t, top_p, rep, cfg, steps, amp, sup, clamp };
+  const part: Record<string, unknown> = {
+    case: p === undefined ? name : undefined,
+    p,
+    given,
+    n,
+    seed,
+    t,
+    top_p,
+    rep,
+    cfg,
+    steps,
+    amp,
+    sup,
+    clamp,
+  };
   return Object.fromEntries(Object.entries(part).filter(([, value]) => value !== undefined)) as Address;
 }

@@ -33,7 +33,9 @@ async function once(method: string, path: string, body?: unknown): Promise<Respo
     answer = await fetch(path, {
       method,
       // DELETE too: requests that change something need a JSON type, which a form of another site cannot send.
-      ...(method === "GET" ? {} : { headers: { "content-type": "application/json" }, body: JSON.stringify(body ?? {}) }),
+      ...(method === "GET"
+        ? {}
+        : { headers: { "content-type": "application/json" }, body: JSON.stringify(body ?? {}) }),
     });
   } catch {
     throw new Failure(0, {});

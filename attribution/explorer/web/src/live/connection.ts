@@ -6,7 +6,9 @@ import type { Model } from "../types.ts";
 import { Failure, get, post, send } from "./api.ts";
 
 export type Health =
-  | { readonly status: "ok" } | { readonly status: "stopping" } | { readonly status: "failed"; readonly error: string }
+  | { readonly status: "ok" }
+  | { readonly status: "stopping" }
+  | { readonly status: "failed"; readonly error: string }
   | { readonly status: "starting"; readonly stage?: string; readonly compiled: number };
 export const health = signal<Health>({ status: "starting", compiled: 0 });
 export const connection = signal<"waiting" | "open" | "lost">("waiting");
@@ -57,11 +59,14 @@ async function open(wait: number): Promise<void> {
     if (session === "") await begin();
   } catch (error) {
     if (error instanceof Failure && error.code === "failed") return; // the model was not loaded; /health says why
-    if (!(error instanceof Failure && error.code === "preparing")) connection.value = error instanceof Failure && error.status === 0 ? "lost" : connection.value;
+    if (!(error instanceof Failure && error.code === "preparing"))
+      connection.value = error instanceof Failure && error.status === 0 ? "lost" : connection.value;
     again(!(error instanceof Failure && error.code === "preparing"));
     return;
   }
-  listen(again, () => { wait = 1; });
+  listen(again, () => {
+    wait = 1;
+  });
 }
 
 async function begin(): Promise<void> {

@@ -10,17 +10,27 @@ import { get } from "./api.ts";
 import { askJob, indexing } from "./texts.ts";
 
 const failure = signal("");
-const attempt = (work: Promise<void>) => void work.then(() => { failure.value = ""; }).catch((error: Error) => { failure.value = error.message; });
+const attempt = (work: Promise<void>) =>
+  void work
+    .then(() => {
+      failure.value = "";
+    })
+    .catch((error: Error) => {
+      failure.value = error.message;
+    });
 
 export function InfluenceButton() {
   const w = words.value.evidence;
   const [text, span] = [reading.value, selection.value];
-  if (text === null || span === null || text.source !== "server" || !model.value?.index?.scores.includes("influence")) return null;
+  if (text === null || span === null || text.source !== "server" || !model.value?.index?.scores.includes("influence"))
+    return null;
   const { waiting, error } = results.value.influence[formatSpan(span)] ?? {};
   if (waiting !== undefined) return <Waiting label={w.says.influence![0]} done={waiting.done} of={waiting.of} />;
   return (
     <p class="buttons">
-      <button type="button" onClick={() => attempt(askJob("influence", text.id, span))}>{w.influence}</button>
+      <button type="button" onClick={() => attempt(askJob("influence", text.id, span))}>
+        {w.influence}
+      </button>
       {(error ?? failure.value) !== "" && <span class="refusal">{error ?? failure.value}</span>}
     </p>
   );
@@ -29,10 +39,15 @@ export function InfluenceButton() {
 export function IndexButton() {
   const w = words.value.evidence;
   if (!model.value?.can_index) return null;
-  if (indexing.value !== null) return <Waiting label={`${w.makingIndex} · ${indexing.value.stage}`} done={indexing.value.done} of={indexing.value.of} />;
+  if (indexing.value !== null)
+    return (
+      <Waiting label={`${w.makingIndex} · ${indexing.value.stage}`} done={indexing.value.done} of={indexing.value.of} />
+    );
   return (
     <p class="buttons">
-      <button type="button" class="primary" onClick={() => attempt(askJob("index", null))}>{w.makeIndex}</button>
+      <button type="button" class="primary" onClick={() => attempt(askJob("index", null))}>
+        {w.makeIndex}
+      </button>
       {failure.value !== "" && <span class="refusal">{failure.value}</span>}
     </p>
   );
@@ -56,13 +71,17 @@ const shown = signal<{ readonly passage: Passage; readonly hit: Hit } | null>(nu
 export function openPassage(hit: Hit, around = AROUND): void {
   const from = Math.max(0, hit.offset - around);
   const to = hit.offset + (hit.end - hit.start) + around;
-  void get<Passage>(`/api/passages/${hit.document}?from=${from}&to=${to}`).then((passage) => {
-    shown.value = { passage, hit };
-    requestAnimationFrame(() => {
-      const dialog = document.getElementById("passage") as HTMLDialogElement | null;
-      if (dialog !== null && !dialog.open) dialog.showModal();
+  void get<Passage>(`/api/passages/${hit.document}?from=${from}&to=${to}`)
+    .then((passage) => {
+      shown.value = { passage, hit };
+      requestAnimationFrame(() => {
+        const dialog = document.getElementById("passage") as HTMLDialogElement | null;
+        if (dialog !== null && !dialog.open) dialog.showModal();
+      });
+    })
+    .catch((error: Error) => {
+      failure.value = error.message;
     });
-  }).catch((error: Error) => { failure.value = error.message; });
 }
 
 export function PassageDialog() {
@@ -73,11 +92,35 @@ export function PassageDialog() {
   const close = () => (document.getElementById("passage") as HTMLDialogElement).close();
   const width = passage.to - passage.from;
   return (
-    <dialog id="passage" aria-label={w.passage(passage.name)} onClose={() => { shown.value = null; }}>
-      <header><h2>{passage.name}</h2><button type="button" class="icon" aria-label={words.value.close} onClick={close}>✕</button></header>
-      <p class="quiet-text">{passage.source} · <code>{passage.sha256.slice(0, 12)}</code> · <span class="number">{passage.from}–{passage.to} / {passage.tokens}</span></p>
-      <pre lang="" tabIndex={0}>{at < 0 ? passage.text : [passage.text.slice(0, at), <mark key="hit">{hit.text}</mark>, passage.text.slice(at + hit.text.length)]}</pre>
-      {width < passage.tokens && width < 1000 && <button type="button" class="quiet" onClick={() => openPassage(hit, width)}>{w.more}</button>}
+    <dialog
+      id="passage"
+      aria-label={w.passage(passage.name)}
+      onClose={() => {
+        shown.value = null;
+      }}
+    >
+      <header>
+        <h2>{passage.name}</h2>
+        <button type="button" class="icon" aria-label={words.value.close} onClick={close}>
+          ✕
+        </button>
+      </header>
+      <p class="quiet-text">
+        {passage.source} · <code>{passage.sha256.slice(0, 12)}</code> ·{" "}
+        <span class="number">
+          {passage.from}–{passage.to} / {passage.tokens}
+        </span>
+      </p>
+      <pre lang="" tabIndex={0}>
+        {at < 0
+          ? passage.text
+          : [passage.text.slice(0, at), <mark key="hit">{hit.text}</mark>, passage.text.slice(at + hit.text.length)]}
+      </pre>
+      {width < passage.tokens && width < 1000 && (
+        <button type="button" class="quiet" onClick={() => openPassage(hit, width)}>
+          {w.more}
+        </button>
+      )}
     </dialog>
   );
 }

@@ -21,14 +21,22 @@ export function startFocus(): void {
     const span = selection.value;
     const panels = new Set<string>([panel.value]);
     // A focus has one step. The selected token's choice goes first; the ghosts of the slider's step follow it.
-    const commit = [panel.value === "considered" ? lookedAtCommit.value : null, nextCommit.value]
-      .find((one) => one !== null && consideredAt(text, one) === null) ?? null;
+    const commit =
+      [panel.value === "considered" ? lookedAtCommit.value : null, nextCommit.value].find(
+        (one) => one !== null && consideredAt(text, one) === null,
+      ) ?? null;
     if (commit === null) panels.delete("considered");
     else panels.add("considered");
-    if (panel.value === "inputs" && (span === null || inputsOf(text, span).value !== undefined)) panels.delete("inputs");
-    if (panel.value === "evidence" && span !== null && results.value.evidence[formatSpan(span)]?.value) panels.delete("evidence");
+    if (panel.value === "inputs" && (span === null || inputsOf(text, span).value !== undefined))
+      panels.delete("inputs");
+    if (panel.value === "evidence" && span !== null && results.value.evidence[formatSpan(span)]?.value)
+      panels.delete("evidence");
     const body = {
-      text: text.id, at: span, step: commit === null ? null : (text.commits[commit]?.step ?? null), panels: [...panels], pins: pins.value,
+      text: text.id,
+      at: span,
+      step: commit === null ? null : (text.commits[commit]?.step ?? null),
+      panels: [...panels],
+      pins: pins.value,
     };
     // The text's state is part of it: a text that has ended is explained from then on.
     const now = JSON.stringify([body, text.state]);
@@ -36,7 +44,11 @@ export function startFocus(): void {
     last = now;
     clearTimeout(timer);
     timer = window.setTimeout(() => {
-      void sessionPath().then((path) => send("PUT", `${path}/focus`, body)).catch(() => { last = ""; });
+      void sessionPath()
+        .then((path) => send("PUT", `${path}/focus`, body))
+        .catch(() => {
+          last = "";
+        });
     }, QUIET);
   });
 }

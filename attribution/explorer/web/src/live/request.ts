@@ -7,10 +7,24 @@ import type { Card, Steering, TextRequest } from "../types.ts";
 export const prompt = signal("");
 export const given = signal<string | null>(null); // a given text to explain, in place of writing one
 
-export const SETTINGS = ["max_tokens", "seed", "temperature", "top_p", "repetition_penalty", "cfg_scale", "steps"] as const;
+export const SETTINGS = [
+  "max_tokens",
+  "seed",
+  "temperature",
+  "top_p",
+  "repetition_penalty",
+  "cfg_scale",
+  "steps",
+] as const;
 export type Setting = (typeof SETTINGS)[number];
 const IN_ADDRESS: Readonly<Record<Setting, "n" | "seed" | "t" | "top_p" | "rep" | "cfg" | "steps">> = {
-  max_tokens: "n", seed: "seed", temperature: "t", top_p: "top_p", repetition_penalty: "rep", cfg_scale: "cfg", steps: "steps",
+  max_tokens: "n",
+  seed: "seed",
+  temperature: "t",
+  top_p: "top_p",
+  repetition_penalty: "rep",
+  cfg_scale: "cfg",
+  steps: "steps",
 };
 const FIRST: Readonly<Partial<Record<Setting, number>>> = { max_tokens: 64, seed: 1 };
 export const settings = signal<Readonly<Partial<Record<Setting, number>>>>(FIRST);
@@ -41,11 +55,12 @@ export function measured(one: Turn, known: Card): Turn {
   const next = { ...one, amplify: known.amplify ?? null, suppress: known.suppress ?? null };
   const sign = Math.sign(one.dial);
   const unit = strengthOf({ ...next, dial: sign });
-  return { ...next, dial: unit === 0 ? 0 : Number((sign * strengthOf(one) / unit).toPrecision(4)) };
+  return { ...next, dial: unit === 0 ? 0 : Number(((sign * strengthOf(one)) / unit).toPrecision(4)) };
 }
 
 function steeringOf(all: readonly Turn[]): Steering | undefined {
-  const of = (sign: 1 | -1) => Object.fromEntries(all.filter(({ dial }) => Math.sign(dial) === sign).map((one) => [one.name, strengthOf(one)]));
+  const of = (sign: 1 | -1) =>
+    Object.fromEntries(all.filter(({ dial }) => Math.sign(dial) === sign).map((one) => [one.name, strengthOf(one)]));
   const [amplify, suppress] = [of(1), of(-1)];
   const steering: Steering = {};
   if (Object.keys(amplify).length > 0) steering.amplify = amplify;
@@ -68,7 +83,10 @@ export function fill(from: TextRequest): void {
   settings.value = next;
   const of = (strengths: Readonly<Record<string, number | null>> | undefined, sign: 1 | -1): Turn[] =>
     Object.entries(strengths ?? {}).map(([name, strength]) => ({
-      name, dial: sign, amplify: sign > 0 ? strength : null, suppress: sign < 0 ? strength : null,
+      name,
+      dial: sign,
+      amplify: sign > 0 ? strength : null,
+      suppress: sign < 0 ? strength : null,
     }));
   turns.value = [...of(from.steering?.amplify, 1), ...of(from.steering?.suppress, -1)];
 }

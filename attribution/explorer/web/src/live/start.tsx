@@ -32,7 +32,9 @@ export async function startLive(address: Address, problems: readonly string[]): 
   keyActions.write = writeNow;
   cardActions.fetch = (kind, id) => void fetchCard(kind, id);
   cardActions.steer = (name, direction, known) => turn(name, direction, known);
-  compareActions.close = () => { others.value = []; };
+  compareActions.close = () => {
+    others.value = [];
+  };
   compareActions.keep = (other) => {
     show(other.reading);
     if (other.reading.request !== null) fill(other.reading.request);
@@ -64,15 +66,20 @@ async function exchange(token: string | null): Promise<void> {
 /** Shows what an address asks for: a text of a prompt, an example, or the first example. */
 export async function open(address: Address): Promise<void> {
   const request = addressedRequest(address);
-  const listed = cases.value.length > 0 ? cases.value
-    : await get<{ cases: CaseEntry[] }>("/api/cases").then(({ cases: all }) => (cases.value = all)).catch((): CaseEntry[] => []);
+  const listed =
+    cases.value.length > 0
+      ? cases.value
+      : await get<{ cases: CaseEntry[] }>("/api/cases")
+          .then(({ cases: all }) => (cases.value = all))
+          .catch((): CaseEntry[] => []);
   if (request === null) {
     const name = address.case ?? listed[0]?.name;
     if (name !== undefined) await openCase(name, address);
     return;
   }
   fill(request);
-  if (reading.value === null && listed[0] !== undefined && model.value === null) await openCase(listed[0].name, {}, false);
+  if (reading.value === null && listed[0] !== undefined && model.value === null)
+    await openCase(listed[0].name, {}, false);
   fill(request);
   void measure();
   const settle = async () => {
@@ -97,7 +104,11 @@ function afterWriting(address: Address): void {
   const id = reading.value?.id;
   const stopWaiting = effect(() => {
     const text = reading.value;
-    if (text === null || (text.id === id && text.state !== "done" && text.state !== "stopped" && text.state !== "failed")) return;
+    if (
+      text === null ||
+      (text.id === id && text.state !== "done" && text.state !== "stopped" && text.state !== "failed")
+    )
+      return;
     queueMicrotask(() => stopWaiting());
     if (text.id === id) queueMicrotask(() => applyView(address));
   });
@@ -112,7 +123,8 @@ async function openCase(name: string, address: Address, fillForm = true): Promis
     const view = { ...own, ...address };
     applyView(view);
     const first = one.document.chunks[0];
-    if (selection.value === null && view.at === undefined && first !== undefined) selection.value = [first.start, first.end];
+    if (selection.value === null && view.at === undefined && first !== undefined)
+      selection.value = [first.start, first.end];
   } catch (error) {
     if (error instanceof Failure && error.status === 404) badAddress.value = [...badAddress.value, `case=${name}`];
   }
@@ -122,9 +134,12 @@ async function openCase(name: string, address: Address, fillForm = true): Promis
 async function measure(): Promise<void> {
   await sessionPath(); // the model is loaded
   for (const one of turns.value) {
-    const { concepts } = await get<{ concepts: Card[] }>(`/api/concepts?limit=5&q=${encodeURIComponent(one.name)}`).catch(() => ({ concepts: [] }));
+    const { concepts } = await get<{ concepts: Card[] }>(
+      `/api/concepts?limit=5&q=${encodeURIComponent(one.name)}`,
+    ).catch(() => ({ concepts: [] }));
     const exact = concepts.find(({ name }) => name === one.name);
-    if (exact !== undefined) turns.value = turns.value.map((other) => (other.name === one.name ? measured(other, exact) : other));
+    if (exact !== undefined)
+      turns.value = turns.value.map((other) => (other.name === one.name ? measured(other, exact) : other));
   }
 }
 
@@ -139,7 +154,8 @@ async function exportFile(format: string, parts: string[]): Promise<string | nul
   if (text === null) return null;
   try {
     const answer = await send("POST", "/api/export", { text: text.id, as: format, with: parts, state: viewState() });
-    const name = /filename=([^;]+)/.exec(answer.headers.get("content-disposition") ?? "")?.[1] ?? `${text.id}.${format}`;
+    const name =
+      /filename=([^;]+)/.exec(answer.headers.get("content-disposition") ?? "")?.[1] ?? `${text.id}.${format}`;
     download(name, await answer.blob());
     return null;
   } catch (error) {

@@ -26,12 +26,46 @@ export function StatusBars() {
       {now.status === "failed" && <Bar kind="warning">{w.failed(now.error)}</Bar>}
       {preparing !== null && connection.value !== "lost" && <Bar>{w.preparing(preparing)}</Bar>}
       {busyFor.value > 0 && <Bar>{w.busy(busyFor.value)}</Bar>}
-      {restarted.value && <Bar kind="warning" close={() => { restarted.value = false; }}>{w.restarted} <button type="button" onClick={writeNow}>{w.writeAgain}</button></Bar>}
-      {badAddress.value.length > 0 && <Bar kind="warning" close={() => { badAddress.value = []; }}>{w.badAddress(badAddress.value.join(", "))}</Bar>}
+      {restarted.value && (
+        <Bar
+          kind="warning"
+          close={() => {
+            restarted.value = false;
+          }}
+        >
+          {w.restarted}{" "}
+          <button type="button" onClick={writeNow}>
+            {w.writeAgain}
+          </button>
+        </Bar>
+      )}
+      {badAddress.value.length > 0 && (
+        <Bar
+          kind="warning"
+          close={() => {
+            badAddress.value = [];
+          }}
+        >
+          {w.badAddress(badAddress.value.join(", "))}
+        </Bar>
+      )}
       {otherModel.value !== null && (
-        <Bar kind="warning" close={() => { otherModel.value = null; }}>
+        <Bar
+          kind="warning"
+          close={() => {
+            otherModel.value = null;
+          }}
+        >
           {w.otherModel(otherModel.value.theirs, otherModel.value.own)}{" "}
-          <button type="button" onClick={() => { otherModel.value?.write(); otherModel.value = null; }}>{w.withThis}</button>
+          <button
+            type="button"
+            onClick={() => {
+              otherModel.value?.write();
+              otherModel.value = null;
+            }}
+          >
+            {w.withThis}
+          </button>
         </Bar>
       )}
     </div>
@@ -42,7 +76,11 @@ function Bar({ kind = "", close, children }: { kind?: string; close?: () => void
   return (
     <p class={`status-bar ${kind}`}>
       <span>{children}</span>
-      {close !== undefined && <button type="button" class="icon" aria-label={words.value.live.dismiss} onClick={close}>✕</button>}
+      {close !== undefined && (
+        <button type="button" class="icon" aria-label={words.value.live.dismiss} onClick={close}>
+          ✕
+        </button>
+      )}
     </p>
   );
 }
@@ -51,27 +89,56 @@ function Bar({ kind = "", close, children }: { kind?: string; close?: () => void
 export function StateLine() {
   const w = words.value.live;
   const text = reading.value;
-  const line = text === null || text.source === "document" ? ""
-    : text.state === "queued" ? w.queued(text.place ?? 0)
-    : text.state === "running" ? (text.request?.continuation !== undefined ? w.reading : w.running(text.written, text.of, speed(text.written, text.seconds)))
-    : text.state === "stopped" ? w.stopped(text.written, text.of)
-    : text.state === "failed" ? w.failedText(text.error ?? "")
-    : w.done(text.written, text.seconds > 0 ? text.seconds.toFixed(1) : "");
+  const line =
+    text === null || text.source === "document"
+      ? ""
+      : text.state === "queued"
+        ? w.queued(text.place ?? 0)
+        : text.state === "running"
+          ? text.request?.continuation !== undefined
+            ? w.reading
+            : w.running(text.written, text.of, speed(text.written, text.seconds))
+          : text.state === "stopped"
+            ? w.stopped(text.written, text.of)
+            : text.state === "failed"
+              ? w.failedText(text.error ?? "")
+              : w.done(text.written, text.seconds > 0 ? text.seconds.toFixed(1) : "");
   const heard = useSlowly(line, 2000);
   if (text === null || text.source === "document") return null;
   const ended = text.state === "done" || text.state === "stopped";
   return (
     <p class="state-line">
       <span class="number">{line}</span>
-      <span class="offscreen" role="status">{heard}</span>
-      {(text.state === "running" || text.state === "queued") && <button type="button" onClick={() => { stop(); }}>{text.state === "queued" ? words.value.cancel : words.value.write.stop}</button>}
-      {ended && text.written > 0 && (
-        <button type="button" class="quiet" onClick={() => {
-          prompt.value = text.runs.map(([, , piece]) => piece).join("");
-          document.getElementById("prompt")?.focus();
-        }}>{words.value.write.goOn}</button>
+      <span class="offscreen" role="status">
+        {heard}
+      </span>
+      {(text.state === "running" || text.state === "queued") && (
+        <button
+          type="button"
+          onClick={() => {
+            stop();
+          }}
+        >
+          {text.state === "queued" ? words.value.cancel : words.value.write.stop}
+        </button>
       )}
-      {text.state === "failed" && <button type="button" onClick={writeNow}>{words.value.again}</button>}
+      {ended && text.written > 0 && (
+        <button
+          type="button"
+          class="quiet"
+          onClick={() => {
+            prompt.value = text.runs.map(([, , piece]) => piece).join("");
+            document.getElementById("prompt")?.focus();
+          }}
+        >
+          {words.value.write.goOn}
+        </button>
+      )}
+      {text.state === "failed" && (
+        <button type="button" onClick={writeNow}>
+          {words.value.again}
+        </button>
+      )}
     </p>
   );
 }

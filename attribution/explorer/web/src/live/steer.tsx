@@ -17,7 +17,9 @@ let latest = 0;
 async function search(text: string): Promise<void> {
   query.value = text;
   const number = (latest += 1);
-  const answer = await get<{ concepts: Card[] }>(`/api/concepts?limit=8&q=${encodeURIComponent(text)}`).catch(() => ({ concepts: [] }));
+  const answer = await get<{ concepts: Card[] }>(`/api/concepts?limit=8&q=${encodeURIComponent(text)}`).catch(() => ({
+    concepts: [],
+  }));
   if (number === latest) found.value = answer.concepts;
 }
 
@@ -26,19 +28,40 @@ export function Steer() {
   return (
     <fieldset class="steer">
       <legend class="offscreen">{w.title}</legend>
-      {turns.value.map((one) => <Dial key={one.name} one={one} />)}
+      {turns.value.map((one) => (
+        <Dial key={one.name} one={one} />
+      ))}
       <Refused at={["steering", "random_direction"]} />
-      {searching.value ? <Search /> : (
-        <button type="button" class="quiet" disabled={model.value === null} onClick={() => { searching.value = true; void search(""); }}>+ {w.add}</button>
+      {searching.value ? (
+        <Search />
+      ) : (
+        <button
+          type="button"
+          class="quiet"
+          disabled={model.value === null}
+          onClick={() => {
+            searching.value = true;
+            void search("");
+          }}
+        >
+          + {w.add}
+        </button>
       )}
       {turns.value.length > 0 && (
         <p class="switches">
           <span class="quiet-text">{w.compare}</span>
           {(["plain", "random", "prompt"] as readonly Column[]).map((column) => (
             <label key={column}>
-              <input type="checkbox" checked={compareWith.value.includes(column)} onChange={(event) => {
-                compareWith.value = event.currentTarget.checked ? [...compareWith.value, column] : compareWith.value.filter((one) => one !== column);
-              }} /> {w.columns[column]}
+              <input
+                type="checkbox"
+                checked={compareWith.value.includes(column)}
+                onChange={(event) => {
+                  compareWith.value = event.currentTarget.checked
+                    ? [...compareWith.value, column]
+                    : compareWith.value.filter((one) => one !== column);
+                }}
+              />{" "}
+              {w.columns[column]}
             </label>
           ))}
         </p>
@@ -51,37 +74,71 @@ function Dial({ one }: { one: Turn }) {
   const w = words.value.steer;
   const size = `${Math.abs(one.dial)}`;
   const says = one.dial > 0 ? w.amplified(size) : one.dial < 0 ? w.suppressed(size) : w.off;
-  const set = (dial: number) => { turns.value = turns.value.map((other) => (other.name === one.name ? { ...one, dial } : other)); };
+  const set = (dial: number) => {
+    turns.value = turns.value.map((other) => (other.name === one.name ? { ...one, dial } : other));
+  };
   const measured = (one.dial >= 0 ? one.amplify : one.suppress) !== null;
   return (
     <div class="dial">
       <span class="dial-name">{one.name}</span>
       <input
-        type="range" min={-2} max={2} step={0.25} value={one.dial} list="dial-marks" aria-label={w.strength(one.name)} aria-valuetext={says}
-        title={measured ? w.unit : w.noStrength} onInput={(event) => set(Number(event.currentTarget.value))}
+        type="range"
+        min={-2}
+        max={2}
+        step={0.25}
+        value={one.dial}
+        list="dial-marks"
+        aria-label={w.strength(one.name)}
+        aria-valuetext={says}
+        title={measured ? w.unit : w.noStrength}
+        onInput={(event) => set(Number(event.currentTarget.value))}
         onKeyDown={(event) => {
           const change = { "+": 0.25, "-": -0.25 }[event.key];
           if (change !== undefined) set(Math.max(-2, Math.min(2, one.dial + change)));
         }}
       />
       <output class="number">{says}</output>
-      <button type="button" class="icon" aria-label={w.remove(one.name)} onClick={() => { turns.value = turns.value.filter((other) => other.name !== one.name); }}>✕</button>
-      <datalist id="dial-marks">{[-1, -0.5, 0, 0.5, 1].map((mark) => <option key={mark} value={mark} />)}</datalist>
+      <button
+        type="button"
+        class="icon"
+        aria-label={w.remove(one.name)}
+        onClick={() => {
+          turns.value = turns.value.filter((other) => other.name !== one.name);
+        }}
+      >
+        ✕
+      </button>
+      <datalist id="dial-marks">
+        {[-1, -0.5, 0, 0.5, 1].map((mark) => (
+          <option key={mark} value={mark} />
+        ))}
+      </datalist>
     </div>
   );
 }
 
 function Search() {
   const w = words.value.steer;
-  const close = () => { searching.value = false; };
+  const close = () => {
+    searching.value = false;
+  };
   return (
-    <div class="search" onKeyDown={(event) => {
-      if (event.key !== "Escape") return;
-      event.stopPropagation();
-      close();
-    }}>
+    <div
+      class="search"
+      onKeyDown={(event) => {
+        if (event.key !== "Escape") return;
+        event.stopPropagation();
+        close();
+      }}
+    >
       <input
-        type="search" aria-label={w.find} placeholder={w.find} value={query.value} ref={(field) => { if (field !== null && document.activeElement === document.body) field.focus(); }}
+        type="search"
+        aria-label={w.find}
+        placeholder={w.find}
+        value={query.value}
+        ref={(field) => {
+          if (field !== null && document.activeElement === document.body) field.focus();
+        }}
         onInput={(event) => void search(event.currentTarget.value)}
         onKeyDown={(event) => {
           if (event.key !== "Enter" || event.ctrlKey || event.isComposing) return;
@@ -90,11 +147,18 @@ function Search() {
           if (first !== undefined) choose(first);
         }}
       />
-      <button type="button" class="icon" aria-label={words.value.close} onClick={close}>✕</button>
+      <button type="button" class="icon" aria-label={words.value.close} onClick={close}>
+        ✕
+      </button>
       {found.value !== null && found.value.length === 0 && <p class="missing">{w.none}</p>}
       <ul>
         {(found.value ?? []).map((one) => (
-          <li key={one.id}><button type="button" onClick={() => choose(one)}><b>{one.name}</b><span>{one.description}</span></button></li>
+          <li key={one.id}>
+            <button type="button" onClick={() => choose(one)}>
+              <b>{one.name}</b>
+              <span>{one.description}</span>
+            </button>
+          </li>
         ))}
       </ul>
     </div>

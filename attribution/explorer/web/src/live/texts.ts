@@ -5,7 +5,19 @@ import { formatSpan } from "../pure/address.ts";
 import type { Column } from "../pure/address.ts";
 import { type Reading, factsOf, newReading, withCommits } from "../reading.ts";
 import { type Other, costs, model, others, reading, results, setResult, show, shownCase } from "../store.ts";
-import type { Commit, Considered, Cost, Document, Evidence, Inputs, Model, Run, Span, TextRequest, TextState } from "../types.ts";
+import type {
+  Commit,
+  Considered,
+  Cost,
+  Document,
+  Evidence,
+  Inputs,
+  Model,
+  Run,
+  Span,
+  TextRequest,
+  TextState,
+} from "../types.ts";
 import { Failure, type Refusal, get, post, send } from "./api.ts";
 import { type EventName, restarted, sessionPath } from "./connection.ts";
 
@@ -74,7 +86,10 @@ export async function write(all: readonly Wanted[]): Promise<void> {
 /** Stops what is being written; answers whether there was something. */
 export function stop(): boolean {
   const running = [...texts.values()].filter(({ state }) => state === "running" || state === "queued");
-  for (const { id } of running) void sessionPath().then((path) => send("DELETE", `${path}/texts/${id}`)).catch(() => {});
+  for (const { id } of running)
+    void sessionPath()
+      .then((path) => send("DELETE", `${path}/texts/${id}`))
+      .catch(() => {});
   return running.length > 0;
 }
 
@@ -93,8 +108,13 @@ async function refresh(id: string): Promise<void> {
   if (old === undefined || (old.commits.length > answer.commits.length && old.document === null)) return;
   const runs = answer.characters;
   put({
-    ...old, ...stateOf(answer), promptLength: answer.prompt.length, length: runs.at(-1)?.[1] ?? 0, runs,
-    commits: answer.commits, document: answer.document ?? old.document,
+    ...old,
+    ...stateOf(answer),
+    promptLength: answer.prompt.length,
+    length: runs.at(-1)?.[1] ?? 0,
+    runs,
+    commits: answer.commits,
+    document: answer.document ?? old.document,
   });
 }
 
@@ -165,7 +185,8 @@ async function about(name: "progress" | "ready" | "failed", event: About): Promi
   }
   const influence = event.href?.includes("influence") ?? false;
   const key = Array.isArray(at) ? formatSpan(at as unknown as Span) : `${at}`;
-  const place = kind === "cost" ? null : kind === "inputs" || kind === "considered" ? kind : influence ? "influence" : "evidence";
+  const place =
+    kind === "cost" ? null : kind === "inputs" || kind === "considered" ? kind : influence ? "influence" : "evidence";
   const set = (value: { value?: unknown; waiting?: { stage: string; done: number; of: number }; error?: string }) => {
     if (place === null) costs.value = { ...costs.value, [text]: value as { value?: Cost } };
     else if (reading.value?.id === text) setResult(place, key, value as { value?: Inputs & Considered & Evidence });
@@ -183,7 +204,11 @@ async function about(name: "progress" | "ready" | "failed", event: About): Promi
   }
 }
 
-export async function askJob(kind: "cost" | "influence" | "index", text: string | null, at: Span | null = null): Promise<void> {
+export async function askJob(
+  kind: "cost" | "influence" | "index",
+  text: string | null,
+  at: Span | null = null,
+): Promise<void> {
   const path = await sessionPath();
   await post(`${path}/jobs`, { kind, ...(text === null ? {} : { text }), ...(at === null ? {} : { at }) });
 }

@@ -24,7 +24,9 @@ export function columnsOf(own: TextRequest, columns: readonly Column[]): Wanted[
   const { steering, ...plain } = own;
   const names = Object.keys(steering.amplify ?? {}).join(", ");
   const others: Readonly<Record<Column, Wanted["request"] | null>> = {
-    plain, steered: own, random: { ...own, random_direction: true },
+    plain,
+    steered: own,
+    random: { ...own, random_direction: true },
     prompt: names === "" ? null : { ...plain, prompt: words.value.steer.promptInstead(names) + plain.prompt },
   };
   const wanted: Wanted[] = [];
@@ -39,7 +41,11 @@ export function columnsOf(own: TextRequest, columns: readonly Column[]): Wanted[
 export function Refused({ at }: { at: readonly (string | null)[] }) {
   const found = refused.value;
   if (found === null || !at.includes(found.param)) return null;
-  return <p class="refusal" role="alert">{found.message}</p>;
+  return (
+    <p class="refusal" role="alert">
+      {found.message}
+    </p>
+  );
 }
 
 const NAMED = ["prompt", "continuation", "steering", "random_direction", ...SETTINGS] as readonly (string | null)[];
@@ -47,7 +53,15 @@ const NAMED = ["prompt", "continuation", "steering", "random_direction", ...SETT
 export function WriteForm() {
   const w = words.value.write;
   const empty = prompt.value === "";
-  const labels = { max_tokens: w.tokens, seed: w.seed, temperature: w.temperature, top_p: w.top_p, repetition_penalty: w.repetition, cfg_scale: w.cfg, steps: w.steps };
+  const labels = {
+    max_tokens: w.tokens,
+    seed: w.seed,
+    temperature: w.temperature,
+    top_p: w.top_p,
+    repetition_penalty: w.repetition,
+    cfg_scale: w.cfg,
+    steps: w.steps,
+  };
   const failed = health.value.status === "failed";
   const shown = unfolded.value ? SETTINGS : (["max_tokens", "seed"] as const);
   const set = (name: (typeof SETTINGS)[number], text: string) => {
@@ -55,35 +69,96 @@ export function WriteForm() {
     settings.value = text.trim() === "" || !Number.isFinite(Number(text)) ? rest : { ...rest, [name]: Number(text) };
   };
   return (
-    <form class="write" id="write" aria-label={w.title} onSubmit={(event) => { event.preventDefault(); writeNow(); }}>
-      <label for="prompt" class="field-name">{w.prompt}</label>
+    <form
+      class="write"
+      id="write"
+      aria-label={w.title}
+      onSubmit={(event) => {
+        event.preventDefault();
+        writeNow();
+      }}
+    >
+      <label for="prompt" class="field-name">
+        {w.prompt}
+      </label>
       <textarea
-        id="prompt" rows={Math.min(10, Math.max(2, prompt.value.split("\n").length))} lang="" placeholder={w.placeholder} value={prompt.value}
-        onInput={(event) => { prompt.value = event.currentTarget.value; }} spellcheck={false} aria-describedby="write-note"
+        id="prompt"
+        rows={Math.min(10, Math.max(2, prompt.value.split("\n").length))}
+        lang=""
+        placeholder={w.placeholder}
+        value={prompt.value}
+        onInput={(event) => {
+          prompt.value = event.currentTarget.value;
+        }}
+        spellcheck={false}
+        aria-describedby="write-note"
       />
       <Refused at={["prompt", null]} />
       <div class="write-row">
-        {given.value === null && shown.map((name) => (
-          <label key={name} class="setting">{labels[name]}
-            <input type="text" inputMode="decimal" value={settings.value[name] ?? ""} placeholder={w.asDefault} onChange={(event) => set(name, event.currentTarget.value)} />
-          </label>
-        ))}
-        <button type="button" class="quiet" aria-expanded={unfolded.value} onClick={() => { unfolded.value = !unfolded.value; }}>{w.more} {unfolded.value ? "▴" : "▾"}</button>
+        {given.value === null &&
+          shown.map((name) => (
+            <label key={name} class="setting">
+              {labels[name]}
+              <input
+                type="text"
+                inputMode="decimal"
+                value={settings.value[name] ?? ""}
+                placeholder={w.asDefault}
+                onChange={(event) => set(name, event.currentTarget.value)}
+              />
+            </label>
+          ))}
+        <button
+          type="button"
+          class="quiet"
+          aria-expanded={unfolded.value}
+          onClick={() => {
+            unfolded.value = !unfolded.value;
+          }}
+        >
+          {w.more} {unfolded.value ? "▴" : "▾"}
+        </button>
         <span class="write-end">
           <small id="write-note">{empty ? w.empty : w.keys}</small>
-          <button type="submit" class="primary" disabled={empty || asking.value || failed}>{given.value === null ? w.write : w.explain}</button>
+          <button type="submit" class="primary" disabled={empty || asking.value || failed}>
+            {given.value === null ? w.write : w.explain}
+          </button>
         </span>
       </div>
       <Refused at={SETTINGS} />
-      {refused.value !== null && !NAMED.includes(refused.value.param) && refused.value.param !== null && <p class="refusal" role="alert">{refused.value.message}</p>}
+      {refused.value !== null && !NAMED.includes(refused.value.param) && refused.value.param !== null && (
+        <p class="refusal" role="alert">
+          {refused.value.message}
+        </p>
+      )}
       {unfolded.value && (
         <div class="given">
-          <label><input type="checkbox" checked={given.value !== null} onChange={(event) => { given.value = event.currentTarget.checked ? "" : null; }} /> {w.given}</label>
-          {given.value !== null && <textarea rows={3} lang="" aria-label={w.givenLabel} value={given.value} onInput={(event) => { given.value = event.currentTarget.value; }} />}
+          <label>
+            <input
+              type="checkbox"
+              checked={given.value !== null}
+              onChange={(event) => {
+                given.value = event.currentTarget.checked ? "" : null;
+              }}
+            />{" "}
+            {w.given}
+          </label>
+          {given.value !== null && (
+            <textarea
+              rows={3}
+              lang=""
+              aria-label={w.givenLabel}
+              value={given.value}
+              onInput={(event) => {
+                given.value = event.currentTarget.value;
+              }}
+            />
+          )}
           <Refused at={["continuation"]} />
         </div>
       )}
-      {given.value === null && (model.value === null || model.value.concepts.known + model.value.concepts.discovered > 0) && <Steer />}
+      {given.value === null &&
+        (model.value === null || model.value.concepts.known + model.value.concepts.discovered > 0) && <Steer />}
     </form>
   );
 }

@@ -5,7 +5,11 @@ import type { ComponentChildren } from "preact";
 /** A bar of a value on a scale that ends at `most`. */
 export function Bar({ value, most }: { value: number; most: number }) {
   const width = most <= 0 ? 0 : Math.min(100, (100 * Math.abs(value)) / most);
-  return <span class="track" aria-hidden="true"><span class={`bar ${value < 0 ? "down" : "up"}`} style={{ width: `${width}%` }} /></span>;
+  return (
+    <span class="track" aria-hidden="true">
+      <span class={`bar ${value < 0 ? "down" : "up"}`} style={{ width: `${width}%` }} />
+    </span>
+  );
 }
 
 /** The parts of a whole, side by side, each with a pattern of its own. */
@@ -13,10 +17,17 @@ export function Parts({ parts }: { parts: readonly { name: string; kind: string;
   return (
     <div class="parts">
       <div class="stack" aria-hidden="true">
-        {parts.map((part) => <span key={part.kind} class={part.kind} style={{ flexGrow: Math.max(part.share, 0.001) }} />)}
+        {parts.map((part) => (
+          <span key={part.kind} class={part.kind} style={{ flexGrow: Math.max(part.share, 0.001) }} />
+        ))}
       </div>
       <ul class="key">
-        {parts.map((part) => <li key={part.kind}><i class={part.kind} />{part.name} <b class="number">{part.text}</b></li>)}
+        {parts.map((part) => (
+          <li key={part.kind}>
+            <i class={part.kind} />
+            {part.name} <b class="number">{part.text}</b>
+          </li>
+        ))}
       </ul>
     </div>
   );
@@ -35,8 +46,13 @@ export function Missing({ children }: { children: ComponentChildren }) {
 export function Waiting({ label, done, of }: { label: string; done: number; of: number }) {
   return (
     <div class="waiting">
-      <p>{label}{of > 1 && <progress max={of} value={done} aria-label={label} />}</p>
-      {[72, 54, 61, 40, 33].map((width) => <span key={width} class="skeleton" style={{ width: `${width}%` }} />)}
+      <p>
+        {label}
+        {of > 1 && <progress max={of} value={done} aria-label={label} />}
+      </p>
+      {[72, 54, 61, 40, 33].map((width) => (
+        <span key={width} class="skeleton" style={{ width: `${width}%` }} />
+      ))}
     </div>
   );
 }

@@ -3,6 +3,7 @@
 import { useLayoutEffect, useRef } from "preact/hooks";
 import { cardOf, nameOf } from "../concepts.ts";
 import { place } from "../dom.ts";
+import { visible } from "../pure/characters.ts";
 import { card, mode, model, reading } from "../store.ts";
 import type { Kind } from "../types.ts";
 import { words } from "../words/index.ts";
@@ -42,20 +43,59 @@ export function ConceptCard() {
   };
   return (
     <div
-      ref={root} class="card" role="dialog" aria-label={name} tabIndex={-1}
-      onKeyDown={(event) => { if (event.key === "Escape") { event.stopPropagation(); close(); } }}
+      ref={root}
+      class="card"
+      role="dialog"
+      aria-label={name}
+      tabIndex={-1}
+      onKeyDown={(event) => {
+        if (event.key === "Escape") {
+          event.stopPropagation();
+          close();
+        }
+      }}
     >
-      <div class="head"><h3>{name}</h3><button type="button" class="icon" aria-label={words.value.close} onClick={close}>✕</button></div>
-      <p class="quiet-text">{kind === "known" ? w.known : w.discovered}{details?.group ? ` · ${words.value.concepts.groupName(details.group)}` : ""} · #{id}</p>
+      <div class="head">
+        <h3>{name}</h3>
+        <button type="button" class="icon" aria-label={words.value.close} onClick={close}>
+          ✕
+        </button>
+      </div>
+      <p class="quiet-text">
+        {kind === "known" ? w.known : w.discovered}
+        {details?.group ? ` · ${words.value.concepts.groupName(details.group)}` : ""} · #{id}
+      </p>
       {details?.description && <p>{details.description}</p>}
       {details?.promotes && details.promotes.length > 0 && (
-        <><h4>{w.promotes}</h4><p class="pieces">{details.promotes.map((piece, i) => <code key={i}>{piece.trim() || "␣"}</code>)}</p></>
+        <>
+          <h4>{w.promotes}</h4>
+          <p class="pieces">
+            {details.promotes.map((piece, i) => (
+              <code key={i}>{piece.trim() || "␣"}</code>
+            ))}
+          </p>
+        </>
       )}
+      {details?.examples && details.examples.length > 0 && (
+        <>
+          <h4>{w.examples}</h4>
+          <ul class="examples" lang="">
+            {details.examples.slice(0, 3).map((text, i) => (
+              <li key={i}>{visible(text, 120)}</li>
+            ))}
+          </ul>
+        </>
+      )}
+      {details?.is_named === false && <p class="quiet-text">{w.unnamed}</p>}
       {details === undefined && mode.value === "file" && <p class="quiet-text">{w.notStored}</p>}
       {mode.value === "live" && model.value !== null && actions.steer !== undefined && (
         <p class="buttons">
-          <button type="button" onClick={() => steer(1)}>{w.amplify}</button>
-          <button type="button" onClick={() => steer(-1)}>{w.suppress}</button>
+          <button type="button" onClick={() => steer(1)}>
+            {w.amplify}
+          </button>
+          <button type="button" onClick={() => steer(-1)}>
+            {w.suppress}
+          </button>
         </p>
       )}
     </div>

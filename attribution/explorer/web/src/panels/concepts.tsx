@@ -19,7 +19,8 @@ export function Concepts() {
   const w = words.value.concepts;
   const [text, span] = [reading.value, selection.value];
   if (text === null) return <Missing>{words.value.why.choose}</Missing>;
-  if (text.document === null) return text.state === "failed" ? <Missing>{text.error}</Missing> : <Waiting label={w.whenDone} done={0} of={1} />;
+  if (text.document === null)
+    return text.state === "failed" ? <Missing>{text.error}</Missing> : <Waiting label={w.whenDone} done={0} of={1} />;
   if (!text.document.concepts) return <Missing>{w.none}</Missing>;
   const rows = conceptRows(text, span);
   if (rows === null) return <Missing>{w.prompt}</Missing>;
@@ -36,27 +37,60 @@ function Rows({ text, rows, whole }: { text: Reading; rows: ConceptRows; whole: 
   const most = largest([...rows.known, ...rows.discovered].map((row) => row.value).concat(rows.epsilon ?? 0));
   const rest = text.document!.strict ? w.constant : w.epsilon;
   const grouped = GROUPS.map((group) => ({
-    group, rows: known.filter((row) => (["form", "topic", "syntax"].includes(groupOf(text, row.id)) ? groupOf(text, row.id) : "") === group),
+    group,
+    rows: known.filter(
+      (row) => (["form", "topic", "syntax"].includes(groupOf(text, row.id)) ? groupOf(text, row.id) : "") === group,
+    ),
   })).filter((one) => one.rows.length > 0);
   const open = unfolded.value || looked !== "";
   return (
     <>
       <p class="lead">{whole ? w.leadWhole : rows.unit === "share" ? w.leadShare : w.leadLogits(rows.tokens)}</p>
       {shares !== null && (
-        <Parts parts={[
-          { name: w.known, kind: "known", share: shares.known, text: percent(shares.known) },
-          { name: w.discovered, kind: "discovered", share: shares.discovered, text: percent(shares.discovered) },
-          ...(rows.epsilon === null ? [] : [{ name: rest, kind: "epsilon", share: shares.epsilon, text: percent(shares.epsilon) }]),
-        ]} />
+        <Parts
+          parts={[
+            { name: w.known, kind: "known", share: shares.known, text: percent(shares.known) },
+            { name: w.discovered, kind: "discovered", share: shares.discovered, text: percent(shares.discovered) },
+            ...(rows.epsilon === null
+              ? []
+              : [{ name: rest, kind: "epsilon", share: shares.epsilon, text: percent(shares.epsilon) }]),
+          ]}
+        />
       )}
       <p class="switches">
-        <label title={absolute.value ? w.absoluteSays : w.netSays}><input type="checkbox" checked={absolute.value} onChange={(event) => { absolute.value = event.currentTarget.checked; }} /> {w.absolute}</label>
-        <input type="search" id="concept-filter" class="filter" placeholder={w.filter} aria-label={w.filter} value={filter.value} onInput={(event) => { filter.value = event.currentTarget.value; }} />
+        <label title={absolute.value ? w.absoluteSays : w.netSays}>
+          <input
+            type="checkbox"
+            checked={absolute.value}
+            onChange={(event) => {
+              absolute.value = event.currentTarget.checked;
+            }}
+          />{" "}
+          {w.absolute}
+        </label>
+        <input
+          type="search"
+          id="concept-filter"
+          class="filter"
+          placeholder={w.filter}
+          aria-label={w.filter}
+          value={filter.value}
+          onInput={(event) => {
+            filter.value = event.currentTarget.value;
+          }}
+        />
       </p>
       {rows.epsilon !== null && (
-        <ol class="rows"><li class="row rest" title={text.document!.strict ? w.constantSays : w.epsilonSays}>
-          <span class="name"><i class="epsilon" />{rest}</span><Bar value={rows.epsilon} most={most} /><Value value={rows.epsilon} unit={rows.unit} />
-        </li></ol>
+        <ol class="rows">
+          <li class="row rest" title={text.document!.strict ? w.constantSays : w.epsilonSays}>
+            <span class="name">
+              <i class="epsilon" />
+              {rest}
+            </span>
+            <Bar value={rows.epsilon} most={most} />
+            <Value value={rows.epsilon} unit={rows.unit} />
+          </li>
+        </ol>
       )}
       {grouped.map(({ group, rows: own }) => (
         <section key={group}>
@@ -65,20 +99,44 @@ function Rows({ text, rows, whole }: { text: Reading; rows: ConceptRows; whole: 
         </section>
       ))}
       {rows.otherKnown !== null && looked === "" && (
-        <ol class="rows"><li class="row rest"><span class="name">{w.otherKnown}</span><Bar value={rows.otherKnown} most={most} /><Value value={rows.otherKnown} unit={rows.unit} /></li></ol>
+        <ol class="rows">
+          <li class="row rest">
+            <span class="name">{w.otherKnown}</span>
+            <Bar value={rows.otherKnown} most={most} />
+            <Value value={rows.otherKnown} unit={rows.unit} />
+          </li>
+        </ol>
       )}
       <section>
         <h3>{w.discoveredTitle}</h3>
         <List text={text} rows={open ? discovered : discovered.slice(0, FOLDED)} most={most} unit={rows.unit} />
         {rows.otherDiscovered !== null && looked === "" && (
-          <ol class="rows"><li class="row rest"><span class="name">{w.otherDiscovered}</span><Bar value={rows.otherDiscovered} most={most} /><Value value={rows.otherDiscovered} unit={rows.unit} /></li></ol>
+          <ol class="rows">
+            <li class="row rest">
+              <span class="name">{w.otherDiscovered}</span>
+              <Bar value={rows.otherDiscovered} most={most} />
+              <Value value={rows.otherDiscovered} unit={rows.unit} />
+            </li>
+          </ol>
         )}
         {discovered.length > FOLDED && looked === "" && (
-          <button type="button" class="quiet" aria-expanded={open} onClick={() => { unfolded.value = !unfolded.value; }}>{open ? w.fewer : w.more(discovered.length - FOLDED)}</button>
+          <button
+            type="button"
+            class="quiet"
+            aria-expanded={open}
+            onClick={() => {
+              unfolded.value = !unfolded.value;
+            }}
+          >
+            {open ? w.fewer : w.more(discovered.length - FOLDED)}
+          </button>
         )}
       </section>
       {known.length + discovered.length === 0 && <Missing>{w.noMatch}</Missing>}
-      <Foot>{absolute.value ? w.absoluteSays : w.netSays} {rows.unit === "logits" ? w.error(small(rows.error)) : w.chunkError(small(rows.error))}</Foot>
+      <Foot>
+        {absolute.value ? w.absoluteSays : w.netSays}{" "}
+        {rows.unit === "logits" ? w.error(small(rows.error)) : w.chunkError(small(rows.error))}
+      </Foot>
     </>
   );
 }
@@ -87,30 +145,56 @@ function Value({ value, unit }: { value: number; unit: "share" | "logits" }) {
   return <span class="number value">{unit === "share" ? signedPercent(value) : signed(value)}</span>;
 }
 
-function List({ text, rows, most, unit }: { text: Reading; rows: readonly Row[]; most: number; unit: "share" | "logits" }) {
+function List({
+  text,
+  rows,
+  most,
+  unit,
+}: {
+  text: Reading;
+  rows: readonly Row[];
+  most: number;
+  unit: "share" | "logits";
+}) {
   return (
     <ol class="rows">
       {rows.map((row) => {
         const { kind, id } = row;
         const isHeld = held.value !== null && "id" in held.value && held.value.id === id && held.value.kind === kind;
-        const point = () => { pointer.value = { kind, id }; };
-        const leave = () => { pointer.value = null; };
+        const point = () => {
+          pointer.value = { kind, id };
+        };
+        const leave = () => {
+          pointer.value = null;
+        };
         return (
           <li key={`${kind}${id}`} class="with-card">
             <button
-              type="button" class="row" aria-pressed={isHeld} title={words.value.concepts.tint}
-              onPointerEnter={point} onPointerLeave={leave} onFocus={point} onBlur={leave}
-              onClick={() => { held.value = isHeld ? null : { kind, id }; }}
+              type="button"
+              class="row"
+              aria-pressed={isHeld}
+              title={words.value.concepts.tint}
+              onPointerEnter={point}
+              onPointerLeave={leave}
+              onFocus={point}
+              onBlur={leave}
+              onClick={() => {
+                held.value = isHeld ? null : { kind, id };
+              }}
             >
               <span class="name">{nameOf(text, kind, id)}</span>
               <Bar value={row.value} most={most} />
               <Value value={row.value} unit={unit} />
             </button>
             <button
-              type="button" class="icon info" aria-label={words.value.concepts.about(nameOf(text, kind, id))}
+              type="button"
+              class="icon info"
+              aria-label={words.value.concepts.about(nameOf(text, kind, id))}
               aria-expanded={card.value?.kind === kind && card.value.id === id}
               onClick={(event) => openCard(kind, id, event.currentTarget)}
-            >i</button>
+            >
+              i
+            </button>
           </li>
         );
       })}

@@ -22,10 +22,27 @@ export function Considered() {
     return mode.value === "live" ? <Waiting label={w.waiting} done={0} of={1} /> : <Missing>{w.notComputed}</Missing>;
   }
   const position = openPosition.value ?? span[0];
-  return <Place found={found.step} all={found.all} position={position} single={span[1] === span[0] + 1 || openPosition.value !== null} />;
+  return (
+    <Place
+      found={found.step}
+      all={found.all}
+      position={position}
+      single={span[1] === span[0] + 1 || openPosition.value !== null}
+    />
+  );
 }
 
-function Place({ found, all, position, single }: { found: ConsideredStep; all: All; position: number; single: boolean }) {
+function Place({
+  found,
+  all,
+  position,
+  single,
+}: {
+  found: ConsideredStep;
+  all: All;
+  position: number;
+  single: boolean;
+}) {
   const w = words.value.considered;
   const text = reading.value!;
   const place = found.open.find(([at]) => at === position);
@@ -38,14 +55,33 @@ function Place({ found, all, position, single }: { found: ConsideredStep; all: A
   const rank = found.order.indexOf(position);
   return (
     <>
-      <p class="lead">{w.lead(position, found.step)}{!single && ` ${w.firstOnly}`}</p>
+      <p class="lead">
+        {w.lead(position, found.step)}
+        {!single && ` ${w.firstOnly}`}
+      </p>
       <table class="candidates">
-        <thead><tr><th scope="col">{w.token}</th><th scope="col" aria-hidden="true" /><th scope="col" class="number">{w.drawn}</th><th scope="col" class="number">{w.raw}</th></tr></thead>
+        <thead>
+          <tr>
+            <th scope="col">{w.token}</th>
+            <th scope="col" aria-hidden="true" />
+            <th scope="col" class="number">
+              {w.drawn}
+            </th>
+            <th scope="col" class="number">
+              {w.raw}
+            </th>
+          </tr>
+        </thead>
         <tbody>
           {candidates.map(([token, drawn, raw]) => (
             <tr key={token} class={token === chosen ? "chosen" : ""}>
-              <th scope="row"><code>{visible(pieceOf(all, token), 24)}</code>{token === chosen && <small> ✓ {w.chosen}</small>}</th>
-              <td class="meter"><Bar value={drawn} most={most} /></td>
+              <th scope="row">
+                <code>{visible(pieceOf(all, token), 24)}</code>
+                {token === chosen && <small> ✓ {w.chosen}</small>}
+              </th>
+              <td class="meter">
+                <Bar value={drawn} most={most} />
+              </td>
               <td class="number">{probability(drawn)}</td>
               <td class="number">{probability(raw)}</td>
             </tr>
@@ -53,12 +89,27 @@ function Place({ found, all, position, single }: { found: ConsideredStep; all: A
         </tbody>
       </table>
       <dl class="facts">
-        <dt>{w.entropy}</dt><dd class="number">{w.bits(plain(entropy))}</dd>
-        <dt>{w.confidence}</dt><dd class="number">{percent(confidence)}</dd>
-        {rank >= 0 && <><dt>{w.order}</dt><dd class="number">{w.rank(rank + 1, found.order.length)}</dd></>}
-        {temperature !== null && <><dt>{w.temperature}</dt><dd class="number">{plain(temperature)}</dd></>}
+        <dt>{w.entropy}</dt>
+        <dd class="number">{w.bits(plain(entropy))}</dd>
+        <dt>{w.confidence}</dt>
+        <dd class="number">{percent(confidence)}</dd>
+        {rank >= 0 && (
+          <>
+            <dt>{w.order}</dt>
+            <dd class="number">{w.rank(rank + 1, found.order.length)}</dd>
+          </>
+        )}
+        {temperature !== null && (
+          <>
+            <dt>{w.temperature}</dt>
+            <dd class="number">{plain(temperature)}</dd>
+          </>
+        )}
         {own !== undefined && (
-          <><dt>{w.filled}</dt><dd>{w.filledWith(own.step, visible(textAt(position, chosen, all, tokens.has(position)), 24))}</dd></>
+          <>
+            <dt>{w.filled}</dt>
+            <dd>{w.filledWith(own.step, visible(textAt(position, chosen, all, tokens.has(position)), 24))}</dd>
+          </>
         )}
       </dl>
       <Foot>

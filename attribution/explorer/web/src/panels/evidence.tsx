@@ -59,10 +59,22 @@ function Scores({ found }: { found: Found }) {
         return (
           <section key={score}>
             <h3 title={sentence}>{title}</h3>
-            {hits.length === 0
-              ? <p class="nothing"><b>{w.nothing}</b> {w.threshold(amount(score, found.thresholds[score]!))}</p>
-              : <ol class="hits">{hits.slice(0, SHOWN).map((hit, i) => <OneHit key={i} hit={hit} />)}</ol>}
-            {hits.length > 0 && <p class="quiet-text">{sentence} {w.threshold(amount(score, found.thresholds[score]!))}</p>}
+            {hits.length === 0 ? (
+              <p class="nothing">
+                <b>{w.nothing}</b> {w.threshold(amount(score, found.thresholds[score]!))}
+              </p>
+            ) : (
+              <ol class="hits">
+                {hits.slice(0, SHOWN).map((hit, i) => (
+                  <OneHit key={i} hit={hit} />
+                ))}
+              </ol>
+            )}
+            {hits.length > 0 && (
+              <p class="quiet-text">
+                {sentence} {w.threshold(amount(score, found.thresholds[score]!))}
+              </p>
+            )}
           </section>
         );
       })}
@@ -81,15 +93,36 @@ function OneHit({ hit }: { hit: Hit }) {
   return (
     <li>
       <button
-        type="button" class="hit" aria-pressed={isHeld}
-        onPointerEnter={() => { pointer.value = at; }} onPointerLeave={() => { pointer.value = null; }}
-        onFocus={() => { pointer.value = at; }} onBlur={() => { pointer.value = null; }}
-        onClick={() => { held.value = isHeld ? null : at; }}
+        type="button"
+        class="hit"
+        aria-pressed={isHeld}
+        onPointerEnter={() => {
+          pointer.value = at;
+        }}
+        onPointerLeave={() => {
+          pointer.value = null;
+        }}
+        onFocus={() => {
+          pointer.value = at;
+        }}
+        onBlur={() => {
+          pointer.value = null;
+        }}
+        onClick={() => {
+          held.value = isHeld ? null : at;
+        }}
       >
         <q>{hit.text.trim()}</q>
-        <span class="source"><b>{hit.name}</b> · {hit.source} · <span class="number">{amount(hit.score, hit.value)}</span>{hit.occurrences !== null && ` · ${w.occurrences(hit.occurrences)}`}</span>
+        <span class="source">
+          <b>{hit.name}</b> · {hit.source} · <span class="number">{amount(hit.score, hit.value)}</span>
+          {hit.occurrences !== null && ` · ${w.occurrences(hit.occurrences)}`}
+        </span>
       </button>
-      {additions.passage !== undefined && <button type="button" class="quiet" onClick={() => additions.passage!(hit)}>{w.inDocument}</button>}
+      {additions.passage !== undefined && (
+        <button type="button" class="quiet" onClick={() => additions.passage!(hit)}>
+          {w.inDocument}
+        </button>
+      )}
     </li>
   );
 }
@@ -99,7 +132,9 @@ function NoIndex() {
   return (
     <div class="missing">
       <p>{w.noIndex}</p>
-      <pre><code>{COMMANDS}</code></pre>
+      <pre>
+        <code>{COMMANDS}</code>
+      </pre>
       {additions.index && <additions.index />}
     </div>
   );

@@ -18,7 +18,8 @@ export function Inputs() {
   if (span[1] <= text.promptLength) return <Missing>{w.prompt}</Missing>;
   const { value: found, waiting, error } = selectedInputs.value;
   if (error !== undefined) return <Missing>{error}</Missing>;
-  if (found === undefined && waiting !== undefined) return <Waiting label={w.waiting(waiting.done, waiting.of)} done={waiting.done} of={waiting.of} />;
+  if (found === undefined && waiting !== undefined)
+    return <Waiting label={w.waiting(waiting.done, waiting.of)} done={waiting.done} of={waiting.of} />;
   if (found === undefined) return <Missing>{mode.value === "live" ? w.notYet : w.notComputed}</Missing>;
   const most = largest(found.attributions);
   const hidden = found.attributions.slice(SHOWN).reduce((sum, value) => sum + value, 0);
@@ -35,13 +36,31 @@ export function Inputs() {
           return (
             <li key={position}>
               <button
-                type="button" class="row" aria-pressed={held.value !== null && "input" in held.value && held.value.input === position}
-                onPointerEnter={() => { pointer.value = { span: [position, position + 1] }; }} onPointerLeave={() => { pointer.value = null; }}
-                onFocus={() => { pointer.value = { span: [position, position + 1] }; }} onBlur={() => { pointer.value = null; }}
-                onClick={() => { pointer.value = null; held.value = held.value !== null && "input" in held.value && held.value.input === position ? null : at; }}
+                type="button"
+                class="row"
+                aria-pressed={held.value !== null && "input" in held.value && held.value.input === position}
+                onPointerEnter={() => {
+                  pointer.value = { span: [position, position + 1] };
+                }}
+                onPointerLeave={() => {
+                  pointer.value = null;
+                }}
+                onFocus={() => {
+                  pointer.value = { span: [position, position + 1] };
+                }}
+                onBlur={() => {
+                  pointer.value = null;
+                }}
+                onClick={() => {
+                  pointer.value = null;
+                  held.value =
+                    held.value !== null && "input" in held.value && held.value.input === position ? null : at;
+                }}
                 title={w.later}
               >
-                <span class="name"><code>{name(position)}</code> <small class="number">@{position}</small></span>
+                <span class="name">
+                  <code>{name(position)}</code> <small class="number">@{position}</small>
+                </span>
                 <Bar value={found.attributions[i]!} most={most} />
                 <span class="number value">{signed(found.attributions[i]!)}</span>
               </button>
@@ -57,8 +76,11 @@ export function Inputs() {
       <Foot>
         {w.sum(signed(found.value - found.baseline), small(found.completeness_error))}
         {found.nodes !== undefined && found.nodes > 0 && ` ${w.nodes(found.nodes)}`}
-        {(found.unconverged ?? 0) > 0 && ` ${found.tokens === 1 ? w.outsideOne : w.outside(found.unconverged!, found.tokens ?? 1)}`}
-        {found.unconverged === undefined && found.converged === false && ` ${found.nodes === undefined ? w.outsideSome : w.outsideOne}`}
+        {(found.unconverged ?? 0) > 0 &&
+          ` ${found.tokens === 1 ? w.outsideOne : w.outside(found.unconverged!, found.tokens ?? 1)}`}
+        {found.unconverged === undefined &&
+          found.converged === false &&
+          ` ${found.nodes === undefined ? w.outsideSome : w.outsideOne}`}
       </Foot>
     </>
   );

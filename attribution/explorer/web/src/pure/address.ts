@@ -70,7 +70,9 @@ function parseStrengths(text: string): Strengths | null {
 }
 
 function formatStrengths(strengths: Strengths): string {
-  return Object.entries(strengths).map(([name, value]) => `${name.replaceAll(",", "%2C")}:${value}`).join(",");
+  return Object.entries(strengths)
+    .map(([name, value]) => `${name.replaceAll(",", "%2C")}:${value}`)
+    .join(",");
 }
 
 function parseOne(name: string, text: string, into: Address): boolean {
@@ -87,7 +89,9 @@ function parseOne(name: string, text: string, into: Address): boolean {
     return true;
   }
   switch (name) {
-    case "p": case "given": case "case":
+    case "p":
+    case "given":
+    case "case":
       into[name] = text;
       return true;
     case "at": {
@@ -151,8 +155,28 @@ export function parseAddress(fragment: string): ParsedAddress {
   return { address, problems, packed };
 }
 
-const ORDER = ["case", "p", "given", "n", "seed", "t", "top_p", "rep", "cfg", "steps", "amp", "sup", "clamp", "at", "step", "panel",
-  "pin", "cmp", "fp", "lang"] as const;
+const ORDER = [
+  "case",
+  "p",
+  "given",
+  "n",
+  "seed",
+  "t",
+  "top_p",
+  "rep",
+  "cfg",
+  "steps",
+  "amp",
+  "sup",
+  "clamp",
+  "at",
+  "step",
+  "panel",
+  "pin",
+  "cmp",
+  "fp",
+  "lang",
+] as const;
 
 /** The fragment of an address, with "#"; packed: the compressed prompt in place of `p`. */
 export function formatAddress(address: Address, packed: string | null = null): string {
@@ -160,11 +184,16 @@ export function formatAddress(address: Address, packed: string | null = null): s
   for (const name of ORDER) {
     const value = address[name];
     if (value === undefined || (name === "p" && packed !== null)) continue;
-    const text = name === "at" ? formatSpan(value as Span)
-      : name === "pin" ? (value as Span[]).map(formatSpan).join(",")
-      : name === "cmp" ? (value as Column[]).join("|")
-      : typeof value === "object" ? formatStrengths(value as Strengths)
-      : String(value);
+    const text =
+      name === "at"
+        ? formatSpan(value as Span)
+        : name === "pin"
+          ? (value as Span[]).map(formatSpan).join(",")
+          : name === "cmp"
+            ? (value as Column[]).join("|")
+            : typeof value === "object"
+              ? formatStrengths(value as Strengths)
+              : String(value);
     if (text !== "" || name === "p") parts.push(`${name}=${encode(text)}`);
   }
   if (packed !== null) parts.push(`z=${packed}`);
@@ -174,10 +203,15 @@ export function formatAddress(address: Address, packed: string | null = null): s
 // Spaces as "+" and the characters that a fragment may hold as they are: an address is to be read by people.
 // A lone surrogate, which encodeURIComponent refuses, becomes U+FFFD.
 function encode(text: string): string {
-  return encodeURIComponent(text.toWellFormed()).replaceAll("%20", "+").replace(/%(2C|3A|7C|2F|28|29)/g, decodeURIComponent);
+  return encodeURIComponent(text.toWellFormed())
+    .replaceAll("%20", "+")
+    .replace(/%(2C|3A|7C|2F|28|29)/g, decodeURIComponent);
 }
 
-async function through(bytes: Uint8Array<ArrayBuffer>, stream: GenericTransformStream): Promise<Uint8Array<ArrayBuffer>> {
+async function through(
+  bytes: Uint8Array<ArrayBuffer>,
+  stream: GenericTransformStream,
+): Promise<Uint8Array<ArrayBuffer>> {
   return new Uint8Array(await new Response(new Blob([bytes]).stream().pipeThrough(stream)).arrayBuffer());
 }
 

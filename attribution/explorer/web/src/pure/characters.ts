@@ -50,7 +50,9 @@ export function textOf(runs: readonly Run[], [start, end]: Span): string {
 /** A text in one line for lists: line ends visible, a lone space as an open box. */
 export function visible(text: string, longest = 48): string {
   if (text === "") return "·";
-  const shown = text.trim() === "" ? text.replaceAll("\n", "↵").replaceAll(" ", "␣").replaceAll("\t", "⇥")
-    : text.trim().replace(/\s*\n\s*/g, " ↵ ");
+  const shown =
+    text.trim() === ""
+      ? text.replaceAll("\n", "↵").replaceAll(" ", "␣").replaceAll("\t", "⇥")
+      : text.trim().replace(/\s*\n\s*/g, " ↵ ");
   return shown.length <= longest ? shown : `${shown.slice(0, longest - 1)}…`;
 }

@@ -39,7 +39,10 @@ export function chunkSpan(chunks: readonly { start: number; end: number }[], pos
 
 /** What one click selects. Outside of every chunk, as in the prompt, that is a word. */
 export function spanAt(
-  runs: readonly Run[], chunks: readonly { start: number; end: number }[], position: number, grain: Grain,
+  runs: readonly Run[],
+  chunks: readonly { start: number; end: number }[],
+  position: number,
+  grain: Grain,
 ): Span {
   if (grain === "token") return tokenSpan(runs, position);
   return (grain === "chunk" && chunkSpan(chunks, position)) || wordSpan(runs, position);

@@ -22,4 +22,6 @@ export function setLanguage(next: Language): void {
   remember("language", next);
 }
 
-effect(() => { document.documentElement.lang = language.value; });
+effect(() => {
+  document.documentElement.lang = language.value;
+});
