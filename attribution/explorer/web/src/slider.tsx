@@ -90,7 +90,7 @@ export function Slider() {
           ))}
         </span>
       )}
-      {!whole && consideredAt(text, at) === null && <small>{w.noGhosts}</small>}
+      {!whole && text.source === "document" && consideredAt(text, at) === null && <small>{w.noGhosts}</small>}
     </div>
   );
 }

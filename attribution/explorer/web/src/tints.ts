@@ -105,11 +105,15 @@ export const tints = computed<ReadonlyMap<number, Tint>>(() => {
 
 // ---- what was considered
 
+/** The key of the result that holds all steps: they were asked for without a step. */
+export const ALL_STEPS = "null";
+
 /** The considered positions of one commit, by its index; from the document, or as the server computed it. */
 export function consideredAt(text: Reading, commit: number): { step: ConsideredStep; all: Considered } | null {
   const number = text.commits[commit]?.step;
   if (number === undefined) return null;
-  for (const all of [text.document?.considered, results.value.considered[`${number}`]?.value]) {
+  const { considered } = results.value;
+  for (const all of [text.document?.considered, considered[`${number}`]?.value, considered[ALL_STEPS]?.value]) {
     const step = all?.steps.find((one) => one.step === number);
     if (all && step !== undefined) return { step, all };
   }

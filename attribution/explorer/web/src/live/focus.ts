@@ -2,11 +2,12 @@
 
 import { effect } from "@preact/signals";
 import { formatSpan } from "../pure/address.ts";
-import { panel, pins, reading, results, selection } from "../store.ts";
-import { consideredAt, inputsOf, lookedAtCommit, nextCommit } from "../tints.ts";
+import { panel, pins, playing, reading, results, selection } from "../store.ts";
+import { ALL_STEPS, consideredAt, inputsOf, lookedAtCommit, nextCommit } from "../tints.ts";
 import { send } from "./api.ts";
 import { connection, sessionPath } from "./connection.ts";
 
+const SHORT = 600; // positions
 const QUIET = 60; // milliseconds without a change, so that a dragged slider asks once
 
 export function startFocus(): void {
@@ -25,7 +26,15 @@ export function startFocus(): void {
       [panel.value === "considered" ? lookedAtCommit.value : null, nextCommit.value].find(
         (one) => one !== null && consideredAt(text, one) === null,
       ) ?? null;
-    if (commit === null) panels.delete("considered");
+    // Who moves the slider will look at other steps too: all of them are quicker than one at a time, and for a text of
+    // this length not too many to send.
+    const allSteps =
+      nextCommit.value !== null &&
+      text.length <= SHORT &&
+      (playing.value > 0 || commit === null) &&
+      results.value.considered[ALL_STEPS]?.value === undefined &&
+      !text.document?.considered;
+    if (commit === null && !allSteps) panels.delete("considered");
     else panels.add("considered");
     if (panel.value === "inputs" && (span === null || inputsOf(text, span).value !== undefined))
       panels.delete("inputs");
@@ -34,7 +43,7 @@ export function startFocus(): void {
     const body = {
       text: text.id,
       at: span,
-      step: commit === null ? null : (text.commits[commit]?.step ?? null),
+      step: commit === null || allSteps ? null : (text.commits[commit]?.step ?? null),
       panels: [...panels],
       pins: pins.value,
     };
