@@ -26,6 +26,7 @@ import optax.contrib
 
 from steerling_jax.errors import UserError
 from steerling_jax.models.steerling.dictionary import embedding_table, unit_rows, without_radial
+from steerling_jax.objectives.parameter_average import average_parameters
 
 DISCOVERED = "unknown_head"
 HEADS = frozenset({"known_head", DISCOVERED})
@@ -52,6 +53,9 @@ class OptimizerConfig:
     linearly over the last `decay_fraction` of the run.
     b1, b2, eps: of AdamW; momentum: of Muon; weight_decay: of both, times the rate.
     clip_norm: the largest global norm of a gradient; larger ones are scaled down to it.
+    average: the decay of an exponential moving average of the parameters (`parameter_average`); 0 for none. Evaluations
+    and the export have the average in place of the parameters, while training goes on with these. An average costs as
+    much memory as the parameters, and helps most where the rate does not fall to 0.
     """
 
     kind: Literal["adamw", "muon"] = "adamw"
@@ -66,6 +70,7 @@ class OptimizerConfig:
     eps: float = 1e-8
     momentum: float = 0.95
     clip_norm: float = 1.0
+    average: float = 0.0
 
     def __post_init__(self) -> None:
         rules = (
@@ -81,6 +86,7 @@ class OptimizerConfig:
             ("eps", self.eps > 0, "be positive"),
             ("momentum", 0 <= self.momentum < 1, "be at least 0 and below 1"),
             ("clip_norm", self.clip_norm > 0, "be positive"),
+            ("average", 0 <= self.average < 1, "be at least 0 and below 1"),
         )
         for name, holds, demand in rules:
             if not holds:
@@ -136,7 +142,10 @@ def make_optimizer(
     update = optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
     if heads_only:
         update = optax.partition({"heads": update, "rest": optax.set_to_zero()}, _head_labels)
-    return optax.chain(_tangential_gradient(), update, _unit_length()) if dictionary else update
+    if dictionary:
+        update = optax.chain(_tangential_gradient(), update, _unit_length())
+    # The last of the chain, because it reads the parameters after the update.
+    return optax.chain(update, average_parameters(config.average)) if config.average else update
 
 
 def _head_labels(params: Any) -> Any:
@@ -160,6 +169,11 @@ def _unit_length() -> optax.GradientTransformation:
         return _replace_embeddings(updates, unit_rows(moved) - _embeddings_of(params, params))
 
     return optax.stateless(update)
+
+
+def with_unit_embeddings(params: Any) -> Any:
+    """The parameters with a dictionary's embeddings scaled to the length 1."""
+    return _replace_embeddings(params, unit_rows(params[DISCOVERED]))
 
 
 def _embeddings_of(params: Any, tree: Any) -> Any:

@@ -24,7 +24,14 @@ from steerling_jax.models.steerling.config import ModelConfig, concept_counts
 from steerling_jax.objectives.dictionary import IDLE, USES, DictionaryObjective
 from steerling_jax.objectives.dictionary_losses import next_idle
 from steerling_jax.objectives.objective import Draws, Objective
-from steerling_jax.objectives.optimizer import OptimizerConfig, learning_rate, like_parameters, make_optimizer
+from steerling_jax.objectives.optimizer import (
+    OptimizerConfig,
+    learning_rate,
+    like_parameters,
+    make_optimizer,
+    with_unit_embeddings,
+)
+from steerling_jax.objectives.parameter_average import averaged
 from steerling_jax.objectives.pretraining import ObjectiveConfig
 
 Batch = dict[str, Any]
@@ -89,10 +96,26 @@ def init_state(recipe: Recipe, key: jax.Array) -> TrainState:
 def recipe_optimizer(recipe: Recipe) -> optax.GradientTransformation:
     """The optimizer of a recipe's parameters."""
     objective = recipe.objective
-    concept = recipe.model.concept if isinstance(recipe.model, ModelConfig) else None
-    dictionary = concept is not None and concept.dictionary is not None and recipe.lora is None
     heads_only = isinstance(objective, DictionaryObjective) and objective.heads_only
+    dictionary = _trains_dictionary(recipe)
     return make_optimizer(recipe.optimizer, recipe.steps, dictionary=dictionary, heads_only=heads_only)
+
+
+def _trains_dictionary(recipe: Recipe) -> bool:
+    concept = recipe.model.concept if isinstance(recipe.model, ModelConfig) else None
+    return concept is not None and concept.dictionary is not None and recipe.lora is None
+
+
+def evaluated_params(recipe: Recipe, state: TrainState) -> Params:
+    """What of a state is evaluated and exported: the trained parameters, or their moving average.
+
+    The average of a dictionary's embeddings, which have the length 1, is shorter and is scaled back to it.
+    """
+    decay = recipe.optimizer.average
+    if not decay:
+        return state.params
+    average = averaged(state.params, state.opt_state, decay)
+    return with_unit_embeddings(average) if _trains_dictionary(recipe) else average
 
 
 def state_shardings(recipe: Recipe, mesh: Mesh) -> TrainState:

@@ -21,7 +21,7 @@ from steerling_jax.errors import UserError
 from steerling_jax.io.checkpoints.training import TrainingCheckpoints
 from steerling_jax.io.corpus.store import CorpusStore
 from steerling_jax.models.backbone import Params
-from steerling_jax.objectives.training_step import Batch, Metrics, TrainState, model_params
+from steerling_jax.objectives.training_step import Batch, Metrics, TrainState, evaluated_params, model_params
 from steerling_jax.train.data.batches import Batches
 from steerling_jax.train.run.clock import Clock, Speed
 from steerling_jax.train.run.events import (
@@ -217,8 +217,8 @@ class _Loop:
         yield Evaluated(self.step, results)
 
     def _params(self) -> Params:
-        """The parameters of the model, with adapters merged."""
-        return model_params(self.run, self.state.params, self.base)
+        """The parameters of the model, or their average, with adapters merged."""
+        return model_params(self.run, evaluated_params(self.run, self.state), self.base)
 
     def _save(self) -> Iterator[Event]:
         """Starts to save; the save goes on in the background.

@@ -202,6 +202,8 @@ class RunConfig(Recipe):
         values["objective"] = {"kind": self.objective.kind, **values["objective"]}
         if not self.compute.unroll:  # as before this setting existed: run.json keeps its bytes
             del values["compute"]["unroll"]
+        if not self.optimizer.average:
+            del values["optimizer"]["average"]
         return json.loads(json.dumps({name: values[name] for name in _JSON_ORDER}))
 
 
