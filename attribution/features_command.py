@@ -52,6 +52,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     import steerling_jax as sj
     from steerling_jax.autoencoders.bottleneck import bottleneck_of
+    from steerling_jax.autoencoders.model_fit import check_fits
     from steerling_jax.cli.console import print_json
 
     uses = [args.prompt is not None, bool(args.feature), bool(args.positive or args.negative)]
@@ -74,7 +75,7 @@ def run(args: argparse.Namespace) -> None:
         autoencoder = bottleneck_of(bundle)
     else:
         autoencoder = sj.load_autoencoder(args.autoencoder, k=args.k, layer=args.layer)
-        _check_fits(autoencoder, bundle)
+        check_fits(autoencoder, bundle)
     if args.feature:
         pages = _pages(bundle, autoencoder, args)
         return print_json({"pages": [page_as_json(page) for page in pages]}) if args.json else show_pages(pages)
@@ -108,20 +109,6 @@ def _contrast(bundle: Bundle, autoencoder: Autoencoder, args: argparse.Namespace
     with stages() as progress:
         return contrast_features(bundle, autoencoder, _lines(args.positive), _lines(args.negative),
                                  count=args.limit or 10, words=args.words, progress=progress)  # fmt: skip
-
-
-def _check_fits(autoencoder: Autoencoder, bundle: Bundle) -> None:
-    backbone = bundle.backbone
-    if autoencoder.width != backbone.width:
-        raise UserError(
-            f"{autoencoder.name} reads rows of width {autoencoder.width}, but those of {bundle.name} have "
-            f"{backbone.width}; give an autoencoder of this model."
-        )
-    if autoencoder.layer is not None and autoencoder.layer >= backbone.n_layers:
-        raise UserError(
-            f"{autoencoder.name} reads block {autoencoder.layer}, but the blocks of {bundle.name} are 0 to "
-            f"{backbone.n_layers - 1}; give an autoencoder of this model."
-        )
 
 
 def _lines(path: str) -> list[str]:

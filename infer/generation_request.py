@@ -16,9 +16,8 @@ from steerling_jax.decoding.generation_config import GenerationConfig
 from steerling_jax.errors import UserError
 from steerling_jax.infer.text_stream import TextWriter
 from steerling_jax.models.steerling.config import ModelConfig
-from steerling_jax.steering.config import SteeringConfig
-from steerling_jax.steering.plan import merge_clamps
-from steerling_jax.steering.resolve import resolve_rules
+from steerling_jax.steering.plan import Resolved, merge_clamps
+from steerling_jax.steering.resolve import configs_of, resolve_rules
 from steerling_jax.steering.rule_syntax import parse_json
 
 # Fields with the names and meaning of `GenerationConfig`, which validates them.
@@ -62,7 +61,7 @@ def parse_generation_request(
     *,
     max_tokens_limit: int | None = None,
     prompt_field: str = "prompt",
-    steering: Sequence[SteeringConfig] = (),
+    steering: Sequence[Resolved] = (),
 ) -> GenerationRequest:
     """Validates `values`, whose names are among `FIELDS` (None means the default), and encodes the prompt.
 
@@ -167,14 +166,16 @@ def _stop_texts(value: Any) -> tuple[str, ...]:
     return tuple(stops)
 
 
-def _steering(value: Any, bundle: Bundle, shared: Sequence[SteeringConfig]) -> tuple[SteeringConfig, ...]:
-    if value is not None and not isinstance(bundle.config, ModelConfig):
-        raise InvalidField("steering needs a model with concepts, and this one has none; leave it out.", "steering")
+def _steering(value: Any, bundle: Bundle, shared: Sequence[Resolved]) -> tuple[Resolved, ...]:
+    if value is not None and not isinstance(bundle.config, ModelConfig) and bundle.features is None:
+        raise InvalidField(
+            "steering needs a model with concepts or features, and this one has none; leave it out.", "steering"
+        )
     try:
         configs = (*shared, *(() if value is None else resolve_rules(parse_json(value), bundle)))
         # The request's clamps can contradict the shared ones. Found here, the error is this request's own; decoding
         # would report it for a batch of requests.
-        merge_clamps(configs)
+        merge_clamps(configs_of(configs))
         return configs
     except UserError as error:
         raise InvalidField(str(error), "steering") from None

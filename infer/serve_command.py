@@ -11,7 +11,7 @@ from steerling_jax.cli.steering_options import (
     add_steering_options,
     parse_steering_options,
     resolve_options,
-    with_catalogue,
+    with_names,
 )
 from steerling_jax.errors import UserError
 
@@ -121,7 +121,7 @@ def _serve(args: argparse.Namespace, rules: tuple[Rule, ...], listening: socket)
     from steerling_jax.infer.server.warm_up import warm_up
     from steerling_jax.models.steerling.config import ModelConfig
 
-    bundle = with_catalogue(sj.load(args.model), args.catalogue)
+    bundle = with_names(sj.load(args.model), args)
     # The warm-up needs one block, or one token, for the prompt and one for the text.
     shortest = 2 * (bundle.config.diff_block_size if isinstance(bundle.config, ModelConfig) else 1)
     decoder = decoder_of(

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from steerling_jax.autoencoders.autoencoder import Autoencoder as Autoencoder
     from steerling_jax.autoencoders.bottleneck import attach_bottleneck as attach_bottleneck
     from steerling_jax.autoencoders.feature_edit import feature_edit as feature_edit
+    from steerling_jax.autoencoders.model_features import with_features as with_features
     from steerling_jax.bundle import Bundle as Bundle
     from steerling_jax.decoding.generation import Generation as Generation
     from steerling_jax.decoding.generation import Prompt as Prompt
@@ -85,6 +86,7 @@ _MODULES = {
     "feature_edit": "autoencoders.feature_edit",
     "load_autoencoder": "io.autoencoders.load",
     "save_autoencoder": "io.autoencoders.save",
+    "with_features": "autoencoders.model_features",
 }
 
 __all__ = list(_MODULES)  # pyright: ignore[reportUnsupportedDunderAll]

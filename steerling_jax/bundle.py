@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from steerling_jax.concepts.catalogue import Catalogue
+from steerling_jax.concepts.features import Features
 from steerling_jax.errors import UserError
 from steerling_jax.models.backbone import Backbone, BackboneConfig, Params
 from steerling_jax.models.compute import Compute
@@ -43,6 +44,7 @@ class Bundle:
         catalogue: the loaded catalogue of concepts; `concepts` is also defined without one.
         strengths: default strengths of steering by action, "amplify" or "suppress", measured for this model; empty if
             its folder has no `steering.json`.
+        features: those of an autoencoder, with which the model is steered (`sj.with_features`); None without one.
 
     Example:
         >>> bundle = sj.load()
@@ -61,6 +63,7 @@ class Bundle:
     folder: Path | None = None
     catalogue: Catalogue | None = None
     strengths: Mapping[str, float] = field(default_factory=dict)
+    features: Features | None = None
 
     def __repr__(self) -> str:
         size = sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(self.params))

@@ -24,7 +24,7 @@ from steerling_jax.decoding.trace_record import Origin, TraceRecord, record_of
 from steerling_jax.errors import require
 from steerling_jax.infer.server.engine import EngineRequest
 from steerling_jax.infer.steer_eval.random_control import random_control
-from steerling_jax.steering.config import SteeringConfig
+from steerling_jax.steering.plan import Resolved
 
 MOST_TEXTS = 64  # the least recently used ones are forgotten beyond it
 ENDED = ("done", "stopped", "failed")
@@ -117,7 +117,7 @@ class Model:
 
     bundle: Bundle
     origin: Origin
-    steering: tuple[SteeringConfig, ...] = ()
+    steering: tuple[Resolved, ...] = ()
 
     @cached_property
     def mask(self) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from steerling_jax.cli.arguments import number_in_range
-from steerling_jax.cli.steering_options import parse_steering_options, resolve_options, with_catalogue
+from steerling_jax.cli.steering_options import parse_steering_options, resolve_options, with_names
 from steerling_jax.errors import UserError
 
 
@@ -37,7 +37,7 @@ def run_batch(args: argparse.Namespace) -> int:
     from steerling_jax.infer.batch.run import BatchRun
 
     total = count_requests(source)
-    bundle = with_catalogue(sj.load(args.model), args.catalogue)
+    bundle = with_names(sj.load(args.model), args)
     steering = resolve_options(rules, bundle)
     batch = BatchRun(bundle, source, target, _defaults(args), steering, args.rows, report_error=note)
     with progress_bar(unit="texts") as bar:

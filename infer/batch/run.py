@@ -21,7 +21,7 @@ from steerling_jax.infer.batch.request_file import Id, parse_line, read_lines, r
 from steerling_jax.infer.batch.result_file import Append, open_results
 from steerling_jax.infer.generation_request import FIELDS, GenerationRequest, parse_generation_request
 from steerling_jax.io.trace_file import model_origin
-from steerling_jax.steering.config import SteeringConfig
+from steerling_jax.steering.plan import Resolved
 
 _PREFIX_CACHE_BYTES = 256 << 20
 
@@ -38,7 +38,7 @@ class BatchRun:
     source: Path
     target: Path
     defaults: Mapping[str, Any]
-    steering: Sequence[SteeringConfig] = ()
+    steering: Sequence[Resolved] = ()
     rows: int = 8
     skipped: int = 0
     written: int = 0

@@ -31,7 +31,7 @@ from steerling_jax.infer.server.request_body import CompletionRequest, parse_req
 from steerling_jax.infer.server.request_counts import RequestCounts
 from steerling_jax.infer.server.response import CompletionResponse
 from steerling_jax.infer.server.response_body import ResponseBody
-from steerling_jax.steering.config import SteeringConfig
+from steerling_jax.steering.plan import Resolved
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class RequestLimits:
 class Service:
     """The endpoints of one model. steering: applied to all requests. stopping: new requests are answered with 503."""
 
-    def __init__(self, bundle: Bundle, engine: Engine, limits: RequestLimits, steering: Sequence[SteeringConfig] = ()):
+    def __init__(self, bundle: Bundle, engine: Engine, limits: RequestLimits, steering: Sequence[Resolved] = ()):
         self.bundle, self.engine, self.limits, self.steering = bundle, engine, limits, steering
         self.model = model_id(bundle)
         self.counts = RequestCounts()
@@ -138,7 +138,7 @@ class Service:
             chat=completion.chat,
             seed=request.seed,
             trace=completion.generation.trace,
-            steering=request.steering.labels if request.steering else (),
+            steering=(*(request.steering.labels if request.steering else ()), *request.edit_labels),
             include_usage=completion.include_usage,
         )
 

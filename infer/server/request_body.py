@@ -24,7 +24,7 @@ from steerling_jax.io.tokenizers.byte_table import ByteTable
 
 if TYPE_CHECKING:
     from steerling_jax.bundle import Bundle
-    from steerling_jax.steering.config import SteeringConfig
+    from steerling_jax.steering.plan import Resolved
 
 # OpenAI's fields that are not supported, with the values that change nothing and are therefore accepted.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -78,7 +78,7 @@ def parse_request(
     *,
     chat: bool,
     max_tokens_limit: int | None = None,
-    steering: Sequence[SteeringConfig] = (),
+    steering: Sequence[Resolved] = (),
 ) -> CompletionRequest:
     """Validates the body of an endpoint. model: its name here. steering: applied to all requests. Raises `ApiError`."""
     try:

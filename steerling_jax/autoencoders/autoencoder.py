@@ -19,6 +19,7 @@ import numpy as np
 
 from steerling_jax.autoencoders.encoding import count_active, decode_rows, encode_dense_rows, encode_rows
 from steerling_jax.autoencoders.weights import Weights, normalise_rows
+from steerling_jax.concepts.catalogue import Concept
 from steerling_jax.errors import UserError
 
 # Rows of one compiled call: this number, or for fewer rows a power of two, so that few programs are compiled.
@@ -36,6 +37,8 @@ class Autoencoder:
         name: what it was loaded as, for messages.
         format: the format of its files; empty for one made in memory.
         carried: what its configuration file says, to be written again in the same format.
+        features: what is known of single features, their names, densities and largest latents, from the file
+            `features.json` beside its arrays; empty without one.
 
     Example:
         >>> autoencoder = sj.load_autoencoder("layer12.sae.pt", k=50)
@@ -47,6 +50,7 @@ class Autoencoder:
     name: str = ""
     format: str = ""
     carried: Mapping[str, Any] = field(default_factory=dict)
+    features: tuple[Concept, ...] = ()
 
     @property
     def k(self) -> int | None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from steerling_jax.autoencoders.autoencoder import Autoencoder
 from steerling_jax.errors import require
-from steerling_jax.models.edits import LayerEdit
+from steerling_jax.models.edits import LayerEdit, push_output
 
 
 def feature_edit(
@@ -46,8 +46,4 @@ def feature_edit(
     assert layer is not None
     require(layer >= 0, f"layer is {layer}, but blocks are counted from 0.", "layer")
     vector = alpha * autoencoder.weights.W_dec[feature].astype(jnp.float32)
-    return LayerEdit(
-        push=vector[None, None, None, :],
-        layers=jnp.arange(layer + 1) == layer,
-        generated_only=positions == "generated",
-    )
+    return push_output(vector, layer, positions == "generated")

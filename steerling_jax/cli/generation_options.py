@@ -90,13 +90,13 @@ def _chat_prompt(args: argparse.Namespace, bundle: Bundle) -> list[int]:
 def make_prompt(args: argparse.Namespace, bundle: Bundle, rules: tuple[Rule, ...]) -> Prompt:
     """What to generate: the encoded prompt with the settings of all options. Raises `UserError` for invalid values."""
     from steerling_jax.bundle import encode
-    from steerling_jax.cli.steering_options import resolve_options, with_catalogue
+    from steerling_jax.cli.steering_options import resolve_options, with_names
     from steerling_jax.decoding.generation import Prompt
 
     prompt = _chat_prompt(args, bundle) if args.chat else prompt_text_or_ids(args)
     ids = encode(bundle, prompt, "The prompt").tolist()
     config = _generation_config(args, bundle, len(ids))
-    return Prompt(ids, config, resolve_options(rules, with_catalogue(bundle, args.catalogue)), _policies(args))
+    return Prompt(ids, config, resolve_options(rules, with_names(bundle, args)), _policies(args))
 
 
 def generate_with_progress(

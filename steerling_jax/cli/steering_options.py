@@ -11,23 +11,23 @@ from steerling_jax.cli.arguments import number_in_range
 from steerling_jax.errors import require
 from steerling_jax.steering.config import MAX_STRENGTH
 from steerling_jax.steering.rule_syntax import parse_option, parse_span
-from steerling_jax.steering.rules import EPSILONS, ResponseRule, Rule, SteeringRule
+from steerling_jax.steering.rules import EPSILONS, POSITIONS, ResponseRule, Rule, SteeringRule
 
 if TYPE_CHECKING:
     from steerling_jax.bundle import Bundle
-    from steerling_jax.steering.config import SteeringConfig
+    from steerling_jax.steering.plan import Resolved
 
 
 def add_steering_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options that `parse_steering_options` reads."""
     group = parser.add_argument_group("steering", "by concepts; `steerling concepts` finds their names")
-    for action, effect in (("amplify", "write more about a concept"), ("suppress", "avoid a concept")):
+    for action, effect in (("amplify", "write more about a concept or feature"), ("suppress", "avoid one")):
         group.add_argument(
             f"--{action}",
             action="append",
             default=[],
             metavar="NAME[=X]",
-            help=f"{effect}: its name, its id or group:NAME; can be repeated (default strength: the model's)",
+            help=f"{effect}: name, id, group:NAME or feature:ID; can be repeated (default strength: the model's)",
         )
     group.add_argument(
         "--clamp",
@@ -66,6 +66,17 @@ def add_steering_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--catalogue", metavar="FILE", help="concept names to use in place of the model's (JSON or Parquet)"
     )
+    group.add_argument(
+        "--autoencoder", metavar="PATH", help="an autoencoder of one of the model's blocks, whose features can be named"
+    )
+    group.add_argument(
+        "--raw-strengths",
+        action="store_true",
+        help="strengths are lengths of what is added (concepts) and factors of the direction (features)",
+    )
+    group.add_argument(
+        "--positions", choices=POSITIONS, help="where features are added, with or without the prompt (default: all)"
+    )
 
 
 def parse_steering_options(args: argparse.Namespace) -> tuple[Rule, ...]:
@@ -73,6 +84,10 @@ def parse_steering_options(args: argparse.Namespace) -> tuple[Rule, ...]:
     rules: list[Rule] = [
         parse_option(action, text) for action in ("amplify", "suppress") for text in getattr(args, action)
     ]
+    changes = {"raw": args.raw_strengths or None, **({"where": args.positions} if args.positions else {})}
+    rules = [dataclasses.replace(rule, **changes) for rule in rules if isinstance(rule, SteeringRule)]
+    for given, name in ((args.raw_strengths, "--raw-strengths"), (args.positions, "--positions")):
+        require(bool(rules) or not given, f"{name} needs --amplify or --suppress; a policy says it in its rules.")
     rules += _clamps(args)
     if args.policy:
         from steerling_jax.io.steering_policy import read_policy
@@ -93,9 +108,10 @@ def parse_steering_options(args: argparse.Namespace) -> tuple[Rule, ...]:
     return tuple(rules)
 
 
-def resolve_options(rules: tuple[Rule, ...], bundle: Bundle) -> tuple[SteeringConfig, ...]:
+def resolve_options(rules: tuple[Rule, ...], bundle: Bundle) -> tuple[Resolved, ...]:
     """`resolve_rules`, with a note about strengths that are neither given nor measured for this model."""
     from steerling_jax.cli.console import note
+    from steerling_jax.steering.features import FeatureSteering
     from steerling_jax.steering.resolve import resolve_rules
     from steerling_jax.steering.strengths import measured_strength
 
@@ -103,7 +119,10 @@ def resolve_options(rules: tuple[Rule, ...], bundle: Bundle) -> tuple[SteeringCo
     presets = {
         rule.origin or f"--{rule.action} {rule.concept}"
         for rule, config in zip(rules, configs, strict=True)
-        if isinstance(rule, SteeringRule) and rule.action != "clamp" and rule.strength is None
+        if isinstance(rule, SteeringRule)
+        and not isinstance(config, FeatureSteering)
+        and rule.action != "clamp"
+        and rule.strength is None
         if measured_strength(bundle, rule.action, config.concept_ids, config.head) is None
     }
     if presets:
@@ -121,6 +140,17 @@ def with_catalogue(bundle: Bundle, path: str | None) -> Bundle:
     from steerling_jax.io.catalogue import read_catalogue
 
     return dataclasses.replace(bundle, catalogue=read_catalogue(path, bundle.config))
+
+
+def with_names(bundle: Bundle, args: argparse.Namespace) -> Bundle:
+    """The bundle with the concept names of --catalogue and the features of --autoencoder, where these are given."""
+    bundle = with_catalogue(bundle, args.catalogue)
+    if args.autoencoder is not None:
+        from steerling_jax.autoencoders.model_features import with_features
+        from steerling_jax.io.autoencoders.load import load_autoencoder
+
+        bundle = with_features(bundle, load_autoencoder(args.autoencoder))
+    return bundle
 
 
 def _clamps(args: argparse.Namespace) -> list[SteeringRule]:

@@ -1,4 +1,4 @@
-"""The catalogue of a model's concepts: search by words, and resolution of names, ids and groups to ids.
+"""The catalogue of a model's concepts and features: search by words, and resolution of names, ids and groups to ids.
 
 A catalogue need not be complete: a concept without an entry is identified by its id alone.
 """
@@ -18,6 +18,9 @@ from steerling_jax.errors import UserError
 
 Head = Literal["known", "discovered"]
 HEADS: tuple[Head, ...] = get_args(Head)
+# What an entry is about: a concept of a head of the model, or a feature of an autoencoder that was given with it.
+Kind = Literal["known", "discovered", "feature"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 WORD_SEPARATOR = "·"  # between the words of a name that was found in texts
 
@@ -43,20 +46,21 @@ class NameQuality:
 
 @dataclass(frozen=True)
 class Concept:
-    """One concept of a catalogue.
+    """One concept of a catalogue, or one feature of an autoencoder, whose `head` is "feature".
 
     id: its number within its head. group: the name of a group of concepts, "" for none. flags: marks such as
     "sensitive", which are displayed and otherwise unused. words, quality, examples: of a name that was found in texts:
     its words, how well they predict where the concept is active, and beginnings of texts in which it is strongest.
     is_named: False where no words predict it well enough; `name` is then 'unnamed #12 “…”' with these words.
     amplify, suppress: the strengths of steering without a number, as `steerling calibrate` measures them; None where
-    they were not measured for this concept.
+    they were not measured for this concept. density, largest: of a feature, the share of the tokens at which it is kept
+    and its largest latent, on the texts on which it was measured.
     """
 
     id: int
     name: str
     description: str = ""
-    head: Head = "known"
+    head: Kind = "known"
     group: str = ""
     flags: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
@@ -65,26 +69,35 @@ class Concept:
     is_named: bool = True
     amplify: float | None = None
     suppress: float | None = None
+    density: float | None = None
+    largest: float | None = None
+
+
+def unnamed(number: int, head: Kind) -> str:
+    """What an entry is called of which nothing but its number is known."""
+    return f"feature {number}" if head == "feature" else f"concept {number}"
 
 
 @dataclass(frozen=True)
 class Catalogue:
-    """The named concepts of a model with `known` and `discovered` concepts in all; each id occurs once in a head."""
+    """The named concepts of a model with `known` and `discovered` concepts in all, and the features of an autoencoder
+    with `features` of them; each id occurs once in a head."""
 
     concepts: tuple[Concept, ...]
     known: int
     discovered: int = 0
+    features: int = 0
 
-    def count(self, head: Head) -> int:
-        """The number of concepts of a head, with and without an entry."""
-        return self.known if head == "known" else self.discovered
+    def count(self, head: Kind) -> int:
+        """The number of concepts of a head, or of features, with and without an entry."""
+        return {"known": self.known, "discovered": self.discovered, "feature": self.features}[head]
 
-    def get(self, concept_id: int, head: Head = "known") -> Concept:
-        """The concept with this id; one without an entry has the name 'concept 12'."""
+    def get(self, concept_id: int, head: Kind = "known") -> Concept:
+        """The concept with this id; one without an entry has the name 'concept 12', or 'feature 12'."""
         entry = self._by_id.get((head, concept_id))
-        return Concept(concept_id, f"concept {concept_id}", head=head) if entry is None else entry
+        return Concept(concept_id, unnamed(concept_id, head), head=head) if entry is None else entry
 
-    def find(self, query: str, head: Head = "known") -> list[Concept]:
+    def find(self, query: str, head: Kind = "known") -> list[Concept]:
         """The concepts that match a query, best first; for an empty query all concepts, by id.
 
         `#12` and `group:NAME` mean the same as in `resolve`. Otherwise a word of the query matches a concept if a word
@@ -105,7 +118,7 @@ class Catalogue:
         scored.sort(key=lambda row: row[0])
         return [one for order, one in scored if order[0] == scored[0][0][0]]
 
-    def resolve(self, text: str | int, head: Head = "known") -> tuple[int, ...]:
+    def resolve(self, text: str | int, head: Kind = "known") -> tuple[int, ...]:
         """The ids that a text refers to: a name (in any case), a number or `#12`, or `group:NAME` for a whole group.
 
         A number that is the name of a concept refers to that concept; `#12` is always the id. Raises `UserError` for
@@ -117,7 +130,7 @@ class Catalogue:
         matching = [one.id for one in self._by_name.get(comparable(text), ()) if one.head == head]
         if len(matching) > 1:
             ids = " and ".join(f"#{i}" for i in matching)
-            raise UserError(f"Several {head} concepts are called {text!r}; give one of their ids, {ids}.")
+            raise UserError(f"Several {_plural(head)} are called {text!r}; give one of their ids, {ids}.")
         if matching:
             return (matching[0],)
         number = text.removeprefix("#")
@@ -125,31 +138,35 @@ class Catalogue:
             if len(number) > _DIGITS or int(number) >= self.count(head):
                 shown = number if len(number) <= _DIGITS else f"{number[:_DIGITS]}..."
                 raise UserError(
-                    f"There is no {head} concept {shown}; the ids are 0 to {self.count(head) - 1}."
+                    f"There is no {_singular(head)} {shown}; the ids are 0 to {self.count(head) - 1}."
                     if self.count(head)
-                    else f"This model has no {head} concepts."
+                    else f"This model has no {_plural(head)}{_WITHOUT_FEATURES if head == 'feature' else ''}."
                 )
             return (int(number),)
         raise UserError(self._not_found(text, head))
 
-    def locate(self, text: str | int) -> tuple[Head, str]:
+    def locate(self, text: str | int) -> tuple[Kind, str]:
         """The head that a text refers to, and the text as `resolve` takes it.
 
-        "discovered:12" and "known:NAME" say it. Else it is the discovered head for the name of a discovered concept
-        that no known concept has, and the known head for everything else.
+        "discovered:12", "feature:12" and "known:NAME" say it. Else it is the first of the known concepts, discovered
+        concepts and features that has this name, and the known head, or in a model without concepts the features, for
+        everything else.
         """
         prefix, colon, rest = str(text).partition(":")
-        for head in HEADS:
+        for head in KINDS:
             if colon and prefix.strip().casefold() == head:
                 return head, rest.strip()
         name = str(text)
-        return ("discovered" if self.has_name(name, "discovered") and not self.has_name(name) else "known"), name
+        for head in KINDS:
+            if self.has_name(name, head):
+                return head, name
+        return ("known" if self.known or not self.features else "feature"), name
 
-    def has_name(self, text: str, head: Head = "known") -> bool:
+    def has_name(self, text: str, head: Kind = "known") -> bool:
         """Whether a concept of the head is called `text`, in any case."""
         return any(one.head == head for one in self._by_name.get(comparable(text), ()))
 
-    def near(self, text: str, head: Head = "known") -> list[str]:
+    def near(self, text: str, head: Kind = "known") -> list[str]:
         """A few names that the text may be a misspelling of: names like it, with a word like it or in their
         description, or that match it."""
         in_names: dict[str, list[str]] = {}  # whole names and each of their words, to names
@@ -171,13 +188,17 @@ class Catalogue:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits: a hash of all entries and of the numbers of concepts, in whatever order they are."""
+        """16 hexadecimal digits: a hash of all entries and of the numbers of concepts, in whatever order they are.
+
+        Features do not count: they belong to an autoencoder, and a model has the same concepts with and without it.
+        """
 
         def name(one: Concept) -> str:
             # Not `no_name`, which may change: traces on disk have this hash.
             return one.name if one.is_named else f"no name {one.id}: {', '.join(one.words)}"
 
-        entries = sorted((one.head, one.id, name(one), one.description, one.group, one.flags) for one in self.concepts)
+        concepts = [one for one in self.concepts if one.head != "feature"]
+        entries = sorted((one.head, one.id, name(one), one.description, one.group, one.flags) for one in concepts)
         content = json.dumps([self.known, self.discovered, entries])
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
@@ -186,7 +207,7 @@ class Catalogue:
         """The names of all groups, sorted."""
         return sorted({one.group for one in self.concepts if one.group})
 
-    def _group(self, name: str, head: Head) -> tuple[int, ...]:
+    def _group(self, name: str, head: Kind) -> tuple[int, ...]:
         ids = tuple(
             one.id for one in self.concepts if one.head == head and comparable(one.group) == comparable(name) != ""
         )
@@ -194,23 +215,26 @@ class Catalogue:
             groups = self.groups
             suggestions = difflib.get_close_matches(name, groups, n=_SUGGESTIONS) or groups[:_SUGGESTIONS]
             hint = f"groups are {_listed(suggestions)}" if suggestions else "its concepts have no groups"
-            raise UserError(f"There is no group {name.strip()!r} of {head} concepts; {hint}.")
+            raise UserError(f"There is no group {name.strip()!r} of {_plural(head)}; {hint}.")
         return ids
 
-    def _not_found(self, text: str, head: Head) -> str:
+    def _not_found(self, text: str, head: Kind) -> str:
         """The message for a text that is neither a name nor an id."""
         other = [one for one in self._by_name.get(comparable(text), ()) if one.head != head]
         if other:
-            return f"{text!r} is a {other[0].head} concept, but a {head} one is needed here."
-        if not any(one.head == head for one in self.concepts):
+            needed = "feature" if head == "feature" else f"{head} one"
+            return f"{text!r} is a {_singular(other[0].head)}, but a {needed} is needed here."
+        if not self.count(head):
+            return f"This model has no {_plural(head)}{_WITHOUT_FEATURES if head == 'feature' else ''}."
+        if not any(one.head == head and one.is_named for one in self.concepts):
             last = self.count(head) - 1
             return (
-                f"{text!r} is not an id, and the {head} concepts of this model have no names; give an id from 0 to "
+                f"{text!r} is not an id, and the {_plural(head)} of this model have no names; give an id from 0 to "
                 f"{last}."
             )
         near = self.near(text, head)
         hint = f"did you mean {_listed(near, ' or ')}?" if near else "`steerling concepts` lists them."
-        return f"There is no {head} concept {text!r}; {hint}"
+        return f"There is no {_singular(head)} {text!r}; {hint}"
 
     @cached_property
     def _indexed(self) -> list[tuple[Concept, list[str], list[str]]]:
@@ -218,7 +242,7 @@ class Catalogue:
         return [(one, _words(one.name), _words(f"{one.description} {one.group}")) for one in self.concepts]
 
     @cached_property
-    def _by_id(self) -> dict[tuple[Head, int], Concept]:
+    def _by_id(self) -> dict[tuple[Kind, int], Concept]:
         return {(one.head, one.id): one for one in self.concepts}
 
     @cached_property
@@ -227,6 +251,17 @@ class Catalogue:
         for one in self.concepts:
             by_name.setdefault(comparable(one.name), []).append(one)
         return by_name
+
+
+_WITHOUT_FEATURES = "; give an autoencoder of it, with --autoencoder or sj.with_features"
+
+
+def _singular(head: Kind) -> str:
+    return "feature" if head == "feature" else f"{head} concept"
+
+
+def _plural(head: Kind) -> str:
+    return f"{_singular(head)}s"
 
 
 def _is_exact(text: str) -> bool:

@@ -18,7 +18,7 @@ from steerling_jax.decoding.request import BlockDone, Committed
 from steerling_jax.decoding.tables import Table, Tabular, counted, quoted
 from steerling_jax.decoding.text_ids import TextIds, text_ids
 from steerling_jax.decoding.trace import Commit, Trace
-from steerling_jax.errors import UserError, require
+from steerling_jax.errors import require
 from steerling_jax.models.edits import LayerEdit
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.steering.resolve import Steering, plan_steering
@@ -193,7 +193,7 @@ def generate_many(
         len(numbers) == len(texts), f"There are {len(numbers)} seeds for {len(texts)} texts; give one each.", "seeds"
     )
     # Steering is planned once for all texts.
-    plan = plan_steering(bundle, steering) if isinstance(bundle.config, ModelConfig) else steering
+    plan = plan_steering(bundle, steering)
     each = [
         Prompt(cast(Any, text), dataclasses.replace(config, seed=seed), plan, policies, tuple(edits))
         for text, seed in zip(texts, numbers)
@@ -254,13 +254,14 @@ def request_of(bundle: Bundle, prompt: Prompt, *, drafts: int = 1, record_hidden
     """What the decoder takes: ids, a seed, a steering plan. Raises `UserError` for bad values."""
     ids = encode(bundle, prompt.text_or_ids, "The prompt")
     seed = secrets.randbits(32) if prompt.config.seed is None else prompt.config.seed
-    policies, plan = prompt.policies or Policies(), None
-    if isinstance(bundle.config, ModelConfig):
-        plan = plan_steering(bundle, prompt.steering)
-    elif prompt.steering:
-        raise UserError("Steering needs a model with concepts; give this one layer edits with edits=.", "steering")
+    policies = prompt.policies or Policies()
+    plan = plan_steering(bundle, prompt.steering)
+    edits = (*(one.edit() for one in plan.features), *prompt.edits)
+    labels = tuple(one.describe() for one in plan.features)
+    # Without concepts, features are all that steers.
+    by_concepts = plan if isinstance(bundle.config, ModelConfig) else None
     config = effective_config(bundle, prompt.config, len(ids))
-    return Request(ids, config, seed, plan, policies, drafts, record_hidden, prompt.edits)
+    return Request(ids, config, seed, by_concepts, policies, drafts, record_hidden, edits, labels)
 
 
 def effective_config(bundle: Bundle, config: GenerationConfig, prompt_length: int) -> GenerationConfig:
@@ -297,5 +298,7 @@ def stopped_generation(bundle: Bundle, request: Request, commits: Sequence[Commi
         plan=request.steering,
         guidance=request.generation.cfg_scale,
         passes=len(commits),
+        edits=request.edits,
+        edit_labels=request.edit_labels,
     )
     return generation_of(bundle, request, dataclasses.replace(trace, tokens=trace.committed))

@@ -24,7 +24,8 @@ class Request:
 
     prompt: ids (P,). seed: of the draws; it overrides the configuration's. policies: override what the configuration
     means. drafts: canvases that a pass reads; more than 1 for lossless drafting. record_hidden: keep the committed
-    positions' hidden rows in the trace. edits: changes to layers' outputs, after those of `steering`.
+    positions' hidden rows in the trace. edits: changes to layers' outputs, after those of `steering`. edit_labels: of
+    those that have a name, for the trace.
     """
 
     prompt: np.ndarray
@@ -35,6 +36,7 @@ class Request:
     drafts: int = 1
     record_hidden: bool = False
     edits: tuple[LayerEdit, ...] = ()
+    edit_labels: tuple[str, ...] = ()
 
     def check(self, config: ModelConfig) -> None:
         """Raises `UserError` if this diffusion model cannot write it."""
@@ -157,6 +159,7 @@ class RequestState:
             request.generation.cfg_scale,
             self.passes,
             edits=request.edits,
+            edit_labels=request.edit_labels,
         )
 
     def _commits(self, record: BlockRecord, start: int, end: int) -> list[Commit]:

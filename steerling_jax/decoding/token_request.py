@@ -63,6 +63,7 @@ class TokenState:
             np.concatenate(self.hidden) if self.request.record_hidden else None,
             passes=len(self.commits),
             edits=self.request.edits,
+            edit_labels=self.request.edit_labels,
         )
 
 

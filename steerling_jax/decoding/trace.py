@@ -39,7 +39,7 @@ class Trace(Tabular):
     hidden: hidden rows (n, D) float32 of the committed positions, in the order of `flat()`, from the very pass that
     committed them; None when they were not recorded. mask_id: the id of a still-empty position. plan: how it was
     steered. guidance: its cfg_scale. passes: how often the layers ran to write it, the prompt's own not counted. edits:
-    changes to the outputs of layers in every pass.
+    changes to the outputs of layers in every pass. edit_labels: of those that are steering by features.
     pieces: the text of each canvas position's token, as committed; None where no tokenizer was at hand. Prints as a
     table of the commits; `to_dataframe` gives all of them.
     """
@@ -54,11 +54,12 @@ class Trace(Tabular):
     passes: int = 0
     pieces: tuple[str, ...] | None = None
     edits: tuple[LayerEdit, ...] = ()
+    edit_labels: tuple[str, ...] = ()
 
     @property
     def steering(self) -> tuple[str, ...]:
         """Labels of the steerings that were active."""
-        return self.plan.labels if self.plan else ()
+        return (*(self.plan.labels if self.plan else ()), *self.edit_labels)
 
     @property
     def clamps(self) -> RowClamps | None:

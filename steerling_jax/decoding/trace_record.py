@@ -22,10 +22,11 @@ from steerling_jax.models.decoder.config import DecoderConfig
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.fingerprint import fingerprint
 from steerling_jax.steering.config import SteeringConfig
-from steerling_jax.steering.plan import SteeringPlan, prepare_steering
-from steerling_jax.steering.resolve import resolve_steering
+from steerling_jax.steering.features import FeatureSteering
+from steerling_jax.steering.plan import Resolved, SteeringPlan, prepare_steering
+from steerling_jax.steering.resolve import configs_of, resolve_steering
 
-FORMAT, VERSION = "steerling-trace", 1
+FORMAT, VERSION = "steerling-trace", 2
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class TraceRecord:
     text: str
     generation: GenerationConfig | None = None
     seed: int | None = None
-    steering: tuple[SteeringConfig, ...] = ()
+    steering: tuple[Resolved, ...] = ()
     policies: Mapping[str, str] = field(default_factory=dict)
     index: str | None = None
 
@@ -92,19 +93,20 @@ def record_of(bundle: Bundle, origin: Origin, prompt: Prompt, generation: Genera
     if isinstance(prompt.steering, SteeringPlan):
         raise UserError("A trace of text steered by a SteeringPlan cannot be recorded; give SteeringConfigs.")
     require(not prompt.edits, "A trace of text written with layer edits cannot be recorded; leave out the edits.")
-    configs = resolve_steering(bundle, prompt.steering)
+    steering = resolve_steering(bundle, prompt.steering)
     given = {} if prompt.policies is None else vars(prompt.policies)
     policies = {name: repr(value) for name, value in given.items() if value is not None}
     prompt_text = bundle.tokenizer.decode(generation.trace.prompt.tolist())
     config = effective_config(bundle, prompt.config, generation.trace.prompt_length)
     return TraceRecord(
-        generation.trace, origin, prompt_text, generation.text, config, generation.seed, configs, policies
+        generation.trace, origin, prompt_text, generation.text, config, generation.seed, steering, policies
     )
 
 
 def to_plain(record: TraceRecord) -> dict[str, Any]:
     """The record in JSON's own types. Raises `UserError` for a logit that is no finite number."""
     trace, origin = record.trace, record.origin
+    configs, features = _by_kind(record)
     for _, position, _, logit in trace.flat():
         require(
             math.isfinite(logit),
@@ -112,7 +114,8 @@ def to_plain(record: TraceRecord) -> dict[str, Any]:
         )
     return {
         "format": FORMAT,
-        "version": VERSION,
+        # A program that knows version 1 only would explain the text without its features, so they need a version.
+        "version": VERSION if features else 1,
         "model": {name: getattr(origin, name) for name in _MODEL},
         "corpus": None if origin.corpus is None else dict(origin.corpus),
         "catalogue": origin.catalogue,
@@ -124,7 +127,8 @@ def to_plain(record: TraceRecord) -> dict[str, Any]:
         "policies": dict(record.policies),
         "seed": record.seed,
         "steering": [one.describe() for one in record.steering],
-        "steering_configs": [_plain(one) for one in record.steering],
+        "steering_configs": [_plain(one) for one in configs],
+        **({"steering_features": [_plain(one) for one in features]} if features else {}),
         "mask_id": int(trace.mask_id),
         "passes": trace.passes,
         "prompt": trace.prompt.tolist(),
@@ -169,9 +173,11 @@ def from_plain(value: Any, where: str) -> TraceRecord:
     version = value.get("version")
     if type(version) is int and version > VERSION:
         raise UserError(f"{where} is a trace of version {version}, and this program reads up to {VERSION}; update it.")
-    require(version == VERSION, f"{where} has the version {version!r}, but there is only {VERSION}; make it again.")
+    known = type(version) is int and 1 <= version <= VERSION
+    require(known, f"{where} has the version {version!r}, but these exist: 1 to {VERSION}; make it again.")
     try:
         steering = tuple(_config(SteeringConfig, one) for one in value["steering_configs"])
+        steering += tuple(_config(FeatureSteering, one) for one in value.get("steering_features", ()))
         generation = None if value["generation"] is None else _config(GenerationConfig, value["generation"])
         seed = value["seed"]
         trace = Trace(
@@ -231,16 +237,26 @@ def restore(record: TraceRecord, bundle: Bundle, where: str = "The trace") -> Tr
     """The checked trace with the plan that steered it, made again from its configurations."""
     check(record, bundle, where)
     trace = record.trace.with_pieces(bundle.tokenizer)
+    configs, features = _by_kind(record)
+    if features and not trace.edits:
+        for one in features:
+            one.check(bundle.config)
+        edits, labels = tuple(one.edit() for one in features), tuple(one.describe() for one in features)
+        trace = dataclasses.replace(trace, edits=edits, edit_labels=labels)
     if trace.plan is not None or not isinstance(bundle.config, ModelConfig):
         return trace
     # Records of earlier versions can name a layer that the model lacks. Such an injection did nothing; by now it is an
     # error in a request.
     L = bundle.config.n_layers
-    steering = [
-        dataclasses.replace(one, mai_lm_target=0.0) if one.first_layer(L) > L else one for one in record.steering
-    ]
+    steering = [dataclasses.replace(one, mai_lm_target=0.0) if one.first_layer(L) > L else one for one in configs]
     plan = prepare_steering(bundle.params, steering, config=bundle.config, compute=bundle.compute)
     return dataclasses.replace(trace, plan=plan)
+
+
+def _by_kind(record: TraceRecord) -> tuple[list[SteeringConfig], list[FeatureSteering]]:
+    """The steering of a record by concepts, and by features."""
+    features = [one for one in record.steering if isinstance(one, FeatureSteering)]
+    return configs_of(record.steering), features
 
 
 def _written(trace: Trace, config: ModelConfig | DecoderConfig) -> np.ndarray:

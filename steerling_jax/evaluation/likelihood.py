@@ -145,6 +145,8 @@ def log_likelihoods(
     """`log_likelihood` of each (context, continuation) pair, in batches: the same numbers, up to rounding."""
     encoded = [split(bundle, *pair, boundary=boundary) for pair in pairs]
     plan = None if steering is None else plan_steering(bundle, steering)
+    require(plan is None or not plan.features, "Likelihoods under steering by features are not supported; steer by "
+            "concepts.", "steering")  # fmt: skip
     scores = dict(
         score_pairs(bundle, encoded, samples=samples, seed=seed, batch_size=batch_size, cfg_scale=cfg_scale, plan=plan)
     )

@@ -48,15 +48,20 @@ def given_trace(
     most = config.context_length
     require(most >= T, f"The text has {T} tokens, more than the model's context of {most}.")
     require(mask not in after, f"The continuation contains the mask token, id {mask}; remove it.")
-    require(
-        steering is None or isinstance(config, ModelConfig),
-        "Steering needs a model with concepts; explain the text of this one without it.",
-        "steering",
-    )
     tokens = np.concatenate([before, after])
     commits = [Commit(step, (P + step,), (int(token),), (0.0,)) for step, token in enumerate(after)]
     plan = None if steering is None else plan_steering(bundle, steering)
-    trace = Trace(before, tokens, tuple(commits), mask, plan=plan, passes=len(commits))
+    features = () if plan is None else plan.features
+    trace = Trace(
+        before,
+        tokens,
+        tuple(commits),
+        mask,
+        plan=plan if isinstance(config, ModelConfig) else None,
+        passes=len(commits),
+        edits=tuple(one.edit() for one in features),
+        edit_labels=tuple(one.describe() for one in features),
+    )
     trace = dataclasses.replace(trace, hidden=hidden_rows(bundle, trace))
     logits = committed_logits(bundle, trace)
     complete = (commit._replace(target_logits=(float(logit),)) for commit, logit in zip(commits, logits, strict=True))

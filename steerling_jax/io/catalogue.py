@@ -1,9 +1,12 @@
-"""Reads and writes a catalogue of concepts: a JSON array of objects, or the same columns in Parquet.
+"""Reads and writes catalogues of concepts and of features: a JSON array of objects, or the same columns in Parquet.
 
 Fields: `id` (within its head) and `name`; optionally `description`, `head` ("known", the default, or "discovered"),
 `group` and `flags` (a list of strings). `steerling name` adds `words` and `examples` (lists of strings) and `quality`
 (`{"auc": 0.9, "error": 0.01, "others": 0.5, "active": 120, "texts": 2400}`); a concept with `words` needs no name.
 `steerling calibrate` adds the strengths `amplify` and `suppress`. Other fields are ignored.
+
+The features of an autoencoder have the head "feature", which is the default in their file, and need no name; their
+`density` and `largest` latent are numbers (`concepts.catalogue.Concept`).
 """
 
 from __future__ import annotations
@@ -11,11 +14,11 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from steerling_jax.concepts.catalogue import HEADS, Catalogue, Concept, NameQuality, no_name
+from steerling_jax.concepts.catalogue import KINDS, Catalogue, Concept, Kind, NameQuality, no_name, unnamed
 from steerling_jax.errors import UserError, error_summary
 from steerling_jax.io.json_files import read_json_array, write_json
 from steerling_jax.io.text_files import replace_surrogates
@@ -52,8 +55,27 @@ def read_catalogue(path: str | Path, config: ModelConfig) -> Catalogue:
 
 def write_catalogue(path: str | os.PathLike[str], catalogue: Catalogue) -> None:
     """Writes a catalogue as JSON, atomically: known concepts first, by id, without fields that are empty."""
-    ordered = sorted(catalogue.concepts, key=lambda one: (HEADS.index(one.head), one.id))
-    write_json(path, [_entry(one) for one in ordered])
+    write_entries(path, catalogue.concepts)
+
+
+def write_entries(path: str | os.PathLike[str], entries: Iterable[Concept]) -> None:
+    """Writes concepts or features as JSON, atomically: by head, then by id, without fields that are empty."""
+    write_json(path, [_entry(one) for one in sorted(entries, key=lambda one: (KINDS.index(one.head), one.id))])
+
+
+def features_file(arrays: Path) -> Path:
+    """The file about the features of an autoencoder, beside its file of arrays: `features.json`, or where the arrays of
+    several layers are in one folder, `layer12.features.json` for `layer12.sae.pt`."""
+    layer, extension, _ = arrays.name.partition(".sae.pt")
+    return arrays.with_name(f"{layer}.features.json" if extension else "features.json")
+
+
+def read_features(path: str | Path, count: int) -> tuple[Concept, ...]:
+    """The entries of a file about an autoencoder with `count` features.
+
+    Raises `UserError` if it is invalid or has ids that the autoencoder does not have.
+    """
+    return _entries(replace_surrogates(read_json_array(Path(path))), {"feature": count}, str(path))
 
 
 def _entry(concept: Concept) -> dict[str, Any]:
@@ -63,7 +85,7 @@ def _entry(concept: Concept) -> dict[str, Any]:
         entry["name"] = concept.name
     if concept.head != "known":
         entry["head"] = concept.head
-    for name in ("group", "description", "flags", "words", "quality", "examples", "amplify", "suppress"):
+    for name in ("group", "description", "flags", "words", "quality", "examples", *_NUMBERS):
         value = getattr(concept, name)
         if value not in ("", (), None):
             entry[name] = dataclasses.asdict(value) if isinstance(value, NameQuality) else value
@@ -75,46 +97,58 @@ def make_catalogue(entries: Sequence[Any], config: ModelConfig, source: str) -> 
     concept = config.concept
     if concept is None:
         raise UserError("A catalogue needs a model with concepts; this one is a bare backbone.")
-    counts = {
+    counts: dict[Kind, int] = {
         "known": concept.n_concepts,
         "discovered": (concept.n_unknown_concepts or 0) if concept.use_unknown else 0,
     }
+    return Catalogue(_entries(entries, counts, source), counts["known"], counts["discovered"])
+
+
+def _entries(entries: Sequence[Any], counts: Mapping[Kind, int], source: str) -> tuple[Concept, ...]:
+    """Parsed entries, each once; counts: of the heads that they can have, the first one the default."""
     concepts: dict[tuple[str, int], Concept] = {}
     for entry in entries:
         parsed = _concept(entry, counts, source)
         if (parsed.head, parsed.id) in concepts:
-            raise UserError(f"{source}: the {parsed.head} concept {parsed.id} is listed twice; give each id once.")
+            kind = "feature" if parsed.head == "feature" else f"{parsed.head} concept"
+            raise UserError(f"{source}: the {kind} {parsed.id} is listed twice; give each id once.")
         concepts[parsed.head, parsed.id] = parsed
-    return Catalogue(tuple(concepts.values()), counts["known"], counts["discovered"])
+    return tuple(concepts.values())
 
 
-def _concept(entry: Any, counts: dict[str, int], source: str) -> Concept:
+def _concept(entry: Any, counts: Mapping[Kind, int], source: str) -> Concept:
     if not isinstance(entry, dict):
         raise UserError(f"{source}: {entry!r} is not a concept; give an object with id and name.")
-    number, name, head = entry.get("id"), entry.get("name"), entry.get("head") or "known"
-    if head not in HEADS:
-        raise UserError(f"{source}: the head of {name!r} is {head!r}; give 'known' or 'discovered'.")
+    number, name, head = entry.get("id"), entry.get("name"), entry.get("head") or next(iter(counts))
+    if head not in counts:
+        raise UserError(f"{source}: the head of {name!r} is {head!r}; give {' or '.join(map(repr, counts))}.")
     lists = {key: _texts(entry.get(key), key, name, source) for key in ("flags", "words", "examples")}
     is_named = isinstance(name, str) and bool(name.strip())
-    if type(number) is not int or not 0 <= number < counts[head] or not (is_named or (not name and lists["words"])):
-        advice = f"give an id below {counts[head]} and a name" if counts[head] else "remove it, the model has none"
-        raise UserError(f"{source}: {_short(entry)} is not a {head} concept of this model; {advice}.")
+    # Words that do not predict a concept well stand for its name; a feature may have neither.
+    complete = is_named or (not name and (bool(lists["words"]) or head == "feature"))
+    if type(number) is not int or not 0 <= number < counts[head] or not complete:
+        owner, kind = ("autoencoder", "feature") if head == "feature" else ("model", f"{head} concept")
+        advice = f"give an id below {counts[head]} and a name" if counts[head] else f"remove it, the {owner} has none"
+        raise UserError(f"{source}: {_short(entry)} is not a {kind} of this {owner}; {advice}.")
     texts = {key: entry.get(key) or "" for key in ("description", "group")}
     for key, value in texts.items():
         if not isinstance(value, str):
             raise UserError(f"{source}: {key} of {name!r} is {value!r}; give a string.")
     return Concept(
         number,
-        str(name).strip() if is_named else no_name(number, lists["words"]),
+        str(name).strip() if is_named else no_name(number, lists["words"]) if lists["words"] else unnamed(number, head),
         texts["description"],
         head,
         texts["group"],
         **lists,
         quality=_quality(entry.get("quality"), name, source),
         is_named=is_named,
-        amplify=_strength(entry.get("amplify"), "amplify", name, source),
-        suppress=_strength(entry.get("suppress"), "suppress", name, source),
+        **{key: _number(entry.get(key), key, name or number, source) for key in _NUMBERS},
     )
+
+
+_NUMBERS = {"amplify": "strength of amplify", "suppress": "strength of suppress", "density": "density",
+            "largest": "largest latent"}  # fmt: skip
 
 
 def _texts(value: Any, key: str, name: Any, source: str) -> tuple[str, ...]:
@@ -128,10 +162,14 @@ def _texts(value: Any, key: str, name: Any, source: str) -> tuple[str, ...]:
     return tuple(values)
 
 
-def _strength(value: Any, action: str, name: Any, source: str) -> float | None:
+def _number(value: Any, key: str, name: Any, source: str) -> float | None:
     if isinstance(value, str):  # from an option, a text is a number; in a file, it is a mistake
-        raise UserError(f"{source}: {action} of {name!r} is {value!r}; give a number that is not negative.")
-    return None if value is None else check_strength(value, f"{source}: {name!r}", f"strength of {action}")
+        raise UserError(f"{source}: {key} of {name!r} is {value!r}; give a number that is not negative.")
+    if key in ("amplify", "suppress") or value is None:
+        return None if value is None else check_strength(value, f"{source}: {name!r}", _NUMBERS[key])
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise UserError(f"{source}: {name!r}: the {_NUMBERS[key]} is {value!r}; give a number that is not negative.")
+    return float(value)
 
 
 def _quality(value: Any, name: Any, source: str) -> NameQuality | None:

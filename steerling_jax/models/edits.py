@@ -57,6 +57,13 @@ def inject(vector: jax.Array, layers: jax.Array | None = None, where: jax.Array 
     return LayerEdit(push=vector[None], layers=layers, where=where)
 
 
+def push_output(vector: jax.Array, layer: int, generated_only: bool = False) -> LayerEdit:
+    """Adds `vector` (D,) to the output of block `layer`, counted from 0."""
+    return LayerEdit(
+        push=vector[None, None, None, :], layers=jnp.arange(layer + 1) == layer, generated_only=generated_only
+    )
+
+
 def project_out(axis: jax.Array, layers: jax.Array | None = None, where: jax.Array | None = None) -> LayerEdit:
     """Takes the component along `axis` (B, D), of length 1, out of the outputs of the chosen layers."""
     return LayerEdit(axis=axis, layers=layers, where=where)

@@ -1,4 +1,4 @@
-"""`sj.amplify`, `sj.suppress` and `sj.clamp`: steering by the names of concepts, before a model is at hand.
+"""`sj.amplify`, `sj.suppress` and `sj.clamp`: steering by names of concepts and features, before a model is at hand.
 
 What they return is taken wherever a `SteeringConfig` is; the names are looked up in the catalogue of the model that is
 steered. The presets and defaults are those of the command line's options of these names.
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from steerling_jax.concepts.catalogue import Head
-from steerling_jax.steering.rules import Action, SteeringRule, make_rule
+from steerling_jax.steering.rules import Action, SteeringRule, Where, make_rule
 
 
 def amplify(
@@ -21,18 +21,20 @@ def amplify(
     layer: int | None = None,
     tokens: int | Literal["all"] | None = None,
     raw: bool | None = None,
-    where: Literal["masks", "prompt"] = "masks",
+    where: Where = "masks",
 ) -> SteeringRule:
-    """Steering towards a known concept: its direction is added to hidden states.
+    """Steering towards a concept, or a feature of an autoencoder: its direction is added to hidden states.
 
     Args:
         concept: a name in any case, an id, or `group:NAME` for a whole group; or several with their weights, as a
-            mapping.
-        strength: in logits of the direction's best-aligned token, or a length with `raw`; None for the preset's.
+            mapping. Of a feature, its name or `feature:12`, for a model that `sj.with_features` gave features.
+        strength: in logits of the direction's best-aligned token, or a length with `raw`; None for the preset's. Of a
+            feature, a multiple of its largest latent, or the factor of its direction with `raw`; None for 1.
         layer: the first layer, from 1, after which the direction is added; None for the preset's.
         tokens: after how many committed tokens it ends, "all" for never; None for the preset's.
         raw: whether the strength is the length of the added vector.
-        where: at masked positions ("masks") or at those of the prompt ("prompt").
+        where: at masked positions ("masks") or at those of the prompt ("prompt"); of a feature at all positions, or at
+            those after the prompt ("generated").
 
     Raises:
         UserError: a value is invalid. A concept that the model lacks is reported when the model is steered.
@@ -59,12 +61,12 @@ def suppress(
     layer: int | None = None,
     tokens: int | Literal["all"] | None = None,
     raw: bool | None = None,
-    where: Literal["masks", "prompt"] = "masks",
+    where: Where = "masks",
 ) -> SteeringRule:
     """Steering away from a known concept: its direction is subtracted, and the tokens that it promotes are suppressed.
 
     words: the strength of the second part; None for one in proportion to `strength`. The other arguments and errors are
-    those of `amplify`; the strength is a length unless `raw` is False.
+    those of `amplify`; the strength is a length unless `raw` is False. Of a feature, its direction is subtracted.
     """
     fields = {"strength": strength, "words": words, "layer": layer, "tokens": tokens, "raw": raw, "where": where}
     return _rule("suppress", {"concept": concept} | fields)

@@ -16,14 +16,19 @@ import numpy as np
 from steerling_jax.concepts.catalogue import Head
 from steerling_jax.concepts.heads import concept_embeddings
 from steerling_jax.errors import UserError
-from steerling_jax.models.backbone import Params
+from steerling_jax.models.backbone import BackboneConfig, Params
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.steerling.backbone import lm_head_weight
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.decompose import RowClamps
 from steerling_jax.models.steerling.heads import EpsilonRule
 from steerling_jax.steering.config import SteeringConfig
+from steerling_jax.steering.features import FeatureSteering
 
+NO_CONCEPTS = (
+    "Steering needs a model with concepts; steer this one by features (sj.with_features), or give it layer edits with "
+    "edits=."
+)
 _NO_END = 2**30  # an offset beyond any context
 
 
@@ -69,7 +74,8 @@ class SteeringPlan:
     """What is added to layers and subtracted from logits, and which concepts are clamped.
 
     suppression: (V,) float32, subtracted from the logits. labels: of the configurations that have an effect on this
-    model. width: D.
+    model. width: D. features: those whose directions are added; their changes are layer edits of the request, beside
+    the plan.
     """
 
     parts: tuple[InjectedDirection, ...]
@@ -77,6 +83,7 @@ class SteeringPlan:
     clamps: ClampPlan | None
     labels: tuple[str, ...]
     width: int
+    features: tuple[FeatureSteering, ...] = ()
 
     def tables(self, written: int, n_layers: int) -> tuple[np.ndarray, np.ndarray]:
         """What is added after each layer once `written` tokens are committed, at masked and at prompt positions.
@@ -101,27 +108,35 @@ class SteeringPlan:
         return any(part.where == "prompt" for part in self.parts)
 
 
-ResolvedSteering = SteeringConfig | Sequence[SteeringConfig] | SteeringPlan
+Resolved = SteeringConfig | FeatureSteering  # what a rule becomes
+ResolvedSteering = Resolved | Sequence[Resolved] | SteeringPlan
 
 
 def prepare_steering(
     params: Params,
     steering: ResolvedSteering | None,
     *,
-    config: ModelConfig,
+    config: BackboneConfig,
     compute: Compute,
 ) -> SteeringPlan:
     """The plan for this model; a `SteeringPlan` is returned as it is.
 
-    Raises `UserError` where the model does not have the concepts or the layer, or where clamps contradict each other.
+    A model without concepts takes `FeatureSteering` only. Raises `UserError` where the model does not have the concepts
+    or the layer, or where clamps contradict each other.
     """
     if isinstance(steering, SteeringPlan):
         return steering
-    configs = () if steering is None else (steering,) if isinstance(steering, SteeringConfig) else tuple(steering)
+    resolved = () if steering is None else (steering,) if isinstance(steering, Resolved) else tuple(steering)
+    configs = [one for one in resolved if isinstance(one, SteeringConfig)]
+    features = tuple(one for one in resolved if isinstance(one, FeatureSteering))
+    for feature in features:
+        feature.check(config)
     parts: list[InjectedDirection] = []
     labels: list[str] = []
     suppression = jnp.zeros(config.vocab_size)
     for one in configs:
+        if not isinstance(config, ModelConfig):
+            raise UserError(NO_CONCEPTS, "steering")
         one.check(config)
         if one.injects:
             parts.append(_injection(params, one, config, compute))
@@ -129,7 +144,7 @@ def prepare_steering(
             suppression = suppression + _suppression(params, one.relu_logit_mask, one.head, config, compute)
         if one.injects or one.clamps or any((one.relu_logit_mask or {}).values()):
             labels.append(one.describe())
-    return SteeringPlan(tuple(parts), suppression, merge_clamps(configs), tuple(labels), config.n_embd)
+    return SteeringPlan(tuple(parts), suppression, merge_clamps(configs), tuple(labels), config.width, features)
 
 
 def _direction(params: Params, one: SteeringConfig, config: ModelConfig, compute: Compute) -> tuple[jax.Array, float]:

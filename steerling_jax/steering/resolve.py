@@ -1,4 +1,5 @@
-"""Steering rules to `SteeringConfig`s: the concepts that they name are looked up in the model's catalogue.
+"""Steering rules to `SteeringConfig`s and `FeatureSteering`s: the concepts and features that they name are looked up in
+the model's catalogue.
 
 Source of the presets: `SteeringConfig.injection` and `.injection_relu` of the published package; differences are
 described where they are made.
@@ -11,23 +12,24 @@ from collections.abc import Sequence
 from typing import Any
 
 from steerling_jax.bundle import Bundle
-from steerling_jax.concepts.catalogue import HEADS, Catalogue, Head
+from steerling_jax.concepts.catalogue import KINDS, Catalogue, Head
 from steerling_jax.errors import UserError, require
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.steering.config import SteeringConfig
-from steerling_jax.steering.plan import SteeringPlan, merge_clamps, prepare_steering
+from steerling_jax.steering.feature_rules import feature_steering, names_feature
+from steerling_jax.steering.plan import Resolved, SteeringPlan, merge_clamps, prepare_steering
 from steerling_jax.steering.response import DEFAULT_STRENGTH, response_steering
 from steerling_jax.steering.rules import ResponseRule, Rule, SteeringRule, check_strength
 from steerling_jax.steering.strengths import PRESET_STRENGTHS, default_strength
 
 # How callers steer: by configurations, by rules with names of concepts (`sj.amplify`), or by a finished plan.
-Steering = SteeringConfig | Rule | Sequence[SteeringConfig | Rule] | SteeringPlan
+Steering = Resolved | Rule | Sequence[Resolved | Rule] | SteeringPlan
 
 _PRESET_SUPPRESSION = 20.0  # of the promoted tokens' logits, at the preset's strength of 7
 
 
-def resolve_rules(rules: Sequence[Rule], bundle: Bundle) -> tuple[SteeringConfig, ...]:
-    """One `SteeringConfig` a rule, in their order.
+def resolve_rules(rules: Sequence[Rule], bundle: Bundle) -> tuple[Resolved, ...]:
+    """One `SteeringConfig`, or of a feature `FeatureSteering`, a rule, in their order.
 
     Raises `UserError` for names that the model's catalogue does not have, for rules that contradict each other, for
     clamps that would change nothing, and where the model has no concepts.
@@ -35,20 +37,28 @@ def resolve_rules(rules: Sequence[Rule], bundle: Bundle) -> tuple[SteeringConfig
     if not rules:
         return ()
     config = bundle.config
-    require(config.concept is not None, "Steering needs a model with known concepts; this one has none.")
+    if bundle.features is None:
+        require(config.concept is not None, "Steering needs a model with known concepts; this one has none.")
     actions: dict[tuple[str | int, ...], SteeringRule] = {}
-    configs = [
+    resolved = [
         response_steering(bundle, rule.response, DEFAULT_STRENGTH if rule.strength is None else rule.strength)
         if isinstance(rule, ResponseRule)
         else _resolve(rule, bundle, actions)
         for rule in rules
     ]
-    _check_clamps([rule for rule in rules if isinstance(rule, SteeringRule) and rule.action == "clamp"], config)
-    merge_clamps(configs)  # raises where clamps contradict each other
-    return tuple(configs)
+    clamps = [rule for rule in rules if isinstance(rule, SteeringRule) and rule.action == "clamp"]
+    if clamps:
+        _check_clamps(clamps, config)
+    merge_clamps(configs_of(resolved))  # raises where clamps contradict each other
+    return tuple(resolved)
 
 
-def resolve_steering(bundle: Bundle, steering: Steering | None) -> tuple[SteeringConfig, ...]:
+def configs_of(resolved: Sequence[Resolved]) -> list[SteeringConfig]:
+    """The steering by concepts among all."""
+    return [one for one in resolved if isinstance(one, SteeringConfig)]
+
+
+def resolve_steering(bundle: Bundle, steering: Steering | None) -> tuple[Resolved, ...]:
     """The configurations of a steering, with its rules resolved. Raises `UserError` as `resolve_rules` does, for values
     that are no steering, and for a plan, from which no configuration can be read."""
     if isinstance(steering, SteeringPlan):
@@ -56,29 +66,36 @@ def resolve_steering(bundle: Bundle, steering: Steering | None) -> tuple[Steerin
     parts = () if steering is None else steering if isinstance(steering, Sequence) else (steering,)
     for one in parts:
         require(
-            isinstance(one, SteeringConfig | Rule),
+            isinstance(one, Resolved | Rule),
             f"steering contains {one!r}; give a SteeringConfig, or a rule such as sj.amplify('Threads').",
             "steering",
         )
-    rules = iter(resolve_rules([one for one in parts if not isinstance(one, SteeringConfig)], bundle))
-    return tuple(one if isinstance(one, SteeringConfig) else next(rules) for one in parts)
+    rules = iter(resolve_rules([one for one in parts if not isinstance(one, Resolved)], bundle))
+    return tuple(one if isinstance(one, Resolved) else next(rules) for one in parts)
 
 
 def plan_steering(bundle: Bundle, steering: Steering | None) -> SteeringPlan:
     """The plan for this model; a `SteeringPlan` is returned as it is. Raises `UserError` for what the model lacks."""
     if isinstance(steering, SteeringPlan):
         return steering
-    configs = resolve_steering(bundle, steering)
-    return prepare_steering(bundle.params, configs, config=bundle.config, compute=bundle.compute)
+    resolved = resolve_steering(bundle, steering)
+    return prepare_steering(bundle.params, resolved, config=bundle.config, compute=bundle.compute)
 
 
-def _resolve(rule: SteeringRule, bundle: Bundle, actions: dict[tuple[str | int, ...], SteeringRule]) -> SteeringConfig:
-    """One rule's configuration. actions: the first rule that amplifies or suppresses each set of concepts, a head and
-    its ids; updated."""
+def _resolve(rule: SteeringRule, bundle: Bundle, actions: dict[tuple[str | int, ...], SteeringRule]) -> Resolved:
+    """One rule's steering. actions: the first rule that amplifies or suppresses each set of concepts, a head and its
+    ids; updated."""
     catalogue, config = bundle.concepts, bundle.config
+    if rule.action != "clamp" and any(catalogue.has_name(rule.option, head) for head in KINDS):
+        rule = dataclasses.replace(rule, concept=rule.option, strength=None)
+    if names_feature(rule, catalogue):
+        return feature_steering(rule, bundle)
+    require(
+        rule.where in ("masks", "prompt"),
+        f"{rule.origin or 'A rule'}: where is {rule.where!r}, which is for features; give 'masks' or 'prompt'.",
+        "where",
+    )
     if rule.action != "clamp":
-        if any(catalogue.has_name(rule.option, head) for head in HEADS):
-            rule = dataclasses.replace(rule, concept=rule.option, strength=None)
         rule = _with_head(rule, catalogue)
     try:
         focal, group = _concept_ids(rule, catalogue)
@@ -115,11 +132,12 @@ def _with_head(rule: SteeringRule, catalogue: Catalogue) -> SteeringRule:
     """
     if rule.concepts is not None:
         located = [(*catalogue.locate(name), weight) for name, weight in rule.concepts.items()]
-        heads = {head for head, _, _ in located}
+        heads = {head for head, _, _ in located if head != "feature"}
         rule = dataclasses.replace(rule, concepts={name: weight for _, name, weight in located})
     else:
         head, name = catalogue.locate(rule.concept)
-        heads, rule = {head}, dataclasses.replace(rule, concept=name)
+        heads = {head} - {"feature"}
+        rule = dataclasses.replace(rule, concept=name)
     return dataclasses.replace(rule, head=heads.pop() if len(heads) == 1 and rule.head == "known" else rule.head)
 
 

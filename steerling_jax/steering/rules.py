@@ -19,7 +19,10 @@ from steerling_jax.steering.composition import Composable
 from steerling_jax.steering.config import MAX_STRENGTH
 
 Action = Literal["amplify", "suppress", "clamp"]
+Where = Literal["masks", "prompt", "all", "generated"]  # the last two for features
 ACTIONS: tuple[Action, ...] = get_args(Action)
+Positions = Literal["all", "generated"]  # where a feature is added: everywhere, or after the prompt
+POSITIONS: tuple[Positions, ...] = get_args(Positions)
 EPSILONS = ("published", "frozen")
 
 _TARGETS = ("concept", "group")
@@ -39,7 +42,10 @@ class SteeringRule(Composable):
 
     None means the action's default. Fields of amplify and suppress: strength; layer, the first one that is injected;
     tokens, after how many committed tokens the injection ends ("all": never); raw, whether the strength is a length
-    instead of logits; where, at "masks" or at the "prompt". words (suppress): how strongly the tokens that the concept
+    instead of logits; where, at "masks" or at the "prompt" (a feature: at "all" positions, which is its default, or at
+    "generated" ones). A rule that names a feature of an autoencoder, such as "feature:12", adds its direction to the
+    block that the autoencoder reads; its strength is a multiple of the feature's largest latent, or with raw the factor
+    of the direction. words (suppress): how strongly the tokens that the concept
     promotes are suppressed. head: of the concepts; a rule that amplifies or suppresses also finds the name of a
     discovered concept, and "discovered:12", under "known". Fields of clamp: value, the activation; at, the half-open
     range of positions, counted from the first token after the prompt; epsilon, see `SteeringConfig`. origin: the file
@@ -58,7 +64,7 @@ class SteeringRule(Composable):
     layer: int | None = None
     tokens: int | Literal["all"] | None = None
     raw: bool | None = None
-    where: Literal["masks", "prompt"] = "masks"
+    where: Where = "masks"
     words: float | None = None
     value: float | None = None
     head: Head = "known"
@@ -203,7 +209,7 @@ _VALIDATORS: dict[str, Callable[[Any, str, str], Any]] = {
     "layer": _integer(0),
     "tokens": _tokens,
     "raw": _one_of(False, True),
-    "where": _one_of("masks", "prompt"),
+    "where": _one_of(*get_args(Where)),
     "words": _strength,
     "value": check_activation,
     "head": _one_of(*HEADS),

@@ -13,7 +13,7 @@ WIDTH, LATENTS = 12, 96
 
 
 def make_autoencoder(
-    settings: Settings, *, threshold: float | None = None, skip: bool = False, size: int = LATENTS
+    settings: Settings, *, threshold: float | None = None, skip: bool = False, size: int = LATENTS, width: int = WIDTH
 ) -> Autoencoder:
     """Random weights; thresholds scatter about `threshold`."""
     rng = np.random.default_rng(0)
@@ -22,12 +22,12 @@ def make_autoencoder(
         return jnp.asarray(rng.normal(0, scale, shape), jnp.float32)
 
     weights = Weights(
-        W_enc=normal(WIDTH, size),
-        W_dec=normal(size, WIDTH),
+        W_enc=normal(width, size),
+        W_dec=normal(size, width),
         b_enc=normal(size),
-        b_dec=normal(WIDTH),
+        b_dec=normal(width),
         threshold=None if threshold is None else threshold + 0.1 * normal(size),
-        W_skip=normal(WIDTH, WIDTH) if skip else None,
+        W_skip=normal(width, width) if skip else None,
         settings=settings,
     )
     return Autoencoder(weights, layer=1, name="tiny")

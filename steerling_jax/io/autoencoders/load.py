@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import re
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from steerling_jax.autoencoders.autoencoder import Autoencoder
 from steerling_jax.errors import UserError, require
 from steerling_jax.io import hub
 from steerling_jax.io.autoencoders.readers import FORMATS, Request
+from steerling_jax.io.catalogue import features_file, read_features
 
 _DEPTH = 4  # folders below the given one in which files are looked for
 _SHOWN = 4
@@ -24,7 +26,8 @@ def load_autoencoder(
     Args:
         path: its file of arrays, its folder, or a folder with those of several layers; or a Hub id, `owner/name` or
             `owner/name/path`, of which the files of one autoencoder are downloaded through `huggingface_hub` and its
-            cache. A file or folder takes precedence.
+            cache. A file or folder takes precedence. What `features.json` beside the arrays says of single features
+            (`layerN.features.json` for Qwen-Scope) is in `.features`.
         format: "qwen-scope", "saelens", "sparsify", "dictionary-learning", "gemma-scope" or "gemma-scope-2"; None
             recognises it by the names of the files.
         k: latents kept of each row, where no file says it (Qwen-Scope) or instead of what it says.
@@ -41,20 +44,29 @@ def load_autoencoder(
     if place.is_file():
         name = format or _format_of(place.name, [other.name for other in place.parent.iterdir()])
         require(name is not None, f"{place} is in no format of autoencoders that is known by its name; give format=.")
-        return FORMATS[str(name)].read(Request(place, k, layer))
+        return _read(str(name), Request(place, k, layer))
     if place.is_dir():
         file, name = _choose(_files(place), str(path), format, layer)
-        return FORMATS[name].read(Request(place / file, k, layer))
+        return _read(name, Request(place / file, k, layer))
     hub_id = hub.hub_path(str(path))
     if hub_id is None:
         raise UserError(f"There is no file or folder {path}; give an autoencoder's, or a Hub id.")
     repo, under = hub_id
     # Only the files of the chosen one are downloaded: a repository may have one for each of 30 layers.
-    file, name = _choose(hub.list_files(repo), str(path), format, layer, under)
-    config = FORMATS[name].config
-    if config is not None:
-        hub.download(repo, str(PurePosixPath(file).with_name(config)))
-    return FORMATS[name].read(Request(hub.download(repo, file), k, layer))
+    files = hub.list_files(repo)
+    file, name = _choose(files, str(path), format, layer, under)
+    for other in (FORMATS[name].config, features_file(Path(file)).name):
+        if other is not None and (beside := str(PurePosixPath(file).with_name(other))) in files:
+            hub.download(repo, beside)
+    return _read(name, Request(hub.download(repo, file), k, layer))
+
+
+def _read(format: str, request: Request) -> Autoencoder:
+    """The autoencoder, with what a file beside it says of its features."""
+    autoencoder, about = FORMATS[format].read(request), features_file(request.file)
+    if not about.is_file():
+        return autoencoder
+    return dataclasses.replace(autoencoder, features=read_features(about, autoencoder.n_latents))
 
 
 def _choose(

@@ -21,12 +21,15 @@ from steerling_jax.io.atomic import atomic_path
 from steerling_jax.io.autoencoders import tables
 from steerling_jax.io.autoencoders.readers import DICTIONARIES, FORMATS
 from steerling_jax.io.autoencoders.torch_file import write_torch_file
+from steerling_jax.io.catalogue import features_file, write_entries
 from steerling_jax.io.json_files import write_model_json
 from steerling_jax.io.weights.safetensors_format import TensorToWrite, write_file
 
 
 def save_autoencoder(autoencoder: Autoencoder, folder: str | Path, *, format: str) -> None:
     """Writes an autoencoder as the library of `format` does, replacing an existing folder once it is complete.
+
+    What is known of its features goes into `features.json` beside it.
 
     Args:
         autoencoder: what to write, in float32.
@@ -52,6 +55,9 @@ def save_autoencoder(autoencoder: Autoencoder, folder: str | Path, *, format: st
             write_file(scratch / FORMATS[format].arrays, arrays)
         if FORMATS[format].config is not None:
             write_model_json(scratch / str(FORMATS[format].config), config)
+        if autoencoder.features:
+            arrays_file = FORMATS[format].arrays.replace("*", f"layer{autoencoder.layer}")
+            write_entries(features_file(scratch / arrays_file), autoencoder.features)
 
 
 Contents = tuple[dict[str, np.ndarray], Mapping[str, Any]]

@@ -1,0 +1,22 @@
+"""Whether an autoencoder can read the hidden states of a model."""
+
+from __future__ import annotations
+
+from steerling_jax.autoencoders.autoencoder import Autoencoder
+from steerling_jax.bundle import Bundle
+from steerling_jax.errors import UserError
+
+
+def check_fits(autoencoder: Autoencoder, bundle: Bundle) -> None:
+    """Raises `UserError` for an autoencoder that reads rows of another width, or a block that the model lacks."""
+    backbone = bundle.backbone
+    if autoencoder.width != backbone.width:
+        raise UserError(
+            f"{autoencoder.name} reads rows of width {autoencoder.width}, but those of {bundle.name} have "
+            f"{backbone.width}; give an autoencoder of this model."
+        )
+    if autoencoder.layer is not None and autoencoder.layer >= backbone.n_layers:
+        raise UserError(
+            f"{autoencoder.name} reads block {autoencoder.layer}, but the blocks of {bundle.name} are 0 to "
+            f"{backbone.n_layers - 1}; give an autoencoder of this model."
+        )
