@@ -30,13 +30,6 @@ NEED_FILES = (
     "feature_contributions",
     "with_features",
 )
-    "Autoencoder",
-    "load_autoencoder",
-    "feature_edit",
-    "attach_bottleneck",
-    "feature_contributions",
-    "with_features",
-)
 FENCED = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 # Folders of the repository: a path that begins with one must exist, others are the reader's own files.
 FOLDERS = r"attribution|benchmarks|configs|docs|infer|steerling_jax|tests|tpu_scripts|train|\.ci"
