@@ -22,10 +22,9 @@ from steerling_jax.corpus.reader import Corpus
 from steerling_jax.explain.chunk_texts import ChunkTexts
 from steerling_jax.explain.naming.activations import chunk_means, sample_chunks
 from steerling_jax.explain.naming.selection import propose_names, score_names
-from steerling_jax.explain.naming.units import name_units
+from steerling_jax.explain.naming.units import name_units, readable
 from steerling_jax.explain.promoted_tokens import promoted_pieces
 from steerling_jax.progress import Progress, no_progress
-from steerling_jax.tokenizer import IdsOnlyTokenizer
 
 EXAMPLE_CHARACTERS = 120
 _PROMPT_TEXTS = 6  # strongest texts that a labelling command reads
@@ -113,8 +112,10 @@ def _name_batch(
             progress=progress,
             stage=f"reading the {split} split",
         )
-        halves.append(([_readable(texts, texts.text(number)) for number in numbers.tolist()], means))
-    promoted = [[_readable(texts, token) for token in row] for row in promoted_pieces(bundle, ids, _PROMOTED, head)]
+        halves.append(([readable(texts.tokenizer, texts.text(number)) for number in numbers.tolist()], means))
+    promoted = [
+        [readable(texts.tokenizer, token) for token in row] for row in promoted_pieces(bundle, ids, _PROMOTED, head)
+    ]
     (chosen_on, means), scored_on = halves
     vocabulary, proposals = propose_names((chosen_on, means), scored_on, promoted, progress)
     strongest = np.argsort(-means, axis=0, kind="stable")[:_PROMPT_TEXTS].T
@@ -147,12 +148,6 @@ def _name_batch(
         )
         named.append(NamedConcept(entry, proposal.quality, labels[j], qualities[j]))
     return named
-
-
-def _readable(texts: ChunkTexts, text: str) -> str:
-    """The text, or with a tokenizer that has no text the ids as words, which the units would else take for numbers."""
-    is_ids = isinstance(texts.tokenizer, IdsOnlyTokenizer)
-    return " ".join(f"id{word}" for word in text.split()) if is_ids else text
 
 
 def _reaches(quality: NameQuality | None, threshold: float) -> bool:

@@ -1,4 +1,4 @@
-"""Features of an autoencoder on texts: which tell two sets of texts apart, and what one of them is about.
+"""Features of an autoencoder on texts: their latents, and which tell two sets of texts apart.
 
 Rows of extreme norm are left out (a model's first position may have a norm a hundred times that of others): they would
 own the strongest passages of many features.
@@ -28,7 +28,6 @@ from steerling_jax.models.output_projection import output_projection
 from steerling_jax.progress import Progress, no_progress
 
 _NORM_LIMIT = 6.0  # times the median norm of the text's rows
-_AROUND = 12  # tokens before and after the strongest one that a passage shows
 _LONGEST = 512  # tokens of a text that are read together; longer texts are read in parts
 
 
@@ -55,17 +54,23 @@ def text_latents(
         ids = np.asarray([*plain.tokenizer.prefix, *plain.tokenizer.encode(text)], np.int32)
         require(len(ids) > 0, f"Text {number + 1} is empty; remove it.", "texts")
         for start in range(0, len(ids), longest):
-            tokens = encode(plain, ids[start : start + longest].tolist(), "texts")
-            size = min(longest, max(16, 1 << (len(tokens) - 1).bit_length()))
-            padded = jnp.asarray(np.pad(tokens, (0, size - len(tokens))))[None]
-            rows = _rows(plain.params, padded, jnp.asarray([len(tokens)]), backbone=plain.backbone,
-                         layer=autoencoder.layer)  # fmt: skip
-            rows = np.asarray(rows)[0, : len(tokens)]
-            norms = np.linalg.norm(rows, axis=1)
-            values, indices = (np.asarray(a) for a in autoencoder.encode(rows))
-            within = norms <= _NORM_LIMIT * np.median(norms)
-            yield TextLatents(number, tokens, values * within[:, None], indices)
+            yield latents_of(plain, autoencoder, ids[start : start + longest], number)
     progress("reading texts", len(texts), len(texts))
+
+
+def latents_of(bundle: Bundle, autoencoder: Autoencoder, ids: np.ndarray, number: int = 0) -> TextLatents:
+    """The latents of token ids (T,) that are read together, without the model's bottleneck if it has one."""
+    plain = detach_bottleneck(bundle)
+    longest = min(_LONGEST, bundle.config.context_length)
+    tokens = encode(plain, ids.tolist(), "texts")
+    size = max(len(tokens), min(longest, max(16, 1 << (len(tokens) - 1).bit_length())))
+    padded = jnp.asarray(np.pad(tokens, (0, size - len(tokens))))[None]
+    rows = _rows(plain.params, padded, jnp.asarray([len(tokens)]), backbone=plain.backbone, layer=autoencoder.layer)
+    rows = np.asarray(rows)[0, : len(tokens)]
+    norms = np.linalg.norm(rows, axis=1)
+    values, indices = (np.asarray(a) for a in autoencoder.encode(rows))
+    within = norms <= _NORM_LIMIT * np.median(norms)
+    return TextLatents(number, tokens, values * within[:, None], indices)
 
 
 @partial(jax.jit, static_argnames=("backbone", "layer"))
@@ -139,84 +144,6 @@ def contrast_features(
         strongest[:split].mean(axis=0)[order],
         tuple(map(tuple, promoted)),
     )
-
-
-class Passage(NamedTuple):
-    """A place where a feature is strong: the number of its text, the latent, and the tokens around the strongest one
-    as (text, latent), with the place of the strongest."""
-
-    text: int
-    value: float
-    pieces: tuple[tuple[str, float], ...]
-    at: int
-
-
-@dataclass(frozen=True)
-class FeaturePage:
-    """What a feature is about, on some texts.
-
-    density: the share of the tokens at which it is kept. mean, largest: of its latent, where kept. promoted,
-    suppressed: the tokens whose logits its direction raises and lowers most. passages: its strongest ones, at most one
-    of a text.
-    """
-
-    feature: int
-    density: float
-    mean: float
-    largest: float
-    promoted: tuple[str, ...]
-    suppressed: tuple[str, ...]
-    passages: tuple[Passage, ...]
-
-
-def feature_pages(
-    bundle: Bundle,
-    autoencoder: Autoencoder,
-    features: Sequence[int],
-    texts: Sequence[str],
-    *,
-    passages: int = 5,
-    words: int = 10,
-    progress: Progress = no_progress,
-) -> list[FeaturePage]:
-    """A page for each of the features. Raises `UserError` for a feature that does not exist, and without texts."""
-    require(len(texts) > 0, "There are no texts; give some in which features may be strong.", "texts")
-    promoted = promoted_tokens_of(bundle, autoencoder, features, words)
-    suppressed = promoted_tokens_of(bundle, autoencoder, features, words, least=True)
-    tokens = 0
-    sums = np.zeros((len(features), 2))
-    best: list[dict[int, Passage]] = [{} for _ in features]
-    for part in text_latents(bundle, autoencoder, texts, progress):
-        tokens += len(part.tokens)
-        for place, feature in enumerate(features):
-            latents = np.where(part.indices == feature, part.values, 0.0).sum(axis=1)
-            sums[place] += latents.sum(), (latents > 0).sum()
-            at = int(latents.argmax())
-            before = best[place].get(part.text)
-            if latents[at] > 0 and (before is None or before.value < latents[at]):
-                best[place][part.text] = _passage(bundle, part, latents, at)
-    pages = []
-    for place, feature in enumerate(features):
-        found = sorted(best[place].values(), key=lambda passage: -passage.value)
-        pages.append(
-            FeaturePage(
-                feature=int(feature),
-                density=float(sums[place, 1] / tokens),
-                mean=float(sums[place, 0] / max(1.0, sums[place, 1])),
-                largest=found[0].value if found else 0.0,
-                promoted=tuple(promoted[place]),
-                suppressed=tuple(suppressed[place]),
-                passages=tuple(found[:passages]),
-            )
-        )
-    return pages
-
-
-def _passage(bundle: Bundle, part: TextLatents, latents: np.ndarray, at: int) -> Passage:
-    first, last = max(0, at - _AROUND), at + _AROUND + 1
-    around = zip(part.tokens[first:last].tolist(), latents[first:last].tolist(), strict=True)
-    pieces = tuple((bundle.tokenizer.piece(token), float(value)) for token, value in around)
-    return Passage(part.text, float(latents[at]), pieces, at - first)
 
 
 _FEATURES = 16  # features whose logits (16, V) are in memory together

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from steerling_jax.decoding.request_edits import place_edits
 from steerling_jax.decoding.window import edits_of_canvases
-from steerling_jax.models.backbone import Params
+from steerling_jax.models.backbone import Params, PassResult
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.decoder.backbone import decoder_backbone
 from steerling_jax.models.decoder.config import DecoderConfig
@@ -75,6 +75,8 @@ def _paths(
 ) -> _Paths:
     """The paths of the cases with the indices `which` (B,)."""
     canvases, positions, tokens, target = jax.tree.map(lambda leaf: leaf[which], cases[:4])
+    layer = getattr(target, "layer", None)
+    capture = () if layer is None else (layer,)
     if not isinstance(config, ModelConfig):
         backbone = decoder_backbone(config, compute)
         full = backbone.embed(params, canvases).astype(jnp.float32)
@@ -83,7 +85,7 @@ def _paths(
         placed = place_edits(cases.edits, generated)
 
         def causal_value(x: jax.Array) -> jax.Array:
-            hidden = backbone.run(params, x.astype(compute.dtype), edits=placed).hidden
+            hidden = _read(backbone.run(params, x.astype(compute.dtype), edits=placed, capture=capture), capture)
             rows = hidden[jnp.arange(len(which)), positions - 1].astype(jnp.float32)
             return target.value(params, rows, tokens, config, compute)
 
@@ -94,7 +96,10 @@ def _paths(
 
     def hidden_rows(x: jax.Array, canvases: jax.Array) -> jax.Array:
         edits = edits_of_canvases(canvases, cases.prompt, cases.mask_id, cases.at_masks, cases.at_prompt, cases.edits)
-        hidden = run_backbone(params, x.astype(compute.dtype), config=config, compute=compute, edits=edits).hidden
+        result = run_backbone(
+            params, x.astype(compute.dtype), config=config, compute=compute, edits=edits, capture=capture
+        )
+        hidden = _read(result, capture)
         rows = hidden[jnp.arange(len(which)), positions]
         strict = config.concept is not None and config.concept.is_strict and target.guided
         if cases.clamps is not None or strict:
@@ -112,6 +117,11 @@ def _paths(
         return target.value(params, rows, tokens, config, compute)
 
     return _Paths(base, full - base, value)
+
+
+def _read(result: PassResult, capture: tuple[int, ...]) -> jax.Array:
+    """The states that a target reads: the output of the captured block, else those after the final norm."""
+    return result.captured[capture[0]] if capture else result.hidden
 
 
 @partial(jax.jit, static_argnames=("config", "compute", "guided", "kind"))

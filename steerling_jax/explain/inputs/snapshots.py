@@ -134,7 +134,7 @@ class SnapshotPasses:
             canvases,
             np.asarray([case.position for case in cases], np.int32),
             np.asarray([case.token for case in cases], np.int32),
-            jax.tree.map(lambda *leaves: np.asarray(leaves, np.int32), *(case.target for case in cases)),
+            jax.tree.map(lambda *leaves: _stacked(leaves), *(case.target for case in cases)),
             np.int32(self.trace.mask_id),
             np.int32(self.trace.prompt_length),
             at_masks,
@@ -164,6 +164,12 @@ def mean_embedding(params: Params, *, backbone: Backbone) -> jax.Array:
     """The mean of all tokens' embeddings, (D,) float32: the baseline of models without a mask."""
     ids = jnp.arange(backbone.vocab_size, dtype=jnp.int32)
     return jnp.mean(backbone.embed(params, ids[None]).astype(jnp.float32), axis=(0, 1))
+
+
+def _stacked(leaves: Sequence[Any]) -> np.ndarray:
+    """The same leaf of all targets, an id or float32 numbers, one after the other."""
+    array = np.asarray(leaves)
+    return array.astype(np.float32 if np.issubdtype(array.dtype, np.floating) else np.int32)
 
 
 def _index_of(tables: tuple[np.ndarray, np.ndarray], distinct: list[tuple[np.ndarray, np.ndarray]]) -> int:

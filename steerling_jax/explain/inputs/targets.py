@@ -32,7 +32,8 @@ class AttributionTarget(Protocol):
     """A scalar function of one hidden row.
 
     guided: whether, in text generated with guidance, the target reads the combination of both branches, as the logits
-    do (True), or the conditional branch alone (False).
+    do (True), or the conditional branch alone (False). A target with a field `layer` reads the output of that block,
+    counted from 0, in place of the row after the final norm; None means the latter.
     """
 
     guided: ClassVar[bool]

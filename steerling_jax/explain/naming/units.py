@@ -18,6 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
+from steerling_jax.tokenizer import IdsOnlyTokenizer, Tokenizer
+
 LINE, BLANK, INDENT, NUMBER = (
     "line break",
     "blank line",
@@ -55,6 +57,12 @@ def text_units(text: str) -> list[tuple[str, str]]:
             layout = [LINE, *([BLANK] if spelled.count("\n") > 1 else []), *([INDENT] if spelled[-1] in " \t" else [])]
             units += [(f"<{name}>", name) for name in layout]
     return units
+
+
+def readable(tokenizer: Tokenizer, text: str) -> str:
+    """The text, or with a tokenizer that has no text the ids as words, which units would else take for numbers."""
+    is_ids = isinstance(tokenizer, IdsOnlyTokenizer)
+    return " ".join(f"id{word}" for word in text.split()) if is_ids else text
 
 
 def name_units(name: str) -> list[str]:

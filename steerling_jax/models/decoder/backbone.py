@@ -22,7 +22,7 @@ from steerling_jax.models.decoder.deltanet import empty_state
 from steerling_jax.models.decoder.layers import RMSNorm
 from steerling_jax.models.decoder.scan import scan_periods
 from steerling_jax.models.edits import LayerEdit, apply_edits
-from steerling_jax.models.layers import output_logits
+from steerling_jax.models.layers import last_axis, output_logits
 from steerling_jax.parallel.lookup import look_up
 from steerling_jax.parallel.mesh import constrain, current_mesh
 
@@ -88,6 +88,13 @@ def _run_periods(
         return constrain(_run_block(params, x, context, None, Block(config, compute, place))[0], POSITIONS)
 
     return scan_periods(layers, x, config.period, run_layer)
+
+
+def final_norm_gain(params: Params, x: jax.Array, config: DecoderConfig) -> jax.Array:
+    """What the final norm multiplies the last block's output x (…, D) by, (…, D) float32: weight / rms(x)."""
+    wide, weight = x.astype(jnp.float32), params["norm"]["weight"].astype(jnp.float32)
+    scale = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + config.rms_norm_eps)
+    return scale * last_axis(1 + weight if config.zero_centred_norms else weight, x.ndim)
 
 
 def _run_block(params: Params, x: jax.Array, context: Any, cached: Any, block: Block) -> tuple[jax.Array, Any]:

@@ -1,0 +1,1 @@
+"""What `steerling features` reads and shows."""
