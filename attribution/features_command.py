@@ -86,7 +86,7 @@ def _use(args: argparse.Namespace) -> Any:
     requested = [use for use, given in uses.items() if given]
     if len(requested) != 1:
         raise UserError(
-            "Give one of TEXT, --feature, --like, --catalogue (with --text or --corpus), and --positive with --negative."
+            "Give one of TEXT, --feature, --like and --catalogue with --text or --corpus, --positive with --negative."
         )
     (use,) = requested
     for given, missing, name in (

@@ -83,8 +83,8 @@ def test_other_blocks_and_kinds_are_refused(bundle: sj.Bundle, autoencoder: sj.A
     with pytest.raises(sj.UserError, match="is a diffusion model"):
         explain_activation(steerling, one, 3, [1, 2, 3])
     wide = make_autoencoder(Settings("topk", 4))
+    trace = sj.given_trace(bundle, [1, 2], [3])
     with pytest.raises(sj.UserError, match="reads rows of width 12, but the model's is"):
-        trace = sj.given_trace(bundle, [1, 2], [3])
         sj.attribute_inputs(bundle, trace, target=feature_activation(wide, 3))
 
 
@@ -115,20 +115,29 @@ def test_in_a_diffusion_model_the_row_is_that_of_the_committed_position(golden: 
     np.testing.assert_allclose(result.path_logits[0], expected, rtol=1e-3, atol=1e-3)
 
 
-def test_the_command_shows_both(ids: list[int], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    text = " ".join(map(str, ids))
-    line = ["features", text, "--model", str(MODEL), "--autoencoder", str(AUTOENCODER), "--k", "10"]
-    last = ["--layer", "1"]
-    assert main([*line, *last, "--json"]) == 0
+def test_the_command_shows_both(
+    autoencoder: sj.Autoencoder, ids: list[int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    last = tmp_path / "L0_10"
+    sj.save_autoencoder(autoencoder, last, format="qwen-scope")
+    line = ["features", " ".join(map(str, ids)), "--model", str(MODEL)]
+    assert main([*line, "--autoencoder", str(last), "--json"]) == 0
     (first, *_) = json.loads(capsys.readouterr().out)["tokens"]
-    assert abs(sum(one["contribution"] for one in first["features"]) + first["bias"] + first["residual"]
-               - first["logit"]) < 1e-3  # fmt: skip
-    assert main([*line, *last]) == 0
+    total = sum(one["contribution"] for one in first["features"]) + first["bias"] + first["residual"]
+    assert total == pytest.approx(first["logit"], abs=1e-3)
+    assert main([*line, "--autoencoder", str(last)]) == 0
     assert "leaves over (residual)" in capsys.readouterr().out
-    feature = str(first["features"][0]["feature"])
-    assert main([*line, *last, "--feature", feature]) == 0
+    line += ["--autoencoder", str(AUTOENCODER), "--k", "10"]
+    assert main(line) == 2
+    assert "reads block 1, but only features of the last block, 3" in capsys.readouterr().err
+    found = np.asarray(sj.load_autoencoder(AUTOENCODER, k=10).encode(hidden_of(ids), dense=True))
+    assert main([*line, "--feature", str(int(found[2:-1].max(axis=0).argmax()))]) == 0
     assert "came from" in capsys.readouterr().out
-    assert main([*line, "--feature", feature, "--feature", "3"]) == 2
+    assert main([*line, "--feature", "2", "--feature", "3"]) == 2
     assert "TEXT takes one --feature" in capsys.readouterr().err
     assert main([*line, "--html", str(tmp_path / "x.html")]) == 2
     assert "--html is for pages" in capsys.readouterr().err
+
+
+def hidden_of(ids: list[int]) -> np.ndarray:
+    return sj.hidden_states(sj.load(MODEL, dtype="float32"), [ids], layers=[1])[1][0]
