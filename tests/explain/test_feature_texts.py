@@ -81,7 +81,7 @@ def test_a_page_has_the_strongest_passages_and_the_density(world: World):
     assert set(page.promoted).isdisjoint(page.suppressed)
     assert sum(count for _, count in page.latents) == (values > 0).sum()
     direction = np.asarray(world.autoencoder.weights.W_dec[feature])
-    direction /= np.linalg.norm(direction)
+    direction = direction / np.linalg.norm(direction)
     table = world.bundle.params.get("lm_head", world.bundle.params["embed_tokens"])
     logits = np.sort(np.asarray(table["weight"]) @ direction)
     np.testing.assert_allclose(page.promoted_logits, logits[::-1][:10], rtol=1e-4)
