@@ -21,12 +21,14 @@ from steerling_jax.models.edits import LayerEdit
 
 class Reconstruction(NamedTuple):
     """Figures of an autoencoder on rows x. output: (N, D) float32, x̂. unexplained: Σ‖x − x̂‖² / Σ‖x − mean‖². l0: mean
-    latents kept of a row. density: (S,), the share of the rows in which each latent is kept."""
+    latents kept of a row. density, largest: (S,), the share of the rows in which each latent is kept, and its largest
+    value."""
 
     output: np.ndarray
     unexplained: float
     l0: float
     density: np.ndarray
+    largest: np.ndarray
 
     @property
     def dead(self) -> float:
@@ -36,16 +38,18 @@ class Reconstruction(NamedTuple):
 
 def reconstruction(autoencoder: Autoencoder, rows: np.ndarray, batch: int = 1024) -> Reconstruction:
     """The figures of an autoencoder on rows (N, D)."""
-    counts, output = np.zeros(autoencoder.n_latents), np.empty(rows.shape, np.float32)
+    S = autoencoder.n_latents
+    counts, largest, output = np.zeros(S), np.zeros(S, np.float32), np.empty(rows.shape, np.float32)
     for start in range(0, len(rows), batch):
         part = rows[start : start + batch]
         latents = autoencoder.encode(part)
         output[start : start + batch] = autoencoder.reconstruct(part, latents)
         values, indices = (np.asarray(a) for a in latents)
-        counts += np.bincount(indices[values > 0], minlength=autoencoder.n_latents)
+        counts += np.bincount(indices[values > 0], minlength=S)
+        np.maximum.at(largest, indices.reshape(-1), values.reshape(-1))
     variance = float(((rows - rows.mean(axis=0, dtype=np.float64)) ** 2).sum())
     error = float(((output.astype(np.float64) - rows) ** 2).sum())
-    return Reconstruction(output, error / variance, float(counts.sum() / len(rows)), counts / len(rows))
+    return Reconstruction(output, error / variance, float(counts.sum() / len(rows)), counts / len(rows), largest)
 
 
 class SplicedLosses(NamedTuple):

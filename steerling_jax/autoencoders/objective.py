@@ -8,21 +8,30 @@ reconstruct what the others leave over, x − x̂, so that dead latents are trai
 The gradients are written out, and not derived by JAX: of a row's S latents only k have one, and each weight gradient is
 a sum over N · k rows of a matrix. The products that automatic differentiation would make cost S / k times as much.
 
-Legend: N rows, D width, S latents, k latents kept of each row, M dead latents offered to AuxK in a step.
+On a mesh, each device has a part of the latents and of the rows (`Share`). The k latents of a row are chosen among
+those of all devices; each device then adds to x̂ what its own latents give, and computes the gradients of its own.
+
+Legend: N rows, D width, S latents (on a mesh those of a device), k latents kept of each row.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jax import lax
+from jax.sharding import PartitionSpec
 
+from steerling_jax.autoencoders.dead_latents import auxiliary_loss
 from steerling_jax.autoencoders.encoding import decode_rows, encode_rows
-from steerling_jax.autoencoders.weights import Settings, Weights
+from steerling_jax.autoencoders.share import Share
+from steerling_jax.autoencoders.weights import TrainedWeights, Weights
+from steerling_jax.parallel.best_of_devices import best_of_devices
+from steerling_jax.parallel.mesh import current_mesh, partition_spec
 
 _GATHERED = 16  # rows whose k decoder rows are gathered at a time: more would not stay in a CPU's cache
 _DENSE = 256  # rows of one dense product on an accelerator
@@ -30,21 +39,6 @@ _TINY = 1e-12  # of a variance, so that equal rows do not divide by 0
 
 # From x̂ (N, D) to the loss of each row (N,) and its gradient by x̂ (N, D).
 OutputLoss = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
-
-
-@struct.dataclass
-class TrainedWeights:
-    """What is trained: encoder and decoder (S, D), a row for each latent; b_enc (S,); b_dec (D,). All float32."""
-
-    encoder: jax.Array
-    decoder: jax.Array
-    b_enc: jax.Array
-    b_dec: jax.Array
-
-    def weights(self, k: int) -> Weights:
-        """As the weights of an `Autoencoder` that subtracts `b_dec` from its input and keeps k latents."""
-        settings = Settings("topk", k, subtract_b_dec=True)
-        return Weights(self.encoder.T, self.decoder, self.b_enc, self.b_dec, settings=settings)
 
 
 class LossParts(NamedTuple):
@@ -65,89 +59,97 @@ def loss_and_gradients(
     dead: jax.Array,
     step: jax.Array,
     *,
+    output_loss: OutputLoss | None = None,
+    **settings: Any,
+) -> tuple[LossParts, TrainedWeights]:
+    """The parts of the loss, and the gradients of `output + aux_weight · auxiliary`; arguments as of
+    `share_of_gradients`. On a mesh, latents are sharded over `tensor` and rows over the other axes."""
+    mesh = current_mesh()
+    if mesh is None or output_loss is not None:
+        return share_of_gradients(trained, x, row_weights, dead, step, Share(), output_loss=output_loss, **settings)
+    (latents,) = partition_spec(("concepts",), trained.b_enc.shape, mesh)
+    (rows,) = partition_spec(("batch",), row_weights.shape, mesh)
+    assert latents is None or isinstance(latents, str)
+    own, whole, of_rows = PartitionSpec(latents), PartitionSpec(), PartitionSpec(rows)
+    weights = TrainedWeights(own, own, own, whole)  # pyright: ignore[reportArgumentType]
+    parts = LossParts(whole, whole, whole, own)  # pyright: ignore[reportArgumentType]
+    # The check cannot see that sums over the devices are equal on all of them.
+    mapped = jax.shard_map(
+        partial(share_of_gradients, share=Share(latents, rows), **settings),
+        mesh=mesh,
+        in_specs=(weights, of_rows, of_rows, own, whole),
+        out_specs=(parts, weights),
+        check_vma=False,
+    )
+    return mapped(trained, x, row_weights, dead, step)
+
+
+def share_of_gradients(
+    trained: TrainedWeights,
+    x: jax.Array,
+    row_weights: jax.Array,
+    dead: jax.Array,
+    step: jax.Array,
+    share: Share,
+    *,
     k: int,
     k_aux: int,
     max_dead: int,
     aux_weight: float,
     output_loss: OutputLoss | None = None,
 ) -> tuple[LossParts, TrainedWeights]:
-    """The parts of the loss, and the gradients of `output + aux_weight · auxiliary`.
+    """The parts of the loss, and the gradients of `output + aux_weight · auxiliary` by a device's latents.
 
     x: (N, D) float32. row_weights: (N,), 0 for rows that do not count, else 1. dead: (S,) bool. step: () int32, which
     decides which dead latents are offered where more than `max_dead` are dead. k_aux: dead latents kept of each row.
     output_loss: of which the mean over the rows is taken; None for the unexplained variance.
     """
-    counted = row_weights[:, None]
-    mean = jnp.sum(counted * x, axis=0) / jnp.maximum(jnp.sum(row_weights), 1.0)
-    variance = jnp.maximum(jnp.sum(counted * (x - mean[None]) ** 2), _TINY)
-    weights = trained.weights(k)
-    values, index = encode_rows(weights, x, k)
-    output = decode_rows(weights, values, index)
+    counted, count = row_weights[:, None], jnp.maximum(share.over_rows(jnp.sum(row_weights)), 1.0)
+    mean = share.over_rows(jnp.sum(counted * x, axis=0)) / count
+    variance = jnp.maximum(share.over_rows(jnp.sum(counted * (x - mean[None]) ** 2)), _TINY)
+    weights, S = trained.weights(k), trained.b_enc.shape[0]
+    values, index = _encode(weights, x, k, share)
+    mine, read, write = share.own(index, S)
+    values = values if mine is None else jnp.where(mine, values, 0.0)
+    own_part = dataclasses.replace(weights, b_dec=share.once(weights.b_dec))
+    output = share.over_latents(decode_rows(own_part, values, read))
     error = counted * (output - x)
-    S = trained.b_enc.shape[0]
-    fired = jnp.zeros(S, bool).at[index].max((values > 0) & (counted > 0))
-    unexplained = jnp.sum(error**2) / variance
+    fired = jnp.zeros(S, bool).at[write].max((values > 0) & (counted > 0))
+    fired = fired if share.rows is None else share.over_rows(fired.astype(jnp.int32)) > 0
+    unexplained = share.over_rows(jnp.sum(error**2)) / variance
     loss, to_output = unexplained, 2.0 / variance * error  # the derivative by x̂, (N, D)
     if output_loss is not None:
         by_row, to_output = output_loss(output)
-        count = jnp.maximum(jnp.sum(row_weights), 1.0)
         loss, to_output = jnp.sum(row_weights * by_row) / count, counted * to_output / count
     parts = LossParts(unexplained, jnp.zeros(()), loss, fired)
 
-    to_latents = jnp.where(values > 0, _gathered_products(trained.decoder, index, to_output), 0.0)
-    b_enc = jnp.zeros(S).at[index].add(to_latents)
+    to_latents = jnp.where(values > 0, _gathered_products(trained.decoder, read, to_output), 0.0)
+    b_enc = share.over_rows(jnp.zeros(S).at[write].add(to_latents))
     gradients = TrainedWeights(
-        encoder=_scattered_rows(index, to_latents, x - trained.b_dec[None], S),
-        decoder=_scattered_rows(index, values, to_output, S),
+        encoder=share.over_rows(_scattered_rows(write, to_latents, x - trained.b_dec[None], S)),
+        decoder=share.over_rows(_scattered_rows(write, values, to_output, S)),
         b_enc=b_enc,
         # b_dec is added to the output, and subtracted from what the encoder reads.
-        b_dec=jnp.sum(to_output, axis=0) - b_enc @ trained.encoder,
+        b_dec=share.over_rows(jnp.sum(to_output, axis=0)) - share.over_latents(b_enc @ trained.encoder),
     )
+    dead = share.all_latents(dead)
 
     def with_auxiliary() -> tuple[jax.Array, TrainedWeights]:
-        loss, extra = _auxiliary(trained, x, -error, counted, variance, dead, step, k_aux, max_dead)
+        loss, extra = auxiliary_loss(trained, x, -error, counted, variance, dead, step, k_aux, max_dead, share)
         return loss, jax.tree.map(lambda a, b: a + aux_weight * b, gradients, extra)
 
+    # `dead` of all latents is the same on all devices, so that all take the same branch and none waits for the others.
     auxiliary, gradients = lax.cond(jnp.any(dead), with_auxiliary, lambda: (jnp.zeros(()), gradients))
     return parts._replace(auxiliary=auxiliary), gradients
 
 
-def _auxiliary(
-    trained: TrainedWeights,
-    x: jax.Array,
-    target: jax.Array,
-    counted: jax.Array,
-    variance: jax.Array,
-    dead: jax.Array,
-    step: jax.Array,
-    k_aux: int,
-    max_dead: int,
-) -> tuple[jax.Array, TrainedWeights]:
-    """AuxK and its gradients. With at most `max_dead` latents a dense computation is cheap, and JAX can derive it."""
-    S = dead.shape[0]
-    # Another part of the dead ones each step, if there are more than are offered.
-    first = (step * max_dead) % S
-    offered = (jnp.nonzero(jnp.roll(dead, -first), size=max_dead, fill_value=S)[0] + first) % S
-    valid = jnp.arange(max_dead) < jnp.sum(dead)
-    rows = TrainedWeights(trained.encoder[offered], trained.decoder[offered], trained.b_enc[offered], trained.b_dec)
-    scale = jnp.minimum(jnp.sum(dead) / k_aux, 1.0)
-
-    def loss(rows: TrainedWeights) -> jax.Array:
-        pre = jax.nn.relu((x - trained.b_dec[None]) @ rows.encoder.T + rows.b_enc[None])
-        pre = jnp.where(valid[None], pre, 0.0)
-        least = lax.top_k(lax.stop_gradient(pre), min(k_aux, max_dead))[0][:, -1:]
-        output = jnp.where(pre >= least, pre, 0.0) @ rows.decoder
-        return scale * jnp.sum(counted * (output - target) ** 2) / variance
-
-    value, found = jax.value_and_grad(loss)(rows)
-    zeros = jax.tree.map(jnp.zeros_like, trained)
-    # Latents that are not valid have no gradient, so it does not matter which they are.
-    return value, TrainedWeights(
-        encoder=zeros.encoder.at[offered].add(found.encoder),
-        decoder=zeros.decoder.at[offered].add(found.decoder),
-        b_enc=zeros.b_enc.at[offered].add(found.b_enc),
-        b_dec=zeros.b_dec,
-    )
+def _encode(weights: Weights, x: jax.Array, k: int, share: Share) -> tuple[jax.Array, jax.Array]:
+    """The values and the numbers (N, k), among all latents, of the k largest of all devices."""
+    S = weights.b_enc.shape[0]
+    values, index = encode_rows(weights, x, min(k, S))
+    if share.latents is None:
+        return values, index
+    return best_of_devices(values, index + lax.axis_index(share.latents) * S, k, share.latents)
 
 
 def _gathered_products(table: jax.Array, index: jax.Array, rows: jax.Array) -> jax.Array:

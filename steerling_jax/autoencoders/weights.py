@@ -76,6 +76,21 @@ class Weights:
         return jnp.linalg.norm(self.W_dec, axis=1) if self.settings.rescale_by_decoder_norm else None
 
 
+@struct.dataclass
+class TrainedWeights:
+    """What is trained: encoder and decoder (S, D), a row for each latent; b_enc (S,); b_dec (D,). All float32."""
+
+    encoder: jax.Array
+    decoder: jax.Array
+    b_enc: jax.Array
+    b_dec: jax.Array
+
+    def weights(self, k: int) -> Weights:
+        """As the weights of an `Autoencoder` that subtracts `b_dec` from its input and keeps k latents."""
+        settings = Settings("topk", k, subtract_b_dec=True)
+        return Weights(self.encoder.T, self.decoder, self.b_enc, self.b_dec, settings=settings)
+
+
 def normalise_rows(x: jax.Array, kind: Normalisation) -> tuple[jax.Array, jax.Array, jax.Array]:
     """x (N, D) normalised, with the mean and the scale (N, 1) that undo it: `normalised · scale + mean`, up to 1e-5."""
     if kind == "none":

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
+import subprocess
+import sys
 from functools import partial
 from typing import Any
 
@@ -14,6 +18,7 @@ import pytest
 import steerling_jax as sj
 from steerling_jax.autoencoders.objective import TrainedWeights, loss_and_gradients
 from steerling_jax.autoencoders.training_step import AutoencoderRecipe, init_state, update
+from tests.worlds.paths import REPOSITORY
 
 N, D, S, K = 40, 8, 64, 5
 AUX = 1 / 32
@@ -149,3 +154,17 @@ def test_invalid_recipes(field: str, value: float):
     changes: dict[str, Any] = {"n_latents": 64, "k": 5, "steps": 1, field: value}
     with pytest.raises(sj.UserError, match=f"{field} is {value}"):
         AutoencoderRecipe(**changes)
+
+
+def test_updates_on_a_mesh_are_those_of_one_device():
+    """On eight devices, in a process of its own: latents over four of them, rows over two, with dead latents."""
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-W", "error", "-m", "tests.worlds.sharded_autoencoder"]
+    done = subprocess.run(command, env=environment, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout)
+    assert found["devices"] == 8
+    assert found["dead"] > 0.2  # otherwise AuxK was not tried
+    assert found["silent"] == 0
+    for name in ("encoder", "decoder", "b_enc", "b_dec"):
+        assert found[name] < 1e-3, found

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from steerling_jax.autoencoders.autoencoder import Autoencoder
-from steerling_jax.autoencoders.metrics import SplicedLosses, loss_with_output, reconstruction
+from steerling_jax.autoencoders.metrics import Reconstruction, SplicedLosses, loss_with_output, reconstruction
 from steerling_jax.bundle import Bundle
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.train.autoencoders.activations import capture_windows, mask_windows
 from steerling_jax.train.autoencoders.run_config import AutoencoderRun
 
-_BINS = tuple(10.0 ** np.arange(-5, 0.5, 0.5))  # of the densities' histogram; latents below the first are in it, too
+DENSITY_BINS = tuple(
+    10.0 ** np.arange(-5, 0.5, 0.5)
+)  # of the densities' histogram; latents below the first are in it, too
 _MASKS = 3  # a random stream of its own
 
 
@@ -24,11 +27,13 @@ def evaluate(
     autoencoders: dict[int, Autoencoder],
     limits: dict[int, float],
     tokens: np.ndarray,
+    on_layer: Callable[[int, Reconstruction], None] | None = None,
 ) -> dict[str, Any]:
     """Figures of each layer on the held-out tokens (n,), as JSON values by `layerN`.
 
     limits: by layer, the largest norm of a row that counts. Rows beyond it were left out of training: here, too, and
-    the model keeps them as they are where its other outputs are replaced.
+    the model keeps them as they are where its other outputs are replaced. on_layer: called with the figures of each
+    layer's latents.
     """
     size = run.windows
     count = max(size, len(tokens) // run.seq_len // size * size)
@@ -42,6 +47,8 @@ def evaluate(
         rows = np.concatenate([part[layer] for part in captured])
         within = np.linalg.norm(rows, axis=1) <= limits[layer]
         figures = reconstruction(autoencoder, rows[within])
+        if on_layer is not None:
+            on_layer(layer, figures)
         # Rows that do not count go on as they are.
         outputs = {"reconstructed": figures.output, "zero": np.zeros(1), "mean": rows[within].mean(axis=0)}
         pushes = {name: np.zeros_like(rows) for name in outputs}
@@ -56,7 +63,7 @@ def evaluate(
             "loss_recovered_against_mean": losses.recovered(losses.mean),
             "losses": losses._asdict(),
             "left_out": float(1 - within.mean()),
-            "density_histogram": np.histogram(np.maximum(figures.density, _BINS[0]), _BINS)[0].tolist(),
+            "density_histogram": np.histogram(np.maximum(figures.density, DENSITY_BINS[0]), DENSITY_BINS)[0].tolist(),
         }
     return found
 

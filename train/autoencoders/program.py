@@ -13,8 +13,10 @@ from steerling_jax.io.autoencoders.save import save_autoencoder
 from steerling_jax.io.checkpoints.parameters import RUN_FILE
 from steerling_jax.io.json_files import read_json_object, write_json
 from steerling_jax.loading import load
+from steerling_jax.parallel.sharding import make_mesh
 from steerling_jax.train.autoencoders.layers import LayersTraining
 from steerling_jax.train.autoencoders.loop import run_steps
+from steerling_jax.train.autoencoders.pictures import draw_run
 from steerling_jax.train.autoencoders.run_config import AutoencoderRun
 from steerling_jax.train.autoencoders.text_tokens import open_tokens
 from steerling_jax.train.run.display import display
@@ -28,12 +30,16 @@ def run_autoencoders(
     run: AutoencoderRun, out: Path, stop: Callable[[], bool], *, tables: bool
 ) -> tuple[dict[str, Any], bool]:
     """(result for --json, whether the run was stopped before its end)."""
-    bundle = load(run.model, dtype="float32")  # first positions may have norms beyond bfloat16's accuracy
+    mesh = None if run.mesh is None else make_mesh(run.mesh)
+    # In float32: first positions may have norms beyond bfloat16's accuracy.
+    bundle = load(run.model, dtype="float32", sharding=mesh)
     for layer in run.layers:
         if not 0 <= layer < bundle.backbone.n_layers:
             last = bundle.backbone.n_layers - 1
             raise UserError(f"layers has {layer}, but the blocks of {bundle.name} are 0 to {last}.")
     saved = read_json_object(out / RUN_FILE).get("run", {}) if (out / RUN_FILE).is_file() else None
+    if saved is not None:
+        saved = {"mesh": None, **saved}  # runs of earlier versions had one device
     check_same_run(saved, run.to_json(), out)
     with stages() as progress:
         tokens = open_tokens(run, bundle, out, progress, encoded=saved is not None)
@@ -53,6 +59,8 @@ def run_autoencoders(
                 return {**result, "step": event.step, "stopped": True}, True
             case RunFinished():
                 result |= {"step": event.step, "clock": event.clock, "export": _export(out, event.params)}
+                if (picture := draw_run(out)) is not None:
+                    result["picture"] = picture
     return result, False
 
 

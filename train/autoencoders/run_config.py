@@ -9,6 +9,7 @@ from typing import Any
 
 from steerling_jax.autoencoders.training_step import AutoencoderRecipe
 from steerling_jax.errors import require
+from steerling_jax.parallel.sharding import MeshShape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,8 @@ class AutoencoderRun:
     number of layers times 4 bytes.
     max_tokens: tokens of the texts that are used (None: all).
     held_out: tokens at the end of these that are kept for the evaluation.
+    mesh: the devices of this process over which the model and the autoencoders are sharded, latents over `tensor` and
+    rows over the other axes; None for one device.
     seed: of the initial autoencoders, and of the order of windows and rows.
     log_every, checkpoint_every: in steps. The last step is always evaluated and saved.
     checkpoint_minutes: also save when this much time has passed since the last save (None: never).
@@ -43,6 +46,7 @@ class AutoencoderRun:
     buffer_rows: int = 65_536
     max_tokens: int | None = None
     held_out: int = 16_384
+    mesh: MeshShape | None = None
     seed: int = 0
     log_every: int = 10
     checkpoint_every: int = 500

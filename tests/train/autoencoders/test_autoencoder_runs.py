@@ -75,6 +75,15 @@ def test_what_a_run_gives(whole: tuple[Path, dict]):
     assert sum(figures["density_histogram"]) == 64
     autoencoder = sj.load_autoencoder(out / "export")
     assert (autoencoder.layer, autoencoder.k, autoencoder.n_latents) == (0, 4, 64)
+    # Densities and largest latents of the features, in whose units a model is steered by them.
+    assert [one.id for one in autoencoder.features] == list(range(64))
+    active = [one for one in autoencoder.features if one.largest]
+    assert len(active) == round(64 * (1 - figures["dead"]))
+    assert sum(one.density or 0 for one in active) == pytest.approx(figures["l0"], rel=1e-3)
+    picture = (out / "training.svg").read_text()
+    assert result["picture"] == str(out / "training.svg")
+    for title in ("unexplained variance", "dead latents", "latents by density", "loss recovered", "L0"):
+        assert title in picture
 
 
 def test_killed_and_continued_it_is_the_same(whole: tuple[Path, dict], config_file: Path, tmp_path: Path):
@@ -91,6 +100,28 @@ def test_killed_and_continued_it_is_the_same(whole: tuple[Path, dict], config_fi
     assert process.returncode == 0, errors
     ours, theirs = (folder / "export" / "layers.0" / "sae.safetensors" for folder in (out, whole[0]))
     assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_a_run_on_a_mesh_is_killed_continued_and_gives_the_same(
+    whole: tuple[Path, dict], config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Four devices, latents over two and rows over two; rounding differs, so figures are compared."""
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "4")
+    on_mesh = tmp_path / "sae_mesh.py"
+    imported = "from steerling_jax.parallel.sharding import MeshShape\n" + config_file.read_text()
+    on_mesh.write_text(imported.replace("windows=4,", "windows=4, mesh=MeshShape(data=2, fsdp=1, tensor=2),"))
+    process = train(on_mesh, tmp_path / "run")
+    while not complete(tmp_path / "run") and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    process = train(on_mesh, tmp_path / "run")
+    printed, errors = process.communicate()
+    assert process.returncode == 0, errors
+    ours, theirs = json.loads(printed)["evaluation"]["layer0"], whole[1]["evaluation"]["layer0"]
+    for name in ("unexplained", "l0", "loss_recovered_against_mean"):
+        assert ours[name] == pytest.approx(theirs[name], rel=0.02), name
+    assert sj.load_autoencoder(tmp_path / "run" / "export").n_latents == 64
 
 
 def complete(out: Path) -> list[str]:

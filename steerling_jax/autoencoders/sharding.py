@@ -1,0 +1,27 @@
+"""Where the state of an autoencoder's training is on a mesh: latents over `tensor`, everything else on all devices."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from steerling_jax.parallel.mesh import partition_spec
+
+
+def state_shardings(state: Any, mesh: Mesh) -> Any:
+    """The sharding of each array of an `AutoencoderState` (or of its shapes): arrays with an axis of all latents are
+    sharded along it, where the mesh axis divides it."""
+    S = state.silent.shape[0]
+
+    def of(leaf: Any) -> NamedSharding:
+        axes = ("concepts",) if leaf.ndim and leaf.shape[0] == S else ()
+        return NamedSharding(mesh, partition_spec(axes, leaf.shape[:1], mesh) if axes else PartitionSpec())
+
+    return jax.tree.map(of, state)
+
+
+def place_state(state: Any, mesh: Mesh) -> Any:
+    """The state with its shardings; arrays that have them already are not copied."""
+    return jax.device_put(state, state_shardings(state, mesh))
