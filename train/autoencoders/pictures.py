@@ -1,4 +1,4 @@
-"""The picture of a run of autoencoders: what training did to each layer, and what the autoencoders are on held-out text.
+"""The picture of a run of autoencoders: what training did to each layer, and how good they are on held-out text.
 
 The numbers are those of `metrics.jsonl`; the same file gives the same bytes.
 """
