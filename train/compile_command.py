@@ -65,7 +65,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--mode",
         metavar="MODE",
         help="train: a step (default); decode: a pass of the decoding loop; attribute: a pass of integrated gradients; "
-        "with --model: forward (default), a pass that returns the outputs of all layers, decode, or train",
+        "with --model: forward (default), a pass that returns the outputs of all layers, decode, train, or "
+        "autoencoder, a step that trains one of --latents on the last layer",
     )
     parser.add_argument(
         "--rows",
@@ -208,8 +209,9 @@ def _decoder_program(args: argparse.Namespace, mode: Any) -> DecoderProgram:
     """The program of the model in --model, with so many layers as --layers says."""
     from steerling_jax.train.aot.decoder_program import DecoderProgram
 
-    if args.latents is not None and mode != "forward":
-        raise UserError("--latents belongs to --mode forward; leave one of them out.")
+    if args.latents is not None and mode not in ("forward", "autoencoder"):
+        raise UserError("--latents belongs to --mode forward and autoencoder; leave one of them out.")
+    require(mode != "autoencoder" or args.latents is not None, "--mode autoencoder needs --latents; give the number.")
     name, model = _model_shape(args)
     return DecoderProgram(name, mode, model, args.rows, args.length, args.latents or 0)
 
@@ -218,7 +220,7 @@ def _training_run(args: argparse.Namespace) -> RunConfig:
     """The run that trains the model in --model."""
     from steerling_jax.train.aot.open_models import training_run
 
-    require(args.latents is None, "--latents belongs to --mode forward; leave one of them out.")
+    require(args.latents is None, "--latents belongs to --mode forward and autoencoder; leave one of them out.")
     name, model = _model_shape(args)
     require(
         args.length <= model.context_length,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from steerling_jax.autoencoders.training_step import AutoencoderRecipe, AutoencoderState, init_state
 from steerling_jax.parallel.mesh import partition_spec
 
 
@@ -20,6 +23,17 @@ def state_shardings(state: Any, mesh: Mesh) -> Any:
         return NamedSharding(mesh, partition_spec(axes, leaf.shape[:1], mesh) if axes else PartitionSpec())
 
     return jax.tree.map(of, state)
+
+
+def abstract_state(recipe: AutoencoderRecipe, width: int, mesh: Mesh) -> AutoencoderState:
+    """Shapes, dtypes and shardings of the state on hidden rows of a width, without allocating it."""
+    rows = jax.ShapeDtypeStruct((16, width), jnp.float32)
+    shapes = jax.eval_shape(partial(init_state, recipe), rows, jax.random.key(0))
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        state_shardings(shapes, mesh),
+    )
 
 
 def place_state(state: Any, mesh: Mesh) -> Any:

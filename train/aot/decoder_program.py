@@ -16,6 +16,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from steerling_jax.autoencoders.encoding import encode_rows
+from steerling_jax.autoencoders.sharding import abstract_state
+from steerling_jax.autoencoders.training_step import AutoencoderRecipe, AutoencoderState, Metrics, update
 from steerling_jax.autoencoders.weights import Settings, Weights
 from steerling_jax.models.backbone import Backbone, Cache, Params
 from steerling_jax.models.compute import Compute
@@ -25,8 +27,8 @@ from steerling_jax.models.decoder.parameters import param_shardings
 from steerling_jax.parallel.mesh import partition_spec
 from steerling_jax.train.aot.depths import decoder_depths, first_layers
 
-DecoderMode = Literal["forward", "decode"]
-DECODER_MODES: tuple[DecoderMode, ...] = ("forward", "decode")
+DecoderMode = Literal["forward", "decode", "autoencoder"]
+DECODER_MODES: tuple[DecoderMode, ...] = ("forward", "decode", "autoencoder")
 _COMPUTE = Compute(dtype="bfloat16")
 _KEPT = 50  # latents of a position
 
@@ -38,7 +40,8 @@ class DecoderProgram:
     mode: `forward` is a pass over `seq_len` positions of `sequences` texts that returns the outputs of all layers and
     the last position's logits; `decode` is one greedy token of each text, with a cache of `seq_len` positions. latents:
     in `forward`, also encode the middle layer's output with an autoencoder of so many latents, float32, of which 50 are
-    kept; 0 for none.
+    kept; 0 for none. `autoencoder` trains one of so many latents: a pass over the texts, and an update on the last
+    layer's outputs, with AuxK and Adam; that layer is the most work, and grows with the depth in a straight line.
     """
 
     name: str
@@ -83,6 +86,19 @@ class DecoderProgram:
                 # The decoder's weights stay on the device for steering, though encoding does not read them.
                 program = jax.jit(_forward, static_argnames="backbone", keep_unused=True)
                 return program.lower(self._params(mesh), weights, tokens, backbone=backbone).compile()
+            if self.mode == "autoencoder":
+                tokens = struct((self.sequences, self.seq_len), jnp.int32, rows)
+                recipe = self.recipe
+                state = abstract_state(recipe, self.config.width, mesh)
+                new = jax.tree.map(lambda leaf: leaf.sharding, state), None
+                program = jax.jit(
+                    _train_autoencoder,
+                    static_argnames=("backbone", "recipe"),
+                    donate_argnums=1,
+                    out_shardings=new,
+                    keep_unused=True,  # the output projection stays on the device
+                )
+                return program.lower(self._params(mesh), state, tokens, backbone=backbone, recipe=recipe).compile()
             cache = jax.tree.map(
                 lambda leaf: struct(leaf.shape, leaf.dtype, rows, *_cache_axes(leaf.shape, self.seq_len, mesh)),
                 jax.eval_shape(partial(backbone.empty_cache, self.sequences, self.seq_len)),
@@ -90,6 +106,13 @@ class DecoderProgram:
             program = jax.jit(_next_token, static_argnames="backbone", donate_argnums=1)
             tokens, at = struct((self.sequences, 1), jnp.int32, rows), struct((), jnp.int32)
             return program.lower(self._params(mesh), cache, tokens, at, backbone=backbone).compile()
+
+    @property
+    def recipe(self) -> AutoencoderRecipe:
+        """That of the autoencoder which is trained: a step has the rows of a pass."""
+        return AutoencoderRecipe(
+            n_latents=self.latents, k=_KEPT, steps=10_000, batch_rows=self.sequences * self.seq_len
+        )
 
     def _params(self, mesh: Mesh) -> Any:
         return jax.tree.map(
@@ -122,6 +145,14 @@ def _forward(params: Params, autoencoder: Weights | None, tokens: jax.Array, *, 
         return result.captured, logits
     middle = result.captured[backbone.n_layers // 2].reshape(-1, backbone.width).astype(jnp.float32)
     return result.captured, logits, encode_rows(autoencoder, middle, _KEPT)
+
+
+def _train_autoencoder(
+    params: Params, state: AutoencoderState, tokens: jax.Array, *, backbone: Backbone, recipe: AutoencoderRecipe
+) -> tuple[AutoencoderState, Metrics]:
+    last = backbone.n_layers - 1
+    captured = backbone.run(params, backbone.embed(params, tokens), capture=(last,)).captured[last]
+    return update(state, captured.reshape(-1, backbone.width), recipe=recipe)
 
 
 def _next_token(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -17,7 +18,11 @@ _TILE = 512  # positions, of models/splash_attention.py
 
 
 def own_flops(program: Program | DecoderProgram) -> Flops:
-    """FLOPs that the mathematics of one run of the program needs, on all devices together; without an autoencoder."""
+    """FLOPs that the mathematics of one run of the program needs, on all devices together; without an autoencoder,
+    unless that is trained."""
+    if isinstance(program, DecoderProgram) and program.mode == "autoencoder":
+        forward = pass_flops(program.config, rows=program.sequences, length=program.seq_len, logits=0)
+        return dataclasses.replace(forward, discovered=_autoencoder_flops(program))
     if isinstance(program, DecoderProgram):
         length, cached = (program.seq_len, 0) if program.mode == "forward" else (1, program.seq_len - 1)
         return pass_flops(program.config, rows=program.sequences, length=length, cached=cached)
@@ -32,6 +37,12 @@ def own_flops(program: Program | DecoderProgram) -> Flops:
     return model_flops.forward_flops(
         model, batch_size=program.rows, seq_len=program.seq_len, rows=0, heads=False, gradient="inputs"
     )
+
+
+def _autoencoder_flops(program: DecoderProgram) -> float:
+    """FLOPs of an update without dead latents: all pre-activations, then decoding and three gradients by k latents."""
+    recipe, width = program.recipe, program.config.width
+    return 2.0 * recipe.batch_rows * width * (recipe.n_latents + 4 * recipe.k)
 
 
 def kernel_flops(program: Program | DecoderProgram, own: Flops) -> float:

@@ -22,6 +22,7 @@ from steerling_jax.train.aot.chips import CHIPS
 from steerling_jax.train.aot.decoder_program import DecoderProgram
 from steerling_jax.train.aot.open_models import model_shapes, read_model_shape, training_run
 from steerling_jax.train.aot.program import Program
+from steerling_jax.train.aot.program_flops import own_flops
 from steerling_jax.train.aot.render import as_json, print_report
 from steerling_jax.train.aot.report import make_report
 from steerling_jax.train.aot.target import Target
@@ -54,6 +55,21 @@ def test_programs_compile_and_count_what_the_mathematics_needs(mode: Any, capsys
     json.dumps(as_json(report), allow_nan=False)
     print_report(report)
     assert "It fits" in capsys.readouterr().out
+
+
+def test_a_step_of_an_autoencoder_holds_the_model_and_the_state(capsys: pytest.CaptureFixture[str]):
+    model, S = config("qwen3"), 128
+    program = DecoderProgram("small", "autoencoder", model, sequences=4, seq_len=32, latents=S)
+    report = make_report(program, one_cpu())
+    assert report.memory is not None
+    assert report.costs is not None
+    # Encoder and decoder, each with two moments of Adam, in float32, beside all of the model.
+    assert report.memory.arguments >= report.parameter_bytes + 4 * 3 * 2 * S * model.width
+    forward = pass_flops(model, rows=4, length=32, logits=0).total
+    own = forward + 2 * 4 * 32 * model.width * (S + 4 * 50)
+    assert own_flops(program).total == own
+    assert main(["compile", "--model", "Qwen3-8B", "--topology", "v5e:4x4", "--mode", "autoencoder"]) == 2
+    assert "--mode autoencoder needs --latents" in capsys.readouterr().err
 
 
 def test_an_autoencoder_adds_its_weights():
