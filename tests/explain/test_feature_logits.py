@@ -91,8 +91,8 @@ def test_other_blocks_and_kinds_are_refused(bundle: sj.Bundle, autoencoder: sj.A
 def test_the_latent_of_a_feature_comes_from_tokens(bundle: sj.Bundle, autoencoder: sj.Autoencoder, ids: list[int]):
     inner = dataclasses.replace(autoencoder, layer=0)
     rows = sj.hidden_states(bundle, [ids], layers=[0])[0][0]
-    latents = np.asarray(inner.encode(rows, dense=True))
-    latents[np.linalg.norm(rows, axis=1) > 6 * np.median(np.linalg.norm(rows, axis=1))] = 0
+    norms = np.linalg.norm(rows, axis=1)
+    latents = np.asarray(inner.encode(rows, dense=True)) * (norms <= 6 * np.median(norms))[:, None]
     feature = int(latents[3:-1].max(axis=0).argmax())
     found = explain_activation(bundle, inner, feature, ids)
     np.testing.assert_allclose(found.values, latents[:, feature], rtol=1e-3, atol=1e-4)
