@@ -58,7 +58,12 @@ export const openPosition = computed(() => {
 
 // ---- results that the server computed beside the document, by text and key
 
-export type Waiting = { readonly stage: string; readonly done: number; readonly of: number };
+export type Waiting = {
+  readonly stage: string;
+  readonly done: number;
+  readonly of: number;
+  readonly job?: string | null;
+};
 export type Result<T> = { readonly value?: T; readonly waiting?: Waiting; readonly error?: string };
 export interface Results {
   readonly inputs: Readonly<Record<string, Result<Inputs>>>; // by span, as in addresses

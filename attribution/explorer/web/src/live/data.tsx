@@ -2,12 +2,12 @@
 
 import { signal } from "@preact/signals";
 import { formatSpan } from "../pure/address.ts";
-import { model, reading, results, selection } from "../store.ts";
+import { model, reading, results, selection, type Waiting as State } from "../store.ts";
 import type { Hit } from "../types.ts";
 import { words } from "../words/index.ts";
 import { Waiting } from "../panels/bars.tsx";
 import { get } from "./api.ts";
-import { askJob, indexing } from "./texts.ts";
+import { askJob, dropJob, indexing } from "./texts.ts";
 
 const failure = signal("");
 const attempt = (work: Promise<void>) =>
@@ -25,7 +25,7 @@ export function InfluenceButton() {
   if (text === null || span === null || text.source !== "server" || !model.value?.index?.scores.includes("influence"))
     return null;
   const { waiting, error } = results.value.influence[formatSpan(span)] ?? {};
-  if (waiting !== undefined) return <Waiting label={w.says.influence![0]} done={waiting.done} of={waiting.of} />;
+  if (waiting !== undefined) return <Running label={w.says.influence![0]} state={waiting} />;
   return (
     <p class="buttons">
       <button type="button" onClick={() => attempt(askJob("influence", text.id, span))}>
@@ -38,11 +38,9 @@ export function InfluenceButton() {
 
 export function IndexButton() {
   const w = words.value.evidence;
-  if (!model.value?.can_index) return null;
   if (indexing.value !== null)
-    return (
-      <Waiting label={`${w.makingIndex} · ${indexing.value.stage}`} done={indexing.value.done} of={indexing.value.of} />
-    );
+    return <Running label={`${w.makingIndex} · ${indexing.value.stage}`} state={indexing.value} />;
+  if (!model.value?.can_index || model.value.index !== null) return null;
   return (
     <p class="buttons">
       <button type="button" class="primary" onClick={() => attempt(askJob("index", null))}>
@@ -50,6 +48,20 @@ export function IndexButton() {
       </button>
       {failure.value !== "" && <span class="refusal">{failure.value}</span>}
     </p>
+  );
+}
+
+/** A job that takes long, with its progress and the way to stop it. */
+function Running({ label, state }: { label: string; state: State }) {
+  return (
+    <div>
+      <Waiting label={label} done={state.done} of={state.of} />
+      {state.job && (
+        <button type="button" onClick={() => attempt(dropJob(state.job!))}>
+          {words.value.write.stop}
+        </button>
+      )}
+    </div>
   );
 }
 

@@ -26,8 +26,19 @@ const IN_ADDRESS: Readonly<Record<Setting, "n" | "seed" | "t" | "top_p" | "rep" 
   cfg_scale: "cfg",
   steps: "steps",
 };
-const FIRST: Readonly<Partial<Record<Setting, number>>> = { max_tokens: 64, seed: 1 };
-export const settings = signal<Readonly<Partial<Record<Setting, number>>>>(FIRST);
+const FIRST = { max_tokens: 64, seed: 1 };
+/** The fields as they are typed; an empty one is left out. */
+export const settings = signal<Readonly<Partial<Record<Setting, string>>>>({ max_tokens: "64", seed: "1" });
+
+/** The fields as numbers. What is no number is sent as it is: the server says what is wrong with it, at its field. */
+function numbers(): Partial<Record<Setting, number>> {
+  const result: Partial<Record<Setting, number>> = {};
+  for (const name of SETTINGS) {
+    const text = settings.value[name]?.trim() ?? "";
+    if (text !== "") result[name] = Number.isFinite(Number(text)) ? Number(text) : (text as unknown as number);
+  }
+  return result;
+}
 
 /** A concept that is turned. dial: −2 … 2 in measured units, below 0 to suppress; the units are those of the concept's card. */
 export interface Turn {
@@ -71,15 +82,18 @@ function steeringOf(all: readonly Turn[]): Steering | undefined {
 export const request = computed<TextRequest>(() => {
   const steering = steeringOf(turns.value);
   if (given.value !== null) return { prompt: prompt.value, continuation: given.value };
-  return { prompt: prompt.value, ...settings.value, ...(steering === undefined ? {} : { steering }) };
+  return { prompt: prompt.value, ...numbers(), ...(steering === undefined ? {} : { steering }) };
 });
 
 /** Fills the form with a request, such as that of an example or of a text that is shown again. */
 export function fill(from: TextRequest): void {
   prompt.value = from.prompt;
   given.value = from.continuation ?? null;
-  const next: Partial<Record<Setting, number>> = { ...FIRST };
-  for (const name of SETTINGS) if (typeof from[name] === "number") next[name] = from[name];
+  const next: Partial<Record<Setting, string>> = {};
+  for (const name of SETTINGS) {
+    const value = from[name] ?? (FIRST as Partial<Record<Setting, number>>)[name];
+    if (value !== undefined) next[name] = `${value}`;
+  }
   settings.value = next;
   const of = (strengths: Readonly<Record<string, number | null>> | undefined, sign: 1 | -1): Turn[] =>
     Object.entries(strengths ?? {}).map(([name, strength]) => ({

@@ -4,7 +4,18 @@ import { batch, signal } from "@preact/signals";
 import { formatSpan } from "../pure/address.ts";
 import type { Column } from "../pure/address.ts";
 import { type Reading, factsOf, newReading, withCommits } from "../reading.ts";
-import { type Other, costs, model, others, reading, results, setResult, show, shownCase } from "../store.ts";
+import {
+  type Other,
+  costs,
+  model,
+  others,
+  reading,
+  results,
+  setResult,
+  show,
+  shownCase,
+  type Waiting,
+} from "../store.ts";
 import type {
   Commit,
   Considered,
@@ -22,7 +33,7 @@ import { Failure, type Refusal, get, post, send } from "./api.ts";
 import { type EventName, restarted, sessionPath } from "./connection.ts";
 
 export const refused = signal<Refusal | null>(null); // why the last request was refused
-export const indexing = signal<{ readonly stage: string; readonly done: number; readonly of: number } | null>(null); // the index that is made
+export const indexing = signal<Waiting | null>(null); // the index that is being made
 export const asking = signal(false); // a request is on its way, or waits for the model
 
 const texts = new Map<string, Reading>();
@@ -138,6 +149,7 @@ export function refreshAll(): void {
 }
 
 interface About {
+  readonly job?: string | null;
   readonly text: string;
   readonly kind: string;
   readonly at: Span | number | null;
@@ -152,7 +164,15 @@ export function receive(name: EventName, data: never): void {
   if (name === "commits") grow(data);
   else if (name === "state") follow(data);
   else if (name === "reload") refreshAll();
-  else if (name !== "cancelled") void about(name, data); // what is cancelled was let go by this page itself
+  else if (name === "cancelled") ended(data);
+  else void about(name, data);
+}
+
+/** A job was stopped by its button. Other cancelled jobs were of something that is not looked at any more. */
+function ended({ job, kind }: About): void {
+  if (kind === "index") indexing.value = null;
+  const left = Object.entries(results.value.influence).filter(([, { waiting }]) => waiting?.job !== job);
+  results.value = { ...results.value, influence: Object.fromEntries(left) };
 }
 
 function grow({ text: id, commits, characters }: { text: string; commits: Commit[]; characters: Run[] }): void {
@@ -175,8 +195,12 @@ async function about(name: "progress" | "ready" | "failed", event: About): Promi
   const { kind, text, at } = event;
   if (kind === "index") {
     const { stage = "", done = 0, of = 1 } = event;
-    indexing.value = name === "progress" ? { stage, done, of } : null;
-    if (name === "ready") model.value = await get<Model>("/api/model");
+    indexing.value = name === "progress" ? { stage, done, of, job: "index" } : null;
+    if (name === "ready") {
+      // Verbatim search is there first, the other scores later: what was found with fewer of them is asked for again.
+      model.value = await get<Model>("/api/model");
+      results.value = { ...results.value, evidence: {} };
+    }
     return;
   }
   if (kind === "concepts" || kind === "given") {
@@ -187,14 +211,14 @@ async function about(name: "progress" | "ready" | "failed", event: About): Promi
   const key = Array.isArray(at) ? formatSpan(at as unknown as Span) : `${at}`;
   const place =
     kind === "cost" ? null : kind === "inputs" || kind === "considered" ? kind : influence ? "influence" : "evidence";
-  const set = (value: { value?: unknown; waiting?: { stage: string; done: number; of: number }; error?: string }) => {
+  const set = (value: { value?: unknown; waiting?: Waiting; error?: string }) => {
     if (place === null) costs.value = { ...costs.value, [text]: value as { value?: Cost } };
     else if (reading.value?.id === text) setResult(place, key, value as { value?: Inputs & Considered & Evidence });
   };
   if (name === "failed") set({ error: event.error?.message ?? "" });
   else if (name === "progress") {
     if (place !== null && results.value[place][key]?.value !== undefined) return;
-    set({ waiting: { stage: event.stage ?? "", done: event.done ?? 0, of: event.of ?? 1 } });
+    set({ waiting: { stage: event.stage ?? "", done: event.done ?? 0, of: event.of ?? 1, job: event.job } });
   } else if (event.href !== undefined) {
     try {
       set({ value: await get(event.href) });
@@ -211,4 +235,9 @@ export async function askJob(
 ): Promise<void> {
   const path = await sessionPath();
   await post(`${path}/jobs`, { kind, ...(text === null ? {} : { text }), ...(at === null ? {} : { at }) });
+}
+
+/** Cancels a job that was asked for by itself. */
+export async function dropJob(job: string): Promise<void> {
+  await send("DELETE", `${await sessionPath()}/jobs/${job}`);
 }

@@ -64,10 +64,6 @@ export function WriteForm() {
   };
   const failed = health.value.status === "failed";
   const shown = unfolded.value ? SETTINGS : (["max_tokens", "seed"] as const);
-  const set = (name: (typeof SETTINGS)[number], text: string) => {
-    const { [name]: _old, ...rest } = settings.value;
-    settings.value = text.trim() === "" || !Number.isFinite(Number(text)) ? rest : { ...rest, [name]: Number(text) };
-  };
   return (
     <form
       class="write"
@@ -104,7 +100,9 @@ export function WriteForm() {
                 inputMode="decimal"
                 value={settings.value[name] ?? ""}
                 placeholder={w.asDefault}
-                onChange={(event) => set(name, event.currentTarget.value)}
+                onInput={(event) => {
+                  settings.value = { ...settings.value, [name]: event.currentTarget.value };
+                }}
               />
             </label>
           ))}

@@ -43,6 +43,7 @@ export function Evidence() {
       <Scores found={value} />
       {influence?.value !== undefined && <Scores found={influence.value} />}
       {influence?.value === undefined && additions.influence && <additions.influence />}
+      {additions.index && <additions.index />}
       <Foot>{w.foot}</Foot>
     </>
   );
