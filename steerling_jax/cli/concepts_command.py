@@ -1,4 +1,4 @@
-"""`steerling concepts`: a model's concepts, and the tokens that each one promotes."""
+"""`steerling concepts`: a model's concepts, or features of an autoencoder, and the tokens that each one promotes."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ examples:
   steerling concepts group:syntax --limit 50
   steerling concepts --head discovered --limit 5 --tokens 12
   steerling concepts email --json
+  steerling concepts rivers --model MODEL --autoencoder ./runs/sae/export/layers.3
 """
 
 
@@ -33,7 +34,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="words of a name or description, an id, or group:NAME (default: all concepts)",
     )
     add_model_option(parser)
-    add("--head", choices=("known", "discovered"), default="known", help="default: %(default)s")
+    add("--head", choices=("known", "discovered", "feature"), help="default: known; with --autoencoder, feature")
+    add("--autoencoder", metavar="PATH", help="an autoencoder of one of the model's blocks, whose features are listed")
     add(
         "--limit",
         type=number_in_range(int, 1),
@@ -55,25 +57,35 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     import steerling_jax as sj
     from steerling_jax.cli.console import note, print_json
+    from steerling_jax.cli.steering_options import with_catalogue
+    from steerling_jax.explain.feature_texts import promoted_tokens_of
     from steerling_jax.explain.promoted_tokens import promoted_pieces
-    from steerling_jax.io.catalogue import read_catalogue
 
-    bundle = sj.load(args.model)
-    catalogue = read_catalogue(args.catalogue, bundle.config) if args.catalogue else bundle.concepts
-    if not catalogue.count(args.head):
-        raise UserError(f"This model has no {args.head} concepts.")
-    matches = catalogue.find(args.query, args.head)
+    head = args.head or ("known" if args.autoencoder is None else "feature")
+    if head == "feature" and args.autoencoder is None:
+        raise UserError("--head feature needs --autoencoder, whose features are listed; give its path.")
+    bundle = with_catalogue(sj.load(args.model), args.catalogue)
+    autoencoder = None if args.autoencoder is None else sj.load_autoencoder(args.autoencoder)
+    catalogue = (bundle if autoencoder is None else sj.with_features(bundle, autoencoder)).concepts
+    if not catalogue.count(head):
+        raise UserError(f"This model has no {head} concepts.")
+    matches = catalogue.find(args.query, head)
     shown = matches[: args.limit]
-    pieces = promoted_pieces(bundle, [one.id for one in shown], args.tokens, args.head)
+    ids = [one.id for one in shown]
+    if head == "feature" and autoencoder is not None:
+        pieces = promoted_tokens_of(bundle, autoencoder, ids, args.tokens) if args.tokens else [[] for _ in ids]
+    else:
+        pieces = promoted_pieces(bundle, ids, args.tokens, head)
     if args.json:
         print_json([dataclasses.asdict(one) | {"promotes": row} for one, row in zip(shown, pieces, strict=True)])
         return
     if not matches:
-        near = ", ".join(repr(name) for name in catalogue.near(args.query, args.head))
+        near = ", ".join(repr(name) for name in catalogue.near(args.query, head))
         hint = f"similar names are {near}" if near else "without a query, all are listed"
-        if args.head == "known" and (others := catalogue.find(args.query, "discovered")):
+        if head == "known" and (others := catalogue.find(args.query, "discovered")):
             hint = f"--head discovered has {len(others)}, such as {others[0].name!r}"
-        raise UserError(f"No {args.head} concept has {args.query!r} in its name or description; {hint}.")
+        kind = "feature" if head == "feature" else f"{head} concept"
+        raise UserError(f"No {kind} has {args.query!r} in its name or description; {hint}.")
     show(shown, pieces)
     if len(matches) > len(shown):
         note(f"{len(shown)} of {len(matches)}; --limit shows more.")

@@ -125,6 +125,12 @@ def test_options_policies_and_requests_name_features(
     ):
         assert main([*line, *options]) == 0
         assert json.loads(capsys.readouterr().out)["tokens"] == expected
+    concepts = ["concepts", "river", "--model", str(MODEL), "--autoencoder", str(folder), "--json"]
+    assert main(concepts) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert (found["id"], found["name"], found["largest"], len(found["promotes"])) == (454, "rivers", 80.0, 8)
+    assert main(["concepts", "--head", "feature"]) == 2
+    assert "--head feature needs --autoencoder" in capsys.readouterr().err
     rule = {"action": "amplify", "concept": "rivers", "strength": 0.5, "where": "generated"}
     values = {"steering": {"rules": [rule]}, "temperature": 0.0, "max_tokens": 6}
     request = parse_generation_request(values, prompt, bundle)
