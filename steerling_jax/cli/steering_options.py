@@ -70,6 +70,12 @@ def add_steering_options(parser: argparse.ArgumentParser) -> None:
         "--autoencoder", metavar="PATH", help="an autoencoder of one of the model's blocks, whose features can be named"
     )
     group.add_argument(
+        "--autoencoder-k",
+        type=number_in_range(int, 1),
+        metavar="N",
+        help="latents that it keeps of a token, where its files do not say it",
+    )
+    group.add_argument(
         "--raw-strengths",
         action="store_true",
         help="strengths are lengths of what is added (concepts) and factors of the direction (features)",
@@ -149,7 +155,7 @@ def with_names(bundle: Bundle, args: argparse.Namespace) -> Bundle:
         from steerling_jax.autoencoders.model_features import with_features
         from steerling_jax.io.autoencoders.load import load_autoencoder
 
-        bundle = with_features(bundle, load_autoencoder(args.autoencoder))
+        bundle = with_features(bundle, load_autoencoder(args.autoencoder, k=args.autoencoder_k))
     return bundle
 
 

@@ -39,9 +39,10 @@ def feature_steering(rule: SteeringRule, bundle: Bundle) -> FeatureSteering:
     require(rule.where != "prompt", f"{origin}: where is 'prompt', but a feature is added at 'all' positions or at "
             "'generated' ones.", "where")  # fmt: skip
     try:
-        (number,) = catalogue.resolve(catalogue.locate(rule.concept)[1], "feature")
+        number, *others = catalogue.resolve(catalogue.locate(rule.concept)[1], "feature")
     except UserError as error:
         raise UserError(f"{rule.origin}: {error}" if rule.origin else str(error)) from None
+    require(not others, f"{origin}: {rule.concept} has several features; give a rule for each.")
     if features is None or features.layer is None:
         which = "This model's features" if features is None else features.name
         raise UserError(f"{which} cannot be added to the output of a block, because no block is known; give an "
@@ -54,7 +55,7 @@ def feature_steering(rule: SteeringRule, bundle: Bundle) -> FeatureSteering:
         if not entry.largest:
             raise UserError(
                 f"{origin}: the largest latent of feature {number} was not measured, so the strength has no unit; "
-                "measure it with `steerling features --out`, or give the factor itself (raw, --raw-strengths)."
+                "measure it with `steerling features --catalogue`, or give the factor itself (raw, --raw-strengths)."
             )
         alpha, size = strength * entry.largest, f"{strength:g} of its largest latent, {entry.largest:.3g}"
     direction = tuple(np.asarray(features.directions[number], np.float32).tolist())
