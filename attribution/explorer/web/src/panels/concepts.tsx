@@ -42,6 +42,20 @@ function Rows({ text, rows, whole }: { text: Reading; rows: ConceptRows; whole: 
       (row) => (["form", "topic", "syntax"].includes(groupOf(text, row.id)) ? groupOf(text, row.id) : "") === group,
     ),
   })).filter((one) => one.rows.length > 0);
+  // What belongs to no concept is never folded. Where it varies, as epsilon, it comes first; a constant explains nothing
+  // of one text in particular, and comes last.
+  const remainder = rows.epsilon !== null && (
+    <ol class="rows">
+      <li class="row rest" title={text.document!.strict ? w.constantSays : w.epsilonSays}>
+        <span class="name">
+          <i class="epsilon" />
+          {rest}
+        </span>
+        <Bar value={rows.epsilon} most={most} />
+        <Value value={rows.epsilon} unit={rows.unit} />
+      </li>
+    </ol>
+  );
   const open = unfolded.value || looked !== "";
   return (
     <>
@@ -80,18 +94,7 @@ function Rows({ text, rows, whole }: { text: Reading; rows: ConceptRows; whole: 
           }}
         />
       </p>
-      {rows.epsilon !== null && (
-        <ol class="rows">
-          <li class="row rest" title={text.document!.strict ? w.constantSays : w.epsilonSays}>
-            <span class="name">
-              <i class="epsilon" />
-              {rest}
-            </span>
-            <Bar value={rows.epsilon} most={most} />
-            <Value value={rows.epsilon} unit={rows.unit} />
-          </li>
-        </ol>
-      )}
+      {!text.document!.strict && remainder}
       {grouped.map(({ group, rows: own }) => (
         <section key={group}>
           <h3>{group === "form" ? w.form : group === "topic" ? w.topic : group === "syntax" ? w.syntax : w.named}</h3>
@@ -132,6 +135,7 @@ function Rows({ text, rows, whole }: { text: Reading; rows: ConceptRows; whole: 
           </button>
         )}
       </section>
+      {text.document!.strict && remainder}
       {known.length + discovered.length === 0 && <Missing>{w.noMatch}</Missing>}
       <Foot>
         {absolute.value ? w.absoluteSays : w.netSays}{" "}
@@ -173,7 +177,7 @@ function List({
               type="button"
               class="row"
               aria-pressed={isHeld}
-              title={words.value.concepts.tint}
+              title={`${nameOf(text, kind, id)}\n${words.value.concepts.tint}`}
               onPointerEnter={point}
               onPointerLeave={leave}
               onFocus={point}
