@@ -12,6 +12,7 @@ export type Health =
   | { readonly status: "starting"; readonly stage?: string; readonly compiled: number };
 export const health = signal<Health>({ status: "starting", compiled: 0 });
 export const connection = signal<"waiting" | "open" | "lost">("waiting");
+export const tokenNeeded = signal(false); // the address had none, or a wrong one
 export const restarted = signal(false); // the server is another process than before
 
 const LONGEST_WAIT = 30; // seconds between attempts, which double from 1
@@ -58,6 +59,10 @@ async function open(wait: number): Promise<void> {
   try {
     if (session === "") await begin();
   } catch (error) {
+    if (error instanceof Failure && error.code === "token_needed") {
+      tokenNeeded.value = true;
+      return;
+    }
     if (error instanceof Failure && error.code === "failed") return; // the model was not loaded; /health says why
     if (!(error instanceof Failure && error.code === "preparing"))
       connection.value = error instanceof Failure && error.status === 0 ? "lost" : connection.value;

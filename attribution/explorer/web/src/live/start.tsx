@@ -14,7 +14,7 @@ import { actions as shareActions } from "../share.tsx";
 import type { Card, Case, CaseEntry, Kind } from "../types.ts";
 import { language } from "../words/index.ts";
 import { currentLink, startHistory, viewState } from "./address.ts";
-import { Failure, get, post, send } from "./api.ts";
+import { Failure, get, send } from "./api.ts";
 import { connect, connection, restarted, sessionPath } from "./connection.ts";
 import { InfluenceButton, IndexButton, PassageDialog, openPassage } from "./data.tsx";
 import { startFocus } from "./focus.ts";
@@ -41,7 +41,6 @@ export async function startLive(address: Address, problems: readonly string[]): 
   };
   shareActions.link = currentLink;
   shareActions.export = exportFile;
-  if (problems.length > 0) badAddress.value = problems;
   const { token, rest } = takeToken(problems);
   badAddress.value = rest;
   watch();
@@ -59,7 +58,8 @@ function takeToken(problems: readonly string[]): { token: string | null; rest: r
 
 async function exchange(token: string | null): Promise<void> {
   if (token === null) return;
-  await post("/api/token", { token: decodeURIComponent(token) }).catch(() => {});
+  // A wrong one is told by the first request that needs it.
+  await send("POST", "/api/token", { token: decodeURIComponent(token) }).catch(() => {});
   history.replaceState(null, "", location.hash.replace(/([#&])token=[^&]*&?/, "$1"));
 }
 
@@ -126,7 +126,10 @@ async function openCase(name: string, address: Address, fillForm = true): Promis
     if (selection.value === null && view.at === undefined && first !== undefined)
       selection.value = [first.start, first.end];
   } catch (error) {
-    if (error instanceof Failure && error.status === 404) badAddress.value = [...badAddress.value, `case=${name}`];
+    if (!(error instanceof Failure) || error.status !== 404) return;
+    badAddress.value = [...badAddress.value, `case=${name}`];
+    const first = cases.value[0];
+    if (reading.value === null && first !== undefined && first.name !== name) await openCase(first.name, {});
   }
 }
 

@@ -7,7 +7,7 @@ import { percent } from "../pure/numbers.ts";
 import { reading } from "../store.ts";
 import { words } from "../words/index.ts";
 import { busyFor } from "./api.ts";
-import { connection, health, restarted } from "./connection.ts";
+import { connection, health, restarted, tokenNeeded } from "./connection.ts";
 import { prompt } from "./request.ts";
 import { stop } from "./texts.ts";
 import { writeNow } from "./write.tsx";
@@ -22,6 +22,7 @@ export function StatusBars() {
   return (
     <div class="bars" role="status">
       {connection.value === "lost" && <Bar kind="warning">{w.lost}</Bar>}
+      {tokenNeeded.value && <Bar kind="warning">{w.token}</Bar>}
       {now.status === "stopping" && <Bar kind="warning">{w.stopping}</Bar>}
       {now.status === "failed" && <Bar kind="warning">{w.failed(now.error)}</Bar>}
       {preparing !== null && connection.value !== "lost" && <Bar>{w.preparing(preparing)}</Bar>}

@@ -294,7 +294,7 @@ export const en = {
     badAddress: (parts: string) => `Not understood in the address, and left out: ${parts}`,
     otherModel: (theirs: string, own: string) => `The link is of another model (${theirs}); this one is ${own}.`,
     withThis: "Write it with this one",
-    token: "The token of the address is wrong; copy the address that the command prints.",
+    token: "The address has no valid token; copy the address that the command prints.",
     dismiss: "Dismiss",
   },
   about: { model: "Model", seed: "Seed", steering: "Steering" },

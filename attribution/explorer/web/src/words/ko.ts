@@ -287,7 +287,7 @@ export const ko: Words = {
     badAddress: (parts: string) => `주소에서 알아보지 못해 뺀 부분: ${parts}`,
     otherModel: (theirs: string, own: string) => `링크는 다른 모델(${theirs})의 것이고, 지금 모델은 ${own}입니다.`,
     withThis: "이 모델로 쓰기",
-    token: "주소의 토큰이 틀렸습니다. 명령이 출력한 주소를 복사하세요.",
+    token: "주소에 올바른 토큰이 없습니다. 명령이 출력한 주소를 복사하세요.",
     dismiss: "닫기",
   },
   about: { model: "모델", seed: "시드", steering: "조종" },
