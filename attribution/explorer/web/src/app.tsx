@@ -1,8 +1,10 @@
 // The page: a header, one sentence, the text on the left and the answers on the right.
 
+import { copy } from "./dom.ts";
 import { Header } from "./header.tsx";
 import { CompareView } from "./compare.tsx";
 import { ConceptCard } from "./panels/card.tsx";
+import { textOf } from "./pure/characters.ts";
 import { Slider } from "./slider.tsx";
 import { comparing, enlarged, grain, mode, reading, shownCase, strip } from "./store.ts";
 import { Legend, TextView } from "./textview.tsx";
@@ -62,6 +64,11 @@ export function App() {
                     </button>
                   ))}
                 </span>
+                {text !== null && text.length > 0 && (
+                  <button type="button" class="quiet" onClick={() => void copy(textOf(text.runs, [0, text.length]))}>
+                    {w.text.copy}
+                  </button>
+                )}
                 {text?.document?.concepts && (
                   <label title={w.text.stripSays}>
                     <input

@@ -10,7 +10,6 @@ import {
   foldedSpan,
   grain,
   hover,
-  letGo,
   panel,
   reading,
   select,
@@ -91,7 +90,7 @@ export function focused(event: FocusEvent): void {
   hover.value = spanAt(text.runs, chunksOf(text), canvas.current!.runOf(index)![0], grain.value);
 }
 
-// ---- keys, which act only while the text has the focus (WCAG 2.1.4)
+// ---- keys, which act only while the text has the focus (WCAG 2.1.4); Escape is of the whole page (keys.ts)
 
 export function typed(event: KeyboardEvent): void {
   const [made, text] = [canvas.current!, reading.value];
@@ -126,10 +125,7 @@ export function typed(event: KeyboardEvent): void {
   else if (event.key === ".") setStep(count.value + 1);
   else if (/^[1-4]$/.test(event.key)) panel.value = PANELS[Number(event.key) - 1]!;
   else if ((event.key === "p" || event.key === "P") && selection.value !== null) togglePin(selection.value);
-  else if (event.key === "Escape") {
-    if (!letGo()) return; // what it means elsewhere, such as stopping the writing
-    event.stopPropagation();
-  } else return;
+  else return;
   event.preventDefault();
 }
 

@@ -1,7 +1,7 @@
 // Keys of the whole page. Single keys act only where a list or the text has the focus (textview.tsx).
 
 import { canvas } from "./gestures.ts";
-import { letGo, panel } from "./store.ts";
+import { card, letGo, panel } from "./store.ts";
 
 /** What live mode adds to Escape, between closing a card and letting the selection go. */
 export const actions: { stop?: () => boolean; write?: () => void } = {};
@@ -17,7 +17,8 @@ export function startKeys(): void {
       else if (!event.repeat) actions.write?.();
     } else if (event.key === "Escape" && !event.defaultPrevented) {
       if (document.querySelector(":popover-open") !== null) return; // the browser closes it
-      if (!(actions.stop?.() ?? false)) letGo();
+      // A card closes first, then the writing stops, then what is held or selected is let go.
+      if (card.value !== null || !(actions.stop?.() ?? false)) letGo();
     } else if (event.key === "F6") {
       event.preventDefault();
       nextPart(event.shiftKey ? -1 : 1);

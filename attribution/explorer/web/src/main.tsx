@@ -1,12 +1,13 @@
 // The start: a file shows its document; a page of a server shows the first example and connects.
 
+import { effect } from "@preact/signals";
 import { render } from "preact";
 import { App } from "./app.tsx";
-import { parseAddress, unpack } from "./pure/address.ts";
+import { formatAddress, parseAddress, unpack } from "./pure/address.ts";
 import { startKeys } from "./keys.ts";
 import { startLive } from "./live/start.tsx";
 import { readDocument } from "./reading.ts";
-import { applyView, mode, selection, show, showCase } from "./store.ts";
+import { applyView, mode, selection, show, showCase, viewAddress } from "./store.ts";
 import type { Case, Document } from "./types.ts";
 import { language } from "./words/index.ts";
 
@@ -30,9 +31,23 @@ async function start(): Promise<void> {
     if (first !== undefined) selection.value = [first.start, first.end];
     if (Object.keys(address).length > 0)
       applyView({ ...(first === undefined ? {} : { at: [first.start, first.end] as const }), ...address });
+    keepAddress();
   }
   startKeys();
   render(<App />, root);
+}
+
+/** A file's address says what is looked at, so that it can be kept or sent beside the file. */
+function keepAddress(): void {
+  effect(() => {
+    const fragment = formatAddress(viewAddress());
+    try {
+      history.replaceState(null, "", fragment || "#");
+    } catch {
+      // a notebook's frame has no history
+    }
+  });
+  window.addEventListener("hashchange", () => applyView(parseAddress(location.hash).address));
 }
 
 void start();

@@ -34,6 +34,7 @@ export const en = {
     atStep: (step: number) => `step ${step}`,
     logits: (value: string) => `${value} logits`,
     unfold: (count: number) => `Show the ${count} tokens in the middle of the prompt`,
+    copy: "Copy the text",
     grain: "A click selects",
     grains: { chunk: "chunk", word: "word", token: "token" },
     strip: "Shares",

@@ -36,6 +36,7 @@ export const ko: Words = {
     atStep: (step: number) => `${step}단계`,
     logits: (value: string) => `${value} 로짓`,
     unfold: (count: number) => `프롬프트 가운데의 토큰 ${count}개 보이기`,
+    copy: "글 복사",
     grain: "누르면 고르는 단위",
     grains: { chunk: "청크", word: "단어", token: "토큰" },
     strip: "비율",
