@@ -11,7 +11,7 @@ import { Legend, TextView } from "./textview.tsx";
 import { Why } from "./why.tsx";
 import { language, words } from "./words/index.ts";
 
-/** The parts that live mode alone has; a file does not contain their buttons at all. */
+/** Components of live mode; absent in a file. */
 export const live: {
   write?: () => preact.JSX.Element | null;
   status?: () => preact.JSX.Element | null;
@@ -117,7 +117,7 @@ function Intro() {
   );
 }
 
-/** Of a file: which model wrote it, with what, and what was not computed. */
+/** The origin of a file's text: model, seed and steering. */
 function About() {
   const w = words.value.about;
   const found = reading.value?.document;

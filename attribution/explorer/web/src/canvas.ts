@@ -1,11 +1,11 @@
-// The text itself. It writes its spans directly, since a step of the slider must touch only what changed: with 2,000 tokens
-// a tree of components takes longer to compare than a frame lasts.
+// The text. It updates its spans directly and only where they change: for 2,000 tokens, a virtual tree would take longer
+// than a frame at each step of the slider.
 
 import type { Tint } from "./pure/colours.ts";
 import type { Reading } from "./reading.ts";
 import type { Run } from "./types.ts";
 
-/** How a run is drawn. All fields are compared with what stands there already. */
+/** The appearance of a run. Each field is written to the DOM only if it differs from the previous one. */
 export interface Look {
   readonly text: string;
   readonly classes: string;
@@ -28,14 +28,14 @@ export class Canvas {
   private units: Unit[] = [];
   private runs: readonly Run[] = [];
   private active = 0; // the index of the unit that Tab reaches
-  /** DOM writes since the start: what the tests count in place of seconds. */
+  /** DOM writes since the start; tests limit this number, which does not depend on the machine. */
   writes = 0;
 
   constructor(root: HTMLElement) {
     this.root = root;
   }
 
-  /** Makes the spans of a text, and keeps those whose run begins where another one began before. */
+  /** Creates the spans of a text, and reuses those of runs with the same start. */
   arrange(text: Reading): void {
     if (this.runs === text.runs) return;
     const old = new Map(this.units.map((unit) => [unit.run[0], unit]));
@@ -105,14 +105,14 @@ export class Canvas {
     this.writes += 1;
   }
 
-  // Through the object model: the policy allows no style attribute in markup.
+  // The content security policy forbids style attributes, but not the object model.
   private property(element: HTMLElement, name: string, value: string | undefined): void {
     this.write(() =>
       value === undefined ? element.style.removeProperty(name) : element.style.setProperty(name, value),
     );
   }
 
-  /** The index of the unit that an event happened on. */
+  /** The index of the unit that is the target of an event. */
   indexOf(target: EventTarget | null): number | null {
     const element = target instanceof Element ? target.closest<HTMLElement>("[data-index]") : null;
     return element === null || !this.root.contains(element) ? null : Number(element.dataset.index);
@@ -130,7 +130,7 @@ export class Canvas {
     return this.units.length;
   }
 
-  /** The unit that Tab reaches, and that arrow keys move (roving tabindex). */
+  /** Makes a unit the one in the tab order (roving tabindex). */
   setActive(index: number, focus = true): void {
     const next = this.units[index];
     if (next === undefined) return;
@@ -141,7 +141,7 @@ export class Canvas {
     if (focus) next.element.focus();
   }
 
-  /** The unit above or below one, nearest in the horizontal; the same one where there is no other line. */
+  /** The horizontally nearest unit of the line above or below; the same unit if there is no such line. */
   vertical(index: number, direction: 1 | -1): number {
     const from = this.units[index]?.element.getBoundingClientRect();
     if (from === undefined) return index;
@@ -161,7 +161,7 @@ export class Canvas {
     return best;
   }
 
-  /** Brings a unit into view, above a sheet that covers the bottom of the window. */
+  /** Scrolls a unit into view, above a sheet of height `covered` at the bottom of the window. */
   reveal(position: number, covered: number): void {
     const unit = this.units.find(({ run }) => run[0] <= position && position < run[1]);
     const box = unit?.element.getBoundingClientRect();

@@ -4,7 +4,7 @@ import { Menu, closeMenu } from "./menu.tsx";
 import { cases, shownCase } from "./store.ts";
 import { language, words } from "./words/index.ts";
 
-/** Set by live mode, which fetches the example. */
+/** Set by live mode. */
 export const actions: { open?: (name: string) => void } = {};
 
 export function CaseMenu() {

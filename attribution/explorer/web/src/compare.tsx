@@ -1,4 +1,4 @@
-// Texts side by side, from the same draws: what is the same is set in grey, what differs in ink and underlined.
+// Texts side by side that were sampled with the same random numbers. Differences from the first are underlined.
 
 import { visible } from "./pure/characters.ts";
 import { differing } from "./pure/differences.ts";
@@ -8,7 +8,7 @@ import { signal } from "@preact/signals";
 import { type Other, costs, others, reading } from "./store.ts";
 import { language, words } from "./words/index.ts";
 
-/** What live mode adds: keeping one of the texts, and computing what each costs. */
+/** Set by live mode: showing one of the texts, and closing the comparison. */
 export const actions: { keep?: (other: Other) => void; close?: () => void } = {};
 
 const shownColumn = signal(0); // on narrow windows, where one column is shown at a time
@@ -90,7 +90,7 @@ export function CompareView() {
   );
 }
 
-/** In a file a text is shown; there is nothing to go on with. */
+/** In a file, the text is shown without its request. */
 function keep(other: Other): void {
   reading.value = other.reading;
 }

@@ -1,4 +1,4 @@
-// The concepts of a selection as rows: of a chunk by share, of tokens by the logits that they add.
+// The concepts of a selection as rows: shares for a chunk, contributions in logits for tokens.
 
 import type { Reading } from "./reading.ts";
 import { tokensOf } from "./reading.ts";
@@ -24,7 +24,7 @@ export interface ConceptRows {
   readonly tokens: number;
 }
 
-/** A part below this does not exist: a model without epsilon records zeros, or rounding errors, for it. */
+/** An epsilon below this is a rounding error: the model has none. */
 const NOTHING = 1e-6;
 
 export function nameOf(text: Reading, kind: Kind, id: number): string {
@@ -35,17 +35,17 @@ export function cardOf(text: Reading, kind: Kind, id: number): Card | undefined 
   return cards.value[`${kind}:${id}`] ?? text.document?.cards?.[kind]?.[`${id}`];
 }
 
-/** Where a known concept belongs: "form" is tone, "topic" content, "syntax" the form of code; "" where it is not known. */
+/** The group of a known concept: "form" (tone), "topic" (content), "syntax" (form of code), or "" if it is unknown. */
 export function groupOf(text: Reading, id: number): string {
   return cardOf(text, "known", id)?.group ?? "";
 }
 
-/** Whether any token of a text has a part that belongs to no concept. */
+/** Whether any token of a text has a contribution that belongs to no concept. */
 export function hasEpsilon(text: Reading): boolean {
   return text.document?.tokens.some((token) => Math.abs(token.epsilon ?? 0) > NOTHING) ?? false;
 }
 
-/** The rows of a span; of the whole text for null. Null for a model without concepts, or while there are none yet. */
+/** The rows of a span, or of the whole text for null. Returns null without concepts, or before they are computed. */
 export function conceptRows(text: Reading, span: Span | null): ConceptRows | null {
   const { document } = text;
   if (!document?.concepts) return null;

@@ -1,6 +1,6 @@
-// Small helpers for what browsers do differently, or refuse in a notebook's frame.
+// Helpers for browser features that need a fallback, mostly in the sandboxed frame of a notebook.
 
-/** Places a fixed element beside its anchor, inside of the window. */
+/** Positions a fixed element next to its anchor and inside of the window. */
 export function place(element: HTMLElement, anchor: Element): void {
   const from = anchor.getBoundingClientRect();
   const own = element.getBoundingClientRect();
@@ -11,7 +11,7 @@ export function place(element: HTMLElement, anchor: Element): void {
   element.style.top = `${top}px`;
 }
 
-/** Copies a text. Frames without a clipboard fall back to a selected field. */
+/** Copies a text to the clipboard, without the clipboard API by selecting a hidden field. Returns whether it worked. */
 export async function copy(text: string): Promise<boolean> {
   try {
     await navigator.clipboard.writeText(text);
@@ -28,7 +28,7 @@ export async function copy(text: string): Promise<boolean> {
   }
 }
 
-/** A stored choice such as the language; storage is refused in sandboxed frames, where nothing is remembered. */
+/** A stored preference. Access to storage throws in sandboxed frames, where preferences are not stored. */
 export function remembered(key: string): string | null {
   try {
     return localStorage.getItem(`steerling.${key}`);
@@ -41,7 +41,7 @@ export function remember(key: string, value: string): void {
   try {
     localStorage.setItem(`steerling.${key}`, value);
   } catch {
-    // the choice holds until the page is closed
+    // without storage the preference lasts until the page is closed
   }
 }
 

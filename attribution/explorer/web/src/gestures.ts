@@ -1,4 +1,4 @@
-// What the pointer and the keys do in the text.
+// Pointer and keyboard input of the text.
 
 import type { Canvas } from "./canvas.ts";
 import { PANELS } from "./pure/address.ts";
@@ -19,10 +19,10 @@ import {
 } from "./store.ts";
 import type { Span } from "./types.ts";
 
-/** The text on the page; set by the component that makes it. */
+/** The canvas of the page, set by `TextView`. */
 export const canvas: { current: Canvas | null } = { current: null };
 
-// ---- pointer: a click takes a chunk, a second click or Alt a token, a drag or Shift a range of words
+// ---- pointer: a click selects a chunk, a second click or Alt a token, a drag or Shift a range of words
 
 let anchor: number | null = null; // where a drag or a Shift selection begins
 let dragged = false;
@@ -31,7 +31,7 @@ function chunksOf(text: Reading) {
   return text.document?.chunks ?? [];
 }
 
-/** What a click at a position takes, given what is selected. */
+/** The span that a click at a position selects; a second click on a selected chunk selects the token. */
 function clicked(text: Reading, position: number, alt: boolean): Span {
   const wanted = alt ? "token" : grain.value;
   const span = spanAt(text.runs, chunksOf(text), position, wanted);
@@ -41,7 +41,7 @@ function clicked(text: Reading, position: number, alt: boolean): Span {
 
 function choose(position: number, event: { altKey: boolean; shiftKey: boolean }): void {
   const text = reading.value!;
-  // An open position is chosen by itself: what else could stand there is asked of one place.
+  // An open position is selected alone: the considered candidates belong to one position.
   if ((factsOf(text).commitOf[position] ?? -2) >= count.value) select(tokenSpan(text.runs, position));
   else if (event.shiftKey && anchor !== null) selection.value = rangeSpan(text.runs, anchor, position);
   else select(clicked(text, position, event.altKey));
@@ -82,7 +82,7 @@ export function released(event: PointerEvent): void {
   choose(canvas.current!.runOf(index)![0], event);
 }
 
-/** A focused token previews like a hovered one, but only if it was reached by keys. */
+/** Keyboard focus previews a selection, as hovering does. */
 export function focused(event: FocusEvent): void {
   const index = canvas.current!.indexOf(event.target);
   const text = reading.value;
@@ -90,7 +90,7 @@ export function focused(event: FocusEvent): void {
   hover.value = spanAt(text.runs, chunksOf(text), canvas.current!.runOf(index)![0], grain.value);
 }
 
-// ---- keys, which act only while the text has the focus (WCAG 2.1.4); Escape is of the whole page (keys.ts)
+// ---- keys, which act only while the text has the focus (WCAG 2.1.4); keys.ts handles Escape
 
 export function typed(event: KeyboardEvent): void {
   const [made, text] = [canvas.current!, reading.value];

@@ -1,4 +1,4 @@
-// The keys, and what the signs mean.
+// Help: the keyboard shortcuts, and the legend of colours and patterns.
 
 import { Menu } from "./menu.tsx";
 import { mode } from "./store.ts";

@@ -1,9 +1,9 @@
-// Keys of the whole page. Single keys act only where a list or the text has the focus (textview.tsx).
+// Keys of the whole page. Single keys of the text act only while it has the focus (gestures.ts).
 
 import { canvas } from "./gestures.ts";
 import { card, letGo, panel } from "./store.ts";
 
-/** What live mode adds to Escape, between closing a card and letting the selection go. */
+/** Set by live mode. stop: returns whether a text was being written. */
 export const actions: { stop?: () => boolean; write?: () => void } = {};
 
 export function startKeys(): void {
@@ -17,7 +17,7 @@ export function startKeys(): void {
       else if (!event.repeat) actions.write?.();
     } else if (event.key === "Escape" && !event.defaultPrevented) {
       if (document.querySelector(":popover-open") !== null) return; // the browser closes it
-      // A card closes first, then the writing stops, then what is held or selected is let go.
+      // The order is: close the card, stop writing, release the highlight or the selection.
       if (card.value !== null || !(actions.stop?.() ?? false)) letGo();
     } else if (event.key === "F6") {
       event.preventDefault();

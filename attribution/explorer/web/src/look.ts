@@ -1,4 +1,4 @@
-// How each run of the text is drawn, given what is selected, hovered, pinned, tinted and not written yet.
+// The appearance of each run of the text, from the state of the page.
 
 import type { Look } from "./canvas.ts";
 import { visible } from "./pure/characters.ts";
@@ -10,7 +10,7 @@ import { ghosts, tints, values } from "./tints.ts";
 import type { Run } from "./types.ts";
 import { words } from "./words/index.ts";
 
-/** The shares of the line below a token: of known concepts, and of known and discovered ones, in percent. */
+/** The shares of known concepts, and of known and discovered ones together, in percent, for the line below a token. */
 function sharesOf(text: Reading, position: number): readonly [number, number] {
   const token = factsOf(text).tokens.get(position);
   const shares = absolute.value ? token?.absolute_shares : token?.net_shares;
@@ -71,7 +71,7 @@ export function lookOf(text: Reading, run: Run, isNew: boolean): Look {
   };
 }
 
-/** A run of white space alone shows its line ends, or there would be nothing to click. */
+/** Line ends are visible in runs of white space, which could not be clicked otherwise. */
 function withLineEnds(characters: string): string {
   return characters.trim() === "" ? characters.replaceAll("\n", "↵\n") : characters;
 }

@@ -1,4 +1,4 @@
-// The start: a file shows its document; a page of a server shows the first example and connects.
+// The entry point: shows the document of a file, or starts live mode.
 
 import { effect } from "@preact/signals";
 import { render } from "preact";
@@ -21,7 +21,7 @@ async function start(): Promise<void> {
   if (stored === null) {
     mode.value = "live";
     if (packed !== null) address.p = (await unpack(packed)) ?? "";
-    // The first example is on this machine: waiting for it is quicker than drawing the page twice, and nothing moves.
+    // Rendering waits for the first example, so that the layout does not shift when it arrives.
     await Promise.race([startLive(address, problems), new Promise((resolve) => setTimeout(resolve, 400))]);
   } else {
     const found = JSON.parse(stored.textContent ?? "null") as Document | Case;
@@ -37,14 +37,14 @@ async function start(): Promise<void> {
   render(<App />, root);
 }
 
-/** A file's address says what is looked at, so that it can be kept or sent beside the file. */
+/** Writes the view of a file into its URL, so that it can be bookmarked. */
 function keepAddress(): void {
   effect(() => {
     const fragment = formatAddress(viewAddress());
     try {
       history.replaceState(null, "", fragment || "#");
     } catch {
-      // a notebook's frame has no history
+      // throws in the frame of a notebook
     }
   });
   window.addEventListener("hashchange", () => applyView(parseAddress(location.hash).address));

@@ -1,4 +1,4 @@
-// A button with a menu under it: the browser's popover, which closes by Escape and by a click elsewhere.
+// A button with a popover, which the browser closes on Escape and on a click outside.
 
 import type { ComponentChildren } from "preact";
 import { useRef } from "preact/hooks";

@@ -1,4 +1,4 @@
-// A text as the page shows it: one that is being written, a finished one with its document, or that of a file.
+// A text on the page: one that is being written, a finished one with its document, or the document of a file.
 
 import { emptyRuns, replaceRuns } from "./pure/characters.ts";
 import type { Commit, Document, DocumentToken, Run, Span, TextRequest, WritingState } from "./types.ts";
@@ -46,17 +46,17 @@ export function readDocument(document: Document, id: string, request: TextReques
   };
 }
 
-/** The piece of a token as text: pieces write line ends as "\n" and special tokens by their names. */
+/** The text of a token's piece, in which line ends are escaped and special tokens are names. */
 export function unescaped(piece: string): string {
   return /^<.*>$/.test(piece) && piece.length > 2 ? "" : piece.replaceAll("\\n", "\n").replaceAll("\\t", "\t");
 }
 
-/** Adds empty runs where a list has none. */
+/** Adds empty runs for positions that no run contains. */
 function fillRuns(runs: readonly Run[], length: number): readonly Run[] {
   return runs.length === 0 || runs.at(-1)![1] < length ? replaceRuns(emptyRuns(0, length), runs) : runs;
 }
 
-/** A text that was asked for, of which nothing is known yet. */
+/** The reading of a text that was just requested. */
 export function newReading(id: string, request: TextRequest, of: number): Reading {
   return {
     id,
@@ -82,7 +82,7 @@ export function withCommits(reading: Reading, commits: readonly Commit[], charac
   return { ...reading, length: last, commits: [...reading.commits, ...commits], runs: replaceRuns(longer, characters) };
 }
 
-// ---- what follows from a reading, computed once
+// ---- derived facts, computed once for each reading
 
 export interface Facts {
   readonly commitOf: Int32Array; // by position: the index of its commit, PROMPT or UNWRITTEN
@@ -108,7 +108,7 @@ export function factsOf(reading: Reading): Facts {
   return facts;
 }
 
-/** Whether a run cannot be seen on the canvas with the first `count` commits. */
+/** Whether a run contains a position that is not among the first `count` commits. */
 export function isMasked(reading: Reading, run: Run, count: number): boolean {
   const { commitOf } = factsOf(reading);
   for (let at = run[0]; at < run[1]; at += 1) {

@@ -8,7 +8,7 @@ import { model, reading } from "./store.ts";
 import { words } from "./words/index.ts";
 
 export type Format = "html" | "json" | "graph";
-/** Set by live mode. export: answers an error's sentence, or null when the file was made. */
+/** Set by live mode. export: resolves to an error message, or to null after the download. */
 export const actions: {
   link?: () => Promise<string>;
   export?: (format: Format, parts: string[]) => Promise<string | null>;

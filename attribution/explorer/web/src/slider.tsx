@@ -1,4 +1,4 @@
-// Back in time: the canvas before each step, by a slider, buttons, or played.
+// The step slider with its buttons: shows the canvas before each step.
 
 import { consideredAt } from "./tints.ts";
 import { count, playing, reading, setStep, step } from "./store.ts";
@@ -6,7 +6,7 @@ import { words } from "./words/index.ts";
 
 const SPEEDS = [2, 5, 10]; // steps a second
 
-/** Drawn, since not every system's fonts have these signs. */
+/** An SVG icon, since some fonts lack these symbols. */
 function Icon({ shape, filled = false }: { shape: string; filled?: boolean }) {
   return (
     <svg viewBox="0 0 16 16" width="16" height="16" aria-hidden="true" class={filled ? "filled" : "outlined"}>

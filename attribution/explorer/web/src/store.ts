@@ -11,7 +11,7 @@ export const model = signal<Model | null>(null);
 export const cases = signal<readonly CaseEntry[]>([]);
 export const shownCase = signal<CaseEntry | null>(null);
 
-// ---- the text, and what is looked at
+// ---- the text and the view of it
 
 export const reading = signal<Reading | null>(null);
 export const selection = signal<Span | null>(null);
@@ -26,7 +26,7 @@ export const folded = signal(true); // the middle of a long prompt is hidden
 export const enlarged = signal(false); // the panels take more room
 export const strip = signal(true); // the line of shares below each token
 
-/** What a list points at: a concept, an input token, or a span of a hit. It tints the text. */
+/** The concept, input token or span that a row of a panel highlights in the text. */
 export type Pointer =
   { readonly kind: Kind; readonly id: number } | { readonly input: number } | { readonly span: Span };
 export const pointer = signal<Pointer | null>(null); // while hovered or focused
@@ -93,7 +93,7 @@ export const comparing = computed(() => others.value.length > 1);
 
 // ---- actions
 
-/** Shows another text, with nothing selected. */
+/** Shows another text and resets the view. */
 export function show(next: Reading | null): void {
   batch(() => {
     reading.value = next;
@@ -136,7 +136,7 @@ export function select(span: Span | null): void {
   });
 }
 
-/** Lets go of one thing: a card, then what a list holds, then the selection. Answers whether there was one. */
+/** Closes the card, or else releases the highlight, or else the selection. Returns whether there was one. */
 export function letGo(): boolean {
   for (const one of [card, held, selection]) {
     if (one.value !== null) {
@@ -157,13 +157,13 @@ export function togglePin(span: Span): void {
   pins.value = rest.length < pins.value.length ? rest : [...rest, span].slice(-8);
 }
 
-/** The visible runs that a hovered list entry or a click holds. */
+/** Whether a position is in the span that a row of a panel highlights. */
 export function isPointed(position: number): boolean {
   const at = pointer.value ?? held.value;
   return at !== null && "span" in at && inside(at.span, position);
 }
 
-/** The state as an address; live/request.ts adds the fields of the request. */
+/** The view as an address; live/request.ts adds the fields of the request. */
 export function viewAddress(): Address {
   const address: Address = {};
   if (shownCase.value !== null) address.case = shownCase.value.name;
@@ -174,7 +174,7 @@ export function viewAddress(): Address {
   return address;
 }
 
-/** Applies the parts of an address that are about looking; a span outside of the text is left out. */
+/** Applies the view of an address; spans outside of the text are ignored. */
 export function applyView(address: Address): void {
   const length = reading.value?.length ?? 0;
   const fits = (span: Span) => span[1] <= length;
@@ -186,7 +186,7 @@ export function applyView(address: Address): void {
   });
 }
 
-// Playing moves the step; it ends at the last one.
+// Advances the step while playing, up to the last one.
 effect(() => {
   const speed = playing.value;
   if (speed === 0) return;

@@ -13,14 +13,14 @@ import { words } from "./words/index.ts";
 export function TextView() {
   const root = useRef<HTMLDivElement>(null);
   useLayoutEffect(() => {
-    // before the first paint, or what is below would move
+    // A layout effect runs before the first paint, so that the layout does not shift.
     const made = (canvas.current = new Canvas(root.current!));
     return effect(() => {
       const text = reading.value;
       if (text === null) return;
       made.arrange(text);
       const next = count.value;
-      // Tokens of the last commit are ringed, while a text is written and while the slider moves.
+      // Tokens of the last commit are outlined while a text is written and while the slider is in use.
       const fresh = new Set(step.value !== null || text.state === "running" ? text.commits[next - 1]?.positions : []);
       made.draw((run) => lookOf(text, run, rangeHas(run, fresh)));
       root.current!.dataset.writes = `${made.writes}`;
@@ -67,7 +67,7 @@ function rangeHas(run: Run, positions: ReadonlySet<number>): boolean {
   return false;
 }
 
-/** One sentence on what the colours of the text say at this moment. */
+/** A sentence that explains the current tints of the text. */
 export function Legend() {
   const w = words.value.text;
   const at = pointer.value ?? held.value;

@@ -1,4 +1,5 @@
-// What tints the text: the inputs of the selection, a concept that is pointed at, or what one token did to later ones.
+// The values that tint the text: inputs of the selection, contributions of a concept, or effects of one token on later
+// ones; and the candidates of a step.
 
 import { computed } from "@preact/signals";
 import { formatSpan } from "./pure/address.ts";
@@ -18,7 +19,7 @@ import {
 } from "./store.ts";
 import type { Considered, ConsideredStep, DocumentToken, Inputs, Span } from "./types.ts";
 
-/** The inputs of several tokens as one: sums, each token explained on its own canvas. */
+/** The summed inputs of several tokens, each attributed on its own snapshot; null if one is missing. */
 export function sumInputs(tokens: readonly DocumentToken[]): Inputs | null {
   const parts = tokens.map((token) => token.inputs).filter((one) => one !== null && one !== undefined);
   if (parts.length === 0 || parts.length < tokens.length) return null;
@@ -41,7 +42,7 @@ export function sumInputs(tokens: readonly DocumentToken[]): Inputs | null {
   };
 }
 
-/** The inputs of a span: as the server computed them, else those of the document. */
+/** The inputs of a span, from the server's results or from the document. */
 export function inputsOf(text: Reading, span: Span): Result<Inputs> {
   const own = results.value.inputs[formatSpan(span)];
   if (own?.value !== undefined) return own;
@@ -55,18 +56,18 @@ export const selectedInputs = computed<Result<Inputs>>(() => {
   return text === null || span === null ? {} : inputsOf(text, span);
 });
 
-/** The inputs of one token: of the document, or as they were computed since. */
+/** The inputs of one token, from the document or from the server's results. */
 function tokenInputs(token: DocumentToken): Inputs | undefined {
   return token.inputs ?? results.value.inputs[`${token.position}`]?.value;
 }
 
-/** Of how many tokens the inputs are known, and of how many they could be. */
+/** The number of tokens whose inputs are known, and of all tokens. */
 export const knownInputs = computed<readonly [number, number]>(() => {
   const tokens = [...(reading.value === null ? [] : factsOf(reading.value).tokens.values())];
   return [tokens.filter((token) => tokenInputs(token) !== undefined).length, tokens.length];
 });
 
-/** What a pointer at a concept or an input token says of each position, in logits. */
+/** The value of each position for a highlighted concept or input token, in logits. */
 function pointed(text: Reading, at: Pointer): Map<number, number> {
   const values = new Map<number, number>();
   if ("span" in at) return values;
@@ -105,10 +106,10 @@ export const tints = computed<ReadonlyMap<number, Tint>>(() => {
 
 // ---- what was considered
 
-/** The key of the result that holds all steps: they were asked for without a step. */
+/** The key of the result for all steps, whose request has no step. */
 export const ALL_STEPS = "null";
 
-/** The considered positions of one commit, by its index; from the document, or as the server computed it. */
+/** What one commit, given by its index, had to choose from; null if it is not known. */
 export function consideredAt(text: Reading, commit: number): { step: ConsideredStep; all: Considered } | null {
   const number = text.commits[commit]?.step;
   if (number === undefined) return null;
@@ -120,13 +121,13 @@ export function consideredAt(text: Reading, commit: number): { step: ConsideredS
   return null;
 }
 
-/** The commit that comes next at this step; null with all tokens on the canvas. */
+/** The index of the next commit at this step; null if all tokens are on the canvas. */
 export const nextCommit = computed<number | null>(() => {
   const text = reading.value;
   return text !== null && count.value < text.commits.length ? count.value : null;
 });
 
-/** The commit whose choice is looked at: that of the selected token, or the next one where nothing stands yet. */
+/** The commit of the selected token, or the next one if the selected position is still open. */
 export const lookedAtCommit = computed<number | null>(() => {
   const [text, span] = [reading.value, selection.value];
   if (text === null || span === null) return null;
@@ -134,7 +135,7 @@ export const lookedAtCommit = computed<number | null>(() => {
   return openPosition.value !== null ? nextCommit.value : first === undefined || first < 0 ? null : first;
 });
 
-/** Best candidates at open positions, which stand on the canvas as ghosts: by position, text and confidence. */
+/** The best candidates of open positions, which are drawn on the canvas: text and confidence by position. */
 export const ghosts = computed<ReadonlyMap<number, { text: string; confidence: number }>>(() => {
   const [text, commit] = [reading.value, nextCommit.value];
   const result = new Map<number, { text: string; confidence: number }>();
@@ -147,7 +148,7 @@ export const ghosts = computed<ReadonlyMap<number, { text: string; confidence: n
   return result;
 });
 
-/** A candidate as text; pieces write line ends as "\\n". */
+/** The text of a candidate; line ends are escaped in pieces. */
 export function pieceOf(all: Considered, token: number): string {
   return all.pieces?.[`${token}`]?.replaceAll("\\n", "↵").replaceAll("\\t", "⇥") ?? `#${token}`;
 }

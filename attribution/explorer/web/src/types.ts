@@ -1,4 +1,4 @@
-// The explanation document (docs/design/trace-format.md) and what the server answers.
+// Types of the explanation document (docs/design/trace-format.md) and of the server's answers.
 
 export type Kind = "known" | "discovered";
 export type Span = readonly [start: number, end: number]; // canvas positions, the end exclusive

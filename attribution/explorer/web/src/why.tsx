@@ -1,4 +1,4 @@
-// The panels that answer the four questions about the selection.
+// The four panels about the selection.
 
 import { effect } from "@preact/signals";
 import { useEffect, useRef } from "preact/hooks";
@@ -23,13 +23,13 @@ const CONTENT: Readonly<Record<Panel, () => preact.JSX.Element>> = {
 
 export function Why() {
   const root = useRef<HTMLElement>(null);
-  // On a narrow window the panels are a sheet over the bottom of the text; what is selected is brought above it.
+  // In a narrow window the panels are a sheet over the bottom of the text; the selection is scrolled above it.
   useEffect(
     () =>
       effect(() => {
         const span = selection.value;
         if (span === null) return;
-        // The sheet has its place and height in the second frame after the change.
+        // The layout of the sheet is known in the second frame after the change.
         requestAnimationFrame(() =>
           requestAnimationFrame(() => {
             const sheet = root.current;
@@ -93,7 +93,7 @@ export function Why() {
   );
 }
 
-/** What is selected, with its pin and the way to let it go. */
+/** The selected text, its position, and the buttons to pin and to release it. */
 function Selected() {
   const w = words.value.why;
   const [text, span] = [reading.value, selection.value];

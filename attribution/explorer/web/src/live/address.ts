@@ -1,4 +1,4 @@
-// The address follows the page, and Back undoes: a new text or selection is an entry of its own, a step is not.
+// The URL of the page and its history. A new text or selection adds an entry, a step replaces the current one.
 
 import { computed, effect } from "@preact/signals";
 import {
@@ -14,7 +14,7 @@ import {
 import { applyView, comparing, mode, model, others, reading, selection, viewAddress } from "../store.ts";
 import { requestAddress } from "./request.ts";
 
-/** The whole state: what was asked for, and what is looked at. */
+/** The whole state: the request and the view. */
 const address = computed<Address>(() => {
   const text = reading.value;
   const view = viewAddress();
@@ -30,13 +30,13 @@ async function fragmentOf(value: Address): Promise<string> {
   return formatAddress(value, packed);
 }
 
-/** What is looked at, for a file that holds its text. */
+/** The view alone, for an exported file. */
 export function viewState(): string {
   const { case: _name, ...view } = viewAddress();
   return formatAddress(view);
 }
 
-/** The link to what is shown at this moment. */
+/** The URL of the current state. */
 export async function currentLink(): Promise<string> {
   return `${location.origin}${location.pathname}${await fragmentOf(address.peek())}`;
 }
@@ -55,7 +55,7 @@ export function startHistory(open: (address: Address) => Promise<void>): void {
       try {
         history[push ? "pushState" : "replaceState"](null, "", fragment === "" ? location.pathname : fragment);
       } catch {
-        // frames without history, and browsers that allow 100 changes in 30 seconds
+        // throws without history, and after too many changes in a short time
       }
     });
   });
@@ -76,7 +76,7 @@ export function startHistory(open: (address: Address) => Promise<void>): void {
   });
 }
 
-/** The parts of an address that say which text it is. */
+/** The fields of an address that determine the text. */
 function requestPart({ case: name, p, given, n, seed, t, top_p, rep, cfg, steps, amp, sup, clamp }: Address): Address {
   const part: Record<string, unknown> = {
     case: p === undefined ? name : undefined,

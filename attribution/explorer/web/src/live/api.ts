@@ -1,4 +1,4 @@
-// Requests to the server, and what can go wrong with them.
+// Requests to the server and their errors.
 
 import { signal } from "@preact/signals";
 
@@ -8,7 +8,7 @@ export interface Refusal {
   readonly code: string | null;
 }
 
-/** An answer that is an error; status 0 where there was none. */
+/** An error response; status 0 if the server did not answer. */
 export class Failure extends Error {
   readonly status: number;
   readonly param: string | null;
@@ -32,7 +32,7 @@ async function once(method: string, path: string, body?: unknown): Promise<Respo
   try {
     answer = await fetch(path, {
       method,
-      // DELETE too: requests that change something need a JSON type, which a form of another site cannot send.
+      // The server requires a JSON body for every request that changes something, also for DELETE.
       ...(method === "GET"
         ? {}
         : { headers: { "content-type": "application/json" }, body: JSON.stringify(body ?? {}) }),
@@ -48,7 +48,7 @@ async function once(method: string, path: string, body?: unknown): Promise<Respo
 
 const seconds = (count: number) => new Promise((resolve) => setTimeout(resolve, 1000 * count));
 
-/** A request; one that is refused because the server is busy is sent again after the time that it names. */
+/** Sends a request. On 429 it is sent again after the time in Retry-After, up to a few times. */
 export async function send(method: string, path: string, body?: unknown): Promise<Response> {
   for (let tries = 1; ; tries += 1) {
     try {

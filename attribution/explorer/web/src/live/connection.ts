@@ -1,4 +1,4 @@
-// The server's health, the session of this tab, and its one stream of events, which goes on where it was interrupted.
+// The server's health, the session of this tab, and its event stream, which resumes after an interruption.
 
 import { signal } from "@preact/signals";
 import { model } from "../store.ts";
@@ -26,13 +26,13 @@ let source: EventSource | null = null;
 let listener: (name: EventName, data: never) => void = () => {};
 let began: (() => void)[] = []; // who waits for a session
 
-/** The path of this tab's session, once there is one. */
+/** Resolves to the path of this tab's session once it exists. */
 export async function sessionPath(): Promise<string> {
   if (session === "") await new Promise<void>((resolve) => began.push(resolve));
   return `/api/sessions/${session}`;
 }
 
-/** Polls the health until the model is compiled, and connects as soon as it is loaded. */
+/** Polls the health until the server is ready, and connects as soon as the model is loaded. */
 export async function connect(listen: typeof listener): Promise<void> {
   listener = listen;
   void watchHealth();
@@ -45,7 +45,7 @@ async function watchHealth(): Promise<void> {
       const answer = await fetch("/health");
       health.value = (await answer.json()) as Health;
     } catch {
-      // the stream of events says that the server is away
+      // a lost connection is noticed by the event stream
     }
     if (health.value.status === "ok" || health.value.status === "failed") return;
     await new Promise((resolve) => setTimeout(resolve, 1000));
@@ -103,7 +103,7 @@ function listen(again: () => void, reached: () => void): void {
   };
 }
 
-/** Forgets the session if the server does not know it any more: it was started again, or the tab slept too long. */
+/** Drops the session if the server does not have it any more, after a restart or a long pause of the tab. */
 async function stillThere(): Promise<void> {
   try {
     await send("PUT", `/api/sessions/${session}/focus`, { text: null });

@@ -1,4 +1,4 @@
-// The live parts of the training-data panel: influence on request, the making of an index, and a hit in its document.
+// The live parts of the training-data panel: influence, building an index, and the document around a hit.
 
 import { signal } from "@preact/signals";
 import { formatSpan } from "../pure/address.ts";
@@ -51,7 +51,7 @@ export function IndexButton() {
   );
 }
 
-/** A job that takes long, with its progress and the way to stop it. */
+/** The progress of a long job, with a button that cancels it. */
 function Running({ label, state }: { label: string; state: State }) {
   return (
     <div>

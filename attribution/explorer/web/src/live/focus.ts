@@ -1,4 +1,4 @@
-// Tells the server what is looked at, which is the only way work is begun: what is not looked at any more is cancelled.
+// Sends the focus of the page to the server, which computes what is in focus and cancels the rest.
 
 import { effect } from "@preact/signals";
 import { formatSpan } from "../pure/address.ts";
@@ -21,13 +21,13 @@ export function startFocus(): void {
     }
     const span = selection.value;
     const panels = new Set<string>([panel.value]);
-    // A focus has one step. The selected token's choice goes first; the ghosts of the slider's step follow it.
+    // A focus has one step: that of the selected token, and when it is known, that of the slider.
     const commit =
       [panel.value === "considered" ? lookedAtCommit.value : null, nextCommit.value].find(
         (one) => one !== null && consideredAt(text, one) === null,
       ) ?? null;
-    // Who moves the slider will look at other steps too: all of them are quicker than one at a time, and for a text of
-    // this length not too many to send.
+    // When the slider is in use, other steps will follow. One request for all steps is faster than many, and for a text
+    // of this length its answer is small enough.
     const allSteps =
       nextCommit.value !== null &&
       text.length <= SHORT &&
@@ -47,7 +47,7 @@ export function startFocus(): void {
       panels: [...panels],
       pins: pins.value,
     };
-    // The text's state is part of it: a text that has ended is explained from then on.
+    // Includes the state, since the same focus starts work once the text has ended.
     const now = JSON.stringify([body, text.state]);
     if (now === last) return;
     last = now;

@@ -1,4 +1,4 @@
-// What is asked for: the prompt, the settings and the steering, as signals of the form, as a request, and as an address.
+// The prompt, settings and steering: as signals of the form, as a request, and as an address.
 
 import { computed, signal } from "@preact/signals";
 import type { Address, Column, Strengths } from "../pure/address.ts";
@@ -27,10 +27,10 @@ const IN_ADDRESS: Readonly<Record<Setting, "n" | "seed" | "t" | "top_p" | "rep" 
   steps: "steps",
 };
 const FIRST = { max_tokens: 64, seed: 1 };
-/** The fields as they are typed; an empty one is left out. */
+/** The fields as text; empty ones are omitted from the request. */
 export const settings = signal<Readonly<Partial<Record<Setting, string>>>>({ max_tokens: "64", seed: "1" });
 
-/** The fields as numbers. What is no number is sent as it is: the server says what is wrong with it, at its field. */
+/** The fields as numbers. Invalid text is sent unchanged, and the server's error names the field. */
 function numbers(): Partial<Record<Setting, number>> {
   const result: Partial<Record<Setting, number>> = {};
   for (const name of SETTINGS) {
@@ -40,7 +40,7 @@ function numbers(): Partial<Record<Setting, number>> {
   return result;
 }
 
-/** A concept that is turned. dial: −2 … 2 in measured units, below 0 to suppress; the units are those of the concept's card. */
+/** A concept to steer by. dial: from −2 to 2 in measured strengths, negative to suppress. amplify, suppress: the strengths. */
 export interface Turn {
   readonly name: string;
   readonly dial: number;
@@ -61,7 +61,7 @@ export function strengthOf({ dial, amplify, suppress }: Turn): number {
   return Number((Math.abs(dial) * unit).toPrecision(4));
 }
 
-/** The same strength in the units of a concept. */
+/** The same strength as a multiple of the concept's measured one. */
 export function measured(one: Turn, known: Card): Turn {
   const next = { ...one, amplify: known.amplify ?? null, suppress: known.suppress ?? null };
   const sign = Math.sign(one.dial);
@@ -85,7 +85,7 @@ export const request = computed<TextRequest>(() => {
   return { prompt: prompt.value, ...numbers(), ...(steering === undefined ? {} : { steering }) };
 });
 
-/** Fills the form with a request, such as that of an example or of a text that is shown again. */
+/** Fills the form with a request. */
 export function fill(from: TextRequest): void {
   prompt.value = from.prompt;
   given.value = from.continuation ?? null;
@@ -117,7 +117,7 @@ export function requestAddress(from: TextRequest): Address {
   return address;
 }
 
-/** The request of an address; null for one without a prompt. */
+/** The request of an address; null if it has no prompt. */
 export function addressedRequest(address: Address): TextRequest | null {
   if (address.p === undefined) return null;
   if (address.given !== undefined) return { prompt: address.p, continuation: address.given };

@@ -1,4 +1,4 @@
-// The live page: the first example at once, then the server, then what the address asks for.
+// Live mode: shows the first example, connects to the server, and opens what the address requests.
 
 import { effect } from "@preact/signals";
 import { live } from "../app.tsx";
@@ -23,7 +23,7 @@ import { StateLine, StatusBars, badAddress, otherModel } from "./status.tsx";
 import { askJob, receive, refreshAll, stop, write } from "./texts.ts";
 import { WriteForm, columnsOf, writeNow } from "./write.tsx";
 
-/** Resolves when the first text is shown. */
+/** Starts live mode; resolves when the first text is shown. */
 export async function startLive(address: Address, problems: readonly string[]): Promise<void> {
   Object.assign(live, { write: WriteForm, status: StatusBars, state: StateLine, dialogs: PassageDialog });
   Object.assign(additions, { influence: InfluenceButton, index: IndexButton, passage: openPassage });
@@ -49,7 +49,7 @@ export async function startLive(address: Address, problems: readonly string[]): 
   await open(address);
 }
 
-/** A server that other machines reach prints a token in the fragment; it is exchanged for a cookie, once. */
+/** The token of an address for a server on another machine, which is exchanged for a cookie. */
 function takeToken(problems: readonly string[]): { token: string | null; rest: readonly string[] } {
   const part = problems.find((problem) => problem.startsWith("token="));
   const token = /[#&]token=([^&]+)/.exec(location.hash)?.[1] ?? null;
@@ -58,12 +58,12 @@ function takeToken(problems: readonly string[]): { token: string | null; rest: r
 
 async function exchange(token: string | null): Promise<void> {
   if (token === null) return;
-  // A wrong one is told by the first request that needs it.
+  // The first request that needs a valid token reports a wrong one.
   await send("POST", "/api/token", { token: decodeURIComponent(token) }).catch(() => {});
   history.replaceState(null, "", location.hash.replace(/([#&])token=[^&]*&?/, "$1"));
 }
 
-/** Shows what an address asks for: a text of a prompt, an example, or the first example. */
+/** Opens an address: writes its text, or shows its example, or else the first example. */
 export async function open(address: Address): Promise<void> {
   const request = addressedRequest(address);
   const listed =
@@ -84,7 +84,7 @@ export async function open(address: Address): Promise<void> {
   void measure();
   const settle = async () => {
     const columns = columnsOf(request, address.cmp ?? []);
-    // A link to one column of a comparison shows that column.
+    // Without `cmp` there is one column.
     await write(columns.length > 0 ? columns : [{ column: "plain", request }]);
     afterWriting(address);
   };
@@ -99,7 +99,7 @@ export async function open(address: Address): Promise<void> {
   } else await settle();
 }
 
-/** Applies the view of an address when the text that it is of has ended. */
+/** Applies the view of an address once its text has ended. */
 function afterWriting(address: Address): void {
   const id = reading.value?.id;
   const stopWaiting = effect(() => {
@@ -133,7 +133,7 @@ async function openCase(name: string, address: Address, fillForm = true): Promis
   }
 }
 
-/** An address has strengths; the dials have units of what was measured for each concept. */
+/** Converts the strengths of an address to multiples of the measured ones, which the dials show. */
 async function measure(): Promise<void> {
   await sessionPath(); // the model is loaded
   for (const one of turns.value) {
@@ -168,18 +168,18 @@ async function exportFile(format: string, parts: string[]): Promise<string | nul
 
 function watch(): void {
   startHistory(open);
-  // A stream that goes on after a restart does not know the texts: they are read again.
+  // After a lost connection all texts are fetched again.
   let before = connection.value;
   effect(() => {
     const now = connection.value;
     if (now === "open" && before === "lost") {
       refreshAll();
-      // A page that was open while the server was away is told when another process answers.
+      // A new process has no costs.
       if (restarted.value) costs.value = {};
     }
     before = now;
   });
-  // Costs of compared texts are computed as soon as all have ended.
+  // The costs of compared texts are requested as soon as all of them have ended.
   const asked = new Set<string>();
   effect(() => {
     const all = others.value.map((other) => other.reading).filter((text) => text.source === "server");

@@ -1,4 +1,4 @@
-// What the server is doing, in one place above the text, and how far the text is, below it.
+// Messages about the server, and the progress of the text.
 
 import { signal } from "@preact/signals";
 import type { ComponentChildren } from "preact";
@@ -86,7 +86,7 @@ function Bar({ kind = "", close, children }: { kind?: string; close?: () => void
   );
 }
 
-/** How far the text is. A screen reader hears of it at most every two seconds; it does not hear the tokens. */
+/** The progress of the text. Screen readers announce it at most every two seconds, and do not announce tokens. */
 export function StateLine() {
   const w = words.value.live;
   const text = reading.value;
@@ -146,7 +146,7 @@ export function StateLine() {
 
 const speed = (written: number, seconds: number) => (seconds > 0.2 ? `${Math.round(written / seconds)}` : "");
 
-/** A value that is taken over at most once in a while. */
+/** A throttled copy of a value. every: milliseconds. */
 function useSlowly(value: string, every: number): string {
   const [slow, setSlow] = useState(value);
   const latest = useRef(value);

@@ -1,4 +1,4 @@
-// Steering by name: a dial for each concept, in the units that were measured for it.
+// Steering by name: a dial for each concept, in multiples of its measured strength.
 
 import { signal } from "@preact/signals";
 import type { Column } from "../pure/address.ts";

@@ -1,4 +1,4 @@
-// The texts that this tab follows: how they are asked for, how they grow, and how their results arrive.
+// The texts of this tab: requesting them, applying their events, and fetching results.
 
 import { batch, signal } from "@preact/signals";
 import { formatSpan } from "../pure/address.ts";
@@ -38,7 +38,7 @@ export const asking = signal(false); // a request is on its way, or waits for th
 
 const texts = new Map<string, Reading>();
 
-/** Puts a text's new state wherever it is shown. */
+/** Replaces a text everywhere it is shown. */
 function put(text: Reading): void {
   batch(() => {
     texts.set(text.id, text);
@@ -49,7 +49,7 @@ function put(text: Reading): void {
   });
 }
 
-/** Asks for a text. Throws `Failure` where it is refused. */
+/** Requests a text. Throws `Failure` if the server refuses it. */
 async function ask(request: TextRequest): Promise<Reading> {
   const path = await sessionPath();
   const { text } = await post<{ text: string }>(`${path}/texts`, request);
@@ -59,13 +59,13 @@ async function ask(request: TextRequest): Promise<Reading> {
   return texts.get(text)!;
 }
 
-export interface Wanted {
+export interface ColumnRequest {
   readonly column: Column;
   readonly request: TextRequest;
 }
 
-/** Writes a text and those that it is compared with, all from the same seed. The last one is shown. */
-export async function write(all: readonly Wanted[]): Promise<void> {
+/** Requests a text and the texts of its comparison, and shows the steered one, or else the last. */
+export async function write(all: readonly ColumnRequest[]): Promise<void> {
   if (asking.value) return;
   asking.value = true;
   refused.value = null;
@@ -76,7 +76,7 @@ export async function write(all: readonly Wanted[]): Promise<void> {
       try {
         made.push({ column, title: "", reading: await ask(request) });
       } catch (error) {
-        // A server without random directions still compares the other columns.
+        // Without support for random directions the other columns are compared.
         if (!(column === "random" && error instanceof Failure && error.param === "random_direction")) throw error;
       }
     }
@@ -94,7 +94,7 @@ export async function write(all: readonly Wanted[]): Promise<void> {
   }
 }
 
-/** Stops what is being written; answers whether there was something. */
+/** Stops all texts that are being written. Returns whether there were any. */
 export function stop(): boolean {
   const running = [...texts.values()].filter(({ state }) => state === "running" || state === "queued");
   for (const { id } of running)
@@ -111,11 +111,11 @@ interface TextAnswer extends TextState {
   readonly document: Document | null;
 }
 
-/** Reads a text as the server has it. */
+/** Fetches a text from the server. */
 async function refresh(id: string): Promise<void> {
   const answer = await get<TextAnswer>(`/api/texts/${id}`);
   const old = texts.get(id);
-  // Events that were faster than this answer are not taken back.
+  // Events can arrive before this answer and be newer.
   if (old === undefined || (old.commits.length > answer.commits.length && old.document === null)) return;
   const runs = answer.characters;
   put({
@@ -133,13 +133,13 @@ function stateOf({ state, place, written, of, seconds, error }: TextState) {
   return { state, place, written, of, seconds, error };
 }
 
-/** After a lost connection, or a passed buffer: everything that is shown is read again. */
+/** Fetches all texts again, after a lost connection or more events than the server keeps. */
 export function refreshAll(): void {
   for (const [id, text] of texts) {
     void refresh(id).catch((error: unknown) => {
       if (!(error instanceof Failure) || error.status !== 404) return;
-      // A restarted server has no such text. A finished one is quickly the same again, so that its panels go on; one
-      // that was being written is offered again.
+      // A restarted server does not have the text. A finished one is requested again, which gives the same text; one
+      // that was being written is left to the user.
       if (text.state === "done" && text.request !== null) void ask(text.request).catch(() => {});
       else if (text.state === "running" || text.state === "queued") {
         put({ ...text, state: text.written > 0 ? "stopped" : "failed", error: error.message });
@@ -168,7 +168,7 @@ export function receive(name: EventName, data: never): void {
   else void about(name, data);
 }
 
-/** A job was stopped by its button. Other cancelled jobs were of something that is not looked at any more. */
+/** Clears the progress of a job that the user cancelled; jobs that left the focus have nothing to clear. */
 function ended({ job, kind }: About): void {
   if (kind === "index") indexing.value = null;
   const left = Object.entries(results.value.influence).filter(([, { waiting }]) => waiting?.job !== job);
@@ -190,14 +190,14 @@ function follow(state: TextState): void {
   if (state.state === "done" || state.state === "stopped") void refresh(state.text).catch(() => {});
 }
 
-/** A job's event. Its result is read where it is looked at. */
+/** Handles an event of a job, and fetches the result of a finished one. */
 async function about(name: "progress" | "ready" | "failed", event: About): Promise<void> {
   const { kind, text, at } = event;
   if (kind === "index") {
     const { stage = "", done = 0, of = 1 } = event;
     indexing.value = name === "progress" ? { stage, done, of, job: "index" } : null;
     if (name === "ready") {
-      // Verbatim search is there first, the other scores later: what was found with fewer of them is asked for again.
+      // Verbatim search is ready before the other scores, so evidence is requested again each time.
       model.value = await get<Model>("/api/model");
       results.value = { ...results.value, evidence: {} };
     }
@@ -223,7 +223,7 @@ async function about(name: "progress" | "ready" | "failed", event: About): Promi
     try {
       set({ value: await get(event.href) });
     } catch {
-      // it was forgotten meanwhile, and comes again when it is looked at
+      // the server dropped the result; the next focus computes it again
     }
   }
 }
@@ -237,7 +237,7 @@ export async function askJob(
   await post(`${path}/jobs`, { kind, ...(text === null ? {} : { text }), ...(at === null ? {} : { at }) });
 }
 
-/** Cancels a job that was asked for by itself. */
+/** Cancels a job of `askJob`. */
 export async function dropJob(job: string): Promise<void> {
   await send("DELETE", `${await sessionPath()}/jobs/${job}`);
 }

@@ -1,4 +1,4 @@
-// Writing: the prompt, the settings, and the concepts that are turned.
+// The form for writing: prompt, settings and steering.
 
 import { signal } from "@preact/signals";
 import { type Column } from "../pure/address.ts";
@@ -8,28 +8,28 @@ import { words } from "../words/index.ts";
 import { health } from "./connection.ts";
 import { SETTINGS, compareWith, given, prompt, request, settings } from "./request.ts";
 import { Steer } from "./steer.tsx";
-import { type Wanted, asking, refused, write } from "./texts.ts";
+import { type ColumnRequest, asking, refused, write } from "./texts.ts";
 
 const unfolded = signal(false);
 
-/** Writes what the form says: with steering, also the texts that it is compared with. */
+/** Submits the form, with steering together with the texts of the comparison. */
 export function writeNow(): void {
   if (prompt.value === "" || asking.value) return;
   void write(columnsOf(request.value, compareWith.value));
 }
 
-/** A text with those that it is compared with: all have its prompt, settings and seed. */
-export function columnsOf(own: TextRequest, columns: readonly Column[]): Wanted[] {
+/** The requests of a comparison, which differ in steering or prompt only. */
+export function columnsOf(own: TextRequest, columns: readonly Column[]): ColumnRequest[] {
   if (own.steering === undefined) return [{ column: "plain", request: own }];
   const { steering, ...plain } = own;
   const names = Object.keys(steering.amplify ?? {}).join(", ");
-  const others: Readonly<Record<Column, Wanted["request"] | null>> = {
+  const others: Readonly<Record<Column, ColumnRequest["request"] | null>> = {
     plain,
     steered: own,
     random: { ...own, random_direction: true },
     prompt: names === "" ? null : { ...plain, prompt: words.value.steer.promptInstead(names) + plain.prompt },
   };
-  const wanted: Wanted[] = [];
+  const wanted: ColumnRequest[] = [];
   for (const column of ["plain", "steered", "random", "prompt"] as const) {
     const made = others[column];
     if (made !== null && (column === "steered" || columns.includes(column))) wanted.push({ column, request: made });
@@ -37,7 +37,7 @@ export function columnsOf(own: TextRequest, columns: readonly Column[]): Wanted[
   return wanted;
 }
 
-/** The server's sentence, at the field that it names. */
+/** The server's error message, shown at the field that it names. */
 export function Refused({ at }: { at: readonly (string | null)[] }) {
   const found = refused.value;
   if (found === null || !at.includes(found.param)) return null;

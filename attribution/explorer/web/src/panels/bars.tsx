@@ -1,4 +1,4 @@
-// Bars whose sign shows three times: by colour, by pattern and as a number.
+// Bars and placeholders of the panels. Signs are shown by colour, by pattern and as numbers.
 
 import type { ComponentChildren } from "preact";
 
@@ -12,7 +12,7 @@ export function Bar({ value, most }: { value: number; most: number }) {
   );
 }
 
-/** The parts of a whole, side by side, each with a pattern of its own. */
+/** A stacked bar of shares, each with its own pattern, and its legend. */
 export function Parts({ parts }: { parts: readonly { name: string; kind: string; share: number; text: string }[] }) {
   return (
     <div class="parts">
@@ -33,7 +33,7 @@ export function Parts({ parts }: { parts: readonly { name: string; kind: string;
   );
 }
 
-/** The line at the end of a panel: how exact its numbers are, and how they were made. */
+/** The foot of a panel: the accuracy of its numbers. */
 export function Foot({ children }: { children: ComponentChildren }) {
   return <p class="foot">{children}</p>;
 }
@@ -42,7 +42,7 @@ export function Missing({ children }: { children: ComponentChildren }) {
   return <p class="missing">{children}</p>;
 }
 
-/** What stands in a panel while it is computed: a bar, or grey lines of the height that the content will have. */
+/** A placeholder with the progress of a computation. */
 export function Waiting({ label, done, of }: { label: string; done: number; of: number }) {
   return (
     <div class="waiting">

@@ -1,4 +1,4 @@
-// The card of a concept: what it means, which words it promotes, and the two ways to turn it.
+// The card of a concept: its description, the words that it promotes, and buttons to steer by it.
 
 import { useLayoutEffect, useRef } from "preact/hooks";
 import { cardOf, nameOf } from "../concepts.ts";
@@ -8,7 +8,7 @@ import { card, mode, model, reading } from "../store.ts";
 import type { Kind } from "../types.ts";
 import { words } from "../words/index.ts";
 
-/** What live mode adds: fetching a card, and turning its concept. */
+/** Set by live mode: fetching a card, and steering by its concept. */
 export const actions: {
   fetch?: (kind: Kind, id: number) => void;
   steer?: (name: string, direction: 1 | -1, known: { amplify?: number | null; suppress?: number | null }) => void;

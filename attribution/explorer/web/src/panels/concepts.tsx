@@ -1,4 +1,4 @@
-// «Which concepts?» Named concepts by group, discovered ones folded, and what belongs to no concept in a row of its own.
+// The panel "Concepts": named concepts by group, discovered ones folded, and a row for epsilon or the constant.
 
 import { signal } from "@preact/signals";
 import { type ConceptRows, type Row, conceptRows, groupOf, nameOf } from "../concepts.ts";
@@ -42,8 +42,8 @@ function Rows({ text, rows, whole }: { text: Reading; rows: ConceptRows; whole: 
       (row) => (["form", "topic", "syntax"].includes(groupOf(text, row.id)) ? groupOf(text, row.id) : "") === group,
     ),
   })).filter((one) => one.rows.length > 0);
-  // What belongs to no concept is never folded. Where it varies, as epsilon, it comes first; a constant explains nothing
-  // of one text in particular, and comes last.
+  // Epsilon comes first, so that it is never below the fold. The constant of a strict model is the same at every position
+  // and says nothing about this text, so it comes last.
   const remainder = rows.epsilon !== null && (
     <ol class="rows">
       <li class="row rest" title={text.document!.strict ? w.constantSays : w.epsilonSays}>

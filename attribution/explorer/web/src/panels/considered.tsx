@@ -1,4 +1,5 @@
-// «What else could stand here?» The candidates of a position at a step, as drawn and before suppression, penalty and bans.
+// The panel "Considered": the candidates of a position at a step, with their probability as drawn and before suppression,
+// penalty and bans.
 
 import { visible } from "../pure/characters.ts";
 import { percent, plain, probability } from "../pure/numbers.ts";

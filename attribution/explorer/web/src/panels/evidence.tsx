@@ -1,4 +1,4 @@
-// «Which training texts?» What is close to the selection, by each score; "nothing close" is an answer with its threshold.
+// The panel "Training data": hits above the threshold of each score, or "nothing close" with the threshold.
 
 import { formatSpan } from "../pure/address.ts";
 import { plain } from "../pure/numbers.ts";
@@ -9,7 +9,7 @@ import type { Evidence as Found, Hit, Span } from "../types.ts";
 import { words } from "../words/index.ts";
 import { Foot, Missing, Waiting } from "./bars.tsx";
 
-/** What live mode adds below the scores: influence on request, the making of an index, a document around a hit. */
+/** Set by live mode: influence on request, building an index, and the document around a hit. */
 export const additions: {
   influence?: () => preact.JSX.Element | null;
   index?: () => preact.JSX.Element | null;

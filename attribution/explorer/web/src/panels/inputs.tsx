@@ -1,4 +1,4 @@
-// «Which words before it?» The input tokens that raised or lowered the selected tokens' logits.
+// The panel "Inputs": the input tokens that raised or lowered the logits of the selected tokens.
 
 import { visible, runAt } from "../pure/characters.ts";
 import { largest } from "../pure/colours.ts";

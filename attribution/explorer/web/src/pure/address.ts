@@ -1,6 +1,6 @@
-// The state of the page as a fragment: never sent to a server, and it works in a file and in a notebook's frame.
+// The state of the page as the fragment of its URL. Browsers do not send fragments, and they also work in files.
 //
-// Any fragment gives an address: what cannot be understood is listed in `problems`, and the rest is applied.
+// Parsing never fails: invalid parts are listed in `problems`, and the valid ones are applied.
 
 import type { Span } from "../types.ts";
 
@@ -57,13 +57,13 @@ function parseNumber(name: string, text: string): number | null {
   return WHOLE.has(name) && (!Number.isInteger(value) || value < 0) ? null : value;
 }
 
-/** "Threads:0.5,group:topic:1": the strength is behind the last colon, since names can contain colons. */
+/** Parses "Threads:0.5,group:topic:1". The strength follows the last colon, since names can contain colons. */
 function parseStrengths(text: string): Strengths | null {
   const result: Record<string, number> = Object.create(null);
   for (const part of text.split(",")) {
     const match = /^(.+):(-?\d{1,6}(?:\.\d{1,6})?)$/.exec(part);
     if (match === null) return null;
-    // A comma in a name is written as "%2C" once more, so it is not taken for the next concept.
+    // A comma inside a name is escaped twice, so that it does not separate two concepts.
     result[match[1]!.replaceAll("%2C", ",")] = Number(match[2]);
   }
   return result;
@@ -178,7 +178,7 @@ const ORDER = [
   "lang",
 ] as const;
 
-/** The fragment of an address, with "#"; packed: the compressed prompt in place of `p`. */
+/** Formats an address as a fragment with "#". packed: the compressed prompt, written in place of `p`. */
 export function formatAddress(address: Address, packed: string | null = null): string {
   const parts: string[] = [];
   for (const name of ORDER) {
@@ -200,8 +200,8 @@ export function formatAddress(address: Address, packed: string | null = null): s
   return parts.length === 0 ? "" : `#${parts.join("&")}`;
 }
 
-// Spaces as "+" and the characters that a fragment may hold as they are: an address is to be read by people.
-// A lone surrogate, which encodeURIComponent refuses, becomes U+FFFD.
+// Spaces become "+", and characters that are valid in a fragment are not escaped, so that addresses are readable.
+// encodeURIComponent throws for a lone surrogate, which becomes U+FFFD.
 function encode(text: string): string {
   return encodeURIComponent(text.toWellFormed())
     .replaceAll("%20", "+")
@@ -215,7 +215,7 @@ async function through(
   return new Uint8Array(await new Response(new Blob([bytes]).stream().pipeThrough(stream)).arrayBuffer());
 }
 
-/** A text as base64url of deflate. */
+/** Compresses a text with deflate and encodes it as base64url. */
 export async function pack(text: string): Promise<string> {
   const bytes = await through(new TextEncoder().encode(text), new CompressionStream("deflate-raw"));
   let binary = "";
@@ -223,7 +223,7 @@ export async function pack(text: string): Promise<string> {
   return btoa(binary).replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");
 }
 
-/** The text of `pack`; null for something else. */
+/** Decodes the result of `pack`; null if it is damaged. */
 export async function unpack(packed: string): Promise<string | null> {
   try {
     const binary = atob(packed.replaceAll("-", "+").replaceAll("_", "/"));

@@ -1,11 +1,11 @@
-// Runs of tokens that make whole characters: the units of the text that can be seen and selected.
+// Runs of tokens that form whole characters. They are the units that are displayed and selected.
 //
-// A Hangul syllable can be three byte tokens; a page that shows tokens would show three fragments. The server divides a
-// text into runs, and while a text is written it sends only those that changed.
+// A Hangul syllable can take three byte tokens, which have no text by themselves. The server divides a text into runs,
+// and while a text is written it sends the runs that changed.
 
 import type { Run, Span } from "../types.ts";
 
-/** The runs of a canvas on which nothing is written: each position by itself. */
+/** The runs of empty positions: one run for each position, without text. */
 export function emptyRuns(start: number, end: number): Run[] {
   const runs: Run[] = [];
   for (let at = start; at < end; at += 1) runs.push([at, at + 1, "", true]);
@@ -13,8 +13,8 @@ export function emptyRuns(start: number, end: number): Run[] {
 }
 
 /**
- * `runs` with `changed` in place of those that they overlap. A changed run can be shorter than the one before it (a
- * token that was taken for a whole character is the first part of another), so what remains of that one is empty.
+ * Replaces the runs that `changed` overlaps. A changed run can be shorter than the run that it replaces, since a token
+ * that was decoded as a whole character can become the first part of another one; positions left over become empty.
  */
 export function replaceRuns(runs: readonly Run[], changed: readonly Run[]): Run[] {
   const fresh = [...changed].sort((a, b) => a[0] - b[0]);
@@ -28,7 +28,7 @@ export function replaceRuns(runs: readonly Run[], changed: readonly Run[]): Run[
   return result.sort((a, b) => a[0] - b[0]);
 }
 
-/** The index of the run that holds a position; the nearest one for a position outside of the text. */
+/** The index of the run that contains a position; the nearest run for a position outside of the text. */
 export function runAt(runs: readonly Run[], position: number): number {
   let low = 0;
   let high = runs.length - 1;
@@ -47,7 +47,7 @@ export function textOf(runs: readonly Run[], [start, end]: Span): string {
   return text;
 }
 
-/** A text in one line for lists: line ends visible, a lone space as an open box. */
+/** A text in one line for lists, shortened, with visible line ends; white space alone is shown as symbols. */
 export function visible(text: string, longest = 48): string {
   if (text === "") return "·";
   const shown =

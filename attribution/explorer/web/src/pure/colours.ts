@@ -1,4 +1,4 @@
-// How strongly a token is tinted, by the value that it has among the shown ones.
+// The tint of a token: its sign and opacity, from its value and the largest value shown.
 
 export interface Tint {
   readonly sign: "up" | "down";
@@ -9,14 +9,14 @@ export interface Tint {
 const FAINTEST = 0.07;
 const DEEPEST = 0.42;
 
-/** The tint of a value on a scale that ends at `most`; null for a value that rounds to nothing on it. */
+/** The tint of a value on a scale from 0 to `most`; null for a negligible value. */
 export function tintOf(value: number, most: number): Tint | null {
   if (!Number.isFinite(value) || most <= 0 || Math.abs(value) < 0.004 * most) return null;
   const part = Math.min(1, Math.abs(value) / most);
   return { sign: value > 0 ? "up" : "down", alpha: FAINTEST + (DEEPEST - FAINTEST) * part };
 }
 
-/** The largest absolute value, at least a little above 0 so that it can divide. */
+/** The largest absolute value, at least 1e-12 so that it is a valid divisor. */
 export function largest(values: Iterable<number>): number {
   let most = 1e-12;
   for (const value of values) most = Math.max(most, Math.abs(value));
@@ -25,13 +25,13 @@ export function largest(values: Iterable<number>): number {
 
 type Colour = readonly [red: number, green: number, blue: number];
 
-/** `over` with an opacity on `under`. */
+/** Composites the colour `over` with an opacity onto `under`. */
 export function blend(over: Colour, alpha: number, under: Colour): Colour {
   const mix = (a: number, b: number) => alpha * a + (1 - alpha) * b;
   return [mix(over[0], under[0]), mix(over[1], under[1]), mix(over[2], under[2])];
 }
 
-/** WCAG's contrast ratio of two colours. */
+/** The contrast ratio of two colours as WCAG defines it. */
 export function contrast(a: Colour, b: Colour): number {
   const light = (colour: Colour) => {
     const [red = 0, green = 0, blue = 0] = colour.map((part) => {

@@ -1,8 +1,8 @@
-// Which pieces of one list are not in another one, by their longest common subsequence.
+// A difference of two lists, by their longest common subsequence.
 
 const MOST = 1_500; // pieces; for longer lists only a common beginning and end are found
 
-/** For each piece of `after`, whether it differs from `before`. */
+/** For each element of `after`, whether it is not part of the common subsequence with `before`. */
 export function differing(before: readonly string[], after: readonly string[]): boolean[] {
   let start = 0;
   while (start < before.length && start < after.length && before[start] === after[start]) start += 1;

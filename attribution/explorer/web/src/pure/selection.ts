@@ -1,4 +1,4 @@
-// Selections: spans of positions that begin and end between two characters.
+// Selections are spans of positions whose ends are character boundaries.
 
 import type { Run, Span } from "../types.ts";
 import { runAt } from "./characters.ts";
@@ -13,7 +13,7 @@ export function inside(span: Span | null, position: number): boolean {
   return span !== null && span[0] <= position && position < span[1];
 }
 
-/** The run that holds a position. */
+/** The span of the run that contains a position. */
 export function tokenSpan(runs: readonly Run[], position: number): Span {
   const run = runs[runAt(runs, position)];
   return run === undefined ? [position, position + 1] : [run[0], run[1]];
@@ -22,7 +22,7 @@ export function tokenSpan(runs: readonly Run[], position: number): Span {
 const beginsWord = (text: string) => text === "" || /^\s/.test(text);
 const endsWord = (text: string) => text === "" || /\s$/.test(text);
 
-/** The word around a position: the runs up to white space, or to a position without text. */
+/** The word at a position, bounded by white space and by positions without text. */
 export function wordSpan(runs: readonly Run[], position: number): Span {
   if (runs.length === 0) return [position, position + 1];
   let first = runAt(runs, position);
@@ -37,7 +37,7 @@ export function chunkSpan(chunks: readonly { start: number; end: number }[], pos
   return chunk === undefined ? null : [chunk.start, chunk.end];
 }
 
-/** What one click selects. Outside of every chunk, as in the prompt, that is a word. */
+/** The span that a click selects. Outside of chunks, as in the prompt, a click selects a word. */
 export function spanAt(
   runs: readonly Run[],
   chunks: readonly { start: number; end: number }[],
@@ -48,7 +48,7 @@ export function spanAt(
   return (grain === "chunk" && chunkSpan(chunks, position)) || wordSpan(runs, position);
 }
 
-/** The words from one position to another, in either order. */
+/** The whole words between two positions, which are in either order. */
 export function rangeSpan(runs: readonly Run[], from: number, to: number, grain: Grain = "word"): Span {
   const span = (at: number) => (grain === "token" ? tokenSpan(runs, at) : wordSpan(runs, at));
   const [a, b] = [span(Math.min(from, to)), span(Math.max(from, to))];

@@ -1,4 +1,4 @@
-// English, and the type that the other languages have.
+// English, and the type of all languages.
 
 export const en = {
   close: "Close",
