@@ -17,7 +17,7 @@ from steerling_jax.autoencoders.autoencoder import Autoencoder
 from steerling_jax.bundle import Bundle
 from steerling_jax.concepts.catalogue import WORD_SEPARATOR, Concept, no_name, unique_names, unnamed
 from steerling_jax.explain.feature_texts import TextLatents, promoted_tokens_of
-from steerling_jax.explain.features.passages import Passages, passages_of
+from steerling_jax.explain.features.passages import passages_of
 from steerling_jax.explain.naming.selection import MIN_ACTIVE, ProposedName, propose_names
 from steerling_jax.progress import Progress, no_progress
 
@@ -44,7 +44,9 @@ def name_features(
     passages = passages_of(bundle, parts, autoencoder.n_latents)
     density, largest = measure(parts, autoencoder.n_latents)
     halves = passages.halves()
-    active = [passages.means[half].astype(bool).sum(axis=0) for half in halves]
+    texts = [[passages.texts[i] for i in half] for half in halves]
+    means = [passages.means[half].tocsc() for half in halves]
+    active = [np.asarray(one.astype(bool).sum(axis=0)).ravel() for one in means]
     scorable = np.flatnonzero((active[0] >= MIN_ACTIVE) & (active[1] >= MIN_ACTIVE))
     found: dict[int, ProposedName] = {}
     requested = np.intersect1d(features, scorable)
@@ -53,17 +55,17 @@ def name_features(
         others = np.setdiff1d(scorable, own)
         spaced = np.linspace(0, len(others) - 1, min(_CONTROLS, len(others))).astype(int)
         together = np.concatenate([own, others[spaced]])
-        texts = [[passages.texts[i] for i in half] for half in halves]
-        means = [passages.means[half][:, together].toarray() for half in halves]
+        chosen, scored = (one[:, together].toarray() for one in means)
         promoted = promoted_tokens_of(bundle, autoencoder, together.tolist(), _PROMOTED)
-        _, names = propose_names((texts[0], means[0]), (texts[1], means[1]), promoted)
+        _, names = propose_names((texts[0], chosen), (texts[1], scored), promoted)
         found |= dict(zip(own.tolist(), names, strict=False))
         progress("naming features", min(first + _BLOCK, len(requested)), len(requested))
     entries = []
     for feature in features:
         entry = Concept(int(feature), unnamed(int(feature), "feature"), head="feature", is_named=False)
         if int(feature) in found:
-            entry = _named(entry, found[int(feature)], passages, halves[0], threshold)
+            column = means[0][:, [int(feature)]].toarray()[:, 0]
+            entry = _named(entry, found[int(feature)], texts[0], column, threshold)
         size = float(largest[feature])
         entries.append(dataclasses.replace(entry, density=float(density[feature]), largest=size or None))
     return _with_unique_names(entries)
@@ -79,14 +81,15 @@ def measure(parts: Sequence[TextLatents], n_latents: int) -> tuple[np.ndarray, n
     return counts / sum(len(part.tokens) for part in parts), largest
 
 
-def _named(entry: Concept, proposal: ProposedName, passages: Passages, half: np.ndarray, threshold: float) -> Concept:
-    """The entry with a name and examples from the passages `half`."""
+def _named(
+    entry: Concept, proposal: ProposedName, texts: Sequence[str], means: np.ndarray, threshold: float
+) -> Concept:
+    """The entry with a name, and examples from passages `texts`, in which the feature has the mean latents `means`."""
     quality, words = proposal.quality, proposal.words
     good = quality is not None and quality.auc >= max(threshold, quality.others or 0.0)
-    means = passages.means[half][:, [entry.id]].toarray()[:, 0]
     strongest = [i for i in np.argsort(-means, kind="stable")[:_EXAMPLES] if means[i] > 0]
     name = f" {WORD_SEPARATOR} ".join(words) if good else no_name(entry.id, words) if words else entry.name
-    examples = tuple(_shortened(passages.texts[half[i]]) for i in strongest)
+    examples = tuple(_shortened(texts[i]) for i in strongest)
     return dataclasses.replace(entry, name=name, is_named=good, words=words, quality=quality, examples=examples)
 
 
