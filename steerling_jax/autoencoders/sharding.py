@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -28,7 +27,8 @@ def state_shardings(state: Any, mesh: Mesh) -> Any:
 def abstract_state(recipe: AutoencoderRecipe, width: int, mesh: Mesh) -> AutoencoderState:
     """Shapes, dtypes and shardings of the state on hidden rows of a width, without allocating it."""
     rows = jax.ShapeDtypeStruct((16, width), jnp.float32)
-    shapes = jax.eval_shape(partial(init_state, recipe), rows, jax.random.key(0))
+    # The key is made while shapes are traced: the devices of the mesh may not exist, and nothing could run on them.
+    shapes = jax.eval_shape(lambda rows: init_state(recipe, rows, jax.random.key(0)), rows)
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
