@@ -13,6 +13,7 @@ from steerling_jax.explain.promoted_tokens import promoted_pieces
 from steerling_jax.infer.generation_request import shown
 from steerling_jax.infer.server.errors import ApiError
 from steerling_jax.io.corpus.store import CorpusStore
+from steerling_jax.steering.strengths import measured_strength
 
 _MOST_CONCEPTS, _PROMOTED = 100, 12
 _MOST_TOKENS = 1_000  # of a passage
@@ -28,7 +29,7 @@ def find_concepts(bundle: Bundle, query: Mapping[str, str]) -> dict[str, Any]:
         found = bundle.concepts.find(query.get("q", ""), head)
     except UserError as error:
         raise refuse(str(error), "q") from None
-    return {"concepts": [_plain(one) for one in found[:limit]], "found": len(found)}
+    return {"concepts": [_plain(bundle, one) for one in found[:limit]], "found": len(found)}
 
 
 def concept_card(bundle: Bundle, head: str, id: int) -> dict[str, Any]:
@@ -36,12 +37,17 @@ def concept_card(bundle: Bundle, head: str, id: int) -> dict[str, Any]:
     if head not in HEADS or id >= bundle.concepts.count(head):
         raise ApiError(404, "There is no such concept in this model.", code="concept_not_found")
     kind: Head = head
-    return _plain(bundle.concepts.get(id, kind)) | {"promotes": promoted_pieces(bundle, [id], _PROMOTED, kind)[0]}
+    return _plain(bundle, bundle.concepts.get(id, kind)) | {
+        "promotes": promoted_pieces(bundle, [id], _PROMOTED, kind)[0]
+    }
 
 
-def _plain(one: Concept) -> dict[str, Any]:
-    names = ("id", "name", "description", "head", "group", "is_named", "amplify", "suppress")
-    return {name: getattr(one, name) for name in names} | {"flags": list(one.flags), "examples": list(one.examples)}
+def _plain(bundle: Bundle, one: Concept) -> dict[str, Any]:
+    """A concept as JSON. amplify, suppress: the strengths that were measured to work for it, None without any."""
+    names = ("id", "name", "description", "head", "group", "is_named")
+    strengths = {name: measured_strength(bundle, name, (one.id,), one.head) for name in ("amplify", "suppress")}
+    plain = {name: getattr(one, name) for name in names}
+    return plain | strengths | {"flags": list(one.flags), "examples": list(one.examples)}
 
 
 def passage(bundle: Bundle, corpus: CorpusStore | None, document: int, query: Mapping[str, str]) -> dict[str, Any]:

@@ -36,9 +36,10 @@ def test_passages_that_are_not_there(topic_bundle, topic_store, document: int, q
 
 def test_concepts_have_what_their_cards_show(topic_bundle: Bundle):
     catalogue = topic_bundle.concepts
-    measured = dataclasses.replace(catalogue.get(0, "known"), amplify=4.5, suppress=0.25, examples=("a text",))
+    measured = dataclasses.replace(catalogue.get(0, "known"), amplify=4.5, examples=("a text",))
     others = tuple(one for one in catalogue.concepts if (one.id, one.head) != (0, "known"))
-    bundle = dataclasses.replace(topic_bundle, concepts=dataclasses.replace(catalogue, concepts=(measured, *others)))
+    catalogue = dataclasses.replace(catalogue, concepts=(measured, *others))
+    bundle = dataclasses.replace(topic_bundle, catalogue=catalogue, strengths={"suppress": 0.25})
     found = find_concepts(bundle, {"q": measured.name})["concepts"][0]
     assert (found["name"], found["amplify"], found["suppress"]) == (measured.name, 4.5, 0.25)
     assert (found["examples"], found["is_named"]) == (["a text"], True)
