@@ -19,7 +19,7 @@ from steerling_jax.cli.main import main
 from steerling_jax.decoding.trace_record import from_plain
 from steerling_jax.errors import UserError
 from steerling_jax.explain.given_text import given_trace
-from tests.attribution.test_trace_outputs import HERE, NODE, run_page
+from tests.attribution.test_trace_outputs import HERE
 from tests.io.gguf.test_gguf_models import chat_model
 
 TEXT = "he said"
@@ -96,19 +96,6 @@ def test_tables_and_graph(bundle: sj.Bundle, outputs: Path, document: dict[str, 
         np.exp(logits[last["token_id"]] - np.logaddexp.reduce(logits)), rel=1e-3
     )
     assert graph["metadata"]["prompt_tokens"] == document["pieces"]
-
-
-@pytest.mark.skipif(NODE is None, reason="needs node")
-def test_the_page_shows_input_tokens_alone(document: dict[str, Any], tmp_path: Path):
-    shown = run_page(document, tmp_path)
-    prompt, token = len(document["trace"]["prompt"]), document["tokens"][-1]
-    assert shown["masked_at_start"] == list(range(prompt, prompt + 6))
-    assert shown["coloured"] == sorted(token["inputs"]["positions"])
-    assert "from tokens @position" in shown["details"]
-    assert "With the mean embedding in place of every token the logit is" in shown["details"]
-    for text in (shown["text"], shown["details"], shown["errors"]):
-        assert "concept" not in text
-        assert "epsilon" not in text
 
 
 def test_the_report_and_an_explanation_of_the_record(

@@ -212,7 +212,7 @@ def plain(record: TraceRecord, **changes: Any) -> dict[str, Any]:
     ("changes", "words"),
     [
         ({"format": "steerling-explanation"}, "t.json is no trace"),
-        ({"version": 2}, "a trace of version 2, and this program reads up to 1; update it"),
+        ({"version": 3}, "a trace of version 3, and this program reads up to 2; update it"),
         ({"version": "1"}, "has the version '1'"),
         ({"commits": []}, "no commits, an empty generation"),
         ({"prompt": []}, "its prompt is empty"),
