@@ -14,7 +14,7 @@ LIBTPU := $(abspath $(VENV))/tpu/libtpu/libtpu.so
 TPU_COMPILER = $$(test ! -f $(LIBTPU) || echo TPU_LIBRARY_PATH=$(LIBTPU))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-312 test-all lint pytest format docs notebooks wheel parity compile-matrix smollm2 clean
+.PHONY: help demo test test-slow test-312 test-all lint pytest format docs notebooks wheel parity compile-matrix smollm2 cases screenshots clean
 
 help:  ## Show this list
 	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 24
@@ -62,6 +62,12 @@ wheel: $(VENV)/.installed-dev  ## Build the wheel and the source archive into di
 # On Linux, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu gets a PyTorch without CUDA.
 parity: .venv-parity/.installed  ## Compare with the published package on random small models, in a virtual environment of its own
 	.venv-parity/bin/python -m pytest -o addopts= --import-mode=importlib tests/parity
+
+cases: $(VENV)/.installed  ## Write the explorer's gallery again with the bundled model
+	$(BIN)/python -m steerling_jax.attribution.explorer.make_cases
+
+screenshots: $(VENV)/.installed-dev  ## Take the pictures of the explorer for README and the guide, in an installed Chromium
+	$(BIN)/python -m tests.worlds.screenshots
 
 compile-matrix: $(VENV)/.installed-tpu  ## Compile the 8 B model for each TPU generation (over an hour), and write the tables of docs/results/compile.md
 	env $(TPU_COMPILER) $(BIN)/python -m steerling_jax.train.aot.matrix docs/results

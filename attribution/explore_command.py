@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ipaddress
 from socket import socket
 from typing import TYPE_CHECKING
@@ -113,6 +114,7 @@ def _loader(args: argparse.Namespace, settings: ExplorerSettings) -> Load:
     def load(counts):
         import steerling_jax as sj
         from steerling_jax.attribution.explorer.api import ModelApi
+        from steerling_jax.attribution.explorer.index_job import IndexMaker, default_folder
         from steerling_jax.attribution.explorer.service import Explorer
         from steerling_jax.attribution.explorer.texts import Model
         from steerling_jax.attribution.explorer.training_data import open_training_data
@@ -122,12 +124,18 @@ def _loader(args: argparse.Namespace, settings: ExplorerSettings) -> Load:
         from steerling_jax.io.trace_file import model_origin
 
         bundle = sj.load(args.model)
-        find, corpus = (None, None) if args.index is None else open_training_data(args.index, args.corpus, bundle)
+        data, maker = None, None
+        if args.index is not None:
+            data = open_training_data(args.index, args.corpus, bundle)
+        elif args.model is None:  # whose training data is the documentation of this Python
+            with contextlib.suppress(RuntimeError):  # without a home folder there is no place for an index
+                maker = IndexMaker(default_folder(bundle), bundle)
+                data = maker.made()
         decoder = decoder_of(bundle, rows=args.rows, prefix_cache_bytes=_PREFIX_CACHE, room=_SHORT)
         # Sampling alone: greedy decoding is compiled when the first text asks for it. A step a call, so that the page
         # shows every step.
         engine = Engine(decoder, warm_up(decoder, greedy=False), steps=1)
-        explorer = Explorer(Model(bundle, model_origin(bundle)), engine, find, corpus)
+        explorer = Explorer(Model(bundle, model_origin(bundle)), engine, data, maker)
         return ModelApi(explorer, settings, counts)
 
     return load

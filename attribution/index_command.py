@@ -15,6 +15,7 @@ Index a corpus store for a model, to find the training data behind a text.
 examples:
   steerling index ./corpus ./index
   steerling index ./corpus ./index --model ./runs/tiny --gradients 8
+  steerling index ./corpus ./index --scores verbatim
   steerling index ./corpus ./index --process-index 1 --process-count 4
 
 Run the same command again to continue after an interruption, or to add new documents of the corpus.
@@ -45,6 +46,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="store every chunk's gradient, projected to SIDE x SIDE features per matrix, and compare a query with all "
         "of them (default: compute gradients of candidates only)",
     )
+    add(
+        "--scores",
+        choices=("all", "verbatim"),
+        default="all",
+        help="verbatim: equal wording alone, for which the model is not run (default: %(default)s)",
+    )
     add("--nulls", type=int, default=100, metavar="N", help="random texts for each threshold (default: %(default)s)")
     add("--process-index", type=int, default=0, metavar="I", help="which of several processes this is, from 0")
     add("--process-count", type=int, default=1, metavar="N", help="number of processes that divide the units")
@@ -69,6 +76,7 @@ def run(args: argparse.Namespace) -> None:
         splits=SPLITS if args.split == "all" else (args.split,),
         gradient_side=args.gradients,
         nulls=args.nulls,
+        verbatim=args.scores == "verbatim",
     )
     bundle = sj.load(args.model)
     with stages() as progress:

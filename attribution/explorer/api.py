@@ -12,12 +12,13 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route, Router
 
-from steerling_jax.attribution.explorer import asking, cards
+from steerling_jax.attribution.explorer import asking, cards, indexing
 from steerling_jax.attribution.explorer.app import MOST_BYTES
 from steerling_jax.attribution.explorer.jobs import JobKey
 from steerling_jax.attribution.explorer.service import Explorer
 from steerling_jax.attribution.explorer.settings import ExplorerSettings
 from steerling_jax.attribution.explorer.tabs import Tab
+from steerling_jax.attribution.explorer.warm_up import compile_explanations
 from steerling_jax.infer.server.errors import ApiError, json_response
 from steerling_jax.infer.server.json_body import parse_json, read_body
 from steerling_jax.infer.server.metrics import metrics_text
@@ -37,7 +38,17 @@ class ModelApi:
 
     def start(self) -> None:
         self.explorer.start()
-        self._watching = asyncio.create_task(_every_second(self.explorer.cancel_idle))
+        self._watching = asyncio.create_task(self._watch())
+
+    async def _watch(self) -> None:
+        """Cancels the work of tabs that are gone, every second; compiles explanations once texts can be written."""
+        compiled = False
+        while True:
+            await asyncio.sleep(1)
+            self.explorer.cancel_idle()
+            if not compiled and self.explorer.engine.ready:
+                compiled = True
+                compile_explanations(self.explorer.model, self.explorer.explaining)
 
     async def close(self) -> None:
         self.stopping = True
@@ -90,6 +101,7 @@ class ModelApi:
     async def model(self, http: Request) -> Response:
         model, bundle = self.explorer.model, self.explorer.model.bundle
         config = bundle.config
+        data = self.explorer.explaining.training_data
         known, discovered = concept_counts(config) if isinstance(config, ModelConfig) else (0, 0)
         return json_response(
             {
@@ -99,8 +111,9 @@ class ModelApi:
                 "block": config.diff_block_size if isinstance(config, ModelConfig) else 1,
                 "concepts": {"known": known, "discovered": discovered},
                 "corpus": None if model.origin.corpus is None else dict(model.origin.corpus),
-                "index": None if self.explorer.explaining.evidence is None else {"scores": list(asking.SCORES)},
+                "index": None if data is None else {"scores": list(data.scores)},
                 "limits": {"tokens": self.settings.tokens or config.context_length, "prompt": config.context_length},
+                "can_index": data is None and self.explorer.indexing.possible,
                 "epoch": self.explorer.epoch,
             }
         )
@@ -149,11 +162,15 @@ class ModelApi:
         self._refuse_when_stopping()
         tab = self._tab(http)
         kind, text, at = asking.parse_job(await self._body(http))
+        if kind == "index":
+            return json_response({"job": self.explorer.indexing.begin(tab)}, 202)
         job = self.explorer.explaining.ask(tab, self.explorer.text(text), kind, at)
         return json_response({"job": None if job is None else job.id}, 202)
 
     async def drop_job(self, http: Request) -> Response:
         tab = self._tab(http)
+        if http.path_params["job"] == indexing.ID and self.explorer.indexing.leave(tab):
+            return Response(status_code=204)
         job = tab.job(http.path_params["job"])
         if job is None:
             raise ApiError(404, "There is no such job; it has ended, or belongs to another tab.", code="job_not_found")
@@ -168,7 +185,9 @@ class ModelApi:
             key = JobKey(text, kind, asking.parse_query_number("step", query.get("step"), 1 << 30))
         elif kind == "evidence":
             scores = query.get("scores")
-            wanted = asking.QUICK_SCORES if scores is None else tuple(scores.split(","))
+            data = self.explorer.explaining.training_data
+            default = () if data is None else data.quick_scores
+            wanted = default if scores is None else tuple(scores.split(","))
             key = JobKey(text, kind, (asking.parse_query_span(query.get("at")), wanted))
         elif kind == "cost":
             key = JobKey(text, kind)
@@ -185,7 +204,9 @@ class ModelApi:
 
     async def passage(self, http: Request) -> Response:
         explorer, document = self.explorer, http.path_params["document"]
-        found = cards.passage, explorer.model.bundle, explorer.corpus, document, http.query_params
+        data = explorer.explaining.training_data
+        corpus = None if data is None else data.corpus
+        found = cards.passage, explorer.model.bundle, corpus, document, http.query_params
         return json_response(await run_in_threadpool(*found))
 
     async def export(self, http: Request) -> Response:
@@ -204,9 +225,3 @@ class ModelApi:
     def _refuse_when_stopping(self) -> None:
         if self.stopping:
             raise ApiError(503, "The server is being stopped.", code="stopping", headers={"Retry-After": "5"})
-
-
-async def _every_second(action: Callable[[], None]) -> None:
-    while True:
-        await asyncio.sleep(1)
-        action()

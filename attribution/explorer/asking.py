@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from steerling_jax.attribution.explorer.texts import Text, text_id
-from steerling_jax.attribution.index.evidence import SCORES, Score
 from steerling_jax.bundle import Bundle, encode
 from steerling_jax.decoding.generation_config import GenerationConfig
 from steerling_jax.errors import UserError
@@ -18,12 +17,11 @@ from steerling_jax.infer.server.errors import ApiError
 from steerling_jax.models.steerling.config import ModelConfig
 
 PANELS = ("inputs", "concepts", "considered", "evidence")
-KINDS = ("cost", "influence")
+KINDS = ("cost", "influence", "index")
 EXPORTS = ("html", "json", "graph")
 EXPORTED_PARTS = ("inputs", "considered", "evidence")
 _LONGEST_STATE = 8_000  # characters of an address's fragment
 MOST_PINS = 8
-QUICK_SCORES: tuple[Score, ...] = tuple(score for score in SCORES if score != "influence")
 _TEXT_FIELDS = ("prompt", "continuation", "random_direction", *(name for name in FIELDS if name != "trace"))
 Span = tuple[int, int]
 
@@ -136,11 +134,13 @@ def parse_query_number(name: str, text: str | None, largest: int, default: int |
 
 
 def parse_job(body: Mapping[str, Any]) -> tuple[str, str, Span | None]:
-    """(kind, id of the text, selection) of a job that is asked for by itself."""
+    """(kind, id of the text, selection) of a job that is asked for by itself; an index is of no text."""
     _check_names(body, ("kind", "text", "at"))
     kind, text = body.get("kind"), body.get("text")
     if kind not in KINDS:
         raise refuse(f"kind is {shown(kind)}, but it must be one of {', '.join(KINDS)}.", "kind")
+    if kind == "index":
+        return kind, "", None
     if not isinstance(text, str):
         raise refuse(f"text is {shown(text)}, but it must be the id of a text.", "text")
     at = None if body.get("at") is None else parse_span(body["at"], "at")

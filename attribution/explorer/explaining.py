@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 from steerling_jax.attribution.explorer import panels
-from steerling_jax.attribution.explorer.asking import QUICK_SCORES, Focus, Span
+from steerling_jax.attribution.explorer.asking import Focus, Span
 from steerling_jax.attribution.explorer.jobs import Explainer, Job, JobKey, Rank
 from steerling_jax.attribution.explorer.tabs import Tab, Tabs
 from steerling_jax.attribution.explorer.texts import Model, Text, TextStore
-from steerling_jax.attribution.index.evidence import Evidence, Score
+from steerling_jax.attribution.explorer.training_data import TrainingData
 from steerling_jax.attribution.trace.document import evidence_panel
 from steerling_jax.attribution.trace.parts import considered_part
 from steerling_jax.decoding.trace import Trace
@@ -19,8 +19,6 @@ from steerling_jax.progress import Progress
 
 MOST_JOBS = 8  # of a tab, of those that it asks for by themselves
 _GROUP = 8  # tokens whose inputs are computed together
-# Training data for tokens [start, end) of ids (T,), by these scores.
-EvidenceSearch = Callable[[Any, int, int, tuple[Score, ...]], Evidence]
 
 
 class Explaining:
@@ -34,11 +32,12 @@ class Explaining:
         model: Model,
         texts: TextStore,
         tabs: Tabs,
-        evidence: EvidenceSearch | None,
+        training_data: TrainingData | None,
         writing: Callable[[], bool],
         call: Callable[..., Any],
     ):
-        self._model, self._texts, self._tabs, self.evidence, self._call = model, texts, tabs, evidence, call
+        self._model, self._texts, self._tabs, self._call = model, texts, tabs, call
+        self.training_data = training_data
         self.thread = Explainer(lambda *report: call(self._report, *report), writing)
         self._once: dict[JobKey, Callable[[Any], None]] = {}  # what is done with results that no tab reads
 
@@ -61,16 +60,18 @@ class Explaining:
             keys.append(JobKey(text.id, "considered", step))
         if "inputs" in focus.panels:
             keys += [JobKey(text.id, "inputs", span) for span in selections]
-        if "evidence" in focus.panels and self.evidence is not None:
-            keys += [JobKey(text.id, "evidence", (span, QUICK_SCORES)) for span in selections]
+        if "evidence" in focus.panels and self.training_data is not None:
+            scores = self.training_data.quick_scores
+            keys += [JobKey(text.id, "evidence", (span, scores)) for span in selections]
         return keys
 
     def ask(self, tab: Tab, text: Text, kind: str, at: Span | None) -> Job | None:
         """Begins a job that is asked for by itself; None if its result is there."""
         if not text.ended or not text.commits:
             raise ApiError(409, "The text is still being written; ask again when it has ended.", code="not_ready")
-        if kind == "influence" and self.evidence is None:
-            raise ApiError(409, "There is no index of the training data; start with --index.", code="no_index")
+        data = self.training_data
+        if kind == "influence" and (data is None or "influence" not in data.scores):
+            raise ApiError(409, "There is no index with influence; start with --index.", code="no_index")
         if len(tab.asked) >= MOST_JOBS:
             message = f"{MOST_JOBS} jobs of this tab are waiting: wait for one to end."
             raise ApiError(429, message, code="too_many_jobs", headers={"Retry-After": "2"})
@@ -126,12 +127,12 @@ class Explaining:
         if key.kind == "inputs":
             missing = [p for p in text.span(*detail) if JobKey(text.id, "token", p) not in text.results]
             return lambda progress: self._compute_tokens(text.id, record.trace, missing, progress)
-        search, ((start, end), scores) = self.evidence, detail
-        assert search is not None
+        data, ((start, end), scores) = self.training_data, detail
+        assert data is not None
 
         def find(progress: Progress) -> dict[str, Any]:
             progress("training data", 0, 1)
-            return evidence_panel(search(record.trace.tokens, start, end, scores))
+            return evidence_panel(data.search(record.trace.tokens, start, end, scores))
 
         return find
 

@@ -1,7 +1,8 @@
 """Writes the documents of the gallery with the bundled model; `make cases` runs this module.
 
 Each text is written by the request that `gallery.toml` gives, through the same functions as in the server. So that the
-gallery stays small, numbers have four digits and fewer input tokens are listed; a trace is exact.
+gallery stays small, numbers have three digits, fewer input tokens are listed, and the further texts of a comparison
+have concepts alone; a trace is exact.
 """
 
 from __future__ import annotations
@@ -9,14 +10,15 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from steerling_jax.attribution.explorer import gallery
 from steerling_jax.attribution.explorer.asking import parse_text
-from steerling_jax.attribution.explorer.explaining import EvidenceSearch
 from steerling_jax.attribution.explorer.panels import cost_panel
 from steerling_jax.attribution.explorer.texts import Model
+from steerling_jax.attribution.explorer.training_data import EvidenceSearch, open_training_data
 from steerling_jax.attribution.index.evidence import SCORES
 from steerling_jax.attribution.trace.explanation import explain
 from steerling_jax.attribution.trace.parts import complete_document
@@ -25,13 +27,16 @@ from steerling_jax.cli.console import note
 from steerling_jax.decoding.generation import generate
 from steerling_jax.decoding.trace_record import TraceRecord
 from steerling_jax.explain.given_text import given_trace
+from steerling_jax.explain.inputs.integrated_gradients import attribute_inputs
+from steerling_jax.explain.inputs.record import Tolerance
 from steerling_jax.io.atomic import atomic_path
 from steerling_jax.io.trace_file import model_origin
 from steerling_jax.loading import load
 from steerling_jax.progress import no_progress
 
-CONCEPTS, _INPUTS = 5, 12  # listed for each kind, and input tokens for each target
-_DIGITS = 4
+CONCEPTS, _INPUTS = 4, 10  # listed for each kind, and input tokens for each target
+_DIGITS, _CONSIDERED_DIGITS = 3, 2  # of numbers, and of the probabilities of candidates
+_NODES = 16  # of a path, at most
 
 
 def main() -> None:
@@ -42,29 +47,34 @@ def main() -> None:
     args = parser.parse_args()
     bundle, find = load(), None
     if args.index is not None:
-        from steerling_jax.attribution.explorer.training_data import open_training_data
-
-        find, _ = open_training_data(args.index, args.corpus, bundle)
+        find = open_training_data(args.index, args.corpus, bundle).search
     folder = Path(__file__).parent / "cases"
     folder.mkdir(exist_ok=True)
     for case in gallery.descriptions():
         if args.names and case["name"] not in args.names:
             continue
-        texts = {"text": case["request"]} | {other["name"]: other["request"] for other in case.get("compare", ())}
-        documents = {name: make_case(bundle, request, find) for name, request in texts.items()}
+        documents = {"text": make_case(bundle, case["request"], find)}
+        for other in case.get("compare", ()):
+            documents[other["name"]] = make_case(bundle, other["request"], None, whole=False)
         content = json.dumps(documents, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
         with atomic_path(folder / f"{case['name']}.json") as target:
             target.write_text(content + "\n", encoding="utf-8")
         note(f"{case['name']}: {len(content.encode())} bytes")
 
 
-def make_case(bundle: Bundle, request: Mapping[str, Any], find: EvidenceSearch | None) -> dict[str, Any]:
-    """The document of a text that is written as the request says."""
+def make_case(
+    bundle: Bundle, request: Mapping[str, Any], find: EvidenceSearch | None, *, whole: bool = True
+) -> dict[str, Any]:
+    """The document of a text that is written as the request says. whole: with inputs and what each step considered."""
     record = write_case(bundle, request)
     search = None
     if find is not None:
         search = lambda ids, start, end: find(ids, start, end, SCORES)  # noqa: E731
-    document = complete_document(bundle, explain(bundle, record, find_evidence=search), CONCEPTS)
+    # In a strict bottleneck more nodes change little, since its selection of concepts jumps along the path
+    # (docs/guide/input-attribution.md).
+    attribute = partial(attribute_inputs, bundle, tolerance=Tolerance(most_nodes=_NODES)) if whole else False
+    explanation = explain(bundle, record, inputs=attribute, find_evidence=search)
+    document = complete_document(bundle, explanation, CONCEPTS, steps=whole)
     document["cost"] = cost_panel(bundle, record, no_progress)
     return compact(document)
 
@@ -84,23 +94,26 @@ def write_case(bundle: Bundle, request: Mapping[str, Any]) -> TraceRecord:
 
 def compact(document: dict[str, Any]) -> dict[str, Any]:
     """The document with shorter numbers outside its trace, and fewer of the input tokens."""
-    short = {name: _short(value) for name, value in document.items() if name not in ("trace", "pieces", "characters")}
+    exact = ("trace", "pieces", "characters")
+    short = {name: _short(value, _DIGITS) for name, value in document.items() if name not in exact}
+    if "considered" in document:
+        short["considered"] = _short(document["considered"], _CONSIDERED_DIGITS)
     for item in (*short["tokens"], *short["chunks"]):
         inputs = item.get("inputs")
         if inputs and len(inputs["positions"]) > _INPUTS:
             rest = inputs["rest"] + sum(inputs["attributions"][_INPUTS:])
             inputs |= {name: inputs[name][:_INPUTS] for name in ("positions", "attributions")}
-            inputs["rest"] = _short(rest)
+            inputs["rest"] = _short(rest, _DIGITS)
     return document | short
 
 
-def _short(value: Any) -> Any:
+def _short(value: Any, digits: int) -> Any:
     if isinstance(value, float):
-        return float(f"{value:.{_DIGITS}g}")
+        return float(f"{value:.{digits}g}")
     if isinstance(value, dict):
-        return {name: _short(item) for name, item in value.items()}
+        return {name: _short(item, digits) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_short(item) for item in value]
+        return [_short(item, digits) for item in value]
     return value
 
 

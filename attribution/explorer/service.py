@@ -12,34 +12,36 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from steerling_jax.attribution.explorer.asking import QUICK_SCORES, Focus
-from steerling_jax.attribution.explorer.explaining import EvidenceSearch, Explaining
+from steerling_jax.attribution.explorer.asking import Focus
+from steerling_jax.attribution.explorer.explaining import Explaining
 from steerling_jax.attribution.explorer.export import ExportedFile, export_file
+from steerling_jax.attribution.explorer.index_job import IndexMaker
+from steerling_jax.attribution.explorer.indexing import Indexing
 from steerling_jax.attribution.explorer.jobs import Job, JobKey, Rank
 from steerling_jax.attribution.explorer.tabs import Tab, Tabs
 from steerling_jax.attribution.explorer.texts import Model, Text, TextStore
+from steerling_jax.attribution.explorer.training_data import TrainingData
 from steerling_jax.attribution.explorer.writing import Writing
 from steerling_jax.decoding.trace import Trace
 from steerling_jax.explain.given_text import given_trace
 from steerling_jax.infer.server.engine import Engine
 from steerling_jax.infer.server.errors import ApiError, as_api_error
-from steerling_jax.io.corpus.store import CorpusStore
 from steerling_jax.progress import Progress
 
 
 class Explorer:
-    """The explorer's state. evidence, corpus: the search of the training data, and its texts; None without an index.
-    clock: seconds."""
+    """The explorer's state. training_data: None without an index. index_maker: makes one; None where the training
+    data is not known. clock: seconds."""
 
     def __init__(
         self,
         model: Model,
         engine: Engine,
-        evidence: EvidenceSearch | None = None,
-        corpus: CorpusStore | None = None,
+        training_data: TrainingData | None = None,
+        index_maker: IndexMaker | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
-        self.model, self.engine, self.corpus = model, engine, corpus
+        self.model, self.engine = model, engine
         self.epoch = secrets.token_hex(4)
         self.tabs = Tabs(self.epoch, clock)
         self.texts = TextStore(self._forget)
@@ -48,10 +50,11 @@ class Explorer:
             model,
             self.texts,
             self.tabs,
-            evidence,
+            training_data,
             lambda: engine.running > 0,
-            lambda *call: self._loop.call_soon_threadsafe(*call),
+            self._call,
         )
+        self.indexing = Indexing(index_maker, self.tabs, self._use, self._call)
 
     def start(self) -> None:
         """Starts both threads; call it on the running event loop."""
@@ -59,13 +62,20 @@ class Explorer:
         self.engine.start()
         self.explaining.thread.start()
 
+    def _call(self, *call: Any) -> None:
+        self._loop.call_soon_threadsafe(*call)
+
+    def _use(self, data: TrainingData) -> None:
+        self.explaining.training_data = data
+
     def end_streams(self) -> None:
         """Ends the streams of all tabs."""
         for tab in self.tabs:
             tab.log.close()
 
     def close(self) -> None:
-        """Ends both threads."""
+        """Ends all threads."""
+        self.indexing.close()
         self.explaining.thread.close()
         self.engine.close()
 
@@ -118,8 +128,8 @@ class Explorer:
         """A file of a text that has ended. Cancelled with the request that waits for it."""
         if not text.ended or not text.commits:
             raise ApiError(409, "The text is still being written; export it when it has ended.", code="not_ready")
-        bundle, record, search = self.model.bundle, self.model.record(text), self.explaining.evidence
-        find = None if search is None else lambda ids, start, end: search(ids, start, end, QUICK_SCORES)
+        bundle, record, data = self.model.bundle, self.model.record(text), self.explaining.training_data
+        find = None if data is None else lambda ids, start, end: data.search(ids, start, end, data.quick_scores)
         result: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         owner = f"export {secrets.token_hex(8)}"
         job = self.explaining.run(
@@ -151,6 +161,7 @@ class Explorer:
         for tab in self.tabs.idle():
             for key in [*tab.focused, *tab.asked]:
                 self.explaining.abandon(tab, key)
+            self.indexing.leave(tab)
             for text in self.texts:
                 if tab.id in text.sessions and not text.ended:
                     self.writing.leave(tab, text)

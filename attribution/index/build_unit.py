@@ -42,6 +42,15 @@ def build_unit(
         text.append(np.array([SEPARATOR], np.int32))
         length += 1
     joined = np.concatenate(text)
+    arrays = {
+        "text": joined,
+        "suffixes": suffix_array(joined),
+        "chunk_starts": np.array(starts, np.int64),
+        "chunk_offsets": np.array(offsets, np.int64),
+        "chunk_documents": np.array(owners, np.int32),
+    }
+    if settings.verbatim:
+        return arrays
     signatures = compute_signatures(
         bundle.params,
         passages,
@@ -52,12 +61,7 @@ def build_unit(
     )
     unused = concept_count(bundle.config)  # the id of unused entries: look-ups with it are in bounds and give 0
     id_type = "uint16" if unused < 1 << 16 else "uint32"
-    arrays = {
-        "text": joined,
-        "suffixes": suffix_array(joined),
-        "chunk_starts": np.array(starts, np.int64),
-        "chunk_offsets": np.array(offsets, np.int64),
-        "chunk_documents": np.array(owners, np.int32),
+    arrays |= {
         "ids": np.where(signatures.ids < 0, unused, signatures.ids).astype(id_type),
         "codes": quantise(signatures.values),
         "rows": signatures.rows.astype(np.float16),

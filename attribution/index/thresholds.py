@@ -36,13 +36,16 @@ def compute_thresholds(index: Index, progress: Progress) -> dict[str, dict[str, 
     """
     count = index.settings.nulls
     dense: list[Score] = ["signature", "representation"] if concept_count(index.bundle.config) else ["representation"]
+    dense = [] if index.settings.verbatim else dense
     best: dict[Score, list[list[float]]] = {score: [] for score in ("verbatim", *dense)}
     draw = np.random.default_rng(0)
     for number, length in enumerate(LENGTHS):
         progress("thresholds", number, len(LENGTHS) + 1)
         queries = [random_query(index, draw, length) for _ in range(count)]
-        signatures = index.compute_signatures([query.passage for query in queries])
         best["verbatim"].append([float(query.match_lengths.max()) for query in queries])
+        if not dense:
+            continue
+        signatures = index.compute_signatures([query.passage for query in queries])
         for score in dense:
             best[score].append([index.nearest(score, signatures, row, 1)[0][0] for row in range(count)])
     progress("thresholds", len(LENGTHS), len(LENGTHS) + 1)
@@ -50,6 +53,8 @@ def compute_thresholds(index: Index, progress: Progress) -> dict[str, dict[str, 
         score: {"lengths": list(LENGTHS), "values": [float(np.quantile(values, _QUANTILE)) for values in by_length]}
         for score, by_length in best.items()
     }
+    if index.settings.verbatim:
+        return table
     return table | {"influence": {"lengths": [INFLUENCE_LENGTH], "values": [_influence_threshold(index, draw)]}}
 
 

@@ -23,6 +23,7 @@ from steerling_jax.attribution.explorer.security import HEADERS, new_token
 from steerling_jax.attribution.explorer.service import Explorer
 from steerling_jax.attribution.explorer.settings import ExplorerSettings
 from steerling_jax.attribution.explorer.texts import Model
+from steerling_jax.attribution.explorer.training_data import TrainingData
 from steerling_jax.attribution.index.evidence import Evidence, Hit
 from steerling_jax.decoding.decoder import decoder_of
 from steerling_jax.decoding.trace_record import from_plain, origin_of, restore
@@ -88,7 +89,7 @@ class Running:
 @contextmanager
 def serving(bundle: sj.Bundle, settings: ExplorerSettings, **options: Any) -> Iterator[Running]:
     engine = Engine(decoder_of(bundle, rows=2), steps=1)
-    explorer = Explorer(Model(bundle, origin_of(bundle)), engine, find_evidence, **options)
+    explorer = Explorer(Model(bundle, origin_of(bundle)), engine, TrainingData(find_evidence, None), **options)
     app = make_app(Site(settings, lambda counts: ModelApi(explorer, settings, counts)))
     listening = listen("127.0.0.1", 0)
     config = uvicorn.Config(app, log_level="warning", lifespan="on", timeout_graceful_shutdown=2)
@@ -202,11 +203,29 @@ def test_exported_files(site: Running):
     assert answer.headers["content-disposition"] == f"attachment; filename={text}.json"
     assert answer.json()["tokens"] == document["tokens"]
     assert answer.json()["chunks"][0]["evidence"]["hits"][0]["name"] == "os.path"
-    page = site.client.post("/api/export", json={"text": text, "as": "html"})
+    assert answer.json().keys() >= {"cards"}
+    with_steps = site.client.post("/api/export", json={"text": text, "as": "json", "with": ["considered"]}).json()
+    assert with_steps["considered"]["compared"] == 16
+    page = site.client.post("/api/export", json={"text": text, "as": "html", "state": "#at=7&panel=inputs"})
+    assert 'data-state="#at=7&amp;panel=inputs"' in page.text
     assert page.headers["content-type"].startswith("text/html")
     assert '"format":"steerling-explanation"' in page.text
     refused = site.client.post("/api/export", json={"text": text, "as": "pdf"})
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "as")
+
+
+def test_a_random_direction_of_the_same_size(site: Running):
+    """It is another text than the steered one, explained with its own direction, and says in its record what it is."""
+    tab, steering = site.tab(), {"amplify": {"Email": 2.0}}
+    texts = [site.write(tab, seed=7, steering=steering, random_direction=random) for random in (False, True)]
+    assert texts[0] != texts[1]
+    documents = [site.explained(tab, text)["document"] for text in texts]
+    steered, random = (document["trace"] for document in documents)
+    assert steered["tokens"] != random["tokens"]
+    assert [one["concept_ids"] for one in steered["steering_configs"]] == [[1]]
+    assert random["steering_configs"] == []
+    assert "of the size of" in random["policies"]["random_direction"]
+    assert all(token["share_error"] < 1e-2 for token in documents[1]["tokens"])
 
 
 def test_a_given_text_and_a_model_that_fails(site: Running):
@@ -288,6 +307,8 @@ def test_events_resume_without_doubles(site: Running):
         ({"prompt": "a", "max_tokens": 0}, "max_tokens", "at least 1"),
         ({"prompt": "a", "steering": [{"amplify": "No such concept"}]}, "steering", "No such concept"),
         ({"prompt": "a", "stream": True}, "stream", "no field"),
+        ({"prompt": "a", "random_direction": True}, "random_direction", "needs steering"),
+        ({"prompt": "a", "random_direction": 1}, "random_direction", "true or false"),
         ({"prompt": "a", "continuation": ""}, "continuation", "empty"),
         ({"prompt": "a", "continuation": "b", "seed": 1}, "seed", "not generated"),
     ],
@@ -308,6 +329,8 @@ def test_refusals(site: Running):
         (get("/nothing"), 404, None),
         (post(f"{tab}/jobs", json={"kind": "cost", "text": "t_none"}), 404, "text_not_found"),
         (post(f"{tab}/jobs", json={"kind": "magic", "text": "t"}), 400, None),
+        (post(f"{tab}/jobs", json={"kind": "index"}), 409, "no_index"),
+        (post("/api/export", json={"text": "t", "as": "html", "state": 3}), 400, None),
         (put(f"{tab}/focus", json={"at": [3, 3]}), 400, None),
         (put(f"{tab}/focus", json={"panels": ["magic"]}), 400, None),
         (put(f"{tab}/focus", json={"elsewhere": 1}), 400, "unknown_field"),
@@ -332,6 +355,7 @@ def test_concepts_and_the_model(site: Running):
     model = site.client.get("/api/model").json()
     assert model["concepts"] == {"known": 24, "discovered": 40}
     assert (model["context"], model["block"]) == (128, 16)
+    assert not model["can_index"]
     found = site.client.get("/api/concepts", params={"q": "email"}).json()
     assert [one["name"] for one in found["concepts"]] == ["Email"]
     card = site.client.get("/api/concepts/known/1").json()

@@ -91,6 +91,24 @@ def index(bundle: sj.Bundle, corpus: CorpusStore, built: Path) -> Index:
     return open_index(built, corpus, bundle)
 
 
+def test_an_index_for_verbatim_search_alone(bundle: sj.Bundle, corpus: CorpusStore, index: Index, tmp_path: Path):
+    """It has the hits and the threshold of the whole index, and says of other scores nothing."""
+    settings = replace(SETTINGS, verbatim=True)
+    report = build_index(corpus, bundle, tmp_path / "verbatim", settings)
+    assert report["finished"]
+    assert not {"ids", "codes", "rows"} & set(report["bytes_a_chunk"])
+    only = open_index(tmp_path / "verbatim", corpus, bundle)
+    assert only.thresholds == {"verbatim": index.thresholds["verbatim"]}
+    record = corpus.documents[3]
+    tokens = corpus.tokens(record.start, record.start + 12)
+    found, whole = (find_evidence(bundle, one, tokens, 0, len(tokens)) for one in (only, index))
+    assert found.hits
+    assert found.hits == tuple(hit for hit in whole.hits if hit.score == "verbatim")
+    with pytest.raises(UserError, match="another settings"):
+        build_index(corpus, bundle, tmp_path / "verbatim", SETTINGS)
+    assert "verbatim" not in IndexFolder(index.folder.folder).metadata["settings"], "as in indexes that exist"
+
+
 def contents(folder: Path) -> dict:
     """The contents of an index: every array of every unit by name, and the finished state."""
     index = IndexFolder(folder)
