@@ -1,5 +1,6 @@
 // The page: a header, one sentence, the text on the left and the answers on the right.
 
+import { signal } from "@preact/signals";
 import { copy } from "./dom.ts";
 import { Header } from "./header.tsx";
 import { CompareView } from "./compare.tsx";
@@ -19,6 +20,14 @@ export const live: {
   dialogs?: () => preact.JSX.Element | null;
 } = {};
 
+/** In one column the text comes first, and the form below it. */
+const narrow = signal(false);
+const column = matchMedia("(max-width: 44rem)");
+column.addEventListener("change", () => {
+  narrow.value = column.matches;
+});
+narrow.value = column.matches;
+
 export function App() {
   const w = words.value;
   const text = reading.value;
@@ -35,7 +44,7 @@ export function App() {
       <main class={enlarged.value ? "wide-why" : undefined}>
         <div class="left">
           <Intro />
-          {live.write && <live.write />}
+          {!narrow.value && live.write && <live.write />}
           <section class="paper" aria-label={w.text.title}>
             {comparing.value && <CompareView />}
             {text === null ? (
@@ -84,6 +93,7 @@ export function App() {
               </p>
             </div>
           </section>
+          {narrow.value && live.write && <live.write />}
           {mode.value === "file" && <About />}
         </div>
         <Why />

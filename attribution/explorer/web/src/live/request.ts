@@ -49,7 +49,7 @@ export interface Turn {
 }
 export const turns = signal<readonly Turn[]>([]);
 export const compareWith = signal<readonly Column[]>(["plain", "random"]);
-const DEFAULT = { amplify: 10, suppress: 7 }; // the published strengths, for concepts that were not measured
+const DEFAULT = { amplify: 8, suppress: 7 }; // the published strengths, for concepts that were not measured
 
 export function turn(name: string, dial: number, known: Card): void {
   const next = { name, dial, amplify: known.amplify ?? null, suppress: known.suppress ?? null };

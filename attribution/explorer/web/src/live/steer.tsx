@@ -25,6 +25,7 @@ async function search(text: string): Promise<void> {
 
 export function Steer() {
   const w = words.value.steer;
+  if (turns.value.length === 0 && !searching.value) return null;
   return (
     <fieldset class="steer">
       <legend class="offscreen">{w.title}</legend>
@@ -32,21 +33,7 @@ export function Steer() {
         <Dial key={one.name} one={one} />
       ))}
       <Refused at={["steering", "random_direction"]} />
-      {searching.value ? (
-        <Search />
-      ) : (
-        <button
-          type="button"
-          class="quiet"
-          disabled={model.value === null}
-          onClick={() => {
-            searching.value = true;
-            void search("");
-          }}
-        >
-          + {w.add}
-        </button>
-      )}
+      {searching.value && <Search />}
       {turns.value.length > 0 && (
         <p class="switches">
           <span class="quiet-text">{w.compare}</span>
@@ -67,6 +54,24 @@ export function Steer() {
         </p>
       )}
     </fieldset>
+  );
+}
+
+/** Opens the search for a concept. */
+export function AddConcept() {
+  return (
+    <button
+      type="button"
+      class="quiet"
+      disabled={model.value === null}
+      aria-expanded={searching.value}
+      onClick={() => {
+        searching.value = !searching.value;
+        if (searching.value) void search("");
+      }}
+    >
+      + {words.value.steer.add}
+    </button>
   );
 }
 

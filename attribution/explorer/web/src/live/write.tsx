@@ -7,7 +7,7 @@ import type { TextRequest } from "../types.ts";
 import { words } from "../words/index.ts";
 import { health } from "./connection.ts";
 import { SETTINGS, compareWith, given, prompt, request, settings } from "./request.ts";
-import { Steer } from "./steer.tsx";
+import { AddConcept, Steer } from "./steer.tsx";
 import { type ColumnRequest, asking, refused, write } from "./texts.ts";
 
 const unfolded = signal(false);
@@ -64,6 +64,8 @@ export function WriteForm() {
   };
   const failed = health.value.status === "failed";
   const shown = unfolded.value ? SETTINGS : (["max_tokens", "seed"] as const);
+  const concepts = model.value?.concepts;
+  const canSteer = given.value === null && (concepts === undefined || concepts.known + concepts.discovered > 0);
   return (
     <form
       class="write"
@@ -116,6 +118,7 @@ export function WriteForm() {
         >
           {w.more} {unfolded.value ? "▴" : "▾"}
         </button>
+        {canSteer && <AddConcept />}
         <span class="write-end">
           <small id="write-note">{empty ? w.empty : w.keys}</small>
           <button type="submit" class="primary" disabled={empty || asking.value || failed}>
@@ -155,8 +158,7 @@ export function WriteForm() {
           <Refused at={["continuation"]} />
         </div>
       )}
-      {given.value === null &&
-        (model.value === null || model.value.concepts.known + model.value.concepts.discovered > 0) && <Steer />}
+      {canSteer && <Steer />}
     </form>
   );
 }
