@@ -240,4 +240,5 @@ export async function askJob(
 /** Cancels a job of `askJob`. */
 export async function dropJob(job: string): Promise<void> {
   await send("DELETE", `${await sessionPath()}/jobs/${job}`);
+  if (job === "index") indexing.value = null; // no event follows, since other tabs may go on with it
 }
