@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from steerling_jax.attribution.index.evidence import Evidence
+from steerling_jax.attribution.trace.features import token_features
 from steerling_jax.bundle import Bundle
 from steerling_jax.concepts.catalogue import Catalogue
 from steerling_jax.decoding.characters import TextRun, text_runs
@@ -19,6 +20,7 @@ from steerling_jax.decoding.text_ids import text_ids
 from steerling_jax.decoding.trace import Trace
 from steerling_jax.decoding.trace_record import TraceRecord, restore
 from steerling_jax.explain.contributions import Contributions, concept_contributions
+from steerling_jax.explain.features.contribution_table import FeatureContributions
 from steerling_jax.explain.hidden_rows import hidden_rows
 from steerling_jax.explain.inputs.integrated_gradients import attribute_inputs
 from steerling_jax.explain.inputs.record import InputAttribution, SpanAttribution
@@ -80,6 +82,8 @@ class Explanation:
         concepts: The model's catalogue, for names; None for a model without concepts.
         characters: The same canvas as runs of tokens that make whole characters.
         strict: Whether concepts are all that varies: epsilon is then a constant vector, the same at every position.
+        features: The features behind each token of a model with a bottleneck, one row for each position but the first;
+            None without one, and for a text that was steered.
     """
 
     record: TraceRecord
@@ -93,6 +97,7 @@ class Explanation:
     concepts: Catalogue | None
     characters: tuple[TextRun, ...]
     strict: bool = False
+    features: FeatureContributions | None = None
 
     def name(self, kind: str, concept_id: int) -> str:
         """A concept's name; kind is "known" or "discovered"."""
@@ -182,6 +187,7 @@ def explain(
         concepts,
         characters,
         concept is not None and concept.is_strict,
+        token_features(bundle, trace, reference),
     )
 
 

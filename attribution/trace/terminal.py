@@ -9,7 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from steerling_jax.attribution.trace.explanation import ExplainedChunk, Explanation
+from steerling_jax.attribution.trace.features import strongest_features
 from steerling_jax.explain.contributions import Contributions
+from steerling_jax.explain.features.contribution_table import FeatureContributions
 from steerling_jax.explain.ranking import ChunkRanking, ConceptShare
 
 _INPUTS = 5  # input tokens shown per chunk, of the prompt and of the text each
@@ -34,6 +36,8 @@ def render(explanation: Explanation, count: int) -> RenderableType:
         parts: list[RenderableType] = [Text(chunk.text.strip("\n"), style="bold"), Text()]
         if chunk.ranking is not None:
             parts += [_concepts(chunk, explanation, count), _bars(chunk.ranking, scale, explanation.rest)]
+        if explanation.features is not None:
+            parts.append(_features(explanation.features, chunk, count))
         if chunk.inputs is not None:
             parts.append(_inputs(chunk, explanation))
         if chunk.evidence is not None:
@@ -129,6 +133,15 @@ def _inputs(chunk: ExplainedChunk, explanation: Explanation) -> Text:
             line.append(f"  {value:+.2f} ", style=_colour(value))
             line.append(explanation.pieces[start + place].strip() or "␣", style="bold")
         lines.append(line)
+    return Text("\n").join(lines)
+
+
+def _features(parts: FeatureContributions, chunk: ExplainedChunk, count: int) -> Text:
+    """The features with the largest parts of the chunk's logits, with the tokens that they promote."""
+    lines = [Text("features", style="bold")]
+    for feature, total in strongest_features(parts, list(range(max(1, chunk.start), chunk.end)), count):
+        words = " ".join(word.strip() for word in parts.promoted.get(feature, ()))
+        lines.append(Text.assemble((f"{total:+8.2f}", _colour(total)), f"  #{feature} {words}"))
     return Text("\n").join(lines)
 
 
