@@ -7,7 +7,7 @@ import { CompareView } from "./compare.tsx";
 import { ConceptCard } from "./panels/card.tsx";
 import { textOf } from "./pure/characters.ts";
 import { Slider } from "./slider.tsx";
-import { comparing, enlarged, grain, mode, reading, shownCase, strip } from "./store.ts";
+import { comparing, enlarged, grain, mode, model, reading, shownCase, strip } from "./store.ts";
 import { Legend, TextView } from "./textview.tsx";
 import { Why } from "./why.tsx";
 import { language, words } from "./words/index.ts";
@@ -114,6 +114,9 @@ function jump(id: string) {
 function Intro() {
   const w = words.value;
   const one = shownCase.value;
+  // Examples are of the bundled model, which may not be the one of this server.
+  const writer = reading.value?.document?.trace.model;
+  const author = model.value !== null && writer?.fingerprint !== model.value.fingerprint ? writer : undefined;
   return (
     <div class="intro">
       <h1>{w.intro.title}</h1>
@@ -121,6 +124,7 @@ function Intro() {
       {one !== null && (
         <p class="case">
           <b>{one.title[language.value] ?? one.title.en}.</b> {one.text[language.value] ?? one.text.en}
+          {author !== undefined && <small> {w.intro.by(author.name)}</small>}
         </p>
       )}
     </div>

@@ -13,6 +13,7 @@ export const en = {
   },
   intro: {
     title: "Click any words to see where they came from.",
+    by: (model: string) => `Written by ${model}.`,
     says: "A language model wrote the text below. For whatever you select, the page answers which words before it, which concepts and which training texts led to it, and how exact each answer is.",
   },
   text: {
