@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AbstractMesh, Mesh
 
 from steerling_jax.autoencoders.autoencoder import Autoencoder
 from steerling_jax.autoencoders.metrics import Reconstruction
@@ -17,6 +18,7 @@ from steerling_jax.autoencoders.sharding import place_state
 from steerling_jax.autoencoders.training_step import AutoencoderState, Metrics, init_state, update
 from steerling_jax.bundle import Bundle
 from steerling_jax.concepts.catalogue import Concept, unnamed
+from steerling_jax.errors import require
 from steerling_jax.parallel.sharding import batch_sharding, make_mesh
 from steerling_jax.train.autoencoders.activations import Activations
 from steerling_jax.train.autoencoders.evaluate import evaluate
@@ -25,6 +27,19 @@ from steerling_jax.train.autoencoders.run_config import AutoencoderRun
 SAMPLE = 8192  # rows from which the initial bias and the limit of norms are taken
 
 States = dict[str, AutoencoderState]  # by the layer's number, as text
+
+
+def check_sizes(run: AutoencoderRun, mesh: Mesh | AbstractMesh) -> None:
+    """Raises `UserError` where rows or latents cannot be shared out evenly over the devices of a mesh."""
+    for name, size, devices in (
+        ("batch_rows", run.recipe.batch_rows, mesh.shape["data"] * mesh.shape["fsdp"]),
+        ("n_latents", run.recipe.n_latents, mesh.shape["tensor"]),
+    ):
+        require(
+            size % devices == 0,
+            f"{name} is {size}, but the mesh shards it over {devices} devices; give a multiple of {devices}.",
+            name,
+        )
 
 
 class LayersTraining:

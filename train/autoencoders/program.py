@@ -14,7 +14,7 @@ from steerling_jax.io.checkpoints.parameters import RUN_FILE
 from steerling_jax.io.json_files import read_json_object, write_json
 from steerling_jax.loading import load
 from steerling_jax.parallel.sharding import make_mesh
-from steerling_jax.train.autoencoders.layers import LayersTraining
+from steerling_jax.train.autoencoders.layers import LayersTraining, check_sizes
 from steerling_jax.train.autoencoders.loop import run_steps
 from steerling_jax.train.autoencoders.pictures import draw_run
 from steerling_jax.train.autoencoders.run_config import AutoencoderRun
@@ -31,6 +31,8 @@ def run_autoencoders(
 ) -> tuple[dict[str, Any], bool]:
     """(result for --json, whether the run was stopped before its end)."""
     mesh = None if run.mesh is None else make_mesh(run.mesh)
+    if mesh is not None:
+        check_sizes(run, mesh)
     # In float32: first positions may have norms beyond bfloat16's accuracy.
     bundle = load(run.model, dtype="float32", sharding=mesh)
     for layer in run.layers:

@@ -13,6 +13,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh
 
 import steerling_jax as sj
 from steerling_jax.autoencoders.metrics import loss_with_output
@@ -21,6 +22,7 @@ from steerling_jax.autoencoders.weights import Settings, Weights
 from steerling_jax.cli.main import main
 from steerling_jax.train.autoencoders.activations import Activations, mask_windows
 from steerling_jax.train.autoencoders.evaluate import evaluate
+from steerling_jax.train.autoencoders.layers import check_sizes
 from steerling_jax.train.autoencoders.run_config import AutoencoderRun
 from tests.worlds.serving_world import SAMPLE
 
@@ -236,3 +238,18 @@ def test_another_config_is_refused(
     assert "--corpus does not apply" in " ".join(capsys.readouterr().err.split())
     assert main(["compile", "--config", str(config_file), "--topology", "v5e:2x2"]) == 2
     assert "trains autoencoders" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ((3, 1, 1), "batch_rows is 64, but the mesh shards it over 3 devices; give a multiple of 3"),
+        ((2, 3, 1), "batch_rows is 64, but the mesh shards it over 6 devices"),
+        ((1, 1, 5), "n_latents is 64, but the mesh shards it over 5 devices"),
+    ],
+)
+def test_sizes_that_a_mesh_cannot_share_out_are_refused(sizes: tuple[int, int, int], message: str):
+    axes = ("data", "fsdp", "tensor")
+    check_sizes(small_run(k=4), AbstractMesh((4, 2, 8), axes))
+    with pytest.raises(sj.UserError, match=message):
+        check_sizes(small_run(k=4), AbstractMesh(sizes, axes))
