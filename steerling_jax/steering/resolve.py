@@ -38,6 +38,12 @@ def resolve_rules(rules: Sequence[Rule], bundle: Bundle) -> tuple[Resolved, ...]
         return ()
     config = bundle.config
     if bundle.features is None:
+        if not isinstance(config, ModelConfig):
+            raise UserError(
+                "Steering by name needs a model with concepts, or features of an autoencoder of this one: give it with "
+                "--autoencoder, or sj.with_features.",
+                "steering",
+            )
         require(config.concept is not None, "Steering needs a model with known concepts; this one has none.")
     actions: dict[tuple[str | int, ...], SteeringRule] = {}
     resolved = [

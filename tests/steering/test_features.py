@@ -158,7 +158,7 @@ def test_what_features_cannot_do_is_one_sentence(bundle: sj.Bundle, prompt: list
         sj.generate(bundle, prompt, GREEDY, rule)
 
 
-def test_autoencoders_and_files_that_do_not_fit_are_refused(autoencoder: sj.Autoencoder, tmp_path: Path):
+def test_autoencoders_and_files_that_do_not_fit_are_refused(autoencoder: sj.Autoencoder, golden: Path, tmp_path: Path):
     model = sj.load(MODEL, dtype="float32")
     with pytest.raises(sj.UserError, match="reads rows of width 12, but those of"):
         sj.with_features(model, make_autoencoder(TOPK))
@@ -168,8 +168,10 @@ def test_autoencoders_and_files_that_do_not_fit_are_refused(autoencoder: sj.Auto
         sj.generate(
             sj.with_features(model, dataclasses.replace(autoencoder, layer=None)), [3], GREEDY, sj.amplify("rivers")
         )
-    with pytest.raises(sj.UserError, match="A Qwen3 model has no concept"):
+    with pytest.raises(sj.UserError, match="needs a model with concepts, or features of an autoencoder"):
         sj.generate(model, [3], GREEDY, sj.amplify("rivers"))
+    with pytest.raises(sj.UserError, match="This model has no features; give an autoencoder of it, with --autoencoder"):
+        sj.generate(sj.load(golden / "base"), [3], sj.GenerationConfig(max_new_tokens=4), sj.amplify("feature:3"))
     sj.save_autoencoder(autoencoder, tmp_path / "L0_10", format="qwen-scope")
     about = next((tmp_path / "L0_10").glob("*.features.json"))
     for entry, message in (
