@@ -96,6 +96,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="ORIGIN",
         help="origin of a web page that can send requests, such as https://example.org; can be repeated",
     )
+    add(
+        "--classifier",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="apply this classifier of `steerling sae classify` to prompts and outputs; can be repeated",
+    )
+    add(
+        "--on-match",
+        choices=("report", "refuse", "suppress"),
+        default="report",
+        help="where a classifier matches: say so in the response, refuse the text, or write it without the features "
+        "of the classifier (default: %(default)s)",
+    )
     add_steering_options(parser)
 
 
@@ -118,6 +132,7 @@ def _serve(args: argparse.Namespace, rules: tuple[Rule, ...], listening: socket)
     from steerling_jax.infer.server.engine import Engine
     from steerling_jax.infer.server.listening import http_address
     from steerling_jax.infer.server.run import serve
+    from steerling_jax.infer.server.text_checks import load_checks
     from steerling_jax.infer.server.warm_up import warm_up
     from steerling_jax.models.steerling.config import ModelConfig
 
@@ -131,8 +146,9 @@ def _serve(args: argparse.Namespace, rules: tuple[Rule, ...], listening: socket)
         room=max(args.warm_up, shortest) if args.warm_up else 0,
     )
     limits = RequestLimits(args.max_new_tokens_limit, args.max_body_bytes, args.rows + args.queue)
+    checks = load_checks(bundle, args.classifier, args.on_match)
     engine = Engine(decoder, warm_up(decoder) if args.warm_up else ())
-    service = Service(bundle, engine, limits, resolve_options(rules, bundle))
+    service = Service(bundle, engine, limits, resolve_options(rules, bundle), checks)
     app = make_app(service, listening=args.host, hosts=args.allow_host, origins=args.allow_origin)
     address = http_address(listening)
     if args.warm_up:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import secrets
 import time
@@ -30,7 +31,8 @@ from steerling_jax.infer.server.metrics import metrics_text
 from steerling_jax.infer.server.request_body import CompletionRequest, parse_request
 from steerling_jax.infer.server.request_counts import RequestCounts
 from steerling_jax.infer.server.response import CompletionResponse
-from steerling_jax.infer.server.response_body import ResponseBody
+from steerling_jax.infer.server.response_body import Matches, ResponseBody
+from steerling_jax.infer.server.text_checks import TextChecks
 from steerling_jax.steering.plan import Resolved
 
 
@@ -44,10 +46,21 @@ class RequestLimits:
 
 
 class Service:
-    """The endpoints of one model. steering: applied to all requests. stopping: new requests are answered with 503."""
+    """The endpoints of one model. steering: applied to all requests. stopping: new requests are answered with 503.
 
-    def __init__(self, bundle: Bundle, engine: Engine, limits: RequestLimits, steering: Sequence[Resolved] = ()):
+    checks: classifiers of prompts and outputs; None for none.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        engine: Engine,
+        limits: RequestLimits,
+        steering: Sequence[Resolved] = (),
+        checks: TextChecks | None = None,
+    ):
         self.bundle, self.engine, self.limits, self.steering = bundle, engine, limits, steering
+        self.checks = checks
         self.model = model_id(bundle)
         self.counts = RequestCounts()
         self.in_flight = InFlight(engine)
@@ -93,14 +106,21 @@ class Service:
         try:
             body = await read_body(http, self.limits.body)
             # On another thread: encoding a long prompt would delay every other response on the event loop.
-            completion, request = await run_in_threadpool(self._prepare, body, chat)
+            completion, request, matches = await run_in_threadpool(self._prepare, body, chat)
         except BaseException:  # including CancelledError, when the client disconnects
             self.in_flight.reject()
             raise
         engine_request = EngineRequest(request, completion.generation.text_writer(self.bundle))
         self.in_flight.submit(engine_request)
-        response_body = self._response_body(completion, request)
-        return CompletionResponse(self.in_flight, self.counts, engine_request, response_body, stream=completion.stream)
+        response_body = self._response_body(completion, request, matches)
+        return CompletionResponse(
+            self.in_flight,
+            self.counts,
+            engine_request,
+            response_body,
+            stream=completion.stream,
+            checks=self.checks,
+        )
 
     def _check_capacity(self) -> None:
         if self.stopping:
@@ -119,7 +139,8 @@ class Service:
                 headers={"Retry-After": str(wait)},
             )
 
-    def _prepare(self, body: bytes, chat: bool) -> tuple[CompletionRequest, DecodeRequest]:
+    def _prepare(self, body: bytes, chat: bool) -> tuple[CompletionRequest, DecodeRequest, Matches | None]:
+        """The parsed body, the decoder's request, and what the classifiers found in the prompt."""
         completion = parse_request(
             parse_json(body),
             self.bundle,
@@ -128,9 +149,23 @@ class Service:
             max_tokens_limit=self.limits.tokens,
             steering=self.steering,
         )
-        return completion, request_of(self.bundle, completion.generation.prompt)
+        prompt, matches = completion.generation.prompt, None
+        if self.checks is not None:
+            matches = self.checks.matches(prompt.text_or_ids)
+            if matches and self.checks.on_match == "refuse":
+                labels = ", ".join(repr(match["label"]) for match in matches)
+                raise ApiError(
+                    400,
+                    f"A classifier of this server matches the prompt ({labels}); send another prompt.",
+                    param="messages" if chat else "prompt",
+                    code="content_filter",
+                )
+            prompt = dataclasses.replace(prompt, edits=(*prompt.edits, *self.checks.edits(matches)))
+        return completion, request_of(self.bundle, prompt), matches
 
-    def _response_body(self, completion: CompletionRequest, request: DecodeRequest) -> ResponseBody:
+    def _response_body(
+        self, completion: CompletionRequest, request: DecodeRequest, matches: Matches | None
+    ) -> ResponseBody:
         return ResponseBody(
             id=("chatcmpl-" if completion.chat else "cmpl-") + secrets.token_hex(12),
             created=int(time.time()),
@@ -140,6 +175,7 @@ class Service:
             trace=completion.generation.trace,
             steering=(*(request.steering.labels if request.steering else ()), *request.edit_labels),
             include_usage=completion.include_usage,
+            prompt_matches=matches,
         )
 
 

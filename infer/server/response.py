@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable
 from typing import TYPE_CHECKING, Any
 
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
@@ -14,11 +15,13 @@ from steerling_jax.infer.server.engine import EngineRequest
 from steerling_jax.infer.server.errors import ApiError, as_api_error, dumps, json_response
 from steerling_jax.infer.server.in_flight import InFlight
 from steerling_jax.infer.server.request_counts import RequestCounts
-from steerling_jax.infer.server.response_body import ResponseBody, usage
+from steerling_jax.infer.server.response_body import Matches, ResponseBody, usage
+from steerling_jax.infer.server.text_checks import TextChecks
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
+FILTERED = "content_filter"  # OpenAI's reason for the end of a text that is refused
 _STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -30,10 +33,17 @@ class CompletionResponse(Response):
     """Sends the text of one request, whole or as a stream, and cancels the request if the client disconnects."""
 
     def __init__(
-        self, in_flight: InFlight, counts: RequestCounts, request: EngineRequest, body: ResponseBody, *, stream: bool
+        self,
+        in_flight: InFlight,
+        counts: RequestCounts,
+        request: EngineRequest,
+        body: ResponseBody,
+        *,
+        stream: bool,
+        checks: TextChecks | None = None,
     ):
         self._in_flight, self._counts = in_flight, counts
-        self._request, self._body, self._as_stream = request, body, stream
+        self._request, self._body, self._as_stream, self._checks = request, body, stream, checks
         self._began = time.monotonic()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -56,13 +66,20 @@ class CompletionResponse(Response):
             api_error = as_api_error(error)
             await api_error.response()(scope, receive, send)
             raise api_error from None
-        body = self._body.whole(
-            "".join(delta.text for delta in deltas),
-            deltas[-1].finish or "",
-            self._usage(),
-            [commit for delta in deltas for commit in delta.commits],
-        )
-        await json_response(body)(scope, receive, send)
+        text, finish = "".join(delta.text for delta in deltas), deltas[-1].finish or ""
+        commits = [commit for delta in deltas for commit in delta.commits]
+        matches, refused = await self._check(text)
+        if refused:  # the commits are the text, too
+            text, finish, commits = "", FILTERED, []
+        await json_response(self._body.whole(text, finish, self._usage(), commits, matches))(scope, receive, send)
+
+    async def _check(self, text: str) -> tuple[Matches, bool]:
+        """What the classifiers find in the output, and whether it is refused for that."""
+        if self._checks is None:
+            return (), False
+        # On another thread: a pass of the model would delay every other response on the event loop.
+        matches = await run_in_threadpool(self._checks.matches, text)
+        return matches, bool(matches) and self._checks.on_match == "refuse"
 
     async def _stream(self, send: Send) -> None:
         """Server-sent events. The status is sent before the first text, so a later error is an event of its own."""
@@ -84,12 +101,22 @@ class CompletionResponse(Response):
         body = self._body
         if first := body.first_chunk():
             yield first
-        finish = ""
+        finish, text, held = "", "", []
+        # Text that was sent cannot be refused afterwards, so it waits for the end where it may be.
+        hold = self._checks is not None and self._checks.on_match == "refuse"
         async for delta in self._request.deltas():
             if delta.text or (body.trace and delta.commits):
-                yield body.text_chunk(delta.text, delta.commits)
+                text += delta.text
+                chunk = body.text_chunk(delta.text, delta.commits)
+                if hold:
+                    held.append(chunk)
+                else:
+                    yield chunk
             finish = delta.finish or ""
-        yield body.finish_chunk(finish)
+        matches, refused = await self._check(text)
+        for chunk in () if refused else held:
+            yield chunk
+        yield body.finish_chunk(FILTERED if refused else finish, matches)
         if body.include_usage:
             yield body.usage_chunk(self._usage())
 

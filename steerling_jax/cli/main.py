@@ -7,6 +7,9 @@ A subcommand is a module, registered in the entry-point group `steerling.command
     run(args) -> int | None      runs the command; returns the exit code, None for 0
     COMPILE_CACHE = False        optional: the command does not store compiled programs in the user's cache folder
 
+A group of commands, `steerling GROUP NAME`, has HELP and, in place of the functions, `SUBCOMMANDS`, the modules of its
+commands by name.
+
 The module imports nothing heavy at the top: JAX and everything that needs it are imported in `run`, so that
 `steerling COMMAND --help` is quick. Invalid input raises `steerling_jax.errors.UserError`, which is printed as one
 sentence without a traceback (exit code 2). Results go to standard output, notes and progress bars to standard error;
@@ -45,6 +48,7 @@ SUMMARIES = {
     "name": "Name discovered concepts by words that predict where they are active, scored on held-out documents.",
     "info": "Show a model's configuration, parameters and tokenizer.",
     "prepare": "Make a corpus store from documents: tokens, chunks, concept labels.",
+    "sae": "Use the features of sparse autoencoders: compare collections of texts, classify texts.",
     "attach": "Give a model a bottleneck of k features, of which every logit is the sum; resumes exactly.",
     "features": "Show features: those behind a text's tokens, what one is about, or those that tell texts apart.",
     "train": "Train a model from a config; resumes an interrupted run exactly.",
@@ -163,6 +167,41 @@ def command_parser(name: str, module: ModuleType) -> Parser:
     return parser
 
 
+def resolve(words: Sequence[str], points: dict[str, EntryPoint]) -> tuple[str, ModuleType, list[str]]:
+    """The name and module of the command that a line's words begin with, and the words that follow.
+
+    For a group without one of its commands, the module is that of the group. Raises `UserError` for an unknown command.
+    """
+    name, *rest = words
+    module = load_command(name, points)
+    subcommands = getattr(module, "SUBCOMMANDS", None)
+    if subcommands is None or not rest or rest[0].startswith("-"):
+        return name, module, rest
+    if rest[0] not in subcommands:
+        near = difflib.get_close_matches(rest[0], subcommands, n=1)
+        hint = f"did you mean `steerling {name} {near[0]}`?" if near else f"these are: {', '.join(subcommands)}."
+        raise UserError(f"`steerling {name}` has no command {rest[0]!r}; {hint}")
+    return f"{name} {rest[0]}", importlib.import_module(subcommands[rest[0]]), rest[1:]
+
+
+def group_parser(name: str, module: ModuleType) -> Parser:
+    """The parser of a group without one of its commands, which has no options but --help."""
+    summary, _, examples = module.HELP.strip().partition("\n\n")
+    width = max(map(len, module.SUBCOMMANDS))
+    summaries = {one: importlib.import_module(path).HELP.strip().partition("\n")[0]
+                 for one, path in module.SUBCOMMANDS.items()}  # fmt: skip
+    return Parser(
+        prog=f"steerling {name}",
+        usage=f"steerling {name} [--help] COMMAND ...",
+        description=summary,
+        epilog="\n".join(
+            ["commands:", *(f"  {one:<{width}}  {text}" for one, text in summaries.items()), "", examples]
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
 def dispatch(argv: Sequence[str]) -> int:
     """Runs the subcommand that `argv` names and returns its exit code."""
     points = commands()
@@ -171,8 +210,12 @@ def dispatch(argv: Sequence[str]) -> int:
         parser.parse_args(argv)
         parser.print_help()
         return 0
-    name, *rest = argv
-    module = load_command(name, points)
+    name, module, rest = resolve(argv, points)
+    if hasattr(module, "SUBCOMMANDS"):
+        parser = group_parser(name, module)
+        parser.parse_args(rest)
+        parser.print_help()
+        return 0
     args = command_parser(name, module).parse_command(rest)
     if getattr(module, "COMPILE_CACHE", True):
         use_compile_cache()

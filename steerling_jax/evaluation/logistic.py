@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import minimize
+from scipy.sparse import csr_array, issparse
 from scipy.special import expit
 
 
@@ -19,20 +20,23 @@ class Logistic(NamedTuple):
     weights: np.ndarray
     bias: np.ndarray
 
-    def scores(self, features: np.ndarray) -> np.ndarray:
+    def scores(self, features: np.ndarray | csr_array) -> np.ndarray:
         """The scores (N, C) of features (N, F)."""
         return features @ self.weights + self.bias
 
 
-def fit_logistic(features: np.ndarray, positive: np.ndarray, used: np.ndarray, decay: float = 1e-3) -> Logistic:
-    """Fits one classifier a concept to features (N, F) and labels positive (N, C) bool.
+def fit_logistic(
+    features: np.ndarray | csr_array, positive: np.ndarray, used: np.ndarray, decay: float = 1e-3
+) -> Logistic:
+    """Fits one classifier a concept to features (N, F), dense or sparse, and labels positive (N, C) bool.
 
     used (N, C) bool: which texts count for which concept. For each concept, its positive and its negative texts have
     the same total weight, so every concept needs a text of either kind. decay: the weight of ‖weights‖². The result is
     the minimum of a convex function, found by L-BFGS, and deterministic.
     """
     positive, used = np.asarray(positive, bool), np.asarray(used, bool)
-    features, sign = np.asarray(features, np.float64), np.where(positive, 1.0, -1.0)
+    features = features.astype(np.float64) if issparse(features) else np.asarray(features, np.float64)
+    sign = np.where(positive, 1.0, -1.0)
     share = np.zeros(positive.shape)
     for kind in (positive & used, ~positive & used):
         share += kind * (0.5 / np.maximum(kind.sum(axis=0), 1))

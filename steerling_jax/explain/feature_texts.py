@@ -1,7 +1,6 @@
 """Features of an autoencoder on texts: their latents, and which tell two sets of texts apart.
 
-Rows of extreme norm are left out (a model's first position may have a norm a hundred times that of others): they would
-own the strongest passages of many features.
+Rows of extreme norm are left out; see `text_rows`.
 
 Legend: T tokens of a text, D width, V vocabulary, S latents, k latents kept of a row.
 """
@@ -19,16 +18,12 @@ import numpy as np
 from jax import lax
 
 from steerling_jax.autoencoders.autoencoder import Autoencoder
-from steerling_jax.autoencoders.bottleneck import detach_bottleneck
-from steerling_jax.bundle import Bundle, encode
+from steerling_jax.bundle import Bundle
 from steerling_jax.decoding.tables import Table, Tabular, counted
 from steerling_jax.errors import require
-from steerling_jax.models.backbone import Backbone, Params
+from steerling_jax.explain.text_rows import TextRows, rows_of, text_rows
 from steerling_jax.models.output_projection import output_projection
 from steerling_jax.progress import Progress, no_progress
-
-_NORM_LIMIT = 6.0  # times the median norm of the text's rows
-_LONGEST = 512  # tokens of a text that are read together; longer texts are read in parts
 
 
 class TextLatents(NamedTuple):
@@ -47,37 +42,18 @@ def text_latents(
 
     autoencoder: of a block's output, or of the rows after the final norm where its `layer` is None.
     """
-    plain = detach_bottleneck(bundle)
-    longest = min(_LONGEST, bundle.config.context_length)
-    for number, text in enumerate(texts):
-        progress("reading texts", number, len(texts))
-        ids = np.asarray([*plain.tokenizer.prefix, *plain.tokenizer.encode(text)], np.int32)
-        require(len(ids) > 0, f"Text {number + 1} is empty; remove it.", "texts")
-        for start in range(0, len(ids), longest):
-            yield latents_of(plain, autoencoder, ids[start : start + longest], number)
-    progress("reading texts", len(texts), len(texts))
+    for part in text_rows(bundle, [autoencoder.layer], texts, progress):
+        yield _latents(autoencoder, part)
 
 
 def latents_of(bundle: Bundle, autoencoder: Autoencoder, ids: np.ndarray, number: int = 0) -> TextLatents:
     """The latents of token ids (T,) that are read together, without the model's bottleneck if it has one."""
-    plain = detach_bottleneck(bundle)
-    longest = min(_LONGEST, bundle.config.context_length)
-    tokens = encode(plain, ids.tolist(), "texts")
-    size = max(len(tokens), min(longest, max(16, 1 << (len(tokens) - 1).bit_length())))
-    padded = jnp.asarray(np.pad(tokens, (0, size - len(tokens))))[None]
-    rows = _rows(plain.params, padded, jnp.asarray([len(tokens)]), backbone=plain.backbone, layer=autoencoder.layer)
-    rows = np.asarray(rows)[0, : len(tokens)]
-    norms = np.linalg.norm(rows, axis=1)
-    values, indices = (np.asarray(a) for a in autoencoder.encode(rows))
-    within = norms <= _NORM_LIMIT * np.median(norms)
-    return TextLatents(number, tokens, values * within[:, None], indices)
+    return _latents(autoencoder, rows_of(bundle, [autoencoder.layer], ids.tolist(), number))
 
 
-@partial(jax.jit, static_argnames=("backbone", "layer"))
-def _rows(params: Params, tokens: jax.Array, lengths: jax.Array, *, backbone: Backbone, layer: int | None) -> jax.Array:
-    capture = () if layer is None else (layer,)
-    result = backbone.run(params, backbone.embed(params, tokens), lengths=lengths, capture=capture)
-    return (result.hidden if layer is None else result.captured[layer]).astype(jnp.float32)
+def _latents(autoencoder: Autoencoder, part: TextRows) -> TextLatents:
+    values, indices = (np.asarray(a) for a in autoencoder.encode(part.rows[0]))
+    return TextLatents(part.text, part.tokens, values * part.usual[0][:, None], indices)
 
 
 @dataclass(frozen=True, repr=False)

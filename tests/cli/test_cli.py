@@ -18,6 +18,9 @@ from steerling_jax.cli.arguments import number_in_range
 from steerling_jax.errors import UserError
 
 COMMANDS = sorted(point.name for point in entry_points(group=main.GROUP))
+IN_GROUPS = [
+    [name, one] for name in COMMANDS for one in getattr(main.load_command(name, main.commands()), "SUBCOMMANDS", ())
+]
 
 
 def steerling(*args: str) -> subprocess.CompletedProcess[str]:
@@ -44,7 +47,11 @@ def test_help_lists_every_command():
     assert steerling().stdout == done.stdout
 
 
-@pytest.mark.parametrize("args", [["--help"], *([name, "--help"] for name in COMMANDS)], ids=" ".join)
+@pytest.mark.parametrize(
+    "args",
+    [["--help"], *([name, "--help"] for name in COMMANDS), *([*words, "--help"] for words in IN_GROUPS)],
+    ids=" ".join,
+)
 def test_help_is_quick_and_imports_nothing_heavy(args: list[str]):
     heavy = ["jax", "jaxlib", "flax", "numpy", "orbax", "grain", "tensorstore", "rich"]
     done = python(

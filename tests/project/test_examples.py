@@ -4,6 +4,7 @@ reading."""
 from __future__ import annotations
 
 import argparse
+import importlib
 import re
 import shlex
 from collections.abc import Iterator
@@ -45,6 +46,11 @@ def page_lines(page: Path) -> list[str]:
 EXAMPLES = {
     "--help": list(command_lines(main.EXAMPLES)),
     **{name: list(command_lines(main.load_command(name, COMMANDS).HELP)) for name in COMMANDS},
+    **{
+        f"{name} {one}": list(command_lines(importlib.import_module(path).HELP))
+        for name in COMMANDS
+        for one, path in getattr(main.load_command(name, COMMANDS), "SUBCOMMANDS", {}).items()
+    },
     **{page.name: lines for page in PAGES if (lines := page_lines(page))},
 }
 
@@ -55,7 +61,8 @@ def parse(line: str) -> tuple[str, argparse.Namespace]:
     if name not in COMMANDS or "--help" in words:
         return "", argparse.Namespace()
     words = words[: next((i for i, word in enumerate(words) if word in ("|", ">", "&&", "&")), None)]
-    return name, main.command_parser(name, main.load_command(name, COMMANDS)).parse_command(words)
+    command, module, words = main.resolve([name, *words], COMMANDS)
+    return name, main.command_parser(command, module).parse_command(words)
 
 
 @pytest.mark.parametrize("place", EXAMPLES)

@@ -99,6 +99,42 @@ def _choose(
     return found[0]
 
 
+def load_autoencoders(
+    path: str | Path, *, k: int | None = None, layers: Sequence[int] | None = None
+) -> list[Autoencoder]:
+    """The autoencoders of a folder that holds those of several layers of a model, in the order of the layers.
+
+    path: that folder, or a single autoencoder as for `load_autoencoder`. layers: those to load; None for all.
+    Raises `UserError` as `load_autoencoder` does, and for a layer that is not there or is there twice.
+    """
+    place = Path(path).expanduser()
+    files = _autoencoders_in(place) if place.is_dir() else []
+    if len(files) < 2:
+        return [load_autoencoder(path, k=k, layer=layers[0] if layers and len(layers) == 1 else None)]
+    named = [_layer_in_name(file) for file in files]
+    for layer in layers or ():
+        known = ", ".join(str(one) for one in sorted({one for one in named if one is not None}))
+        require(layer in named or None in named, f"{path} holds no autoencoder of layer {layer}, but of {known}.",
+                "layers")  # fmt: skip
+    loaded = [load_autoencoder(place / file, k=k) for file, layer in zip(files, named, strict=True)
+              if not layers or layer is None or layer in layers]  # fmt: skip
+    selected = [one for one in loaded if not layers or one.layer in layers]
+    require(bool(selected), f"{path} holds no autoencoder of the layers {layers}.", "layers")
+    twice = len({one.layer for one in selected}) < len(selected)
+    require(not twice, f"{path} holds several autoencoders of one layer; give one of its folders.")
+    return sorted(selected, key=lambda one: -1 if one.layer is None else one.layer)
+
+
+def _autoencoders_in(folder: Path) -> list[str]:
+    """The files of arrays of a folder's autoencoders, relative to it."""
+    files = [folder / file for file in _files(folder)]
+    return [
+        str(file.relative_to(folder))
+        for file in files
+        if _format_of(file.name, [other.name for other in files if other.parent == file.parent])
+    ]
+
+
 def _format_of(file: str, beside: Sequence[str]) -> str | None:
     """The format whose file of arrays has this name, with the configuration that belongs to it among the names
     `beside` it."""

@@ -1,0 +1,81 @@
+"""Pictures of `steerling sae`: overlaps as a heat map with the growth of coverage, and the F1 of classifiers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from steerling_jax.evaluation.intervals import Estimate
+from steerling_jax.io.atomic import atomic_path
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from steerling_jax.attribution.sae.compare import Comparison
+
+
+@contextmanager
+def _figure(path: Path, width: float, height: float, title: str) -> Iterator[Any]:
+    """A figure that is written to `path` at the end. The same content gives the same bytes."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    # By default, ids in SVG files are random and the file contains the date.
+    with rc_context({"svg.hashsalt": "steerling", "font.size": 8}):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure
+        figure.suptitle(title, fontsize=9, x=0.01, ha="left")
+        with atomic_path(path) as scratch:
+            figure.savefig(scratch, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+def plot_comparison(comparison: Comparison, path: Path, title: str) -> None:
+    """Writes two heat maps of matched overlaps, of features and of n-grams, and the growth of coverage."""
+    names = [one.name for one in comparison.collections]
+    side = max(3.2, 0.45 * len(names) + 1.6)
+    with _figure(path, 3 * side, side + 0.4, title) as figure:
+        features, ngrams, growth = figure.subplots(1, 3)
+        draw_heat_map(features, comparison.matched.mean.of_row, names, names)
+        features.set_title("share of the row's features in the column's", fontsize=8, loc="left")
+        draw_heat_map(ngrams, comparison.ngrams.mean.of_row, names, names)
+        ngrams.set_title("the same of word n-grams", fontsize=8, loc="left")
+        for one in comparison.collections:
+            growth.plot(list(one.growth), list(one.growth.values()), label=one.name, linewidth=1)
+        growth.set_xscale("log")
+        growth.set_xlabel("samples")
+        growth.set_title("features of so many samples", fontsize=8, loc="left")
+        growth.legend(frameon=False, fontsize=6)
+
+
+def draw_heat_map(ax: Axes, values: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> None:
+    """A table of shares (rows, columns) from 0 to 1, as colours with their numbers; NaN stays white."""
+    ax.imshow(values, vmin=0, vmax=1, cmap="Blues", aspect="auto")
+    ax.set_xticks(range(len(columns)), columns, rotation=60, ha="right", rotation_mode="anchor")
+    ax.set_yticks(range(len(rows)), rows)
+    for (i, j), value in np.ndenumerate(values):
+        if np.isfinite(value):
+            ax.text(
+                j, i, f"{value:.2f}", ha="center", va="center", fontsize=6, color="white" if value > 0.6 else "black"
+            )
+
+
+def plot_scores(scores: Mapping[str, Mapping[str, Estimate]], path: Path, title: str) -> None:
+    """Writes the F1 of each method, with its interval, a panel for each class. scores: by class and method."""
+    classes = list(scores)
+    methods = list(scores[classes[0]])
+    with _figure(path, 6.5, 0.8 + len(classes) * (0.17 * len(methods) + 0.5), title) as figure:
+        axes = np.atleast_1d(figure.subplots(len(classes), 1, sharex=True))
+        for ax, name in zip(axes, classes, strict=True):
+            estimates = [scores[name][method] for method in methods]
+            means = np.array([one.mean for one in estimates])
+            spread = [[max(0.0, one.mean - one.low) for one in estimates],
+                      [max(0.0, one.high - one.mean) for one in estimates]]  # fmt: skip
+            ax.barh(range(len(methods)), means, xerr=spread, color="#0072b2", alpha=0.6, capsize=2)
+            ax.set_yticks(range(len(methods)), methods)
+            ax.invert_yaxis()
+            ax.set_xlim(0, 1.02)
+            ax.set_title(f"F1: {name}", fontsize=8, loc="left")

@@ -1,0 +1,16 @@
+"""`steerling sae`: the group of commands that use the features of sparse autoencoders."""
+
+from __future__ import annotations
+
+HELP = """\
+Use the features of sparse autoencoders: compare collections of texts, classify texts.
+
+examples:
+  steerling sae compare gsm8k.jsonl mmlu.jsonl --autoencoder ./runs/sae_pydocs/export
+  steerling sae classify texts.csv --autoencoder ./runs/sae_pydocs/export
+"""
+
+SUBCOMMANDS = {
+    "compare": "steerling_jax.attribution.sae.compare_command",
+    "classify": "steerling_jax.attribution.sae.classify_command",
+}

@@ -1,0 +1,79 @@
+"""What features are good for: the figures of docs/results/feature-uses.md, by the commands that a reader can run.
+
+    python benchmarks/feature_texts.py texts --gsm8k … --wikitext … --udhr …
+    python benchmarks/feature_uses.py texts bundled --model MODEL --autoencoder runs/sae_pydocs/export --layer 2
+    python benchmarks/feature_uses.py texts smollm2 --model runs/attach/export
+    python benchmarks/feature_uses_report.py
+
+A call runs `steerling sae compare` on the benchmarks and on the mixtures, and `steerling sae classify` on each table of
+the texts, or those of --parts, with seed 0. Each result is stored at once in docs/results/feature-uses.json, under the
+name of the model. Without --autoencoder, features are those of the model's bottleneck.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from environment import environment
+
+from steerling_jax.io.json_files import read_json_object, write_json
+
+RESULTS = Path(__file__).parents[1] / "docs" / "results" / "feature-uses.json"
+SIZE = 20  # samples of a subset: half of the 40 of each benchmark
+COMPARISONS = ("compare", "mixtures")
+TABLES = ("code", "mathematics", "mmlu", "languages")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("texts", type=Path)
+    parser.add_argument("name", choices=("bundled", "smollm2"))
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--autoencoder")
+    parser.add_argument("--layer", help="of the comparison")
+    parser.add_argument("--parts", nargs="+", choices=(*COMPARISONS, *TABLES), default=(*COMPARISONS, *TABLES))
+    args = parser.parse_args()
+    reader = ["--model", args.model, *(["--autoencoder", args.autoencoder] if args.autoencoder else [])]
+    for part in args.parts:
+        began = time.time()
+        if part in COMPARISONS:
+            files = sorted(map(str, (args.texts / part).glob("*.jsonl")))
+            layer = ["--layer", args.layer] if args.layer else []
+            figures = without_samples(steerling("compare", *files, *reader, *layer, "--size", str(SIZE)))
+        else:
+            figures = steerling("classify", str(args.texts / "classify" / f"{part}.csv"), *reader)
+        figures |= {"model": args.name, "environment": environment(), "seconds": round(time.time() - began)}
+        stored = read_json_object(RESULTS) if RESULTS.is_file() else {}
+        write_json(RESULTS, stored | {args.name: stored.get(args.name, {}) | {part: figures}})
+
+
+def steerling(*words: str) -> dict[str, Any]:
+    """The JSON that a command prints."""
+    line = [sys.executable, "-m", "steerling_jax.cli.main", "sae", *words, "--seed", "0", "--json"]
+    return rounded(json.loads(subprocess.run(line, check=True, stdout=subprocess.PIPE, text=True).stdout))
+
+
+def without_samples(report: dict[str, Any]) -> dict[str, Any]:
+    """The report with counts in place of the lists of samples."""
+    for one in report["benchmarks"]:
+        one["adds_nothing"], one["cover"] = len(one["adds_nothing"]), len(one["cover"])
+    return report
+
+
+def rounded(value: Any) -> Any:
+    """Numbers with four decimals, which is more than so few samples support."""
+    if isinstance(value, dict):
+        return {name: rounded(item) for name, item in value.items() if name != "values"}
+    if isinstance(value, list):
+        return [rounded(item) for item in value]
+    return round(value, 4) if isinstance(value, float) else value
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""The tables of docs/results/feature-uses.md, written from docs/results/feature-uses.json.
+
+    python benchmarks/feature_uses_report.py
+
+A test compares the page with these tables.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from steerling_jax.io.atomic import atomic_path
+from steerling_jax.io.json_files import read_json_object
+
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
+TABLES = ("code", "mathematics", "mmlu", "languages")
+METHODS = (
+    ("best layer", 1), ("best layer", 2), ("best layer", 5), ("best layer", 10), ("all layers", 5),
+    ("a tenth of the texts", 5), ("random features", 5), ("difference of means", None),
+    ("logistic, hidden rows", None), ("logistic, features", None), ("logistic, words", None),
+)  # fmt: skip
+
+
+def tables(results: Mapping[str, Any]) -> dict[str, str]:
+    """The tables of the page by the name of their place."""
+    parts = {}
+    for model, one in results.items():
+        for name, make, part in (
+            ("benchmarks", benchmarks, "compare"),
+            ("overlap", overlaps, "compare"),
+            ("mixtures", mixtures, "mixtures"),
+        ):
+            if part in one:
+                parts[f"{model} {name}"] = make(one[part])
+        parts[f"{model} classes"] = classes({part: one[part] for part in TABLES if part in one})
+    return parts
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def interval(one: Mapping[str, float], digits: int = 2) -> str:
+    return f"{one['mean']:.{digits}f} ({one['low']:.{digits}f}–{one['high']:.{digits}f})"
+
+
+def benchmarks(report: Mapping[str, Any]) -> str:
+    """A row for each collection."""
+    rows = []
+    for one in report["benchmarks"]:
+        counts = [str(one[field]) for field in ("adds_nothing", "cover")]
+        shares = [f"{one['redundancy']:.4f}", f"{one['redundancy_share']:.3f}",
+                  interval(one["redundancy_share_of_subsets"], 3)]  # fmt: skip
+        rows.append([one["name"], str(one["samples"]), str(one["features"]), *shares, *counts])
+    head = ["benchmark", "samples", "features", "redundancy", "share", "of 20 samples", "add nothing", "cover"]
+    return table(head, rows)
+
+
+def overlaps(report: Mapping[str, Any]) -> str:
+    """The matched overlaps of features, and of n-grams in brackets."""
+    names = [one["name"] for one in report["benchmarks"]]
+    mean, words = report["matched"]["of_row"]["mean"], report["ngrams"]["of_row"]["mean"]
+    rows = [[name, *(f"{a:.2f} ({b:.2f})" for a, b in zip(mean[i], words[i], strict=True))]
+            for i, name in enumerate(names)]  # fmt: skip
+    return table(["", *names], rows)
+
+
+def mixtures(report: Mapping[str, Any]) -> str:
+    """Overlaps of mixtures with GSM8K, in the order of their share of it, and of a collection of repeated samples."""
+    names = [one["name"] for one in report["benchmarks"]]
+    base = names.index("gsm8k")
+    rows, shares, values = [], [], {"features": [], "ngrams": [], "embeddings": []}
+    for i, name in enumerate(names):
+        if not name.startswith("mixture_"):
+            continue
+        features, words = report["matched"]["of_row"], report["ngrams"]["of_row"]
+        shares.append(int(name.removeprefix("mixture_")))
+        values["features"].append(features["mean"][i][base])
+        values["ngrams"].append(words["mean"][i][base])
+        values["embeddings"].append(report["embeddings"][i][base])
+        cells = [interval({kind: one[kind][i][base] for kind in ("mean", "low", "high")}) for one in (features, words)]
+        rows.append([f"{shares[-1]} %", *cells, f"{values['embeddings'][-1]:.2f}"])
+    rows.append(["GSM8K with itself", *(interval({kind: one[kind][base][base] for kind in ("mean", "low", "high")})
+                                        for one in (report["matched"]["of_row"], report["ngrams"]["of_row"])),
+                 f"{report['embeddings'][base][base]:.2f}"])  # fmt: skip
+    rows.append(["rank correlation with the share", *(f"{correlation(shares, one):.2f}" for one in values.values())])
+    head = ["share of GSM8K", "features in GSM8K's", "3-grams in GSM8K's", "cosine of hidden rows"]
+    return table(head, rows)
+
+
+def correlation(shares: Sequence[float], values: Sequence[float]) -> float:
+    return float(np.asarray(spearmanr(shares, values).statistic))
+
+
+def classes(reports: Mapping[str, Any]) -> str:
+    """F1 and AUC of each method; means over the classes of a table, with the interval where it has one class."""
+    head, columns = ["method"], []
+    for name, report in reports.items():
+        several = len(report["classes"]) > 2
+        # Of two classes, the first one is shown; the other is its complement.
+        shown = report["classes"] if several else report["classes"][:1]
+        label = f"{len(shown)} classes" if several else shown[0]["label"]
+        head += [f"{name}: {label}, F1", "AUC"]
+        columns.append(shown)
+    rows = []
+    for method, count in METHODS:
+        cells = [method if count is None else f"{method}, K = {count}"]
+        for shown in columns:
+            for figure in ("f1", "auc"):
+                values = [scores_of(one, method, count)[figure] for one in shown]
+                mean = float(np.mean([value["mean"] for value in values]))
+                cells.append(interval(values[0]) if len(values) == 1 else f"{mean:.2f}")
+        rows.append(cells)
+    return table(head, rows)
+
+
+def scores_of(one: Mapping[str, Any], method: str, count: int | None) -> Mapping[str, Any]:
+    return next(m for m in one["methods"] if m["name"] == method and m["count"] == count)
+
+
+def place(name: str) -> str:
+    """The mark in the page after which a table stands; a second one ends it."""
+    return f"<!-- {name} -->"
+
+
+def with_tables(page: str, parts: Mapping[str, str]) -> str:
+    """The page with each table between its two marks."""
+    for name, text in parts.items():
+        mark = re.escape(place(name))
+        page, count = re.subn(rf"{mark}\n.*?{mark}", lambda _, n=name, t=text: f"{place(n)}\n{t}{place(n)}", page,
+                              flags=re.DOTALL)  # fmt: skip
+        assert count == 1, f"the page has no place for {name}"
+    return page
+
+
+if __name__ == "__main__":
+    page = RESULTS / "feature-uses.md"
+    new = with_tables(page.read_text(encoding="utf-8"), tables(read_json_object(RESULTS / "feature-uses.json")))
+    with atomic_path(page) as scratch:
+        scratch.write_text(new, encoding="utf-8")
