@@ -21,7 +21,7 @@ export const live: {
 } = {};
 
 /** In one column the text comes first, and the form below it. */
-const narrow = signal(false);
+export const narrow = signal(false);
 const column = matchMedia("(max-width: 44rem)");
 column.addEventListener("change", () => {
   narrow.value = column.matches;

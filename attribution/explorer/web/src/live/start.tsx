@@ -1,7 +1,7 @@
 // Live mode: shows the first example, connects to the server, and opens what the address requests.
 
 import { effect } from "@preact/signals";
-import { live } from "../app.tsx";
+import { live, narrow } from "../app.tsx";
 import { actions as caseActions } from "../cases.tsx";
 import { actions as compareActions } from "../compare.tsx";
 import { download } from "../dom.ts";
@@ -75,6 +75,8 @@ export async function open(address: Address): Promise<void> {
   if (request === null) {
     const name = address.case ?? listed[0]?.name;
     if (name !== undefined) await openCase(name, address);
+    // In one column the answers cover the text: a first visit begins with the text.
+    if (Object.keys(address).length === 0 && narrow.value) selection.value = null;
     return;
   }
   fill(request);
