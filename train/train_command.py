@@ -24,6 +24,7 @@ examples:
   steerling train --config tiny
   steerling train --config pydocs --out ./runs/pydocs
   steerling train --config sae_pydocs
+  steerling train --config sae_smollm2 --text ./texts
   steerling train --config ./my_config.py --corpus ./my-corpus --json
   steerling train --config ./my_config.py --start-from steerling-pydocs --profile 10:13
   steerling train --config ./my_config.py --distributed      # on every host of a pod
@@ -38,6 +39,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--corpus",
         metavar="FOLDER",
         help="corpus store; prepared from Python's documentation if missing (default: the config's, or OUT/corpus)",
+    )
+    parser.add_argument(
+        "--text",
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="for autoencoders: file, folder or pattern of documents; may be repeated (default: the config's)",
     )
     parser.add_argument("--steps", type=int, metavar="N", help="number of steps (default: the config's)")
     parser.add_argument(
@@ -81,6 +89,8 @@ def run(args: argparse.Namespace) -> int:
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     if not isinstance(config, RunConfig):
         return _train_autoencoders(config, args, out)
+    if args.text:
+        raise UserError(f"--text does not apply to the config {config.name!r}, which reads a corpus; give --corpus.")
     if args.steps is not None:
         config = dataclasses.replace(config, steps=args.steps)
     if args.start_from is not None:
@@ -112,6 +122,8 @@ def _train_autoencoders(run: AutoencoderRun, args: argparse.Namespace, out: Path
         run = dataclasses.replace(run, recipe=dataclasses.replace(run.recipe, steps=args.steps))
     if args.start_from is not None:
         run = dataclasses.replace(run, model=args.start_from)
+    if args.text:
+        run = dataclasses.replace(run, texts=tuple(args.text))
     with lock_folder(out), catch_signals() as caught:
         set_compilation_cache(out)
         result, stopped = run_autoencoders(run, out, lambda: bool(caught), tables=not args.json)

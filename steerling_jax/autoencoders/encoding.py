@@ -21,6 +21,8 @@ from steerling_jax.parallel.best_of_devices import best_of_devices
 from steerling_jax.parallel.mesh import current_mesh, partition_spec
 
 _CHUNK = 256  # rows: their pre-activations stay in a CPU's cache between the product and the selection
+_PRE_ACTIVATIONS = 1 << 23  # of a chunk at most, so that many latents mean few rows; XLA holds them twice
+_FEWEST_ROWS = 16  # of a chunk: with fewer, reading the encoder from memory would decide the speed
 _GROUP = 16  # latents of a group in `best`
 
 
@@ -50,17 +52,18 @@ def encode_rows(weights: Weights, x: jax.Array, k: int) -> tuple[jax.Array, jax.
     k: for a threshold, at least the count of the busiest row (`count_active`). Values of latents not kept are 0.
     """
     if weights.settings.activation == "groupmax":
-        return _over_chunks(lambda rows: _group_best(_kept(weights, rows), k), x)
+        return _over_chunks(lambda rows: _group_best(_kept(weights, rows), k), x, weights.b_enc.shape[0])
 
     def local(weights: Weights, x: jax.Array, first: jax.Array | int, axis: str | None) -> tuple[jax.Array, jax.Array]:
-        own = min(k, weights.b_enc.shape[0])
+        S = weights.b_enc.shape[0]
+        own = min(k, S)
 
         def encode(rows: jax.Array) -> tuple[jax.Array, jax.Array]:
             values, index = best(_kept(weights, rows), own)
             index = index + first
             return (values, index) if axis is None else best_of_devices(values, index, k, axis)
 
-        return _over_chunks(encode, x)
+        return _over_chunks(encode, x, S)
 
     return _on_own_latents(local, weights, x)
 
@@ -80,7 +83,7 @@ def count_active(weights: Weights, x: jax.Array) -> jax.Array:
     """x (N, D) float32 to the number of latents (N,) int32 that a threshold keeps of each row."""
 
     def local(weights: Weights, x: jax.Array, first: jax.Array | int, axis: str | None) -> jax.Array:
-        counts = _over_chunks(lambda rows: jnp.sum(_kept(weights, rows) > 0, axis=-1), x)
+        counts = _over_chunks(lambda rows: jnp.sum(_kept(weights, rows) > 0, axis=-1), x, weights.b_enc.shape[0])
         return lax.psum(counts, axis) if axis else counts
 
     return _on_own_latents(local, weights, x)
@@ -123,9 +126,10 @@ def _group_best(kept: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     return values, jnp.take_along_axis(at + jnp.arange(k)[None] * groups.shape[-1], order, axis=1)
 
 
-def _over_chunks(work, x: jax.Array):
-    """`work` on chunks of the rows x (N, D), one after another; results (N, …)."""
-    chunk = min(_CHUNK, len(x))
+def _over_chunks(work, x: jax.Array, latents: int):
+    """`work` on chunks of the rows x (N, D), one after another; results (N, …). latents: that `work` computes of each
+    row at the same time."""
+    chunk = min(_CHUNK, len(x), max(_FEWEST_ROWS, _PRE_ACTIVATIONS // latents))
     padded = jnp.pad(x, ((0, -len(x) % chunk), (0, 0)))
     results = lax.map(work, padded.reshape(-1, chunk, x.shape[1]))
     return jax.tree.map(lambda part: part.reshape(-1, *part.shape[2:])[: len(x)], results)

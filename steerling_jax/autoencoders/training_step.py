@@ -173,10 +173,11 @@ def update(
     }
 
 
-def _optimizer(recipe: AutoencoderRecipe) -> optax.GradientTransformation:
+def learning_rate(recipe: AutoencoderRecipe) -> optax.Schedule:
+    """The rate of each step: it rises from 0, is constant, and falls to 0 at the end."""
     rate = recipe.learning_rate or 2e-4 / math.sqrt(recipe.n_latents / 2**14)
     warm_up, decay = (max(1, round(share * recipe.steps)) for share in (recipe.warm_up, recipe.decay))
-    schedule = optax.join_schedules(
+    return optax.join_schedules(
         [
             optax.linear_schedule(0.0, rate, warm_up),
             optax.constant_schedule(rate),
@@ -184,4 +185,7 @@ def _optimizer(recipe: AutoencoderRecipe) -> optax.GradientTransformation:
         ],
         [warm_up, max(warm_up, recipe.steps - decay)],
     )
-    return optax.adam(schedule)
+
+
+def _optimizer(recipe: AutoencoderRecipe) -> optax.GradientTransformation:
+    return optax.adam(learning_rate(recipe))

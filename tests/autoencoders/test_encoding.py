@@ -137,6 +137,15 @@ def test_no_array_of_rows_and_latents():
     assert analysis.temp_size_in_bytes < 4096 * 8192 * 4 / 4
 
 
+def test_with_many_latents_a_chunk_has_fewer_rows():
+    """1,024 rows and 131,072 latents: their pre-activations would be 537 MB, and those of 256 rows 134."""
+    shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, jnp.float32)  # noqa: E731
+    weights = Weights(shape(64, 131_072), shape(131_072, 64), shape(131_072), shape(64), settings=Settings("topk", 50))
+    analysis = encode_rows.lower(weights, shape(1024, 64), 50).compile().memory_analysis()
+    assert analysis is not None
+    assert analysis.temp_size_in_bytes < 100e6
+
+
 def test_a_mesh_gives_the_same():
     """On eight devices, in a process of its own: latents over four of them, rows over two."""
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"}

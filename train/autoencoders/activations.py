@@ -20,7 +20,7 @@ from steerling_jax.models.backbone import Backbone, Params
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.train.autoencoders.run_config import AutoencoderRun
 
-_ORDER, _MASKS, _ROWS = 0, 1, 2  # random streams of a run
+_ORDER, _MASKS, _ROWS, _VISITS = 0, 1, 2, 4  # random streams of a run; 3 is that of the evaluation
 
 
 class Activations:
@@ -33,12 +33,16 @@ class Activations:
 
     def batch(self, step: int) -> dict[int, np.ndarray]:
         """The rows of step `step`, counted from 0, by layer: each (batch_rows, D) float32."""
-        rows = self._run.recipe.batch_rows
-        number, place = divmod(step, self._run.buffer_rows // rows)
+        run, rows = self._run, self._run.recipe.batch_rows
+        visit, place = divmod(step, run.buffer_rows // rows)
+        number, repeat = divmod(visit, run.visits)
         if self._buffer is None or self._buffer[0] != number:
             self._buffer = None  # before the next one is captured, so that memory holds one
             self._buffer = (number, self._capture(number))
-        return {layer: values[place * rows : (place + 1) * rows] for layer, values in self._buffer[1].items()}
+        part: slice | np.ndarray = slice(place * rows, (place + 1) * rows)
+        if repeat:  # the rows are in random order already, but each visit has other batches
+            part = np.random.default_rng([run.seed, _VISITS, number, repeat]).permutation(run.buffer_rows)[part]
+        return {layer: values[part] for layer, values in self._buffer[1].items()}
 
     def _capture(self, number: int) -> dict[int, np.ndarray]:
         """The rows of a buffer, by layer: each (R, D) float32, in random order."""

@@ -41,7 +41,8 @@ def run_autoencoders(
             raise UserError(f"layers has {layer}, but the blocks of {bundle.name} are 0 to {last}.")
     saved = read_json_object(out / RUN_FILE).get("run", {}) if (out / RUN_FILE).is_file() else None
     if saved is not None:
-        saved = {"mesh": None, **saved}  # runs of earlier versions had one device
+        # Runs of earlier versions had one device, and used each row once.
+        saved = {"mesh": None, "visits": 1, **saved}
     check_same_run(saved, run.to_json(), out)
     with stages() as progress:
         tokens = open_tokens(run, bundle, out, progress, encoded=saved is not None)

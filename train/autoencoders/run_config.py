@@ -26,6 +26,9 @@ class AutoencoderRun:
     windows: windows of a pass of the model.
     buffer_rows: hidden rows of a layer that are held and shuffled together; memory is this times the width times the
     number of layers times 4 bytes.
+    visits: how often the rows of a buffer are used, each time in another order, before the next buffer is captured.
+    Capturing a row costs several times what a step costs for it, so more visits give a better autoencoder in the same
+    time, as long as the texts have enough tokens.
     max_tokens: tokens of the texts that are used (None: all).
     held_out: tokens at the end of these that are kept for the evaluation.
     mesh: the devices of this process over which the model and the autoencoders are sharded, latents over `tensor` and
@@ -44,6 +47,7 @@ class AutoencoderRun:
     seq_len: int = 256
     windows: int = 8
     buffer_rows: int = 65_536
+    visits: int = 1
     max_tokens: int | None = None
     held_out: int = 16_384
     mesh: MeshShape | None = None
@@ -54,7 +58,8 @@ class AutoencoderRun:
     keep: int = 2
 
     def __post_init__(self) -> None:
-        for field in ("seq_len", "windows", "buffer_rows", "held_out", "log_every", "checkpoint_every", "keep"):
+        counts = ("seq_len", "windows", "buffer_rows", "visits", "held_out", "log_every", "checkpoint_every", "keep")
+        for field in counts:
             require(getattr(self, field) >= 1, f"{field} is {getattr(self, field)}, but it must be at least 1.")
         require(bool(self.layers), "layers is empty; name at least one block, counted from 0.")
         require(len(set(self.layers)) == len(self.layers), "layers names a block twice; name each once.")

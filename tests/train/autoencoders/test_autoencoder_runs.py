@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -175,6 +177,22 @@ def test_rows_are_those_of_the_model_in_another_order(text_model: Path):
     np.testing.assert_array_equal(activations.batch(2)[0], buffer[128:192])
 
 
+def test_rows_of_a_buffer_are_used_again_in_another_order(text_model: Path):
+    bundle = sj.load(text_model)
+    tokens = np.random.default_rng(0).integers(0, 300, 16 * 32, dtype=np.int32)
+    run = dataclasses.replace(small_run(k=4), visits=3)
+    once, thrice = Activations(small_run(k=4), bundle, tokens), Activations(run, bundle, tokens)
+    visits = [np.stack([thrice.batch(4 * visit + step)[0] for step in range(4)]) for visit in range(4)]
+    np.testing.assert_array_equal(visits[0], np.stack([once.batch(step)[0] for step in range(4)]))
+    by_row = lambda rows: rows.reshape(-1, 32)[np.lexsort(rows.reshape(-1, 32).T)]  # noqa: E731
+    for first, second in ((0, 1), (0, 2), (1, 2)):
+        np.testing.assert_array_equal(by_row(visits[first]), by_row(visits[second]))
+        # Not only the batches' order differs.
+        assert not (by_row(visits[first][0]) == by_row(visits[second][0])).all()
+    # Then the next buffer, which has other windows.
+    np.testing.assert_array_equal(visits[3], np.stack([once.batch(step)[0] for step in range(4, 8)]))
+
+
 def test_an_exact_autoencoder_recovers_the_whole_loss(text_model: Path):
     bundle = sj.load(text_model)
     both = np.concatenate([np.eye(32), -np.eye(32)]).astype(np.float32)
@@ -208,6 +226,7 @@ def test_an_exact_autoencoder_recovers_the_whole_loss(text_model: Path):
         ({"layers": "()"}, "layers is empty"),
         ({"layers": "(0, 0)"}, "names a block twice"),
         ({"buffer_rows": "100"}, "buffer_rows is 100"),
+        ({"log_every": "1, visits=0"}, "visits is 0, but it must be at least 1"),
         ({"held_out": "1_000_000"}, "needs at least 1,000,032"),
         ({"texts": "('/nowhere/at/all.txt',)"}, "/nowhere/at/all.txt"),
     ],
@@ -227,6 +246,18 @@ def test_refusals(changes: dict, message: str, config_file: Path, tmp_path: Path
     assert not (tmp_path / "run" / "run.json").exists()
 
 
+def test_a_run_of_before_visits_is_continued(
+    whole: tuple[Path, dict], config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    out = tmp_path / "run"
+    shutil.copytree(whole[0], out)
+    saved = json.loads((out / "run.json").read_text())
+    del saved["run"]["visits"]
+    (out / "run.json").write_text(json.dumps(saved))
+    assert main(["train", "--config", str(config_file), "--out", str(out), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["evaluation"] == whole[1]["evaluation"]
+
+
 def test_another_config_is_refused(
     whole: tuple[Path, dict], config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
@@ -234,6 +265,10 @@ def test_another_config_is_refused(
     path.write_text(config_file.read_text().replace("k=4", "k=5"))
     assert main(["train", "--config", str(path), "--out", str(whole[0])]) == 2
     assert "recipe.k is 5, was 4" in " ".join(capsys.readouterr().err.split())
+    assert main(["train", "--config", str(config_file), "--out", str(whole[0]), "--text", "/other.txt"]) == 2
+    assert 'texts is ["/other.txt"], was' in " ".join(capsys.readouterr().err.split())
+    assert main(["train", "--config", "tiny", "--out", str(tmp_path / "tiny"), "--text", "/other.txt"]) == 2
+    assert "--text does not apply to the config 'tiny'" in " ".join(capsys.readouterr().err.split())
     assert main(["train", "--config", str(config_file), "--corpus", str(tmp_path)]) == 2
     assert "--corpus does not apply" in " ".join(capsys.readouterr().err.split())
     assert main(["compile", "--config", str(config_file), "--topology", "v5e:2x2"]) == 2
