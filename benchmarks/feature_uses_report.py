@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import spearmanr
+from scipy.stats import rankdata
 
 from steerling_jax.io.atomic import atomic_path
 from steerling_jax.io.json_files import read_json_object
@@ -96,7 +96,7 @@ def mixtures(report: Mapping[str, Any]) -> str:
 
 
 def correlation(shares: Sequence[float], values: Sequence[float]) -> float:
-    return float(np.asarray(spearmanr(shares, values).statistic))
+    return float(np.corrcoef(rankdata(shares), rankdata(values))[0, 1])
 
 
 def classes(reports: Mapping[str, Any]) -> str:

@@ -70,7 +70,7 @@ def classify(
         if len(groups) > 1:
             parts = [[texts.select(part[labelled.groups[part] == group]) for group in groups]
                      for part in (labelled.train, labelled.test)]  # fmt: skip
-            between = transfer(*parts, count)
+            between = transfer(parts[0], parts[1], count)
         classes.append(ClassFigures(label, autoencoders[int(rule.layers[0])].layer, rule, saved, methods, between))
     return Classification(classes, groups if len(groups) > 1 else [])
 
@@ -88,7 +88,7 @@ def as_json(result: Classification, autoencoders: Sequence[Autoencoder]) -> dict
                     for feature, difference in zip(one.rule.features, one.rule.differences, strict=True)
                 ],
                 "methods": [
-                    {"name": m.name, "count": m.count, "train": m.train}
+                    {"name": m.name, "count": m.features, "train": m.train}
                     | {field: estimate._asdict() for field, estimate in m.scores._asdict().items()}
                     for m in one.methods
                 ],

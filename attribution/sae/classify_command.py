@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> None:
         save(args, bundle, autoencoders, result)
         note(f"Wrote {args.save}; apply it with `steerling serve --classifier {args.save}`.")
     if args.plot is not None:
-        scores = {one.label: {title(m.name, m.count): m.scores.f1 for m in one.methods} for one in result.classes}
+        scores = {one.label: {title(m.name, m.features): m.scores.f1 for m in one.methods} for one in result.classes}
         plot_scores(scores, args.plot, f"{bundle.name}: {len(labelled.test)} texts, seed {args.seed}")
     if args.json:
         print_json({"model": bundle.name, "settings": _settings(args, labelled)} | as_json(result, autoencoders))
@@ -121,7 +121,7 @@ def show(result: Classification, labelled: LabelledTexts) -> None:
             cells = (f"{value.mean:.3f}" for value in (f1, area))
             spreads = (f"{value.low:.3f}–{value.high:.3f}" for value in (f1, area))
             table.add_row(
-                title(m.name, m.count), str(m.train), *(text for pair in zip(cells, spreads) for text in pair)
+                title(m.name, m.features), str(m.train), *(text for pair in zip(cells, spreads) for text in pair)
             )
         stdout().print(table)
         if one.transfer is not None:

@@ -22,12 +22,12 @@ from steerling_jax.evaluation.coverage import (
     adds_nothing,
     coverage_curve,
     redundancy,
-    sample_counts,
     smallest_cover,
     subset_redundancy,
 )
 from steerling_jax.evaluation.intervals import Estimate
 from steerling_jax.evaluation.overlap import MatchedOverlap, Overlap, matched_overlap, overlap
+from steerling_jax.evaluation.sparse_tables import sample_counts, table_shape
 from steerling_jax.evaluation.words import count_table, ngrams_of, vocabulary
 from steerling_jax.explain.text_features import LayerFeatures, read_text_features
 from steerling_jax.progress import Progress
@@ -109,7 +109,7 @@ def compare(
 
 def _figures(name: str, features: LayerFeatures, size: int, key: jax.Array, draws: int) -> CollectionFigures:
     has = features.last
-    N, counts = has.shape[0], sample_counts(has)
+    N, counts = table_shape(has)[0], sample_counts(has)
     sizes = growth_sizes(N)
     return CollectionFigures(
         name=name,

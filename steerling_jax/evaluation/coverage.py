@@ -17,11 +17,7 @@ from scipy.special import gammaln
 
 from steerling_jax.errors import require
 from steerling_jax.evaluation.intervals import Estimate
-
-
-def sample_counts(has: csr_array) -> np.ndarray:
-    """m (S,) int64, the number of samples with each feature, for has (N, S)."""
-    return np.bincount(has.indices[has.data != 0], minlength=has.shape[1])
+from steerling_jax.evaluation.sparse_tables import sample_counts, table_shape
 
 
 class Redundancy(NamedTuple):
@@ -77,7 +73,7 @@ def subset_redundancy(has: csr_array, size: int, key: jax.Array, draws: int = 20
     Subsets are drawn without replacement, since a sample that is drawn twice would count as redundant. Draws in which
     no sample has a feature are left out. Raises `UserError` for a size beyond the collection's.
     """
-    N = has.shape[0]
+    N, _ = table_shape(has)
     require(2 <= size <= N, f"size is {size}, but it must be between 2 and {N}, the number of samples.", "size")
     shares = []
     for order in random_orders(N, key, draws):
@@ -109,8 +105,8 @@ def smallest_cover(has: csr_array) -> np.ndarray:
     samples that later ones made unnecessary are taken out at the end. No polynomial algorithm is known whose covers are
     smaller by more than a constant factor than those of this one (at most ln |F| + 1 times the smallest).
     """
-    rows = [has.indices[has.indptr[i] : has.indptr[i + 1]][has.data[has.indptr[i] : has.indptr[i + 1]] != 0]
-            for i in range(has.shape[0])]  # fmt: skip
+    ends = zip(has.indptr[:-1], has.indptr[1:], strict=True)
+    rows = [has.indices[first:last][has.data[first:last] != 0] for first, last in ends]
     missing = sample_counts(has) > 0
     # A sample's gain only falls while others are chosen, so an entry whose gain is still true is the best of all.
     heap = [(-len(row), i) for i, row in enumerate(rows) if len(row)]
@@ -124,7 +120,7 @@ def smallest_cover(has: csr_array) -> np.ndarray:
             missing[rows[i]] = False
         elif now:
             heapq.heappush(heap, (-now, i))
-    times = np.zeros(has.shape[1], np.int64)
+    times = np.zeros(len(missing), np.int64)
     for i in chosen:
         times[rows[i]] += 1
     kept = []

@@ -18,6 +18,7 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from steerling_jax.errors import require
+from steerling_jax.evaluation.sparse_tables import sample_counts, table_shape
 
 Firings = Sequence[csr_array]  # of each layer, (N, S): above 0 where a feature fires at any token of a text
 
@@ -36,7 +37,7 @@ class FeatureRule:
 
     def counts(self, firings: Firings) -> np.ndarray:
         """How many of the features fire in each text, (N,) int64. The text is positive if the count is above 0."""
-        total = np.zeros(firings[0].shape[0], np.int64)
+        total = np.zeros(table_shape(firings[0])[0], np.int64)
         for layer in np.unique(self.layers):
             columns = self.features[self.layers == layer]
             total += np.asarray((firings[layer][:, columns] > 0).sum(axis=1)).astype(np.int64)
@@ -84,4 +85,4 @@ def random_rule(firings: Firings, layer: int, count: int, key: jax.Array) -> Fea
 
 def _share(firings: csr_array) -> np.ndarray:
     """The share of the rows in which each column is above 0."""
-    return np.asarray((firings > 0).sum(axis=0)).reshape(-1) / firings.shape[0]
+    return sample_counts(firings) / table_shape(firings)[0]

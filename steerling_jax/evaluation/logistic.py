@@ -5,7 +5,7 @@ Legend: N texts, F features, C concepts.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.optimize import minimize
@@ -35,21 +35,21 @@ def fit_logistic(
     the minimum of a convex function, found by L-BFGS, and deterministic.
     """
     positive, used = np.asarray(positive, bool), np.asarray(used, bool)
-    features = features.astype(np.float64) if issparse(features) else np.asarray(features, np.float64)
+    rows: Any = features.astype(np.float64) if issparse(features) else np.asarray(features, np.float64)
     sign = np.where(positive, 1.0, -1.0)
     share = np.zeros(positive.shape)
     for kind in (positive & used, ~positive & used):
         share += kind * (0.5 / np.maximum(kind.sum(axis=0), 1))
-    F, C = features.shape[1], positive.shape[1]
+    F, C = rows.shape[1], positive.shape[1]
 
     def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
         """`Σ share · log(1 + exp(−sign · score)) + decay · ‖weights‖²` and its gradient, for the weights and then the
         bias, (F·C + C,)."""
         weights, bias = flat[: F * C].reshape(F, C), flat[F * C :]
-        margin = sign * (features @ weights + bias)
+        margin = sign * (rows @ weights + bias)
         value = np.sum(share * np.logaddexp(0, -margin)) + decay * np.sum(weights**2)
         by_score = -share * sign * expit(-margin)
-        by_weights = features.T @ by_score + 2 * decay * weights
+        by_weights = rows.T @ by_score + 2 * decay * weights
         return value, np.concatenate([by_weights.reshape(-1), by_score.sum(axis=0)])
 
     # The concepts do not interact, so one search over all of them finds each one's own minimum.

@@ -17,7 +17,8 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from steerling_jax.errors import require
-from steerling_jax.evaluation.coverage import random_orders, sample_counts
+from steerling_jax.evaluation.coverage import random_orders
+from steerling_jax.evaluation.sparse_tables import sample_counts, table_shape
 
 
 class Overlap(NamedTuple):
@@ -49,7 +50,7 @@ def overlap(collections: Sequence[csr_array]) -> Overlap:
 
 def largest_matched_size(collections: Sequence[csr_array]) -> int:
     """Half of the samples of the smallest collection: every collection has two subsets of that size."""
-    return min(one.shape[0] for one in collections) // 2
+    return min(table_shape(one)[0] for one in collections) // 2
 
 
 def matched_overlap(collections: Sequence[csr_array], size: int, key: jax.Array, draws: int = 200) -> MatchedOverlap:
@@ -60,7 +61,7 @@ def matched_overlap(collections: Sequence[csr_array], size: int, key: jax.Array,
 
     Raises `UserError` for a collection with fewer than 2 · size samples.
     """
-    sizes = [one.shape[0] for one in collections]
+    sizes = [table_shape(one)[0] for one in collections]
     for number, N in enumerate(sizes):
         require(N >= 2 * size > 0, f"Collection {number + 1} has {N} samples, but subsets of {size} need {2 * size}.",
                 "size")  # fmt: skip

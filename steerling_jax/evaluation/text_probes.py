@@ -63,7 +63,8 @@ def _scaling(rows: np.ndarray | csr_array) -> Callable[[Any], Any]:
         largest = abs(rows).max(axis=0).toarray().reshape(-1)  # pyright: ignore[reportAttributeAccessIssue]
         factors = diags_array(1 / np.where(largest > 0, largest, 1.0))
         return lambda other: (other @ factors).tocsr()
-    mean, deviation = rows.mean(axis=0), rows.std(axis=0)
+    dense = np.asarray(rows)
+    mean, deviation = dense.mean(axis=0), dense.std(axis=0)
     deviation = np.where(deviation > 0, deviation, 1.0)
     return lambda other: (other - mean) / deviation
 

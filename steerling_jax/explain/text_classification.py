@@ -36,7 +36,7 @@ class ReadTexts(NamedTuple):
     def select(self, chosen: np.ndarray) -> ReadTexts:
         """Those of some of the texts, given by number."""
         return ReadTexts(
-            [self.texts[i] for i in chosen.tolist()],
+            [self.texts[int(i)] for i in chosen],
             [one.select(chosen) for one in self.layers],
             self.positive[chosen],
         )
@@ -48,14 +48,14 @@ class ReadTexts(NamedTuple):
 
 
 class Method(NamedTuple):
-    """A method's figures. name: as reports show it. count: K; None for methods without features of their own.
+    """A method's figures. name: as reports show it. features: K; None for methods without features of their own.
 
     train: the number of texts that it was fitted to. scores: with intervals over the texts, of random features over the
     random choices.
     """
 
     name: str
-    count: int | None
+    features: int | None
     train: int
     scores: BinaryScores
 
@@ -87,13 +87,13 @@ def evaluate_methods(
     alone, together = best_rule(differences, max(COUNTS), [layer]), best_rule(differences, max(COUNTS),
                                                                               range(len(differences)))  # fmt: skip
     tenth = train.select(tenth_of(train.positive))
-    small = find_rule(tenth, max(COUNTS)) if tenth.positive.any() and not tenth.positive.all() else None
+    small = find_rule(tenth, max(COUNTS))
     for name, rule, texts in (
         ("best layer", alone, len(train.positive)),
         ("all layers", together, len(train.positive)),
         ("a tenth of the texts", small, len(tenth.positive)),
     ):
-        for count in COUNTS if rule is not None else ():
+        for count in COUNTS:
             add(name, rule.first(count).counts(test.firings), count, texts)
     for count in COUNTS:
         scores = _random_scores(train, test, layer, count, jax.random.fold_in(key, count))

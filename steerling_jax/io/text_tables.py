@@ -31,6 +31,7 @@ def read_text_table(path: str | Path, text: str = "text", others: Sequence[str] 
     """
     path = Path(path)
     content = read_text(path)
+    rows: list[tuple[int, dict[str, object]]]
     if path.suffix in JSON_LINES:
         rows = _json_rows(content, path)
     elif path.suffix in TABLES:

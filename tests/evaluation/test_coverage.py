@@ -15,11 +15,11 @@ from steerling_jax.evaluation.coverage import (
     adds_nothing,
     coverage_curve,
     redundancy,
-    sample_counts,
     smallest_cover,
     subset_redundancy,
 )
 from steerling_jax.evaluation.overlap import largest_matched_size, matched_overlap, overlap
+from steerling_jax.evaluation.sparse_tables import sample_counts
 from steerling_jax.evaluation.words import count_table, ngrams_of, vocabulary, words_of
 
 
