@@ -50,16 +50,16 @@ def main() -> None:
         find = open_training_data(args.index, args.corpus, bundle).search
     folder = Path(__file__).parent / "cases"
     folder.mkdir(exist_ok=True)
-    for case in gallery.descriptions():
-        if args.names and case["name"] not in args.names:
-            continue
+    cases = {case["name"]: case for case in gallery.descriptions()}
+    for name in args.names or cases:
+        case = cases[name]
         documents = {"text": make_case(bundle, case["request"], find)}
         for other in case.get("compare", ()):
             documents[other["name"]] = make_case(bundle, other["request"], None, whole=False)
         content = json.dumps(documents, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-        with atomic_path(folder / f"{case['name']}.json") as target:
+        with atomic_path(folder / f"{name}.json") as target:
             target.write_text(content + "\n", encoding="utf-8")
-        note(f"{case['name']}: {len(content.encode())} bytes")
+        note(f"{name}: {len(content.encode())} bytes")
 
 
 def make_case(

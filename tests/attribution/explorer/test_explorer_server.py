@@ -29,6 +29,7 @@ from steerling_jax.decoding.decoder import decoder_of
 from steerling_jax.decoding.trace_record import from_plain, origin_of, restore
 from steerling_jax.infer.server.engine import Engine
 from steerling_jax.infer.server.listening import listen
+from tests.io.gguf.test_gguf_models import chat_model
 
 REQUEST = {"prompt": "The quick brown", "max_tokens": 16, "seed": 1}
 
@@ -376,3 +377,29 @@ def test_a_token_where_other_machines_reach_the_server(text_model: Path):
         assert answer.status_code == 204
         assert {"HttpOnly", "SameSite=Strict", "Path=/api"} <= set(answer.headers["set-cookie"].split("; "))
         assert site.client.get("/api/model").status_code == 200, "the cookie is sent"
+
+
+def test_an_autoregressive_model_has_one_commit_a_step_and_no_concepts(tmp_path: Path):
+    with serving(sj.load(chat_model(tmp_path / "model.gguf")), ExplorerSettings()) as site:
+        model = site.client.get("/api/model").json()
+        assert (model["block"], model["concepts"]) == (1, {"known": 0, "discovered": 0})
+        tab = site.tab()
+        text = site.write(tab, prompt="he said", max_tokens=6)
+        document = site.explained(tab, text)["document"]
+        start = len(document["trace"]["prompt"])
+        assert [commit["positions"] for commit in document["trace"]["commits"]] == [[start + i] for i in range(6)]
+        assert (document["concepts"], document.get("cards")) == (None, None)
+        assert len(document["tokens"]) == 6
+        body = {"text": text, "at": [start + 5, start + 6], "step": 5, "panels": ["inputs", "considered"]}
+        assert site.client.put(f"{tab}/focus", json=body).status_code == 204
+        kinds: set[str] = set()
+
+        def both_there(name: str, data: Any) -> bool:
+            kinds.update([data["kind"]] if name == "ready" else [])
+            return {"inputs", "considered"} <= kinds
+
+        site.until(tab, both_there)
+        (step,) = site.client.get(f"/api/texts/{text}/considered?step=5").json()["steps"]
+        assert [place[0] for place in step["open"]] == [start + 5]
+        inputs = site.client.get(f"/api/texts/{text}/inputs?at={start + 5}").json()
+        assert max(inputs["positions"]) < start + 5
