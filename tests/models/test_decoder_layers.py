@@ -15,6 +15,7 @@ from steerling_jax.models.compute import Compute
 from steerling_jax.models.decoder.attention import attend_causal, causal_mask
 from steerling_jax.models.decoder.deltanet import delta_chunked, delta_scan
 from steerling_jax.models.decoder.experts import ExpertWeights, grouped_mlp, route, run_experts, tiled_mlp
+from steerling_jax.models.decoder.ragged import stack_gradient
 from tests.worlds.decoders import GOLDEN_DECODERS
 
 
@@ -96,6 +97,30 @@ def test_tiles_are_ragged_products(sizes: list[int]):
         for form in (tiled_mlp, grouped_mlp)
     )
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_gradients_of_ragged_products_are_those_of_tiles():
+    """Of the rows and of all experts' weights; also of experts without rows."""
+    rows, sizes = jax.random.normal(jax.random.key(4), (40, D)), jnp.array([0, 9, 0, 3, 20, 0, 8, 0])
+
+    def value(form: Any) -> Any:
+        return jax.grad(lambda rows, own: jnp.sum(jnp.sin(form(rows, sizes, own, CONFIG, Compute()))), argnums=(0, 1))
+
+    found, expected = (jax.jit(value(form))(rows, experts()) for form in (grouped_mlp, tiled_mlp))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, expected)
+
+
+@pytest.mark.parametrize("rows", [40, 600])
+def test_the_kernel_for_the_gradient_of_weights(rows: int):
+    """As it is computed anywhere; of 600 rows an expert has some in two tiles."""
+    share = rows // 40
+    sizes = jnp.array([0, 9, 0, 3, 20, 0, 8, 0], jnp.int32) * share
+    outer, inner = (jax.random.normal(jax.random.key(seed), (rows, width)) for seed, width in ((0, 24), (1, D)))
+    found = stack_gradient(outer, inner, sizes, interpret=True)
+    of_row = np.repeat(np.arange(8), sizes)
+    for expert in range(8):
+        own = of_row == expert
+        np.testing.assert_allclose(found[expert], np.asarray(outer)[own].T @ np.asarray(inner)[own], atol=1e-3)
 
 
 @pytest.mark.parametrize("normalise", [True, False])

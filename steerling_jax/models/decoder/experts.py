@@ -20,6 +20,7 @@ from jax.sharding import PartitionSpec
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.decoder.config import DecoderConfig, Experts
 from steerling_jax.models.decoder.layers import GatedMLP, activation
+from steerling_jax.models.decoder.ragged import ragged_product
 from steerling_jax.models.layers import Linear, matmul_t
 from steerling_jax.parallel.mesh import current_mesh, partition_spec
 
@@ -144,16 +145,10 @@ def grouped_mlp(
     rows: jax.Array, sizes: jax.Array, experts: ExpertWeights, config: DecoderConfig, compute: Compute
 ) -> jax.Array:
     """Experts' outputs (M, D) for rows (M, D) sorted by expert, `sizes` (E,) for each, by ragged products."""
-    numbers = lax.RaggedDotDimensionNumbers(
-        dot_dimension_numbers=(((1,), (2,)), ((), ())), lhs_ragged_dimensions=[0], rhs_group_dimensions=[0]
-    )
 
     def product(rows: jax.Array, stack: jax.Array) -> jax.Array:
         operands = rows.astype(compute.operands), stack.astype(compute.operands)
-        y = lax.ragged_dot_general(
-            *operands, sizes.astype(jnp.int32), numbers, preferred_element_type=jnp.dtype(jnp.float32)
-        )
-        return y.astype(compute.dtype)
+        return ragged_product(*operands, sizes.astype(jnp.int32)).astype(compute.dtype)
 
     return product(activation(config, product(rows, experts.gate)) * product(rows, experts.up), experts.down)
 
