@@ -50,7 +50,8 @@ SUMMARIES = {
     "prepare": "Make a corpus store from documents: tokens, chunks, concept labels.",
     "sae": "Use the features of sparse autoencoders: compare collections of texts, classify texts.",
     "attach": "Give a model a bottleneck of k features, of which every logit is the sum; resumes exactly.",
-    "features": "Show features: those behind a text's tokens, what one is about, or those that tell texts apart.",
+    "features": "Show features: those behind a text's tokens, what one is about, those that tell texts apart, texts "
+    "with the same ones.",
     "train": "Train a model from a config; resumes an interrupted run exactly.",
     "compile": "Compile a config or a model for TPUs without having one: memory, FLOPs, collectives, whether it fits.",
     "evaluate": "Evaluate a model on held-out documents.",
