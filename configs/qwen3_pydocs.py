@@ -2,8 +2,8 @@
 
 Command   steerling train --config qwen3_pydocs
 Hardware  two CPU cores
-Time      not measured
-Result    not measured
+Time      of the first 601 steps (1.2 M tokens), 5 processor minutes
+Result    1.56 bits a byte on held-out documents after 601 steps; see docs/results/open-models.md
 
 It has about as many parameters as the bundled model, and its vocabulary and corpus. The finished model in
 runs/qwen3_pydocs/export is a Hugging Face folder; `steerling evaluate runs/qwen3_pydocs` gives its bits a byte.
