@@ -134,7 +134,7 @@ def test_flops_of_a_pass_by_hand():
 
 
 REFUSED = {
-    "--model {model} --mode attribute": "must be forward, decode or train",
+    "--model {model} --mode attribute": "must be forward, decode, autoencoder or train",
     "--model {model} --mode train --latents 64": "--latents",
     "--model {model} --mode train": "--length is 2048, but the context of llama is 256",
     "--model Qwen3-8": "one of Qwen3-30B-A3B, Qwen3-8B, Qwen3.5-27B",
