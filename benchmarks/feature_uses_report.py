@@ -19,7 +19,7 @@ from steerling_jax.io.atomic import atomic_path
 from steerling_jax.io.json_files import read_json_object
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
-TABLES = ("code", "mathematics", "mmlu", "languages")
+TABLES = ("code", "mathematics", "mmlu", "languages", "bad_words")
 METHODS = (
     ("best layer", 1), ("best layer", 2), ("best layer", 5), ("best layer", 10), ("all layers", 5),
     ("a tenth of the texts", 5), ("random features", 5), ("difference of means", None),
@@ -38,6 +38,8 @@ def tables(results: Mapping[str, Any]) -> dict[str, str]:
         ):
             if part in one:
                 parts[f"{model} {name}"] = make(one[part])
+        if "bad_words" in one:
+            parts[f"{model} transfer"] = transfer(one["bad_words"])
         parts[f"{model} classes"] = classes({part: one[part] for part in TABLES if part in one})
     return parts
 
@@ -121,6 +123,14 @@ def classes(reports: Mapping[str, Any]) -> str:
     return table(head, rows)
 
 
+def transfer(report: Mapping[str, Any]) -> str:
+    """F1, and AUC in brackets, of features of the row's group in the column's."""
+    groups, figures = report["groups"], report["classes"][0]["transfer"]
+    rows = [[name, *(f"{f1:.2f} ({area:.2f})" for f1, area in zip(figures["f1"][i], figures["auc"][i], strict=True))]
+            for i, name in enumerate(groups)]  # fmt: skip
+    return table(["", *groups], rows)
+
+
 def scores_of(one: Mapping[str, Any], method: str, count: int | None) -> Mapping[str, Any]:
     return next(m for m in one["methods"] if m["name"] == method and m["count"] == count)
 
@@ -134,7 +144,7 @@ def with_tables(page: str, parts: Mapping[str, str]) -> str:
     """The page with each table between its two marks."""
     for name, text in parts.items():
         mark = re.escape(place(name))
-        page, count = re.subn(rf"{mark}\n.*?{mark}", lambda _, n=name, t=text: f"{place(n)}\n{t}{place(n)}", page,
+        page, count = re.subn(rf"{mark}\n.*?{mark}", lambda _, n=name, t=text: f"{place(n)}\n\n{t}\n{place(n)}", page,
                               flags=re.DOTALL)  # fmt: skip
         assert count == 1, f"the page has no place for {name}"
     return page

@@ -1,0 +1,41 @@
+"""The page of what features are good for shows the figures of its JSON, and the report computes them as it says."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+
+from benchmarks import feature_uses_report as report
+from tests.worlds.paths import REPOSITORY
+
+RESULTS = REPOSITORY / "docs" / "results"
+
+
+def test_the_page_has_the_tables_of_its_figures():
+    page = (RESULTS / "feature-uses.md").read_text(encoding="utf-8")
+    parts = report.tables(json.loads((RESULTS / "feature-uses.json").read_text(encoding="utf-8")))
+    assert len(parts) == 10
+    assert report.with_tables(page, parts) == page
+    numbers = re.findall(r"\d\.\d\d", parts["smollm2 mixtures"])
+    assert len(numbers) > 20
+
+
+def test_mixtures_are_ordered_by_their_share():
+    names = ["gsm8k", "mixture_000", "mixture_050", "mixture_100"]
+    column = [1.0, 0.2, 0.9, 0.5]
+
+    def shares(values: list[float]) -> dict:
+        table = np.tile(np.array(values)[:, None], 4).tolist()
+        return {"of_row": {"mean": table, "low": table, "high": table}}
+
+    figures = {
+        "benchmarks": [{"name": name} for name in names],
+        "matched": shares(column),
+        "ngrams": shares([1.0, 0.0, 0.1, 0.2]),
+        "embeddings": np.tile(np.array([1.0, 0.3, 0.2, 0.1])[:, None], 4).tolist(),
+    }
+    lines = report.mixtures(figures).splitlines()
+    assert lines[3].startswith("| 50 % | 0.90 (0.90–0.90) | 0.10")
+    assert "| 0.50 | 1.00 | -1.00 |" in lines[-1]  # 0.2, 0.9, 0.5 has one pair in the wrong order
