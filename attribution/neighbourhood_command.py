@@ -112,6 +112,8 @@ def find_concepts(bundle: Bundle, texts: list[str], everything: str | None) -> l
             selected += [SourceConcept(i, head) for i in range(head_spec(bundle.config, head).n_concepts)]
     for text in texts:
         head, name = bundle.concepts.locate(text)
+        if head == "feature":
+            raise UserError(f"{text!r} is a feature of an autoencoder; give the name or number of a concept.")
         head_spec(bundle.config, head)
         selected += [SourceConcept(i, head) for i in bundle.concepts.resolve(name, head)]
     return list(dict.fromkeys(selected))

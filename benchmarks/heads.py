@@ -67,8 +67,8 @@ def training(run: RunConfig, store: CorpusStore) -> Callable[[], int]:
     def steps() -> int:
         nonlocal state
         for _ in range(STEPS):
-            state, metrics = step(state, batch, key)
-        jax.block_until_ready(metrics)
+            state, _metrics = step(state, batch, key)
+        jax.block_until_ready(state)
         return STEPS * run.tokens_per_step
 
     return steps

@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route, Router
+from starlette.types import ASGIApp
 
 from steerling_jax.attribution.explorer import asking, cards, indexing
 from steerling_jax.attribution.explorer.app import MOST_BYTES
@@ -34,7 +35,9 @@ class ModelApi:
     def __init__(self, explorer: Explorer, settings: ExplorerSettings, counts: RequestCounts):
         self.explorer, self.settings, self.counts = explorer, settings, counts
         self.stopping = False
-        self.router = Router([Route(path, handler, methods=[method]) for method, path, handler in self._table()])
+        self.router: ASGIApp = Router(
+            [Route(path, handler, methods=[method]) for method, path, handler in self._table()]
+        )
 
     def start(self) -> None:
         self.explorer.start()

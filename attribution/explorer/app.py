@@ -113,7 +113,8 @@ class Site:
         return Response(content, media_type=media_type, headers=headers)
 
     async def health(self, http: Request) -> Response:
-        api, failure = self.api, self.failure or (self.api and self.api.failure)
+        api = self.api
+        failure = self.failure or (None if api is None else api.failure)
         if self.stopping:
             return json_response({"status": "stopping"}, 503)
         if failure:

@@ -45,7 +45,8 @@ def concept_card(bundle: Bundle, head: str, id: int) -> dict[str, Any]:
 def _plain(bundle: Bundle, one: Concept) -> dict[str, Any]:
     """A concept as JSON. amplify, suppress: the strengths that were measured to work for it, None without any."""
     names = ("id", "name", "description", "head", "group", "is_named")
-    strengths = {name: measured_strength(bundle, name, (one.id,), one.head) for name in ("amplify", "suppress")}
+    head: Head = "discovered" if one.head == "discovered" else "known"
+    strengths = {name: measured_strength(bundle, name, (one.id,), head) for name in ("amplify", "suppress")}
     plain = {name: getattr(one, name) for name in names}
     return plain | strengths | {"flags": list(one.flags), "examples": list(one.examples)}
 

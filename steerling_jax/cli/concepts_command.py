@@ -72,10 +72,12 @@ def run(args: argparse.Namespace) -> None:
     matches = catalogue.find(args.query, head)
     shown = matches[: args.limit]
     ids = [one.id for one in shown]
-    if head == "feature" and autoencoder is not None:
-        pieces = promoted_tokens_of(bundle, autoencoder, ids, args.tokens) if args.tokens else [[] for _ in ids]
-    else:
+    if head != "feature":
         pieces = promoted_pieces(bundle, ids, args.tokens, head)
+    elif args.tokens and autoencoder is not None:
+        pieces = promoted_tokens_of(bundle, autoencoder, ids, args.tokens)
+    else:
+        pieces = [[] for _ in ids]
     if args.json:
         print_json([dataclasses.asdict(one) | {"promotes": row} for one, row in zip(shown, pieces, strict=True)])
         return

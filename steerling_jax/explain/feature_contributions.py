@@ -151,7 +151,8 @@ def _last_block_rows(bundle: Bundle, tokens: np.ndarray) -> tuple[np.ndarray, np
     length = padded_length(len(tokens), bundle.config)
     padded = jnp.asarray(np.pad(tokens, (0, length - len(tokens))))[None]
     rows, gain = _with_gain(bundle.params, padded, backbone=bundle.backbone, config=bundle.config, last=last)
-    return tuple(np.asarray(one)[0, : len(tokens) - 1] for one in (rows, gain))
+    rows, gain = (np.asarray(one)[0, : len(tokens) - 1] for one in (rows, gain))
+    return rows, gain
 
 
 @partial(jax.jit, static_argnames=("backbone", "config", "last"))

@@ -134,6 +134,7 @@ def _concept(entry: Any, counts: Mapping[Kind, int], source: str) -> Concept:
     for key, value in texts.items():
         if not isinstance(value, str):
             raise UserError(f"{source}: {key} of {name!r} is {value!r}; give a string.")
+    numbers: dict[str, Any] = {key: _number(entry.get(key), key, name or number, source) for key in _NUMBERS}
     return Concept(
         number,
         str(name).strip() if is_named else no_name(number, lists["words"]) if lists["words"] else unnamed(number, head),
@@ -143,7 +144,7 @@ def _concept(entry: Any, counts: Mapping[Kind, int], source: str) -> Concept:
         **lists,
         quality=_quality(entry.get("quality"), name, source),
         is_named=is_named,
-        **{key: _number(entry.get(key), key, name or number, source) for key in _NUMBERS},
+        **numbers,
     )
 
 

@@ -13,10 +13,10 @@ import optax
 
 
 class ParameterAverage(NamedTuple):
-    """count: the updates so far, () int32. total: a tree like the parameters, Σᵢ (1 − a) aⁿ⁻ⁱ pᵢ over the parameters pᵢ
-    after each of the n updates, for the decay a."""
+    """updates: their number n so far, () int32. total: a tree like the parameters, Σᵢ (1 − a) aⁿ⁻ⁱ pᵢ over the
+    parameters pᵢ after each update i, for the decay a."""
 
-    count: jax.Array
+    updates: jax.Array
     total: Any
 
 
@@ -26,10 +26,10 @@ def average_parameters(decay: float) -> optax.GradientTransformation:
     def init(params: Any) -> ParameterAverage:
         return ParameterAverage(jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, params))
 
-    def update(updates: Any, state: ParameterAverage, params: Any = None) -> tuple[Any, ParameterAverage]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, ParameterAverage]:
         after = optax.apply_updates(params, updates)
         total = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.total, after)
-        return updates, ParameterAverage(state.count + 1, total)
+        return updates, ParameterAverage(state.updates + 1, total)
 
     return optax.GradientTransformation(init, update)
 
@@ -41,9 +41,9 @@ def averaged(params: Any, opt_state: optax.OptState, decay: float) -> Any:
     """
     leaves = jax.tree.leaves(opt_state, is_leaf=_is_average)
     (state,) = (leaf for leaf in leaves if _is_average(leaf))
-    weights = 1 - decay ** state.count.astype(jnp.float32)
+    weights = 1 - decay ** state.updates.astype(jnp.float32)
     return jax.tree.map(
-        lambda total, now: jnp.where(state.count > 0, total / jnp.maximum(weights, 1e-30), now), state.total, params
+        lambda total, now: jnp.where(state.updates > 0, total / jnp.maximum(weights, 1e-30), now), state.total, params
     )
 
 

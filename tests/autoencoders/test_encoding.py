@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -139,7 +140,10 @@ def test_no_array_of_rows_and_latents():
 
 def test_with_many_latents_a_chunk_has_fewer_rows():
     """1,024 rows and 131,072 latents: their pre-activations would be 537 MB, and those of 256 rows 134."""
-    shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, jnp.float32)  # noqa: E731
+
+    def shape(*sizes: int) -> Any:
+        return jax.ShapeDtypeStruct(sizes, jnp.float32)
+
     weights = Weights(shape(64, 131_072), shape(131_072, 64), shape(131_072), shape(64), settings=Settings("topk", 50))
     analysis = encode_rows.lower(weights, shape(1024, 64), 50).compile().memory_analysis()
     assert analysis is not None

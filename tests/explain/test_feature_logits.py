@@ -54,7 +54,9 @@ def test_features_of_the_last_block_a_bias_and_a_residual_add_up_to_the_logits(
     assert parts.error.max() < 1e-4
     assert np.abs(parts.residual).max() > 1e-2  # what this autoencoder leaves over is not hidden
     # One part by hand: latent · direction · frozen gain · (row of the table, minus the mean row).
-    h = sj.hidden_states(bundle, [ids], layers=[autoencoder.layer])[autoencoder.layer][0, 4]
+    layer = autoencoder.layer
+    assert layer is not None
+    h = sj.hidden_states(bundle, [ids], layers=[layer])[layer][0, 4]
     table = np.asarray(output_projection(bundle.params, bundle.config).table, np.float64)
     weight = np.asarray(bundle.params["norm"]["weight"], np.float64)
     gain = weight / np.sqrt((h.astype(np.float64) ** 2).mean() + bundle.config.rms_norm_eps)
@@ -100,6 +102,7 @@ def test_the_latent_of_a_feature_comes_from_tokens(bundle: sj.Bundle, autoencode
     assert at == int(latents[:-1, feature].argmax())
     # The pre-activation is the latent where it is kept, so the attribution is of the same number.
     np.testing.assert_allclose(found.pre_activation, latents[at, feature], rtol=1e-3)
+    assert at is not None
     assert len(found.scores) == at + 1
     np.testing.assert_allclose(sum(found.scores), found.pre_activation - found.baseline, rtol=0.05, atol=0.05)
     assert abs(found.error) < 0.1 * abs(found.pre_activation - found.baseline) + 0.05

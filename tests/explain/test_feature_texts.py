@@ -127,6 +127,8 @@ def test_a_name_is_words_that_predict_the_feature_on_texts_that_did_not_choose_i
     assert none.quality.auc < 0.7
     assert (silent.name, silent.quality, silent.largest) == ("feature 6", None, None)
     kept = np.concatenate([part.values[:, 0] for part in parts])
+    assert first.density is not None
+    assert first.largest is not None
     np.testing.assert_allclose(first.density, (kept > 0).mean())
     np.testing.assert_allclose(first.largest, kept.max())
     halves = passages_of(world.bundle, parts, world.autoencoder.n_latents).halves()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import chex
 import jax
@@ -47,7 +48,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
 
 def test_later_parameters_weigh_more():
     config = OptimizerConfig(warmup_steps=0, peak_rate=0.1, weight_decay=0.0, average=0.5)
-    optimizer, params = make_optimizer(config, 10), {"ln_f": {"weight": jnp.array([1.0, -2.0])}}
+    optimizer = make_optimizer(config, 10)
+    params: Any = {"ln_f": {"weight": jnp.array([1.0, -2.0])}}
     state, after = optimizer.init(params), []
     chex.assert_trees_all_equal(averaged(params, state, 0.5), params)
     for gradient in (1.0, -0.5, 2.0):
@@ -60,7 +62,8 @@ def test_later_parameters_weigh_more():
 
 def test_the_average_of_a_dictionary_has_embeddings_of_length_1(run: RunConfig):
     run = dataclasses.replace(run, optimizer=dataclasses.replace(run.optimizer, peak_rate=0.3, warmup_steps=0))
-    state, optimizer = init_state(run, jax.random.key(0)), recipe_optimizer(run)
+    state: Any = init_state(run, jax.random.key(0))
+    optimizer = recipe_optimizer(run)
     params, opt_state = state.params, state.opt_state
     for number in range(2):
         keys = jax.random.split(jax.random.key(number), len(jax.tree.leaves(params)))
@@ -76,7 +79,7 @@ def test_the_average_of_a_dictionary_has_embeddings_of_length_1(run: RunConfig):
 
 
 def test_the_average_is_sharded_as_the_parameters_are(run: RunConfig):
-    shardings = state_shardings(run, make_mesh(MeshShape()))
+    shardings: Any = state_shardings(run, make_mesh(MeshShape()))
     (state,) = (one for one in shardings.opt_state if hasattr(one, "total"))
     assert state.total == shardings.params
 

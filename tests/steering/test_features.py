@@ -72,9 +72,13 @@ def test_a_trace_names_the_feature_and_its_record_restores_the_change(bundle: sj
     assert plain["version"] == 2  # a program of before would explain the text without its feature
     restored = restore(from_plain(plain, "the record"), bundle)
     assert restored.steering == made.trace.steering
-    read = sj.given_trace(bundle, prompt, made.tokens[len(prompt) :], steering)
+    read = sj.given_trace(bundle, prompt, made.tokens[len(prompt) :].tolist(), steering)
+    assert read.hidden is not None
+    assert made.trace.hidden is not None
     np.testing.assert_allclose(read.hidden, made.trace.hidden, rtol=1e-4, atol=1e-4)
     (edit,), (again,) = made.trace.edits, restored.edits
+    assert edit.push is not None
+    assert again.push is not None
     np.testing.assert_allclose(again.push, edit.push, rtol=1e-6)
     without = record_of(bundle, origin_of(bundle), sj.Prompt(prompt, GREEDY), sj.generate(bundle, prompt, GREEDY))
     assert to_plain(without)["version"] == 1

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -33,9 +34,16 @@ NAMES = [
 CATALOGUE = make_catalogue(NAMES, CONFIG, "list")
 
 
+def resolved(rules: Sequence[Rule], bundle: sj.Bundle) -> tuple[sj.SteeringConfig, ...]:
+    """The configurations of rules about concepts."""
+    found = resolve_rules(rules, bundle)
+    assert all(isinstance(one, sj.SteeringConfig) for one in found)
+    return cast(tuple[sj.SteeringConfig, ...], found)
+
+
 def steer(*rules: Rule, config: ModelConfig = CONFIG, **fields: Any) -> tuple[sj.SteeringConfig, ...]:
     tokenizer = IdsOnlyTokenizer(SpecialIds.last_of(64), 64)
-    return resolve_rules(rules, sj.Bundle(config, {}, tokenizer, catalogue=CATALOGUE, **fields))
+    return resolved(rules, sj.Bundle(config, {}, tokenizer, catalogue=CATALOGUE, **fields))
 
 
 def named_bundle(names: list[dict[str, Any]], **fields: Any) -> sj.Bundle:
@@ -76,7 +84,7 @@ def test_a_strength_measured_for_the_concept_comes_before_that_of_the_model():
     names = [{"id": 0, "name": "Tides", "amplify": 0.9}, {"id": 1, "name": "Winds", "group": "air", "suppress": 0}]
     bundle = named_bundle(names, strengths={"amplify": 0.5, "suppress": 0.7})
     texts = (("amplify", "tides"), ("suppress", "tides"), ("suppress", "Winds"), ("amplify", "Tides=0.1"))
-    labels = [resolve_rules([parse_option(*text)], bundle)[0].label for text in texts]
+    labels = [resolved([parse_option(*text)], bundle)[0].label for text in texts]
     assert labels == [
         "amplify Tides at 0.9",
         "suppress Tides at 0.7",
@@ -84,7 +92,7 @@ def test_a_strength_measured_for_the_concept_comes_before_that_of_the_model():
         "amplify Tides at 0.1",
     ]
     both = make_rule({"action": "amplify", "concepts": {"Tides": 1, "Winds": 1}}, "p")
-    assert resolve_rules([both], bundle)[0].mai_lm_target == 0.5  # measured for one alone
+    assert resolved([both], bundle)[0].mai_lm_target == 0.5  # measured for one alone
 
 
 def test_names_of_discovered_concepts():
@@ -104,17 +112,17 @@ def test_names_of_discovered_concepts():
         ("Discovered: 7=1", (7,), "amplify discovered unnamed #7 “import · from” at 1"),
         ("a=b", (8,), "amplify discovered a=b at 0.5"),
     ):
-        (one,) = resolve_rules([parse_option("amplify", text)], bundle)
+        (one,) = resolved([parse_option("amplify", text)], bundle)
         assert (one.concept_ids, one.label, one.head) == (ids, label, "known" if ids == (0,) else "discovered")
-    (one,) = resolve_rules([parse_option("suppress", "self def=1")], bundle)
+    (one,) = resolved([parse_option("suppress", "self def=1")], bundle)
     assert (one.head, one.relu_logit_mask) == ("discovered", {5: pytest.approx(20 / 7)})
-    (one,) = resolve_rules([make_rule({"action": "amplify", "concept": "12", "head": "discovered"}, "p")], bundle)
+    (one,) = resolved([make_rule({"action": "amplify", "concept": "12", "head": "discovered"}, "p")], bundle)
     assert (one.head, one.concept_ids) == ("discovered", (12,))
     mixed = make_rule({"action": "amplify", "concepts": {"Tides": 1, "self def": 1}}, "p")
     with pytest.raises(sj.UserError, match="'self def' is a discovered concept, but a known one is needed here"):
-        resolve_rules([mixed], bundle)
+        resolved([mixed], bundle)
     same_number = [parse_option("amplify", "0=1"), parse_option("suppress", "discovered:0=1")]
-    assert [one.head for one in resolve_rules(same_number, bundle)] == ["known", "discovered"]
+    assert [one.head for one in resolved(same_number, bundle)] == ["known", "discovered"]
 
 
 def test_the_strengths_of_a_model_are_in_its_folder(tmp_path: Path):
@@ -198,17 +206,17 @@ def test_names_that_contain_an_equals_sign_are_looked_up_whole_first():
         "a=b=0.5": (2, 0.5),
         "d = -2": (3, 8.0),
     }.items():
-        (one,) = resolve_rules([parse_option("amplify", text)], bundle)
+        (one,) = resolved([parse_option("amplify", text)], bundle)
         assert (one.concept_ids, one.mai_lm_target) == ((concept,), strength), text
-    (one,) = resolve_rules([parse_option("suppress", "A=B")], bundle)
+    (one,) = resolved([parse_option("suppress", "A=B")], bundle)
     assert one.concept_ids == (2,)
     for text, ids in {"x=1": {0: 1.0}, "x=1=0.5": {1: 0.5}, "a=b=0": {2: 0.0}}.items():
-        (one,) = resolve_rules([parse_option("clamp", text)], bundle)
+        (one,) = resolved([parse_option("clamp", text)], bundle)
         assert one.intervene_known == ids
     names[0]["name"] = "y"
     bundle = dataclasses.replace(bundle, catalogue=make_catalogue(names, CONFIG, "list"))
     with pytest.raises(sj.UserError, match="--clamp 'x=1' names a concept, but no value; give 'x=1=1'"):
-        resolve_rules([parse_option("clamp", "x=1")], bundle)
+        resolved([parse_option("clamp", "x=1")], bundle)
 
 
 def test_a_rule_for_a_layer_that_the_model_lacks():
@@ -365,7 +373,7 @@ def test_invalid_json_is_reported_in_one_sentence(values: Any, words: str):
     bundle = sj.load(GOLDEN / "base")
     with pytest.raises(sj.UserError, match=words):
         prepare_steering(
-            bundle.params, resolve_rules(parse_json(values), bundle), config=bundle.config, compute=bundle.compute
+            bundle.params, resolved(parse_json(values), bundle), config=bundle.config, compute=bundle.compute
         )
 
 
@@ -387,7 +395,7 @@ def test_options_and_json_mean_the_same(tmp_path: Path):
         *("--clamp", "gardens=0.5", "--clamp", "8 = -1", "--clamp-discovered", "11=0"),
         *("--clamp-at", "0:16", "--epsilon", "frozen"),
     )
-    configs = resolve_rules(parse_steering_options(args), with_catalogue(bundle, args.catalogue))
+    configs = resolved(parse_steering_options(args), with_catalogue(bundle, args.catalogue))
     assert [one.describe() for one in configs[:7]] == [
         "amplify concept 4 at 2", "amplify concept 7 at 8", "suppress concept 9 at 1",
         "clamp Gardens at 0.5", "clamp concept 8 at -1", "clamp discovered concept 11 at 0",
@@ -408,14 +416,14 @@ def test_options_and_json_mean_the_same(tmp_path: Path):
             "like_strength": 3,
         }
     )
-    same = resolve_rules(rules, bundle)
+    same = resolved(rules, bundle)
     assert [dataclasses.replace(one, label="") for one in same] == [
         dataclasses.replace(one, label="") for one in configs
     ]
     backbone = sj.load(GOLDEN / "backbone")
-    assert resolve_rules(parse_steering_options(options()), backbone) == ()
+    assert resolved(parse_steering_options(options()), backbone) == ()
     with pytest.raises(sj.UserError, match="needs a model with known concepts"):
-        resolve_rules(parse_steering_options(options("--amplify", "1")), backbone)
+        resolved(parse_steering_options(options("--amplify", "1")), backbone)
 
 
 def test_invalid_options_are_reported_in_one_sentence(tmp_path: Path):

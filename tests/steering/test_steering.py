@@ -191,7 +191,9 @@ def test_clamps_that_change_nothing_are_refused():
     tokenizer = IdsOnlyTokenizer(SpecialIds.last_of(64), 64)
     both, known = (sj.Bundle(config, {}, tokenizer) for config in (SMALL, known_only))
     for bundle, rules in ((both, [rule]), (known, [dataclasses.replace(rule, epsilon="frozen")])):
-        assert resolve_rules(rules, bundle)[0].intervene_known == {3: 1.0}
+        (one,) = resolve_rules(rules, bundle)
+        assert isinstance(one, sj.SteeringConfig)
+        assert one.intervene_known == {3: 1.0}
     with pytest.raises(sj.UserError, match="no discovered concepts, so clamping known ones changes nothing"):
         resolve_rules([rule], known)
 

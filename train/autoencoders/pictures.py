@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 FILE = "training.svg"
-_STYLE = {"svg.hashsalt": "steerling", "font.size": 8, "axes.spines.top": False, "axes.spines.right": False}
+_STYLE: Any = {"svg.hashsalt": "steerling", "font.size": 8, "axes.spines.top": False, "axes.spines.right": False}
 
 
 def draw_run(out: Path) -> Path | None:

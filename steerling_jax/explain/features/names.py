@@ -89,7 +89,7 @@ def _named(
     good = quality is not None and quality.auc >= max(threshold, quality.others or 0.0)
     strongest = [i for i in np.argsort(-means, kind="stable")[:_EXAMPLES] if means[i] > 0]
     name = f" {WORD_SEPARATOR} ".join(words) if good else no_name(entry.id, words) if words else entry.name
-    examples = tuple(_shortened(texts[i]) for i in strongest)
+    examples = tuple(_shortened(texts[int(i)]) for i in strongest)
     return dataclasses.replace(entry, name=name, is_named=good, words=words, quality=quality, examples=examples)
 
 

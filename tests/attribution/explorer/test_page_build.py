@@ -47,10 +47,13 @@ def install(npm: list[str], web: Path) -> subprocess.CompletedProcess[str]:
     certificates = Path("/etc/ssl/certs/ca-certificates.crt")
     extra = {"NODE_EXTRA_CA_CERTS": str(certificates)} if certificates.exists() else {}
     command = [*npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
-    for _ in range(3):
-        done = subprocess.run(command, cwd=web, env=extra | os.environ, capture_output=True, text=True, timeout=300)
-        if done.returncode == 0:
-            break
+
+    def attempt() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(command, cwd=web, env=extra | os.environ, capture_output=True, text=True, timeout=300)
+
+    done = attempt()
+    for _ in range(2):
+        done = done if done.returncode == 0 else attempt()
     return done
 
 
