@@ -175,7 +175,8 @@ def _pages(bundle: Bundle, autoencoder: Autoencoder, args: argparse.Namespace) -
     with stages() as progress:
         pages = feature_pages(bundle, autoencoder, args.feature, texts.texts, passages=args.limit or 5,
                               words=max(args.words, 8), progress=progress)  # fmt: skip
-    name = Path(autoencoder.name).name
+    of = Path(args.autoencoder or bundle.name).name
+    name = of if args.autoencoder else f"the bottleneck of {of}"
     if args.html is not None:
         page = make_page(pages, texts.places, f"Features of {name}")
         with atomic_path(args.html) as path:
