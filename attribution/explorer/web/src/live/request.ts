@@ -5,6 +5,7 @@ import type { Address, Column, Strengths } from "../pure/address.ts";
 import type { Card, Steering, TextRequest } from "../types.ts";
 
 export const prompt = signal("");
+export const edited = signal(false); // the user has changed the form
 export const given = signal<string | null>(null); // a given text to explain, in place of writing one
 
 export const SETTINGS = [

@@ -18,9 +18,9 @@ import { Failure, get, send } from "./api.ts";
 import { connect, connection, restarted, sessionPath } from "./connection.ts";
 import { InfluenceButton, IndexButton, PassageDialog, openPassage } from "./data.tsx";
 import { startFocus } from "./focus.ts";
-import { addressedRequest, fill, measured, turn, turns } from "./request.ts";
+import { addressedRequest, edited, fill, measured, turn, turns } from "./request.ts";
 import { StateLine, StatusBars, badAddress, otherModel } from "./status.tsx";
-import { askJob, receive, refreshAll, stop, write } from "./texts.ts";
+import { askJob, asking, receive, refreshAll, stop, write } from "./texts.ts";
 import { WriteForm, columnsOf, writeNow } from "./write.tsx";
 
 /** Starts live mode; resolves when the first text is shown. */
@@ -72,55 +72,72 @@ export async function open(address: Address): Promise<void> {
       : await get<{ cases: CaseEntry[] }>("/api/cases")
           .then(({ cases: all }) => (cases.value = all))
           .catch((): CaseEntry[] => []);
+  if (request === null && address.case === undefined && reading.value !== null) {
+    applyView(address); // an address of a view alone, typed by hand
+    return;
+  }
   if (request === null) {
     const name = address.case ?? listed[0]?.name;
-    if (name !== undefined) await openCase(name, address);
+    if (name !== undefined) await openCase(name, address, address.case === undefined);
     // In one column the answers cover the text: a first visit begins with the text.
     if (Object.keys(address).length === 0 && narrow.value) selection.value = null;
     return;
   }
   fill(request);
+  edited.value = true; // the example below must not fill the form
   if (reading.value === null && listed[0] !== undefined && model.value === null)
-    await openCase(listed[0].name, {}, false);
-  fill(request);
+    await openCase(listed[0].name, {}, true);
   void measure();
   const settle = async () => {
     const columns = columnsOf(request, address.cmp ?? []);
     // Without `cmp` there is one column.
-    await write(columns.length > 0 ? columns : [{ column: "plain", request }]);
-    afterWriting(address);
+    const id = await write(columns.length > 0 ? columns : [{ column: "plain", request }]);
+    if (id !== null) afterWriting(id, address);
   };
-  if (address.fp !== undefined) {
-    const stopWaiting = effect(() => {
-      if (model.value === null) return;
-      queueMicrotask(() => stopWaiting());
-      const own = model.value.fingerprint.slice(0, 8);
+  if (address.fp === undefined) {
+    await settle();
+    return;
+  }
+  when(
+    () => model.value !== null,
+    () => {
+      const own = model.value!.fingerprint.slice(0, 8);
       if (own === address.fp) void settle();
       else otherModel.value = { theirs: address.fp!, own, write: () => void settle() };
-    });
-  } else await settle();
+    },
+  );
 }
 
-/** Applies the view of an address once its text has ended. */
-function afterWriting(address: Address): void {
-  const id = reading.value?.id;
+/** Calls `action` once, as soon as the condition on signals holds, and outside of the effect that observes them. */
+function when(condition: () => boolean, action: () => void): void {
+  let done = false;
   const stopWaiting = effect(() => {
-    const text = reading.value;
-    if (
-      text === null ||
-      (text.id === id && text.state !== "done" && text.state !== "stopped" && text.state !== "failed")
-    )
-      return;
-    queueMicrotask(() => stopWaiting());
-    if (text.id === id) queueMicrotask(() => applyView(address));
+    if (done || !condition()) return;
+    done = true;
+    queueMicrotask(() => {
+      stopWaiting();
+      action();
+    });
   });
 }
 
-async function openCase(name: string, address: Address, fillForm = true): Promise<void> {
+/** Applies the view of an address once its text has ended, if it is still shown. */
+function afterWriting(id: string, address: Address): void {
+  when(
+    () => reading.value?.id !== id || !["queued", "running"].includes(reading.value.state),
+    () => {
+      if (reading.value?.id === id) applyView(address);
+    },
+  );
+}
+
+/** Shows an example. initial: it was not requested, and must not replace what the user has begun meanwhile. */
+async function openCase(name: string, address: Address, initial = false): Promise<void> {
   try {
     const one = await get<Case>(`/api/cases/${encodeURIComponent(name)}`);
+    if (initial && (asking.value || reading.value !== null)) return;
     showCase(one, language.value);
-    if (one.request && fillForm) fill(one.request);
+    if (one.request && !(initial && edited.value)) fill(one.request);
     const own = parseAddress(one.state ?? "").address;
     const view = { ...own, ...address };
     applyView(view);
@@ -131,7 +148,7 @@ async function openCase(name: string, address: Address, fillForm = true): Promis
     if (!(error instanceof Failure) || error.status !== 404) return;
     badAddress.value = [...badAddress.value, `case=${name}`];
     const first = cases.value[0];
-    if (reading.value === null && first !== undefined && first.name !== name) await openCase(first.name, {});
+    if (reading.value === null && first !== undefined && first.name !== name) await openCase(first.name, {}, true);
   }
 }
 

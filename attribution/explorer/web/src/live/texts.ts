@@ -64,9 +64,12 @@ export interface ColumnRequest {
   readonly request: TextRequest;
 }
 
-/** Requests a text and the texts of its comparison, and shows the steered one, or else the last. */
-export async function write(all: readonly ColumnRequest[]): Promise<void> {
-  if (asking.value) return;
+/**
+ * Requests a text and the texts of its comparison, and shows the steered one, or else the last. Resolves to the id of
+ * the text that is shown, or to null if a request was refused.
+ */
+export async function write(all: readonly ColumnRequest[]): Promise<string | null> {
+  if (asking.value) return null;
   asking.value = true;
   refused.value = null;
   restarted.value = false;
@@ -86,9 +89,11 @@ export async function write(all: readonly ColumnRequest[]): Promise<void> {
       show(texts.get(shown.reading.id)!);
       others.value = made.length > 1 ? made.map((other) => ({ ...other, reading: texts.get(other.reading.id)! })) : [];
     });
+    return shown.reading.id;
   } catch (error) {
     if (!(error instanceof Failure)) throw error;
     refused.value = { message: error.message, param: error.param, code: error.code };
+    return null;
   } finally {
     asking.value = false;
   }

@@ -6,7 +6,7 @@ import { model } from "../store.ts";
 import type { TextRequest } from "../types.ts";
 import { words } from "../words/index.ts";
 import { health } from "./connection.ts";
-import { SETTINGS, compareWith, given, prompt, request, settings } from "./request.ts";
+import { SETTINGS, compareWith, edited, given, prompt, request, settings } from "./request.ts";
 import { AddConcept, Steer } from "./steer.tsx";
 import { type ColumnRequest, asking, refused, write } from "./texts.ts";
 
@@ -70,6 +70,9 @@ export function WriteForm() {
     <form
       class="write"
       id="write"
+      onInput={() => {
+        edited.value = true;
+      }}
       aria-label={w.title}
       onSubmit={(event) => {
         event.preventDefault();
