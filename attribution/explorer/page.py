@@ -63,12 +63,12 @@ def page_files() -> Mapping[str, PageFile]:
 
 
 def make_page(document: Mapping[str, Any], state: str = "") -> str:
-    """The page of an explanation (`trace.document.make_document`) as one HTML file.
+    """The page of an explanation (`trace.document.make_document`), or of a case of the gallery, as one HTML file.
 
     state: the fragment of an address, such as "#at=28&panel=inputs", with which the page opens where its own address
     has none.
     """
-    words = " ".join(document["trace"]["prompt_text"].split())
+    words = " ".join(document.get("document", document)["trace"]["prompt_text"].split())
     title = words if len(words) <= _TITLE else words[: _TITLE - 1] + "…"
     # An end tag in the style or the script would end its element early; the build never writes one.
     style, script = _static("explorer.css").decode(), _static("explorer.js").decode()
