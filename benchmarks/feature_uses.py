@@ -1,13 +1,14 @@
 """What features are good for: the figures of docs/results/feature-uses.md, by the commands that a reader can run.
 
-    python benchmarks/feature_texts.py texts --gsm8k … --wikitext … --udhr …
+    python benchmarks/feature_texts.py texts --gsm8k … --wikitext … --packages node_modules
     python benchmarks/feature_uses.py texts bundled --model MODEL --autoencoder runs/sae_pydocs/export --layer 2
-    python benchmarks/feature_uses.py texts smollm2 --model runs/attach/export
+    python benchmarks/feature_uses.py texts smollm2 --model runs/attach/export --parts compare mixtures …
     python benchmarks/feature_uses_report.py
 
-A call runs `steerling sae compare` on the benchmarks and on the mixtures, and `steerling sae classify` on each table of
-the texts, or those of --parts, with seed 0. Each result is stored at once in docs/results/feature-uses.json, under the
-name of the model. Without --autoencoder, features are those of the model's bottleneck.
+A call runs `steerling sae compare` on the benchmarks and on the mixtures, `steerling sae classify` on each table of the
+texts, and `steerling steer-eval` from docstrings to code, or those of --parts, with seed 0. Each result is stored at
+once in docs/results/feature-uses.json, under the name of the model. Without --autoencoder, features are those of the
+model's bottleneck, by which nothing can be steered: leave the part out.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ RESULTS = Path(__file__).parents[1] / "docs" / "results" / "feature-uses.json"
 SIZE = 20  # samples of a subset: half of the 40 of each benchmark
 COMPARISONS = ("compare", "mixtures")
 TABLES = ("code", "mathematics", "mmlu", "languages", "bad_words")
+ALL = (*COMPARISONS, *TABLES, "steering")
 
 
 def main() -> None:
@@ -38,7 +40,7 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--autoencoder")
     parser.add_argument("--layer", help="of the comparison")
-    parser.add_argument("--parts", nargs="+", choices=(*COMPARISONS, *TABLES), default=(*COMPARISONS, *TABLES))
+    parser.add_argument("--parts", nargs="+", choices=ALL, default=ALL)
     args = parser.parse_args()
     reader = ["--model", args.model, *(["--autoencoder", args.autoencoder] if args.autoencoder else [])]
     for part in args.parts:
@@ -46,10 +48,14 @@ def main() -> None:
         if part in COMPARISONS:
             files = sorted(map(str, (args.texts / part).glob("*.jsonl")))
             layer = ["--layer", args.layer] if args.layer else []
-            figures = without_samples(steerling("compare", *files, *reader, *layer, "--size", str(SIZE)))
+            figures = without_samples(steerling("sae", "compare", *files, *reader, *layer, "--size", str(SIZE)))
+        elif part == "steering":
+            files = [word for name in ("positive", "negative", "prompts")
+                     for word in (f"--{name}", str(args.texts / "steering" / f"{name}.jsonl"))]  # fmt: skip
+            figures = without_texts(steerling("steer-eval", *files, *reader, "--strengths", "1,2,4,8"))
         else:
             groups = ["--positive", "bad", "--group", "language"] if part == "bad_words" else []
-            figures = steerling("classify", str(args.texts / "classify" / f"{part}.csv"), *reader, *groups)
+            figures = steerling("sae", "classify", str(args.texts / "classify" / f"{part}.csv"), *reader, *groups)
         figures |= {"environment": environment(), "seconds": round(time.time() - began)}
         stored = read_json_object(RESULTS) if RESULTS.is_file() else {}
         write_lines(stored | {args.name: stored.get(args.name, {}) | {part: figures}})
@@ -67,7 +73,7 @@ def write_lines(results: dict[str, Any]) -> None:
 
 def steerling(*words: str) -> dict[str, Any]:
     """The JSON that a command prints."""
-    line = [sys.executable, "-m", "steerling_jax.cli.main", "sae", *words, "--seed", "0", "--json"]
+    line = [sys.executable, "-m", "steerling_jax.cli.main", *words, "--seed", "0", "--json"]
     return rounded(json.loads(subprocess.run(line, check=True, stdout=subprocess.PIPE, text=True).stdout))
 
 
@@ -75,6 +81,13 @@ def without_samples(report: dict[str, Any]) -> dict[str, Any]:
     """The report with counts in place of the lists of samples."""
     for one in report["benchmarks"]:
         one["adds_nothing"], one["cover"] = len(one["adds_nothing"]), len(one["cover"])
+    return report
+
+
+def without_texts(report: dict[str, Any]) -> dict[str, Any]:
+    """The report with the number of texts in place of the texts."""
+    for arm in (*report["tuning"], *report["arms"]):
+        arm["texts"] = len(arm["texts"])
     return report
 
 

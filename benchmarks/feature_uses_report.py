@@ -38,6 +38,9 @@ def tables(results: Mapping[str, Any]) -> dict[str, str]:
         ):
             if part in one:
                 parts[f"{model} {name}"] = make(one[part])
+        if "steering" in one:
+            parts[f"{model} steering"] = steering(one["steering"])
+            parts[f"{model} doses"] = doses(one["steering"])
         if "bad_words" in one:
             parts[f"{model} transfer"] = transfer(one["bad_words"])
         parts[f"{model} classes"] = classes({part: one[part] for part in TABLES if part in one})
@@ -129,6 +132,25 @@ def transfer(report: Mapping[str, Any]) -> str:
     rows = [[name, *(f"{f1:.2f} ({area:.2f})" for f1, area in zip(figures["f1"][i], figures["auc"][i], strict=True))]
             for i, name in enumerate(groups)]  # fmt: skip
     return table(["", *groups], rows)
+
+
+def steering(report: Mapping[str, Any]) -> str:
+    """A row for each condition on the second half of the prompts."""
+    rows = [[arm["name"], interval(arm["found"]), f"{arm['damage']:.2f}", f"{arm['repeated']:.2f}",
+             f"{arm['failures']} of {arm['texts']}"] for arm in report["arms"]]  # fmt: skip
+    return table(["condition", "found", "damage, nats a token", "repeated 3-grams", "failures"], rows)
+
+
+def doses(report: Mapping[str, Any]) -> str:
+    """Found and damage by layer and strength on the first half of the prompts."""
+    arms = [arm for arm in report["tuning"] if arm["layer"] is not None]
+    strengths = sorted({arm["strength"] for arm in arms})
+    rows = []
+    for one in report["candidates"]:
+        cells = {arm["strength"]: f"{arm['found']['mean']:.2f} ({arm['damage']:.2f})" for arm in arms
+                 if arm["layer"] == one["layer"]}  # fmt: skip
+        rows.append([f"{one['layer']}: {one['feature']} (Δ {one['difference']:.2f})", *(cells[s] for s in strengths)])
+    return table(["layer: feature", *(f"strength {s:g}" for s in strengths)], rows)
 
 
 def scores_of(one: Mapping[str, Any], method: str, count: int | None) -> Mapping[str, Any]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from steerling_jax.cli.arguments import add_model_option, number_in_range
 from steerling_jax.errors import UserError
+from steerling_jax.infer.steer_eval.case_options import add_case_options, run_case_command
 
 if TYPE_CHECKING:
     from steerling_jax.bundle import Bundle
@@ -30,15 +31,14 @@ examples:
   steerling steer-eval --corpus ./corpus --concepts "Files,Threads" --strengths 0.5,1 --suppress-strengths 0.1,0.3
   steerling steer-eval --corpus ./corpus --own --strengths 1
   steerling steer-eval --corpus ./corpus --json --csv figures.csv --plot figures.svg > steering.json
+  steerling steer-eval --positive code.txt --negative prose.txt --prompts prompts.txt --autoencoder ./sae/export
 """
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add_model_option(parser)
-    add(
-        "--corpus", type=Path, required=True, metavar="FOLDER", help="a corpus store with labels and held-out documents"
-    )
+    add("--corpus", type=Path, metavar="FOLDER", help="a corpus store with labels and held-out documents")
     add("--catalogue", metavar="FILE", help="concept names to use in place of the model's (JSON or Parquet)")
     add(
         "--concepts",
@@ -80,10 +80,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--json", action="store_true", help="print figures and texts as JSON")
     add("--csv", type=Path, metavar="FILE", help="write the figures as a table")
     add("--plot", type=Path, metavar="FILE", help="plot the figures, as .svg, .png or .pdf (needs matplotlib)")
+    add_case_options(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     strengths = parse_strengths(args.strengths, "--strengths")
+    if args.positive is not None:
+        run_case_command(args, strengths)
+        return
+    if args.corpus is None:
+        raise UserError("Give --corpus to steer by concepts, or --positive and its options to steer by a feature.")
     suppress = parse_strengths(args.suppress_strengths, "--suppress-strengths") if args.suppress_strengths else ()
     import steerling_jax as sj
     from steerling_jax.cli.console import print_json, stdout
