@@ -37,6 +37,14 @@ export const indexing = signal<Waiting | null>(null); // the index that is being
 export const asking = signal(false); // a request is on its way, or waits for the model
 
 const texts = new Map<string, Reading>();
+/** Events of texts whose first answer has not arrived. Its content may be older than they are, so they are kept. */
+const early = new Map<string, (() => void)[]>();
+
+function isEarly(id: string, again: () => void): boolean {
+  if ((texts.get(id)?.length ?? 0) > 0) return false;
+  early.set(id, [...(early.get(id) ?? []), again]);
+  return true;
+}
 
 /** Replaces a text everywhere it is shown. */
 function put(text: Reading): void {
@@ -49,11 +57,13 @@ function put(text: Reading): void {
   });
 }
 
-/** Requests a text. Throws `Failure` if the server refuses it. */
-async function ask(request: TextRequest): Promise<Reading> {
+/** Requests a text. again: one that is shown and finished, which a restarted server does not have. Throws `Failure`. */
+async function ask(request: TextRequest, again = false): Promise<Reading> {
   const path = await sessionPath();
-  const { text } = await post<{ text: string }>(`${path}/texts`, request);
-  const started = texts.get(text) ?? newReading(text, request, request.max_tokens ?? 0);
+  const { text, cached } = await post<{ text: string; cached: boolean }>(`${path}/texts`, request);
+  const old = texts.get(text);
+  // A stopped text that is requested again begins from nothing.
+  const started = old !== undefined && (cached || again) ? old : newReading(text, request, request.max_tokens ?? 0);
   texts.set(text, { ...started, request });
   await refresh(text);
   return texts.get(text)!;
@@ -132,6 +142,9 @@ async function refresh(id: string): Promise<void> {
     commits: answer.commits,
     document: answer.document ?? old.document,
   });
+  const events = early.get(id) ?? [];
+  early.delete(id);
+  for (const again of events) again();
 }
 
 function stateOf({ state, place, written, of, seconds, error }: TextState) {
@@ -145,7 +158,7 @@ export function refreshAll(): void {
       if (!(error instanceof Failure) || error.status !== 404) return;
       // A restarted server does not have the text. A finished one is requested again, which gives the same text; one
       // that was being written is left to the user.
-      if (text.state === "done" && text.request !== null) void ask(text.request).catch(() => {});
+      if (text.state === "done" && text.request !== null) void ask(text.request, true).catch(() => {});
       else if (text.state === "running" || text.state === "queued") {
         put({ ...text, state: text.written > 0 ? "stopped" : "failed", error: error.message });
       }
@@ -181,16 +194,18 @@ function ended({ job, kind }: About): void {
 }
 
 function grow({ text: id, commits, characters }: { text: string; commits: Commit[]; characters: Run[] }): void {
-  const text = texts.get(id);
-  if (text === undefined || text.length === 0) return; // its whole state is on its way
+  if (isEarly(id, () => grow({ text: id, commits, characters }))) return;
+  const text = texts.get(id)!;
   const { commitOf } = factsOf(text);
   const fresh = commits.filter((commit) => commit.positions.some((at) => (commitOf[at] ?? -2) < -1));
   if (fresh.length > 0) put(withCommits({ ...text, state: "running" }, fresh, characters));
 }
 
 function follow(state: TextState): void {
-  const text = texts.get(state.text);
-  if (text === undefined) return;
+  if (isEarly(state.text, () => follow(state))) return;
+  const text = texts.get(state.text)!;
+  const ended = ["done", "stopped", "failed"].includes(text.state);
+  if (state.written < text.written || (ended && !["done", "stopped", "failed"].includes(state.state))) return; // older
   put({ ...text, ...stateOf(state) });
   if (state.state === "done" || state.state === "stopped") void refresh(state.text).catch(() => {});
 }
