@@ -25,7 +25,7 @@ from steerling_jax.io.classifier_file import write_classifier
 from steerling_jax.models.steerling.fingerprint import fingerprint
 
 FIRST, SECOND = "The quick brown", "def greet(name):"
-SIZE = 64
+SIZE = 512  # so many that a prompt has features which the other text lacks, whatever the machine rounds
 
 
 class World:
@@ -38,16 +38,22 @@ class World:
         width = self.bundle.backbone.width
         rows = jax.random.normal(keys[0], (SIZE, width))
         weights = Weights(W_enc=rows.T, W_dec=rows, b_enc=jax.numpy.zeros(SIZE), b_dec=jax.numpy.zeros(width),
-                          settings=Settings("topk", k=3))  # fmt: skip
+                          settings=Settings("topk", k=2))  # fmt: skip
         self.source = folder / "layers.0"
         sj.save_autoencoder(Autoencoder(weights, layer=0), self.source, format="sparsify")
         self.autoencoder = sj.load_autoencoder(self.source)
         config = sj.GenerationConfig(max_new_tokens=16, seed=1)
         self.text = sj.generate(self.bundle, SECOND, config).text
         fired = [self.features_of(text) for text in (FIRST, SECOND, self.text)]
-        self.prompt_only = self.write("prompt", min(fired[0] - fired[1] - fired[2]))
         self.output_only = self.write("output", min(fired[2] - fired[0] - fired[1]))
-        self.feature = min(fired[0] - fired[1] - fired[2])
+        # One without which the first prompt is continued in another way.
+        plain = sj.generate(self.bundle, FIRST, config).text
+        self.feature = next(
+            feature
+            for feature in sorted(fired[0] - fired[1] - fired[2])
+            if sj.generate(self.bundle, FIRST, config, edits=self.classifier("", feature).suppression()).text != plain
+        )
+        self.prompt_only = self.write("prompt", self.feature)
 
     def features_of(self, text: str) -> set[int]:
         model = fingerprint(self.bundle.params, self.bundle.config)
@@ -56,11 +62,13 @@ class World:
             one.feature for one in FeatureClassifier("", model, every, (self.autoencoder,)).fired(self.bundle, text)
         }
 
-    def write(self, label: str, feature: int) -> Path:
+    def classifier(self, label: str, feature: int) -> FeatureClassifier:
         model = fingerprint(self.bundle.params, self.bundle.config)
-        classifier = FeatureClassifier(label, model, (DecidingFeature(0, feature, 1.0),), (self.autoencoder,))
+        return FeatureClassifier(label, model, (DecidingFeature(0, feature, 1.0),), (self.autoencoder,))
+
+    def write(self, label: str, feature: int) -> Path:
         path = self.folder / f"{label}.json"
-        write_classifier(path, classifier, self.bundle, self.source, {})
+        write_classifier(path, self.classifier(label, feature), self.bundle, self.source, {})
         return path
 
     @contextmanager
