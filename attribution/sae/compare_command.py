@@ -117,7 +117,7 @@ def show(comparison: Comparison) -> None:
     for one in comparison.collections:
         r, m = one.redundancy, one.matched
         table.add_row(one.name, str(r.samples), str(r.features), f"{r.value:.3f}", f"{r.share:.3f}",
-                      f"{m.mean:.3f} ({m.low:.3f}–{m.high:.3f})", str(len(one.adds_nothing)),
+                      f"{m.mean:.3f}", str(len(one.adds_nothing)),
                       str(len(one.cover)))  # fmt: skip
     stdout().print(table)
     matched = comparison.matched
