@@ -20,6 +20,7 @@ from steerling_jax.attribution.explorer.panels import cost_panel
 from steerling_jax.attribution.explorer.texts import Model
 from steerling_jax.attribution.explorer.training_data import EvidenceSearch, open_training_data
 from steerling_jax.attribution.index.evidence import SCORES
+from steerling_jax.attribution.trace.document import make_document
 from steerling_jax.attribution.trace.explanation import explain
 from steerling_jax.attribution.trace.parts import complete_document
 from steerling_jax.bundle import Bundle
@@ -65,7 +66,7 @@ def main() -> None:
 def make_case(
     bundle: Bundle, request: Mapping[str, Any], find: EvidenceSearch | None, *, whole: bool = True
 ) -> dict[str, Any]:
-    """The document of a text that is written as the request says. whole: with inputs and what each step considered."""
+    """The document of a text that is written as the request says. whole: with inputs, cards and steps."""
     record = write_case(bundle, request)
     search = None
     if find is not None:
@@ -74,7 +75,7 @@ def make_case(
     # (docs/guide/input-attribution.md).
     attribute = partial(attribute_inputs, bundle, tolerance=Tolerance(most_nodes=_NODES)) if whole else False
     explanation = explain(bundle, record, inputs=attribute, find_evidence=search)
-    document = complete_document(bundle, explanation, CONCEPTS, steps=whole)
+    document = complete_document(bundle, explanation, CONCEPTS) if whole else make_document(explanation, CONCEPTS)
     document["cost"] = cost_panel(bundle, record, no_progress)
     return compact(document)
 
