@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -30,6 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from environment import environment
+from reference_process import ReferenceProcess
 
 import steerling_jax as sj
 
@@ -68,33 +68,6 @@ def perplexity(bundle: sj.Bundle, text: str, tokens: int) -> dict[str, float]:
     }
 
 
-class Reference:
-    """transformers in a process of its own: answers {"forward": ids} and {"prompt": ids, "new": n} with seconds."""
-
-    def __init__(self, python: str, path: Path):
-        worker = Path(__file__).with_name("open_models_worker.py")
-        self._process = subprocess.Popen(
-            [python, str(worker), str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-
-    def __call__(self, **request: Any) -> dict[str, Any]:
-        """Sends a request and returns the answer."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        if not line:
-            raise SystemExit("The reference ended; its message is above.")
-        return json.loads(line)
-
-    def close(self) -> None:
-        """Ends the process."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
-
-
 def timed(run: Callable[[], Any]) -> dict[str, float]:
     """Seconds, and processor seconds of all threads, which other work on the cores changes less."""
     begun, processor = time.perf_counter(), time.process_time()
@@ -102,7 +75,7 @@ def timed(run: Callable[[], Any]) -> dict[str, float]:
     return {"seconds": time.perf_counter() - begun, "cpu_seconds": time.process_time() - processor}
 
 
-def compare(path: Path, dtype: str, reference: Reference, ids: list[int], rounds: int) -> dict[str, Any]:
+def compare(path: Path, dtype: str, reference: ReferenceProcess, ids: list[int], rounds: int) -> dict[str, Any]:
     """Tokens per second of both packages and the median of the ratios, forward and decoding."""
     bundle = sj.load(path, dtype=dtype)
     backbone = bundle.backbone
@@ -163,12 +136,11 @@ def main() -> None:
     if args.reference_python is not None:
         text = Path(__file__).parents[1] / "README.md"
         ids = sj.load(path).tokenizer.encode(text.read_text())
-        reference = Reference(args.reference_python, path)
-        report |= reference(about=True)
-        for dtype in DTYPES:
-            report[dtype] = compare(path, dtype, reference, ids, args.rounds)
-            print(dtype, json.dumps(report[dtype]), file=sys.stderr)
-        reference.close()
+        with ReferenceProcess(args.reference_python, "open_models_worker.py", str(path)) as reference:
+            report |= reference(about=True)
+            for dtype in DTYPES:
+                report[dtype] = compare(path, dtype, reference, ids, args.rounds)
+                print(dtype, json.dumps(report[dtype]), file=sys.stderr)
     print(json.dumps(report, indent=2))
 
 
