@@ -40,9 +40,10 @@ class Api(Protocol):
     1 when the server is ready. failure: the exception that ended compiling. stopping: set to refuse new work.
     """
 
-    router: ASGIApp
     stopping: bool
 
+    @property
+    def router(self) -> ASGIApp: ...
     @property
     def busy(self) -> bool: ...
     @property
