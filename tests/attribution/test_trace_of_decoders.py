@@ -176,7 +176,7 @@ def _plain(bundle: sj.Bundle, trace: sj.Trace) -> dict[str, Any]:
 
 def test_what_needs_concepts_is_refused(bundle: sj.Bundle, model: Path, capsys: pytest.CaptureFixture[str]):
     for options, words in (
-        (("--amplify", "Files"), "this function needs a Steerling model"),
+        (("--amplify", "Files"), "Steering by name needs a model with concepts"),
         (("--cfg-scale", "1.5"), "cfg_scale is 1.5, but it has a meaning for diffusion"),
         (("--index", "nowhere", "--corpus", "nowhere"), "nowhere"),
     ):

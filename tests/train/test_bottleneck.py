@@ -82,20 +82,17 @@ def test_seeds_come_in_turn_and_differences_are_from_the_bare_run_of_the_same_se
         (64, "strict", 1),
     ]
 
-    def entry(arm: str, seed: int, nats: float) -> dict[str, Any]:
-        stages = [{"tokens": 100, "tokens_per_second": 50.0}, {"tokens": 100, "tokens_per_second": 25.0}]
-        return {
-            "width": 64, "arm": arm, "seed": seed, "tokens_per_weight": 2.0, "stages": stages,
-            "figures": {"nats_per_token": nats}, "decoding_tokens_per_second": 80.0,
-        }  # fmt: skip
+    def entry(arm: str, seed: int, *nats: float) -> dict[str, Any]:
+        batches = {"nats": nats, "tokens": [10] * len(nats)}
+        return {"width": 64, "arm": arm, "seed": seed, "tokens_per_weight": 2.0, "batches": batches}
 
-    text = program.table(
-        [entry("bare", 0, 5.0), entry("strict", 0, 5.25), entry("bare", 1, 6.0), entry("strict", 1, 5.5)]
+    text = program.differences(
+        [entry("bare", 0, 50, 52), entry("strict", 0, 53, 54), entry("bare", 1, 60, 60), entry("strict", 1, 55, 55)]
     )
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
-    by_name = [dict(zip(rows[0], row)) for row in rows[2:]]
-    assert [row["over no concepts"] for row in by_name] == ["", "0.250", "", "-0.500"]
-    assert {row["training tokens/s"] for row in by_name} == {"33"}
+    (row,) = (dict(zip(rows[0], row)) for row in rows[2:])
+    assert (row["nats a token more"], row["seeds"], row["each seed"]) == ("strict over bare", "2", "0.250, -0.500")
+    assert row["mean (95 %)"].startswith("−0.125 (")
 
 
 @pytest.mark.slow
@@ -109,11 +106,11 @@ def test_runs_are_trained_measured_and_not_repeated(store: CorpusStore, tmp_path
     results = json.loads((tmp_path / "runs" / "results.json").read_text())
     bare, strict = results
     assert (bare["arm"], strict["arm"]) == ("bare", "strict")
-    assert [stage["name"] for stage in strict["stages"]] == ["16-backbone-0", "16-strict-dictionary-0", "16-strict-0"]
+    names = [stage["name"] for stage in strict["stages"]]
+    assert names == ["16-backbone-0-10", "16-strict-dictionary-0-10", "16-strict-0-10"]
     assert strict["flops"] == pytest.approx(bare["flops"], rel=0.1)
     assert strict["figures"]["concept_share"] == pytest.approx(1)
     assert strict["figures"]["cost_epsilon"] == 0
-    assert strict["decoding_tokens_per_second"] > 0
     assert set(strict["effects"]) == {"known", "discovered"}
     again = subprocess.run(command, env=os.environ, capture_output=True, text=True, check=False)
     assert (again.returncode, again.stdout) == (0, done.stdout)
