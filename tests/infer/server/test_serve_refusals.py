@@ -194,7 +194,8 @@ def test_preflight_requests_of_allowed_pages(server: Server):
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
-    monkeypatch.delitem(sys.modules, "steerling_jax.infer.server.run", raising=False)
+    for name in ("listening", "run"):  # other tests may have imported them
+        monkeypatch.delitem(sys.modules, f"steerling_jax.infer.server.{name}", raising=False)
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     assert main(["serve"]) == 2
     assert capsys.readouterr().err == "error: `steerling serve` needs uvicorn: pip install 'steerling-jax[serve]'.\n"
