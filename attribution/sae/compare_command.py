@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from steerling_jax.attribution.sae.compare import Collection, Comparison
 
 HELP = """\
-Compare benchmarks by the features that fire at the last token of each sample, without running a model on them.
+Compare benchmarks by the features that fire at the last token of each sample; no answers are needed.
 
 A file is .jsonl, .ndjson, .csv or .tsv with a column of texts, or has a text in each line.
 docs/guide/comparing-benchmarks.md describes the figures.
