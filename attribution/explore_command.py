@@ -8,7 +8,7 @@ import ipaddress
 from socket import socket
 from typing import TYPE_CHECKING
 
-from steerling_jax.cli.arguments import add_model_option, number_in_range
+from steerling_jax.cli.arguments import add_address_options, add_model_option, number_in_range
 from steerling_jax.errors import UserError, require
 
 if TYPE_CHECKING:
@@ -32,19 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     positive = number_in_range(int, 1)
     add_model_option(parser)
-    add(
-        "--host",
-        default="127.0.0.1",
-        metavar="ADDRESS",
-        help="address to listen on (default: %(default)s, this machine only)",
-    )
-    add(
-        "--port",
-        type=number_in_range(int, 0, 2**16 - 1),
-        default=8765,
-        metavar="N",
-        help="port to listen on; 0 chooses a free one (default: %(default)s)",
-    )
+    add_address_options(parser, port=8765)
     add("--open", action="store_true", help="open the page in the browser")
     add("--index", metavar="FOLDER", help="also search the training data, in an index of `steerling index`")
     add("--corpus", metavar="STORE", help="the corpus store of that index")

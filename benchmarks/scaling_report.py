@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from steerling_jax.io.atomic import atomic_path
 from steerling_jax.io.json_files import read_json_array
+from steerling_jax.io.pictures import open_picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -153,13 +153,7 @@ def tables(entries: Sequence[Entry]) -> str:
 
 def plot(entries: Sequence[Entry], path: Path) -> None:
     """Draws loss, concept detection, concept share and the cost of removals against size, as an SVG file."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    with rc_context(
-        {"svg.hashsalt": "steerling", "font.size": 8, "axes.spines.top": False, "axes.spines.right": False}
-    ):
-        picture = Figure(figsize=(10, 2.9), layout="constrained")
+    with open_picture(path, 10, 2.9) as picture:
         loss, auc, share, cost = picture.subplots(1, 4)
         _losses(loss, entries)
         runs = [e for e in entries if e["arm"] == "concepts"]
@@ -178,8 +172,6 @@ def plot(entries: Sequence[Entry], path: Path) -> None:
             ax.set_title(title, fontsize=8, loc="left")
             ax.set_xlabel("training FLOPs" if ax is loss else "parameters of the backbone")
             ax.legend(frameon=False, fontsize=7)
-        with atomic_path(path) as scratch:
-            picture.savefig(scratch, metadata={"Date": None})
 
 
 def _losses(ax: Axes, entries: Sequence[Entry]) -> None:

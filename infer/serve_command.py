@@ -6,7 +6,7 @@ import argparse
 from socket import socket
 from typing import TYPE_CHECKING
 
-from steerling_jax.cli.arguments import add_model_option, number_in_range
+from steerling_jax.cli.arguments import add_address_options, add_model_option, number_in_range
 from steerling_jax.cli.steering_options import (
     add_steering_options,
     parse_steering_options,
@@ -33,19 +33,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     positive, not_negative = number_in_range(int, 1), number_in_range(int, 0)
     add_model_option(parser)
-    add(
-        "--host",
-        default="127.0.0.1",
-        metavar="ADDRESS",
-        help="address to listen on (default: %(default)s, this machine only)",
-    )
-    add(
-        "--port",
-        type=number_in_range(int, 0, 2**16 - 1),
-        default=8000,
-        metavar="N",
-        help="port to listen on; 0 chooses a free one (default: %(default)s)",
-    )
+    add_address_options(parser, port=8000)
     add("--rows", type=positive, default=8, metavar="N", help="texts generated at the same time (default: %(default)s)")
     add(
         "--queue",

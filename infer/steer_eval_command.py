@@ -94,10 +94,11 @@ def run(args: argparse.Namespace) -> None:
     import steerling_jax as sj
     from steerling_jax.cli.console import print_json, stdout
     from steerling_jax.cli.steering_options import with_catalogue
-    from steerling_jax.infer.steer_eval.plot import check_plot, plot
+    from steerling_jax.infer.steer_eval.plot import plot
     from steerling_jax.infer.steer_eval.report import flat, overall, render, summarise
     from steerling_jax.io.atomic import resolve_output
     from steerling_jax.io.corpus.store import CorpusStore
+    from steerling_jax.io.pictures import check_plot
 
     if args.plot is not None:
         check_plot(args.plot)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from steerling_jax.cli.console import plain
 from steerling_jax.errors import UserError
 from steerling_jax.io.atomic import atomic_path
 from steerling_jax.io.json_files import write_json
+from steerling_jax.io.pictures import open_picture
 from steerling_jax.io.text_files import load_json
 
 if TYPE_CHECKING:
@@ -120,21 +122,12 @@ def _subject(part: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _plot(part: Mapping[str, Any], path: Path) -> None:
-    try:
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError:  # the optional extra `plot`
+    if importlib.util.find_spec("matplotlib") is None:  # the optional extra `plot`
         return
-    # A fixed salt and no date: the same figures give the same bytes.
-    style: Any = {"svg.hashsalt": "steerling", "font.size": 8, "axes.spines.top": False, "axes.spines.right": False}
-    with rc_context(style):
-        plot = Figure(figsize=(10, 3.6), layout="constrained")
+    with open_picture(path, 10, 3.6, "queries that share no three words in a row with their evidence") as plot:
         for ax, (figure, title) in zip(plot.subplots(1, len(_PLOTTED)), _PLOTTED.items()):
             _bars(ax, [f for f in part["figures"] if f["figure"] == figure and f["of"].startswith("paraphrase: ")])
             ax.set_title(title, fontsize=8, loc="left")
-        plot.suptitle("queries that share no three words in a row with their evidence", fontsize=9, x=0.01, ha="left")
-        with atomic_path(path) as scratch:
-            plot.savefig(scratch, metadata={"Date": None})
 
 
 def _bars(ax: Axes, figures: list[dict[str, Any]]) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from steerling_jax.errors import UserError
+from steerling_jax.io.text_files import read_text
 
 if TYPE_CHECKING:
     from steerling_jax.bundle import Bundle
@@ -21,13 +22,8 @@ class Texts(NamedTuple):
 
 def read_lines(path: str) -> Texts:
     """The texts of a file, one a line, without empty lines. Raises `UserError` if there are none."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise UserError(f"Cannot read {path}: {error.strerror}; give a file with a text in each line.") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text; give a file with a text in each line.") from error
-    numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    lines = enumerate(read_text(path).splitlines(), start=1)
+    numbered = [(number, line) for number, line in lines if line.strip()]
     if not numbered:
         raise UserError(f"{path} has no texts; write one in each line.")
     return Texts([line for _, line in numbered], [f"line {number}" for number, _ in numbered], Path(path).name)

@@ -58,8 +58,8 @@ def run(args: argparse.Namespace) -> None:
     from steerling_jax.attribution.sae.labelled_texts import read_labelled_texts
     from steerling_jax.attribution.sae.plots import plot_scores
     from steerling_jax.cli.console import note, print_json, stages
-    from steerling_jax.infer.steer_eval.plot import check_plot
     from steerling_jax.io.atomic import resolve_output
+    from steerling_jax.io.pictures import check_plot
 
     if args.plot is not None:
         check_plot(args.plot)

@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> None:
     from steerling_jax.attribution.sae.compare import as_json, compare
     from steerling_jax.attribution.sae.plots import plot_comparison
     from steerling_jax.cli.console import print_json, stages
-    from steerling_jax.infer.steer_eval.plot import check_plot
+    from steerling_jax.io.pictures import check_plot
 
     if args.plot is not None:
         check_plot(args.plot)

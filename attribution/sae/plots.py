@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from steerling_jax.evaluation.intervals import Estimate
-from steerling_jax.io.atomic import atomic_path
+from steerling_jax.io.pictures import open_picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,26 +17,11 @@ if TYPE_CHECKING:
     from steerling_jax.attribution.sae.compare import Comparison
 
 
-@contextmanager
-def _figure(path: Path, width: float, height: float, title: str) -> Iterator[Any]:
-    """A figure that is written to `path` at the end. The same content gives the same bytes."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    # By default, ids in SVG files are random and the file contains the date.
-    with rc_context({"svg.hashsalt": "steerling", "font.size": 8}):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        yield figure
-        figure.suptitle(title, fontsize=9, x=0.01, ha="left")
-        with atomic_path(path) as scratch:
-            figure.savefig(scratch, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
-
-
 def plot_comparison(comparison: Comparison, path: Path, title: str) -> None:
     """Writes two heat maps of matched overlaps, of features and of n-grams, and the growth of coverage."""
     names = [one.name for one in comparison.collections]
     side = max(3.2, 0.45 * len(names) + 1.6)
-    with _figure(path, 3 * side, side + 0.4, title) as figure:
+    with open_picture(path, 3 * side, side + 0.4, title, frame=True) as figure:
         features, ngrams, growth = figure.subplots(1, 3)
         draw_heat_map(features, comparison.matched.mean.of_row, names, names)
         features.set_title("share of the row's features in the column's", fontsize=8, loc="left")
@@ -67,7 +51,8 @@ def plot_scores(scores: Mapping[str, Mapping[str, Estimate]], path: Path, title:
     """Writes the F1 of each method, with its interval, a panel for each class. scores: by class and method."""
     classes = list(scores)
     methods = list(scores[classes[0]])
-    with _figure(path, 6.5, 0.8 + len(classes) * (0.17 * len(methods) + 0.5), title) as figure:
+    height = 0.8 + len(classes) * (0.17 * len(methods) + 0.5)
+    with open_picture(path, 6.5, height, title, frame=True) as figure:
         axes = np.atleast_1d(figure.subplots(len(classes), 1, sharex=True))
         for ax, name in zip(axes, classes, strict=True):
             estimates = [scores[name][method] for method in methods]

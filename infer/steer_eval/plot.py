@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from steerling_jax.errors import UserError
 from steerling_jax.evaluation.intervals import Estimate
 from steerling_jax.infer.steer_eval.text_specs import (
     AGAIN,
@@ -20,14 +19,13 @@ from steerling_jax.infer.steer_eval.text_specs import (
     WORDS,
     Condition,
 )
-from steerling_jax.io.atomic import atomic_path, resolve_output
+from steerling_jax.io.pictures import open_picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Figures = Mapping[Condition, Mapping[str, Estimate]]
 
-SUFFIXES = (".svg", ".png", ".pdf")
 _PANELS = {
     "found": "texts in which the probe finds the concept",
     "lifted_gain": "gain in the log-probability of its lifted tokens, nats",
@@ -44,27 +42,9 @@ _LEVELS = {
 }
 
 
-def check_plot(path: Path) -> None:
-    """Raises `UserError` where `plot` could not write the file: a long evaluation should not fail at its end."""
-    resolve_output(path)
-    if path.suffix not in SUFFIXES:
-        raise UserError(f"--plot is {path}, but the name must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}.")
-    try:
-        import matplotlib  # noqa: F401
-    except ModuleNotFoundError:
-        raise UserError("--plot needs matplotlib: install it with `pip install 'steerling-jax[plot]'`.") from None
-
-
 def plot(figures: Figures, path: Path, title: str) -> None:
     """Writes the plot. figures: by condition, of all concepts together. The same figures give the same bytes."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    # By default, ids in SVG files are random and the file contains the date.
-    with rc_context(
-        {"svg.hashsalt": "steerling", "font.size": 8, "axes.spines.top": False, "axes.spines.right": False}
-    ):
-        plot_figure = Figure(figsize=(10, 6), layout="constrained")
+    with open_picture(path, 10, 6, title) as plot_figure:
         axes = plot_figure.subplots(2, 3).ravel()
         for ax, (figure, label) in zip(axes, _PANELS.items()):
             _draw_strengths(ax, figures, figure)
@@ -72,9 +52,6 @@ def plot(figures: Figures, path: Path, title: str) -> None:
         _draw_suppression(axes[len(_PANELS)], figures)
         handles, labels = axes[0].get_legend_handles_labels()
         plot_figure.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False)
-        plot_figure.suptitle(title, fontsize=9, x=0.01, ha="left")
-        with atomic_path(path) as scratch:
-            plot_figure.savefig(scratch, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
 def _draw_strengths(ax: Axes, figures: Figures, figure: str) -> None:

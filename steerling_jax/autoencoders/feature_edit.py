@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from steerling_jax.autoencoders.autoencoder import Autoencoder
+from steerling_jax.autoencoders.model_fit import check_features
 from steerling_jax.errors import require
 from steerling_jax.models.edits import LayerEdit, push_output
 
@@ -37,8 +38,7 @@ def feature_edit(
         >>> edit = sj.feature_edit(autoencoder, feature=1042, alpha=8.0)
         >>> sj.generate(bundle, "The weather", sj.GenerationConfig(max_new_tokens=32), edits=[edit])
     """
-    S = autoencoder.n_latents
-    require(0 <= feature < S, f"There is no feature {feature}; this autoencoder has 0 to {S - 1}.", "feature")
+    check_features(autoencoder, [feature], "feature")
     require(bool(np.isfinite(alpha)), f"alpha is {alpha}, but it must be a finite number.", "alpha")
     require(positions in ("all", "generated"), f"positions is {positions!r}; give 'all' or 'generated'.", "positions")
     layer = autoencoder.layer if layer is None else layer

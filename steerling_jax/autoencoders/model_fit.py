@@ -1,10 +1,12 @@
-"""Whether an autoencoder can read the hidden states of a model."""
+"""Whether an autoencoder can read the hidden states of a model, and has the features that are requested."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from steerling_jax.autoencoders.autoencoder import Autoencoder
 from steerling_jax.bundle import Bundle
-from steerling_jax.errors import UserError
+from steerling_jax.errors import UserError, require
 
 
 def check_fits(autoencoder: Autoencoder, bundle: Bundle) -> None:
@@ -20,3 +22,10 @@ def check_fits(autoencoder: Autoencoder, bundle: Bundle) -> None:
             f"{autoencoder.name} reads block {autoencoder.layer}, but the blocks of {bundle.name} are 0 to "
             f"{backbone.n_layers - 1}; give an autoencoder of this model."
         )
+
+
+def check_features(autoencoder: Autoencoder, features: Sequence[int], argument: str = "features") -> None:
+    """Raises `UserError`, about `argument`, for a feature that the autoencoder lacks."""
+    S = autoencoder.n_latents
+    for feature in features:
+        require(0 <= feature < S, f"There is no feature {feature}; this autoencoder has 0 to {S - 1}.", argument)

@@ -22,6 +22,24 @@ def add_model_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="MODEL", help=_MODEL_HELP)
 
 
+def add_address_options(parser: argparse.ArgumentParser, port: int) -> None:
+    """Adds --host, and --port with the default `port`, for commands that serve."""
+    add = parser.add_argument
+    add(
+        "--host",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="address to listen on (default: %(default)s, this machine only)",
+    )
+    add(
+        "--port",
+        type=number_in_range(int, 0, 2**16 - 1),
+        default=port,
+        metavar="N",
+        help="port to listen on; 0 chooses a free one (default: %(default)s)",
+    )
+
+
 def number_in_range(kind: type[Number], minimum: Number, maximum: Number | None = None) -> Callable[[str], Number]:
     """An argparse type for numbers: `add_argument("--rows", type=number_in_range(int, 1))`.
 

@@ -16,7 +16,7 @@ from scipy.sparse import csr_array
 from scipy.special import gammaln
 
 from steerling_jax.errors import require
-from steerling_jax.evaluation.intervals import Estimate
+from steerling_jax.evaluation.intervals import Estimate, over_draws
 from steerling_jax.evaluation.sparse_tables import sample_counts, table_shape
 
 
@@ -80,8 +80,7 @@ def subset_redundancy(has: csr_array, size: int, key: jax.Array, draws: int = 20
         counts = sample_counts(has[order[:size]])
         if counts.any():
             shares.append(redundancy(counts, size).share)
-    low, high = np.quantile(shares, (0.025, 0.975)) if shares else (float("nan"),) * 2
-    return Estimate(float(np.mean(shares)) if shares else float("nan"), float(low), float(high), N)
+    return over_draws(np.array(shares), N)
 
 
 def random_orders(samples: int, key: jax.Array, draws: int) -> np.ndarray:

@@ -55,11 +55,16 @@ def check_labels(positive: np.ndarray) -> None:
     require(positives < len(positive), "All texts are positive; a classifier needs texts of both classes.", "labels")
 
 
+def firing_shares(firings: csr_array) -> np.ndarray:
+    """The share (S,) float64 of the texts in which each feature fires; firings (N, S) are above 0 where it does."""
+    return sample_counts(firings) / table_shape(firings)[0]
+
+
 def firing_differences(firings: Firings, positive: np.ndarray) -> list[np.ndarray]:
     """Δ of every feature of each layer, (S,) float64, from the labels positive (N,) bool. Raises `UserError` for texts
     of one class only."""
     check_labels(positive)
-    return [_share(one[positive]) - _share(one[~positive]) for one in firings]
+    return [firing_shares(one[positive]) - firing_shares(one[~positive]) for one in firings]
 
 
 def best_rule(differences: Sequence[np.ndarray], count: int, layers: Sequence[int]) -> FeatureRule:
@@ -81,8 +86,3 @@ def random_rule(firings: Firings, layer: int, count: int, key: jax.Array) -> Fea
     firing = np.unique(firings[layer].indices[firings[layer].data > 0])
     order = np.asarray(jax.random.permutation(key, len(firing)))[:count]
     return FeatureRule(np.full(len(order), layer, np.int64), firing[order].astype(np.int64), np.zeros(len(order)))
-
-
-def _share(firings: csr_array) -> np.ndarray:
-    """The share of the rows in which each column is above 0."""
-    return sample_counts(firings) / table_shape(firings)[0]

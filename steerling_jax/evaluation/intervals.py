@@ -35,8 +35,7 @@ def bootstrap_mean(groups: Sequence[np.ndarray], key: jax.Array, draws: int = 10
     uniform = np.asarray(jax.random.uniform(key, (draws, sum(sizes))))
     drawn = np.split(uniform, np.cumsum(sizes)[:-1], axis=1)
     means = np.mean([g[(u * len(g)).astype(int)].mean(axis=1) for g, u in zip(groups, drawn)], axis=0)
-    low, high = np.quantile(means, (0.025, 0.975))
-    return Estimate(float(np.mean([g.mean() for g in groups])), float(low), float(high), sum(sizes))
+    return Estimate(float(np.mean([g.mean() for g in groups])), *_ends(means), sum(sizes))
 
 
 def bootstrap(statistic: Callable[[np.ndarray], float], units: int, key: jax.Array, draws: int = 1000) -> Estimate:
@@ -48,6 +47,18 @@ def bootstrap(statistic: Callable[[np.ndarray], float], units: int, key: jax.Arr
         return Estimate(float("nan"), float("nan"), float("nan"), 0)
     rows = np.asarray(jax.random.randint(key, (draws, units), 0, units))
     values = np.array([statistic(one) for one in rows])
-    values = values[~np.isnan(values)]
+    return Estimate(float(statistic(np.arange(units))), *_ends(values[~np.isnan(values)]), units)
+
+
+def over_draws(values: np.ndarray, units: int) -> Estimate:
+    """The mean of the values (R,) that a statistic has over R random draws, and their percentiles; NaN for no values.
+
+    units: the number of units that the estimate reports.
+    """
+    return Estimate(float(values.mean()) if len(values) else float("nan"), *_ends(values), units)
+
+
+def _ends(values: np.ndarray) -> tuple[float, float]:
+    """The 2.5 % and 97.5 % percentiles; NaN without values."""
     low, high = np.quantile(values, (0.025, 0.975)) if len(values) else (float("nan"),) * 2
-    return Estimate(float(statistic(np.arange(units))), float(low), float(high), units)
+    return float(low), float(high)

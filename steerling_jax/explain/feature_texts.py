@@ -18,9 +18,12 @@ import numpy as np
 from jax import lax
 
 from steerling_jax.autoencoders.autoencoder import Autoencoder
+from steerling_jax.autoencoders.model_fit import check_features
 from steerling_jax.bundle import Bundle
 from steerling_jax.decoding.tables import Table, Tabular, counted
 from steerling_jax.errors import require
+from steerling_jax.evaluation.feature_rules import firing_shares
+from steerling_jax.explain.text_features import read_text_features
 from steerling_jax.explain.text_rows import TextRows, rows_of, text_rows
 from steerling_jax.models.output_projection import output_projection
 from steerling_jax.progress import Progress, no_progress
@@ -105,19 +108,18 @@ def contrast_features(
     """
     for name, texts in (("positive", positive), ("negative", negative)):
         require(len(texts) > 0, f"There are no {name} texts; a contrast needs texts of both sets.", name)
-    strongest = np.zeros((len(positive) + len(negative), autoencoder.n_latents), np.float32)
-    for part in text_latents(bundle, autoencoder, [*positive, *negative], progress):
-        np.maximum.at(strongest[part.text], part.indices.reshape(-1), part.values.reshape(-1))
-    fires, split = strongest > 0, len(positive)
-    in_positive, in_negative = fires[:split].mean(axis=0), fires[split:].mean(axis=0)
+    (read,) = read_text_features(bundle, [autoencoder], [*positive, *negative], progress)
+    split = len(positive)
+    in_positive, in_negative = (firing_shares(read.strongest[part]) for part in (slice(split), slice(split, None)))
+    strength = np.asarray(read.strongest[:split].mean(axis=0))
     # Among equal differences, the stronger feature first.
-    order = np.lexsort((-strongest[:split].mean(axis=0), in_negative - in_positive))[:count]
+    order = np.lexsort((-strength, in_negative - in_positive))[:count]
     promoted = promoted_tokens_of(bundle, autoencoder, order.tolist(), words)
     return FeatureContrast(
         order.astype(np.int32),
         in_positive[order],
         in_negative[order],
-        strongest[:split].mean(axis=0)[order],
+        strength[order],
         tuple(map(tuple, promoted)),
     )
 
@@ -132,9 +134,7 @@ def promoted_tokens_of(
 
     For an autoencoder of an inner block this leaves out what the later layers do with the direction.
     """
-    S = autoencoder.n_latents
-    for feature in features:
-        require(0 <= feature < S, f"There is no feature {feature}; this autoencoder has 0 to {S - 1}.", "features")
+    check_features(autoencoder, features)
     table = output_projection(bundle.params, bundle.config).table
     pieces: list[list[str]] = []
     for first in range(0, len(features), _FEATURES):

@@ -16,7 +16,7 @@ from scipy.sparse import csr_array
 
 from steerling_jax.evaluation.binary_scores import BinaryScores, auc_score, binary_scores, f1_score, point_scores
 from steerling_jax.evaluation.feature_rules import FeatureRule, best_layer, best_rule, firing_differences, random_rule
-from steerling_jax.evaluation.intervals import Estimate
+from steerling_jax.evaluation.intervals import over_draws
 from steerling_jax.evaluation.text_probes import difference_of_means, logistic_probe
 from steerling_jax.evaluation.words import count_table, vocabulary, words_of
 from steerling_jax.explain.text_features import LayerFeatures
@@ -149,12 +149,8 @@ def _random_scores(train: ReadTexts, test: ReadTexts, layer: int, count: int, ke
     """The means over `RANDOM_RULES` rules of random features, and the 2.5 % and 97.5 % percentiles over the rules."""
     rules = [random_rule(train.firings, layer, count, jax.random.fold_in(key, i)) for i in range(RANDOM_RULES)]
     points = np.array([point_scores(rule.counts(test.firings), test.positive) for rule in rules])
-    estimates = []
-    for values in (column[~np.isnan(column)] for column in points.T):
-        low, high = np.quantile(values, (0.025, 0.975)) if len(values) else (float("nan"),) * 2
-        mean = float(values.mean()) if len(values) else float("nan")
-        estimates.append(Estimate(mean, float(low), float(high), len(values)))
-    return BinaryScores(*estimates)
+    figures = [column[~np.isnan(column)] for column in points.T]
+    return BinaryScores(*(over_draws(values, len(values)) for values in figures))
 
 
 def _log_counts(table: csr_array) -> csr_array:

@@ -29,7 +29,7 @@ from steerling_jax.evaluation.text_metrics import distinct, repeated
 from steerling_jax.infer import steer_eval_command as command
 from steerling_jax.infer.steer_eval.judge import Judge, best_threshold, train_judge
 from steerling_jax.infer.steer_eval.measure import MeasuredText, generate_texts, measure
-from steerling_jax.infer.steer_eval.plot import check_plot, plot
+from steerling_jax.infer.steer_eval.plot import plot
 from steerling_jax.infer.steer_eval.prompts import HeldOutChunks, Opening
 from steerling_jax.infer.steer_eval.random_control import random_control
 from steerling_jax.infer.steer_eval.report import flat, overall, render, summarise
@@ -50,6 +50,7 @@ from steerling_jax.infer.steer_eval.text_specs import (
 from steerling_jax.inference import forward
 from steerling_jax.io.corpus.store import CorpusStore
 from steerling_jax.io.corpus.writer import corpus_writer
+from steerling_jax.io.pictures import check_plot
 from steerling_jax.io.weights.published_writer import write_published
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.steerling.backbone import lm_head_weight

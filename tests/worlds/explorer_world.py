@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import queue
 import re
-import signal
 import subprocess
 import threading
 import time
@@ -16,17 +15,13 @@ from pathlib import Path
 import httpx
 
 from tests.worlds.progress_lines import without_progress
-from tests.worlds.serving_world import held_command, write_whole
+from tests.worlds.serving_world import HeldProcess, held_command
 
 
 @dataclass
-class RunningExplorer:
-    """A running `steerling explore`. url: its address without a slash at the end. lines: of its standard error, those
-    after the address. file: of `held_command`, where it was started with one."""
+class RunningExplorer(HeldProcess):
+    """A running `steerling explore`. lines: of its standard error, those after the address."""
 
-    process: subprocess.Popen[str]
-    url: str
-    file: Path | None
     lines: list[str] = field(default_factory=list)
 
     @property
@@ -37,19 +32,6 @@ class RunningExplorer:
         while httpx.get(f"{self.url}/health").status_code != 200:
             assert self.process.poll() is None, self.lines
             time.sleep(0.02)
-
-    def allow(self, calls: int) -> None:
-        """The decoder makes this many calls, counted from the first `allow`, and no more, until `release`."""
-        assert self.file is not None
-        write_whole(self.file, str(calls))
-
-    def release(self) -> None:
-        assert self.file is not None
-        self.file.unlink(missing_ok=True)
-
-    def stop(self, sent: signal.Signals = signal.SIGTERM) -> int:
-        self.process.send_signal(sent)
-        return self.process.wait(90)
 
 
 @contextmanager

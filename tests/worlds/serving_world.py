@@ -113,15 +113,32 @@ def sharing_compiled(factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @dataclass
-class Server:
-    """A running `steerling serve`. errors: lines of its standard error after the one that says it is ready.
-
-    file: of `held_command`, where the server was started with one.
-    """
+class HeldProcess:
+    """A running command that serves an address. url: that address, without a slash at the end. file: of `held_command`,
+    where it was started with one."""
 
     process: subprocess.Popen[str]
     url: str
     file: Path | None = None
+
+    def allow(self, calls: int) -> None:
+        """The decoder makes this many calls, counted from the first `allow`, and no more, until `release`."""
+        assert self.file is not None
+        write_whole(self.file, str(calls))
+
+    def release(self) -> None:
+        assert self.file is not None
+        self.file.unlink(missing_ok=True)
+
+    def stop(self, sent: signal.Signals = signal.SIGTERM) -> int:
+        self.process.send_signal(sent)
+        return self.process.wait(90)
+
+
+@dataclass
+class Server(HeldProcess):
+    """A running `steerling serve`. errors: lines of its standard error after the one that says it is ready."""
+
     errors: list[str] = field(default_factory=list)
 
     @contextmanager
@@ -133,15 +150,6 @@ class Server:
         finally:
             self.release()
 
-    def allow(self, calls: int) -> None:
-        """Within `held`: the number of calls since it began."""
-        assert self.file is not None
-        write_whole(self.file, str(calls))
-
-    def release(self) -> None:
-        assert self.file is not None
-        self.file.unlink(missing_ok=True)
-
     @cached_property
     def openai(self) -> openai.OpenAI:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=60)
@@ -152,10 +160,6 @@ class Server:
     def metric(self, name: str) -> float:
         text = httpx.get(f"{self.url}/metrics").text
         return next(float(line.split()[-1]) for line in text.splitlines() if line.startswith(f"steerling_{name} "))
-
-    def stop(self) -> int:
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(90)
 
 
 def write_whole(file: Path, content: str) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from steerling_jax.io.atomic import atomic_path
+from steerling_jax.io.pictures import open_picture
 from steerling_jax.train.autoencoders.evaluate import DENSITY_BINS
 from steerling_jax.train.run.metrics import METRICS_FILE
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 FILE = "training.svg"
-_STYLE: Any = {"svg.hashsalt": "steerling", "font.size": 8, "axes.spines.top": False, "axes.spines.right": False}
 
 
 def draw_run(out: Path) -> Path | None:
@@ -30,11 +29,7 @@ def draw_run(out: Path) -> Path | None:
     lines = [json.loads(line) for line in (out / METRICS_FILE).read_text(encoding="utf-8").splitlines()]
     steps = [line for line in lines if line["kind"] == "step"]
     figures = {name: value for name, value in lines[-1].items() if isinstance(value, dict)}
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    with rc_context(_STYLE):
-        picture = Figure(figsize=(10, 6), layout="constrained")
+    with open_picture(out / FILE, 10, 6) as picture:
         panels = picture.subplots(2, 3).ravel()
         for axes, name, title in (
             (panels[0], "unexplained", "unexplained variance of the rows of a step"),
@@ -49,8 +44,6 @@ def draw_run(out: Path) -> Path | None:
         recovered = {f"loss_recovered_against_{name}": f"against {name}" for name in ("zero", "mean")}
         _draw_bars(panels[4], figures, recovered, "held-out: loss recovered")
         _draw_bars(panels[5], figures, {"l0": "latents a row"}, "held-out: L0")
-        with atomic_path(out / FILE) as path:
-            picture.savefig(path, format="svg", metadata={"Date": None})
     return out / FILE
 
 

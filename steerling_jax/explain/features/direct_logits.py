@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from steerling_jax.autoencoders.autoencoder import Autoencoder
+from steerling_jax.autoencoders.model_fit import check_features
 from steerling_jax.bundle import Bundle
-from steerling_jax.errors import require
 from steerling_jax.models.output_projection import output_projection
 
 _FEATURES = 16  # features whose logits (16, V) are in memory together
@@ -50,13 +50,6 @@ def direct_logits(bundle: Bundle, autoencoder: Autoencoder, features: Sequence[i
                 ends.append(tuple((bundle.tokenizer.piece(int(token)), float(row[token])) for token in ids))
             found.append(DirectLogits(ends[0], ends[1], histogram(row, _BINS)))
     return found
-
-
-def check_features(autoencoder: Autoencoder, features: Sequence[int]) -> None:
-    """Raises `UserError` for a feature that the autoencoder lacks."""
-    S = autoencoder.n_latents
-    for feature in features:
-        require(0 <= feature < S, f"There is no feature {feature}; this autoencoder has 0 to {S - 1}.", "features")
 
 
 def histogram(values: np.ndarray, bins: int) -> tuple[tuple[float, int], ...]:

@@ -16,11 +16,12 @@ import numpy as np
 from jax import lax
 
 from steerling_jax.autoencoders.autoencoder import Autoencoder
+from steerling_jax.autoencoders.model_fit import check_features
 from steerling_jax.bundle import Bundle
 from steerling_jax.concepts.catalogue import Concept
 from steerling_jax.errors import require
 from steerling_jax.explain.feature_texts import TextLatents, text_latents
-from steerling_jax.explain.features.direct_logits import check_features, direct_logits, histogram
+from steerling_jax.explain.features.direct_logits import direct_logits, histogram
 from steerling_jax.explain.features.names import name_features
 from steerling_jax.progress import Progress, no_progress
 

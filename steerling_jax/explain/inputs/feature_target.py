@@ -13,8 +13,8 @@ import numpy as np
 from flax import struct
 
 from steerling_jax.autoencoders.autoencoder import Autoencoder
+from steerling_jax.autoencoders.model_fit import check_features
 from steerling_jax.errors import require
-from steerling_jax.explain.features.direct_logits import check_features
 from steerling_jax.models.decoder.config import DecoderConfig
 from steerling_jax.models.steerling.config import ModelConfig
 

@@ -1,6 +1,7 @@
 // The page: a header, one sentence, the text on the left and the answers on the right.
 
 import { signal } from "@preact/signals";
+import { Checkbox } from "./checkbox.tsx";
 import { copy } from "./dom.ts";
 import { Header } from "./header.tsx";
 import { CompareView } from "./compare.tsx";
@@ -79,16 +80,15 @@ export function App() {
                   </button>
                 )}
                 {text?.document?.concepts && (
-                  <label title={w.text.stripSays}>
-                    <input
-                      type="checkbox"
-                      checked={strip.value}
-                      onChange={(event) => {
-                        strip.value = event.currentTarget.checked;
-                      }}
-                    />{" "}
+                  <Checkbox
+                    title={w.text.stripSays}
+                    checked={strip.value}
+                    onChange={(checked) => {
+                      strip.value = checked;
+                    }}
+                  >
                     {w.text.strip}
-                  </label>
+                  </Checkbox>
                 )}
               </p>
             </div>

@@ -1,21 +1,15 @@
 // A text on the page: one that is being written, a finished one with its document, or the document of a file.
 
 import { emptyRuns, replaceRuns } from "./pure/characters.ts";
-import type { Commit, Document, DocumentToken, Run, Span, TextRequest, WritingState } from "./types.ts";
+import type { Commit, Document, DocumentToken, Run, Span, TextRequest, TextState } from "./types.ts";
 
 export const PROMPT = -1; // a position's commit where it is part of the prompt
 export const UNWRITTEN = -2; // and where nothing was committed
 
-export interface Reading {
+export interface Reading extends Omit<TextState, "text"> {
   readonly id: string; // the server's id of the text, or a name of this page's for a document
   readonly source: "server" | "document";
   readonly request: TextRequest | null;
-  readonly state: WritingState;
-  readonly place: number | null;
-  readonly written: number;
-  readonly of: number;
-  readonly seconds: number;
-  readonly error: string | null;
   readonly promptLength: number;
   readonly length: number; // positions of the canvas
   readonly runs: readonly Run[];

@@ -1,6 +1,7 @@
 // Sharing: the link with the whole state in its fragment, and files.
 
 import { signal } from "@preact/signals";
+import { Checkbox } from "./checkbox.tsx";
 import { copy } from "./dom.ts";
 import { TOO_LONG } from "./pure/address.ts";
 import { Menu } from "./menu.tsx";
@@ -52,38 +53,19 @@ export function ShareMenu() {
         <>
           <h3>{w.files}</h3>
           <p class="switches">
-            <label>
-              <input
-                type="checkbox"
-                checked={parts.inputs.value}
-                onChange={(event) => {
-                  parts.inputs.value = event.currentTarget.checked;
-                }}
-              />{" "}
-              {w.inputs}
-            </label>
-            <label>
-              <input
-                type="checkbox"
-                checked={parts.considered.value}
-                onChange={(event) => {
-                  parts.considered.value = event.currentTarget.checked;
-                }}
-              />{" "}
-              {w.considered}
-            </label>
-            {model.value?.index && (
-              <label>
-                <input
-                  type="checkbox"
-                  checked={parts.evidence.value}
-                  onChange={(event) => {
-                    parts.evidence.value = event.currentTarget.checked;
+            {(Object.keys(parts) as (keyof typeof parts)[])
+              .filter((part) => part !== "evidence" || model.value?.index)
+              .map((part) => (
+                <Checkbox
+                  key={part}
+                  checked={parts[part].value}
+                  onChange={(checked) => {
+                    parts[part].value = checked;
                   }}
-                />{" "}
-                {w.evidence}
-              </label>
-            )}
+                >
+                  {w[part]}
+                </Checkbox>
+              ))}
           </p>
           {(["html", "json", "graph"] as const).map((format) => (
             <button type="button" key={format} class="wide" disabled={busy.value} onClick={() => void file(format)}>

@@ -1,6 +1,7 @@
 // Steering by name: a dial for each concept, in multiples of its measured strength.
 
 import { signal } from "@preact/signals";
+import { Checkbox } from "../checkbox.tsx";
 import type { Column } from "../pure/address.ts";
 import { model } from "../store.ts";
 import type { Card } from "../types.ts";
@@ -38,18 +39,17 @@ export function Steer() {
         <p class="switches">
           <span class="quiet-text">{w.compare}</span>
           {(["plain", "random", "prompt"] as readonly Column[]).map((column) => (
-            <label key={column}>
-              <input
-                type="checkbox"
-                checked={compareWith.value.includes(column)}
-                onChange={(event) => {
-                  compareWith.value = event.currentTarget.checked
-                    ? [...compareWith.value, column]
-                    : compareWith.value.filter((one) => one !== column);
-                }}
-              />{" "}
+            <Checkbox
+              key={column}
+              checked={compareWith.value.includes(column)}
+              onChange={(checked) => {
+                compareWith.value = checked
+                  ? [...compareWith.value, column]
+                  : compareWith.value.filter((one) => one !== column);
+              }}
+            >
               {w.columns[column]}
-            </label>
+            </Checkbox>
           ))}
         </p>
       )}

@@ -1,6 +1,7 @@
 // The form for writing: prompt, settings and steering.
 
 import { signal } from "@preact/signals";
+import { Checkbox } from "../checkbox.tsx";
 import { type Column } from "../pure/address.ts";
 import { model } from "../store.ts";
 import type { TextRequest } from "../types.ts";
@@ -137,16 +138,14 @@ export function WriteForm() {
       )}
       {unfolded.value && (
         <div class="given">
-          <label>
-            <input
-              type="checkbox"
-              checked={given.value !== null}
-              onChange={(event) => {
-                given.value = event.currentTarget.checked ? "" : null;
-              }}
-            />{" "}
+          <Checkbox
+            checked={given.value !== null}
+            onChange={(checked) => {
+              given.value = checked ? "" : null;
+            }}
+          >
             {w.given}
-          </label>
+          </Checkbox>
           {given.value !== null && (
             <textarea
               rows={3}

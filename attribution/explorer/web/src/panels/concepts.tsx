@@ -1,6 +1,7 @@
 // The panel "Concepts": named concepts by group, discovered ones folded, and a row for epsilon or the constant.
 
 import { signal } from "@preact/signals";
+import { Checkbox } from "../checkbox.tsx";
 import { type ConceptRows, type Row, conceptRows, groupOf, nameOf } from "../concepts.ts";
 import { largest } from "../pure/colours.ts";
 import { percent, signed, signedPercent, small } from "../pure/numbers.ts";
@@ -72,16 +73,15 @@ function Rows({ text, rows, whole }: { text: Reading; rows: ConceptRows; whole: 
         />
       )}
       <p class="switches">
-        <label title={absolute.value ? w.absoluteSays : w.netSays}>
-          <input
-            type="checkbox"
-            checked={absolute.value}
-            onChange={(event) => {
-              absolute.value = event.currentTarget.checked;
-            }}
-          />{" "}
+        <Checkbox
+          title={absolute.value ? w.absoluteSays : w.netSays}
+          checked={absolute.value}
+          onChange={(checked) => {
+            absolute.value = checked;
+          }}
+        >
           {w.absolute}
-        </label>
+        </Checkbox>
         <input
           type="search"
           id="concept-filter"
