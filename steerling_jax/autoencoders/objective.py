@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from steerling_jax.autoencoders.dead_latents import auxiliary_loss
+from steerling_jax.autoencoders.dead_latents import AuxiliaryGradients, auxiliary_loss, no_gradients
 from steerling_jax.autoencoders.encoding import decode_rows, encode_rows
 from steerling_jax.autoencoders.share import Share
 from steerling_jax.autoencoders.weights import TrainedWeights, Weights
@@ -134,13 +134,13 @@ def share_of_gradients(
     )
     dead = share.all_latents(dead)
 
-    def with_auxiliary() -> tuple[jax.Array, TrainedWeights]:
-        loss, extra = auxiliary_loss(trained, x, -error, counted, variance, dead, step, k_aux, max_dead, share)
-        return loss, jax.tree.map(lambda a, b: a + aux_weight * b, gradients, extra)
+    def with_auxiliary() -> tuple[jax.Array, AuxiliaryGradients]:
+        return auxiliary_loss(trained, x, -error, counted, variance, dead, step, k_aux, max_dead, share)
 
     # `dead` of all latents is the same on all devices, so that all take the same branch and none waits for the others.
-    auxiliary, gradients = lax.cond(jnp.any(dead), with_auxiliary, lambda: (jnp.zeros(()), gradients))
-    return parts._replace(auxiliary=auxiliary), gradients
+    # The branches return few rows: tables of all latents would be copied out of them.
+    auxiliary, extra = lax.cond(jnp.any(dead), with_auxiliary, lambda: (jnp.zeros(()), no_gradients(trained, max_dead)))
+    return parts._replace(auxiliary=auxiliary), extra.added_to(gradients, aux_weight)
 
 
 def _encode(weights: Weights, x: jax.Array, k: int, share: Share) -> tuple[jax.Array, jax.Array]:

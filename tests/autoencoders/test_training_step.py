@@ -14,8 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import steerling_jax as sj
+from steerling_jax.autoencoders.dead_latents import kth_largest
 from steerling_jax.autoencoders.objective import TrainedWeights, loss_and_gradients
 from steerling_jax.autoencoders.training_step import AutoencoderRecipe, init_state, update
 from tests.worlds.paths import REPOSITORY
@@ -168,3 +171,13 @@ def test_updates_on_a_mesh_are_those_of_one_device():
     assert found["silent"] == 0
     for name in ("encoder", "decoder", "b_enc", "b_dec"):
         assert found[name] < 1e-3, found
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 300), st.integers(1, 9), st.data())
+def test_the_kth_largest_is_that_of_a_sort(seed: int, rows: int, columns: int, data: st.DataObject) -> None:
+    k = data.draw(st.integers(1, columns))
+    # Rounded and cut at 0, so that many values are equal; some are infinite.
+    values = np.maximum(np.random.default_rng(seed).normal(size=(rows, columns)).round(1), 0).astype(np.float32)
+    values[values > 1.5] = np.inf
+    np.testing.assert_array_equal(kth_largest(jnp.asarray(values), k), np.sort(values, axis=1)[:, -k])
