@@ -113,9 +113,10 @@ def _train_autoencoders(run: AutoencoderRun, args: argparse.Namespace, out: Path
     from steerling_jax.cli.console import note, print_json
     from steerling_jax.io.checkpoints.training_folder import lock_folder
     from steerling_jax.train.autoencoders.program import run_autoencoders
+    from steerling_jax.train.run.processes import is_first_process, run_on_first_process
     from steerling_jax.train.run.program_setup import catch_signals, set_compilation_cache
 
-    for option in ("corpus", "profile", "tensorboard", "distributed", "coordinator"):
+    for option in ("corpus", "profile", "tensorboard"):
         if getattr(args, option):
             raise UserError(f"--{option} does not apply to the config {run.name!r}, which trains autoencoders.")
     if args.steps is not None:
@@ -124,13 +125,16 @@ def _train_autoencoders(run: AutoencoderRun, args: argparse.Namespace, out: Path
         run = dataclasses.replace(run, model=args.start_from)
     if args.text:
         run = dataclasses.replace(run, texts=tuple(args.text))
-    with lock_folder(out), catch_signals() as caught:
+    with contextlib.ExitStack() as stack:
+        run_on_first_process(lambda: stack.enter_context(lock_folder(out)))
+        caught = stack.enter_context(catch_signals())
         set_compilation_cache(out)
         result, stopped = run_autoencoders(run, out, lambda: bool(caught), tables=not args.json)
-    if args.json:
-        print_json(result)
-    elif not stopped:
-        note(f"Trained {result['step']} steps; the autoencoders are in {result['export']}.")
+    if is_first_process():
+        if args.json:
+            print_json(result)
+        elif not stopped:
+            note(f"Trained {result['step']} steps; the autoencoders are in {result['export']}.")
     return 128 + (caught or [signal.SIGTERM])[0] if stopped else 0
 
 

@@ -34,8 +34,3 @@ def abstract_state(recipe: AutoencoderRecipe, width: int, mesh: Mesh) -> Autoenc
         shapes,
         state_shardings(shapes, mesh),
     )
-
-
-def place_state(state: Any, mesh: Mesh) -> Any:
-    """The state with its shardings; arrays that have them already are not copied."""
-    return jax.device_put(state, state_shardings(state, mesh))

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from steerling_jax.autoencoders.sharding import place_state, state_shardings
+from steerling_jax.autoencoders.sharding import state_shardings
 from steerling_jax.autoencoders.training_step import AutoencoderRecipe, init_state, update
 from steerling_jax.parallel.sharding import MeshShape, batch_sharding, make_mesh
 
@@ -30,7 +30,7 @@ def main() -> None:
     first = init_state(RECIPE, jnp.asarray(rows[0]), jax.random.key(3))
     alone = jax.jit(partial(update, recipe=RECIPE))
     mesh = make_mesh(MeshShape(data=2, fsdp=1, tensor=4))
-    one, sharded = first, place_state(first, mesh)
+    one, sharded = first, jax.device_put(first, state_shardings(first, mesh))
     with jax.set_mesh(mesh):
         together = jax.jit(partial(update, recipe=RECIPE), out_shardings=(state_shardings(first, mesh), None))
     dead = 0.0

@@ -50,6 +50,10 @@ class AttachTraining:
         self._key = jax.random.key(run.seed)
         self.sources = (f"{bundle.name}: {len(hidden.rows):,} hidden rows after the final norm",)
 
+    @property
+    def mesh(self) -> None:
+        """One device."""
+
     def sample(self) -> jax.Array:
         """Rows (R, D) in the coordinates of the metric."""
         return _in_metric(jnp.asarray(self._sample), self._metric.to)
@@ -57,6 +61,10 @@ class AttachTraining:
     def initial(self, sample: Any) -> State:
         """A dictionary of directions of rows."""
         return {_DICTIONARY: init_state(self._run.reconstruct, sample, self._key, from_rows=True)}
+
+    def shapes(self, sample: Any) -> State:
+        """Of the first dictionary; every later one has them too."""
+        return jax.eval_shape(self.initial, sample)
 
     def _stage(self, step: int) -> tuple[int, AutoencoderRecipe, int]:
         """(number, recipe, step within the stage) of a step."""

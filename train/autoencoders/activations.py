@@ -12,12 +12,12 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from steerling_jax.bundle import Bundle
 from steerling_jax.models.backbone import Backbone, Params
 from steerling_jax.models.steerling.config import ModelConfig
+from steerling_jax.parallel.sharding import to_host
 from steerling_jax.train.autoencoders.run_config import AutoencoderRun
 
 _ORDER, _MASKS, _ROWS, _VISITS = 0, 1, 2, 4  # random streams of a run; 3 is that of the evaluation
@@ -88,8 +88,9 @@ def capture_windows(
 ) -> Iterator[dict[int, np.ndarray]]:
     """The outputs of blocks for windows (n, T), `size` windows at a time: by layer, each (size · T, D) float32."""
     for start in range(0, len(windows), size):
-        tokens = jnp.asarray(windows[start : start + size])
-        captured = jax.device_get(_captured(bundle.params, tokens, backbone=bundle.backbone, layers=layers))
+        # Every process has all windows, and gets the rows of all: a buffer is then the same for any number of them.
+        tokens = windows[start : start + size]
+        captured = to_host(_captured(bundle.params, tokens, backbone=bundle.backbone, layers=layers))
         yield {
             layer: np.asarray(values, np.float32).reshape(-1, values.shape[-1]) for layer, values in captured.items()
         }
@@ -97,6 +98,6 @@ def capture_windows(
 
 @partial(jax.jit, static_argnames=("backbone", "layers"))
 def _captured(
-    params: Params, tokens: jax.Array, *, backbone: Backbone, layers: tuple[int, ...]
+    params: Params, tokens: jax.Array | np.ndarray, *, backbone: Backbone, layers: tuple[int, ...]
 ) -> dict[int, jax.Array]:
     return backbone.run(params, backbone.embed(params, tokens), capture=layers).captured

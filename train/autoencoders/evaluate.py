@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from steerling_jax.autoencoders.autoencoder import Autoencoder
@@ -28,19 +28,22 @@ def evaluate(
     limits: dict[int, float],
     tokens: np.ndarray,
     on_layer: Callable[[int, Reconstruction], None] | None = None,
+    *,
+    on_mesh: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> dict[str, Any]:
     """Figures of each layer on the held-out tokens (n,), as JSON values by `layerN`.
 
     limits: by layer, the largest norm of a row that counts. Rows beyond it were left out of training: here, too, and
     the model keeps them as they are where its other outputs are replaced. on_layer: called with the figures of each
-    layer's latents.
+    layer's latents. on_mesh: enters the mesh over which the model is sharded; the autoencoders are on one device.
     """
     size = run.windows
     count = max(size, len(tokens) // run.seq_len // size * size)
     windows = np.resize(tokens[: len(tokens) // run.seq_len * run.seq_len], (count, run.seq_len))
     seen = mask_windows(bundle, windows, [run.seed, _MASKS])
-    captured = list(capture_windows(bundle, seen, run.layers, size))
-    spliced = _SplicedModel(run, bundle, windows, seen)
+    with on_mesh():
+        captured = list(capture_windows(bundle, seen, run.layers, size))
+    spliced = _SplicedModel(run, bundle, windows, seen, on_mesh)
     plain = spliced.loss(0, np.zeros((seen.size, bundle.backbone.width), np.float32))  # the same for all layers
     found = {}
     for layer, autoencoder in autoencoders.items():
@@ -71,8 +74,15 @@ def evaluate(
 class _SplicedModel:
     """The model's loss on windows (n, T), seen by it as `seen`, with changes to a block's output."""
 
-    def __init__(self, run: AutoencoderRun, bundle: Bundle, windows: np.ndarray, seen: np.ndarray):
-        self._bundle = bundle
+    def __init__(
+        self,
+        run: AutoencoderRun,
+        bundle: Bundle,
+        windows: np.ndarray,
+        seen: np.ndarray,
+        on_mesh: Callable[[], AbstractContextManager[Any]],
+    ):
+        self._bundle, self._on_mesh = bundle, on_mesh
         if isinstance(bundle.config, ModelConfig):
             targets, counted = windows, seen != windows  # the masked tokens
         else:
@@ -85,7 +95,6 @@ class _SplicedModel:
         """The mean loss in nats with `push` (n · T, D) added to the output of block `layer`."""
         params, backbone = self._bundle.params, self._bundle.backbone
         parts = zip(*self._parts, push.reshape(*self._parts[0].shape, -1), strict=True)
-        losses = [
-            loss_with_output(params, *map(jnp.asarray, part), jnp.int32(layer), backbone=backbone) for part in parts
-        ]
-        return sum(map(float, losses)) / self._count
+        with self._on_mesh():
+            losses = [float(loss_with_output(params, *part, np.int32(layer), backbone=backbone)) for part in parts]
+        return sum(losses) / self._count

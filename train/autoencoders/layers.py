@@ -1,4 +1,8 @@
-"""Training of one autoencoder for each of several layers of a model, from the same passes."""
+"""Training of one autoencoder for each of several layers of a model, from the same passes.
+
+On a mesh, also of several processes, the model and the autoencoders are sharded. Rows are not: every process holds the
+whole buffer, and a device gets its part of a batch from its own process.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +18,18 @@ from jax.sharding import AbstractMesh, Mesh
 
 from steerling_jax.autoencoders.autoencoder import Autoencoder
 from steerling_jax.autoencoders.metrics import Reconstruction
-from steerling_jax.autoencoders.sharding import place_state
-from steerling_jax.autoencoders.training_step import AutoencoderState, Metrics, init_state, update
+from steerling_jax.autoencoders.sharding import state_shardings
+from steerling_jax.autoencoders.training_step import (
+    AutoencoderRecipe,
+    AutoencoderState,
+    Metrics,
+    init_state,
+    update,
+)
 from steerling_jax.bundle import Bundle
 from steerling_jax.concepts.catalogue import Concept, unnamed
 from steerling_jax.errors import require
-from steerling_jax.parallel.sharding import batch_sharding, make_mesh
+from steerling_jax.parallel.sharding import batch_sharding, make_mesh, to_host
 from steerling_jax.train.autoencoders.activations import Activations
 from steerling_jax.train.autoencoders.evaluate import evaluate
 from steerling_jax.train.autoencoders.run_config import AutoencoderRun
@@ -42,24 +52,47 @@ def check_sizes(run: AutoencoderRun, mesh: Mesh | AbstractMesh) -> None:
         )
 
 
+def _update(
+    state: AutoencoderState, rows: jax.Array, *, recipe: AutoencoderRecipe, mesh: Mesh | None
+) -> tuple[AutoencoderState, Metrics]:
+    """`update`, with the state where it was: the compiler might leave parts of it elsewhere."""
+    new, metrics = update(state, rows, recipe=recipe)
+    return new if mesh is None else jax.lax.with_sharding_constraint(new, state_shardings(new, mesh)), metrics
+
+
 class LayersTraining:
     """See `loop.Training`. tokens: (training, held-out), each (n,) int32."""
 
     def __init__(self, run: AutoencoderRun, bundle: Bundle, tokens: tuple[np.ndarray, np.ndarray]):
         self._run, self._bundle, self._held_out = run, bundle, tokens[1]
         self._activations = Activations(run, bundle, tokens[0])
-        # Activations are captured under the mesh, too: the model's parameters are sharded over it.
-        self._mesh = None if run.mesh is None else make_mesh(run.mesh)
-        self._update = jax.jit(partial(update, recipe=run.recipe), donate_argnums=0)
+        self.mesh = None if run.mesh is None else make_mesh(run.mesh)
+        self._update = jax.jit(partial(_update, recipe=run.recipe, mesh=self.mesh), donate_argnums=0)
         self._features: dict[int, tuple[Concept, ...]] = {}
         self.sources = (f"{bundle.name}: layers {', '.join(map(str, run.layers))}",)
 
-    def sample(self) -> dict[int, jax.Array]:
+    def sample(self) -> dict[int, np.ndarray]:
         """Rows of the first batch, by layer."""
-        return {layer: jnp.asarray(rows[:SAMPLE]) for layer, rows in self.batch(0).items()}
+        return {layer: rows[:SAMPLE] for layer, rows in self.batch(0).items()}
 
     def initial(self, sample: Any) -> States:
-        """The state of each layer."""
+        """The state of each layer, on the devices that hold its parts."""
+        if self.mesh is None:
+            return self._initial(jax.tree.map(jnp.asarray, sample))
+        shardings = jax.tree.map(lambda shape: shape.sharding, self.shapes(sample))
+        with self._on_mesh():
+            return jax.jit(self._initial, out_shardings=shardings)(sample)
+
+    def shapes(self, sample: Any) -> States:
+        """Shapes, dtypes and shardings of the state."""
+        shapes = jax.eval_shape(self._initial, sample)
+        mesh = self.mesh
+        if mesh is None:
+            return shapes
+        shardings = {layer: state_shardings(state, mesh) for layer, state in shapes.items()}
+        return jax.tree.map(lambda a, sharding: a.update(sharding=sharding), shapes, shardings)
+
+    def _initial(self, sample: Mapping[int, jax.Array]) -> States:
         key, recipe = jax.random.key(self._run.seed), self._run.recipe
         return {
             str(layer): init_state(recipe, sample[layer], jax.random.fold_in(key, layer)) for layer in self._run.layers
@@ -67,7 +100,7 @@ class LayersTraining:
 
     def batch(self, step: int) -> dict[int, np.ndarray]:
         """The rows of a step, by layer."""
-        with self._on_mesh():
+        with self._on_mesh():  # the model's parameters are sharded over it
             return self._activations.batch(step)
 
     def rows(self, step: int) -> int:
@@ -78,23 +111,25 @@ class LayersTraining:
         """An update of each layer."""
         metrics = {}
         for layer in self._run.layers:
-            one, rows = state[str(layer)], batch[layer]
-            if self._mesh is None:
-                state[str(layer)], found = self._update(one, jnp.asarray(rows))
-            else:
-                # A state that was just initialised or restored is on one device; afterwards this moves nothing.
-                one = place_state(one, self._mesh)
-                with jax.set_mesh(self._mesh):
-                    state[str(layer)], found = self._update(one, jax.device_put(rows, batch_sharding(self._mesh)))
+            with self._on_mesh():
+                state[str(layer)], found = self._update(state[str(layer)], self._placed(batch[layer]))
             metrics |= {f"layer{layer}/{name}": value for name, value in found.items()}
-        metrics["loss"] = jnp.mean(jnp.stack([metrics[f"layer{layer}/loss"] for layer in self._run.layers]))
+        metrics["loss"] = sum(metrics[f"layer{layer}/loss"] for layer in self._run.layers) / len(self._run.layers)
         return state, metrics
+
+    def _placed(self, rows: np.ndarray) -> jax.Array:
+        """Rows of a batch, on a mesh each device with its part."""
+        if self.mesh is None:
+            return jnp.asarray(rows)
+        return jax.make_array_from_callback(rows.shape, batch_sharding(self.mesh), lambda part: rows[part])
 
     def evaluate(self, state: States) -> dict[str, Any]:
         """Held-out figures by layer."""
         limits = {layer: float(state[str(layer)].limit) for layer in self._run.layers}
-        with self._on_mesh():
-            return evaluate(self._run, self._bundle, self.result(state), limits, self._held_out, self._describe)
+        autoencoders = self.result(state)
+        return evaluate(
+            self._run, self._bundle, autoencoders, limits, self._held_out, self._describe, on_mesh=self._on_mesh
+        )
 
     def _describe(self, layer: int, figures: Reconstruction) -> None:
         """Keeps what the held-out text says of single features, for the export: steering has their largest latents as
@@ -112,14 +147,15 @@ class LayersTraining:
         )
 
     def _on_mesh(self) -> AbstractContextManager[Any]:
-        return nullcontext() if self._mesh is None else jax.set_mesh(self._mesh)
+        return nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
 
     def result(self, state: Mapping[str, AutoencoderState]) -> dict[int, Autoencoder]:
-        """The autoencoders, by layer."""
+        """The autoencoders, by layer, each whole on one device of this process."""
         run = self._run
+        trained = {layer: jax.tree.map(jnp.asarray, to_host(state[str(layer)].trained)) for layer in run.layers}
         return {
             layer: Autoencoder(
-                state[str(layer)].trained.weights(run.recipe.k),
+                trained[layer].weights(run.recipe.k),
                 layer,
                 f"{run.name}, layer {layer}",
                 features=self._features.get(layer, ()),

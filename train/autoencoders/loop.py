@@ -1,7 +1,8 @@
-"""The loop of training on one process: a generator that updates a state, saves it, and yields events.
+"""The loop of these trainings: a generator that updates a state, saves it, and yields events.
 
 A run that is killed at any moment and started again reaches the same state, bit for bit: the batch of a step depends on
-its number alone, and a checkpoint holds everything else.
+its number alone, and a checkpoint holds everything else. Several processes run the loop together, if their training
+has a mesh (`train/run/processes.py`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import jax
+from jax.sharding import Mesh
 
 from steerling_jax.io.checkpoints.training import TrainingCheckpoints
 from steerling_jax.train.run.clock import Clock
@@ -26,7 +28,7 @@ from steerling_jax.train.run.events import (
     StepDone,
 )
 from steerling_jax.train.run.metrics import MetricsLog
-from steerling_jax.train.run.processes import SaveTimer
+from steerling_jax.train.run.processes import ProcessAgreement, SaveTimer, is_first_process
 
 
 class RunSettings(Protocol):
@@ -52,12 +54,21 @@ class Training(Protocol):
         """One sentence each on what the run works with."""
         ...
 
+    @property
+    def mesh(self) -> Mesh | None:
+        """The mesh of all processes; None for one device of one process."""
+        ...
+
     def sample(self) -> Any:
         """Arrays that `initial` depends on."""
         ...
 
     def initial(self, sample: Any) -> Any:
-        """The state before the first step, a pytree. Pure: the loop also traces it for the shapes of a checkpoint."""
+        """The state before the first step, a pytree."""
+        ...
+
+    def shapes(self, sample: Any) -> Any:
+        """Shapes, dtypes and shardings of that state, as `ShapeDtypeStruct`s."""
         ...
 
     def batch(self, step: int) -> Any:
@@ -91,8 +102,10 @@ def run_steps(
         with clock.phase("init"):
             state, step, unreadable = _restore_or_initialise(training, checkpoints, clock)
         yield RunStarted(step, training.sources, unreadable)
-        log = stack.enter_context(MetricsLog(folder, step))
+        # The metrics are the same on all processes, and one writes them.
+        log = stack.enter_context(MetricsLog(folder, step)) if is_first_process() else None
         timer = SaveTimer(run.checkpoint_minutes)
+        agree = (lambda *votes: votes) if training.mesh is None else ProcessAgreement(training.mesh).ask
         while step < run.steps:
             started = time.perf_counter()
             with clock.phase("data"):
@@ -102,12 +115,14 @@ def run_steps(
                 values = {name: float(value) for name, value in jax.device_get(metrics).items()}
             speed = training.rows(step) / (time.perf_counter() - started)
             step += 1
-            if step == 1 or step % run.log_every == 0 or step == run.steps:
+            if log is not None and (step == 1 or step % run.log_every == 0 or step == run.steps):
                 log.write("step", step, values)
             yield StepDone(step, values, speed, None)
-            stopping = stop() and step < run.steps
-            if stopping or step == run.steps or step % run.checkpoint_every == 0 or timer.is_due():
-                log.sync()
+            stopping, due = agree(stop(), timer.is_due())
+            stopping = stopping and step < run.steps
+            if stopping or due or step == run.steps or step % run.checkpoint_every == 0:
+                if log is not None:
+                    log.sync()
                 with clock.phase("save"):
                     checkpoints.save(step, state, clock.to_json())
                 timer.restart()
@@ -120,7 +135,8 @@ def run_steps(
                 yield CheckpointSaved(saved)
         with clock.phase("eval"):
             results = training.evaluate(state)
-        log.write("evaluation", step, results)
+        if log is not None:
+            log.write("evaluation", step, results)
         yield Evaluated(step, results)
         checkpoints.wait()
         yield RunFinished(step, training.result(state), clock.to_json())
@@ -131,7 +147,7 @@ def _restore_or_initialise(
 ) -> tuple[Any, int, tuple[tuple[int, str], ...]]:
     """(state, step, checkpoints that could not be read)."""
     sample = training.sample()
-    restored = checkpoints.restore(jax.eval_shape(training.initial, sample))
+    restored = checkpoints.restore(training.shapes(sample))
     if restored is None:
         return training.initial(sample), 0, ()
     clock.add(restored.clock)

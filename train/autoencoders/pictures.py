@@ -19,17 +19,17 @@ from steerling_jax.train.run.metrics import METRICS_FILE
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-FILE = "training.svg"
+PICTURE = "training.svg"
 
 
-def draw_run(out: Path) -> Path | None:
-    """Writes `training.svg` in the run's folder; None where matplotlib is not installed."""
+def draw_run(out: Path) -> None:
+    """Writes `training.svg` in the run's folder, if matplotlib is installed."""
     if importlib.util.find_spec("matplotlib") is None:
-        return None
+        return
     lines = [json.loads(line) for line in (out / METRICS_FILE).read_text(encoding="utf-8").splitlines()]
     steps = [line for line in lines if line["kind"] == "step"]
     figures = {name: value for name, value in lines[-1].items() if isinstance(value, dict)}
-    with open_picture(out / FILE, 10, 6) as picture:
+    with open_picture(out / PICTURE, 10, 6) as picture:
         panels = picture.subplots(2, 3).ravel()
         for axes, name, title in (
             (panels[0], "unexplained", "unexplained variance of the rows of a step"),
@@ -44,7 +44,6 @@ def draw_run(out: Path) -> Path | None:
         recovered = {f"loss_recovered_against_{name}": f"against {name}" for name in ("zero", "mean")}
         _draw_bars(panels[4], figures, recovered, "held-out: loss recovered")
         _draw_bars(panels[5], figures, {"l0": "latents a row"}, "held-out: L0")
-    return out / FILE
 
 
 def _draw_steps(axes: Axes, steps: list[dict[str, Any]], layers: list[str], name: str) -> None:

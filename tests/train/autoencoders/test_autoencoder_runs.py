@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -126,6 +127,46 @@ def test_a_run_on_a_mesh_is_killed_continued_and_gives_the_same(
     for name in ("unexplained", "l0", "loss_recovered_against_mean"):
         assert ours[name] == pytest.approx(theirs[name], rel=0.02), name
     assert sj.load_autoencoder(tmp_path / "run" / "export").n_latents == 64
+
+
+@pytest.mark.slow
+def test_two_processes_are_killed_continued_and_give_the_same(
+    whole: tuple[Path, dict], config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Two processes of two devices: latents over two devices of a process, rows over the processes."""
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "2")
+    imported = "from steerling_jax.parallel.sharding import MeshShape\n" + config_file.read_text()
+    on_mesh, out = tmp_path / "sae_pod.py", tmp_path / "run"
+    on_mesh.write_text(imported.replace("windows=4,", "windows=4, mesh=MeshShape(data=2, fsdp=1, tensor=2),"))
+
+    def start() -> list[subprocess.Popen[str]]:
+        address = ["--coordinator", f"127.0.0.1:{free_port()}", "--process-count", "2"]
+        return [train(on_mesh, out, *address, "--process-index", str(number)) for number in range(2)]
+
+    processes = start()
+    while not complete(out) and all(process.poll() is None for process in processes):
+        time.sleep(0.02)
+    for process in processes:
+        process.kill()
+        process.communicate()
+    processes = start()
+    printed, errors = zip(*(process.communicate(timeout=300) for process in processes), strict=True)
+    assert [process.returncode for process in processes] == [0, 0], errors
+    assert "Resuming from step" in errors[0]
+    assert "evaluation" not in printed[1], "one process prints the result"
+    result = printed[0][printed[0].index("{") :]  # after the lines of the library that connects the processes
+    ours, theirs = json.loads(result)["evaluation"]["layer0"], whole[1]["evaluation"]["layer0"]
+    for name in ("unexplained", "l0", "loss_recovered_against_mean"):
+        assert ours[name] == pytest.approx(theirs[name], rel=0.02), name
+    steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines() if '"step"' in line]
+    assert steps == [*range(1, STEPS + 1), STEPS]
+    assert sj.load_autoencoder(out / "export").n_latents == 64
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def complete(out: Path) -> list[str]:
