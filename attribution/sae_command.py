@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 HELP = """\
-Use the features of sparse autoencoders: compare collections of texts, classify texts.
+Use the features of sparse autoencoders: compare collections of texts, classify texts, cover features.
 
 examples:
   steerling sae compare gsm8k.jsonl mmlu.jsonl --autoencoder ./runs/sae_pydocs/export
   steerling sae classify texts.csv --autoencoder ./runs/sae_pydocs/export
+  steerling sae cover data.jsonl --autoencoder ./runs/sae_pydocs/export --about sockets
 """
 
 SUBCOMMANDS = {
     "compare": "steerling_jax.attribution.sae.compare_command",
     "classify": "steerling_jax.attribution.sae.classify_command",
+    "cover": "steerling_jax.attribution.sae.cover_command",
 }

@@ -17,6 +17,7 @@ from steerling_jax.cli.generation_options import (
     make_prompt,
     note_seed,
     prompt_text_or_ids,
+    read_standard_input,
 )
 from steerling_jax.cli.steering_options import add_steering_options, parse_steering_options
 from steerling_jax.errors import require
@@ -124,6 +125,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _check(args: argparse.Namespace) -> None:
     check_generation_options(args)
+    read_standard_input(args)
     require(args.id is None or args.source is not None, "--id selects a line of --from; give both.")
     require(args.token is None or args.graph is not None, "--token selects the token of --graph; give both.")
     require((args.index is None) == (args.corpus is None), "--index and --corpus go together; give both.")

@@ -12,6 +12,7 @@ from steerling_jax.cli.generation_options import (
     make_prompt,
     note_seed,
     prompt_text_or_ids,
+    read_standard_input,
 )
 from steerling_jax.cli.steering_options import add_steering_options, parse_steering_options
 from steerling_jax.errors import UserError
@@ -31,6 +32,7 @@ examples:
   steerling generate "Return True if the file" --max-new-tokens 32 --seed 0 --trace record.json
   steerling generate --model ./small-model --prompt-ids "5 17 4" --greedy --json
   steerling generate --model SmolLM2-135M-Instruct.Q4_1.gguf --chat "What is a heron?" --greedy --max-new-tokens 64
+  steerling generate - --chat --model MODEL < message.txt
   steerling generate --input requests.jsonl --output results.jsonl --max-new-tokens 64
 """
 
@@ -47,6 +49,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int | None:
     check_generation_options(args)
+    read_standard_input(args)
     if args.input is not None or args.output is not None:
         _check_batch(args)
         return run_batch(args)

@@ -10,17 +10,16 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import shlex
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from steerling_jax.attribution.program import ProgramError, run_program, split_command
 from steerling_jax.errors import UserError
 from steerling_jax.io.text_files import load_json
 
 MAX_NAME = 80  # characters
-_SHOWN_ERROR = 200
+_MAX_ANSWER = 1 << 20  # bytes
 
 _PROMPT = """\
 A language model has a concept without a name. Below are words that are frequent where the concept is active, tokens
@@ -56,14 +55,7 @@ class LabelCommand:
     _answers: dict[str, str] = field(init=False)
 
     def __post_init__(self) -> None:
-        try:
-            self._words = shlex.split(self.command)
-        except ValueError as error:
-            raise UserError(
-                f"--command is {self.command!r}, which cannot be parsed ({error}); check its quotes."
-            ) from None
-        if not self._words:
-            raise UserError("--command is empty; give a program that prints a name.")
+        self._words = split_command("--command", self.command)
         self._answers = {}
         if self.kept.is_file():
             for line in self.kept.read_text(encoding="utf-8").splitlines():
@@ -90,17 +82,10 @@ class LabelCommand:
     def _run(self, concept: str, prompt: str) -> str:
         where = f"--command {self.command!r}, {concept}"
         try:
-            done = subprocess.run(
-                self._words, input=prompt.encode(), capture_output=True, timeout=self.seconds, check=False
-            )
-        except subprocess.TimeoutExpired:
-            raise UserError(f"{where}: no answer within {self.seconds:g} seconds; raise --time-limit.") from None
-        except OSError as error:
-            raise UserError(f"{where}: cannot be started ({error.strerror}); give the program's whole path.") from None
-        if done.returncode:
-            said = " ".join(done.stderr.decode(errors="replace").split())[:_SHOWN_ERROR]
-            raise UserError(f"{where}: exited with code {done.returncode}{f' ({said})' if said else ''}; correct it.")
-        lines = done.stdout.decode(errors="replace").strip().splitlines()
+            answer = run_program(self._words, prompt, seconds=self.seconds, max_bytes=_MAX_ANSWER)
+        except ProgramError as error:
+            raise UserError(f"{where}: {error}") from None
+        lines = answer.decode(errors="replace").strip().splitlines()
         name = " ".join(lines[0].split()) if lines else ""
         if not name or len(name) > MAX_NAME or not name.isprintable() or "\ufffd" in name:
             problem = "printed nothing" if not name else f"printed {name[: MAX_NAME + 1]!r}, which is not a name"

@@ -1,10 +1,11 @@
-"""Pictures of `steerling sae`: overlaps as a heat map with the growth of coverage, and the F1 of classifiers."""
+"""Pictures of `steerling sae`: overlaps as a heat map with the growth of coverage, the F1 of classifiers, and what
+covers target features."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -64,3 +65,39 @@ def plot_scores(scores: Mapping[str, Mapping[str, Estimate]], path: Path, title:
             ax.invert_yaxis()
             ax.set_xlim(0, 1.02)
             ax.set_title(f"F1: {name}", fontsize=8, loc="left")
+
+
+def plot_cover(report: Mapping[str, Any], path: Path, title: str) -> None:
+    """Writes the share of texts in which each target fires and, where a generator was asked, the missed targets by the
+    number of texts of each origin. report: the figures of `steerling sae cover`."""
+    targets = report["targets"]
+    synthesis = report.get("synthesis")
+    drawn = synthesis is not None and synthesis["features"]
+    height = max(2.4, 0.16 * len(targets) + 0.9)
+    with open_picture(path, 8.0 if drawn else 4.5, height, title) as figure:
+        axes = np.atleast_1d(figure.subplots(1, 2 if drawn else 1))
+        names = [f"{one['feature']} {one['name'] or ''}"[:32].strip() for one in targets]
+        # A target that is missed still has a mark, at 0.
+        axes[0].barh(range(len(targets)), [one["share"] for one in targets], color="#0072b2")
+        missed = [i for i, one in enumerate(targets) if not one["covered"]]
+        axes[0].plot([targets[i]["share"] for i in missed], missed, "x", color="#d55e00", label="missed", clip_on=False)
+        axes[0].set_yticks(range(len(targets)), names, fontsize=6)
+        axes[0].invert_yaxis()
+        axes[0].set_title("share of texts in which it fires", fontsize=8, loc="left")
+        if missed:
+            axes[0].legend(frameon=False, fontsize=6)
+        if synthesis is not None and drawn:
+            _draw_arms(axes[1], synthesis)
+
+
+def _draw_arms(ax: Axes, synthesis: Mapping[str, Any]) -> None:
+    """The number of missed targets that fire, by the number of calls or of natural texts."""
+    for arm, own in synthesis["arms"].items():
+        ax.step(range(len(own["curve"])), own["curve"], where="post", label=arm, linewidth=1)
+    if "natural" in synthesis:
+        natural = synthesis["natural"]
+        ax.plot(range(len(natural["curve"])), natural["curve"], "--", label="natural texts", linewidth=1, color="black")
+    ax.set_ylim(0, len(synthesis["features"]) + 0.5)
+    ax.set_xlabel("calls")
+    ax.set_title(f"of {len(synthesis['features'])} missed targets, those that fire", fontsize=8, loc="left")
+    ax.legend(frameon=False, fontsize=6)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import TYPE_CHECKING
 
 from steerling_jax.cli.arguments import add_model_option, number_in_range
 from steerling_jax.errors import UserError
+from steerling_jax.io.text_files import decode_text
 
 if TYPE_CHECKING:
     from steerling_jax.bundle import Bundle
@@ -22,7 +24,7 @@ _PROGRESS_STEPS = 8  # tokens of an autoregressive model between two updates of 
 def add_generation_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options that `make_prompt` reads. `GenerationConfig` checks the ranges of its own fields."""
     add = parser.add_argument
-    add("text", nargs="?", metavar="TEXT", help="the text to continue")
+    add("text", nargs="?", metavar="TEXT", help="the text to continue; - reads it from standard input")
     add("--prompt-ids", metavar="IDS", help='token ids in place of TEXT, for example "5 17 4"')
     add_model_option(parser)
     add(
@@ -61,6 +63,16 @@ def check_generation_options(args: argparse.Namespace) -> None:
         if args.greedy and getattr(args, option) is not None:
             name = option.replace("_", "-")
             raise UserError(f"--greedy and --{name} contradict each other; give one of them.")
+
+
+def read_standard_input(args: argparse.Namespace) -> None:
+    """Puts what standard input holds in the place of the text `-`, so that prompts can be piped. Raises `UserError` if
+    it is not UTF-8 or empty."""
+    if args.text != "-":
+        return
+    args.text = decode_text(sys.stdin.buffer.read(), "Standard input")
+    if not args.text.strip():
+        raise UserError("Standard input is empty; write the text to continue to it, or give it in place of -.")
 
 
 def prompt_text_or_ids(args: argparse.Namespace) -> str | list[int]:

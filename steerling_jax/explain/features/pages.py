@@ -88,9 +88,9 @@ def feature_pages(
     tokens = sum(len(part.tokens) for part in parts)
     pages = []
     for feature, entry, logits, near in zip(features, entries, directions, nearest, strict=True):
-        latents = [np.where(part.indices == feature, part.values, 0.0).sum(axis=1) for part in parts]
+        latents = latents_at_tokens(parts, int(feature))
         values = np.concatenate([one[one > 0] for one in latents])
-        found = _strongest(bundle, parts, latents)
+        found = strongest_places(parts, latents)
         promoted, suppressed = (list(zip(*end, strict=True)) or [(), ()] for end in logits[:2])
         pages.append(
             FeaturePage(
@@ -100,7 +100,7 @@ def feature_pages(
                 largest=found[0].value if found else 0.0,
                 promoted=promoted[0],
                 suppressed=suppressed[0],
-                passages=tuple(found[:passages]),
+                passages=tuple(_passage(bundle, place) for place in found[:passages]),
                 latents=histogram(values, _BINS),
                 promoted_logits=promoted[1],
                 suppressed_logits=suppressed[1],
@@ -113,18 +113,45 @@ def feature_pages(
     return pages
 
 
-def _strongest(bundle: Bundle, parts: Sequence[TextLatents], latents: Sequence[np.ndarray]) -> list[Passage]:
-    """The strongest passage of each text, the largest latent first. latents: (T,) of each part of a text."""
-    best: dict[int, Passage] = {}
+class Place(NamedTuple):
+    """The token `at` of a text, or of a part of it, at which a feature has the latent `value`; values (T,) are its
+    latents at all tokens of the part."""
+
+    value: float
+    part: TextLatents
+    values: np.ndarray
+    at: int
+
+    @property
+    def window(self) -> slice:
+        """The tokens that are shown around it."""
+        return slice(max(0, self.at - _AROUND), self.at + _AROUND + 1)
+
+
+def strongest_places(parts: Sequence[TextLatents], latents: Sequence[np.ndarray]) -> list[Place]:
+    """Where a feature is strongest in each text in which it is kept, the largest latent first.
+
+    latents: (T,) of each part of a text.
+    """
+    best: dict[int, Place] = {}
     for part, values in zip(parts, latents, strict=True):
         at = int(values.argmax())
         before = best.get(part.text)
         if values[at] > 0 and (before is None or before.value < values[at]):
-            first, last = max(0, at - _AROUND), at + _AROUND + 1
-            around = zip(part.tokens[first:last].tolist(), values[first:last].tolist(), strict=True)
-            pieces = tuple((bundle.tokenizer.piece(token), float(value)) for token, value in around)
-            best[part.text] = Passage(part.text, float(values[at]), pieces, at - first)
-    return sorted(best.values(), key=lambda passage: -passage.value)
+            best[part.text] = Place(float(values[at]), part, values, at)
+    return sorted(best.values(), key=lambda place: -place.value)
+
+
+def latents_at_tokens(parts: Sequence[TextLatents], feature: int) -> list[np.ndarray]:
+    """The latents (T,) of a feature in each part of the texts, 0 where it is not kept."""
+    return [np.where(part.indices == feature, part.values, 0.0).sum(axis=1) for part in parts]
+
+
+def _passage(bundle: Bundle, place: Place) -> Passage:
+    window = place.window
+    around = zip(place.part.tokens[window].tolist(), place.values[window].tolist(), strict=True)
+    pieces = tuple((bundle.tokenizer.piece(token), float(value)) for token, value in around)
+    return Passage(place.part.text, place.value, pieces, place.at - window.start)
 
 
 def nearest_features(
