@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +27,6 @@ from steerling_jax.cli.console import note
 from steerling_jax.decoding.generation import generate
 from steerling_jax.decoding.trace_record import TraceRecord
 from steerling_jax.explain.given_text import given_trace
-from steerling_jax.explain.inputs.integrated_gradients import attribute_inputs
-from steerling_jax.explain.inputs.record import Tolerance
 from steerling_jax.io.atomic import atomic_path
 from steerling_jax.io.trace_file import model_origin
 from steerling_jax.loading import load
@@ -37,7 +34,6 @@ from steerling_jax.progress import no_progress
 
 CONCEPTS, _INPUTS = 4, 10  # listed for each kind, and input tokens for each target
 _DIGITS, _CONSIDERED_DIGITS = 3, 2  # of numbers, and of the probabilities of candidates
-_NODES = 16  # of a path, at most
 
 
 def main() -> None:
@@ -71,10 +67,7 @@ def make_case(
     search = None
     if find is not None:
         search = lambda ids, start, end: find(ids, start, end, SCORES)  # noqa: E731
-    # In a strict bottleneck more nodes change little, since its selection of concepts jumps along the path
-    # (docs/guide/input-attribution.md).
-    attribute = partial(attribute_inputs, bundle, tolerance=Tolerance(most_nodes=_NODES)) if whole else False
-    explanation = explain(bundle, record, inputs=attribute, find_evidence=search)
+    explanation = explain(bundle, record, inputs=whole, find_evidence=search)
     document = complete_document(bundle, explanation, CONCEPTS) if whole else make_document(explanation, CONCEPTS)
     document["cost"] = cost_panel(bundle, record, no_progress)
     return compact(document)

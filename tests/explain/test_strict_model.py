@@ -15,6 +15,8 @@ from steerling_jax.decoding.trace import Trace
 from steerling_jax.explain.concept_gradients import SourceConcept, TargetConcept, concept_gradients
 from steerling_jax.explain.effects import concept_effects
 from steerling_jax.explain.hidden_rows import hidden_rows
+from steerling_jax.explain.inputs.record import Tolerance
+from steerling_jax.explain.inputs.targets import ConceptActivation
 from steerling_jax.explain.logit_shares import Reference
 from steerling_jax.io.weights.published_writer import write_published
 from steerling_jax.models.steerling.config import DictionaryConfig
@@ -100,6 +102,18 @@ def test_attributions_to_inputs_go_through_the_heads(bundle: sj.Bundle) -> None:
     trace = trace_of(bundle)
     found = sj.attribute_inputs(bundle, trace, nodes=16)
     np.testing.assert_allclose(found.path_logits, found.target_logits, atol=1e-4)
+
+
+def test_logits_of_a_strict_model_get_no_more_nodes_than_help(bundle: sj.Bundle) -> None:
+    """They jump where a concept enters or leaves the selection; a concept's own logit does not."""
+    trace, exact = trace_of(bundle), {"relative": 0.0, "absolute": 0.0}
+    logits = sj.attribute_inputs(bundle, trace, sample=2)
+    assert set(logits.nodes.tolist()) <= {8, 8 + 16}
+    concepts = sj.attribute_inputs(bundle, trace, sample=2, target=ConceptActivation(1))
+    assert concepts.converged.all()
+    assert concepts.tolerance.most_nodes > logits.tolerance.most_nodes == 16
+    given = sj.attribute_inputs(bundle, trace, sample=2, tolerance=Tolerance(**exact, most_nodes=32))
+    assert set(given.nodes.tolist()) == {8 + 16 + 32}
 
 
 def test_discovered_concepts_can_be_clamped_by_a_rule(bundle: sj.Bundle) -> None:

@@ -48,6 +48,9 @@ class Tolerance:
 
 
 DEFAULT_TOLERANCE = Tolerance()
+# Of targets that are computed from a selection of concepts. They jump along the path where a concept enters or leaves
+# the selection, which no gradient sees: the error of 64 nodes is as large as that of 16 (docs/design/attribution.md).
+SELECTION_TOLERANCE = Tolerance(most_nodes=16)
 
 
 class InputScore(NamedTuple):

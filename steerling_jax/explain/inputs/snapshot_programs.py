@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from steerling_jax.decoding.request_edits import place_edits
 from steerling_jax.decoding.window import edits_of_canvases
+from steerling_jax.explain.inputs.targets import reads_selection
 from steerling_jax.models.backbone import Params, PassResult
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.decoder.backbone import decoder_backbone
@@ -101,8 +102,7 @@ def _paths(
         )
         hidden = _read(result, capture)
         rows = hidden[jnp.arange(len(which)), positions]
-        strict = config.concept is not None and config.concept.is_strict and target.guided
-        if cases.clamps is not None or strict:
+        if cases.clamps is not None or reads_selection(target, config):
             rows = logit_features(params, rows, config, compute, cases.clamps, positions - cases.prompt)
         return rows.astype(jnp.float32)
 

@@ -166,6 +166,12 @@ class ConceptActivation:
         return known_spec(config.concept) if self.kind == "known" else discovered_spec(config.concept)
 
 
+def reads_selection(target: AttributionTarget, config: ModelConfig | DecoderConfig) -> bool:
+    """Whether the target is computed from the selected concepts alone, as the logits of a strict model are."""
+    concept = config.concept if isinstance(config, ModelConfig) else None
+    return concept is not None and concept.is_strict and target.guided
+
+
 def _logit(params: Params, rows: jax.Array, tokens: jax.Array, config: Any, compute: Compute) -> jax.Array:
     """The logits (B,) of tokens (B,) at hidden rows (B, D)."""
     if not isinstance(config, ModelConfig):
