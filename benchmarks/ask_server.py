@@ -1,6 +1,6 @@
 """A generator for `steerling sae cover`: sends the prompt on standard input to `steerling serve` as a message.
 
-    steerling serve --model MODEL --port 8000
+    steerling serve --model MODEL --port 8000 --rows 1 --warm-up 0
     steerling sae cover data.jsonl … --generator "python benchmarks/ask_server.py http://127.0.0.1:8000 --seed {call}"
 
 The model is loaded once, by the server, where `steerling generate -` would load it for each call.

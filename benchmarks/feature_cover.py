@@ -1,7 +1,7 @@
 """Features that a data set misses, covered by a generator: figures of docs/results/feature-uses.md.
 
     python benchmarks/feature_texts.py texts --gsm8k … --wikitext … --packages node_modules
-    steerling serve --model SmolLM2-135M-Instruct.Q4_1.gguf --port 8000
+    steerling serve --model SmolLM2-135M-Instruct.Q4_1.gguf --port 8000 --rows 1 --warm-up 0
     python benchmarks/feature_cover.py texts smollm2 --model runs/attach/export --out runs/cover
     python benchmarks/feature_uses_report.py
 

@@ -41,6 +41,11 @@ def tables(results: Mapping[str, Any]) -> dict[str, str]:
         if "steering" in one:
             parts[f"{model} steering"] = steering(one["steering"])
             parts[f"{model} doses"] = doses(one["steering"])
+        if "cover" in one:
+            parts[f"{model} cover"] = cover(one["cover"])
+            parts[f"{model} cover targets"] = cover_targets(one["cover"])
+        if "tuning" in one:
+            parts[f"{model} tuning"] = tuning(one["tuning"])
         if "bad_words" in one:
             parts[f"{model} transfer"] = transfer(one["bad_words"])
         parts[f"{model} classes"] = classes({part: one[part] for part in TABLES if part in one})
@@ -151,6 +156,39 @@ def doses(report: Mapping[str, Any]) -> str:
                  if arm["layer"] == one["layer"]}  # fmt: skip
         rows.append([f"{one['layer']}: {one['feature']} (Δ {one['difference']:.2f})", *(cells[s] for s in strengths)])
     return table(["layer: feature", *(f"strength {s:g}" for s in strengths)], rows)
+
+
+def cover(report: Mapping[str, Any]) -> str:
+    """A row for each origin of texts, at the same number of them."""
+    figures = report["synthesis"]
+    missed, outcomes = len(figures["features"]), ("kept", "silent", "copied", "duplicate", "unusable")
+    rows = []
+    for arm, own in figures["arms"].items():
+        difference = figures["differences"].get(arm)
+        cells = [f"{own['covered']} of {missed}", "" if difference is None else interval(difference)]
+        rows.append([arm, str(own["calls"]), *cells, *(str(own["outcomes"].get(one, 0)) for one in outcomes)])
+    natural = figures["natural"]
+    spread = f"{natural['covered']:.1f} ({natural['low']:.0f}–{natural['high']:.0f}) of {missed}"
+    rows.append(["natural texts", str(figures["calls"]), spread, interval(figures["differences"]["natural texts"]),
+                 *[""] * len(outcomes)])  # fmt: skip
+    return table(["texts", "number", "missed targets that fire", "targets minus these", *outcomes], rows)
+
+
+def cover_targets(report: Mapping[str, Any]) -> str:
+    """A row for each missed target."""
+    promoted = {one["feature"]: one["promoted"] for one in report["targets"]}
+    rows = []
+    for one in report["synthesis"]["features"]:
+        words = " ".join(f"`{word.strip()}`" for word in promoted[one["feature"]][:4] if word.strip(" `|"))
+        rows.append([str(one["feature"]), one["name"] or "", words, str(one["calls"]), str(one["kept"])])
+    return table(["feature", "name", "promotes", "calls", "examples"], rows)
+
+
+def tuning(report: Mapping[str, Any]) -> str:
+    """A row for each set of texts that the model was tuned on."""
+    rows = [[name, str(one["texts"]), interval(one["with_targets"], 3), interval(one["without_targets"], 3)]
+            for name, one in report["arms"].items()]  # fmt: skip
+    return table(["tuned on", "texts", "held-out texts with a target", "without one"], rows)
 
 
 def scores_of(one: Mapping[str, Any], method: str, count: int | None) -> Mapping[str, Any]:

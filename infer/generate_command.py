@@ -32,7 +32,7 @@ examples:
   steerling generate "Return True if the file" --max-new-tokens 32 --seed 0 --trace record.json
   steerling generate --model ./small-model --prompt-ids "5 17 4" --greedy --json
   steerling generate --model SmolLM2-135M-Instruct.Q4_1.gguf --chat "What is a heron?" --greedy --max-new-tokens 64
-  steerling generate - --chat --model MODEL < message.txt
+  steerling generate - --model SmolLM2-135M-Instruct.Q4_1.gguf --chat
   steerling generate --input requests.jsonl --output results.jsonl --max-new-tokens 64
 """
 

@@ -34,7 +34,7 @@ examples:
   steerling sae cover data.jsonl --autoencoder SAE --positive unsafe.txt --negative safe.txt --plot cover.svg
   steerling sae cover data.jsonl --autoencoder SAE --about sockets --passages texts.jsonl --out ./runs/cover \\
       --budget 200 --generator "steerling generate - --chat --model MODEL --max-new-tokens 64 --seed {call}"
-  steerling sae cover data.jsonl … --out ./runs/cover --budget 200 --generator ./ask.sh --controls --pool natural.jsonl
+  steerling sae cover data.jsonl --feature 17 --out ./runs/cover --generator ./ask.sh --controls --pool natural.jsonl
 """
 
 _DESCRIBED_WORDS, _SHOWN_WORDS = 8, 4
