@@ -19,8 +19,9 @@ Legend: B sequences, T positions, D width, n positions of a chunk.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -118,22 +119,27 @@ class NextTokenObjective:
 
 
 def _chunked_cross_entropy(params: Params, hidden: jax.Array, targets: jax.Array, backbone: Backbone) -> jax.Array:
-    """−log p(target) in nats, (B, T) float32, for hidden states (B, T, D) and the token ids targets (B, T).
+    """−log p(target) in nats, (B, T) float32, for hidden states (B, T, D) and the token ids targets (B, T)."""
+
+    def nats(hidden: jax.Array, targets: jax.Array) -> jax.Array:
+        return optax.softmax_cross_entropy_with_integer_labels(backbone.logits(params, hidden), targets)
+
+    return over_positions(nats, hidden, targets)
+
+
+def over_positions(work: Callable[[jax.Array, jax.Array], Any], hidden: jax.Array, targets: jax.Array) -> Any:
+    """`work(hidden, targets)`, arrays (B, T), for hidden states (B, T, D) and token ids (B, T), in parts of positions.
 
     The logits of a long sequence would fill the memory (4096 tokens of Qwen3: 2.5 GB in float32), so they are computed
     for n positions of every sequence at a time, and again in the backward pass. Chunks divide the positions, not the
     batch, so that each device keeps its sequences.
     """
-
-    def nats(hidden: jax.Array, targets: jax.Array) -> jax.Array:
-        return optax.softmax_cross_entropy_with_integer_labels(backbone.logits(params, hidden), targets)
-
     B, T, D = hidden.shape
     if T <= 2 * _CHUNK:
-        return nats(hidden, targets)
+        return work(hidden, targets)
     pad = -T % _CHUNK
     hidden = jnp.pad(hidden, ((0, 0), (0, pad), (0, 0))).reshape(B, -1, _CHUNK, D)
     targets = jnp.pad(targets, ((0, 0), (0, pad))).reshape(B, -1, _CHUNK)
     chunks = jnp.moveaxis(hidden, 1, 0), jnp.moveaxis(targets, 1, 0)
-    out = jax.lax.map(jax.checkpoint(lambda chunk: nats(*chunk)), chunks)
-    return jnp.moveaxis(out, 0, 1).reshape(B, -1)[:, :T]
+    out = jax.lax.map(jax.checkpoint(lambda chunk: work(*chunk)), chunks)
+    return jax.tree.map(lambda part: jnp.moveaxis(part, 0, 1).reshape(B, -1)[:, :T], out)

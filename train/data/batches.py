@@ -14,6 +14,7 @@ from steerling_jax.io.corpus.store import MAX_LABELS, CorpusStore
 from steerling_jax.io.tokenizers.byte_table import ByteTable
 from steerling_jax.io.tokenizers.load import load_decoder_tokenizer, load_tokenizer
 from steerling_jax.models.decoder.config import DecoderConfig
+from steerling_jax.objectives.language_tuning import LanguageObjective
 from steerling_jax.objectives.steering import SteeringObjective
 from steerling_jax.objectives.training_step import Batch
 from steerling_jax.train.data.conversations import Conversations
@@ -34,7 +35,7 @@ def batch_shapes(run: RunConfig) -> dict[str, tuple[int, ...]]:
     B, T = run.data.batch_size, run.data.seq_len
     shapes = {"tokens": (B, T), "sequence": (B,)}
     if run.data.messages is not None:
-        return shapes | {"answer": (B, T)}
+        return shapes | {"answer": (B, T)} | ({"language": (B,)} if _languages(run) else {})
     S = run.data.max_chunks or default_max_chunks(T)
     if isinstance(run.objective, SteeringObjective):
         labels = {"concept": (B, S), "lifted": (B, S, run.objective.most_lifted)}
@@ -89,6 +90,11 @@ class Batches:
         )
 
 
+def _languages(run: RunConfig) -> tuple[str, ...]:
+    """The languages that an objective distinguishes; none for other objectives."""
+    return run.objective.features.languages if isinstance(run.objective, LanguageObjective) else ()
+
+
 def _read_answers(run: RunConfig, store: CorpusStore, path: str) -> Conversations:
     """The conversations in a file, in the corpus's token ids and the three that mark turns; for a decoder, as the chat
     template of the model that it starts from writes them.
@@ -104,7 +110,7 @@ def _read_answers(run: RunConfig, store: CorpusStore, path: str) -> Conversation
                 f"data.messages is {path}, but the model {folder} has no chat template, which makes prompts of "
                 "conversations: start from a model that has one, or add its chat_template.jinja."
             )
-        return Conversations(path, tokenizer, seq_len=run.data.seq_len, block=1)
+        return Conversations(path, tokenizer, seq_len=run.data.seq_len, block=1, languages=_languages(run))
     tokenizer = load_tokenizer(store.folder, special_ids(run.model), run.model.vocab_size)
     if not isinstance(tokenizer, ByteTable):
         raise UserError(f"The corpus {store.folder} has no tokenizer to encode {path} with: use a corpus that has one.")

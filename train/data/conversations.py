@@ -1,7 +1,8 @@
 """Conversations from a JSON lines file as examples for instruction tuning (`objectives/instruction.py`).
 
 A line is `{"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}`. Roles are `system`
-(only first), `user` and `assistant`; other keys are ignored. Each turn of the assistant is an example, whose prompt is
+(only first), `user` and `assistant`; other keys are ignored, except for `language` where the objective needs one of
+every sample (`objectives/language_tuning.py`). Each turn of the assistant is an example, whose prompt is
 the `chat_prompt` of the turns before it: the same ids that decoding receives. For models of other families the chat
 template of the model makes it.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,28 +25,40 @@ ROLES = ("system", "user", "assistant")
 Message = Mapping[str, str]
 
 
+class Conversation(NamedTuple):
+    """messages: in order. language: its number among the languages of the objective; None for objectives without."""
+
+    messages: list[Message]
+    language: int | None
+
+
 @dataclass(frozen=True)
 class Answer:
-    """ids: prompt, answer and end of turn, (N,) int32. prompt: the number of ids of the prompt."""
+    """ids: prompt, answer and end of turn, (N,) int32. prompt: the number of ids of the prompt. language: as that of
+    its `Conversation`."""
 
     ids: np.ndarray
     prompt: int
+    language: int | None
 
 
-def read_conversations(path: str | Path) -> Iterator[list[Message]]:
-    """The messages of each line that is not empty. Raises `UserError` that names the line."""
+def read_conversations(path: str | Path, languages: Sequence[str] = ()) -> Iterator[Conversation]:
+    """The conversation of each line that is not empty. Raises `UserError` that names the line.
+
+    languages: where given, each line has one of them as its `language`.
+    """
     try:
         with Path(path).open("rb") as lines:
             for number, content in enumerate(lines, start=1):
                 line = decode_text(content, f"{path}, line {number}")
                 if line.strip():
-                    yield _messages(line, f"{path}, line {number}")
+                    yield _conversation(line, languages, f"{path}, line {number}")
     except OSError as error:
         raise UserError(f"Cannot read the conversations {path}: {error.strerror}.") from error
 
 
-def _messages(line: str, where: str) -> list[Message]:
-    """The validated messages of one line."""
+def _conversation(line: str, languages: Sequence[str], where: str) -> Conversation:
+    """The validated content of one line."""
     try:
         content = load_json(line)
     except ValueError as error:
@@ -57,7 +70,20 @@ def _messages(line: str, where: str) -> list[Message]:
         _check(message, index, f"{where}, message {index + 1}")
     if all(message["role"] != "assistant" for message in messages):
         raise UserError(f"{where} has no turn of the assistant to train on: remove the line.")
-    return messages
+    return Conversation(messages, _language(content, languages, where) if languages else None)
+
+
+def _language(content: Mapping[str, Any], languages: Sequence[str], where: str) -> int:
+    """The number of the language of a line."""
+    known = ", ".join(languages)
+    if "language" not in content:
+        raise UserError(f"{where} has no language: add the key 'language' with one of {known}.")
+    if content["language"] not in languages:
+        raise UserError(
+            f"{where} is in the language {content['language']!r}, but the language features are of {known}: remove the "
+            "line, or make features with texts in that language."
+        )
+    return languages.index(content["language"])
 
 
 def _check(message: Any, index: int, where: str) -> None:
@@ -72,18 +98,18 @@ def _check(message: Any, index: int, where: str) -> None:
         raise UserError(f"{where} has role 'assistant', but there is no message before it to answer.")
 
 
-def answers(conversations: Iterable[Sequence[Message]], tokenizer: ByteTable) -> list[Answer]:
+def answers(conversations: Iterable[Conversation], tokenizer: ByteTable) -> list[Answer]:
     """Each turn of the assistant, after the prompt that decoding would receive for it."""
     turns = [
-        (messages[:index], message["content"])
-        for messages in conversations
+        (messages[:index], message["content"], language)
+        for messages, language in conversations
         for index, message in enumerate(messages)
         if message["role"] == "assistant"
     ]
-    prompts = tokenizer.chat_prompts([before for before, _ in turns])
+    prompts = tokenizer.chat_prompts([before for before, *_ in turns])
     return [
-        Answer(np.array([*prompt, *tokenizer.answer(text)], np.int32), len(prompt))
-        for prompt, (_, text) in zip(prompts, turns, strict=True)
+        Answer(np.array([*prompt, *tokenizer.answer(text)], np.int32), len(prompt), language)
+        for prompt, (_, text, language) in zip(prompts, turns, strict=True)
     ]
 
 
@@ -91,15 +117,18 @@ class Conversations:
     """Answers as examples of T = `seq_len` tokens, held in memory; a Grain random-access source.
 
     Item i is a dict of int32 arrays: `tokens` (T,), padded at the end; `answer` (T,), the number of the sampler block
-    that a token of the answer is in, −1 for all other tokens; `sequence` (), the number i. Sampler blocks beyond T are
-    left out, and so are answers of which no whole block fits; `too_long` counts these.
+    that a token of the answer is in, −1 for all other tokens; `sequence` (), the number i; and with languages
+    `language` (), the number of its language. Sampler blocks beyond T are left out, and so are answers of which no
+    whole block fits; `too_long` counts these.
     """
 
-    def __init__(self, path: str | Path, tokenizer: ByteTable, *, seq_len: int, block: int):
-        """block: tokens of a sampler block; 1 for a model that writes token by token. Raises `UserError` for an invalid
-        file and if no answer fits.
+    def __init__(
+        self, path: str | Path, tokenizer: ByteTable, *, seq_len: int, block: int, languages: Sequence[str] = ()
+    ):
+        """block: tokens of a sampler block; 1 for a model that writes token by token. languages: see
+        `read_conversations`. Raises `UserError` for an invalid file and if no answer fits.
         """
-        all_answers = answers(read_conversations(path), tokenizer)
+        all_answers = answers(read_conversations(path, languages), tokenizer)
         if not all_answers:
             raise UserError(f"{path} has no conversations: write one per line.")
         self._path, self._seq_len, self._block, self._pad = path, seq_len, block, max(tokenizer.special.pad_id, 0)
@@ -127,4 +156,5 @@ class Conversations:
         tokens, block_number = np.full(T, self._pad, np.int32), np.full(T, -1, np.int32)
         tokens[:end] = answer.ids[:end]
         block_number[answer.prompt : end] = np.arange(end - answer.prompt) // self._block
-        return {"tokens": tokens, "answer": block_number, "sequence": np.array(index, np.int32)}
+        example = {"tokens": tokens, "answer": block_number, "sequence": np.array(index, np.int32)}
+        return example if answer.language is None else example | {"language": np.array(answer.language, np.int32)}

@@ -14,6 +14,7 @@ from steerling_jax.models.decoder.config_json import decoder_config_to_dict
 from steerling_jax.models.steerling.published_config import config_to_dict
 from steerling_jax.objectives.dictionary import DictionaryObjective
 from steerling_jax.objectives.instruction import InstructionObjective
+from steerling_jax.objectives.language_tuning import LanguageObjective
 from steerling_jax.objectives.next_token import NextTokenObjective
 from steerling_jax.objectives.pretraining import ObjectiveConfig
 from steerling_jax.objectives.steering import SteeringObjective
@@ -150,6 +151,12 @@ class RunConfig(Recipe):
             self.compute.attention == "xla",
             f"compute.attention is {self.compute.attention!r}, which {model.family} models do not have: use 'xla'.",
         )
+        if isinstance(objective, LanguageObjective):
+            objective.check_fits(model)
+            require(
+                self.data.messages is not None,
+                "A LanguageObjective needs conversations, each with its language: name a file with data.messages.",
+            )
 
     def _check_objective(self) -> None:
         objective, model = self.objective, self.model
@@ -158,6 +165,9 @@ class RunConfig(Recipe):
         if isinstance(model, DecoderConfig):
             self._check_decoder()
             return
+        require(
+            not isinstance(objective, LanguageObjective), "A LanguageObjective tunes decoders, not Steerling models."
+        )
         self._check_dictionary()
         tuning = isinstance(objective, InstructionObjective)
         if tuning != (self.data.messages is not None):
@@ -200,6 +210,8 @@ class RunConfig(Recipe):
         if self.lora is not None:
             values["lora"]["modules"] = self.lora.modules_of(self.model)
         values["objective"] = {"kind": self.objective.kind, **values["objective"]}
+        if isinstance(self.objective, LanguageObjective):
+            values["objective"]["features"] = self.objective.features.digest  # in place of the arrays
         if not self.compute.unroll:  # as before this setting existed: run.json keeps its bytes
             del values["compute"]["unroll"]
         if not self.optimizer.average:

@@ -16,6 +16,7 @@ from steerling_jax.io.checkpoints.training_folder import check_start, record_sta
 from steerling_jax.models.backbone import Params
 from steerling_jax.models.families import AnyConfig
 from steerling_jax.models.steerling.fingerprint import fingerprint
+from steerling_jax.objectives.language_tuning import LanguageObjective
 from steerling_jax.objectives.training_step import TrainState, state_shardings
 from steerling_jax.train.run.config_difference import flatten
 from steerling_jax.train.run.initial_weights import InitialWeights
@@ -52,8 +53,8 @@ def restore_or_initialise(
 ) -> StartingPoint:
     """Restores the newest checkpoint in `folder`; without one, starts from `initial` or from the seed.
 
-    Raises `UserError` where there are checkpoints but none can be read, or where `initial` has changed since the run
-    started from it.
+    Raises `UserError` where there are checkpoints but none can be read, where `initial` has changed since the run
+    started from it, or where the objective has features of another model.
     """
     restored = checkpoints.restore(abstract_state(run, mesh))
     sources, params = [], None
@@ -61,6 +62,8 @@ def restore_or_initialise(
     if initial is not None and (restored is None or run.lora is not None):
         params = initial.read(run.model, mesh)
         identity = fingerprint(params, initial.config)
+        if isinstance(run.objective, LanguageObjective):
+            run.objective.check_start(identity, str(initial.folder))
         _check_unchanged(folder, initial, identity)
         name = "parameters" if run.lora is None else "parameters under the adapters"
         changes = _changes(initial.config, run.model)
