@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 HELP = """\
-Use the features of sparse autoencoders: compare collections of texts, classify texts, cover features, find features of
-languages.
+Use features of sparse autoencoders: compare benchmarks, classify texts, cover features, find those of languages.
 
 examples:
   steerling sae compare gsm8k.jsonl mmlu.jsonl --autoencoder ./runs/sae_pydocs/export

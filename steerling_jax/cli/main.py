@@ -48,7 +48,8 @@ SUMMARIES = {
     "name": "Name discovered concepts by words that predict where they are active, scored on held-out documents.",
     "info": "Show a model's configuration, parameters and tokenizer.",
     "prepare": "Make a corpus store from documents: tokens, chunks, concept labels.",
-    "sae": "Use the features of sparse autoencoders: compare collections of texts, classify texts, cover features.",
+    "sae": "Use features of sparse autoencoders: compare benchmarks, classify texts, cover features, find those of "
+    "languages.",
     "attach": "Give a model a bottleneck of k features, of which every logit is the sum; resumes exactly.",
     "features": "Show features: those behind a text's tokens, what one is about, those that tell texts apart, texts "
     "with the same ones.",
