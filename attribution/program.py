@@ -11,7 +11,6 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
-from typing import IO
 
 from steerling_jax.errors import UserError
 
@@ -78,10 +77,9 @@ def _output(process: subprocess.Popen[bytes], deadline: float, seconds: float, m
             if not ready:
                 raise _too_slow(seconds)
             for key, _ in ready:
-                stream: IO[bytes] = key.fileobj  # type: ignore[assignment]
-                block = os.read(stream.fileno(), _BLOCK)
+                block = os.read(key.fd, _BLOCK)
                 if not block:
-                    selector.unregister(stream)
+                    selector.unregister(key.fileobj)
                 key.data.extend(block)
             if len(written) > max_bytes:
                 raise OutputTooLongError(f"wrote more than {max_bytes} bytes; it must write one short answer.")

@@ -1,8 +1,11 @@
-"""Features that a data set misses, covered by a generator: figures of docs/results/feature-uses.md.
+r"""Features that a data set misses, covered by a generator: figures of docs/results/feature-uses.md.
 
     python benchmarks/feature_texts.py texts --gsm8k … --wikitext … --packages node_modules
     steerling serve --model SmolLM2-135M-Instruct.Q4_1.gguf --port 8000 --rows 1 --warm-up 0
     python benchmarks/feature_cover.py texts smollm2 --model runs/attach/export --out runs/cover
+    steerling serve --model steerling-pydocs --port 8001 --rows 1 --warm-up 0
+    python benchmarks/feature_cover.py texts bundled --model steerling-pydocs --autoencoder runs/sae_pydocs/export \
+        --layer 2 --only code docstrings --each 40 --server http://127.0.0.1:8001 --continue --out runs/cover_bundled
     python benchmarks/feature_uses_report.py
 
 The data set has 40 paragraphs of WikiText-2. The other benchmarks' texts are cut in two halves at random: passages,
@@ -46,14 +49,18 @@ def main() -> None:
     parser.add_argument("--targets", type=int, default=12)
     parser.add_argument("--budget", type=int, default=24)
     parser.add_argument("--each", type=int, default=20, help="texts of each benchmark")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="benchmarks for passages and pool (default: all)")
+    parser.add_argument("--continue", action="store_true", dest="continuation",
+                        help="the server's model has no chat template and continues the prompt")  # fmt: skip
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     began = time.time()
-    files = halves(args.texts, args.out, args.each)
+    files = halves(args)
     features = choose(args, files)
     reader = ["--model", args.model, *(["--autoencoder", args.autoencoder] if args.autoencoder else []),
               *(["--layer", str(args.layer)] if args.layer is not None else [])]  # fmt: skip
     ask = f"{sys.executable} {Path(__file__).with_name('ask_server.py')} {args.server} --seed {{call}}"
+    ask += " --continue" * args.continuation
     figures = steerling(
         "sae", "cover", str(args.texts / "compare" / f"{DATA}.jsonl"), *reader,
         *(word for one in features for word in ("--feature", str(one))),
@@ -66,16 +73,13 @@ def main() -> None:
     write_lines(stored | {args.name: stored[args.name] | {"cover": figures}})
 
 
-def halves(texts: Path, out: Path, each: int) -> tuple[Path, Path]:
-    """Files of passages and of the pool: random halves of `each` texts of all benchmarks but the data set's."""
-    rows = [
-        text
-        for file in sorted((texts / "compare").glob("*.jsonl"))
-        if file.stem != DATA
-        for text in read_text_table(file).texts[:each]
-    ]
+def halves(args: argparse.Namespace) -> tuple[Path, Path]:
+    """Files of passages and of the pool: random halves of some texts of all benchmarks but the data set's."""
+    files = [file for file in sorted((args.texts / "compare").glob("*.jsonl")) if file.stem != DATA]
+    chosen = [file for file in files if not args.only or file.stem in args.only]
+    rows = [text for file in chosen for text in read_text_table(file).texts[: args.each]]
     order = np.random.default_rng(0).permutation(len(rows))
-    paths = out / "passages.jsonl", out / "pool.jsonl"
+    paths = args.out / "passages.jsonl", args.out / "pool.jsonl"
     for path, numbers in zip(paths, np.array_split(order, 2), strict=True):
         path.write_text("".join(json.dumps({"text": rows[i]}) + "\n" for i in numbers), encoding="utf-8")
     return paths

@@ -97,8 +97,10 @@ class Synthesis:
         progress("asking for targets", budget, budget)
 
     def ask_for_others(self, descriptions: Mapping[int, FeatureDescription], calls: int, progress: Progress) -> None:
-        """Asks for each of these features in turn, until `calls` calls are done."""
+        """Asks for each of these features in turn, until `calls` calls are done; for no features, nothing."""
         features = list(descriptions)
+        if not features:
+            return
         for number in range(len(self._log.of_arm(OTHERS)), calls):
             progress("asking for other features", number, calls)
             feature, attempt = features[number % len(features)], number // len(features)
@@ -125,7 +127,8 @@ class Synthesis:
             # A control's text counts where it covers any missing target: it was not asked for one.
             outcome = judge(text, feature in fires if arm == TARGETS else bool(fires), shown, known)
         except (UnusableOutputError, OutputTooLongError) as error:
-            outcome, problem = "unusable", str(error).rstrip(".")
+            outcome = "unusable"
+            problem = str(error).rstrip(".")
         self._log.append(Call(arm, number, feature, outcome, text, fires, problem, self._generator.command))
         self._unusable = self._unusable + 1 if problem else 0
         if problem:

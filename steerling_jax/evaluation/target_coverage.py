@@ -47,7 +47,7 @@ def target_coverage(strongest: csr_array, targets: Sequence[int], least: int = 1
     N, S = table_shape(strongest)
     counts = sample_counts(strongest)
     texts = counts[list(targets)]
-    largest = np.asarray(strongest[:, list(targets)].max(axis=0).toarray(), np.float32).reshape(-1)
+    largest = strongest[:, list(targets)].toarray().max(axis=0)
     return TargetCoverage(N, texts, largest, np.maximum(0, least - texts), int((counts > 0).sum()), S)
 
 

@@ -39,3 +39,30 @@ def test_mixtures_are_ordered_by_their_share():
     lines = report.mixtures(figures).splitlines()
     assert lines[3].startswith("| 50 % | 0.90 (0.90–0.90) | 0.10")
     assert "| 0.50 | 1.00 | -1.00 |" in lines[-1]  # 0.2, 0.9, 0.5 has one pair in the wrong order
+
+
+def test_covered_features_are_shown_by_origin_and_by_target():
+    def arm(covered: int, **outcomes: int) -> dict:
+        return {"calls": 3, "covered": covered, "outcomes": outcomes}
+
+    difference = {"mean": 0.5, "low": 0.0, "high": 1.0}
+    features = [
+        {"feature": 7, "name": "files", "calls": 1, "kept": 1},
+        {"feature": 9, "name": None, "calls": 2, "kept": 0},
+    ]
+    figures = {
+        "targets": [{"feature": one["feature"], "promoted": [" open", "`", "close"]} for one in features],
+        "synthesis": {
+            "calls": 3,
+            "features": features,
+            "arms": {"targets": arm(1, kept=1, copied=2), "no feature": arm(0, silent=3)},
+            "natural": {"covered": 0.75, "low": 0.0, "high": 2.0},
+            "differences": {"no feature": difference, "natural texts": difference},
+        },
+    }
+    rows = report.cover(figures).splitlines()
+    assert rows[2] == "| targets | 3 | 1 of 2 |  | 1 | 0 | 2 | 0 | 0 |"
+    assert rows[3] == "| no feature | 3 | 0 of 2 | 0.50 (0.00–1.00) | 0 | 3 | 0 | 0 | 0 |"
+    assert rows[4].startswith("| natural texts | 3 | 0.8 (0–2) of 2 | 0.50 (0.00–1.00) |")
+    rows = report.cover_targets(figures).splitlines()
+    assert rows[2:] == ["| 7 | files | `open` `close` | 1 | 1 |", "| 9 |  | `open` `close` | 2 | 0 |"]

@@ -260,7 +260,7 @@ def test_a_killed_run_continues_exactly(world: World, report: Report, tmp_path: 
     kill = {"fail_at": 2, "how": "kill", "once": tmp_path / "once", "log": log}
     command = [sys.executable, "-m", "steerling_jax.cli.main", "sae", "cover", *line, *READ_WITH]
     own = ["--generator", world.generator(missed, **kill), "--out", str(killed)]
-    done = subprocess.run([*command, *own], check=False, timeout=300)
+    done = subprocess.run([*command, *own], check=False, timeout=600)
     assert done.returncode == -signal.SIGKILL
     assert len((killed / "calls.jsonl").read_text().splitlines()) == 2
     with (killed / "calls.jsonl").open("a") as file:
