@@ -1,7 +1,11 @@
-"""The objective against changes of language: its term beside a plain one in NumPy, and its controls."""
+"""The objective against changes of language: its term beside a plain one in NumPy, its controls, and on a mesh."""
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from functools import partial
 from typing import Any
 
@@ -18,6 +22,7 @@ from steerling_jax.objectives.language_tuning import LanguageObjective, pre_acti
 from steerling_jax.objectives.next_token import NextTokenObjective
 from steerling_jax.objectives.objective import Draws
 from tests.worlds.language_features import make_features
+from tests.worlds.paths import REPOSITORY
 from tests.worlds.small_decoder import small_config, small_run
 
 KEY, PROGRESS, CONFIG = jax.random.key(0), jnp.zeros(()), small_config()
@@ -153,3 +158,17 @@ def test_settings_that_do_not_fit():
             small_run(objective=LanguageObjective(**{"features": FEATURES, **values}), data=data)
     with pytest.raises(sj.UserError, match="was made with another model than here, from which the run starts"):
         LanguageObjective(features=make_features("abc")).check_start("def", "here")
+
+
+def test_losses_on_a_mesh_are_those_of_one_device():
+    """On eight devices, in a process of its own, with adapters and with all parameters."""
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-W", "error", "-m", "tests.worlds.sharded_language_tuning"]
+    done = subprocess.run(command, env=environment, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout)
+    assert len(found) == 3
+    for name, metrics in found.items():
+        assert metrics["penalty"][0] > 0, name
+        for key, (alone, together) in metrics.items():
+            assert together == pytest.approx(alone, rel=2e-4), (name, key)
