@@ -48,9 +48,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--scores",
-        choices=("all", "verbatim"),
+        choices=("all", "quick", "verbatim"),
         default="all",
-        help="verbatim: equal wording alone, for which the model is not run (default: %(default)s)",
+        help="quick: all but influence; verbatim: equal wording alone, for which the model is not run (default: "
+        "%(default)s)",
     )
     add("--nulls", type=int, default=100, metavar="N", help="random texts for each threshold (default: %(default)s)")
     add("--process-index", type=int, default=0, metavar="I", help="which of several processes this is, from 0")
@@ -77,6 +78,7 @@ def run(args: argparse.Namespace) -> None:
         gradient_side=args.gradients,
         nulls=args.nulls,
         verbatim=args.scores == "verbatim",
+        influence=args.scores != "quick",
     )
     bundle = sj.load(args.model)
     with stages() as progress:

@@ -98,5 +98,6 @@ def _show(text: str, evidence: Evidence) -> None:
             name = Text(f"{hit.name} ({hit.source})")
             table.add_row(score, value, name, str(hit.offset), Text(" ".join(hit.text.split())[:90]))
         if not evidence.of(score):
-            table.add_row(score, "–", f"nothing close (threshold {threshold:.3g})", "", "")
+            best = evidence.best[score]
+            table.add_row(score, "–", f"nothing close (threshold {threshold:.3g}, best {best:.3g})", "", "")
     stdout().print(table)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 Score = Literal["verbatim", "signature", "representation", "influence"]
@@ -25,6 +25,7 @@ class Hit:
         text: The span as text.
         query: Span [start, end) of the searched text that it matches.
         occurrences: Number of places in the corpus with the same tokens; None for scores other than verbatim.
+        license: The license of the document's source; empty where the corpus records none.
     """
 
     score: Score
@@ -40,6 +41,7 @@ class Hit:
     text: str
     query: tuple[int, int]
     occurrences: int | None = None
+    license: str = ""
 
 
 @dataclass(frozen=True)
@@ -50,12 +52,15 @@ class Evidence:
         thresholds: For each score the value that 1 in 100 random texts of the span's length reaches (of 64 tokens for
             longer spans; see `thresholds.py`). Only hits above it are listed, so a score without hits found nothing
             that is closer than chance.
+        best: For each score the best value in the corpus, also below its threshold. Empty in evidence of versions that
+            did not record it.
     """
 
     start: int
     end: int
     hits: tuple[Hit, ...]
     thresholds: dict[Score, float]
+    best: dict[Score, float] = field(default_factory=dict)
 
     def of(self, score: Score) -> tuple[Hit, ...]:
         """The hits of one score, best first."""

@@ -47,10 +47,12 @@ def find_evidence(
         score: index.threshold(score, query.length) for score in scores if score in index.thresholds
     }
     hits: list[Hit] = []
+    best: dict[Score, float] = {}
     for score, threshold in thresholds.items():
-        best = query.verbatim_hits(k, threshold) if score == "verbatim" else query.chunk_hits(score, k)
-        hits += [hit for hit in best if hit.value > threshold]
-    return Evidence(start, end, tuple(hits), thresholds)
+        found = query.verbatim_hits(k, threshold) if score == "verbatim" else query.chunk_hits(score, k)
+        best[score] = query.longest_match if score == "verbatim" else found[0].value
+        hits += [hit for hit in found if hit.value > threshold]
+    return Evidence(start, end, tuple(hits), thresholds, best)
 
 
 def best_values(index: Index, tokens: np.ndarray, start: int, end: int) -> dict[Score, tuple[float, float]]:
@@ -60,7 +62,7 @@ def best_values(index: Index, tokens: np.ndarray, start: int, end: int) -> dict[
     """
     query = SpanQuery(index, np.asarray(tokens, np.int32), start, end)
     best: dict[Score, float] = {
-        score: float(query.match_lengths.max(initial=0)) if score == "verbatim" else query.chunk_hits(score, 1)[0].value
+        score: query.longest_match if score == "verbatim" else query.chunk_hits(score, 1)[0].value
         for score in index.thresholds
     }
     return {score: (value, index.threshold(score, query.length)) for score, value in best.items()}
@@ -109,6 +111,11 @@ class SpanQuery:
         for tokens, suffixes in self.index.unit_texts:
             lengths = np.maximum(lengths, longest_matches(tokens, suffixes, self._span))
         return lengths
+
+    @property
+    def longest_match(self) -> float:
+        """The number of tokens of the longest verbatim match; 0 without any."""
+        return float(self.match_lengths.max(initial=0))
 
     def verbatim_hits(self, k: int, above: float) -> list[Hit]:
         """At most k places of maximal spans of more than `above` tokens, longest first.
@@ -180,6 +187,7 @@ class SpanQuery:
             text=self.index.bundle.tokenizer.decode(corpus.tokens(start, end).tolist()),
             query=query,
             occurrences=count,
+            license=corpus.license_of(record.source),
         )
 
 

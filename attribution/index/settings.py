@@ -32,6 +32,7 @@ class IndexSettings:
             query. 0: compute gradients on request, for candidates of the other scores only.
         nulls: Random texts that a threshold is estimated from.
         verbatim: Verbatim search alone, without the model's signatures and hidden rows, which take nearly all the time.
+        influence: Also search by influence, whose threshold takes minutes.
     """
 
     context: int = 64
@@ -41,12 +42,14 @@ class IndexSettings:
     gradient_side: int = 0
     nulls: int = 100
     verbatim: bool = False
+    influence: bool = True
 
     def __post_init__(self) -> None:
         require(self.context >= 0, f"context is {self.context}, but it must not be negative.")
         require(self.unit_tokens >= 1, f"unit_tokens is {self.unit_tokens}, but it must be at least 1.")
         require(self.gradient_side >= 0, f"gradient_side is {self.gradient_side}, but it must not be negative.")
-        require(not (self.verbatim and self.gradient_side), "An index for verbatim search alone has no gradients.")
+        without_gradients = self.verbatim or not self.influence
+        require(not (without_gradients and self.gradient_side), "An index without influence has no gradients.")
         require(self.nulls >= 10, f"nulls is {self.nulls}, but a threshold needs at least 10.")
         unknown = [split for split in self.splits if split not in SPLITS]
         require(not unknown and bool(self.splits), f"splits is {self.splits!r}: give some of {', '.join(SPLITS)}.")
@@ -71,8 +74,9 @@ class IndexSettings:
 def index_description(corpus: CorpusStore, bundle: Bundle, settings: IndexSettings) -> dict[str, Any]:
     """The contents of `index.json`: an index belongs to one checkpoint, one vocabulary and one set of settings."""
     saved = asdict(settings)
-    if not settings.verbatim:  # as in indexes of versions without this setting
-        del saved["verbatim"]
+    for name, default in (("verbatim", False), ("influence", True)):
+        if saved[name] == default:  # as in indexes of versions without this setting
+            del saved[name]
     return {
         "fingerprint": fingerprint(bundle.params, bundle.config),
         "tokenizer_sha256": corpus.manifest["tokenizer_sha256"],

@@ -53,7 +53,7 @@ def compute_thresholds(index: Index, progress: Progress) -> dict[str, dict[str, 
         score: {"lengths": list(LENGTHS), "values": [float(np.quantile(values, _QUANTILE)) for values in by_length]}
         for score, by_length in best.items()
     }
-    if index.settings.verbatim:
+    if index.settings.verbatim or not index.settings.influence:
         return table
     return table | {"influence": {"lengths": [INFLUENCE_LENGTH], "values": [_influence_threshold(index, draw)]}}
 

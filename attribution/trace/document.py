@@ -181,6 +181,7 @@ def evidence_panel(evidence: Evidence) -> dict[str, Any]:
     return {
         "thresholds": {score: rounded(value) for score, value in evidence.thresholds.items()},
         "nothing_close": list(evidence.nothing_close),
+        "best": {score: rounded(value) for score, value in evidence.best.items()},
         "hits": [
             dataclasses.asdict(hit) | {"value": rounded(hit.value), "query": list(hit.query)} for hit in evidence.hits
         ],

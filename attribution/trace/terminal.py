@@ -8,6 +8,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from steerling_jax.attribution.index.evidence import Evidence, Score
 from steerling_jax.attribution.trace.explanation import ExplainedChunk, Explanation
 from steerling_jax.attribution.trace.features import strongest_features
 from steerling_jax.explain.contributions import Contributions
@@ -145,15 +146,21 @@ def _features(parts: FeatureContributions, chunk: ExplainedChunk, count: int) ->
     return Text("\n").join(lines)
 
 
+def _nothing_close(evidence: Evidence, score: Score) -> str:
+    """The threshold of a score without hits, and the best value below it."""
+    best = f", best {evidence.best[score]:.3g}" if score in evidence.best else ""
+    return f"nothing close (threshold {evidence.thresholds[score]:.3g}{best})"
+
+
 def _evidence(chunk: ExplainedChunk) -> Text:
     """The best hit of each score."""
     assert chunk.evidence is not None
     text = Text()
     for number, score in enumerate(chunk.evidence.thresholds):
         text.append(f"{'' if number == 0 else chr(10)}{score:<15}")
-        hits = chunk.evidence.of(score)  # pyright: ignore[reportArgumentType]
+        hits = chunk.evidence.of(score)
         if not hits:
-            text.append("nothing close", style="dim")
+            text.append(_nothing_close(chunk.evidence, score), style="dim")
             continue
         words = " ".join(hits[0].text.split())
         text.append(f"{hits[0].value:.3g}  ")

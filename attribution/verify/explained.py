@@ -195,6 +195,8 @@ def _evidence(figure: Figure, place: str, recorded: Mapping[str, Any] | None, ev
     figure.compare_field(f"{place}, scores", sorted(recorded["thresholds"]), sorted(evidence.thresholds))
     for score, threshold in evidence.thresholds.items():
         _relative(figure, f"{place}, threshold of {score}", recorded["thresholds"].get(score, 0.0), threshold)
+        if score in recorded.get("best", {}):  # absent in documents of versions that did not record it
+            _relative(figure, f"{place}, best of {score}", recorded["best"][score], evidence.best[score])
         shares, computed = recorded["sources"].get(score, {}), evidence.sources(score)
         for source in sorted({*shares, *computed}):
             figure.compare(f"{place}, share of {source}", shares.get(source, 0.0), computed.get(source, 0.0))

@@ -57,7 +57,7 @@ def bundle(text_model: Path) -> sj.Bundle:
 def evidence(tokens: np.ndarray, start: int, end: int) -> Evidence:
     hit = Hit("verbatim", 4.0, 7, 2, NASTY, "docs", "0" * 64, 30, 34, 3, f"hit {NASTY}", (start, start + 4))
     other = dataclasses.replace(hit, value=2.0, source="code")
-    return Evidence(start, end, (hit, other), {"verbatim": 1.0, "signature": 0.5})
+    return Evidence(start, end, (hit, other), {"verbatim": 1.0, "signature": 0.5}, {"verbatim": 4.0, "signature": 0.25})
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +165,7 @@ def test_chunks_have_names_and_evidence(document: dict[str, Any], explanation: E
         assert ours.inputs is not None
         assert [entry["id"] for entry in chunk["known"]] == [e.concept_id for e in ours.top("known", 3)]
         assert chunk["evidence"]["nothing_close"] == ["signature"]
+        assert chunk["evidence"]["best"] == {"verbatim": 4.0, "signature": 0.25}
         assert chunk["evidence"]["sources"]["verbatim"] == {"docs": 0.666667, "code": 0.333333}
         assert chunk["evidence"]["hits"][0]["name"] == NASTY
         summed = sum(chunk["inputs"]["attributions"]) + chunk["inputs"]["rest"]
@@ -187,7 +188,7 @@ def test_terminal_report(explanation: Explanation):
     console.print(render(explanation, 3))
     text = console.export_text()
     assert text.count("chunk ") == len(explanation.chunks)
-    assert "nothing close" in text
+    assert "nothing close (threshold 0.5, best 0.25)" in text
     assert "known concepts" in text
     # The sum of the prompt's tokens, then its five strongest ones; the same for what was written before.
     for name in ("prompt", "written"):

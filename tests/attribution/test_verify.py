@@ -31,7 +31,9 @@ def bundle(text_model: Path) -> sj.Bundle:
 def find_evidence(tokens: np.ndarray, start: int, end: int) -> Evidence:
     hit = Hit("verbatim", 4.0, 7, 2, "a document", "docs", "0" * 64, 30, 34, 3, "a text", (start, start + 4))
     near = Hit("signature", 0.75, 9, 3, "another", "code", "1" * 64, 50, 60, 0, "its text", (start, end))
-    return Evidence(start, end, (hit, near), {"verbatim": 1.0, "signature": 0.5, "representation": 0.5})
+    thresholds = {"verbatim": 1.0, "signature": 0.5, "representation": 0.5}
+    best = {"verbatim": 4.0, "signature": 0.75, "representation": 0.25}
+    return Evidence(start, end, (hit, near), thresholds, best)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +151,7 @@ FIGURES: dict[str, list[Change]] = {
         scaled("chunks", 0, "evidence", "hits", 0, "value"),
         scaled("chunks", 0, "evidence", "hits", 1, "value"),
         scaled("chunks", 0, "evidence", "thresholds", "signature"),
+        scaled("chunks", 0, "evidence", "best", "representation"),
         scaled("chunks", 0, "evidence", "sources", "verbatim", "docs"),
         assigned("a better document", "chunks", 0, "evidence", "hits", 1, "name"),
         assigned([], "chunks", 0, "evidence", "nothing_close"),

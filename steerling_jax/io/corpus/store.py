@@ -89,6 +89,10 @@ class CorpusStore:
         """The annotators' names, by their numbers in `chunk_origins`; empty for stores of versions without origins."""
         return self.manifest.get("annotators", [])
 
+    def license_of(self, source: str) -> str:
+        """The license of a source as its description gives it; empty for sources that are not described."""
+        return self.manifest.get("source", {}).get("sources", {}).get(source, {}).get("license", "")
+
     @property
     def chunk_count(self) -> int:
         """Number of chunks in the store, M."""

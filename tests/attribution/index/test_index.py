@@ -53,7 +53,8 @@ def bundle() -> sj.Bundle:
 
 def make_corpus(folder: Path, bundle: sj.Bundle, documents: Sequence[int]) -> CorpusStore:
     """A store with these documents of random tokens, three chunks each, and a held-out document."""
-    with corpus_writer(folder, bundle.tokenizer, concepts=[], source={}) as writer:
+    described = {"sources": {"source 0": {"license": "PSF-2.0"}}}
+    with corpus_writer(folder, bundle.tokenizer, concepts=[], source=described) as writer:
         for number in [*documents, -1]:
             draw = random.Random(number)
             chunks = [([draw.randrange(200) for _ in range(draw.randrange(12, 24))], []) for _ in range(3)]
@@ -106,7 +107,18 @@ def test_an_index_for_verbatim_search_alone(bundle: sj.Bundle, corpus: CorpusSto
     assert found.hits == tuple(hit for hit in whole.hits if hit.score == "verbatim")
     with pytest.raises(UserError, match="another settings"):
         build_index(corpus, bundle, tmp_path / "verbatim", SETTINGS)
-    assert "verbatim" not in IndexFolder(index.folder.folder).metadata["settings"], "as in indexes that exist"
+    assert not {"verbatim", "influence"} & set(IndexFolder(index.folder.folder).metadata["settings"]), (
+        "as in indexes that exist"
+    )
+
+
+def test_an_index_without_influence(bundle: sj.Bundle, corpus: CorpusStore, index: Index, tmp_path: Path):
+    settings = replace(SETTINGS, influence=False)
+    build_index(corpus, bundle, tmp_path / "quick", settings)
+    quick = open_index(tmp_path / "quick", corpus, bundle)
+    assert quick.thresholds == {name: table for name, table in index.thresholds.items() if name != "influence"}
+    with pytest.raises(UserError, match="without influence has no gradients"):
+        replace(settings, gradient_side=4)
 
 
 def contents(folder: Path) -> dict:
@@ -148,6 +160,7 @@ def test_a_copied_chunk_is_found_by_every_score(bundle: sj.Bundle, corpus: Corpu
         assert (best.chunk, best.document, best.name) == (number, chunk.document, document.name), score
         assert (best.start, best.end, best.offset) == (chunk.start, chunk.end, start)
         assert (best.source, best.sha256, best.query) == (document.source, document.sha256, (start, len(text)))
+        assert best.license == ("PSF-2.0" if document.source == "source 0" else "")
     assert evidence.of("verbatim")[0].value == chunk.end - chunk.start
     assert evidence.of("representation")[0].value == pytest.approx(1, abs=2e-3)
     assert evidence.of("influence")[0].value > 0.5  # masked in another way than the chunk was
@@ -184,6 +197,9 @@ def test_random_text_has_nothing_close(bundle: sj.Bundle, index: Index):
             close[score] += bool(evidence.of(score))
         assert "verbatim" in evidence.nothing_close
         assert set(evidence.nothing_close) == {s for s in SCORES if not evidence.of(s)}
+        assert all(evidence.best[s] <= evidence.thresholds[s] for s in evidence.nothing_close)
+        assert all(evidence.best[hit.score] >= hit.value for hit in evidence.hits)
+        assert evidence.best["verbatim"] == 0, "tokens that no document has"
     assert max(close.values()) <= 2, close
 
 

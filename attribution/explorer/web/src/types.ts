@@ -79,11 +79,14 @@ export interface Hit {
   readonly text: string;
   readonly query: Span;
   readonly occurrences: number | null;
+  readonly license?: string;
 }
 
 export interface Evidence {
   readonly thresholds: Readonly<Record<string, number>>;
   readonly nothing_close: readonly string[];
+  /** The best value in the corpus, also below the threshold; absent in older documents. */
+  readonly best?: Readonly<Record<string, number>>;
   readonly hits: readonly Hit[];
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ PROMPT = "The quick brown 값은"
 
 
 def find_evidence(tokens: Any, start: int, end: int) -> Evidence:
-    hit = Hit("verbatim", 4.0, 7, 2, NASTY, "docs", "0" * 64, 30, 34, 3, f"hit {NASTY}", (start, start + 2), 2)
-    return Evidence(start, end, (hit,), {"verbatim": 1.0, "signature": 0.5})
+    place = (NASTY, "docs", "0" * 64, 30, 34, 3, f"hit {NASTY}", (start, start + 2))
+    hit = Hit("verbatim", 4.0, 7, 2, *place, occurrences=2, license="PSF-2.0")
+    return Evidence(start, end, (hit,), {"verbatim": 1.0, "signature": 0.5}, {"verbatim": 4.0, "signature": 0.25})
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +76,11 @@ def test_a_file_shows_the_numbers_of_its_document(browser: Browser, address: str
     chunk = view.document["chunks"][0]
     with watched_page(browser, f"{address}#at={chunk['start']}-{chunk['end']}&panel=evidence") as watched:
         expect(watched.page.locator("#panel")).to_contain_text("hit </script><img")
+        expect(watched.page.locator("#panel")).to_contain_text("2 times in the corpus · PSF-2.0")
+        nothing = watched.page.locator("#panel .nothing")
+        expect(nothing).to_contain_text(
+            re.compile(r"Nothing close\. Threshold: 0\.50?,.*The closest place has 0\.25\.")
+        )
         assert watched.page.locator("img").count() == 0
 
 

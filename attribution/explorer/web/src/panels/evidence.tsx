@@ -1,4 +1,4 @@
-// The panel "Training data": hits above the threshold of each score, or "nothing close" with the threshold.
+// The panel "Training data": hits above the threshold of each score, or "nothing close" with threshold and best value.
 
 import { formatSpan } from "../pure/address.ts";
 import { plain } from "../pure/numbers.ts";
@@ -63,6 +63,7 @@ function Scores({ found }: { found: Found }) {
             {hits.length === 0 ? (
               <p class="nothing">
                 <b>{w.nothing}</b> {w.threshold(amount(score, found.thresholds[score]!))}
+                {found.best?.[score] !== undefined && ` ${w.best(amount(score, found.best[score]))}`}
               </p>
             ) : (
               <ol class="hits">
@@ -117,6 +118,7 @@ function OneHit({ hit }: { hit: Hit }) {
         <span class="source">
           <b>{hit.name}</b> · {hit.source} · <span class="number">{amount(hit.score, hit.value)}</span>
           {hit.occurrences !== null && ` · ${w.occurrences(hit.occurrences)}`}
+          {hit.license && ` · ${hit.license}`}
         </span>
       </button>
       {additions.passage !== undefined && (

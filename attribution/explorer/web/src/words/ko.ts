@@ -139,6 +139,7 @@ export const ko: Words = {
     notOfCase: "이 예의 이 선택에는 학습 데이터가 저장되어 있지 않습니다. 청크를 고르거나 글을 직접 써 보세요.",
     nothing: "가까운 것이 없습니다.",
     threshold: (value: string) => `문턱값: ${value}. 무작위 글 100개 중 1개가 이릅니다.`,
+    best: (value: string) => `가장 가까운 자리는 ${value}입니다.`,
     tokens: (count: number) => `토큰 ${count}개`,
     occurrences: (count: number) => `말뭉치에 ${count}번`,
     foot: "문턱값을 넘는 자리는 글과 가깝습니다. 모델이 거기에서 배웠다는 뜻은 아닙니다.",
