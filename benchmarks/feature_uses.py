@@ -6,9 +6,12 @@
     python benchmarks/feature_uses_report.py
 
 A call runs `steerling sae compare` on the benchmarks and on the mixtures, `steerling sae classify` on each table of the
-texts, and `steerling steer-eval` from docstrings to code, or those of --parts, with seed 0. Each result is stored at
-once in docs/results/feature-uses.json, under the name of the model. Without --autoencoder, features are those of the
-model's bottleneck, by which nothing can be steered: leave the part out.
+texts, and `steerling steer-eval` from docstrings to code and to sentences that oblige, or those of --parts, with seed
+0. Each result is stored at once in docs/results/feature-uses.json, under the name of the model. Without --autoencoder,
+features are those of the model's bottleneck, by which nothing can be steered: leave these parts out.
+
+The part `mixing` is steering away from English, with the texts of `feature_language_texts.py` and a model that writes
+other languages (the name `languages`).
 """
 
 from __future__ import annotations
@@ -30,17 +33,23 @@ RESULTS = Path(__file__).parents[1] / "docs" / "results" / "feature-uses.json"
 SIZE = 20  # samples of a subset: half of the 40 of each benchmark
 COMPARISONS = ("compare", "mixtures")
 TABLES = ("code", "mathematics", "mmlu", "languages", "bad_words")
-ALL = (*COMPARISONS, *TABLES, "steering")
+# Steering: the folder of the texts, and the options.
+CASES = {
+    "steering": ("--strengths", "1,2,4,8"),
+    "obligation": ("--strengths", "1,2,4,8"),
+    "mixing": ("--strengths", "1,2,4,8", "--away", "--script", "Latin"),
+}
+ALL = (*COMPARISONS, *TABLES, "steering", "obligation")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("texts", type=Path)
-    parser.add_argument("name", choices=("bundled", "smollm2"))
+    parser.add_argument("name", choices=("bundled", "smollm2", "languages"))
     parser.add_argument("--model", required=True)
     parser.add_argument("--autoencoder")
     parser.add_argument("--layer", help="of the comparison")
-    parser.add_argument("--parts", nargs="+", choices=ALL, default=ALL)
+    parser.add_argument("--parts", nargs="+", choices=(*ALL, "mixing"), default=ALL)
     args = parser.parse_args()
     reader = ["--model", args.model, *(["--autoencoder", args.autoencoder] if args.autoencoder else [])]
     for part in args.parts:
@@ -49,10 +58,12 @@ def main() -> None:
             files = sorted(map(str, (args.texts / part).glob("*.jsonl")))
             layer = ["--layer", args.layer] if args.layer else []
             figures = without_samples(steerling("sae", "compare", *files, *reader, *layer, "--size", str(SIZE)))
-        elif part == "steering":
+        elif part in CASES:
             files = [word for name in ("positive", "negative", "prompts")
-                     for word in (f"--{name}", str(args.texts / "steering" / f"{name}.jsonl"))]  # fmt: skip
-            figures = without_texts(steerling("steer-eval", *files, *reader, "--strengths", "1,2,4,8"))
+                     for word in (f"--{name}", str(args.texts / part / f"{name}.jsonl"))]  # fmt: skip
+            picture = RESULTS.with_name(f"feature-uses-{part}.svg")
+            case = steerling("steer-eval", *files, *reader, *CASES[part], "--plot", str(picture))
+            figures = without_texts(case)
         else:
             groups = ["--positive", "bad", "--group", "language"] if part == "bad_words" else []
             figures = steerling("sae", "classify", str(args.texts / "classify" / f"{part}.csv"), *reader, *groups)

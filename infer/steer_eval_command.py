@@ -32,6 +32,8 @@ examples:
   steerling steer-eval --corpus ./corpus --own --strengths 1
   steerling steer-eval --corpus ./corpus --json --csv figures.csv --plot figures.svg > steering.json
   steerling steer-eval --positive code.txt --negative prose.txt --prompts prompts.txt --autoencoder ./sae/export
+  steerling steer-eval --positive ru.txt --negative en.txt --prompts mixed.txt --autoencoder ./sae --away \\
+    --script Cyrillic --plot languages.svg
 """
 
 
@@ -86,7 +88,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     strengths = parse_strengths(args.strengths, "--strengths")
     if args.positive is not None:
-        run_case_command(args, strengths)
+        run_case_command(args, strengths, parse_strengths(args.concept_strengths, "--concept-strengths"))
         return
     if args.corpus is None:
         raise UserError("Give --corpus to steer by concepts, or --positive and its options to steer by a feature.")

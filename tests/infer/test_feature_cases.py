@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -12,15 +13,16 @@ import pytest
 import steerling_jax as sj
 from steerling_jax.cli.main import main
 from steerling_jax.evaluation.intervals import Estimate
-from steerling_jax.infer.steer_eval.feature_cases import (
-    ArmFigures,
-    CaseSettings,
-    choose,
+from steerling_jax.infer.steer_eval.case_arms import ArmFigures, CaseSettings, choose, push
+from steerling_jax.infer.steer_eval.case_candidates import (
+    concept_plan,
     find_candidates,
-    make_judge,
-    push,
+    find_concept,
+    strongest_concepts,
 )
+from steerling_jax.infer.steer_eval.case_judges import script_judge, word_judge
 from steerling_jax.infer.steer_eval.neutral_loss import neutral_loss
+from steerling_jax.models.edits import LayerEdit
 from steerling_jax.progress import no_progress
 from tests.worlds.topic_texts import AUTOENCODER, MODEL, READ_WITH, topic_texts
 
@@ -46,9 +48,22 @@ def test_the_choice_has_the_largest_effect_within_the_limit():
 
 
 def test_the_judge_knows_texts_by_their_words():
-    judge, area = make_judge([f"def f{i}(x): return x" for i in range(9)], [f"the end of {i} words" for i in range(9)])
-    assert area == 1.0
-    assert judge(["def g(x): pass", "the other words"]).tolist() == [True, False]
+    judge = word_judge([f"def f{i}(x): return x" for i in range(9)], [f"the end of {i} words" for i in range(9)])
+    assert judge.auc == 1.0
+    assert judge.positive(["def g(x): pass", "the other words"]).tolist() == [True, False]
+
+
+def test_the_script_judge_counts_letters():
+    judge = script_judge("cyrillic", ["Все люди рождаются", "свободными"], ["All are born", "free"])
+    assert judge.auc == 1.0
+    texts = ["free and равными", "free, equal and in dignity я", "12", "всех"]
+    assert judge.positive(texts).tolist() == [True, False, False, True]  # 7 of 14 letters, 1 of 23, none, all
+    assert script_judge("Han", ["人人生而自由", "平等"], ["All", "free"]).positive(["自由", "free"]).tolist() == [
+        True,
+        False,
+    ]
+    with pytest.raises(sj.UserError, match="few letters of it"):
+        script_judge("Greek", ["Все люди"], ["All"])
 
 
 def test_candidates_have_directions_of_the_usual_latent(bundle: sj.Bundle):
@@ -93,7 +108,8 @@ def test_a_case_from_the_command_line(bundle: sj.Bundle, tmp_path: Path, capsys:
         files[name].write_text("\n".join(texts(topic, bundle, 6)))
     options = [word for name, file in files.items() for word in (f"--{name}", str(file))]
     line = ["steer-eval", *READ_WITH, *options, "--strengths", "1", "--max-new-tokens", "4", "--damage-limit", "100"]
-    assert main([*line, "--json"]) == 0
+    assert main([*line, "--json", "--plot", str(tmp_path / "case.svg")]) == 0
+    assert "<svg" in (tmp_path / "case.svg").read_text()
     report = json.loads(capsys.readouterr().out)
     assert [arm["name"] for arm in report["arms"]] == [
         "nothing", "feature", "random directions", "difference of means", "prompt",
@@ -102,11 +118,60 @@ def test_a_case_from_the_command_line(bundle: sj.Bundle, tmp_path: Path, capsys:
     assert [arm["damage"] for arm in report["arms"] if arm["name"] in ("nothing", "prompt")] == [0, 0]
     assert all(arm["damage"] != 0 for arm in report["arms"] if arm["layer"] is not None)
     assert report["chosen"]["strength"] == 1
+    assert (report["concept"], report["judge"]) == (None, "words")
     assert len(report["tuning"]) == 2
     assert main(["steer-eval", *READ_WITH, *options[:4]]) == 2
     assert "--positive needs --prompts" in capsys.readouterr().err
     assert main(["steer-eval"]) == 2
     assert "Give --corpus" in capsys.readouterr().err
+    assert main([*line, "--plot", "case.txt"]) == 2
+    assert "must end in" in capsys.readouterr().err
+    assert main([*line, "--script", "Latin"]) == 2
+    assert "--script is 'Latin'" in capsys.readouterr().err
     files["prompts"].write_text("1 2\n")
     assert main(line) == 2
     assert "There are 1 texts in the file of --prompts" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def concepts(text_model: Path) -> sj.Bundle:
+    return sj.load(text_model, dtype="float32")
+
+
+def test_the_built_in_concept_is_the_one_with_the_largest_difference(concepts: sj.Bundle):
+    positive = ["def connect(self): return socket.socket()", "import threading"]
+    negative = ["The end of the matter.", "A word."]
+    found = find_concept(concepts, positive, negative, None, no_progress)
+    assert found is not None
+    activations = np.stack([strongest_concepts(concepts, text) for text in (*positive, *negative)])
+    differences = activations[:2].mean(axis=0) - activations[2:].mean(axis=0)
+    assert found.concept == int(np.argmax(differences))
+    assert found.difference == pytest.approx(float(differences.max()))
+    assert concepts.concept_names is not None
+    assert found.name == concepts.concept_names[found.concept]
+    named = find_concept(concepts, positive, negative, concepts.concept_names[1], no_progress)
+    assert named is not None
+    assert named.concept == 1
+    assert named.difference == pytest.approx(float(differences[named.concept]))
+    with pytest.raises(sj.UserError, match="There is no known concept"):
+        find_concept(concepts, positive, negative, "No such", no_progress)
+
+
+def test_a_concept_changes_the_loss_of_neutral_texts_at_masked_positions(concepts: sj.Bundle):
+    texts = ["The socket is closed by the server when the thread ends, and the file is removed."]
+    plain = neutral_loss(concepts, texts, (), 0)
+    assert neutral_loss(concepts, texts, (), 0, concept_plan(concepts, 1, 8.0, False)) != plain
+    # Suppression also acts on the logits: the same injection alone gives another loss.
+    suppressed = concept_plan(concepts, 1, 4.0, True)
+    without = dataclasses.replace(suppressed, suppression=jnp.zeros_like(suppressed.suppression))
+    assert neutral_loss(concepts, texts, (), 0, suppressed) != neutral_loss(concepts, texts, (), 0, without)
+    # An edit of the same vector at all positions is not the plan, which leaves what is given as it is.
+    vector = np.asarray(without.tables(0, concepts.backbone.n_layers)[0])
+    edit = LayerEdit(push=jnp.asarray(vector)[:, None, None, :])
+    assert neutral_loss(concepts, texts, (edit,), 0) != pytest.approx(neutral_loss(concepts, texts, (), 0, without))
+
+
+def test_a_model_without_concepts_has_no_built_in_arm(bundle: sj.Bundle):
+    assert find_concept(bundle, ["1 2"], ["3 4"], None, no_progress) is None
+    with pytest.raises(sj.UserError, match="--concept names 'Files'"):
+        find_concept(bundle, ["1 2"], ["3 4"], "Files", no_progress)
