@@ -20,6 +20,7 @@ from steerling_jax.io.json_files import read_json_object
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 TABLES = ("code", "mathematics", "mmlu", "languages", "bad_words")
+CASES = ("steering", "obligation", "mixing")
 METHODS = (
     ("best layer", 1), ("best layer", 2), ("best layer", 5), ("best layer", 10), ("all layers", 5),
     ("a tenth of the texts", 1), ("a tenth of the texts", 5), ("random features", 5), ("difference of means", None),
@@ -38,17 +39,22 @@ def tables(results: Mapping[str, Any]) -> dict[str, str]:
         ):
             if part in one:
                 parts[f"{model} {name}"] = make(one[part])
-        if "steering" in one:
-            parts[f"{model} steering"] = steering(one["steering"])
-            parts[f"{model} doses"] = doses(one["steering"])
         if "cover" in one:
             parts[f"{model} cover"] = cover(one["cover"])
             parts[f"{model} cover targets"] = cover_targets(one["cover"])
         if "tuning" in one:
             parts[f"{model} tuning"] = tuning(one["tuning"])
+        for case in CASES:
+            if case in one:
+                parts[f"{model} {case}"] = steering(one[case])
+                parts[f"{model} {case} doses"] = doses(one[case])
+        if "answers" in one:
+            parts[f"{model} answers"] = answers(one["answers"])
+            parts[f"{model} correlations"] = correlations(one["answers"])
         if "bad_words" in one:
             parts[f"{model} transfer"] = transfer(one["bad_words"])
-        parts[f"{model} classes"] = classes({part: one[part] for part in TABLES if part in one})
+        if present := {part: one[part] for part in TABLES if part in one}:
+            parts[f"{model} classes"] = classes(present)
     return parts
 
 
@@ -155,6 +161,10 @@ def doses(report: Mapping[str, Any]) -> str:
         cells = {arm["strength"]: f"{arm['found']['mean']:.2f} ({arm['damage']:.2f})" for arm in arms
                  if arm["layer"] == one["layer"]}  # fmt: skip
         rows.append([f"{one['layer']}: {one['feature']} (Δ {one['difference']:.2f})", *(cells[s] for s in strengths)])
+    if concept := report.get("concept"):
+        cells = {arm["strength"]: f"{arm['found']['mean']:.2f} ({arm['damage']:.2f})" for arm in report["tuning"]
+                 if arm["name"] == "built-in concept"}  # fmt: skip
+        rows.append([f"concept {concept['name']}, in logits", *(cells.get(s, "") for s in strengths)])
     return table(["layer: feature", *(f"strength {s:g}" for s in strengths)], rows)
 
 
@@ -189,6 +199,28 @@ def tuning(report: Mapping[str, Any]) -> str:
     rows = [[name, str(one["texts"]), interval(one["with_targets"], 3), interval(one["without_targets"], 3)]
             for name, one in report["arms"].items()]  # fmt: skip
     return table(["tuned on", "texts", "held-out texts with a target", "without one"], rows)
+
+
+def answers(report: Mapping[str, Any]) -> str:
+    """A row for each collection: its redundancy by features, by n-grams, and by the models' scores."""
+    rows = [[one["name"], *(f"{one[field]:.3f}" for field in ("features", "ngrams", "answers"))]
+            for one in report["benchmarks"]]  # fmt: skip
+    return table(["benchmark", "features: share", "3-grams: share", "answers"], rows)
+
+
+def correlations(report: Mapping[str, Any]) -> str:
+    """Rank correlations over the collections."""
+    names = {
+        "features": "features' share and answers",
+        "value": "features' redundancy and answers",
+        "ngrams": "3-grams' share and answers",
+        "features_without_ngrams": "features' share and answers, without 3-grams",
+        "ngrams_without_features": "3-grams' share and answers, without features",
+        "features_and_ngrams": "features' share and 3-grams' share",
+    }
+    figures = report["correlations"]
+    return table(["quantities", "rank correlation (95 %)"], [[text, interval(figures[name])]
+                                                             for name, text in names.items()])  # fmt: skip
 
 
 def scores_of(one: Mapping[str, Any], method: str, count: int | None) -> Mapping[str, Any]:

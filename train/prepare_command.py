@@ -105,9 +105,10 @@ def run(args: argparse.Namespace) -> None:
         _check(args)
         return
     from steerling_jax.cli.console import note, print_json, stages
+    from steerling_jax.io.stages.staged_work import RunnerConfig
     from steerling_jax.train.corpus.input_files import left_out_files
     from steerling_jax.train.corpus.sources import TextSource
-    from steerling_jax.train.prepare.config import PrepareConfig, RunnerConfig
+    from steerling_jax.train.prepare.config import PrepareConfig
     from steerling_jax.train.prepare.prepare import prepare
 
     # The numbers are validated before any file is read.

@@ -14,11 +14,10 @@ import numpy as np
 
 from steerling_jax.attribution.sae.labelled_texts import LabelledTexts
 from steerling_jax.autoencoders.autoencoder import Autoencoder
-from steerling_jax.bundle import Bundle
 from steerling_jax.evaluation.binary_scores import BinaryScores, binary_scores
 from steerling_jax.evaluation.feature_rules import FeatureRule
 from steerling_jax.explain.text_classification import Method, ReadTexts, evaluate_methods, find_rule, transfer
-from steerling_jax.explain.text_features import read_text_features
+from steerling_jax.explain.text_features import LayerFeatures
 from steerling_jax.progress import Progress
 
 
@@ -47,7 +46,7 @@ class Classification:
 
 
 def classify(
-    bundle: Bundle,
+    layers: Sequence[LayerFeatures],
     autoencoders: Sequence[Autoencoder],
     labelled: LabelledTexts,
     *,
@@ -55,8 +54,10 @@ def classify(
     seed: int,
     progress: Progress,
 ) -> Classification:
-    """Reads the texts once and evaluates every method for each positive class. count: K of rules that are saved."""
-    layers = read_text_features(bundle, autoencoders, labelled.texts, progress)
+    """Evaluates every method for each positive class.
+
+    layers: what each autoencoder read in the texts. count: K of rules that are saved.
+    """
     groups = sorted(set(labelled.groups.tolist()))
     classes = []
     for number, label in enumerate(labelled.positive):

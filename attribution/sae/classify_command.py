@@ -7,7 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from steerling_jax.attribution.sae.options import add_output_options, add_reading_options, load_model_and_autoencoders
+from steerling_jax.attribution.sae.options import (
+    add_output_options,
+    add_reading_options,
+    add_stage_options,
+    check_stage_options,
+    load_model_and_autoencoders,
+)
 from steerling_jax.cli.arguments import number_in_range
 from steerling_jax.errors import UserError
 
@@ -30,7 +36,7 @@ examples:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add, count = parser.add_argument, number_in_range(int, 1)
-    add("file", type=Path, metavar="FILE", help="texts with labels")
+    add("file", metavar="FILE", help="texts with labels, a file or a quoted pattern of files")
     add_reading_options(parser)
     add("--layer", type=number_in_range(int, 0), action="append", metavar="N",
         help="use the autoencoder of this block, from 0; can be repeated (default: all that are found)")  # fmt: skip
@@ -39,17 +45,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--positive", metavar="LABEL", help="the positive class (default: each label in turn)")
     add("--group", metavar="NAME",
         help="a column, such as the language: features of each group are also tested on all others")  # fmt: skip
-    add("--test", type=Path, metavar="FILE", help="texts to test on (default: a random part of FILE)")
+    add("--test", metavar="FILE", help="texts to test on (default: a random part of FILE)")
     add("--share", type=number_in_range(float, 0.05, 0.95), default=0.5, metavar="X",
         help="share of FILE on which features are found, without --test (default: %(default)s)")  # fmt: skip
     add("--limit", type=count, metavar="N", help="use N random texts of each label and group (default: all)")
     add("--count", type=count, default=5, metavar="K",
         help="features of the saved classifier and of --group (default: %(default)s)")  # fmt: skip
     add("--save", type=Path, metavar="FILE", help="write the classifier of --positive, for `steerling serve`")
+    add_stage_options(parser)
     add_output_options(parser)
 
 
 def run(args: argparse.Namespace) -> None:
+    check_stage_options(args)
     if args.save is not None and args.positive is None:
         raise UserError("--save writes a classifier of one class; name it with --positive.")
     if args.save is not None and (args.autoencoder is None or not Path(args.autoencoder).expanduser().exists()):
@@ -57,6 +65,7 @@ def run(args: argparse.Namespace) -> None:
     from steerling_jax.attribution.sae.classify import as_json, classify
     from steerling_jax.attribution.sae.labelled_texts import read_labelled_texts
     from steerling_jax.attribution.sae.plots import plot_scores
+    from steerling_jax.attribution.sae.stages_of_commands import labelled_features
     from steerling_jax.cli.console import note, print_json, stages
     from steerling_jax.io.atomic import resolve_output
     from steerling_jax.io.pictures import check_plot
@@ -68,7 +77,8 @@ def run(args: argparse.Namespace) -> None:
     labelled = read_labelled_texts(args)
     bundle, autoencoders = load_model_and_autoencoders(args, args.layer)
     with stages() as progress:
-        result = classify(bundle, autoencoders, labelled, count=args.count, seed=args.seed, progress=progress)
+        layers = labelled_features(args, labelled, (bundle, autoencoders), progress)
+        result = classify(layers, autoencoders, labelled, count=args.count, seed=args.seed, progress=progress)
     if args.save is not None:
         save(args, bundle, autoencoders, result)
         note(f"Wrote {args.save}; apply it with `steerling serve --classifier {args.save}`.")

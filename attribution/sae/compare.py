@@ -15,8 +15,6 @@ import jax
 import numpy as np
 from scipy.sparse import csr_array
 
-from steerling_jax.autoencoders.autoencoder import Autoencoder
-from steerling_jax.bundle import Bundle
 from steerling_jax.evaluation.coverage import (
     Redundancy,
     adds_nothing,
@@ -26,19 +24,25 @@ from steerling_jax.evaluation.coverage import (
     subset_redundancy,
 )
 from steerling_jax.evaluation.intervals import Estimate
-from steerling_jax.evaluation.overlap import MatchedOverlap, Overlap, matched_overlap, overlap
-from steerling_jax.evaluation.sparse_tables import sample_counts, table_shape
-from steerling_jax.evaluation.words import count_table, ngrams_of, vocabulary
-from steerling_jax.explain.text_features import LayerFeatures, read_text_features
+from steerling_jax.evaluation.overlap import MatchedOverlap, Overlap, matched_overlap, overlap_of_counts
+from steerling_jax.explain.text_features import LayerFeatures
 from steerling_jax.progress import Progress
 
 
 @dataclass(frozen=True)
 class Collection:
-    """A named collection of texts."""
+    """What was read in a named collection of texts.
+
+    samples: the number of its texts, N. counts (S,): the number of them with each feature. numbers (n,): of the texts
+    whose features are held, n of N. features: of those. ngrams: for each of those, hashes of its different n-grams.
+    """
 
     name: str
-    texts: list[str]
+    samples: int
+    counts: np.ndarray
+    numbers: np.ndarray
+    features: LayerFeatures
+    ngrams: list[np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class CollectionFigures:
 
     redundancy: of all its texts. matched: its redundancy's share in subsets of the common size. growth: the expected
     number of features by the number of texts. adds_nothing: the texts without a feature of their own. cover: a smaller
-    set of texts with all features, in the order in which they were chosen.
+    set of texts with all features, in the order in which they were chosen; both by number, of the texts that are held.
     """
 
     name: str
@@ -74,50 +78,44 @@ class Comparison:
 
 
 def compare(
-    bundle: Bundle,
-    autoencoder: Autoencoder,
     collections: Sequence[Collection],
     *,
     size: int,
-    ngram: int,
     draws: int,
     seed: int,
     progress: Progress,
 ) -> Comparison:
-    """Reads all texts and compares the collections. size: texts of a subset. ngram: words of an n-gram."""
-    texts = [text for one in collections for text in one.texts]
-    (features,) = read_text_features(bundle, [autoencoder], texts, progress)
-    ends = np.cumsum([len(one.texts) for one in collections])[:-1]
-    numbers = np.split(np.arange(len(texts)), ends)
-    own = [features.select(rows) for rows in numbers]
+    """Compares what was read in collections. size: texts of a subset.
+
+    Redundancy, growth and overlap are those of all texts; the others, which need the features of single texts, those
+    of the texts whose features are held.
+    """
     keys = jax.random.split(jax.random.key(seed), 3)
     figures = []
-    for number, (one, part) in enumerate(zip(collections, own, strict=True)):
+    for number, one in enumerate(collections):
         progress("counting features", number, len(collections))
-        figures.append(_figures(one.name, part, size, jax.random.fold_in(keys[0], number), draws))
+        figures.append(_figures(one, size, jax.random.fold_in(keys[0], number), draws))
     progress("counting features", len(collections), len(collections))
-    fires = [part.last for part in own]
+    fires = [one.features.last for one in collections]
     return Comparison(
         figures,
-        overlap(fires),
+        overlap_of_counts([one.counts for one in collections]),
         matched_overlap(fires, size, keys[1], draws),
         # The same subsets of texts as for the features.
-        matched_overlap(_ngram_tables([one.texts for one in collections], ngram), size, keys[1], draws),
-        _similarities(features.mean, numbers),
+        matched_overlap(_ngram_tables([one.ngrams for one in collections]), size, keys[1], draws),
+        _similarities([one.features.mean for one in collections]),
     )
 
 
-def _figures(name: str, features: LayerFeatures, size: int, key: jax.Array, draws: int) -> CollectionFigures:
-    has = features.last
-    N, counts = table_shape(has)[0], sample_counts(has)
-    sizes = growth_sizes(N)
+def _figures(one: Collection, size: int, key: jax.Array, draws: int) -> CollectionFigures:
+    has, sizes = one.features.last, growth_sizes(one.samples)
     return CollectionFigures(
-        name=name,
-        redundancy=redundancy(counts, N),
+        name=one.name,
+        redundancy=redundancy(one.counts, one.samples),
         matched=subset_redundancy(has, size, key, draws),
-        growth=dict(zip(sizes, coverage_curve(counts, N, np.array(sizes)).tolist(), strict=True)),
-        adds_nothing=np.flatnonzero(adds_nothing(has)).tolist(),
-        cover=smallest_cover(has).tolist(),
+        growth=dict(zip(sizes, coverage_curve(one.counts, one.samples, np.array(sizes)).tolist(), strict=True)),
+        adds_nothing=one.numbers[adds_nothing(has)].tolist(),
+        cover=one.numbers[smallest_cover(has)].tolist(),
     )
 
 
@@ -127,18 +125,25 @@ def growth_sizes(samples: int) -> list[int]:
     return [*(one for one in steps if one < samples), samples]
 
 
-def _ngram_tables(texts: Sequence[Sequence[str]], n: int) -> list[csr_array]:
-    parts = [[ngrams_of(text, n) for text in one] for one in texts]
-    columns = vocabulary(words for one in parts for words in one)
-    return [count_table(one, columns) for one in parts]
+def _ngram_tables(hashes: Sequence[Sequence[np.ndarray]]) -> list[csr_array]:
+    """A table of the n-grams of each collection, with the same columns for all."""
+    columns = np.unique(np.concatenate([text for one in hashes for text in one]))
+    tables = []
+    for one in hashes:
+        places = np.searchsorted(columns, np.concatenate(one))
+        ends = np.concatenate([[0], np.cumsum([len(text) for text in one])])
+        tables.append(csr_array((np.ones(len(places), bool), places, ends), shape=(len(one), len(columns))))
+    return tables
 
 
-def _similarities(means: np.ndarray, numbers: Sequence[np.ndarray]) -> np.ndarray:
-    """Mean cosines (C, C) between the rows `numbers` of means (N, D), centred; of different texts on the diagonal."""
-    centred = means - means.mean(axis=0)
-    unit = centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
-    sums = np.stack([unit[rows].sum(axis=0) for rows in numbers])
-    sizes = np.array([len(rows) for rows in numbers])
+def _similarities(means: Sequence[np.ndarray]) -> np.ndarray:
+    """Mean cosines (C, C) between the mean hidden rows (N_i, D) of collections, centred; of different texts on the
+    diagonal."""
+    together = np.concatenate(means)
+    centre = together.mean(axis=0)
+    unit = [(one - centre) / np.maximum(np.linalg.norm(one - centre, axis=1, keepdims=True), 1e-12) for one in means]
+    sums = np.stack([rows.sum(axis=0) for rows in unit])
+    sizes = np.array([len(rows) for rows in unit])
     total = sums @ sums.T / (sizes[:, None] * sizes[None, :])
     # A text's cosine with itself is 1 and says nothing about the collection.
     own = (np.sum(sums**2, axis=1) - sizes) / np.maximum(sizes * (sizes - 1), 1)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from steerling_jax.errors import UserError
 from steerling_jax.explain.text_classification import split_texts
+from steerling_jax.io.storage import matching_files
 from steerling_jax.io.text_tables import read_text_table
 
 
@@ -18,7 +18,8 @@ from steerling_jax.io.text_tables import read_text_table
 class LabelledTexts:
     """texts (N), with the label and the group of each; groups are empty without --group.
 
-    positive: the labels that are the positive class in turn. train, test: numbers of texts.
+    positive: the labels that are the positive class in turn. train, test: numbers of texts. numbers: for FILE and, if
+    it is given, --test, which of its texts are used, in the order of `texts`.
     """
 
     texts: list[str]
@@ -27,6 +28,7 @@ class LabelledTexts:
     positive: list[str]
     train: np.ndarray
     test: np.ndarray
+    numbers: list[np.ndarray]
 
 
 def read_labelled_texts(args: argparse.Namespace) -> LabelledTexts:
@@ -35,27 +37,34 @@ def read_labelled_texts(args: argparse.Namespace) -> LabelledTexts:
     Raises `UserError` for a file without two classes, and for a group without a text of each class in each part.
     """
     rng = np.random.default_rng(args.seed)
-    texts, labels, groups = _read(args.file, args, rng)
+    texts, labels, groups, chosen = _read(args.file, args, rng)
+    numbers = [chosen]
     train = test = np.arange(len(texts))
     if args.test is not None:
-        more, other_labels, other_groups = _read(args.test, args, rng)
+        more, other_labels, other_groups, chosen = _read(args.test, args, rng)
+        numbers.append(chosen)
         test = len(texts) + np.arange(len(more))
         texts, labels, groups = texts + more, labels + other_labels, groups + other_groups
     else:
         kinds = [f"{label}\t{group}" for label, group in zip(labels, groups, strict=True)]
         train, test = split_texts(kinds, args.share, args.seed)
-    result = LabelledTexts(texts, np.array(labels), np.array(groups), _positive(args, labels), train, test)
+    result = LabelledTexts(texts, np.array(labels), np.array(groups), _positive(args, labels), train, test,
+                           numbers)  # fmt: skip
     _check(result, args)
     return result
 
 
-def _read(path: Path, args: argparse.Namespace, rng: np.random.Generator) -> tuple[list[str], list[str], list[str]]:
+def _read(
+    name: str, args: argparse.Namespace, rng: np.random.Generator
+) -> tuple[list[str], list[str], list[str], np.ndarray]:
+    """The texts of a file or pattern that are used, their labels and groups, and their numbers among all."""
     others = [args.label_column, *([args.group] if args.group else [])]
-    table = read_text_table(path, args.text_column, others)
-    labels = table.columns[args.label_column]
-    groups = table.columns[args.group] if args.group else [""] * len(labels)
+    tables = [read_text_table(file, args.text_column, others) for file, _ in matching_files(name)]
+    texts = [text for table in tables for text in table.texts]
+    labels = [label for table in tables for label in table.columns[args.label_column]]
+    groups = [group for table in tables for group in table.columns[args.group]] if args.group else [""] * len(labels)
     chosen = range(len(labels)) if args.limit is None else _limited(labels, groups, args.limit, rng)
-    return [table.texts[i] for i in chosen], [labels[i] for i in chosen], [groups[i] for i in chosen]
+    return [texts[i] for i in chosen], [labels[i] for i in chosen], [groups[i] for i in chosen], np.array(chosen)
 
 
 def _limited(labels: Sequence[str], groups: Sequence[str], limit: int, rng: np.random.Generator) -> list[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from steerling_jax.errors import require
 from steerling_jax.evaluation.binary_scores import auc_score
+from steerling_jax.evaluation.scripts import letter_scripts
 from steerling_jax.evaluation.text_probes import logistic_probe
 from steerling_jax.evaluation.words import count_table, vocabulary, words_of
 
@@ -65,6 +65,5 @@ def script_judge(script: str, positive: Sequence[str], negative: Sequence[str]) 
 
 def script_share(text: str, script: str) -> float:
     """The share of a text's letters that are of a script; 0 without letters."""
-    names = [unicodedata.name(character, "") for character in text if character.isalpha()]
-    prefix = "CJK" if script.upper() == "HAN" else script.upper()
-    return sum(name.startswith(f"{prefix} ") for name in names) / max(1, len(names))
+    scripts = letter_scripts(text)
+    return scripts[script.capitalize()] / max(1, scripts.total())

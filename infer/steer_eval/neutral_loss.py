@@ -50,7 +50,7 @@ def neutral_loss(
         changes = (*edits, *_planned(plan, padded == mask_id, bundle))
         logits = forward(bundle, padded, edits=changes).logits[0, : len(ids)].astype(jnp.float32)
         at = np.flatnonzero(masked)
-        logits = logits[at if diffusion else at - 1] - (0.0 if plan is None else plan.suppression)
+        logits = logits[at if diffusion else at - 1] - (0.0 if plan is None else plan.suppression[None])
         rows = jax.nn.log_softmax(logits, axis=-1)
         total -= float(rows[np.arange(len(at)), ids[at]].sum())
         count += len(at)

@@ -44,7 +44,12 @@ class MatchedOverlap(NamedTuple):
 
 def overlap(collections: Sequence[csr_array]) -> Overlap:
     """The overlaps of collections (N_i, S), each with all its samples."""
-    covered = np.stack([sample_counts(one) > 0 for one in collections]).astype(np.int64)
+    return overlap_of_counts([sample_counts(one) for one in collections])
+
+
+def overlap_of_counts(counts: Sequence[np.ndarray]) -> Overlap:
+    """The overlaps of collections with the numbers of samples (S,) that have each feature."""
+    covered = np.stack([one > 0 for one in counts]).astype(np.int64)
     return _shares(covered @ covered.T, covered.sum(axis=1), covered.sum(axis=1))
 
 

@@ -149,6 +149,21 @@ def file_system(address: str) -> tuple[Any, str]:
     return fsspec.core.url_to_fs(address)
 
 
+def matching_files(name: str) -> list[tuple[str, int]]:
+    """The address and size of the file of that name, or of the files that a pattern such as `texts-*.jsonl` matches,
+    sorted. Raises `UserError` where there is none."""
+    with _as_user_error(f"read {name}", _READ_ADVICE):
+        files, path = file_system(name)
+        if files.isfile(path):
+            return [(name, files.info(path)["size"])]
+        entries = sorted(files.glob(path, detail=True).items())
+        found = [(files.unstrip_protocol(entry) if "://" in name else entry, info["size"])
+                 for entry, info in entries if info["type"] == "file"]  # fmt: skip
+    if not found:
+        raise UserError(f"Cannot read {name}: there is no such file, and no file matches it as a pattern.")
+    return found
+
+
 @contextlib.contextmanager
 def open_binary(address: str, *, decompress: bool = False) -> Iterator[IO[bytes]]:
     """Opens a file for reading; `decompress` picks the codec by the file's suffix (.gz, .bz2, .xz, .zst)."""

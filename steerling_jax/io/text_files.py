@@ -30,20 +30,31 @@ def decode_text(content: bytes, where: str) -> str:
 
 
 def read_text(path: str | Path, description: str = "") -> str:
-    """A text file's content, with line ends as `\\n`. description: what error messages call the file, if anything.
+    """A text file's content, with line ends as `\\n`.
+
+    path: local, or an address such as gs://…. description: what error messages call the file, if anything.
 
     Raises `UserError` if the file cannot be read or is not UTF-8 text.
     """
     try:
-        content = Path(path).read_bytes()
+        content = _content(path)
     except OSError as error:
         name = f"the {description} {path}" if description else path
-        raise UserError(f"Cannot read {name}: {error.strerror}.") from error
+        raise UserError(f"Cannot read {name}: {error.strerror or error}.") from error
     return (
         decode_text(content, f"The {description} {path}" if description else str(path))
         .replace("\r\n", "\n")
         .replace("\r", "\n")
     )
+
+
+def _content(path: str | Path) -> bytes:
+    if "://" not in str(path):
+        return Path(path).read_bytes()
+    from steerling_jax.io.storage import open_binary  # here, so that local files need no fsspec
+
+    with open_binary(str(path)) as file:
+        return file.read()
 
 
 def load_json(text: str | bytes, parse_constant: Callable[[str], Any] | None = None) -> Any:

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from steerling_jax.errors import UserError, require
@@ -29,13 +29,13 @@ def read_text_table(path: str | Path, text: str = "text", others: Sequence[str] 
     A file with another ending has a text in each line and no columns. Raises `UserError` that names the file, and the
     row where one is at fault: it cannot be read, lacks a column, or has an empty or missing value.
     """
-    path = Path(path)
     content = read_text(path)
     rows: list[tuple[int, dict[str, object]]]
-    if path.suffix in JSON_LINES:
+    suffix = PurePosixPath(str(path)).suffix
+    if suffix in JSON_LINES:
         rows = _json_rows(content, path)
-    elif path.suffix in TABLES:
-        rows = _csv_rows(content, path)
+    elif suffix in TABLES:
+        rows = _csv_rows(content, path, TABLES[suffix])
     else:
         require(not others, f"{path} has a text in each line and no column {others[0]!r}; give a .csv or .jsonl file."
                 if others else "")  # fmt: skip
@@ -51,7 +51,7 @@ def read_text_table(path: str | Path, text: str = "text", others: Sequence[str] 
     )
 
 
-def _value(path: Path, number: int, row: dict[str, object], name: str, *, strings_only: bool = False) -> str:
+def _value(path: str | Path, number: int, row: dict[str, object], name: str, *, strings_only: bool = False) -> str:
     value = row.get(name)
     if value is None or (isinstance(value, str) and not value.strip()):
         raise UserError(f"{path}, line {number}: {name!r} is empty; fill it in or remove the line.")
@@ -61,7 +61,7 @@ def _value(path: Path, number: int, row: dict[str, object], name: str, *, string
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _json_rows(content: str, path: Path) -> list[tuple[int, dict[str, object]]]:
+def _json_rows(content: str, path: str | Path) -> list[tuple[int, dict[str, object]]]:
     rows = []
     for number, line in enumerate(content.split("\n"), 1):
         if not line.strip():
@@ -78,8 +78,8 @@ def _json_rows(content: str, path: Path) -> list[tuple[int, dict[str, object]]]:
     return rows
 
 
-def _csv_rows(content: str, path: Path) -> list[tuple[int, dict[str, object]]]:
-    reader = csv.reader(io.StringIO(content, newline=""), delimiter=TABLES[path.suffix], strict=True)
+def _csv_rows(content: str, path: str | Path, delimiter: str) -> list[tuple[int, dict[str, object]]]:
+    reader = csv.reader(io.StringIO(content, newline=""), delimiter=delimiter, strict=True)
     rows: list[tuple[int, dict[str, object]]] = []
     try:
         header = next(reader, [])

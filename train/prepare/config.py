@@ -1,4 +1,4 @@
-"""The values that decide a preparation: its inputs, its settings and what runs it.
+"""The values that decide a preparation: its inputs and its settings.
 
 The command builds these objects once; each value is validated when its object is made.
 """
@@ -67,27 +67,3 @@ class PrepareConfig:
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> PrepareConfig:
         return cls(**saved)
-
-
-@dataclass(frozen=True)
-class RunnerConfig:
-    """What runs the tasks: `workers` processes on this machine, or an Apache Beam runner.
-
-    beam_runner: the name of a Beam runner; None for local processes. beam_options: Beam's pipeline options as
-    NAME=VALUE. The store does not depend on any of these. Raises `UserError` for values that exclude each other.
-    """
-
-    workers: int = 1
-    beam_runner: str | None = None
-    beam_options: Sequence[str] = ()
-
-    def __post_init__(self) -> None:
-        require(self.workers >= 1, f"--workers is {self.workers}, but it must be at least 1.")
-        require(
-            self.beam_runner is None or self.workers == 1,
-            "--workers counts local processes: set the number of workers of a --runner with --runner-options.",
-        )
-        require(
-            self.beam_runner is not None or not self.beam_options,
-            "--runner-options need a --runner: name one.",
-        )

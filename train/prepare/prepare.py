@@ -14,18 +14,20 @@ from steerling_jax.concepts.catalogue import comparable
 from steerling_jax.errors import UserError
 from steerling_jax.io.corpus.store import CorpusStore
 from steerling_jax.io.disk_errors import report_disk_errors
+from steerling_jax.io.stages.local import WorkerKilled
+from steerling_jax.io.stages.running import run_stages
+from steerling_jax.io.stages.staged_work import RunnerConfig
 from steerling_jax.io.storage import StoragePath
 from steerling_jax.progress import Progress, no_progress
 from steerling_jax.train.corpus.documents import Document
 from steerling_jax.train.corpus.label_table import TableSettings, check_table, table_concepts
 from steerling_jax.train.corpus.ontology import ConceptDefinition, read_concepts
 from steerling_jax.train.corpus.sources import TextSource
-from steerling_jax.train.prepare.beam import run_on_beam
-from steerling_jax.train.prepare.config import CorpusInputs, PrepareConfig, RunnerConfig
+from steerling_jax.train.prepare.config import CorpusInputs, PrepareConfig
 from steerling_jax.train.prepare.model_tokenizer import model_tokenizer
 from steerling_jax.train.prepare.part_plan import plan_parts
 from steerling_jax.train.prepare.preparation import PLAN_FILE, PreparationPlan, start_preparation
-from steerling_jax.train.prepare.runners import WorkerKilled, run_locally
+from steerling_jax.train.prepare.stages import PREPARATION
 from steerling_jax.train.prepare.vocabulary_file import FILES, vocabulary_file
 
 # Files that `prepare` writes before the plan: a kill in between leaves them in a working folder without a plan.
@@ -82,10 +84,7 @@ def prepare(
         )
         start_preparation(work, plan, content)
         started = True
-        if runner.beam_runner is None:
-            run_locally(work, runner.workers, progress)
-        else:
-            run_on_beam(work, runner.beam_runner, runner.beam_options)
+        run_stages(PREPARATION, work, runner, progress)
     except UserError as error:
         # Bad input is usually found while reading: then nothing is worth keeping, and the corrected command must not
         # meet a working folder with another plan. After the survey, results are expensive and are kept, except where

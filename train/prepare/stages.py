@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from steerling_jax.io.stages.staged_work import StagedWork
 from steerling_jax.io.storage import StoragePath
 from steerling_jax.train.prepare import assembly, duplicates, labelling, splitting, survey, vocabulary
 from steerling_jax.train.prepare.preparation import Preparation, open_preparation
@@ -48,3 +49,11 @@ def stage_tasks(stage: int, work: StoragePath) -> list[Any]:
 def run_task(stage: int, work: StoragePath, task: Any) -> None:
     """Runs one task. Its arguments are small values that can be pickled: a worker opens the preparation itself."""
     STAGES[stage].run(open_preparation(work), task)
+
+
+PREPARATION = StagedWork(
+    tuple(stage.name for stage in STAGES),
+    stage_tasks,
+    run_task,
+    "fewer --workers or smaller --part-bytes need less memory",
+)

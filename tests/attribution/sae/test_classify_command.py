@@ -80,6 +80,19 @@ def test_each_label_in_turn_and_a_file_to_test_on(table: Path, capsys: pytest.Ca
     assert (report["settings"]["train"], report["settings"]["test"]) == (12, 12)
 
 
+def test_stages_over_shards_give_the_same_figures(table: Path, capsys: pytest.CaptureFixture):
+    head, *rows = table.read_text().splitlines(keepends=True)
+    for number, own in enumerate((rows[:30], rows[30:50], rows[50:])):
+        table.with_name(f"shard-{number}.csv").write_text("".join([head, *own]))
+    options = ["--positive", "low", "--limit", "10", "--json"]
+    assert main(["sae", "classify", str(table), *READ_WITH, *options]) == 0
+    expected = json.loads(capsys.readouterr().out)
+    staged = ["sae", "classify", str(table.with_name("shard-*.csv")), *READ_WITH, *options]
+    assert main([*staged, "--work", str(table.with_name("work"))]) == 0
+    assert json.loads(capsys.readouterr().out) == expected
+    assert len(list(table.with_name("work").rglob("*.npz"))) == 4  # three files and their counts
+
+
 def test_a_classifier_is_for_one_model_and_its_autoencoders(
     table: Path, bundle: sj.Bundle, capsys: pytest.CaptureFixture
 ):

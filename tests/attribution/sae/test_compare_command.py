@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import shutil
+import subprocess
+import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +95,62 @@ def test_a_limit_draws_random_samples(files: list[str], capsys: pytest.CaptureFi
     assert figures[0]["samples"] == 6
 
 
+def shards(file: str, folder: Path, count: int) -> str:
+    """The lines of a file in several files, and the pattern that matches them."""
+    lines = Path(file).read_text().splitlines(keepends=True)
+    for number in range(count):
+        own = lines[len(lines) * number // count : len(lines) * (number + 1) // count]
+        (folder / f"{Path(file).stem}-{number}.jsonl").write_text("".join(own))
+    return str(folder / f"{Path(file).stem}-*.jsonl")
+
+
+def test_stages_over_shards_give_the_same_figures(files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture):
+    patterns = [shards(file, tmp_path, 3) for file in files[:2]]
+    options = ["--column", "question", "--draws", "5", "--ngram", "1", "--json", "--sample", "6"]
+    assert main(["sae", "compare", *files[:2], *READ_WITH, *options]) == 0
+    expected = json.loads(capsys.readouterr().out)
+    assert [one["samples"] for one in expected["benchmarks"]] == [12, 6]
+    work = tmp_path / "work"
+    staged = ["sae", "compare", *patterns, *READ_WITH, *options, "--work", str(work)]
+    assert main(staged) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [one.pop("name") for one in report["benchmarks"]] == ["one-*", "two-*"]
+    assert [one.pop("name") for one in expected["benchmarks"]] == ["one", "two"]
+    np.testing.assert_allclose(report.pop("embeddings"), expected.pop("embeddings"), rtol=1e-5, atol=1e-6)
+    assert report == expected
+    # Without --work the files of a pattern are read in this process.
+    assert main(["sae", "compare", *patterns, *READ_WITH, *options]) == 0
+    in_memory = json.loads(capsys.readouterr().out)
+    assert in_memory["overlap"] == report["overlap"]
+    # A task whose output is missing is done again, the others are not.
+    read, counted = work / "features" / "000001.json", work / "counts" / "000000.npz"
+    before = (work / "features" / "000000.npz").stat().st_mtime_ns
+    read.unlink()
+    counted.unlink()
+    assert main(staged) == 0
+    assert json.loads(capsys.readouterr().out)["overlap"] == report["overlap"]
+    assert read.exists()
+    assert (work / "features" / "000000.npz").stat().st_mtime_ns == before
+    assert main([*staged, "--ngram", "2"]) == 2
+    assert "another ngram" in capsys.readouterr().err
+
+
+def test_stages_on_beam(files: list[str], tmp_path: Path):
+    if importlib.util.find_spec("apache_beam") is None:
+        pytest.skip("needs Apache Beam")
+    pattern = shards(files[0], tmp_path, 2)
+    line = ["sae", "compare", pattern, *READ_WITH, "--column", "question", "--draws", "2", "--ngram", "1", "--json"]
+    line = [sys.executable, "-m", "steerling_jax.cli.main", *line, "--work", str(tmp_path / "work")]
+    run = partial(subprocess.run, capture_output=True, text=True)
+    beam = run([*line, "--runner", "FnApiRunner", "--runner-options", "direct_num_workers=1"])
+    assert beam.returncode == 0, beam.stderr
+    written = sorted(path.name for path in (tmp_path / "work").rglob("*.npz"))
+    assert written == ["000000.npz", "000000.npz", "000001.npz"]  # two files and one collection
+    shutil.rmtree(tmp_path / "work")
+    local = run(line)
+    assert json.loads(beam.stdout) == json.loads(local.stdout)
+
+
 def test_bad_input(files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture):
     single = write_lines(tmp_path / "single.jsonl", [{"question": "1 2 3"}])
     other = write_lines(tmp_path / "other.jsonl", [{"problem": "1 2 3"}, {"problem": "4"}])
@@ -103,6 +164,9 @@ def test_bad_input(files: list[str], tmp_path: Path, capsys: pytest.CaptureFixtu
         ([files[0], "--size", "7"], "give at most 6"),
         ([files[0], "--layer", "0"], "layer"),
         ([files[0], "--plot", "map.txt"], "must end in"),
+        ([str(tmp_path / "none-*.jsonl")], "no file matches it as a pattern"),
+        ([files[0], "--workers", "2"], "also give --work"),
+        ([files[0], "--work", str(tmp_path / "w"), "--limit", "4"], "give --sample N"),
     ):
         assert main(["sae", "compare", *arguments, *READ_WITH, "--column", "question"]) == 2
         assert words in capsys.readouterr().err

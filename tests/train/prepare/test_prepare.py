@@ -19,12 +19,13 @@ import pytest
 from steerling_jax.cli.main import main
 from steerling_jax.errors import UserError
 from steerling_jax.io.corpus.store import CorpusStore
+from steerling_jax.io.stages.staged_work import RunnerConfig
 from steerling_jax.io.tokenizers.sentencepiece import SentencePieceTokenizer
 from steerling_jax.io.tokenizers.vocabulary import train_sentencepiece
 from steerling_jax.train.corpus.documents import Document
 from steerling_jax.train.corpus.sources import TextSource
 from steerling_jax.train.prepare import duplicates, splitting, vocabulary
-from steerling_jax.train.prepare.config import CorpusInputs, PrepareConfig, RunnerConfig
+from steerling_jax.train.prepare.config import CorpusInputs, PrepareConfig
 from steerling_jax.train.prepare.prepare import prepare
 from tests.worlds.signalled_command import signalled_command
 

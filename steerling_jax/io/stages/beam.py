@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from steerling_jax.errors import UserError, error_summary
+from steerling_jax.io.stages.staged_work import StagedWork
 from steerling_jax.io.storage import StoragePath
-from steerling_jax.train.prepare.stages import STAGES, run_task, stage_tasks
 
 
-def run_on_beam(work: StoragePath, runner: str, options: Sequence[str]) -> None:
+def run_on_beam(staged: StagedWork, work: StoragePath, runner: str, options: Sequence[str]) -> None:
     """Runs all stages on a Beam runner, with pipeline options NAME=VALUE.
 
     Raises `UserError` for a runner or options that Beam rejects, and for one that a task raised on a worker.
@@ -21,19 +21,20 @@ def run_on_beam(work: StoragePath, runner: str, options: Sequence[str]) -> None:
     pipeline = _pipeline(runner, options)
     import apache_beam as beam
 
-    # Documents and tokens never pass through Beam: its collections hold the tasks' names. Each stage starts from one
-    # element, the count of completed tasks of the stage before. The count is a barrier: a global combination yields its
-    # result only when all its inputs are processed. It also yields 0 for a stage without tasks, so that the next
-    # stage starts. FlatMap lists a stage's tasks on a worker, after the barrier, because they depend on earlier stages.
-    # Reshuffle prevents Beam from fusing listing and work into one step, which would run all tasks on one worker.
+    # Documents, tokens and features never pass through Beam: its collections hold the tasks' names. Each stage starts
+    # from one element, the count of completed tasks of the stage before. The count is a barrier: a global combination
+    # yields its result only when all its inputs are processed. It also yields 0 for a stage without tasks, so that
+    # the next stage starts. FlatMap lists a stage's tasks on a worker, after the barrier, because they depend on
+    # earlier stages. Reshuffle prevents Beam from fusing listing and work into one step, which would run all tasks on
+    # one worker.
     count = pipeline | beam.Create([0])
-    for number, stage in enumerate(STAGES):
+    for number, name in enumerate(staged.names):
         count = (
             count
-            | f"{stage.name}: tasks" >> beam.FlatMap(lambda _, number=number: stage_tasks(number, work))
-            | f"{stage.name}: spread" >> beam.Reshuffle()
-            | f"{stage.name}: work" >> beam.Map(lambda task, number=number: run_task(number, work, task))
-            | f"{stage.name}: all done" >> beam.CombineGlobally(beam.combiners.CountCombineFn())
+            | f"{name}: tasks" >> beam.FlatMap(lambda _, number=number: staged.tasks(number, work))
+            | f"{name}: spread" >> beam.Reshuffle()
+            | f"{name}: work" >> beam.Map(lambda task, number=number: staged.run(number, work, task))
+            | f"{name}: all done" >> beam.CombineGlobally(beam.combiners.CountCombineFn())
         )
     try:
         pipeline.run().wait_until_finish()

@@ -10,52 +10,52 @@ from itertools import islice
 from typing import Any
 
 from steerling_jax.errors import UserError
+from steerling_jax.io.stages.staged_work import StagedWork
 from steerling_jax.io.storage import StoragePath
 from steerling_jax.progress import Progress
-from steerling_jax.train.prepare.stages import STAGES, run_task, stage_tasks
 
-_QUEUED = 4  # submitted tasks per process; the task list of a large corpus is never submitted as a whole
+_QUEUED = 4  # submitted tasks per process; the task list of large work is never submitted as a whole
 
 
 class WorkerKilled(UserError):
     """A local worker process was killed. Completed tasks are kept, and the same command resumes."""
 
 
-def run_locally(work: StoragePath, workers: int, progress: Progress) -> None:
+def run_locally(staged: StagedWork, work: StoragePath, workers: int, progress: Progress) -> None:
     """Runs all stages in this process (one worker) or in `workers` child processes.
 
     Raises `WorkerKilled` if a child process ends unexpectedly, and what a task raises.
     """
     if workers == 1:
-        for number, stage in enumerate(STAGES):
-            tasks = stage_tasks(number, work)
-            _report((run_task(number, work, task) for task in tasks), stage.name, len(tasks), progress)
+        for number, name in enumerate(staged.names):
+            tasks = staged.tasks(number, work)
+            _report((staged.run(number, work, task) for task in tasks), name, len(tasks), progress)
         return
     # "spawn" and not "fork": TensorStore's thread pool does not survive a fork, and its operations would never finish.
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        for number, stage in enumerate(STAGES):
-            tasks = stage_tasks(number, work)
+        for number, name in enumerate(staged.names):
+            tasks = staged.tasks(number, work)
             try:
-                _report(_run_in_pool(pool, number, work, tasks, workers), stage.name, len(tasks), progress)
+                _report(_run_in_pool(pool, staged, number, work, tasks, workers), name, len(tasks), progress)
             except BrokenProcessPool as error:
                 raise WorkerKilled(
-                    f"A worker process was killed in the stage {stage.name!r}, possibly for lack of memory: run the "
-                    "same command again to resume; fewer --workers or smaller --part-bytes need less memory."
+                    f"A worker process was killed in the stage {name!r}, possibly for lack of memory: run the "
+                    f"same command again to resume; {staged.memory}."
                 ) from error
 
 
 def _run_in_pool(
-    pool: ProcessPoolExecutor, stage: int, work: StoragePath, tasks: Sequence[Any], workers: int
+    pool: ProcessPoolExecutor, staged: StagedWork, stage: int, work: StoragePath, tasks: Sequence[Any], workers: int
 ) -> Iterator[None]:
     """Runs the tasks with a bounded number of them submitted; yields after each completed one."""
     remaining = iter(tasks)
-    submitted = {pool.submit(run_task, stage, work, task) for task in islice(remaining, workers * _QUEUED)}
+    submitted = {pool.submit(staged.run, stage, work, task) for task in islice(remaining, workers * _QUEUED)}
     try:
         while submitted:
             future = next(as_completed(submitted))
             submitted.remove(future)
             future.result()
-            submitted |= {pool.submit(run_task, stage, work, task) for task in islice(remaining, 1)}
+            submitted |= {pool.submit(staged.run, stage, work, task) for task in islice(remaining, 1)}
             yield
     finally:
         # After an error the pool waits for its tasks before it closes: cancel those that have not started.
