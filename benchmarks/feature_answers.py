@@ -3,12 +3,12 @@
     python benchmarks/feature_answers.py texts/answers --model MODEL --autoencoder runs/sae_pydocs/export --layer 2 \\
         --checkpoints runs/a/checkpoints/200 runs/b …
 
-The benchmarks are those of `feature_texts.py`, 20 samples each, of at most 240 characters. The score of a checkpoint on a sample is the
-log-likelihood of its second half given its first. A benchmark's measured redundancy is how well a few random samples
-rank the checkpoints as all of them do (`evaluation.answer_redundancy`). It is compared, by Spearman's correlation over
-the benchmarks, with the redundancy of features at the last token and with that of word 3-grams, and with each without
-what the other explains. The result is stored in docs/results/feature-uses.json, as the part `answers` of the bundled
-model.
+The benchmarks are those of `feature_texts.py`, 20 samples each, of at most 240 characters. The score of a checkpoint
+on a sample is the log-likelihood of its second half given its first. A benchmark's measured redundancy is how well a
+few random samples rank the checkpoints as all of them do (`evaluation.answer_redundancy`). It is compared, by
+Spearman's correlation over the benchmarks, with the redundancy of features at the last token and with that of word
+3-grams, and with each without what the other explains. The result is stored in docs/results/feature-uses.json, as the
+part `answers` of the bundled model.
 """
 
 from __future__ import annotations
