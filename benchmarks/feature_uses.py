@@ -10,8 +10,8 @@ texts, and `steerling steer-eval` from docstrings to code and to sentences that 
 0. Each result is stored at once in docs/results/feature-uses.json, under the name of the model. Without --autoencoder,
 features are those of the model's bottleneck, by which nothing can be steered: leave these parts out.
 
-The part `mixing` is steering away from English, with the texts of `feature_language_texts.py` and a model that writes
-other languages (the name `languages`).
+The part `mixing` is steering away from English after Korean prompts that end with English words; it needs a model that
+writes Korean, such as Gemma 3 270M (the name `languages`).
 """
 
 from __future__ import annotations

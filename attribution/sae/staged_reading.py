@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 
-import steerling_jax as sj
 from steerling_jax.attribution.sae.file_features import (
     FileFeatures,
     from_bytes,
@@ -30,6 +29,8 @@ from steerling_jax.attribution.sae.file_features import (
     to_bytes,
 )
 from steerling_jax.attribution.sae.options import load_reader
+from steerling_jax.autoencoders.autoencoder import Autoencoder
+from steerling_jax.bundle import Bundle
 from steerling_jax.errors import UserError
 from steerling_jax.evaluation.sparse_tables import sample_counts
 from steerling_jax.explain.feature_classifier import autoencoder_digest
@@ -69,7 +70,7 @@ class Reading:
         self.files = [str(address) for one in self.plan.collections for address, _ in one]
 
     @cached_property
-    def reader(self) -> tuple[sj.Bundle, list[sj.Autoencoder]]:
+    def reader(self) -> tuple[Bundle, list[Autoencoder]]:
         """The model and the autoencoders, loaded when a task needs them."""
         plan = self.plan
         return load_reader(plan.model, plan.autoencoder, plan.k, plan.layers)
@@ -115,7 +116,7 @@ def start_reading(
     work: StoragePath,
     options: Mapping[str, Any],
     collections: Sequence[Sequence[tuple[str, int]]],
-    reader: tuple[sj.Bundle, list[sj.Autoencoder]],
+    reader: tuple[Bundle, list[Autoencoder]],
 ) -> Reading:
     """Writes the plan to the working folder, or checks that the one there is the same, to resume it.
 
