@@ -7,7 +7,7 @@ import itertools
 import jax
 import numpy as np
 import pytest
-from scipy.stats import rankdata, spearmanr
+from scipy.stats import rankdata
 
 import steerling_jax as sj
 from steerling_jax.evaluation.answer_redundancy import partial_rank_correlation, rank_correlation, ranking_agreement
@@ -15,12 +15,16 @@ from steerling_jax.evaluation.answer_redundancy import partial_rank_correlation,
 KEY = jax.random.key(0)
 
 
+def spearman(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.corrcoef(rankdata(a), rankdata(b))[0, 1])
+
+
 def test_agreement_is_the_mean_over_all_subsets():
     scores = np.random.default_rng(0).normal(size=(5, 4))
     by_size = []
     for size in (1, 2, 3):
         subsets = itertools.combinations(range(4), size)
-        by_size.append(np.mean([spearmanr(scores[:, list(one)].mean(1), scores.mean(1))[0] for one in subsets]))
+        by_size.append(np.mean([spearman(scores[:, list(one)].mean(1), scores.mean(1)) for one in subsets]))
     assert ranking_agreement(scores, KEY, draws=4000) == pytest.approx(np.mean(by_size), abs=0.02)
 
 
@@ -41,8 +45,7 @@ def test_partial_correlation_follows_its_formula():
     rng = np.random.default_rng(2)
     z = rng.normal(size=40)
     x, y = z + rng.normal(size=40), z + rng.normal(size=40)
-    r = {pair: spearmanr(*pair_values)[0] for pair, pair_values in
-         {"xy": (x, y), "xz": (x, z), "yz": (y, z)}.items()}  # fmt: skip
+    r = {"xy": spearman(x, y), "xz": spearman(x, z), "yz": spearman(y, z)}
     expected = (r["xy"] - r["xz"] * r["yz"]) / np.sqrt((1 - r["xz"] ** 2) * (1 - r["yz"] ** 2))
     assert partial_rank_correlation(x, y, z) == pytest.approx(expected)
     assert rank_correlation(x, y) == pytest.approx(r["xy"])
