@@ -14,13 +14,13 @@ def config() -> AutoencoderRun:
         model="model/export",
         layers=(2, 3),
         recipe=AutoencoderRecipe(
-            n_latents=1536, k=24, steps=200, batch_rows=1024, learning_rate=1e-3, dead_after=100_000
+            n_latents=1536, k=24, steps=120, batch_rows=1024, learning_rate=1e-3, dead_after=100_000
         ),
         visits=2,
         windows=8,
         seq_len=128,
-        max_tokens=130_000,
-        held_out=8192,
+        max_tokens=75_000,
+        held_out=4096,
         buffer_rows=16_384,
-        checkpoint_every=50,
+        checkpoint_every=60,
     )

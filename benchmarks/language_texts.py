@@ -11,9 +11,8 @@ on npm, MIT). None of them is part of this repository.
 A page of the help has the same paragraphs in every language, but many of them are in English in all: the pages change
 their language, as texts of the web do. OUT gets
 
-    pages/LANGUAGE.jsonl     whole pages, as they are, to train a model on
+    pages/pages.jsonl        whole pages of all languages, as they are, in random order, to train a model on
     conversations.jsonl      a translated paragraph as the prompt, the next translated one as the answer
-    clean/LANGUAGE.jsonl     translated paragraphs alone, for the held-out figures of the training runs
     held-out.jsonl           pairs as in the conversations, of other pages
     parallel.csv             the paragraphs of the declarations, with the columns text and language
 
@@ -59,18 +58,18 @@ def main() -> None:
         set.intersection(*({str(p.relative_to(root)) for p in root.rglob("*.html")} for root in roots.values()))
     )
     rng.shuffle(names)
-    conversations, held_out = [], []
+    whole, conversations, held_out = [], [], []
     for language, root in roots.items():
         pages = without_frame([paragraphs(root / name) for name in names])
         cut = len(pages) * 9 // 10
         train = [page for page in pages[:cut] if sum(map(len, page)) > 200]
-        write_lines(args.out / "pages" / f"{language}.jsonl", [{"text": "\n".join(page)} for page in train[:PAGES]])
+        whole += [{"text": "\n".join(page)} for page in train[:PAGES]]
         script = LANGUAGES[language][2]
-        clean = [text for page in train[:PAGES] for text in page if is_translated(text, script)]
-        write_lines(args.out / "clean" / f"{language}.jsonl", [{"text": text} for text in dict.fromkeys(clean)])
         conversations += [talk(*pair, language) for pair in drawn(train, script, CONVERSATIONS, rng)]
         held_out += [talk(*pair, language) for pair in drawn(pages[cut:], script, HELD_OUT, rng)]
+    rng.shuffle(whole)
     rng.shuffle(conversations)
+    write_lines(args.out / "pages" / "pages.jsonl", whole)
     write_lines(args.out / "conversations.jsonl", conversations)
     write_lines(args.out / "held-out.jsonl", held_out)
     with (args.out / "parallel.csv").open("w", newline="", encoding="utf-8") as file:

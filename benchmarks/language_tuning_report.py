@@ -1,4 +1,4 @@
-"""The tables of docs/results/feature-tuning.md, written from docs/results/feature-tuning.json.
+"""Writes the tables of `language_tuning.py` into a page docs/results/feature-tuning.md with a place for each of them.
 
 python -m benchmarks.language_tuning_report
 """
