@@ -20,6 +20,7 @@ from steerling_jax.io.json_files import read_json_object
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 TABLES = ("code", "mathematics", "mmlu", "languages", "bad_words")
+LANGUAGES = ("English", "German", "French", "Spanish", "Italian")
 CASES = ("steering", "obligation", "mixing")
 METHODS = (
     ("best layer", 1), ("best layer", 2), ("best layer", 5), ("best layer", 10), ("all layers", 5),
@@ -218,9 +219,11 @@ def correlations(report: Mapping[str, Any]) -> str:
         "ngrams_without_features": "3-grams' share and answers, without features",
         "features_and_ngrams": "features' share and 3-grams' share",
     }
-    figures = report["correlations"]
-    return table(["quantities", "rank correlation (95 %)"], [[text, interval(figures[name])]
-                                                             for name, text in names.items()])  # fmt: skip
+    rows = [[text, interval(report["correlations"][name])] for name, text in names.items()]
+    own = [one for one in report["benchmarks"] if one["name"].title() not in LANGUAGES]
+    rest = correlation(*([one[field] for one in own] for field in ("features", "answers")))
+    rows.append([f"features' share and answers, without the languages ({len(own)} benchmarks)", f"{rest:.2f}"])
+    return table(["quantities", "rank correlation (95 %)"], rows)
 
 
 def scores_of(one: Mapping[str, Any], method: str, count: int | None) -> Mapping[str, Any]:
