@@ -9,9 +9,14 @@ from socket import socket
 from typing import TYPE_CHECKING
 
 from steerling_jax.cli.arguments import add_address_options, add_model_option, number_in_range
+from steerling_jax.cli.autoencoder_options import add_autoencoders_option, load_autoencoders, with_autoencoders
 from steerling_jax.errors import UserError, require
 
 if TYPE_CHECKING:
+    from steerling_jax.autoencoders.autoencoder import Autoencoder
+    from steerling_jax.bundle import Bundle
+
+    Loaded = tuple[Bundle, tuple[Autoencoder, ...]]
     from steerling_jax.attribution.explorer.app import Load
     from steerling_jax.attribution.explorer.settings import ExplorerSettings
 
@@ -22,6 +27,7 @@ examples:
   steerling explore
   steerling explore --index INDEX --corpus STORE --open
   steerling explore --model ./small-model --port 9000
+  steerling explore --model Qwen/Qwen3-1.7B-Base --autoencoders ./layers.7 ./layers.20
   steerling explore --host 0.0.0.0 --allow-host models.example.org
 """
 _SHORT = 256  # positions: texts up to this length, prompt included, share their compiled programs
@@ -32,6 +38,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     positive = number_in_range(int, 1)
     add_model_option(parser)
+    add_autoencoders_option(add, with_k=True)
     add_address_options(parser, port=8765)
     add("--open", action="store_true", help="open the page in the browser")
     add("--index", metavar="FOLDER", help="also search the training data, in an index of `steerling index`")
@@ -84,6 +91,8 @@ def _serve(args: argparse.Namespace, listening: socket) -> None:
     from steerling_jax.cli.console import note
     from steerling_jax.infer.server.listening import http_address
 
+    # Autoencoders can be of another model or block, which is reported before the page is there.
+    loaded = _load_model(args) if args.autoencoders else None
     token = None if args.no_token or _is_loopback(args.host) else new_token()
     settings = ExplorerSettings(args.host, tuple(args.allow_host), token, args.max_new_tokens_limit)
     address = f"{http_address(listening)}/" + ("" if token is None else f"#token={token}")
@@ -92,15 +101,22 @@ def _serve(args: argparse.Namespace, listening: socket) -> None:
         import webbrowser
 
         webbrowser.open(address)
-    site = Site(settings, _loader(args, settings))
+    site = Site(settings, _loader(args, settings, loaded))
     serve(site, listening, args.grace, lambda: note("The model is ready."))
 
 
-def _loader(args: argparse.Namespace, settings: ExplorerSettings) -> Load:
-    """The function that loads the model, on a thread, while the page is shown already."""
+def _load_model(args: argparse.Namespace) -> Loaded:
+    """The model, with the features of its autoencoders in its catalogue, and these."""
+    autoencoders = load_autoencoders(args)
+    import steerling_jax as sj
+
+    return with_autoencoders(sj.load(args.model), autoencoders), autoencoders
+
+
+def _loader(args: argparse.Namespace, settings: ExplorerSettings, loaded: Loaded | None) -> Load:
+    """The function that loads the model if it is not `loaded`, on a thread, while the page is shown already."""
 
     def load(counts):
-        import steerling_jax as sj
         from steerling_jax.attribution.explorer.api import ModelApi
         from steerling_jax.attribution.explorer.index_job import IndexMaker, default_folder
         from steerling_jax.attribution.explorer.service import Explorer
@@ -111,7 +127,7 @@ def _loader(args: argparse.Namespace, settings: ExplorerSettings) -> Load:
         from steerling_jax.infer.server.warm_up import warm_up
         from steerling_jax.io.trace_file import model_origin
 
-        bundle = sj.load(args.model)
+        bundle, autoencoders = loaded or _load_model(args)
         data, maker = None, None
         if args.index is not None:
             data = open_training_data(args.index, args.corpus, bundle)
@@ -123,7 +139,7 @@ def _loader(args: argparse.Namespace, settings: ExplorerSettings) -> Load:
         # Sampling alone: greedy decoding is compiled when the first text asks for it. A step a call, so that the page
         # shows every step.
         engine = Engine(decoder, warm_up(decoder, greedy=False), steps=1)
-        explorer = Explorer(Model(bundle, model_origin(bundle)), engine, data, maker)
+        explorer = Explorer(Model(bundle, model_origin(bundle), autoencoders), engine, data, maker)
         return ModelApi(explorer, settings, counts)
 
     return load

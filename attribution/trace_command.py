@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steerling_jax.cli.arguments import add_reference_option, number_in_range
+from steerling_jax.cli.autoencoder_options import add_autoencoders_option, load_autoencoders, with_autoencoders
 from steerling_jax.cli.generation_options import (
     add_generation_options,
     check_generation_options,
@@ -34,6 +35,7 @@ Explain a text chunk by chunk: the concepts, prompt tokens and training data beh
 examples:
   steerling trace "Return True if the file" --max-new-tokens 32 --seed 0
   steerling trace "Return True if the file" --max-new-tokens 32 --seed 0 --html page.html --trace record.json
+  steerling trace "The river" --model MODEL --autoencoders ./layers.3 ./layers.7 --html page.html
   steerling trace --from record.json --parquet tables --graph graph.json
   steerling trace "re.split(pattern, string)" --continuation "Split the string by the pattern."
   steerling trace "Return the" --max-new-tokens 32 --seed 4 --amplify Files --index INDEX --corpus STORE
@@ -55,6 +57,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="concepts of each kind to show (default: %(default)s)",
     )
     add_reference_option(add)
+    add_autoencoders_option(add, with_k=False)
     add("--no-inputs", action="store_true", help="skip attribution to input tokens, which takes the longest")
     add("--no-considered", action="store_true", help="leave out of --html and --json what each step chose from")
     add("--index", metavar="FOLDER", help="also search the training data, in an index of `steerling index`")
@@ -83,7 +86,8 @@ def run(args: argparse.Namespace) -> None:
     from steerling_jax.attribution.trace.parts import complete_document
     from steerling_jax.attribution.trace.terminal import accuracy_note, render
 
-    bundle = sj.load(args.model)
+    autoencoders = load_autoencoders(args)
+    bundle = with_autoencoders(sj.load(args.model), autoencoders)
     find_evidence, index = None, None
     if args.index is not None:
         find_evidence, index = open_evidence(args.index, args.corpus, bundle)
@@ -99,6 +103,7 @@ def run(args: argparse.Namespace) -> None:
             inputs=not args.no_inputs,
             reference=args.reference,
             find_evidence=find_evidence,
+            autoencoders=autoencoders,
             progress=progress,
             source=source,
         )
@@ -126,6 +131,8 @@ def run(args: argparse.Namespace) -> None:
 def _check(args: argparse.Namespace) -> None:
     check_generation_options(args)
     read_standard_input(args)
+    both = args.autoencoders is not None and args.autoencoder is not None
+    require(not both, "--autoencoders can be named in steering too; leave out --autoencoder.")
     require(args.id is None or args.source is not None, "--id selects a line of --from; give both.")
     require(args.token is None or args.graph is not None, "--token selects the token of --graph; give both.")
     require((args.index is None) == (args.corpus is None), "--index and --corpus go together; give both.")

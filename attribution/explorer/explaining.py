@@ -119,7 +119,7 @@ class Explaining:
         bundle, record = self._model.bundle, self._model.record(text)
         detail: Any = key.at
         if key.kind == "concepts":
-            return lambda progress: panels.text_document(bundle, record, progress)
+            return lambda progress: panels.text_document(bundle, self._model.autoencoders, record, progress)
         if key.kind == "cost":
             return lambda progress: panels.cost_panel(bundle, record, progress)
         if key.kind == "considered":

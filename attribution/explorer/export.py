@@ -11,6 +11,7 @@ from steerling_jax.attribution.explorer.panels import CONCEPTS
 from steerling_jax.attribution.trace.explanation import EvidenceSearch, explain
 from steerling_jax.attribution.trace.graph import make_graph
 from steerling_jax.attribution.trace.parts import complete_document
+from steerling_jax.autoencoders.autoencoder import Autoencoder
 from steerling_jax.bundle import Bundle
 from steerling_jax.decoding.trace_record import TraceRecord
 from steerling_jax.progress import Progress
@@ -26,6 +27,7 @@ class ExportedFile(NamedTuple):
 
 def export_file(
     bundle: Bundle,
+    autoencoders: Sequence[Autoencoder],
     record: TraceRecord,
     kind: str,
     parts: Sequence[str],
@@ -40,6 +42,7 @@ def export_file(
         record,
         inputs="inputs" in parts or kind == "graph",
         find_evidence=find_evidence if "evidence" in parts else None,
+        autoencoders=autoencoders,
         progress=progress,
     )
     if kind == "graph":

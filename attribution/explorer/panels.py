@@ -14,6 +14,7 @@ import numpy as np
 from steerling_jax.attribution.trace.document import rounded, strongest
 from steerling_jax.attribution.trace.explanation import explain
 from steerling_jax.attribution.trace.parts import complete_document
+from steerling_jax.autoencoders.autoencoder import Autoencoder
 from steerling_jax.bundle import Bundle
 from steerling_jax.decoding.trace import Trace
 from steerling_jax.decoding.trace_record import TraceRecord
@@ -40,11 +41,13 @@ class TokenInputs:
     converged: bool
 
 
-def text_document(bundle: Bundle, record: TraceRecord, progress: Progress) -> dict[str, Any]:
+def text_document(
+    bundle: Bundle, autoencoders: Sequence[Autoencoder], record: TraceRecord, progress: Progress
+) -> dict[str, Any]:
     """The explanation document of a text without inputs and training data, which are computed when they are looked
     at."""
     progress("concepts", 0, 1)
-    explanation = explain(bundle, record, inputs=False, progress=progress)
+    explanation = explain(bundle, record, inputs=False, autoencoders=autoencoders, progress=progress)
     return complete_document(bundle, explanation, CONCEPTS, steps=False)
 
 

@@ -128,7 +128,7 @@ class Explorer:
         """A file of a text that has ended. Cancelled with the request that waits for it."""
         if not text.ended or not text.commits:
             raise ApiError(409, "The text is still being written; export it when it has ended.", code="not_ready")
-        bundle, record, data = self.model.bundle, self.model.record(text), self.explaining.training_data
+        model, record, data = self.model, self.model.record(text), self.explaining.training_data
         find = None if data is None else lambda ids, start, end: data.search(ids, start, end, data.quick_scores)
         result: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         owner = f"export {secrets.token_hex(8)}"
@@ -136,7 +136,7 @@ class Explorer:
             owner,
             JobKey(text.id, "export", owner),
             Rank.EXPORT,
-            lambda progress: export_file(bundle, record, kind, parts, find, progress, state),
+            lambda progress: export_file(model.bundle, model.autoencoders, record, kind, parts, find, progress, state),
             lambda value: None if result.done() else result.set_result(value),
         )
         try:

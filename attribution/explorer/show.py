@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from steerling_jax.attribution.explorer.page import make_page
 from steerling_jax.attribution.explorer.panels import CONCEPTS
 from steerling_jax.attribution.trace.explanation import EvidenceSearch, Explanation, explain
 from steerling_jax.attribution.trace.parts import complete_document
+from steerling_jax.autoencoders.autoencoder import Autoencoder
 from steerling_jax.bundle import Bundle
 from steerling_jax.decoding.generation import Generation
 from steerling_jax.decoding.generation_config import GenerationConfig
@@ -64,6 +66,7 @@ def show(
     config: GenerationConfig | None = None,
     inputs: bool = True,
     find_evidence: EvidenceSearch | None = None,
+    autoencoders: Sequence[Autoencoder] = (),
     height: int = 720,
     state: str = "",
 ) -> View:
@@ -75,13 +78,21 @@ def show(
             chooses what was written. A record and an explanation have their own.
         inputs: Also attribute to input tokens, which takes the longest.
         find_evidence: Also search the training data with this function.
+        autoencoders: Of blocks of the model, each of another one, whose features stand beside concepts; a finished
+            explanation has its own.
         height: Of the frame, in pixels.
         state: What is selected at first, see `View`.
 
     Raises `UserError` for a text of another model and for a text without tokens.
     """
     if not isinstance(text, Explanation):
-        text = explain(bundle, _record(bundle, text, config), inputs=inputs, find_evidence=find_evidence)
+        text = explain(
+            bundle,
+            _record(bundle, text, config),
+            inputs=inputs,
+            find_evidence=find_evidence,
+            autoencoders=autoencoders,
+        )
     return View(complete_document(bundle, text, CONCEPTS), height, state)
 
 

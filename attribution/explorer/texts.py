@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from steerling_jax.attribution.explorer.jobs import JobKey
+from steerling_jax.autoencoders.autoencoder import Autoencoder
 from steerling_jax.bundle import Bundle
 from steerling_jax.decoding.characters import text_runs
 from steerling_jax.decoding.generation import Prompt, request_of, stopped_generation
@@ -24,7 +25,9 @@ from steerling_jax.decoding.trace_record import Origin, TraceRecord, record_of
 from steerling_jax.errors import require
 from steerling_jax.infer.server.engine import EngineRequest
 from steerling_jax.infer.steer_eval.random_control import random_control
-from steerling_jax.steering.plan import Resolved
+from steerling_jax.steering.features import FeatureSteering
+from steerling_jax.steering.plan import SteeringPlan
+from steerling_jax.steering.resolve import plan_steering
 
 MOST_TEXTS = 64  # the least recently used ones are forgotten beyond it
 ENDED = ("done", "stopped", "failed")
@@ -113,11 +116,12 @@ class TextStore:
 
 @dataclass(frozen=True)
 class Model:
-    """The model of the server with what every answer needs of it."""
+    """The model of the server with what every answer needs of it. autoencoders: of its blocks, whose features are in
+    the bundle's catalogue."""
 
     bundle: Bundle
     origin: Origin
-    steering: tuple[Resolved, ...] = ()
+    autoencoders: tuple[Autoencoder, ...] = ()
 
     @cached_property
     def mask(self) -> int:
@@ -125,13 +129,17 @@ class Model:
 
     def request(self, text: Text) -> Request:
         """What the decoder takes to write a text. Raises `UserError` for steering that the model cannot do."""
-        request = request_of(self.bundle, text.prompt)
+        bundle, prompt = self.bundle, text.prompt
+        request = request_of(bundle, prompt)
         if not text.random:
             return request
-        plan, key = request.steering, jax.random.key(request.seed)
-        assert plan is not None
-        plan = random_control(plan, key, params=self.bundle.params, compute=self.bundle.compute)
-        return dataclasses.replace(request, steering=plan)
+        prompt = dataclasses.replace(prompt, steering=self._random_plan(prompt, request.seed))
+        return dataclasses.replace(request_of(bundle, prompt), seed=request.seed)
+
+    def _random_plan(self, prompt: Prompt, seed: int) -> SteeringPlan:
+        bundle = self.bundle
+        plan = plan_steering(bundle, prompt.steering)
+        return random_control(plan, jax.random.key(seed), params=bundle.params, compute=bundle.compute)
 
     def record(self, text: Text) -> TraceRecord:
         """The record of a text as far as it is written. Raises `UserError` if nothing is."""
@@ -145,11 +153,14 @@ class Model:
         record = record_of(self.bundle, self.origin, text.prompt, generation)
         if not text.random:
             return record
-        # The direction is in the trace's plan alone. The configurations, from which a reader of the file would make a
-        # plan, are those of the concepts.
+        # A feature's random direction is in the record. That of a concept is in the trace's plan alone: configurations,
+        # from which a reader of the file would make a plan, are those of the concepts.
+        features: tuple[FeatureSteering, ...] = ()
+        if any(isinstance(one, FeatureSteering) for one in record.steering):
+            features = self._random_plan(text.prompt, text.request.seed).features
         size = "; ".join(one.describe() for one in record.steering)
         policies = {**record.policies, "random_direction": f"of seed {text.request.seed}, of the size of: {size}"}
-        return dataclasses.replace(record, steering=(), policies=policies)
+        return dataclasses.replace(record, steering=features, policies=policies)
 
     def characters(self, text: Text) -> list[list[Any]]:
         """The runs of a text so far that make whole characters, as JSON: `[start, end, text, complete]`."""

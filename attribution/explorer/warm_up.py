@@ -34,7 +34,7 @@ def compile_explanations(model: Model, explaining: Explaining) -> None:
         return lambda progress: work(bundle, restore(record, bundle), *arguments, progress)
 
     works: dict[str, Callable[[Progress], Any]] = {
-        "concepts": lambda progress: panels.text_document(bundle, record, progress),
+        "concepts": lambda progress: panels.text_document(bundle, model.autoencoders, record, progress),
         "step": trace_of(considered_part, record.generation, last.step),
         "steps": trace_of(considered_part, record.generation, None),
         "inputs": trace_of(panels.token_inputs, list(last.positions)[:1]),

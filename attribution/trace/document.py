@@ -9,11 +9,10 @@ import numpy as np
 
 from steerling_jax.attribution.index.evidence import Evidence
 from steerling_jax.attribution.trace.explanation import ExplainedChunk, Explanation
-from steerling_jax.attribution.trace.features import features_of_token
+from steerling_jax.attribution.trace.features import TraceFeatures, features_of_token, head_of
 from steerling_jax.decoding.text_ids import NO_MASK
 from steerling_jax.decoding.trace_record import to_plain
 from steerling_jax.explain.contributions import Contributions
-from steerling_jax.explain.features.contribution_table import FeatureContributions
 from steerling_jax.explain.inputs.record import InputAttribution
 from steerling_jax.explain.ranking import ChunkRanking, split_by_sign
 from steerling_jax.io.trace_file import EXPLANATION, EXPLANATION_VERSION
@@ -57,13 +56,13 @@ def make_document(explanation: Explanation, count: int) -> dict[str, Any]:
         "concepts": None if explanation.shares is None else _names(explanation, tokens, chunks),
         "tokens": tokens,
         "chunks": chunks,
-        # Models with a bottleneck have features, and their tokens have fields for them.
-        **({} if explanation.features is None else {"features": _features(explanation.features)}),
+        # Features are of models with a bottleneck, and of autoencoders that were given.
+        **_features(explanation.features),
     }
 
 
 def _token(explanation: Explanation, row: int, count: int) -> dict[str, Any]:
-    one, shares = explanation.committed[row], explanation.shares
+    one, shares, parts = explanation.committed[row], explanation.shares, explanation.features.parts
     return {
         "position": one.position,
         "step": one.step,
@@ -71,14 +70,38 @@ def _token(explanation: Explanation, row: int, count: int) -> dict[str, Any]:
         "logit": rounded(one.logit),
         **(dict.fromkeys(TOKEN_SHARES) if shares is None else _token_shares(explanation, shares, row, count)),
         "inputs": None if explanation.inputs is None else _inputs(explanation.inputs, row),
-        **({} if explanation.features is None else features_of_token(explanation.features, one.position, count)),
+        **({} if parts is None else features_of_token(parts, one.position, count)),
     }
 
 
-def _features(parts: FeatureContributions) -> dict[str, Any]:
-    """What the features of tokens are parts of, and the tokens that those which are printed promote."""
-    promoted = {str(feature): list(words) for feature, words in parts.promoted.items()}
-    return {"reference": parts.reference, "largest_error": rounded(parts.error.max()), "promoted": promoted}
+def _features(found: TraceFeatures) -> dict[str, Any]:
+    """The field `features`, what the features of tokens are parts of, and `activations`, those of other autoencoders;
+    each only where there are some."""
+    fields: dict[str, Any] = {}
+    if found.parts is not None and found.source is not None:
+        parts = found.parts
+        fields["features"] = {
+            "reference": parts.reference,
+            "largest_error": rounded(parts.error.max()),
+            "promoted": {str(feature): list(words) for feature, words in parts.promoted.items()},
+            "head": head_of(found.source),
+            "layer": found.source.layer,
+            "name": found.source.name,
+        }
+    if found.activations:
+        fields["activations"] = [
+            {
+                "head": head_of(one.autoencoder),
+                "layer": one.autoencoder.layer,
+                "name": one.autoencoder.name,
+                "tokens": [
+                    [[feature, rounded(value)] for feature, value in zip(*row, strict=True) if value > 0]
+                    for row in zip(one.features.tolist(), one.values.tolist(), strict=True)
+                ],
+            }
+            for one in found.activations
+        ]
+    return fields
 
 
 def _token_shares(explanation: Explanation, c: Contributions, row: int, count: int) -> dict[str, Any]:

@@ -5,14 +5,15 @@ Models without concepts have input tokens only: `shares` and `ranking` are None.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
 from steerling_jax.attribution.index.evidence import Evidence
-from steerling_jax.attribution.trace.features import token_features
+from steerling_jax.attribution.trace.features import NO_FEATURES, TraceFeatures, check_autoencoders, trace_features
+from steerling_jax.autoencoders.autoencoder import Autoencoder
 from steerling_jax.bundle import Bundle
 from steerling_jax.concepts.catalogue import Catalogue
 from steerling_jax.decoding.characters import TextRun, text_runs
@@ -20,7 +21,6 @@ from steerling_jax.decoding.text_ids import text_ids
 from steerling_jax.decoding.trace import Trace
 from steerling_jax.decoding.trace_record import TraceRecord, restore
 from steerling_jax.explain.contributions import Contributions, concept_contributions
-from steerling_jax.explain.features.contribution_table import FeatureContributions
 from steerling_jax.explain.hidden_rows import hidden_rows
 from steerling_jax.explain.inputs.integrated_gradients import attribute_inputs
 from steerling_jax.explain.inputs.record import InputAttribution, SpanAttribution
@@ -82,8 +82,7 @@ class Explanation:
         concepts: The model's catalogue, for names; None for a model without concepts.
         characters: The same canvas as runs of tokens that make whole characters.
         strict: Whether concepts are all that varies: epsilon is then a constant vector, the same at every position.
-        features: The features behind each token of a model with a bottleneck, one row for each position but the first;
-            None without one, and for a text that was steered.
+        features: The features of the model's bottleneck and of the given autoencoders.
     """
 
     record: TraceRecord
@@ -97,7 +96,7 @@ class Explanation:
     concepts: Catalogue | None
     characters: tuple[TextRun, ...]
     strict: bool = False
-    features: FeatureContributions | None = None
+    features: TraceFeatures = NO_FEATURES
 
     def name(self, kind: str, concept_id: int) -> str:
         """A concept's name; kind is "known" or "discovered"."""
@@ -107,7 +106,7 @@ class Explanation:
     @property
     def rest(self) -> str:
         """What the part of a logit that belongs to no concept is called."""
-        return "constant" if self.strict else "epsilon"
+        return "epsilon" if self.shares is None else self.shares.rest
 
     @property
     def share_error(self) -> float | None:
@@ -128,6 +127,7 @@ def explain(
     inputs: bool | AttributeInputs = True,
     reference: Reference = DEFAULT_REFERENCE,
     find_evidence: EvidenceSearch | None = None,
+    autoencoders: Sequence[Autoencoder] = (),
     progress: Progress = no_progress,
     source: str = "The trace",
 ) -> Explanation:
@@ -137,10 +137,12 @@ def explain(
         inputs: Also attribute to input tokens, which takes the longest; or the function that does it.
         reference: What is split into shares, see `concept_contributions`.
         find_evidence: Also search the training data with this function.
+        autoencoders: Of blocks of the model, each of another one, whose features are explained too.
         source: The name of the record in error messages.
 
-    Raises `UserError` for a trace of another model.
+    Raises `UserError` for a trace or an autoencoder of another model.
     """
+    check_autoencoders(bundle, autoencoders)
     trace, config = restore(record, bundle, source), bundle.config
     shares = of_probability = None
     concept = config.concept if isinstance(config, ModelConfig) else None
@@ -187,7 +189,7 @@ def explain(
         concepts,
         characters,
         concept is not None and concept.is_strict,
-        token_features(bundle, trace, reference),
+        trace_features(bundle, trace, reference, autoencoders),
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from steerling_jax.attribution.trace.document import make_document
 from steerling_jax.attribution.trace.explanation import Explanation
+from steerling_jax.attribution.trace.features import TraceFeatures, feature_cards, head_of
 from steerling_jax.bundle import Bundle
 from steerling_jax.concepts.catalogue import HEADS
 from steerling_jax.decoding.generation_config import GenerationConfig
@@ -23,8 +24,10 @@ def complete_document(
 ) -> dict[str, Any]:
     """The document of `make_document` with cards of its concepts and, with `steps`, what each step considered."""
     document = make_document(explanation, count)
-    if explanation.concepts is not None:
-        document["cards"] = concept_cards(bundle, document["concepts"])
+    cards = {} if explanation.concepts is None else concept_cards(bundle, document["concepts"])
+    cards |= _feature_cards(bundle, explanation.features, document)
+    if cards:
+        document["cards"] = cards
     if steps:
         record = explanation.record
         document["considered"] = considered_part(bundle, explanation.trace, record.generation, None, progress)
@@ -42,6 +45,19 @@ def concept_cards(bundle: Bundle, names: Mapping[str, Iterable[str]]) -> dict[st
             one = bundle.concepts.get(id, head)
             cards[head][str(id)] = {"description": one.description, "group": one.group, "promotes": words}
     return cards
+
+
+def _feature_cards(
+    bundle: Bundle, found: TraceFeatures, document: Mapping[str, Any]
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """The cards of all features that a document lists, by head and number."""
+    listed: dict[str, set[int]] = {}
+    if found.source is not None:
+        listed[head_of(found.source)] = {one["feature"] for row in document["tokens"] for one in row["features"]}
+    for part in document.get("activations", ()):
+        listed[part["head"]] = {feature for row in part["tokens"] for feature, _ in row}
+    autoencoders = [one for one in (found.source, *(part.autoencoder for part in found.activations)) if one is not None]
+    return {head_of(one): feature_cards(bundle, one, sorted(listed[head_of(one)])) for one in autoencoders}
 
 
 def considered_part(

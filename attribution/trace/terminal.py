@@ -13,6 +13,7 @@ from steerling_jax.attribution.trace.explanation import ExplainedChunk, Explanat
 from steerling_jax.attribution.trace.features import strongest_features
 from steerling_jax.explain.contributions import Contributions
 from steerling_jax.explain.features.contribution_table import FeatureContributions
+from steerling_jax.explain.features.text_activations import TextActivations
 from steerling_jax.explain.ranking import ChunkRanking, ConceptShare
 
 _INPUTS = 5  # input tokens shown per chunk, of the prompt and of the text each
@@ -37,8 +38,9 @@ def render(explanation: Explanation, count: int) -> RenderableType:
         parts: list[RenderableType] = [Text(chunk.text.strip("\n"), style="bold"), Text()]
         if chunk.ranking is not None:
             parts += [_concepts(chunk, explanation, count), _bars(chunk.ranking, scale, explanation.rest)]
-        if explanation.features is not None:
-            parts.append(_features(explanation.features, chunk, count))
+        if explanation.features.parts is not None:
+            parts.append(_features(explanation.features.parts, chunk, count))
+        parts += [_activations(one, chunk, count) for one in explanation.features.activations]
         if chunk.inputs is not None:
             parts.append(_inputs(chunk, explanation))
         if chunk.evidence is not None:
@@ -60,6 +62,8 @@ def accuracy_note(explanation: Explanation) -> str:
         )
         if explanation.inputs.unconverged:
             notes.append(explanation.inputs.unconverged)
+    if (parts := explanation.features.parts) is not None and explanation.features.source is not None:
+        notes.append(_features_note(parts, explanation.features.source.layer is None))
     return " ".join(notes)
 
 
@@ -72,6 +76,15 @@ def _shares_note(shares: Contributions, strict: bool) -> str:
         "of a chunk together are 100 %, green ones raise the token above the others, red ones lower it, and a "
         f"concept's share is the sum of its parts with their signs.{beside} The split values and the sums of their "
         f"parts differ by at most {shares.largest_error:.1e}."
+    )
+
+
+def _features_note(parts: FeatureContributions, exact: bool) -> str:
+    split = "its logit" if parts.reference == "raw" else "its logit, minus the mean under the model's own distribution"
+    rest = "a bias" if exact else "a bias and a residual, with the scale of the final norm frozen"
+    return (
+        f"Features: parts of {split}; with the other features, {rest}, they add up to within "
+        f"{float(parts.error.max(initial=0.0)):.1e}."
     )
 
 
@@ -150,6 +163,16 @@ def _nothing_close(evidence: Evidence, score: Score) -> str:
     """The threshold of a score without hits, and the best value below it."""
     best = f", best {evidence.best[score]:.3g}" if score in evidence.best else ""
     return f"nothing close (threshold {evidence.thresholds[score]:.3g}{best})"
+
+
+def _activations(active: TextActivations, chunk: ExplainedChunk, count: int) -> Text:
+    """The features of a block that are most active in the chunk."""
+    autoencoder = active.autoencoder
+    named = {one.id: one.name for one in autoencoder.features if one.is_named}
+    lines = [Text(f"most active in block {autoencoder.layer}, which are no parts of logits", style="bold")]
+    for feature, value in active.strongest(chunk.start, chunk.end, count):
+        lines.append(Text(f"{value:8.2f}  #{feature} {named.get(feature, '')}".rstrip()))
+    return Text("\n").join(lines)
 
 
 def _evidence(chunk: ExplainedChunk) -> Text:

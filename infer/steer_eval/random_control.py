@@ -15,8 +15,8 @@ from steerling_jax.steering.plan import SteeringPlan
 
 
 def random_control(plan: SteeringPlan, key: jax.Array, *, params: Params, compute: Compute) -> SteeringPlan:
-    """The plan with one random direction r in place of its own: injections of equal norm at the same layers and steps,
-    and `relu(lm_head · r)`, scaled to equal norm, in place of the suppression vector.
+    """The plan with one random direction r in place of its own: injections and features of equal norm at the same
+    layers and steps, and `relu(lm_head · r)`, scaled to equal norm, in place of the suppression vector.
 
     Clamps are dropped. Norms are equal up to the rounding to the compute dtype.
     """
@@ -27,7 +27,19 @@ def random_control(plan: SteeringPlan, key: jax.Array, *, params: Params, comput
         dataclasses.replace(part, direction=direction, alpha=part.alpha * float(np.linalg.norm(part.direction)))
         for part in plan.parts
     )
-    aligned = jnp.maximum(lm_head_weight(params).astype(jnp.float32) @ unit, 0.0)
-    suppression = aligned * jnp.linalg.norm(plan.suppression) / jnp.linalg.norm(aligned)
+    suppression = plan.suppression
+    if bool(jnp.any(suppression)):  # features suppress no tokens, and their model may be of another family
+        aligned = jnp.maximum(lm_head_weight(params).astype(jnp.float32) @ unit, 0.0)
+        suppression = aligned * jnp.linalg.norm(suppression) / jnp.linalg.norm(aligned)
+    features = tuple(
+        dataclasses.replace(
+            one,
+            direction=tuple((direction * np.linalg.norm(one.direction) / np.linalg.norm(direction)).tolist()),
+            label=f"random, as {one.describe()}",
+        )
+        for one in plan.features
+    )
     labels = tuple(f"random, as {label}" for label in plan.labels)
-    return dataclasses.replace(plan, parts=parts, suppression=suppression, clamps=None, labels=labels)
+    return dataclasses.replace(
+        plan, parts=parts, suppression=suppression, clamps=None, labels=labels, features=features
+    )

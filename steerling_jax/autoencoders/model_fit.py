@@ -24,6 +24,22 @@ def check_fits(autoencoder: Autoencoder, bundle: Bundle) -> None:
         )
 
 
+def check_fit_together(autoencoders: Sequence[Autoencoder]) -> None:
+    """Raises `UserError` unless each autoencoder reads a block, and no two the same."""
+    readers: dict[int, str] = {}
+    for one in autoencoders:
+        if one.layer is None:
+            raise UserError(
+                f"{one.name} does not say which block it reads; give an autoencoder of a block's output, whose "
+                "configuration names the block."
+            )
+        if one.layer in readers:
+            raise UserError(
+                f"{readers[one.layer]} and {one.name} both read block {one.layer}; give one autoencoder for each block."
+            )
+        readers[one.layer] = one.name
+
+
 def check_features(autoencoder: Autoencoder, features: Sequence[int], argument: str = "features") -> None:
     """Raises `UserError`, about `argument`, for a feature that the autoencoder lacks."""
     S = autoencoder.n_latents

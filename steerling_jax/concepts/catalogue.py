@@ -12,7 +12,7 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from steerling_jax.errors import UserError
 
@@ -27,6 +27,7 @@ WORD_SEPARATOR = "·"  # between the words of a name that was found in texts
 _WORD = re.compile(r"\w+")
 _SUGGESTIONS = 4  # names suggested for one that does not exist
 _DIGITS = 18  # of an id: Python refuses to parse integers of thousands of digits
+_PLACE = re.compile(rf"(\d{{1,{_DIGITS}}}):(\d{{1,{_DIGITS}}})", re.ASCII)  # of a feature: its block and its number
 
 
 @dataclass(frozen=True)
@@ -78,24 +79,56 @@ def unnamed(number: int, head: Kind) -> str:
     return f"feature {number}" if head == "feature" else f"concept {number}"
 
 
+class FeatureRange(NamedTuple):
+    """The features of one autoencoder: the block that it reads, counted from 0 (None: the rows after the final norm),
+    and how many there are."""
+
+    layer: int | None
+    size: int
+
+
 @dataclass(frozen=True)
 class Catalogue:
-    """The named concepts of a model with `known` and `discovered` concepts in all, and the features of an autoencoder
-    with `features` of them; each id occurs once in a head."""
+    """The named concepts of a model with `known` and `discovered` concepts in all, and the `features` of autoencoders;
+    each id occurs once in a head.
+
+    ranges: the autoencoders in the order in which their features are numbered; together they have `features`. Empty for
+    one whose block does not matter.
+    """
 
     concepts: tuple[Concept, ...]
     known: int
     discovered: int = 0
     features: int = 0
+    ranges: tuple[FeatureRange, ...] = ()
 
     def count(self, head: Kind) -> int:
         """The number of concepts of a head, or of features, with and without an entry."""
         return {"known": self.known, "discovered": self.discovered, "feature": self.features}[head]
 
     def get(self, concept_id: int, head: Kind = "known") -> Concept:
-        """The concept with this id; one without an entry has the name 'concept 12', or 'feature 12'."""
+        """The concept with this id; one without an entry has the name 'concept 12', 'feature 12' or, beside other
+        autoencoders, 'feature 12 of block 3'."""
         entry = self._by_id.get((head, concept_id))
-        return Concept(concept_id, unnamed(concept_id, head), head=head) if entry is None else entry
+        if entry is not None:
+            return entry
+        return Concept(concept_id, self.numbered(concept_id, head), head=head)
+
+    def numbered(self, concept_id: int, head: Kind) -> str:
+        """What an entry is called by its number alone."""
+        if head != "feature" or len(self.ranges) < 2:
+            return unnamed(concept_id, head)
+        layer, number = self.place(concept_id)
+        return f"{unnamed(number, head)} of block {layer}"
+
+    def place(self, feature: int) -> tuple[int | None, int]:
+        """The block of a feature and its number within its autoencoder."""
+        first = 0
+        for layer, count in self.ranges:
+            if feature < first + count:
+                return layer, feature - first
+            first += count
+        return None, feature
 
     def find(self, query: str, head: Kind = "known") -> list[Concept]:
         """The concepts that match a query, best first; for an empty query all concepts, by id.
@@ -121,10 +154,13 @@ class Catalogue:
     def resolve(self, text: str | int, head: Kind = "known") -> tuple[int, ...]:
         """The ids that a text refers to: a name (in any case), a number or `#12`, or `group:NAME` for a whole group.
 
-        A number that is the name of a concept refers to that concept; `#12` is always the id. Raises `UserError` for
-        what does not exist and for a name of several concepts.
+        A number that is the name of a concept refers to that concept; `#12` is always the id. Among features, `3:17` is
+        feature 17 of the autoencoder of block 3. Raises `UserError` for what does not exist and for a name of several
+        concepts.
         """
         text = str(text).strip()
+        if head == "feature" and (match := _PLACE.fullmatch(text)) is not None:
+            return (self._feature(*match.groups()),)
         if text.casefold().startswith("group:"):
             return self._group(text.partition(":")[2], head)
         matching = [one.id for one in self._by_name.get(comparable(text), ()) if one.head == head]
@@ -148,9 +184,9 @@ class Catalogue:
     def locate(self, text: str | int) -> tuple[Kind, str]:
         """The head that a text refers to, and the text as `resolve` takes it.
 
-        "discovered:12", "feature:12" and "known:NAME" say it. Else it is the first of the known concepts, discovered
-        concepts and features that has this name, and the known head, or in a model without concepts the features, for
-        everything else.
+        "discovered:12", "feature:12", "feature:3:12" and "known:NAME" say it. Else it is the first of the known
+        concepts, discovered concepts and features that has this name, and the known head, or in a model without
+        concepts the features, for everything else.
         """
         prefix, colon, rest = str(text).partition(":")
         for head in KINDS:
@@ -206,6 +242,19 @@ class Catalogue:
     def groups(self) -> list[str]:
         """The names of all groups, sorted."""
         return sorted({one.group for one in self.concepts if one.group})
+
+    def _feature(self, layer: str, number: str) -> int:
+        """The id of a feature, given by its block and its number, at most `_DIGITS` digits each."""
+        first = 0
+        for one in self.ranges:
+            if one.layer == int(layer):
+                if int(number) < one.size:
+                    return first + int(number)
+                raise UserError(f"There is no feature {number} of block {layer}; there are 0 to {one.size - 1}.")
+            first += one.size
+        blocks = ", ".join(str(one.layer) for one in self.ranges if one.layer is not None)
+        hint = f"; these are: {blocks}" if blocks else ""
+        raise UserError(f"There are no features of block {layer}{hint}.")
 
     def _group(self, name: str, head: Kind) -> tuple[int, ...]:
         ids = tuple(

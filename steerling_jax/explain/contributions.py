@@ -63,8 +63,11 @@ class Contributions(Tabular):
     reference, reference_logits (n,): what is split is target logit − reference logit; see `concept_contributions`. The
     products above are then with lm_head[token] minus the reference's row. reference_logits is 0 for "raw".
 
+    strict: whether the model has no epsilon. What is called epsilon above is then a constant, the part of a vector that
+    is the same at every position, and is printed as "constant".
+
     pieces: the text of each token. Prints as a table with a row for each token; `to_dataframe` has a row for each token
-    and listed concept, and one for its epsilon, which add up to the logit.
+    and listed concept, and one for its epsilon or constant, which add up to the logit.
     """
 
     steps: np.ndarray
@@ -89,6 +92,7 @@ class Contributions(Tabular):
     pieces: tuple[str, ...] | None = None
     reference: Reference = "raw"
     reference_logits: np.ndarray | None = None
+    strict: bool = False
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -97,6 +101,11 @@ class Contributions(Tabular):
     def split_logits(self) -> np.ndarray:
         """(n,): what the parts add up to, the target logit minus the reference logit."""
         return self.target_logits if self.reference_logits is None else self.target_logits - self.reference_logits
+
+    @property
+    def rest(self) -> str:
+        """What the part of a logit that belongs to no concept is called."""
+        return "constant" if self.strict else "epsilon"
 
     @property
     def absolute_known(self) -> np.ndarray:
@@ -134,7 +143,7 @@ class Contributions(Tabular):
             **centred,
             "known": self.known_contributions.sum(axis=1),
             "discovered": self.discovered_contributions.sum(axis=1),
-            "epsilon": self.epsilon,
+            self.rest: self.epsilon,
             "strongest": [self.printed_label(kind, int(ids[i, k])) for i, k, kind in zip(rows, best, kinds)],
             "contribution": both[rows, best],
         }
@@ -145,7 +154,7 @@ class Contributions(Tabular):
         return f"Contributions to {counted(len(self), 'logit')}{of}"
 
     def table(self) -> Table:
-        """A row for each token and listed concept, and one for each token's epsilon."""
+        """A row for each token and listed concept, and one for each token's epsilon or constant."""
         parts: list[tuple[np.ndarray, dict[str, Any]]] = []
         for kind, ids, weights, values in (
             ("known", self.known_ids, self.known_weights, self.known_contributions),
@@ -156,8 +165,8 @@ class Contributions(Tabular):
             names = [self.printed_label(kind, int(number)) for number in numbers]
             parts.append((rows, _part(kind, numbers, names, weights[rows, slots], values[rows, slots])))
         n = len(self)
-        nothing = np.full(n, np.nan, np.float32)
-        parts.append((np.arange(n), _part("epsilon", np.full(n, -1, np.int32), ["epsilon"] * n, nothing, self.epsilon)))
+        nothing, rest = np.full(n, np.nan, np.float32), self.rest
+        parts.append((np.arange(n), _part(rest, np.full(n, -1, np.int32), [rest] * n, nothing, self.epsilon)))
         rows = np.concatenate([rows for rows, _ in parts])
         order = np.argsort(rows, kind="stable")
         facts = {name: np.concatenate([part[name] for _, part in parts])[order] for name in parts[0][1]}
@@ -233,6 +242,7 @@ def concept_contributions(bundle: Bundle, trace: Trace, *, reference: Reference 
         pieces=tuple(map(bundle.tokenizer.piece, tokens.tolist())),
         reference=reference,
         reference_logits=means,
+        strict=config.concept.is_strict,
     )
 
 

@@ -30,15 +30,19 @@ from steerling_jax.autoencoders.encoding import decode_rows
 from steerling_jax.autoencoders.model_fit import check_fits
 from steerling_jax.autoencoders.weights import Weights
 from steerling_jax.bundle import Bundle, encode
+from steerling_jax.decoding.request_edits import place_edits
 from steerling_jax.decoding.tables import counted
+from steerling_jax.decoding.trace import Trace
 from steerling_jax.errors import require
 from steerling_jax.explain.feature_texts import promoted_tokens_of
 from steerling_jax.explain.features.contribution_table import FeatureContributions, FeatureReference
 from steerling_jax.explain.given_text import given_trace
+from steerling_jax.explain.hidden_rows import hidden_rows
 from steerling_jax.models.backbone import Backbone, Params
 from steerling_jax.models.batching import padded_length
 from steerling_jax.models.decoder.backbone import final_norm_gain
 from steerling_jax.models.decoder.config import DecoderConfig
+from steerling_jax.models.edits import LayerEdit
 from steerling_jax.models.output_projection import cap_logits, output_projection
 
 _ROWS = 16  # rows of a call, whose k rows of the decoder and whose logits are in memory
@@ -65,7 +69,7 @@ def feature_contributions(
 
     A diffusion model predicts each token with the tokens before it given and all others masked, as in `sj.given_trace`.
     Raises `UserError` for a model without a bottleneck where no autoencoder is given, for an autoencoder of another
-    block or kind, and for a text of fewer than two tokens.
+    block or kind, and for a text of fewer than two tokens. `trace_feature_contributions` is of a trace.
 
     Example:
         >>> bundle = sj.load("runs/attach/export")
@@ -75,16 +79,67 @@ def feature_contributions(
     require(reference in ("raw", "model"), f"reference is {reference!r}; give 'raw' or 'model'.", "reference")
     tokens = encode(bundle, text_or_ids, "text_or_ids")
     require(len(tokens) >= 2, f"text_or_ids has {counted(len(tokens), 'token')}; give at least 2.", "text_or_ids")
-    exact, plain = autoencoder is None, detach_bottleneck(bundle)
+    plain = detach_bottleneck(bundle)
     if autoencoder is None:
-        autoencoder = bottleneck_of(bundle)
-        rows = _predicting_rows(plain, tokens)
-        gain = np.ones_like(rows)
+        rows, gain = _predicting_rows(plain, tokens), None
     else:
-        _check_last_block(autoencoder, plain)
-        rows, gain = _last_block_rows(plain, tokens)
+        check_last_block(autoencoder, plain)
+        rows, gain = _last_block_rows(plain, tokens, None)
+    positions = np.arange(1, len(tokens), dtype=np.int32)
+    return _contributions(bundle, autoencoder, rows, gain, positions, tokens[1:], reference, words)
+
+
+def trace_feature_contributions(
+    bundle: Bundle,
+    trace: Trace,
+    *,
+    autoencoder: Autoencoder | None = None,
+    reference: FeatureReference = "raw",
+    words: int = 4,
+) -> FeatureContributions:
+    """`feature_contributions` of the committed tokens of a trace, in the order of their positions.
+
+    The rows are those that the tokens were committed from, with the steering of the trace. `error` is the distance to
+    the recorded logits too. Raises `UserError` as `feature_contributions` does, and for guided text, whose logits are
+    of two passes.
+    """
+    require(trace.guidance == 0, "Guided text has logits of two passes, which are no sum over features of one.")
+    commits = sorted((position, token, logit) for _, position, token, logit in trace.flat())
+    positions, targets = (np.asarray([one[i] for one in commits], np.int32) for i in range(2))
+    plain = detach_bottleneck(bundle)
+    if autoencoder is not None:
+        check_last_block(autoencoder, plain)
+        rows, gain = (one[positions - 1] for one in _last_block_rows(plain, trace.committed, trace))
+    else:
+        # Recorded rows are those that the output projection read, behind the bottleneck.
+        order = np.argsort([position for _, position, *_ in trace.flat()], kind="stable")
+        rows, gain = hidden_rows(plain, dataclasses.replace(trace, hidden=None))[order], None
+    result = _contributions(bundle, autoencoder, rows, gain, positions, targets, reference, words)
+    cap = output_projection(bundle.params, bundle.config).cap
+    logits = np.asarray(cap_logits(jnp.asarray(result.logits + result.reference_logits), cap)[0])
+    recorded = np.asarray([one[2] for one in commits])
+    return dataclasses.replace(result, error=np.maximum(result.error, np.abs(logits - recorded)))
+
+
+def _contributions(
+    bundle: Bundle,
+    autoencoder: Autoencoder | None,
+    rows: np.ndarray,
+    gain: np.ndarray | None,
+    positions: np.ndarray,
+    targets: np.ndarray,
+    reference: FeatureReference,
+    words: int,
+) -> FeatureContributions:
+    """The parts of the logits of the tokens `targets` (n,) at `positions` (n,), which were predicted from rows (n, D).
+
+    autoencoder: of the last block's rows, with the `gain` (n, D) of the final norm; None for the model's bottleneck.
+    """
+    exact = autoencoder is None
+    autoencoder = bottleneck_of(bundle) if autoencoder is None else autoencoder
+    gain = np.ones_like(rows) if gain is None else gain
     values, features = (np.asarray(one) for one in autoencoder.encode(rows))
-    targets, projection = tokens[1:], output_projection(bundle.params, bundle.config)
+    projection = output_projection(bundle.params, bundle.config)
     batches = []
     for first in range(0, len(rows), _ROWS):
         part = [one[first : first + _ROWS] for one in (values, features, rows, gain, targets)]
@@ -103,7 +158,7 @@ def feature_contributions(
     total = split.contributions.sum(axis=1, dtype=np.float64) + split.bias + split.residual
     error = np.abs(total - split.logits)
     result = FeatureContributions(
-        positions=np.arange(1, len(tokens), dtype=np.int32),
+        positions=positions,
         token_ids=targets,
         error=error,
         reference=reference,
@@ -125,7 +180,7 @@ def _predicting_rows(bundle: Bundle, tokens: np.ndarray) -> np.ndarray:
     return np.asarray(hidden, np.float32)
 
 
-def _check_last_block(autoencoder: Autoencoder, bundle: Bundle) -> None:
+def check_last_block(autoencoder: Autoencoder, bundle: Bundle) -> None:
     """Raises `UserError` unless the logits of the model are linear in the autoencoder's features."""
     check_fits(autoencoder, bundle)
     name, last = autoencoder.name or "The autoencoder", bundle.backbone.n_layers - 1
@@ -144,22 +199,31 @@ def _check_last_block(autoencoder: Autoencoder, bundle: Bundle) -> None:
             "another one.")  # fmt: skip
 
 
-def _last_block_rows(bundle: Bundle, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _last_block_rows(bundle: Bundle, tokens: np.ndarray, trace: Trace | None) -> tuple[np.ndarray, np.ndarray]:
     """The outputs h of the last block (T − 1, D) that predict the tokens after the first, and the gain g of the final
-    norm at each, (T − 1, D)."""
+    norm at each, (T − 1, D). trace: with whose edits the model reads; None for none."""
     last = bundle.backbone.n_layers - 1
     length = padded_length(len(tokens), bundle.config)
     padded = jnp.asarray(np.pad(tokens, (0, length - len(tokens))))[None]
-    rows, gain = _with_gain(bundle.params, padded, backbone=bundle.backbone, config=bundle.config, last=last)
+    edits = ()
+    if trace is not None:
+        edits = place_edits(trace.edits, jnp.arange(length)[None] >= trace.prompt_length)
+    rows, gain = _with_gain(bundle.params, padded, edits, backbone=bundle.backbone, config=bundle.config, last=last)
     rows, gain = (np.asarray(one)[0, : len(tokens) - 1] for one in (rows, gain))
     return rows, gain
 
 
 @partial(jax.jit, static_argnames=("backbone", "config", "last"))
 def _with_gain(
-    params: Params, tokens: jax.Array, *, backbone: Backbone, config: DecoderConfig, last: int
+    params: Params,
+    tokens: jax.Array,
+    edits: tuple[LayerEdit, ...],
+    *,
+    backbone: Backbone,
+    config: DecoderConfig,
+    last: int,
 ) -> tuple[jax.Array, jax.Array]:
-    rows = backbone.run(params, backbone.embed(params, tokens), capture=(last,)).captured[last]
+    rows = backbone.run(params, backbone.embed(params, tokens), edits=edits, capture=(last,)).captured[last]
     return rows.astype(jnp.float32), final_norm_gain(params, rows, config)
 
 

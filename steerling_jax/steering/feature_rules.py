@@ -43,29 +43,30 @@ def feature_steering(rule: SteeringRule, bundle: Bundle) -> FeatureSteering:
     except UserError as error:
         raise UserError(f"{rule.origin}: {error}" if rule.origin else str(error)) from None
     require(not others, f"{origin}: {rule.concept} has several features; give a rule for each.")
-    if features is None or features.layer is None:
-        which = "This model's features" if features is None else features.name
+    part, own_number = (None, number) if features is None else features.locate(number)
+    if part is None or part.layer is None:
+        which = "This model's features" if part is None else part.name
         raise UserError(f"{which} cannot be added to the output of a block, because no block is known; give an "
                         "autoencoder of a block, with layer= if its files do not say it.")  # fmt: skip
-    entry = catalogue.get(number, "feature")
+    entry, by_number = catalogue.get(number, "feature"), catalogue.numbered(number, "feature")
     own = getattr(entry, rule.action)
     strength = rule.strength if rule.strength is not None else _DEFAULT if own is None else own
     alpha, size = strength, f"{strength:g}"
     if not rule.raw:
         if not entry.largest:
             raise UserError(
-                f"{origin}: the largest latent of feature {number} was not measured, so the strength has no unit; "
+                f"{origin}: the largest latent of {by_number} was not measured, so the strength has no unit; "
                 "measure it with `steerling features --catalogue`, or give the factor itself (raw, --raw-strengths)."
             )
         alpha, size = strength * entry.largest, f"{strength:g} of its largest latent, {entry.largest:.3g}"
-    direction = tuple(np.asarray(features.directions[number], np.float32).tolist())
-    name = f"feature {number}" + (f" ({entry.name})" if entry.is_named and entry.name != f"feature {number}" else "")
+    direction = tuple(np.asarray(part.directions[own_number], np.float32).tolist())
+    name = by_number + (f" ({entry.name})" if entry.is_named and entry.name != by_number else "")
     label = f"{rule.action} {name} at {size}" + (" of generated tokens" if rule.where == "generated" else "")
     label = (f"{rule.origin}: " if rule.origin else "") + label + (f" ({rule.reason})" if rule.reason else "")
     return FeatureSteering(
-        number,
+        own_number,
         alpha if rule.action == "amplify" else -alpha,
-        features.layer,
+        part.layer,
         direction,
         "generated" if rule.where == "generated" else "all",
         label,

@@ -53,10 +53,13 @@ from steerling_jax.io.corpus.writer import corpus_writer
 from steerling_jax.io.pictures import check_plot
 from steerling_jax.io.weights.published_writer import write_published
 from steerling_jax.models.compute import Compute
+from steerling_jax.models.families import init_params
 from steerling_jax.models.steerling.backbone import lm_head_weight
 from steerling_jax.steering.config import SteeringConfig
+from steerling_jax.steering.features import FeatureSteering
 from steerling_jax.steering.plan import prepare_steering
 from steerling_jax.tokenizer import IdsOnlyTokenizer, SpecialIds
+from tests.worlds.small_decoder import small_config
 from tests.worlds.steering_world import COMMON, C, N, V, make_bundle, make_store, words_of
 
 SETTINGS = SteerEvalSettings(strengths=(2.0, 8.0), samples=3, new_tokens=N, seed=0)
@@ -161,6 +164,22 @@ def test_random_control_is_of_equal_norm(bundle: Bundle, dtype, steering: Steeri
         direction = controls[0].parts[0].direction
         aligned = np.asarray(lm_head_weight(bundle.params)) @ direction
         assert np.corrcoef(np.maximum(aligned, 0), controls[0].suppression)[0, 1] > 0.99
+
+
+def test_random_control_of_features_is_of_equal_norm():
+    """Also in a model without concepts, whose output projection has another place."""
+    config = small_config()
+    params, compute = init_params(config, jax.random.key(0)), Compute()
+    feature = FeatureSteering(3, 2.0, 1, (3.0, 4.0, *[0.0] * (config.width - 2)), label="it")
+    plan = prepare_steering(params, [feature], config=config, compute=compute)
+    first, again, other = (random_control(plan, jax.random.key(i), params=params, compute=compute) for i in (0, 0, 1))
+    assert first.features == again.features
+    assert first.features != other.features
+    (control,) = first.features
+    assert (control.feature, control.alpha, control.layer, control.label) == (3, 2.0, 1, "random, as it")
+    assert np.linalg.norm(control.direction) == pytest.approx(5.0, rel=1e-5)
+    cosine = np.dot(control.direction, feature.direction) / 25
+    assert abs(cosine) < 0.9
 
 
 def test_judge_knows_what_was_planted(judge: Judge):

@@ -162,6 +162,42 @@ def test_what_features_cannot_do_is_one_sentence(bundle: sj.Bundle, prompt: list
         sj.generate(bundle, prompt, GREEDY, rule)
 
 
+def test_features_of_several_blocks_are_in_one_catalogue(
+    bundle: sj.Bundle, autoencoder: sj.Autoencoder, prompt: list[int]
+):
+    lakes = Concept(2, "lakes", head="feature", largest=5.0)
+    other = make_autoencoder(TOPK, width=autoencoder.width)
+    other = dataclasses.replace(other, layer=2, name="other", features=(lakes, Concept(4, "feature 4", head="feature")))
+    plain = sj.load(MODEL, dtype="float32")
+    both = sj.with_features(plain, autoencoder, other)
+    first = autoencoder.n_latents
+    assert both.concepts.resolve("lakes", "feature") == both.concepts.resolve("2:2", "feature") == (first + 2,)
+    assert both.concepts.place(first + 2) == (2, 2)
+    names = [both.concepts.get(id, "feature").name for id in (3, 454, first + 3, first + 4)]
+    layer = autoencoder.layer
+    assert names == [f"feature 3 of block {layer}", "rivers", "feature 3 of block 2", "feature 4 of block 2"]
+    expected = text(plain, prompt, edits=[sj.feature_edit(other, feature=2, alpha=-40.0)])
+    assert expected != text(plain, prompt)
+    assert text(both, prompt, steering=sj.suppress("feature:2:2", 8.0)) == expected
+    assert text(both, prompt, steering=sj.suppress("lakes", 8.0)) == expected
+    assert text(both, prompt, steering=sj.amplify(f"feature:{layer}:454", 0.5)) == text(
+        bundle, prompt, steering=sj.amplify("rivers", 0.5)
+    )
+    made = sj.generate(both, prompt, GREEDY, sj.amplify("feature:2:3", 1.0, raw=True))
+    assert made.trace.steering == ("amplify feature 3 of block 2 at 1",)
+    for name, message in (
+        ("feature:2:96", "There is no feature 96 of block 2; there are 0 to 95"),
+        ("feature:7:3", f"There are no features of block 7; these are: {layer}, 2"),
+        ("feature:2:4", "the largest latent of feature 4 of block 2 was not measured"),
+    ):
+        with pytest.raises(sj.UserError, match=message):
+            sj.generate(both, prompt, GREEDY, sj.amplify(name, 1.0))
+    with pytest.raises(sj.UserError, match=f"other and .* both read block {layer}; give one autoencoder for each"):
+        sj.with_features(plain, dataclasses.replace(other, layer=layer), autoencoder)
+    with pytest.raises(sj.UserError, match="other does not say which block it reads"):
+        sj.with_features(plain, autoencoder, dataclasses.replace(other, layer=None))
+
+
 def test_autoencoders_and_files_that_do_not_fit_are_refused(autoencoder: sj.Autoencoder, golden: Path, tmp_path: Path):
     model = sj.load(MODEL, dtype="float32")
     with pytest.raises(sj.UserError, match="reads rows of width 12, but those of"):

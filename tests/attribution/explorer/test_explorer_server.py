@@ -88,9 +88,13 @@ class Running:
 
 
 @contextmanager
-def serving(bundle: sj.Bundle, settings: ExplorerSettings, **options: Any) -> Iterator[Running]:
+def serving(
+    bundle: sj.Bundle, settings: ExplorerSettings, autoencoders: tuple[sj.Autoencoder, ...] = (), **options: Any
+) -> Iterator[Running]:
     engine = Engine(decoder_of(bundle, rows=2), steps=1)
-    explorer = Explorer(Model(bundle, origin_of(bundle)), engine, TrainingData(find_evidence, None), **options)
+    explorer = Explorer(
+        Model(bundle, origin_of(bundle), autoencoders), engine, TrainingData(find_evidence, None), **options
+    )
     app = make_app(Site(settings, lambda counts: ModelApi(explorer, settings, counts)))
     listening = listen("127.0.0.1", 0)
     config = uvicorn.Config(app, log_level="warning", lifespan="on", timeout_graceful_shutdown=2)

@@ -3,7 +3,7 @@
 import type { Reading } from "./reading.ts";
 import { tokensOf } from "./reading.ts";
 import { cards } from "./store.ts";
-import type { Card, DocumentChunk, Kind, Shares, Span } from "./types.ts";
+import type { Card, Document, DocumentChunk, FeatureParts, Kind, Shares, Span } from "./types.ts";
 
 export interface Row {
   readonly kind: Kind;
@@ -67,19 +67,17 @@ export function conceptRows(text: Reading, span: Span | null): ConceptRows | nul
       tokens: tokens.length,
     };
   }
-  const sums = { known: new Map<number, number>(), discovered: new Map<number, number>() };
-  for (const token of tokens) {
-    for (const kind of ["known", "discovered"] as const) {
-      for (const { id, contribution } of token[kind] ?? [])
-        sums[kind].set(id, (sums[kind].get(id) ?? 0) + contribution);
-    }
-  }
+  const rowsOf = (kind: "known" | "discovered") =>
+    summed(
+      kind,
+      tokens.flatMap((token) => (token[kind] ?? []).map(({ id, contribution }) => [id, contribution] as const)),
+    );
   const add = (name: "other_known" | "other_discovered" | "epsilon") =>
     tokens.reduce((sum, token) => sum + (token[name] ?? 0), 0);
   return {
     unit: "logits",
-    known: rowsOf("known", sums.known),
-    discovered: rowsOf("discovered", sums.discovered),
+    known: rowsOf("known"),
+    discovered: rowsOf("discovered"),
     otherKnown: add("other_known"),
     otherDiscovered: add("other_discovered"),
     epsilon: epsilon ? add("epsilon") : null,
@@ -91,23 +89,78 @@ export function conceptRows(text: Reading, span: Span | null): ConceptRows | nul
 }
 
 function averageOf(chunks: readonly DocumentChunk[]) {
-  const sums = { known: new Map<number, number>(), discovered: new Map<number, number>() };
-  for (const chunk of chunks) {
-    for (const kind of ["known", "discovered"] as const) {
-      for (const { id, share } of chunk[kind] ?? [])
-        sums[kind].set(id, (sums[kind].get(id) ?? 0) + share / chunks.length);
-    }
-  }
+  const rowsOf = (kind: "known" | "discovered") =>
+    summed(
+      kind,
+      chunks.flatMap((chunk) => (chunk[kind] ?? []).map(({ id, share }) => [id, share / chunks.length] as const)),
+    );
   return {
-    known: rowsOf("known", sums.known),
-    discovered: rowsOf("discovered", sums.discovered),
+    known: rowsOf("known"),
+    discovered: rowsOf("discovered"),
     net: meanShares(chunks.map((chunk) => chunk.net_shares)),
     absolute: meanShares(chunks.map((chunk) => chunk.absolute_shares)),
   };
 }
 
-function rowsOf(kind: Kind, sums: ReadonlyMap<number, number>): Row[] {
+/** A row for each id, with its values put together: summed, or with another `join`. */
+function summed(
+  kind: Kind,
+  values: readonly (readonly [id: number, value: number])[],
+  join = (a: number, b: number) => a + b,
+): Row[] {
+  const sums = new Map<number, number>();
+  for (const [id, value] of values) sums.set(id, join(sums.get(id) ?? 0, value));
   return [...sums].map(([id, value]) => ({ kind, id, value })).sort((a, b) => Math.abs(b.value) - Math.abs(a.value));
+}
+
+// ---- features of autoencoders
+
+const ACTIVE = 8; // rows of an autoencoder: the document lists as many of each token, so these are the strongest of all
+
+export interface PartRows {
+  readonly of: FeatureParts;
+  readonly head: Kind;
+  readonly rows: readonly Row[];
+  readonly other: number;
+  readonly bias: number;
+  readonly residual: number | null; // null for a bottleneck, which leaves nothing over
+  readonly tokens: number;
+}
+
+/** The head of the features whose contributions are parts of logits. */
+export function partsHead({ features }: Document): Kind | undefined {
+  return features === undefined ? undefined : (features.head ?? "feature:bottleneck");
+}
+
+/** The features of a span as parts of the summed logits; null without any, or where nothing was written. */
+export function partRows(text: Reading, span: Span | null): PartRows | null {
+  const of = text.document?.features;
+  const tokens = tokensOf(text, span ?? [0, text.length]);
+  if (of === undefined || tokens.length === 0) return null;
+  const head = partsHead(text.document!)!;
+  const add = (name: "other_features" | "feature_bias" | "feature_residual") =>
+    tokens.reduce((sum, token) => sum + (token[name] ?? 0), 0);
+  return {
+    of,
+    head,
+    rows: summed(
+      head,
+      tokens.flatMap((token) => (token.features ?? []).map((one) => [one.feature, one.contribution] as const)),
+    ),
+    other: add("other_features"),
+    bias: add("feature_bias"),
+    residual: tokens.some((token) => token.feature_residual !== undefined) ? add("feature_residual") : null,
+    tokens: tokens.length,
+  };
+}
+
+/** For each other autoencoder, the features with the largest activations at the tokens of a span. */
+export function activeRows(text: Reading, span: Span | null): { head: Kind; name: string; rows: Row[] }[] {
+  return (text.document?.activations ?? []).map(({ head, name, tokens }) => ({
+    head,
+    name,
+    rows: summed(head, tokens.slice(...(span ?? [0])).flat(), Math.max).slice(0, ACTIVE),
+  }));
 }
 
 const mean = (values: readonly number[]) => values.reduce((sum, value) => sum + value, 0) / Math.max(1, values.length);

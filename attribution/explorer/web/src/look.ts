@@ -2,11 +2,11 @@
 
 import type { Look } from "./canvas.ts";
 import { visible } from "./pure/characters.ts";
-import { signed } from "./pure/numbers.ts";
+import { plain, signed } from "./pure/numbers.ts";
 import { inside } from "./pure/selection.ts";
 import { type Reading, PROMPT, factsOf, isMasked, specialName } from "./reading.ts";
 import { absolute, count, foldedSpan, hover, isPointed, pins, selection, strip } from "./store.ts";
-import { ghosts, tints, values } from "./tints.ts";
+import { ghosts, showsActivity, tints, values } from "./tints.ts";
 import type { Run } from "./types.ts";
 import { words } from "./words/index.ts";
 
@@ -58,7 +58,7 @@ export function lookOf(text: Reading, run: Run, isNew: boolean): Look {
     w.text.position(start),
     prompt ? w.text.ofPrompt : step === undefined ? "" : w.text.atStep(step),
   ];
-  if (value !== undefined && !masked) parts.push(w.text.logits(signed(value)));
+  if (value !== undefined && !masked) parts.push(showsActivity.value ? plain(value) : w.text.logits(signed(value)));
   return {
     text: shown,
     classes: on.filter(Boolean).join(" "),

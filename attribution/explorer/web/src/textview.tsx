@@ -6,7 +6,7 @@ import { Canvas } from "./canvas.ts";
 import { canvas, focused, moved, pressed, released, typed } from "./gestures.ts";
 import { lookOf } from "./look.ts";
 import { count, folded, foldedSpan, held, hover, openPosition, pointer, reading, selection, step } from "./store.ts";
-import { knownInputs, tints } from "./tints.ts";
+import { knownInputs, showsActivity, tints } from "./tints.ts";
 import type { Run } from "./types.ts";
 import { words } from "./words/index.ts";
 
@@ -74,7 +74,9 @@ export function Legend() {
   const tinted = tints.value.size > 0;
   const says =
     at !== null && "id" in at
-      ? w.legendConcept
+      ? showsActivity.value
+        ? w.legendActive
+        : w.legendConcept
       : at !== null && "input" in at
         ? w.legendInput(...knownInputs.value)
         : at !== null
@@ -88,7 +90,7 @@ export function Legend() {
                 : w.legendNone;
   return (
     <p class="legend" id="text-hint">
-      {tinted && (
+      {tinted && !showsActivity.value && (
         <span class="key">
           <i class="up" />
           {w.raised}

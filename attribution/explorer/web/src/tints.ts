@@ -2,6 +2,7 @@
 // ones; and the candidates of a step.
 
 import { computed } from "@preact/signals";
+import { partsHead } from "./concepts.ts";
 import { formatSpan } from "./pure/address.ts";
 import { type Tint, largest, tintOf } from "./pure/colours.ts";
 import { type Reading, factsOf, tokensOf } from "./reading.ts";
@@ -71,13 +72,26 @@ export const knownInputs = computed<readonly [number, number]>(() => {
 function pointed(text: Reading, at: Pointer): Map<number, number> {
   const values = new Map<number, number>();
   if ("span" in at) return values;
+  if ("id" in at) {
+    const active = text.document?.activations?.find(({ head }) => head === at.kind);
+    active?.tokens.forEach((row, position) => {
+      const value = row.find(([feature]) => feature === at.id)?.[1];
+      if (value !== undefined) values.set(position, value);
+    });
+  }
   for (const token of factsOf(text).tokens.values()) {
     if ("input" in at) {
       const inputs = tokenInputs(token);
       const index = inputs?.positions.indexOf(at.input) ?? -1;
       if (index >= 0) values.set(token.position, inputs!.attributions[index]!);
     } else {
-      const entry = token[at.kind]?.find((one) => one.id === at.id);
+      const { kind, id } = at;
+      const entry =
+        kind === "known" || kind === "discovered"
+          ? token[kind]?.find((one) => one.id === id)
+          : kind === partsHead(text.document!)
+            ? token.features?.find((one) => one.feature === id)
+            : undefined;
       if (entry !== undefined) values.set(token.position, entry.contribution);
     }
   }
@@ -102,6 +116,14 @@ export const tints = computed<ReadonlyMap<number, Tint>>(() => {
     if (tint !== null) result.set(position, tint);
   }
   return result;
+});
+
+/** Whether the tints are activations, which are no logits. */
+export const showsActivity = computed(() => {
+  const at = pointer.value ?? held.value;
+  return (
+    at !== null && "id" in at && (reading.value?.document?.activations?.some(({ head }) => head === at.kind) ?? false)
+  );
 });
 
 // ---- what was considered

@@ -1,8 +1,10 @@
 // Types of the explanation document (docs/design/trace-format.md) and of the server's answers.
 
-export type Kind = "known" | "discovered";
+/** A head of concepts, or the features of an autoencoder: "feature:3" of block 3, or "feature:bottleneck". */
+export type Kind = Head | `feature:${string}`;
+export type Head = "known" | "discovered";
 export type Span = readonly [start: number, end: number]; // canvas positions, the end exclusive
-export type Shares = Readonly<Record<Kind | "epsilon", number>>;
+export type Shares = Readonly<Record<Head | "epsilon", number>>;
 export type Run = readonly [start: number, end: number, text: string, complete: boolean];
 
 export interface Commit {
@@ -47,6 +49,24 @@ export interface DocumentToken {
   readonly net_shares: Shares | null;
   readonly absolute_shares: Shares | null;
   readonly inputs: Inputs | null;
+  readonly features?: readonly { readonly feature: number; readonly contribution: number }[];
+  readonly other_features?: number;
+  readonly feature_bias?: number;
+  readonly feature_residual?: number;
+}
+
+/** The features whose contributions are parts of logits. */
+export interface FeatureParts {
+  readonly reference: string;
+  readonly largest_error: number;
+  readonly head?: Kind; // of the bottleneck in documents of before
+}
+
+/** The activations of an autoencoder's strongest features at each position. */
+export interface Activations {
+  readonly head: Kind;
+  readonly name: string;
+  readonly tokens: readonly (readonly (readonly [feature: number, value: number])[])[];
 }
 
 export interface ChunkConcept {
@@ -130,6 +150,10 @@ export interface Card {
   readonly is_named?: boolean;
   readonly amplify?: number | null;
   readonly suppress?: number | null;
+  readonly head?: Kind;
+  readonly steer?: string | null; // its name in a request; null where it cannot be steered by
+  readonly density?: number | null; // of a feature: the share of the tokens at which it is active
+  readonly largest?: number | null; // of a feature: its largest activation
 }
 
 export interface Trace {
@@ -157,10 +181,12 @@ export interface Document {
     readonly targets: number;
     readonly unconverged: number | null;
   };
-  readonly concepts?: Readonly<Record<Kind, Readonly<Record<string, string>>>> | null;
+  readonly concepts?: Readonly<Partial<Record<Kind, Readonly<Record<string, string>>>>> | null;
   readonly cards?: Readonly<Partial<Record<Kind, Readonly<Record<string, Card>>>>>;
   readonly tokens: readonly DocumentToken[];
   readonly chunks: readonly DocumentChunk[];
+  readonly features?: FeatureParts;
+  readonly activations?: readonly Activations[];
   readonly considered?: Considered | null;
   readonly cost?: Cost | null;
 }
@@ -214,7 +240,8 @@ export interface Model {
   readonly fingerprint: string;
   readonly context: number;
   readonly block: number;
-  readonly concepts: Readonly<Record<Kind, number>>;
+  readonly concepts: Readonly<Record<Head, number>>;
+  readonly features: readonly unknown[];
   readonly corpus: unknown;
   readonly index: { readonly scores: readonly string[] } | null;
   readonly can_index?: boolean;

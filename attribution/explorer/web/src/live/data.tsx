@@ -5,7 +5,7 @@ import { formatSpan } from "../pure/address.ts";
 import { model, reading, results, selection, type Waiting as State } from "../store.ts";
 import type { Hit } from "../types.ts";
 import { words } from "../words/index.ts";
-import { Waiting } from "../panels/bars.tsx";
+import { Icon, Waiting } from "../panels/bars.tsx";
 import { get } from "./api.ts";
 import { askJob, dropJob, indexing } from "./texts.ts";
 
@@ -113,9 +113,9 @@ export function PassageDialog() {
     >
       <header>
         <h2>{passage.name}</h2>
-        <button type="button" class="icon" aria-label={words.value.close} onClick={close}>
+        <Icon label={words.value.close} onClick={close}>
           ✕
-        </button>
+        </Icon>
       </header>
       <p class="quiet-text">
         {passage.source} · <code>{passage.sha256.slice(0, 12)}</code> ·{" "}

@@ -41,9 +41,13 @@ function numbers(): Partial<Record<Setting, number>> {
   return result;
 }
 
-/** A concept to steer by. dial: from −2 to 2 in measured strengths, negative to suppress. amplify, suppress: the strengths. */
+/**
+ * A concept or feature to steer by. name: in requests. label: on the page. dial: from −2 to 2 in measured strengths,
+ * negative to suppress. amplify, suppress: the strengths.
+ */
 export interface Turn {
   readonly name: string;
+  readonly label: string;
   readonly dial: number;
   readonly amplify: number | null;
   readonly suppress: number | null;
@@ -53,8 +57,19 @@ export const compareWith = signal<readonly Column[]>(["plain", "random"]);
 const DEFAULT = { amplify: 8, suppress: 7 }; // the published strengths, for concepts that were not measured
 
 export function turn(name: string, dial: number, known: Card): void {
-  const next = { name, dial, amplify: known.amplify ?? null, suppress: known.suppress ?? null };
+  const next = {
+    name,
+    label: labelOf(name, known),
+    dial,
+    amplify: known.amplify ?? null,
+    suppress: known.suppress ?? null,
+  };
   turns.value = [...turns.value.filter((one) => one.name !== name), next];
+}
+
+/** The name of the catalogue, if there is one. */
+function labelOf(name: string, { name: own, is_named }: Card): string {
+  return own !== undefined && is_named !== false ? own : name;
 }
 
 export function strengthOf({ dial, amplify, suppress }: Turn): number {
@@ -64,7 +79,12 @@ export function strengthOf({ dial, amplify, suppress }: Turn): number {
 
 /** The same strength as a multiple of the concept's measured one. */
 export function measured(one: Turn, known: Card): Turn {
-  const next = { ...one, amplify: known.amplify ?? null, suppress: known.suppress ?? null };
+  const next = {
+    ...one,
+    label: labelOf(one.name, known),
+    amplify: known.amplify ?? null,
+    suppress: known.suppress ?? null,
+  };
   const sign = Math.sign(one.dial);
   const unit = strengthOf({ ...next, dial: sign });
   return { ...next, dial: unit === 0 ? 0 : Number(((sign * strengthOf(one)) / unit).toPrecision(4)) };
@@ -99,6 +119,7 @@ export function fill(from: TextRequest): void {
   const of = (strengths: Readonly<Record<string, number | null>> | undefined, sign: 1 | -1): Turn[] =>
     Object.entries(strengths ?? {}).map(([name, strength]) => ({
       name,
+      label: turns.value.find((one) => one.name === name)?.label ?? name,
       dial: sign,
       amplify: sign > 0 ? strength : null,
       suppress: sign < 0 ? strength : null,

@@ -159,7 +159,7 @@ async function measure(): Promise<void> {
     const { concepts } = await get<{ concepts: Card[] }>(
       `/api/concepts?limit=5&q=${encodeURIComponent(one.name)}`,
     ).catch(() => ({ concepts: [] }));
-    const exact = concepts.find(({ name }) => name === one.name);
+    const exact = concepts.find(({ name, steer }) => name === one.name || steer === one.name);
     if (exact !== undefined)
       turns.value = turns.value.map((other) => (other.name === one.name ? measured(other, exact) : other));
   }

@@ -5,6 +5,7 @@ import { Checkbox } from "../checkbox.tsx";
 import type { Column } from "../pure/address.ts";
 import { model } from "../store.ts";
 import type { Card } from "../types.ts";
+import { Icon } from "../panels/bars.tsx";
 import { words } from "../words/index.ts";
 import { get } from "./api.ts";
 import { type Turn, compareWith, turn, turns } from "./request.ts";
@@ -59,18 +60,20 @@ export function Steer() {
 
 /** Opens the search for a concept. */
 export function AddConcept() {
+  const [known, features] = [model.value?.concepts.known ?? 0, model.value?.features.length ?? 0];
+  const { add, addFeature, addEither } = words.value.steer;
   return (
     <button
       type="button"
       class="quiet"
-      disabled={model.value === null}
+      disabled={known + features === 0}
       aria-expanded={searching.value}
       onClick={() => {
         searching.value = !searching.value;
         if (searching.value) void search("");
       }}
     >
-      + {words.value.steer.add}
+      + {features === 0 ? add : known === 0 ? addFeature : addEither}
     </button>
   );
 }
@@ -85,7 +88,7 @@ function Dial({ one }: { one: Turn }) {
   const measured = (one.dial >= 0 ? one.amplify : one.suppress) !== null;
   return (
     <div class="dial">
-      <span class="dial-name">{one.name}</span>
+      <span class="dial-name">{one.label}</span>
       <input
         type="range"
         min={-2}
@@ -93,9 +96,9 @@ function Dial({ one }: { one: Turn }) {
         step={0.25}
         value={one.dial}
         list="dial-marks"
-        aria-label={w.strength(one.name)}
+        aria-label={w.strength(one.label)}
         aria-valuetext={says}
-        title={measured ? w.unit : w.noStrength}
+        title={one.name.startsWith("feature:") ? w.featureUnit : measured ? w.unit : w.noStrength}
         onInput={(event) => set(Number(event.currentTarget.value))}
         onKeyDown={(event) => {
           const change = { "+": 0.25, "-": -0.25 }[event.key];
@@ -103,16 +106,14 @@ function Dial({ one }: { one: Turn }) {
         }}
       />
       <output class="number">{says}</output>
-      <button
-        type="button"
-        class="icon"
-        aria-label={w.remove(one.name)}
+      <Icon
+        label={w.remove(one.label)}
         onClick={() => {
           turns.value = turns.value.filter((other) => other.name !== one.name);
         }}
       >
         ✕
-      </button>
+      </Icon>
       <datalist id="dial-marks">
         {[-1, -0.5, 0, 0.5, 1].map((mark) => (
           <option key={mark} value={mark} />
@@ -149,19 +150,22 @@ function Search() {
           if (event.key !== "Enter" || event.ctrlKey || event.isComposing) return;
           event.preventDefault(); // it chooses, and does not write
           const first = found.value?.[0];
-          if (first !== undefined) choose(first);
+          if (first !== undefined && first.steer !== null) choose(first);
         }}
       />
-      <button type="button" class="icon" aria-label={words.value.close} onClick={close}>
+      <Icon label={words.value.close} onClick={close}>
         ✕
-      </button>
+      </Icon>
       {found.value !== null && found.value.length === 0 && <p class="missing">{w.none}</p>}
       <ul>
         {(found.value ?? []).map((one) => (
-          <li key={one.id}>
-            <button type="button" onClick={() => choose(one)}>
+          <li key={`${one.head}${one.id}`}>
+            <button type="button" disabled={one.steer === null} onClick={() => choose(one)}>
               <b>{one.name}</b>
-              <span>{one.description}</span>
+              <span>
+                {one.head?.startsWith("feature:") && `${words.value.card.feature(one.head)} · `}
+                {one.steer === null ? words.value.card.unmeasured : one.description}
+              </span>
             </button>
           </li>
         ))}
@@ -171,6 +175,6 @@ function Search() {
 }
 
 function choose(one: Card): void {
-  turn(one.name ?? "", 0.5, one);
+  turn(one.steer ?? one.name ?? "", 0.5, one);
   searching.value = false;
 }

@@ -7,7 +7,7 @@ import { model } from "../store.ts";
 import type { TextRequest } from "../types.ts";
 import { words } from "../words/index.ts";
 import { health } from "./connection.ts";
-import { SETTINGS, compareWith, edited, given, prompt, request, settings } from "./request.ts";
+import { SETTINGS, compareWith, edited, given, prompt, request, settings, turns } from "./request.ts";
 import { AddConcept, Steer } from "./steer.tsx";
 import { type ColumnRequest, asking, refused, write } from "./texts.ts";
 
@@ -23,7 +23,11 @@ export function writeNow(): void {
 export function columnsOf(own: TextRequest, columns: readonly Column[]): ColumnRequest[] {
   if (own.steering === undefined) return [{ column: "plain", request: own }];
   const { steering, ...plain } = own;
-  const names = Object.keys(steering.amplify ?? {}).join(", ");
+  // A feature without a name has nothing to write about.
+  const names = Object.keys(steering.amplify ?? {})
+    .map((name) => turns.value.find((one) => one.name === name)?.label ?? name)
+    .filter((name) => !name.startsWith("feature:"))
+    .join(", ");
   const others: Readonly<Record<Column, ColumnRequest["request"] | null>> = {
     plain,
     steered: own,

@@ -1,14 +1,52 @@
 // Bars and placeholders of the panels. Signs are shown by colour, by pattern and as numbers.
 
 import type { ComponentChildren } from "preact";
+import { type Pointer, pointer } from "../store.ts";
 
 /** A bar of a value on a scale that ends at `most`. */
-export function Bar({ value, most }: { value: number; most: number }) {
+export function Bar({ value, most, sign = value < 0 ? "down" : "up" }: { value: number; most: number; sign?: string }) {
   const width = most <= 0 ? 0 : Math.min(100, (100 * Math.abs(value)) / most);
   return (
     <span class="track" aria-hidden="true">
-      <span class={`bar ${value < 0 ? "down" : "up"}`} style={{ width: `${width}%` }} />
+      <span class={`bar ${sign}`} style={{ width: `${width}%` }} />
     </span>
+  );
+}
+
+/** The cells of a row: a name, a bar, and the value as text. */
+export function Cells(props: {
+  children: ComponentChildren;
+  value: number;
+  most: number;
+  text: string;
+  sign?: string;
+}) {
+  return (
+    <>
+      <span class="name">{props.children}</span>
+      <Bar {...props} />
+      <span class="number value">{props.text}</span>
+    </>
+  );
+}
+
+/** The handlers of a row that shows its part of the text while it is pointed at or has the focus. */
+export function pointing(at: Pointer) {
+  const point = () => {
+    pointer.value = at;
+  };
+  const leave = () => {
+    pointer.value = null;
+  };
+  return { onPointerEnter: point, onPointerLeave: leave, onFocus: point, onBlur: leave };
+}
+
+/** A button with a sign in place of a word. */
+export function Icon(props: { label: string; onClick: () => void; children: ComponentChildren }) {
+  return (
+    <button type="button" class="icon" aria-label={props.label} onClick={props.onClick}>
+      {props.children}
+    </button>
   );
 }
 

@@ -4,14 +4,16 @@ import { useLayoutEffect, useRef } from "preact/hooks";
 import { cardOf, nameOf } from "../concepts.ts";
 import { place } from "../dom.ts";
 import { visible } from "../pure/characters.ts";
+import { percent, plain } from "../pure/numbers.ts";
 import { card, mode, model, reading } from "../store.ts";
-import type { Kind } from "../types.ts";
+import type { Card as CardData, Kind } from "../types.ts";
 import { words } from "../words/index.ts";
+import { Icon } from "./bars.tsx";
 
 /** Set by live mode: fetching a card, and steering by its concept. */
 export const actions: {
   fetch?: (kind: Kind, id: number) => void;
-  steer?: (name: string, direction: 1 | -1, known: { amplify?: number | null; suppress?: number | null }) => void;
+  steer?: (name: string, direction: 1 | -1, known: CardData) => void;
 } = {};
 
 export function openCard(kind: Kind, id: number, anchor: HTMLElement): void {
@@ -38,7 +40,7 @@ export function ConceptCard() {
     anchor.focus();
   };
   const steer = (direction: 1 | -1) => {
-    actions.steer?.(kind === "known" ? name : `discovered:${id}`, direction, details ?? {});
+    actions.steer?.(details?.steer ?? (kind === "known" ? name : `${kind}:${id}`), direction, details ?? {});
     close();
   };
   return (
@@ -57,15 +59,16 @@ export function ConceptCard() {
     >
       <div class="head">
         <h3>{name}</h3>
-        <button type="button" class="icon" aria-label={words.value.close} onClick={close}>
+        <Icon label={words.value.close} onClick={close}>
           ✕
-        </button>
+        </Icon>
       </div>
       <p class="quiet-text">
-        {kind === "known" ? w.known : w.discovered}
+        {kind === "known" ? w.known : kind === "discovered" ? w.discovered : w.feature(kind)}
         {details?.group ? ` · ${words.value.concepts.groupName(details.group)}` : ""} · #{id}
       </p>
       {details?.description && <p>{details.description}</p>}
+      {details?.largest && <p class="quiet-text">{w.size(percent(details.density ?? 0, 2), plain(details.largest))}</p>}
       {details?.promotes && details.promotes.length > 0 && (
         <>
           <h4>{w.promotes}</h4>
@@ -88,7 +91,8 @@ export function ConceptCard() {
       )}
       {details?.is_named === false && <p class="quiet-text">{w.unnamed}</p>}
       {details === undefined && mode.value === "file" && <p class="quiet-text">{w.notStored}</p>}
-      {mode.value === "live" && model.value !== null && actions.steer !== undefined && (
+      {details?.steer === null && <p class="quiet-text">{w.unmeasured}</p>}
+      {details?.steer !== null && mode.value === "live" && model.value !== null && actions.steer !== undefined && (
         <p class="buttons">
           <button type="button" onClick={() => steer(1)}>
             {w.amplify}

@@ -4,10 +4,10 @@ import { formatSpan } from "../pure/address.ts";
 import { plain } from "../pure/numbers.ts";
 import { sameSpan } from "../pure/selection.ts";
 import type { Reading } from "../reading.ts";
-import { type Result, held, mode, model, pointer, reading, results, selection } from "../store.ts";
+import { type Result, held, mode, model, reading, results, selection } from "../store.ts";
 import type { Evidence as Found, Hit, Span } from "../types.ts";
 import { words } from "../words/index.ts";
-import { Foot, Missing, Waiting } from "./bars.tsx";
+import { Foot, Missing, Waiting, pointing } from "./bars.tsx";
 
 /** Set by live mode: influence on request, building an index, and the document around a hit. */
 export const additions: {
@@ -98,18 +98,7 @@ function OneHit({ hit }: { hit: Hit }) {
         type="button"
         class="hit"
         aria-pressed={isHeld}
-        onPointerEnter={() => {
-          pointer.value = at;
-        }}
-        onPointerLeave={() => {
-          pointer.value = null;
-        }}
-        onFocus={() => {
-          pointer.value = at;
-        }}
-        onBlur={() => {
-          pointer.value = null;
-        }}
+        {...pointing(at)}
         onClick={() => {
           held.value = isHeld ? null : at;
         }}

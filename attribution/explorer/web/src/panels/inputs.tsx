@@ -7,7 +7,7 @@ import { specialName } from "../reading.ts";
 import { held, mode, pointer, reading, selection } from "../store.ts";
 import { selectedInputs } from "../tints.ts";
 import { words } from "../words/index.ts";
-import { Bar, Foot, Missing, Waiting } from "./bars.tsx";
+import { Cells, Foot, Missing, Waiting, pointing } from "./bars.tsx";
 
 const SHOWN = 12;
 
@@ -39,18 +39,7 @@ export function Inputs() {
                 type="button"
                 class="row"
                 aria-pressed={held.value !== null && "input" in held.value && held.value.input === position}
-                onPointerEnter={() => {
-                  pointer.value = { span: [position, position + 1] };
-                }}
-                onPointerLeave={() => {
-                  pointer.value = null;
-                }}
-                onFocus={() => {
-                  pointer.value = { span: [position, position + 1] };
-                }}
-                onBlur={() => {
-                  pointer.value = null;
-                }}
+                {...pointing({ span: [position, position + 1] })}
                 onClick={() => {
                   pointer.value = null;
                   held.value =
@@ -58,19 +47,17 @@ export function Inputs() {
                 }}
                 title={w.later}
               >
-                <span class="name">
+                <Cells value={found.attributions[i]!} most={most} text={signed(found.attributions[i]!)}>
                   <code>{name(position)}</code> <small class="number">@{position}</small>
-                </span>
-                <Bar value={found.attributions[i]!} most={most} />
-                <span class="number value">{signed(found.attributions[i]!)}</span>
+                </Cells>
               </button>
             </li>
           );
         })}
         <li class="row rest">
-          <span class="name">{w.rest(Math.max(0, found.positions.length - SHOWN))}</span>
-          <Bar value={hidden + found.rest} most={most} />
-          <span class="number value">{signed(hidden + found.rest)}</span>
+          <Cells value={hidden + found.rest} most={most} text={signed(hidden + found.rest)}>
+            {w.rest(Math.max(0, found.positions.length - SHOWN))}
+          </Cells>
         </li>
       </ol>
       <Foot>

@@ -24,6 +24,7 @@ export const en = {
     lowered: "lowered",
     legendInputs: "Tinted: the words before that raised or lowered the selected ones.",
     legendConcept: "Tinted: the tokens that this concept raised or lowered.",
+    legendActive: "Tinted: the tokens at which this feature is active.",
     legendInput: (known: number, of: number) =>
       `Tinted: what this token did to later ones; inputs of ${known} of ${of} tokens are known.`,
     legendSpan: "Outlined: the place that is meant.",
@@ -117,15 +118,32 @@ export const en = {
     chunkError: (error: string) => `Each token’s parts add up to its logit within ${error}.`,
     tint: "Click to keep the tokens tinted that it raised or lowered",
     about: (name: string) => `About ${name}`,
-    none: "This model has no concepts. The other questions can be asked.",
+    none: "This model has no concepts; --autoencoders shows features. The other questions can be asked.",
     prompt: "This is your prompt: the model did not choose these words. Select some that it wrote.",
     epsilonSays: "What belongs to no concept",
     constantSays: "A part that is the same at every position and belongs to no concept",
     whenDone: "Concepts are computed when the text has ended.",
   },
+  features: {
+    title: (head: string) =>
+      head === "feature:bottleneck" ? "Features of the bottleneck" : `Features of block ${head.slice(8)}`,
+    parts: (tokens: number, raw: boolean) =>
+      `Logits that each feature added to ${tokens === 1 ? "this token" : `these ${tokens} tokens, summed`}${raw ? "" : ", against the tokens that compete with it"}.`,
+    other: "other features",
+    bias: "constant",
+    residual: "what the autoencoder leaves over",
+    frozen: "The scale of the final norm is held fixed.",
+    active:
+      "The largest activation at the selected tokens, where the finished text is read: not what it added to a logit.",
+    quiet: "No feature is active here.",
+  },
   card: {
     known: "named concept",
     discovered: "discovered concept",
+    feature: (head: string) =>
+      head === "feature:bottleneck" ? "feature of the bottleneck" : `feature of block ${head.slice(8)}`,
+    size: (density: string, largest: string) => `Active at ${density} of tokens, at most ${largest}.`,
+    unmeasured: "It cannot be steered by: its largest activation was not measured, or no block reads it.",
     promotes: "Words that it promotes",
     amplify: "Amplify",
     suppress: "Suppress",
@@ -253,8 +271,11 @@ export const en = {
   steer: {
     title: "Steering",
     add: "Add a concept",
-    find: "Find a concept by name",
-    none: "No concept has this name.",
+    addFeature: "Add a feature",
+    addEither: "Add a concept or feature",
+    find: "Find by name or number",
+    none: "Nothing has this name.",
+    featureUnit: "1 is the feature’s largest activation on the texts on which it was measured.",
     remove: (name: string) => `Remove ${name}`,
     strength: (name: string) => `Strength of ${name}`,
     unit: "1 is the strength that was measured to work for the concept; beyond 1 the text falls apart into words.",
