@@ -72,6 +72,8 @@ def test_concepts_and_the_offset_are_the_whole_logit(bundle: sj.Bundle, steering
         shares.epsilon, output @ np.asarray(bundle.params["unknown_head"]["offset"]["bias"]), atol=1e-4
     )
     assert shares.discovered_weights.max() > 1  # a magnitude
+    assert set(shares.to_dataframe().kind) == {"known", "discovered", "constant"}, "such a model has no epsilon"
+    np.testing.assert_array_equal(shares.summary().columns["constant"], shares.epsilon)
     for row in (0, 5):
         c, weight = int(shares.discovered_ids[row, 0]), shares.discovered_weights[row, 0]
         assert shares.discovered_contributions[row, 0] == pytest.approx(

@@ -25,7 +25,7 @@ COMMANDS = main.commands()
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "README.ko.md", *sorted((REPOSITORY / "docs/guide").glob("*.md"))]
 TEXT_COMMANDS = ("generate", "trace", "demo")
 # Options of examples that need more than the bundled model. Their other options are checked all the same.
-NEED_FILES = ("input", "source", "policy", "prompt_ids", "continuation", "index", "autoencoder")
+NEED_FILES = ("input", "source", "policy", "prompt_ids", "continuation", "index", "autoencoder", "autoencoders")
 # At most this share of the 3-grams of a text may occur more than once. Without steering, the bundled model's texts have
 # 0.09 on average, and a text that repeats one word or a line of dashes more than 0.5.
 MOST_REPEATED = 0.2

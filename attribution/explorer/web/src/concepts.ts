@@ -117,6 +117,11 @@ function summed(
 
 const ACTIVE = 8; // rows of an autoencoder: the document lists as many of each token, so these are the strongest of all
 
+/** The block of a kind of features; null for those of the bottleneck. */
+export function blockOf(kind: Kind): string | null {
+  return kind === "feature:bottleneck" ? null : kind.slice("feature:".length);
+}
+
 export interface PartRows {
   readonly of: FeatureParts;
   readonly head: Kind;

@@ -3,6 +3,7 @@
 import { signal } from "@preact/signals";
 import { Checkbox } from "../checkbox.tsx";
 import type { Column } from "../pure/address.ts";
+import { blockOf } from "../concepts.ts";
 import { model } from "../store.ts";
 import type { Card } from "../types.ts";
 import { Icon } from "../panels/bars.tsx";
@@ -163,7 +164,7 @@ function Search() {
             <button type="button" disabled={one.steer === null} onClick={() => choose(one)}>
               <b>{one.name}</b>
               <span>
-                {one.head?.startsWith("feature:") && `${words.value.card.feature(one.head)} · `}
+                {one.head?.startsWith("feature:") && `${words.value.card.feature(blockOf(one.head))} · `}
                 {one.steer === null ? words.value.card.unmeasured : one.description}
               </span>
             </button>

@@ -1,7 +1,7 @@
 // The card of a concept: its description, the words that it promotes, and buttons to steer by it.
 
 import { useLayoutEffect, useRef } from "preact/hooks";
-import { cardOf, nameOf } from "../concepts.ts";
+import { blockOf, cardOf, nameOf } from "../concepts.ts";
 import { place } from "../dom.ts";
 import { visible } from "../pure/characters.ts";
 import { percent, plain } from "../pure/numbers.ts";
@@ -64,7 +64,7 @@ export function ConceptCard() {
         </Icon>
       </div>
       <p class="quiet-text">
-        {kind === "known" ? w.known : kind === "discovered" ? w.discovered : w.feature(kind)}
+        {kind === "known" ? w.known : kind === "discovered" ? w.discovered : w.feature(blockOf(kind))}
         {details?.group ? ` · ${words.value.concepts.groupName(details.group)}` : ""} · #{id}
       </p>
       {details?.description && <p>{details.description}</p>}
@@ -89,7 +89,7 @@ export function ConceptCard() {
           </ul>
         </>
       )}
-      {details?.is_named === false && <p class="quiet-text">{w.unnamed}</p>}
+      {details?.is_named === false && !kind.startsWith("feature:") && <p class="quiet-text">{w.unnamed}</p>}
       {details === undefined && mode.value === "file" && <p class="quiet-text">{w.notStored}</p>}
       {details?.steer === null && <p class="quiet-text">{w.unmeasured}</p>}
       {details?.steer !== null && mode.value === "live" && model.value !== null && actions.steer !== undefined && (

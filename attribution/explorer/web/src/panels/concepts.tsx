@@ -7,6 +7,7 @@ import {
   type PartRows,
   type Row,
   activeRows,
+  blockOf,
   cardOf,
   conceptRows,
   groupOf,
@@ -50,8 +51,8 @@ export function Concepts() {
         </p>
       )}
       {parts !== null && <Parted text={text} parts={parts} />}
-      {activeRows(text, span).map((active) => (
-        <Active key={active.head} text={text} {...active} />
+      {activeRows(text, span).map((active, i) => (
+        <Active key={active.head} text={text} first={i === 0} {...active} />
       ))}
     </>
   );
@@ -88,7 +89,7 @@ function Parted({ text, parts }: { text: Reading; parts: PartRows }) {
   const most = largest([...rows.map(({ value }) => value), ...rest.map(([, value]) => value)]);
   return (
     <section>
-      <h3>{w.title(head)}</h3>
+      <h3>{w.title(blockOf(head))}</h3>
       <p class="lead">{w.parts(tokens, of.reference === "raw")}</p>
       <List text={text} rows={shown} most={most} format={signed} />
       {all && (
@@ -111,15 +112,16 @@ function Parted({ text, parts }: { text: Reading; parts: PartRows }) {
 }
 
 /** Features as activations, which are no parts of logits. */
-function Active({ text, head, name, rows }: { text: Reading; head: Kind; name: string; rows: readonly Row[] }) {
+function Active(props: { text: Reading; first: boolean; head: Kind; name: string; rows: readonly Row[] }) {
+  const { text, first, head, name, rows } = props;
   const w = words.value.features;
   const most = largest(rows.map(({ value }) => value));
   return (
     <section>
       <h3>
-        {w.title(head)} <small>{name}</small>
+        {w.title(blockOf(head))} · {name}
       </h3>
-      <p class="lead">{rows.length === 0 ? w.quiet : w.active}</p>
+      {(first || rows.length === 0) && <p class="lead">{rows.length === 0 ? w.quiet : w.active}</p>}
       <List text={text} rows={rows.filter((row) => fits(text, row))} most={most} format={plain} sign="active" />
     </section>
   );

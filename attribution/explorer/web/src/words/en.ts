@@ -125,14 +125,13 @@ export const en = {
     whenDone: "Concepts are computed when the text has ended.",
   },
   features: {
-    title: (head: string) =>
-      head === "feature:bottleneck" ? "Features of the bottleneck" : `Features of block ${head.slice(8)}`,
+    title: (block: string | null) => (block === null ? "Features of the bottleneck" : `Features of block ${block}`),
     parts: (tokens: number, raw: boolean) =>
       `Logits that each feature added to ${tokens === 1 ? "this token" : `these ${tokens} tokens, summed`}${raw ? "" : ", against the tokens that compete with it"}.`,
     other: "other features",
     bias: "constant",
-    residual: "what the autoencoder leaves over",
-    frozen: "The scale of the final norm is held fixed.",
+    residual: "left over",
+    frozen: "The scale of the final norm is held fixed; what the autoencoder does not reproduce is left over.",
     active:
       "The largest activation at the selected tokens, where the finished text is read: not what it added to a logit.",
     quiet: "No feature is active here.",
@@ -140,8 +139,7 @@ export const en = {
   card: {
     known: "named concept",
     discovered: "discovered concept",
-    feature: (head: string) =>
-      head === "feature:bottleneck" ? "feature of the bottleneck" : `feature of block ${head.slice(8)}`,
+    feature: (block: string | null) => (block === null ? "feature of the bottleneck" : `feature of block ${block}`),
     size: (density: string, largest: string) => `Active at ${density} of tokens, at most ${largest}.`,
     unmeasured: "It cannot be steered by: its largest activation was not measured, or no block reads it.",
     promotes: "Words that it promotes",
