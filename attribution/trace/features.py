@@ -56,7 +56,8 @@ def trace_features(
     reference: "raw" splits logits, the others split logits minus their mean under the model's distribution.
     """
     source, exact = part_source(bundle, autoencoders)
-    if trace.guidance > 0 or trace.clamps is not None:  # the logits are of two passes, or of other rows
+    # The logits of guided text are of two passes, and those of clamped text of other rows.
+    if not trace.commits or trace.guidance > 0 or trace.clamps is not None:
         source = None
     parts = None
     if source is not None:

@@ -84,8 +84,10 @@ def test_features_are_parts_of_a_tokens_logit_or_activations(browser: Browser, a
 @pytest.mark.parametrize(
     ("width", "scheme", "language"), [("wide", "light", "en"), ("narrow", "dark", "ko"), ("narrowest", "light", "ko")]
 )
-def test_axe_finds_nothing_in_features(browser: Browser, address: str, width: str, scheme: Any, language: str):
-    state = f"{address}#lang={language}"
+def test_axe_finds_nothing_in_features(
+    browser: Browser, address: str, view: View, width: str, scheme: Any, language: str
+):
+    state = f"{address}#at={view.document['tokens'][0]['position']}&lang={language}"  # opens the sheet of a phone
     with watched_page(browser, state, width=width, color_scheme=scheme) as watched:
         page = watched.page
         expect(page.locator("#panel button.row").first).to_be_visible()
