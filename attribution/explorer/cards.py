@@ -79,7 +79,10 @@ def _find_features(catalogue: Catalogue, text: str, limit: int) -> list[Concept]
         if len(number) < _DIGITS and int(number) < count:
             ids.append(first + int(number))
         first += count
-    return [catalogue.get(id, "feature") for id in ids or catalogue.resolve(text, "feature")]
+    if not ids:
+        most = max(count for _, count in catalogue.ranges)
+        raise UserError(f"There is no feature {number[:_DIGITS]}; the autoencoders have features 0 to {most - 1}.")
+    return [catalogue.get(id, "feature") for id in ids]
 
 
 def concept_card(bundle: Bundle, head: str, id: int, autoencoders: Sequence[Autoencoder] = ()) -> dict[str, Any]:
