@@ -133,9 +133,9 @@ class Catalogue:
     def find(self, query: str, head: Kind = "known") -> list[Concept]:
         """The concepts that match a query, best first; for an empty query all concepts, by id.
 
-        `#12`, `group:NAME` and a feature's `3:17` mean the same as in `resolve`. Otherwise a word of the query matches a
-        concept if a word of the concept's name, or else of its description or group, equals it or begins with it. Only
-        the concepts that match as many words of the query as the best one are returned.
+        `#12`, `group:NAME` and a feature's `3:17` mean the same as in `resolve`. Otherwise a word of the query matches
+        a concept if a word of the concept's name, or else of its description or group, equals it or begins with it.
+        Only the concepts that match as many words of the query as the best one are returned.
         """
         if _is_exact(query) or (head == "feature" and _PLACE.fullmatch(query.strip())):
             return [self.get(i, head) for i in self.resolve(query, head)]
