@@ -62,7 +62,7 @@ def synthesis_figures(
     kept, requested = covered_by(calls), Counter(call.feature for call in calls)
     hits = Counter(call.feature for call in calls if call.outcome == "kept")
     keys = jax.random.split(jax.random.key(seed), 4)
-    ours = fires_by_call(calls, features).any(axis=0)
+    ours = np.asarray(fires_by_call(calls, features).any(axis=0))
     arms, differences = {}, {}
     for key, arm in zip(keys, (TARGETS, OTHERS, PLAIN), strict=False):
         own = log.of_arm(arm)[: len(calls)]
@@ -74,7 +74,7 @@ def synthesis_figures(
         arms[arm] = {"calls": len(own), "outcomes": dict(sorted(outcomes.items())), "covered": int(curve[-1]),
                      "curve": curve.tolist()}  # fmt: skip
         if arm != TARGETS:
-            differences[arm] = coverage_difference(ours, fires.any(axis=0), key)._asdict()
+            differences[arm] = coverage_difference(ours, np.asarray(fires.any(axis=0)), key)._asdict()
     figures: dict[str, Any] = {
         "budget": budget,
         "calls": len(calls),
