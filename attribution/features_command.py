@@ -1,5 +1,5 @@
-"""`steerling features`: the features behind each token of a text, their pages, those that tell texts apart, passages
-that have the features of a text, and a catalogue of all."""
+"""`steerling features`: the features behind each token of a text, their pages, those that tell texts apart, those of
+repetition, passages that have the features of a text, and a catalogue of all."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ examples:
   steerling features "The capital of France is Paris." --model MODEL --autoencoder layers.3 --feature 17
   steerling features --feature 17 --feature 204 --text texts.txt --model ./runs/smollm2/export --html pages.html
   steerling features --positive polite.txt --negative rude.txt --model MODEL --autoencoder ./runs/sae/export/layers.3
+  steerling features --repetition 8 --text texts.txt --model MODEL --autoencoder ./runs/sae/export/layers.3
   steerling features --like "Return a list of words" --corpus ./corpus --autoencoder ./runs/sae/export/layers.3
   steerling features --catalogue layers.3/features.json --corpus ./corpus --autoencoder layers.3
 """
@@ -44,9 +45,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--layer", type=number_in_range(int, 0), metavar="N", help="the block that the autoencoder reads, from 0")
     add("--max-new-tokens", type=count, metavar="N", help="continue TEXT first, greedily")
     add("--feature", type=number_in_range(int, 0), action="append", metavar="ID", help="show this feature's page")
+    add(
+        "--repetition",
+        type=count,
+        metavar="N",
+        help="rank features by their rise from a token's first to its last occurrence, in the beginnings of the texts "
+        "repeated N times; 1 reads the texts as they are",
+    )
     add("--like", metavar="TEXT", help="find the passages whose features are most like those of this text")
     add("--catalogue", metavar="FILE", help="write names, densities and largest latents of all features here")
-    add("--text", metavar="FILE", help="texts, one a line, that are read for pages, --like and --catalogue")
+    add("--text", metavar="FILE", help="texts, one a line, that are read for pages, --repetition, --like, --catalogue")
     add("--corpus", metavar="FOLDER", help="a corpus store whose training documents are read in place of --text")
     add("--tokens", type=count, default=200_000, metavar="N", help="of the corpus to read (default: %(default)s)")
     add("--positive", metavar="FILE", help="texts, one a line, in which the wanted features fire")
@@ -80,13 +88,15 @@ def _use(args: argparse.Namespace) -> Any:
         _activation: on_text and bool(args.feature),
         _pages: not on_text and bool(args.feature),
         _contrast: bool(args.positive or args.negative),
+        _repetition: args.repetition is not None,
         _search: args.like is not None,
         _catalogue: args.catalogue is not None,
     }
     requested = [use for use, given in uses.items() if given]
     if len(requested) != 1:
         raise UserError(
-            "Give one of TEXT, --feature, --like and --catalogue with --text or --corpus, --positive with --negative."
+            "Give one of TEXT, --feature, --repetition, --like and --catalogue with --text or --corpus, --positive "
+            "with --negative."
         )
     (use,) = requested
     for given, missing, name in (
@@ -94,8 +104,8 @@ def _use(args: argparse.Namespace) -> Any:
         (args.negative, args.positive, "--negative needs --positive"),
     ):
         require(not given or bool(missing), f"{name}, a file of texts.")
-    if use in (_pages, _search, _catalogue):
-        name = "--feature" if use is _pages else "--like" if use is _search else "--catalogue"
+    names = {_pages: "--feature", _repetition: "--repetition", _search: "--like", _catalogue: "--catalogue"}
+    if (name := names.get(use)) is not None:
         require(bool(args.text or args.corpus), f"{name} needs --text, a file of texts, or --corpus.")
         require(not (args.text and args.corpus), "--text and --corpus are both given; give one of them.")
     for given, name in ((args.html, "--html"), (args.neuronpedia, "--neuronpedia")):
@@ -205,6 +215,22 @@ def _contrast(bundle: Bundle, autoencoder: Autoencoder, args: argparse.Namespace
         print_json({"features": contrast_as_json(contrast)})
     else:
         show_contrast(contrast)
+
+
+def _repetition(bundle: Bundle, autoencoder: Autoencoder, args: argparse.Namespace) -> None:
+    from steerling_jax.attribution.features.plain import repetition_as_json
+    from steerling_jax.attribution.features.terminal import show_repetition
+    from steerling_jax.cli.console import print_json, stages
+    from steerling_jax.explain.features.repetition import repetition_features
+
+    texts = _texts(bundle, args)
+    with stages() as progress:
+        found = repetition_features(bundle, autoencoder, texts.texts, times=args.repetition, count=args.limit or 10,
+                                    words=args.words, progress=progress)  # fmt: skip
+    if args.json:
+        print_json(repetition_as_json(found))
+    else:
+        show_repetition(found)
 
 
 def _search(bundle: Bundle, autoencoder: Autoencoder, args: argparse.Namespace) -> None:

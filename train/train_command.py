@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import logging
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from steerling_jax.errors import UserError
 
 if TYPE_CHECKING:
     from steerling_jax.train.autoencoders.run_config import AutoencoderRun
+    from steerling_jax.train.rollouts.run_config import RolloutRun
     from steerling_jax.train.run.run_config import RunConfig
 
 HELP = """\
@@ -25,6 +26,7 @@ examples:
   steerling train --config pydocs --out ./runs/pydocs
   steerling train --config sae_pydocs
   steerling train --config sae_smollm2 --text ./texts
+  steerling train --config rollouts_pydocs --start-from runs/qwen3_pydocs/export --reward my_reward.py:reward
   steerling train --config ./my_config.py --corpus ./my-corpus --json
   steerling train --config ./my_config.py --start-from steerling-pydocs --profile 10:13
   steerling train --config ./my_config.py --distributed      # on every host of a pod
@@ -45,7 +47,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="PATH",
-        help="for autoencoders: file, folder or pattern of documents; may be repeated (default: the config's)",
+        help="for autoencoders and rollouts: file, folder or pattern of documents; may be repeated (default: the "
+        "config's)",
+    )
+    parser.add_argument(
+        "--reward",
+        metavar="FILE.py:FUNCTION",
+        help="for rollouts: the function that scores a prompt's completion (default: the config's)",
     )
     parser.add_argument("--steps", type=int, metavar="N", help="number of steps (default: the config's)")
     parser.add_argument(
@@ -68,6 +76,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from steerling_jax.cli.console import note, print_json
     from steerling_jax.io.checkpoints.training_folder import lock_folder
+    from steerling_jax.train.rollouts.run_config import RolloutRun
     from steerling_jax.train.run.config_files import load_any_config
     from steerling_jax.train.run.metrics import check_tensorboard
     from steerling_jax.train.run.processes import initialise_processes, is_first_process, run_on_first_process
@@ -87,6 +96,10 @@ def run(args: argparse.Namespace) -> int:
     out = args.out or Path("runs") / config.name
     # Orbax logs the traceback of a failed save; the command prints one sentence.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
+    if isinstance(config, RolloutRun):
+        return _train_by_rollouts(config, args, out)
+    if args.reward is not None:
+        raise UserError(f"--reward does not apply to the config {config.name!r}, which does not train by rollouts.")
     if not isinstance(config, RunConfig):
         return _train_autoencoders(config, args, out)
     if args.text:
@@ -116,9 +129,7 @@ def _train_autoencoders(run: AutoencoderRun, args: argparse.Namespace, out: Path
     from steerling_jax.train.run.processes import is_first_process, run_on_first_process
     from steerling_jax.train.run.program_setup import catch_signals, set_compilation_cache
 
-    for option in ("corpus", "profile", "tensorboard"):
-        if getattr(args, option):
-            raise UserError(f"--{option} does not apply to the config {run.name!r}, which trains autoencoders.")
+    _refuse_options(args, ("corpus", "profile", "tensorboard"), run.name, "autoencoders")
     if args.steps is not None:
         run = dataclasses.replace(run, recipe=dataclasses.replace(run.recipe, steps=args.steps))
     if args.start_from is not None:
@@ -136,6 +147,34 @@ def _train_autoencoders(run: AutoencoderRun, args: argparse.Namespace, out: Path
         elif not stopped:
             note(f"Trained {result['step']} steps; the autoencoders are in {result['export']}.")
     return 128 + (caught or [signal.SIGTERM])[0] if stopped else 0
+
+
+def _train_by_rollouts(run: RolloutRun, args: argparse.Namespace, out: Path) -> int:
+    """Trains a model by rollouts and their rewards, with the options that such a run has."""
+    from steerling_jax.cli.console import note, print_json
+    from steerling_jax.io.checkpoints.training_folder import lock_folder
+    from steerling_jax.train.rollouts.program import run_rollouts
+    from steerling_jax.train.run.program_setup import catch_signals, set_compilation_cache
+
+    refused = ("corpus", "profile", "tensorboard", "distributed", "coordinator")
+    _refuse_options(args, refused, run.name, "by rollouts")
+    given = {"steps": args.steps, "model": args.start_from, "reward": args.reward, "texts": tuple(args.text) or None}
+    run = dataclasses.replace(run, **{name: value for name, value in given.items() if value is not None})
+    with lock_folder(out), catch_signals() as caught:
+        set_compilation_cache(out)
+        result, stopped = run_rollouts(run, out, lambda: bool(caught), tables=not args.json)
+    if args.json:
+        print_json(result)
+    elif not stopped:
+        note(f"Trained {result['step']} steps; the model is in {result['export']}.")
+    return 128 + (caught or [signal.SIGTERM])[0] if stopped else 0
+
+
+def _refuse_options(args: argparse.Namespace, options: Sequence[str], name: str, trains: str) -> None:
+    """Raises `UserError` for options that the config `name` does not have."""
+    for option in options:
+        if getattr(args, option):
+            raise UserError(f"--{option} does not apply to the config {name!r}, which trains {trains}.")
 
 
 def _train(config: RunConfig, args: argparse.Namespace, out: Path) -> tuple[dict[str, Any], int]:

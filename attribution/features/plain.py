@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from steerling_jax.explain.feature_contributions import FeatureContributions
     from steerling_jax.explain.feature_texts import FeatureContrast
     from steerling_jax.explain.features.pages import FeaturePage
+    from steerling_jax.explain.features.repetition import RepetitionFeatures
     from steerling_jax.explain.features.search import FeatureHit
 
 
@@ -90,3 +91,19 @@ def contrast_as_json(contrast: FeatureContrast) -> list[dict[str, Any]]:
         }
         for i in range(len(contrast.features))
     ]
+
+
+def repetition_as_json(found: RepetitionFeatures) -> dict[str, Any]:
+    """The ranked features, and the number of repeated tokens that they were ranked on."""
+    features = [
+        {
+            "feature": found.features[i],
+            "rise": found.rise[i],
+            "first": found.first[i],
+            "last": found.last[i],
+            "largest": found.largest[i],
+            "promoted": found.promoted[i],
+        }
+        for i in range(len(found.features))
+    ]
+    return {"repeated_tokens": found.pairs, "features": features}

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from steerling_jax.explain.feature_texts import FeatureContrast
     from steerling_jax.explain.features.activation import FeatureOnText
     from steerling_jax.explain.features.pages import FeaturePage
+    from steerling_jax.explain.features.repetition import RepetitionFeatures
     from steerling_jax.explain.features.search import FeatureHit
 
 
@@ -138,6 +139,20 @@ def show_contrast(contrast: FeatureContrast) -> None:
         numbers = (*(f"{share:.2f}" for share in shares), f"{contrast.strength[i]:.2f}")
         table.add_row(f"#{feature}", *numbers, Text(_words(contrast.promoted[i])))
     stdout().print(table)
+
+
+def show_repetition(found: RepetitionFeatures) -> None:
+    """Prints a table with a row for each feature."""
+    from rich.text import Text
+
+    from steerling_jax.cli.console import stdout
+
+    table = _table("feature", ("rise", "first", "last", "largest"), "promotes")
+    for i, feature in enumerate(found.features):
+        numbers = (f"{value[i]:.2f}" for value in (found.rise, found.first, found.last, found.largest))
+        table.add_row(f"#{feature}", *numbers, Text(_words(found.promoted[i])))
+    stdout().print(table)
+    stdout().print(f"mean latents over {found.pairs} repeated tokens, at their first and last occurrences")
 
 
 def _table(first: str, numbers: tuple[str, ...], last: str) -> Any:

@@ -19,6 +19,7 @@ from steerling_jax.models.backbone import Backbone, Params
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.parallel.sharding import to_host
 from steerling_jax.train.autoencoders.run_config import AutoencoderRun
+from steerling_jax.train.data.epoch_order import epoch_order
 
 _ORDER, _MASKS, _ROWS, _VISITS = 0, 1, 2, 4  # random streams of a run; 3 is that of the evaluation
 
@@ -48,7 +49,8 @@ class Activations:
         """The rows of a buffer, by layer: each (R, D) float32, in random order."""
         run = self._run
         count = run.buffer_rows // run.seq_len
-        windows = self._windows[self._order(number * count, count)]
+        chosen = epoch_order([run.seed, _ORDER], number * count, count, len(self._windows))
+        windows = self._windows[chosen]
         windows = mask_windows(self._bundle, windows, [run.seed, _MASKS, number])
         order = np.random.default_rng([run.seed, _ROWS, number]).permutation(run.buffer_rows)
         place = np.empty_like(order)
@@ -62,15 +64,6 @@ class Activations:
                 buffer[layer][place[at : at + size]] = values
             at += size
         return buffer
-
-    def _order(self, first: int, count: int) -> np.ndarray:
-        """The windows at the places from `first` on, (count,): each epoch has an order of its own."""
-        epochs, places = np.divmod(np.arange(first, first + count), len(self._windows))
-        order = np.empty(count, np.int64)
-        for epoch in np.unique(epochs):
-            permutation = np.random.default_rng([self._run.seed, _ORDER, epoch]).permutation(len(self._windows))
-            order[epochs == epoch] = permutation[places[epochs == epoch]]
-        return order
 
 
 def mask_windows(bundle: Bundle, windows: np.ndarray, seed: Sequence[int]) -> np.ndarray:

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import jax
 from jax.sharding import Mesh
 
+from steerling_jax.errors import UserError
 from steerling_jax.io.checkpoints.training import TrainingCheckpoints
 from steerling_jax.train.run.clock import Clock
 from steerling_jax.train.run.events import (
@@ -80,7 +81,8 @@ class Training(Protocol):
         ...
 
     def advance(self, state: Any, step: int, batch: Any) -> tuple[Any, Mapping[str, jax.Array]]:
-        """The state after `step`, and metrics, of which one is `loss`. `state` may be donated."""
+        """The state after `step`, and metrics, of which one is `loss`. `state` may be donated, but a `UserError` is
+        raised before it is: the loop then saves it."""
         ...
 
     def evaluate(self, state: Any) -> Mapping[str, Any]:
@@ -106,12 +108,21 @@ def run_steps(
         log = stack.enter_context(MetricsLog(folder, step)) if is_first_process() else None
         timer = SaveTimer(run.checkpoint_minutes)
         agree = (lambda *votes: votes) if training.mesh is None else ProcessAgreement(training.mesh).ask
+        last_saved = step
         while step < run.steps:
             started = time.perf_counter()
             with clock.phase("data"):
                 batch = training.batch(step)
             with clock.phase("step"):
-                state, metrics = training.advance(state, step, batch)
+                try:
+                    state, metrics = training.advance(state, step, batch)
+                except UserError:
+                    if step > last_saved:
+                        if log is not None:
+                            log.sync()
+                        checkpoints.save(step, state, clock.to_json())
+                        checkpoints.wait()
+                    raise
                 values = {name: float(value) for name, value in jax.device_get(metrics).items()}
             speed = training.rows(step) / (time.perf_counter() - started)
             step += 1
@@ -125,6 +136,7 @@ def run_steps(
                     log.sync()
                 with clock.phase("save"):
                     checkpoints.save(step, state, clock.to_json())
+                last_saved = step
                 timer.restart()
             if stopping:
                 checkpoints.wait()

@@ -11,6 +11,7 @@ from types import ModuleType
 
 from steerling_jax.errors import UserError
 from steerling_jax.train.autoencoders.run_config import AutoencoderRun
+from steerling_jax.train.rollouts.run_config import RolloutRun
 from steerling_jax.train.run.run_config import RunConfig
 
 
@@ -21,19 +22,20 @@ def load_config(name: str | Path) -> RunConfig:
     """
     run = load_any_config(name)
     if not isinstance(run, RunConfig):
-        raise UserError(f"{name} trains autoencoders, which only `steerling train` takes; give a config of a model.")
+        what = "autoencoders" if isinstance(run, AutoencoderRun) else "by rollouts"
+        raise UserError(f"{name} trains {what}, which only `steerling train` takes; give a config of a model.")
     return run
 
 
-def load_any_config(name: str | Path) -> RunConfig | AutoencoderRun:
-    """As `load_config`, for a run that trains a model or autoencoders."""
+def load_any_config(name: str | Path) -> RunConfig | AutoencoderRun | RolloutRun:
+    """As `load_config`, for a run that trains a model on text or by rollouts, or autoencoders."""
     module = _load_file(Path(name)) if str(name).endswith(".py") else _load_named(str(name))
     make = getattr(module, "config", None)
     run = make() if callable(make) else None
-    if not isinstance(run, RunConfig | AutoencoderRun):
+    if not isinstance(run, RunConfig | AutoencoderRun | RolloutRun):
         raise UserError(
-            f"{name} has no function config() that returns a RunConfig or an AutoencoderRun; see configs/tiny.py and "
-            "configs/sae_pydocs.py for examples."
+            f"{name} has no function config() that returns a RunConfig, an AutoencoderRun or a RolloutRun; see "
+            "configs/tiny.py, configs/sae_pydocs.py and configs/rollouts_pydocs.py for examples."
         )
     return run
 
