@@ -97,7 +97,7 @@ def sample_rollouts(
         (prompt, int(seed), i >= G - steered) for prompt, row in zip(prompts, seeds) for i, seed in enumerate(row)
     ]
     requests = [
-        Completion(prompt.ids, dataclasses.replace(config, seed=seed), None, None, edits if steer else ())
+        Completion(prompt.ids.tolist(), dataclasses.replace(config, seed=seed), None, None, edits if steer else ())
         for prompt, seed, steer in places
     ]
     made = dict(stream_many(bundle, requests, rows=rows))
