@@ -42,9 +42,9 @@ from steerling_jax.models.steerling.backbone import lm_logits
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.decompose import logit_features
 from steerling_jax.models.steerling.denoise import denoise
+from steerling_jax.objectives.next_token import over_positions
 from steerling_jax.objectives.noise import NoiseConfig, mask_tokens, noise_levels
 from steerling_jax.objectives.objective import Batch, Draws, Metrics
-from steerling_jax.objectives.next_token import over_positions
 
 _EPSILON = 1e-6  # added to the standard deviation of a group's rewards
 

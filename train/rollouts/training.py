@@ -74,6 +74,10 @@ class RolloutTraining:
         version = f", SHA-256 {reward.version}…" if reward.version else ""
         self.sources = (f"parameters: {bundle.name}", f"reward: {reward.name}{version}")
 
+    @property
+    def mesh(self) -> None:
+        """One device."""
+
     def sample(self) -> Any:
         """The parameters that the run starts from."""
         return self._bundle.params
@@ -85,6 +89,11 @@ class RolloutTraining:
             # Copies, because an update donates its state, and the model goes on being the reference.
             state = state.replace(params=jax.tree.map(jnp.copy, sample))  # type: ignore[attr-defined]
         return {_POLICY: state}
+
+    def shapes(self, sample: Any) -> State:
+        """Of the first state; every later one has them too."""
+        on_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        return jax.tree.map(lambda a: a.update(sharding=on_device), jax.eval_shape(self.initial, sample))
 
     def batch(self, step: int) -> list[Prompt]:
         """The prompts of a step."""

@@ -28,9 +28,6 @@ from steerling_jax.train.rollouts.sampling import fault_edits, plain_sampling, s
 from tests.worlds.paths import REPOSITORY
 from tests.worlds.signalled_command import signalled_command
 
-# Orbax warns where a state is restored without shardings, as on one device.
-pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
-
 MODEL = REPOSITORY / "tests" / "golden_decoders" / "qwen3"
 AUTOENCODER = REPOSITORY / "tests" / "golden_autoencoders" / "qwen3_model"
 FAULT = Fault(autoencoder=str(AUTOENCODER), features=(3, 5), alpha=20.0, k=10)
