@@ -42,7 +42,7 @@ from feature_text_sources import (
 
 SAMPLES, CLASS, PARAGRAPHS = 40, 80, 32  # of a benchmark, of a class, of a language
 WORDS = 60  # of each label and language
-STYLE, PROMPTS = 60, 40  # texts of each style, and prompts to continue
+STYLE, PROMPTS, OBLIGATION_PROMPTS = 60, 40, 24  # texts of each style, and prompts to continue
 PAIRS = 30  # paragraphs in two languages
 SHARES = (0, 25, 50, 75, 100)  # per cent of a mixture that is from GSM8K
 LANGUAGES = {"eng": "English", "deu_1996": "German", "fra": "French", "spa": "Spanish", "ita": "Italian"}
@@ -187,7 +187,7 @@ def write_obligations(out: Path, docstrings: Sequence[str]) -> None:
     rng.shuffle(found)
     positive = [text for text in found if re.search(OBLIGATION, text)]
     negative = [text for text in found if not re.search(OBLIGATION, text)]
-    prompts = [" ".join(text.split()[:5]) for text in negative[STYLE : STYLE + PROMPTS]]
+    prompts = [" ".join(text.split()[:5]) for text in negative[STYLE : STYLE + OBLIGATION_PROMPTS]]
     for name, texts in (("positive", positive[:STYLE]), ("negative", negative[:STYLE]), ("prompts", prompts)):
         write_lines(out / "obligation" / f"{name}.jsonl", texts)
 

@@ -36,7 +36,7 @@ TABLES = ("code", "mathematics", "mmlu", "languages", "bad_words")
 # Steering: the folder of the texts, and the options.
 CASES = {
     "steering": ("--strengths", "1,2,4,8"),
-    "obligation": ("--strengths", "1,2,4,8"),
+    "obligation": ("--strengths", "2,4", "--concept-strengths", "2,4,8", "--max-new-tokens", "24"),
     "mixing": ("--strengths", "1,2,4,8", "--away", "--script", "Latin"),
 }
 ALL = (*COMPARISONS, *TABLES, "steering", "obligation")
