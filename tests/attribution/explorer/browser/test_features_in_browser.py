@@ -1,7 +1,8 @@
-"""Features of autoencoders on the explorer's page, in a real Chromium, in a file."""
+"""Features of autoencoders on the explorer's page, in a real Chromium: in a file, and live as steering."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from playwright.sync_api import Browser, Page, expect
 import steerling_jax as sj
 from steerling_jax.attribution.explorer.show import View
 from tests.worlds.browser import chromium, violations, watched_page
-from tests.worlds.feature_world import small_autoencoders, write_feature_world
+from tests.worlds.explorer_world import exploring
+from tests.worlds.feature_world import RIVERS, small_autoencoders, write_feature_world
+from tests.worlds.serving_world import sharing_compiled
 
 TOKENS = 6
 
@@ -93,3 +96,36 @@ def test_axe_finds_nothing_in_features(
         page.locator("#panel button.info").first.click()
         expect(page.get_by_role("dialog")).to_contain_text("블록" if language == "ko" else "feature of block")
         assert violations(page) == []
+
+
+def test_a_text_is_steered_by_a_feature(
+    browser: Browser, world: tuple[Path, list[Path]], tmp_path_factory: pytest.TempPathFactory
+):
+    """`steerling explore --autoencoders` itself."""
+    model, autoencoders = world
+    environment = sharing_compiled(tmp_path_factory)
+    with exploring(model, environment, "--autoencoders", *map(str, autoencoders)) as explorer:
+        explorer.wait_until_ready()
+        with watched_page(browser, explorer.url, server=explorer.url) as watched:
+            page = watched.page
+            expect(page.locator("#text [role=button]").first).to_be_visible()
+            page.locator("#prompt").fill("he said")
+            page.get_by_label("Tokens", exact=True).fill(str(TOKENS))
+            page.get_by_role("button", name="Add a feature").click()
+            page.get_by_role("searchbox", name="Find by name").fill("7")
+            expect(page.locator(".search li button").first).to_be_disabled()  # its largest latent is not known
+            page.get_by_role("searchbox", name="Find by name").fill("river")
+            page.locator(".search li button", has_text=RIVERS.name).click()
+            dial = page.get_by_role("slider", name="Strength of rivers")
+            dial.focus()
+            page.keyboard.press("End")
+            expect(dial).to_have_value("2")
+            page.get_by_role("button", name="Write", exact=True).click()
+            columns = page.locator(".compare article")
+            expect(columns).to_have_count(3)
+            expect(columns.locator("h3")).to_have_text(["plain", "steered", "random direction"])
+            expect(columns.locator("dd").first).to_have_text(re.compile(r"\d\.\d\d"))  # the costs are there
+            expect(page).to_have_url(re.compile("amp=feature:0:5:2"))
+            expect(section(page, "Features of block 1").locator("button.row").first).to_be_visible()
+            section(page, "Features of block 0").locator("button.info").first.click()
+            expect(page.get_by_role("dialog")).to_contain_text("feature of block 0")

@@ -67,7 +67,7 @@ export function AddConcept() {
     <button
       type="button"
       class="quiet"
-      disabled={known + features === 0}
+      disabled={model.value === null}
       aria-expanded={searching.value}
       onClick={() => {
         searching.value = !searching.value;

@@ -70,7 +70,9 @@ export function WriteForm() {
   const failed = health.value.status === "failed";
   const shown = unfolded.value ? SETTINGS : (["max_tokens", "seed"] as const);
   const concepts = model.value?.concepts;
-  const canSteer = given.value === null && (concepts === undefined || concepts.known + concepts.discovered > 0);
+  const canSteer =
+    given.value === null &&
+    (concepts === undefined || concepts.known + concepts.discovered + model.value!.features.length > 0);
   return (
     <form
       class="write"
