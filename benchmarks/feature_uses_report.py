@@ -156,12 +156,14 @@ def steering(report: Mapping[str, Any]) -> str:
 def doses(report: Mapping[str, Any]) -> str:
     """Found and damage by layer and strength on the first half of the prompts."""
     arms = [arm for arm in report["tuning"] if arm["layer"] is not None]
-    strengths = sorted({arm["strength"] for arm in arms})
+    strengths = sorted({arm["strength"] for arm in report["tuning"] if arm["strength"] is not None})
     rows = []
     for one in report["candidates"]:
         cells = {arm["strength"]: f"{arm['found']['mean']:.2f} ({arm['damage']:.2f})" for arm in arms
                  if arm["layer"] == one["layer"]}  # fmt: skip
-        rows.append([f"{one['layer']}: {one['feature']} (Δ {one['difference']:.2f})", *(cells[s] for s in strengths)])
+        rows.append(
+            [f"{one['layer']}: {one['feature']} (Δ {one['difference']:.2f})", *(cells.get(s, "") for s in strengths)]
+        )
     if concept := report.get("concept"):
         cells = {arm["strength"]: f"{arm['found']['mean']:.2f} ({arm['damage']:.2f})" for arm in report["tuning"]
                  if arm["name"] == "built-in concept"}  # fmt: skip
