@@ -29,7 +29,7 @@ class RunningExplorer(HeldProcess):
         return int(self.url.rpartition(":")[2])
 
     def wait_until_ready(self) -> None:
-        while httpx.get(f"{self.url}/health").status_code != 200:
+        while httpx.get(f"{self.url}/health", timeout=300).status_code != 200:  # a busy machine may answer late
             assert self.process.poll() is None, self.lines
             time.sleep(0.02)
 
