@@ -2,7 +2,8 @@
 
 A test that needs "the text is not finished yet" must not depend on how fast the machine is. While FILE exists, as many
 calls of `Decoder.advance` as the number in it decode; further calls return no events, so that the program goes on with
-its own work. With the word "wait" in FILE a call does not return before FILE is gone. Without FILE nothing is changed.
+its own work. A second word names the hold: calls of another hold do not count. With the word "wait" in FILE a call does
+not return before FILE is gone. Without FILE nothing is changed.
 """
 
 from __future__ import annotations
@@ -19,17 +20,19 @@ PAUSE = 0.002  # seconds that a held call takes, so that the program does not sp
 
 def hold(file: Path) -> None:
     """Makes every decoder of this process heed `file`."""
-    advance, used = Decoder.advance, 0
+    advance, used, last = Decoder.advance, 0, ""
 
     def held(self: Decoder, steps: int | None = None) -> list:
-        nonlocal used
+        nonlocal used, last
         while (content := read(file)) == "wait":
             time.sleep(PAUSE)
         if content is None:
             used = 0
             return advance(self, steps)
-        allowed = int(content)
-        if used < allowed:
+        allowed, _, name = content.partition(" ")
+        if name != last:  # a released hold of which this decoder noticed nothing, because it had no work
+            used, last = 0, name
+        if used < int(allowed):
             used += 1
             return advance(self, steps)
         time.sleep(PAUSE)

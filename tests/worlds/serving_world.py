@@ -120,15 +120,17 @@ class HeldProcess:
     process: subprocess.Popen[str]
     url: str
     file: Path | None = None
+    hold: int = 0  # the number of the hold
 
     def allow(self, calls: int) -> None:
         """The decoder makes this many calls, counted from the first `allow`, and no more, until `release`."""
         assert self.file is not None
-        write_whole(self.file, str(calls))
+        write_whole(self.file, f"{calls} {self.hold}")
 
     def release(self) -> None:
         assert self.file is not None
         self.file.unlink(missing_ok=True)
+        self.hold += 1
 
     def stop(self, sent: signal.Signals = signal.SIGTERM) -> int:
         self.process.send_signal(sent)

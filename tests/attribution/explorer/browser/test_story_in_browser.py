@@ -6,14 +6,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import quote
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from playwright.sync_api import Browser, Page, expect
 
-from tests.worlds.browser import chromium, selection_text, violations, watched_page
+from tests.worlds.browser import chromium, selection_text, watched_page
 from tests.worlds.explorer_world import RunningExplorer, exploring
 from tests.worlds.serving_world import sharing_compiled
 
@@ -39,10 +38,6 @@ def explorer(
     with exploring(text_model, environment, file=file) as explorer:
         explorer.wait_until_ready()
         yield explorer
-
-
-def address(explorer: RunningExplorer, **parts: str | int) -> str:
-    return f"{explorer.url}/#" + "&".join(f"{name}={quote(str(value))}" for name, value in parts.items())
 
 
 def fill(page: Page, prompt: str, tokens: int) -> None:
@@ -236,16 +231,3 @@ def open_page(browser: Browser, explorer: RunningExplorer) -> Iterator[Page]:
     with watched_page(browser, explorer.url, server=explorer.url) as watched:
         expect(watched.page.locator("#prompt")).to_be_visible()
         yield watched.page
-
-
-@pytest.mark.parametrize(
-    ("width", "scheme", "language"), [("wide", "light", "ko"), ("wide", "dark", "en"), ("narrow", "dark", "ko")]
-)
-def test_axe_finds_nothing_in_the_live_page(
-    browser: Browser, explorer: RunningExplorer, width: str, scheme: str, language: str
-):
-    where = address(explorer, lang=language, p=PROMPT, n=16, seed=1)
-    with watched_page(browser, where, width=width, server=explorer.url, color_scheme=scheme) as watched:
-        expect(watched.page.locator("#text [role=button]:not(.prompt)").first).to_be_visible()
-        expect(watched.page.locator(".state-line")).to_be_visible()
-        assert violations(watched.page) == []
