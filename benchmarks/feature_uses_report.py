@@ -192,7 +192,9 @@ def cover_targets(report: Mapping[str, Any]) -> str:
     promoted = {one["feature"]: one["promoted"] for one in report["targets"]}
     rows = []
     for one in report["synthesis"]["features"]:
-        words = " ".join(f"`{word.strip()}`" for word in promoted[one["feature"]][:4] if word.strip(" `|"))
+        words = " ".join(f"`{word.strip()}`" for word in promoted[one["feature"]][:4] if word.strip(" `|")).replace(
+            "|", "\\|"
+        )
         rows.append([str(one["feature"]), one["name"] or "", words, str(one["calls"]), str(one["kept"])])
     return table(["feature", "name", "promotes", "calls", "examples"], rows)
 
