@@ -1,15 +1,27 @@
-"""The report of tuning against changes of language computes what its columns say."""
+"""The page of tuning against changes of language shows the figures of its JSON, as its columns say."""
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from benchmarks import language_tuning_report as report
+from benchmarks.feature_uses_report import with_tables
+from tests.worlds.paths import REPOSITORY
+
+RESULTS = REPOSITORY / "docs" / "results"
 
 
 def run(arm: str, seed: int, switched: dict[str, str], bits: float) -> dict[str, Any]:
     return {"arm": arm, "seed": seed, "switched": switched, "other": {"en": 0.0, "ko": 0.5},
             "bits_per_byte": {"en": bits, "ko": bits + 1}}  # fmt: skip
+
+
+def test_the_page_has_the_tables_of_its_figures():
+    page = (RESULTS / "feature-tuning.md").read_text(encoding="utf-8")
+    parts = report.tables(json.loads((RESULTS / "feature-tuning.json").read_text(encoding="utf-8")))
+    assert "| before | 1 |" in parts["switching"]
+    assert with_tables(page, parts) == page
 
 
 def test_rates_and_likelihoods_of_arms():
