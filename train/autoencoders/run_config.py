@@ -31,7 +31,7 @@ class AutoencoderRun:
     time, as long as the texts have enough tokens.
     max_tokens: tokens of the texts that are used (None: all).
     held_out: tokens at the end of these that are kept for the evaluation.
-    mesh: the devices of this process over which the model and the autoencoders are sharded, latents over `tensor` and
+    mesh: the devices of all processes over which the model and the autoencoders are sharded, latents over `tensor` and
     rows over the other axes; None for one device.
     seed: of the initial autoencoders, and of the order of windows and rows.
     log_every, checkpoint_every: in steps. The last step is always evaluated and saved.
