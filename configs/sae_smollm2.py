@@ -30,9 +30,10 @@ def config() -> AutoencoderRun:
             k=50,
             steps=300,
             batch_rows=4096,
-            learning_rate=1e-3,
+            learning_rate=3e-3,
             dead_after=200_000,
         ),
+        from_rows=True,
         # Capturing a row costs several times what a step costs for it, so each is used five times.
         visits=5,
         buffer_rows=245_760,

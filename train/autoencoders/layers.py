@@ -34,7 +34,7 @@ from steerling_jax.train.autoencoders.activations import Activations
 from steerling_jax.train.autoencoders.evaluate import evaluate
 from steerling_jax.train.autoencoders.run_config import AutoencoderRun
 
-SAMPLE = 8192  # rows from which the initial bias and the limit of norms are taken
+SAMPLE = 8192  # rows from which the initial state is made
 
 States = dict[str, AutoencoderState]  # by the layer's number, as text
 
@@ -72,8 +72,11 @@ class LayersTraining:
         self.sources = (f"{bundle.name}: layers {', '.join(map(str, run.layers))}",)
 
     def sample(self) -> dict[int, np.ndarray]:
-        """Rows of the first batch, by layer."""
-        return {layer: rows[:SAMPLE] for layer, rows in self.batch(0).items()}
+        """Rows of the first batches, by layer."""
+        run = self._run
+        count = min(run.buffer_rows // run.recipe.batch_rows, -(-SAMPLE // run.recipe.batch_rows))
+        batches = [self.batch(step) for step in range(count)]
+        return {layer: np.concatenate([batch[layer] for batch in batches])[:SAMPLE] for layer in run.layers}
 
     def initial(self, sample: Any) -> States:
         """The state of each layer, on the devices that hold its parts."""
@@ -93,9 +96,10 @@ class LayersTraining:
         return jax.tree.map(lambda a, sharding: a.update(sharding=sharding), shapes, shardings)
 
     def _initial(self, sample: Mapping[int, jax.Array]) -> States:
-        key, recipe = jax.random.key(self._run.seed), self._run.recipe
+        key, run = jax.random.key(self._run.seed), self._run
         return {
-            str(layer): init_state(recipe, sample[layer], jax.random.fold_in(key, layer)) for layer in self._run.layers
+            str(layer): init_state(run.recipe, sample[layer], jax.random.fold_in(key, layer), from_rows=run.from_rows)
+            for layer in run.layers
         }
 
     def batch(self, step: int) -> dict[int, np.ndarray]:

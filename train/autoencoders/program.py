@@ -77,8 +77,8 @@ def _open_folder(run: AutoencoderRun, bundle: Bundle, out: Path) -> None:
     """Writes the run's file and its tokens, unless an earlier start of the same run did."""
     saved = read_json_object(out / RUN_FILE).get("run", {}) if (out / RUN_FILE).is_file() else None
     if saved is not None:
-        # Runs of earlier versions had one device, and used each row once.
-        saved = {"mesh": None, "visits": 1, **saved}
+        # Runs of earlier versions had one device, used each row once, and began with random features.
+        saved = {"mesh": None, "visits": 1, "from_rows": False, **saved}
     check_same_run(saved, run.to_json(), out)
     with stages() as progress:
         open_tokens(run, bundle, out, progress, encoded=saved is not None)

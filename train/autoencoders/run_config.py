@@ -31,6 +31,8 @@ class AutoencoderRun:
     time, as long as the texts have enough tokens.
     max_tokens: tokens of the texts that are used (None: all).
     held_out: tokens at the end of these that are kept for the evaluation.
+    from_rows: whether the first features point to rows of the data, which in short runs leaves much less unexplained
+    than random directions do, with more latents that hardly ever fire.
     mesh: the devices of all processes over which the model and the autoencoders are sharded, latents over `tensor` and
     rows over the other axes; None for one device.
     seed: of the initial autoencoders, and of the order of windows and rows.
@@ -50,6 +52,7 @@ class AutoencoderRun:
     visits: int = 1
     max_tokens: int | None = None
     held_out: int = 16_384
+    from_rows: bool = False
     mesh: MeshShape | None = None
     seed: int = 0
     log_every: int = 10
