@@ -14,7 +14,7 @@ of wall time and of processor time (all threads), the median over the steps with
 - Encoding: 1,024 rows of width 2,048, 32,768 latents, k 50, beside sparsify's encoder and the bare product x · W_enc.
 - Memory: the temporaries of the compiled encoding of 1,024 rows with 131,072 latents. Nothing is run for it.
 
-Reference machine: two virtual CPU cores; results in docs/results once they are measured.
+Reference machine: two virtual CPU cores; results in docs/results/autoencoders.md.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 Command   make smollm2, then  steerling train --config sae_smollm2 [--text PATH]
 Hardware  two CPU cores
+Time      9 minutes of processor time on WikiText-2, of which capture is 3
+Result    unexplained variance 0.135, loss recovered 99.3 % (docs/results/autoencoders.md)
 """
 
 from importlib.metadata import PackageNotFoundError, distribution

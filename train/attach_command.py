@@ -50,7 +50,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add(
         "--kl-steps",
         type=count,
-        default=2400,
+        default=800,
         metavar="N",
         help="steps on the model's distribution, of 1,024 rows (default: %(default)s)",
     )
