@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from steerling_jax.bundle import Bundle
@@ -93,4 +94,4 @@ def capture_windows(
 def _captured(
     params: Params, tokens: jax.Array | np.ndarray, *, backbone: Backbone, layers: tuple[int, ...]
 ) -> dict[int, jax.Array]:
-    return backbone.run(params, backbone.embed(params, tokens), capture=layers).captured
+    return backbone.run(params, backbone.embed(params, jnp.asarray(tokens)), capture=layers).captured
