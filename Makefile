@@ -63,8 +63,8 @@ wheel: $(VENV)/.installed-dev  ## Build the wheel and the source archive into di
 parity: .venv-parity/.installed  ## Compare with the published package on random small models, in a virtual environment of its own
 	.venv-parity/bin/python -m pytest -o addopts= --import-mode=importlib tests/parity
 
-cases: $(VENV)/.installed  ## Write the explorer's gallery again with the bundled model
-	$(BIN)/python -m steerling_jax.attribution.explorer.make_cases
+cases: $(VENV)/.installed  ## Write the explorer's gallery again with the bundled model; INDEX= and CORPUS= for the training data
+	$(BIN)/python -m steerling_jax.attribution.explorer.make_cases $(CASES) $(if $(INDEX),--index $(INDEX) --corpus $(CORPUS))
 
 screenshots: $(VENV)/.installed-dev  ## Take the pictures of the explorer for README and the guide, in an installed Chromium
 	$(BIN)/python -m tests.worlds.screenshots

@@ -39,7 +39,7 @@ _DIGITS, _CONSIDERED_DIGITS = 3, 2  # of numbers, and of the probabilities of ca
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write the documents of the explorer's gallery.")
     parser.add_argument("names", nargs="*", metavar="NAME", help="cases to write (default: all)")
-    parser.add_argument("--index", help="an index of the model, for the training data of each text")
+    parser.add_argument("--index", help="an index of the model, for the cases with training data (see case_sources)")
     parser.add_argument("--corpus", help="the corpus store of that index")
     args = parser.parse_args()
     bundle, find = load(), None
@@ -50,7 +50,10 @@ def main() -> None:
     cases = {case["name"]: case for case in gallery.descriptions()}
     for name in args.names or cases:
         case = cases[name]
-        documents = {"text": make_case(bundle, case["request"], find)}
+        if case.get("training_data") and find is None:
+            note(f"{name}: not written, since it has training data; give --index and --corpus")
+            continue
+        documents = {"text": make_case(bundle, case["request"], find if case.get("training_data") else None)}
         for other in case.get("compare", ()):
             documents[other["name"]] = make_case(bundle, other["request"], None, whole=False)
         content = json.dumps(documents, ensure_ascii=False, separators=(",", ":"), allow_nan=False)

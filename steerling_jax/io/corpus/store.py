@@ -91,7 +91,8 @@ class CorpusStore:
 
     def license_of(self, source: str) -> str:
         """The license of a source as its description gives it; empty for sources that are not described."""
-        return self.manifest.get("source", {}).get("sources", {}).get(source, {}).get("license", "")
+        described = self.manifest.get("source", {}).get("described", [])
+        return next((one["license"] for one in described if one["name"] == source), "")
 
     @property
     def chunk_count(self) -> int:

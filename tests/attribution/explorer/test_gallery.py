@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import zlib
 from collections.abc import Mapping
@@ -72,6 +73,29 @@ def test_a_selection_of_a_case_lies_in_its_text(name: str):
     assert document["considered"]["agreeing"] >= 0.9 * document["considered"]["compared"]
     assert document["cost"]["tokens"] == len(written)
     assert all(token["inputs"]["positions"] for token in document["tokens"][1:])
+
+
+@pytest.mark.parametrize("name", ["given", "paraphrase"])
+def test_training_data_of_a_given_text_and_its_paraphrase(bundle: sj.Bundle, name: str):
+    """The places are in documents that the bundled model was trained on, whose license is beside them."""
+    (document,) = (document for _, document in texts_of(name).values())
+    (chunk,) = document["chunks"]
+    evidence = chunk["evidence"]
+    assert set(evidence["thresholds"]) == set(evidence["best"]) == {"verbatim", "signature", "representation"}
+    for score, threshold in evidence["thresholds"].items():
+        values = [hit["value"] for hit in evidence["hits"] if hit["score"] == score]
+        assert (score in evidence["nothing_close"]) == (not values) == (evidence["best"][score] <= threshold)
+        assert max(values, default=evidence["best"][score]) == evidence["best"][score]
+    folder = Path(sj.__file__).parent / "bundled" / "steerling-pydocs"
+    trained = {(one["name"], one["sha256"]) for one in json.loads((folder / "documents.json").read_text())["documents"]}
+    assert evidence["hits"]
+    for hit in evidence["hits"]:
+        assert hit["license"] == "PSF-2.0"
+        assert (hit["name"].removeprefix(f"{hit['source']}/"), hit["sha256"]) in trained
+        assert chunk["start"] <= hit["query"][0] < hit["query"][1] <= chunk["end"]
+        if hit["score"] == "verbatim":
+            assert " ".join(hit["text"].split()) in " ".join(chunk["text"].split())
+    assert ("verbatim" in evidence["nothing_close"]) == (name == "paraphrase")
 
 
 def replay(bundle: sj.Bundle, request: Mapping[str, Any], document: Mapping[str, Any]) -> None:

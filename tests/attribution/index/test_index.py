@@ -53,7 +53,7 @@ def bundle() -> sj.Bundle:
 
 def make_corpus(folder: Path, bundle: sj.Bundle, documents: Sequence[int]) -> CorpusStore:
     """A store with these documents of random tokens, three chunks each, and a held-out document."""
-    described = {"sources": {"source 0": {"license": "PSF-2.0"}}}
+    described = {"described": [{"name": "source 0", "license": "PSF-2.0"}]}
     with corpus_writer(folder, bundle.tokenizer, concepts=[], source=described) as writer:
         for number in [*documents, -1]:
             draw = random.Random(number)

@@ -46,6 +46,7 @@ def test_a_described_source(tmp_path: Path, tokenizer: SentencePieceTokenizer):
     assert (spans[:, 1] - spans[:, 0]).max() <= 24
     (described,) = made.manifest["source"]["described"]
     assert described["license"] == "CC0-1.0"
+    assert (made.license_of("poems"), made.license_of("other")) == ("CC0-1.0", "")
 
 
 def test_settings_of_a_source_are_for_its_own_documents(tmp_path: Path, tokenizer: SentencePieceTokenizer):

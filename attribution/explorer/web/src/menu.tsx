@@ -32,6 +32,7 @@ export function Menu({
         id={id}
         popover="auto"
         class="menu"
+        tabIndex={0} // where it is cut off, the arrow keys scroll it
         onToggle={(event) => {
           if (event.newState === "open" && button.current !== null) place(event.currentTarget, button.current);
         }}
