@@ -13,6 +13,7 @@ from steerling_jax.infer.server.errors import ApiError
 
 MOST_TABS = 32
 IDLE_SECONDS = 15.0  # without a listener, after which a tab's work is cancelled
+REPLACE_SECONDS = 30.0  # without a listener, after which a new tab may take its place; its work is cancelled by then
 FORGET_SECONDS = 600.0  # without a listener, after which a tab is forgotten
 
 
@@ -47,8 +48,8 @@ class Tabs:
         return iter(list(self._tabs.values()))
 
     def create(self) -> Tab:
-        """A new tab. Raises `ApiError` where there are too many."""
-        if len(self._tabs) >= MOST_TABS:
+        """A new tab, in place of one that was closed where there are too many. Raises `ApiError` if none was."""
+        if len(self._tabs) >= MOST_TABS and not self._forget_closed():
             raise ApiError(
                 429,
                 f"{MOST_TABS} tabs are open, the most that are allowed: close one and try again.",
@@ -58,6 +59,17 @@ class Tabs:
         tab = Tab("s_" + secrets.token_urlsafe(16), EventLog(self.epoch), self._clock())
         self._tabs[tab.id] = tab
         return tab
+
+    def _forget_closed(self) -> bool:
+        """Forgets the tab that was closed first; False if there is none. A page that is loaded again is another tab, so
+        reloading must not use up the places."""
+        now = self._clock()
+        closed = {tab.id: tab.left for tab in self if tab.left is not None and not tab.log.has_listener}
+        first = min(closed, key=closed.__getitem__, default=None)
+        if first is None or now - closed[first] < REPLACE_SECONDS:
+            return False
+        del self._tabs[first]
+        return True
 
     def get(self, id: str) -> Tab:
         """Raises `ApiError` for a tab that does not exist, for example of an earlier run of the server."""

@@ -13,7 +13,7 @@ import pytest
 from steerling_jax.attribution.explorer.asking import Focus
 from steerling_jax.attribution.explorer.events import BUFFERED, EventLog
 from steerling_jax.attribution.explorer.jobs import Cancelled, Explainer, JobKey, Rank
-from steerling_jax.attribution.explorer.tabs import FORGET_SECONDS, IDLE_SECONDS, MOST_TABS, Tabs
+from steerling_jax.attribution.explorer.tabs import FORGET_SECONDS, IDLE_SECONDS, MOST_TABS, REPLACE_SECONDS, Tabs
 from steerling_jax.infer.server.errors import ApiError
 
 
@@ -186,9 +186,14 @@ def test_tabs_without_a_client_are_idle_and_then_forgotten():
     with pytest.raises(ApiError, match="no such session") as error:
         tabs.get(left.id)
     assert error.value.status == 404
-    for _ in range(MOST_TABS - 1):
-        tabs.create()
+    first, *_ = [tabs.create() for _ in range(MOST_TABS - 1)]
     with pytest.raises(ApiError) as error:
         tabs.create()
     assert (error.value.status, error.value.code) == (429, "too_many_tabs")
     assert error.value.headers["Retry-After"] == "15"
+    # Tabs that were closed a while ago make place, the one that listens does not.
+    now[0] += REPLACE_SECONDS
+    tabs.create()
+    with pytest.raises(ApiError, match="no such session"):
+        tabs.get(first.id)
+    assert tabs.get(kept.id) is kept
