@@ -6,7 +6,7 @@ r"""Features that a data set misses, covered by a generator: figures of docs/res
     steerling serve --model steerling-pydocs --port 8001 --rows 1 --warm-up 0
     python benchmarks/feature_cover.py texts bundled --model steerling-pydocs --autoencoder runs/sae_pydocs/export \
         --layer 2 --only code docstrings --each 40 --server http://127.0.0.1:8001 --continue --out runs/cover_bundled
-    python benchmarks/feature_uses_report.py
+    python -m benchmarks.feature_uses_report
 
 The data set has 40 paragraphs of WikiText-2. The other benchmarks' texts are cut in two halves at random: passages,
 from which features are chosen, named and shown, and the pool, from which natural texts are drawn. Targets are random

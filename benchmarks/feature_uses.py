@@ -3,7 +3,7 @@
     python benchmarks/feature_texts.py texts --gsm8k … --wikitext … --packages node_modules
     python benchmarks/feature_uses.py texts bundled --model MODEL --autoencoder runs/sae_pydocs/export --layer 2
     python benchmarks/feature_uses.py texts smollm2 --model runs/attach/export --parts compare mixtures …
-    python benchmarks/feature_uses_report.py
+    python -m benchmarks.feature_uses_report
 
 A call runs `steerling sae compare` on the benchmarks and on the mixtures, `steerling sae classify` on each table of the
 texts, and `steerling steer-eval` from docstrings to code and to sentences that oblige, or those of --parts, with seed

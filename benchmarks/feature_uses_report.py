@@ -1,24 +1,20 @@
 """The tables of docs/results/feature-uses.md, written from docs/results/feature-uses.json.
 
-    python benchmarks/feature_uses_report.py
+    python -m benchmarks.feature_uses_report
 
 A test compares the page with these tables.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.stats import rankdata
 
-from steerling_jax.io.atomic import atomic_path
-from steerling_jax.io.json_files import read_json_object
+from benchmarks.results_page import interval, table, write_page
 
-RESULTS = Path(__file__).parents[1] / "docs" / "results"
 TABLES = ("code", "mathematics", "mmlu", "languages", "bad_words")
 LANGUAGES = ("English", "German", "French", "Spanish", "Italian")
 CASES = ("steering", "obligation", "mixing")
@@ -57,15 +53,6 @@ def tables(results: Mapping[str, Any]) -> dict[str, str]:
         if present := {part: one[part] for part in TABLES if part in one}:
             parts[f"{model} classes"] = classes(present)
     return parts
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
-
-
-def interval(one: Mapping[str, float], digits: int = 2) -> str:
-    return f"{one['mean']:.{digits}f} ({one['low']:.{digits}f}–{one['high']:.{digits}f})"
 
 
 def benchmarks(report: Mapping[str, Any]) -> str:
@@ -234,23 +221,5 @@ def scores_of(one: Mapping[str, Any], method: str, count: int | None) -> Mapping
     return next(m for m in one["methods"] if m["name"] == method and m["count"] == count)
 
 
-def place(name: str) -> str:
-    """The mark in the page after which a table stands; a second one ends it."""
-    return f"<!-- {name} -->"
-
-
-def with_tables(page: str, parts: Mapping[str, str]) -> str:
-    """The page with each table between its two marks."""
-    for name, text in parts.items():
-        mark = re.escape(place(name))
-        page, count = re.subn(rf"{mark}\n.*?{mark}", lambda _, n=name, t=text: f"{place(n)}\n\n{t}\n{place(n)}", page,
-                              flags=re.DOTALL)  # fmt: skip
-        assert count == 1, f"the page has no place for {name}"
-    return page
-
-
 if __name__ == "__main__":
-    page = RESULTS / "feature-uses.md"
-    new = with_tables(page.read_text(encoding="utf-8"), tables(read_json_object(RESULTS / "feature-uses.json")))
-    with atomic_path(page) as scratch:
-        scratch.write_text(new, encoding="utf-8")
+    write_page("feature-uses", tables)

@@ -6,18 +6,13 @@ python -m benchmarks.language_tuning_report
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from benchmarks.feature_uses_report import interval, table, with_tables
+from benchmarks.results_page import interval, table, write_page
 from steerling_jax.evaluation.intervals import bootstrap
-from steerling_jax.io.atomic import atomic_path
-from steerling_jax.io.json_files import read_json_object
-
-RESULTS = Path(__file__).parents[1] / "docs" / "results"
 
 
 def tables(results: Mapping[str, Any]) -> dict[str, str]:
@@ -79,7 +74,4 @@ def features_table(settings: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    page = RESULTS / "feature-tuning.md"
-    new = with_tables(page.read_text(encoding="utf-8"), tables(read_json_object(RESULTS / "feature-tuning.json")))
-    with atomic_path(page) as scratch:
-        scratch.write_text(new, encoding="utf-8")
+    write_page("feature-tuning", tables)

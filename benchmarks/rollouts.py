@@ -2,7 +2,7 @@
 
     steerling train --config benchmarks/rollouts_model.py --out runs/small
     python benchmarks/rollouts.py runs/small --corpus runs/small/corpus --work runs/rollouts
-    python benchmarks/rollouts_report.py
+    python -m benchmarks.rollouts_report
 
 Trains an autoencoder of the model, finds its features of repetition, chooses the strength at which steered texts have
 the lowest reward on training prompts, and then runs, with three seeds each, the loop with one steered rollout in each

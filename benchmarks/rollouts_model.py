@@ -10,33 +10,17 @@ from __future__ import annotations
 import dataclasses
 
 from steerling_jax.configs import qwen3_pydocs
-from steerling_jax.models.decoder.config_json import decoder_config_to_dict
-from steerling_jax.models.decoder.published_config import decoder_config
-from steerling_jax.tokenizer import SpecialIds
 from steerling_jax.train.run.run_config import DataConfig, RunConfig
 
 VOCABULARY = 512
 
 
 def config() -> RunConfig:
-    run, special = qwen3_pydocs.config(), SpecialIds.last_of(VOCABULARY)
-    fields = {name: value for name, value in decoder_config_to_dict(run.model).items() if name != "layer_types"}
-    fields |= {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 128,
-        "intermediate_size": 256,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 32,
-        "bos_token_id": special.bos_id,
-        "eos_token_id": special.eos_id,
-        "pad_token_id": special.pad_id,
-    }
+    run = qwen3_pydocs.config()
     return dataclasses.replace(
         run,
         name="rollouts_model",
-        model=decoder_config(fields),
+        model=qwen3_pydocs.small_qwen3(VOCABULARY, width=128, mlp_width=256, layers=2, context=2048),
         data=DataConfig(
             vocab_size=VOCABULARY,
             seq_len=128,

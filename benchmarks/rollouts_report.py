@@ -1,25 +1,21 @@
 """The tables of docs/results/rollouts.md, written from docs/results/rollouts.json.
 
-    python benchmarks/rollouts_report.py
+    python -m benchmarks.rollouts_report
 
 A test compares the page with these tables.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from benchmarks.results_page import table, write_page
 from steerling_jax.evaluation.intervals import Estimate, bootstrap_mean
-from steerling_jax.io.atomic import atomic_path
-from steerling_jax.io.json_files import read_json_object
 
-RESULTS = Path(__file__).parents[1] / "docs" / "results"
 ARMS = {
     "start": "the model before training",
     "penalty": "a repetition penalty at sampling, no training",
@@ -121,24 +117,5 @@ def strengths(part: Mapping[str, Any]) -> str:
     return table(["direction", "strength", "reward", "endless repetition", "tokens of a text"], rows)
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
-
-
-def with_tables(page: str, parts: Mapping[str, str]) -> str:
-    """The page with each table between its two marks."""
-    for name, text in parts.items():
-        mark = f"<!-- {name} -->"
-        page, count = re.subn(
-            rf"{mark}\n.*?{mark}", lambda _, m=mark, t=text: f"{m}\n\n{t}\n{m}", page, flags=re.DOTALL
-        )
-        assert count == 1, f"the page has no place for {name}"
-    return page
-
-
 if __name__ == "__main__":
-    page = RESULTS / "rollouts.md"
-    new = with_tables(page.read_text(encoding="utf-8"), tables(read_json_object(RESULTS / "rollouts.json")))
-    with atomic_path(page) as scratch:
-        scratch.write_text(new, encoding="utf-8")
+    write_page("rollouts", tables)

@@ -11,6 +11,7 @@ runs/qwen3_pydocs/export is a Hugging Face folder; `steerling evaluate runs/qwen
 
 from steerling_jax.configs import pydocs
 from steerling_jax.models.compute import Compute
+from steerling_jax.models.decoder.config import DecoderConfig
 from steerling_jax.models.decoder.published_config import decoder_config
 from steerling_jax.objectives.next_token import NextTokenObjective
 from steerling_jax.objectives.optimizer import OptimizerConfig
@@ -18,19 +19,20 @@ from steerling_jax.tokenizer import SpecialIds
 from steerling_jax.train.run.run_config import DataConfig, RunConfig
 
 
-def config() -> RunConfig:
-    special = SpecialIds.last_of(pydocs.VOCABULARY)
-    model = decoder_config(
+def small_qwen3(vocabulary: int, width: int, mlp_width: int, layers: int, context: int) -> DecoderConfig:
+    """A Qwen3 with four heads, two of them for keys and values, and the special ids at the end of the vocabulary."""
+    special = SpecialIds.last_of(vocabulary)
+    return decoder_config(
         {
             "model_type": "qwen3",
-            "vocab_size": pydocs.VOCABULARY,
-            "hidden_size": pydocs.WIDTH,
-            "intermediate_size": 640,
-            "num_hidden_layers": 4,
+            "vocab_size": vocabulary,
+            "hidden_size": width,
+            "intermediate_size": mlp_width,
+            "num_hidden_layers": layers,
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
-            "head_dim": 64,
-            "max_position_embeddings": 2048,  # trained on sequences of 256
+            "head_dim": width // 4,
+            "max_position_embeddings": context,
             "rope_theta": 10_000.0,
             "tie_word_embeddings": True,
             "bos_token_id": special.bos_id,
@@ -38,6 +40,11 @@ def config() -> RunConfig:
             "pad_token_id": special.pad_id,
         }
     )
+
+
+def config() -> RunConfig:
+    # The context is longer than the sequences of 256 that it is trained on.
+    model = small_qwen3(pydocs.VOCABULARY, pydocs.WIDTH, mlp_width=640, layers=4, context=2048)
     return RunConfig(
         name="qwen3_pydocs",
         model=model,

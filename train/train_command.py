@@ -7,7 +7,8 @@ import contextlib
 import dataclasses
 import logging
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from steerling_jax.train.autoencoders.run_config import AutoencoderRun
     from steerling_jax.train.rollouts.run_config import RolloutRun
     from steerling_jax.train.run.run_config import RunConfig
+
+Program = Callable[..., tuple[dict[str, Any], bool]]  # a training; with `stop`: (result for --json, stopped)
 
 HELP = """\
 Train a model from a config; resumes an interrupted run exactly.
@@ -123,11 +126,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _train_autoencoders(run: AutoencoderRun, args: argparse.Namespace, out: Path) -> int:
     """Trains autoencoders, with the options that such a run has."""
-    from steerling_jax.cli.console import note, print_json
-    from steerling_jax.io.checkpoints.training_folder import lock_folder
     from steerling_jax.train.autoencoders.program import run_autoencoders
-    from steerling_jax.train.run.processes import is_first_process, run_on_first_process
-    from steerling_jax.train.run.program_setup import catch_signals, set_compilation_cache
 
     _refuse_options(args, ("corpus", "profile", "tensorboard"), run.name, "autoencoders")
     if args.steps is not None:
@@ -136,37 +135,37 @@ def _train_autoencoders(run: AutoencoderRun, args: argparse.Namespace, out: Path
         run = dataclasses.replace(run, model=args.start_from)
     if args.text:
         run = dataclasses.replace(run, texts=tuple(args.text))
-    with contextlib.ExitStack() as stack:
-        run_on_first_process(lambda: stack.enter_context(lock_folder(out)))
-        caught = stack.enter_context(catch_signals())
-        set_compilation_cache(out)
-        result, stopped = run_autoencoders(run, out, lambda: bool(caught), tables=not args.json)
-    if is_first_process():
-        if args.json:
-            print_json(result)
-        elif not stopped:
-            note(f"Trained {result['step']} steps; the autoencoders are in {result['export']}.")
-    return 128 + (caught or [signal.SIGTERM])[0] if stopped else 0
+    return _run_program(partial(run_autoencoders, run, out, tables=not args.json), args, out, "autoencoders are")
 
 
 def _train_by_rollouts(run: RolloutRun, args: argparse.Namespace, out: Path) -> int:
     """Trains a model by rollouts and their rewards, with the options that such a run has."""
-    from steerling_jax.cli.console import note, print_json
-    from steerling_jax.io.checkpoints.training_folder import lock_folder
     from steerling_jax.train.rollouts.program import run_rollouts
-    from steerling_jax.train.run.program_setup import catch_signals, set_compilation_cache
 
     refused = ("corpus", "profile", "tensorboard", "distributed", "coordinator")
     _refuse_options(args, refused, run.name, "by rollouts")
     given = {"steps": args.steps, "model": args.start_from, "reward": args.reward, "texts": tuple(args.text) or None}
     run = dataclasses.replace(run, **{name: value for name, value in given.items() if value is not None})
-    with lock_folder(out), catch_signals() as caught:
+    return _run_program(partial(run_rollouts, run, out, tables=not args.json), args, out, "model is")
+
+
+def _run_program(program: Program, args: argparse.Namespace, out: Path, made: str) -> int:
+    """Runs a training in its locked folder, prints its result, and returns the exit code. made: what is exported."""
+    from steerling_jax.cli.console import note, print_json
+    from steerling_jax.io.checkpoints.training_folder import lock_folder
+    from steerling_jax.train.run.processes import is_first_process, run_on_first_process
+    from steerling_jax.train.run.program_setup import catch_signals, set_compilation_cache
+
+    with contextlib.ExitStack() as stack:
+        run_on_first_process(lambda: stack.enter_context(lock_folder(out)))
+        caught = stack.enter_context(catch_signals())
         set_compilation_cache(out)
-        result, stopped = run_rollouts(run, out, lambda: bool(caught), tables=not args.json)
-    if args.json:
-        print_json(result)
-    elif not stopped:
-        note(f"Trained {result['step']} steps; the model is in {result['export']}.")
+        result, stopped = program(stop=lambda: bool(caught))
+    if is_first_process():
+        if args.json:
+            print_json(result)
+        elif not stopped:
+            note(f"Trained {result['step']} steps; the {made} in {result['export']}.")
     return 128 + (caught or [signal.SIGTERM])[0] if stopped else 0
 
 

@@ -80,30 +80,16 @@ def hits_as_json(hits: Sequence[FeatureHit], places: Sequence[str]) -> list[dict
 
 def contrast_as_json(contrast: FeatureContrast) -> list[dict[str, Any]]:
     """A value for each ranked feature."""
-    return [
-        {
-            "feature": contrast.features[i],
-            "difference": contrast.difference[i],
-            "positive": contrast.positive[i],
-            "negative": contrast.negative[i],
-            "strength": contrast.strength[i],
-            "promoted": contrast.promoted[i],
-        }
-        for i in range(len(contrast.features))
-    ]
+    return _ranked(contrast, "difference", "positive", "negative", "strength", "promoted")
 
 
 def repetition_as_json(found: RepetitionFeatures) -> dict[str, Any]:
     """The ranked features, and the number of repeated tokens that they were ranked on."""
-    features = [
-        {
-            "feature": found.features[i],
-            "rise": found.rise[i],
-            "first": found.first[i],
-            "last": found.last[i],
-            "largest": found.largest[i],
-            "promoted": found.promoted[i],
-        }
-        for i in range(len(found.features))
-    ]
+    features = _ranked(found, "rise", "first", "last", "largest", "promoted")
     return {"repeated_tokens": found.pairs, "features": features}
+
+
+def _ranked(found: FeatureContrast | RepetitionFeatures, *fields: str) -> list[dict[str, Any]]:
+    """The values of ranked features in these fields, an entry for each feature."""
+    columns = {"feature": found.features} | {name: getattr(found, name) for name in fields}
+    return [{name: column[i] for name, column in columns.items()} for i in range(len(found.features))]

@@ -14,6 +14,7 @@ from jax import lax
 
 from steerling_jax.autoencoders.share import Share
 from steerling_jax.autoencoders.weights import TrainedWeights
+from steerling_jax.parallel.row_chunks import over_rows
 
 _ABOVE_INFINITY = 0x7F800001  # the bits that follow those of the largest float32
 _CHUNK = 256  # rows in which a value is counted 31 times: they stay in a CPU's cache
@@ -69,9 +70,7 @@ def kth_largest(values: jax.Array, k: int) -> jax.Array:
         low, _ = lax.fori_loop(0, 31, bisect, (jnp.zeros_like(beyond), beyond))
         return lax.bitcast_convert_type(low, jnp.float32)
 
-    N, M = values.shape
-    padded = jnp.pad(values, ((0, -N % _CHUNK), (0, 0)))
-    return lax.map(of_rows, padded.reshape(-1, _CHUNK, M)).reshape(-1)[:N]
+    return over_rows(of_rows, values, _CHUNK)
 
 
 def auxiliary_loss(

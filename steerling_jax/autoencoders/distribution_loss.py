@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from steerling_jax.models.output_projection import OutputProjection, cap_logits
+from steerling_jax.parallel.row_chunks import over_rows
 
 _ROWS = 16  # rows whose m rows of the table are gathered at a time: more would not stay in a CPU's cache
 
@@ -77,19 +78,8 @@ def divergence(
         nats = jnp.sum(jnp.exp(p) * (p - q), axis=1)
         return nats, jnp.einsum("rm,rmd->rd", (jnp.exp(q) - jnp.exp(p)) * slope, rows), p_total, q_total
 
-    nats, gradient, p_total, q_total = _over_rows(of_top, (x, output, top, p_total, q_total))
+    nats, gradient, p_total, q_total = over_rows(of_top, (x, output, top, p_total, q_total), _ROWS)
     p_rest, q_rest = p_rest - p_total[:, None], q_rest - q_total[:, None]
     p_share, q_share = weights * jnp.exp(p_rest), weights * jnp.exp(q_rest)
     nats = nats + jnp.sum(p_share * (p_rest - q_rest), axis=1)
     return nats, gradient + ((q_share - p_share) * slope) @ rest
-
-
-def _over_rows(work, parts: tuple[jax.Array, ...]):
-    """`work` on a few rows at a time of arrays (N, …); results (N, …)."""
-    N = len(parts[0])
-
-    def padded(a: jax.Array) -> jax.Array:
-        return jnp.pad(a, ((0, -N % _ROWS), *((0, 0),) * (a.ndim - 1))).reshape(-1, _ROWS, *a.shape[1:])
-
-    results = lax.map(work, tuple(map(padded, parts)))
-    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:N], results)

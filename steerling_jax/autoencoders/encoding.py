@@ -9,7 +9,9 @@ Legend: N rows, D width, S latents, k latents kept of each row.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +21,7 @@ from jax.sharding import PartitionSpec
 from steerling_jax.autoencoders.weights import Weights, normalise_rows
 from steerling_jax.parallel.best_of_devices import best_of_devices
 from steerling_jax.parallel.mesh import current_mesh, partition_spec
+from steerling_jax.parallel.row_chunks import over_rows
 
 _CHUNK = 256  # rows: their pre-activations stay in a CPU's cache between the product and the selection
 _PRE_ACTIVATIONS = 1 << 23  # of a chunk at most, so that many latents mean few rows; XLA holds them twice
@@ -126,13 +129,10 @@ def _group_best(kept: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     return values, jnp.take_along_axis(at + jnp.arange(k)[None] * groups.shape[-1], order, axis=1)
 
 
-def _over_chunks(work, x: jax.Array, latents: int):
+def _over_chunks(work: Callable[[jax.Array], Any], x: jax.Array, latents: int) -> Any:
     """`work` on chunks of the rows x (N, D), one after another; results (N, …). latents: that `work` computes of each
     row at the same time."""
-    chunk = min(_CHUNK, len(x), max(_FEWEST_ROWS, _PRE_ACTIVATIONS // latents))
-    padded = jnp.pad(x, ((0, -len(x) % chunk), (0, 0)))
-    results = lax.map(work, padded.reshape(-1, chunk, x.shape[1]))
-    return jax.tree.map(lambda part: part.reshape(-1, *part.shape[2:])[: len(x)], results)
+    return over_rows(work, x, min(_CHUNK, len(x), max(_FEWEST_ROWS, _PRE_ACTIVATIONS // latents)))
 
 
 def _on_own_latents(local, weights: Weights, x: jax.Array):

@@ -32,6 +32,7 @@ from steerling_jax.autoencoders.share import Share
 from steerling_jax.autoencoders.weights import TrainedWeights, Weights
 from steerling_jax.parallel.best_of_devices import best_of_devices
 from steerling_jax.parallel.mesh import current_mesh, partition_spec
+from steerling_jax.parallel.row_chunks import over_rows
 
 _GATHERED = 16  # rows whose k decoder rows are gathered at a time: more would not stay in a CPU's cache
 _DENSE = 256  # rows of one dense product on an accelerator
@@ -155,17 +156,11 @@ def _encode(weights: Weights, x: jax.Array, k: int, share: Share) -> tuple[jax.A
 def _gathered_products(table: jax.Array, index: jax.Array, rows: jax.Array) -> jax.Array:
     """⟨table[index[n, j]], rows[n]⟩ for table (S, D), index (N, k) and rows (N, D), (N, k): a few rows at a time, since
     all gathered rows together would be an array (N, k, D)."""
-    N, k = index.shape
-    padding = ((0, -N % _GATHERED), (0, 0))
 
     def products(part: tuple[jax.Array, jax.Array]) -> jax.Array:
         return jnp.einsum("nkd,nd->nk", table[part[0]], part[1], precision=lax.Precision.HIGHEST)
 
-    parts = (
-        jnp.pad(index, padding).reshape(-1, _GATHERED, k),
-        jnp.pad(rows, padding).reshape(-1, _GATHERED, rows.shape[1]),
-    )
-    return lax.map(products, parts).reshape(-1, k)[:N]
+    return over_rows(products, (index, rows), _GATHERED)
 
 
 def _scattered_rows(index: jax.Array, factors: jax.Array, rows: jax.Array, size: int) -> jax.Array:

@@ -24,11 +24,13 @@ def state_shardings(state: Any, mesh: Mesh) -> Any:
     return jax.tree.map(of, state)
 
 
-def abstract_state(recipe: AutoencoderRecipe, width: int, mesh: Mesh) -> AutoencoderState:
-    """Shapes, dtypes and shardings of the state on hidden rows of a width, without allocating it."""
+def abstract_state(recipe: AutoencoderRecipe, width: int, mesh: Mesh | None) -> AutoencoderState:
+    """Shapes, dtypes and, on a mesh, shardings of the state on hidden rows of a width, without allocating it."""
     rows = jax.ShapeDtypeStruct((16, width), jnp.float32)
     # The key is made while shapes are traced: the devices of the mesh may not exist, and nothing could run on them.
     shapes = jax.eval_shape(lambda rows: init_state(recipe, rows, jax.random.key(0)), rows)
+    if mesh is None:
+        return shapes
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,

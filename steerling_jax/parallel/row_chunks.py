@@ -1,4 +1,4 @@
-"""Work on gathered rows of a table in chunks, because all gathered rows at once would not fit into memory.
+"""Work in chunks: on the rows of arrays, and on gathered rows of a table, which would not fit into memory at once.
 
 For N positions with K concepts of width P each, gathering at once needs N · K · P numbers: with 4096 positions, 128
 concepts and width 4096, 8 GB in float32. So the columns of the index are processed a few at a time.
@@ -9,12 +9,28 @@ Legend: N positions, K columns of an index, n columns of a chunk, P width of a r
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 _CHUNK = 8  # columns of an index at once, so gathered rows for each position
+
+
+def over_rows(work: Callable[[Any], Any], rows: Any, size: int) -> Any:
+    """`work` on `size` rows at a time, one chunk after another; results (N, …) as arrays or a pytree of them.
+
+    rows: arrays (N, …), or a pytree of them, of which `work` gets one like it with (size, …). The last chunk is padded
+    with zeros, and what `work` makes of these rows is dropped.
+    """
+    N = len(jax.tree.leaves(rows)[0])
+
+    def chunked(a: jax.Array) -> jax.Array:
+        return jnp.pad(a, ((0, -N % size), *((0, 0),) * (a.ndim - 1))).reshape(-1, size, *a.shape[1:])
+
+    results = lax.map(work, jax.tree.map(chunked, rows))
+    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:N], results)
 
 
 def over_chunks(function: Callable[[jax.Array], jax.Array], index: jax.Array) -> jax.Array:

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from benchmarks import language_tuning_report as report
-from benchmarks.feature_uses_report import with_tables
+from benchmarks.results_page import with_tables
 from tests.worlds.paths import REPOSITORY
 
 RESULTS = REPOSITORY / "docs" / "results"

@@ -8,6 +8,7 @@ import re
 import numpy as np
 
 from benchmarks import feature_uses_report as report
+from benchmarks.results_page import with_tables
 from tests.worlds.paths import REPOSITORY
 
 RESULTS = REPOSITORY / "docs" / "results"
@@ -17,7 +18,7 @@ def test_the_page_has_the_tables_of_its_figures():
     page = (RESULTS / "feature-uses.md").read_text(encoding="utf-8")
     parts = report.tables(json.loads((RESULTS / "feature-uses.json").read_text(encoding="utf-8")))
     assert len(parts) == 20
-    assert report.with_tables(page, parts) == page
+    assert with_tables(page, parts) == page
     numbers = re.findall(r"\d\.\d\d", parts["smollm2 mixtures"])
     assert len(numbers) > 20
 

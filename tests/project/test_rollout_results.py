@@ -7,6 +7,7 @@ import json
 import pytest
 
 from benchmarks import rollouts_report as report
+from benchmarks.results_page import with_tables
 from tests.worlds.paths import REPOSITORY
 
 RESULTS = REPOSITORY / "docs" / "results"
@@ -16,7 +17,7 @@ def test_the_page_has_the_tables_of_its_figures():
     page = (RESULTS / "rollouts.md").read_text(encoding="utf-8")
     parts = report.tables(json.loads((RESULTS / "rollouts.json").read_text(encoding="utf-8")))
     assert {"strengths", "arms"} <= set(parts)
-    assert report.with_tables(page, parts) == page
+    assert with_tables(page, parts) == page
 
 
 def part(reward: float, nats: float) -> dict:
@@ -39,4 +40,4 @@ def test_arms_are_compared_on_the_same_texts():
 
 def test_a_page_without_a_place_is_noticed():
     with pytest.raises(AssertionError, match="no place for arms"):
-        report.with_tables("no marks", {"arms": "x"})
+        with_tables("no marks", {"arms": "x"})

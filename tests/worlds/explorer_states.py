@@ -86,6 +86,17 @@ def select_last(page: Page) -> None:
     expect(page.locator("#why .selected")).to_contain_text("position")
 
 
+def ask(page: Page, explorer: RunningExplorer, panel: str) -> None:
+    """Opens a text, selects its last token, and asks in a panel."""
+    open_text(page, explorer)
+    select_last(page)
+    page.get_by_role("tab", name=panel).click()
+
+
+def more_settings(page: Page) -> None:
+    page.locator("#write").get_by_role("button", name="More").click()
+
+
 def being_prepared(page: Page) -> None:
     starting = {"status": "starting", "stage": "compiling", "compiled": 0.4}
     answer(page, HEALTH, 503, starting)
@@ -168,9 +179,7 @@ def failed_text(page: Page, explorer: RunningExplorer) -> Iterator[None]:
 
 @state
 def inputs(page: Page, explorer: RunningExplorer) -> Iterator[None]:
-    open_text(page, explorer)
-    select_last(page)
-    page.get_by_role("tab", name="Inputs").click()
+    ask(page, explorer, "Inputs")
     expect(page.locator("#panel")).to_contain_text("adds up within")
     page.locator("#panel li button.row").first.click()
     yield
@@ -199,9 +208,7 @@ def concepts(page: Page, explorer: RunningExplorer) -> Iterator[None]:
 
 @state
 def no_index(page: Page, explorer: RunningExplorer) -> Iterator[None]:
-    open_text(page, explorer)
-    select_last(page)
-    page.get_by_role("tab", name="Training data").click()
+    ask(page, explorer, "Training data")
     expect(page.locator("#panel")).to_contain_text("There is no index of the training data.")
     yield
 
@@ -218,9 +225,7 @@ def enlarged_and_pinned(page: Page, explorer: RunningExplorer) -> Iterator[None]
 @state
 def considered(page: Page, explorer: RunningExplorer) -> Iterator[None]:
     """At a step before the last, with open places."""
-    open_text(page, explorer)
-    select_last(page)
-    page.get_by_role("tab", name="Considered").click()
+    ask(page, explorer, "Considered")
     expect(page.locator("#panel")).to_contain_text("Entropy")
     page.get_by_role("button", name="One step back").click()
     expect(page.locator("#text .ghost, #text .mask").first).to_be_visible()
@@ -250,7 +255,7 @@ def refused_prompt(page: Page, explorer: RunningExplorer) -> Iterator[None]:
 @state
 def refused_setting(page: Page, explorer: RunningExplorer) -> Iterator[None]:
     open_page(page, explorer.url)
-    page.locator("#write").get_by_role("button", name="More").click()
+    more_settings(page)
     fill(page, PROMPT)
     page.get_by_label("Top p").fill("7")
     submit(page)
@@ -334,7 +339,7 @@ def other_model(page: Page, explorer: RunningExplorer) -> Iterator[None]:
 def given_text(page: Page, explorer: RunningExplorer) -> Iterator[None]:
     """The form for a given text, and steering."""
     open_page(page, explorer.url)
-    page.locator("#write").get_by_role("button", name="More").click()
+    more_settings(page)
     page.get_by_label("Explain a given text after it").check()
     expect(page.get_by_label("Given text", exact=True)).to_be_visible()
     yield

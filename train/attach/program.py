@@ -11,8 +11,6 @@ from steerling_jax.bundle import Bundle, check_weights
 from steerling_jax.cli.console import note, stages
 from steerling_jax.errors import UserError
 from steerling_jax.io.autoencoders.bottleneck_file import BottleneckOrigin, save_bottleneck
-from steerling_jax.io.checkpoints.parameters import RUN_FILE
-from steerling_jax.io.json_files import read_json_object, write_json
 from steerling_jax.loading import load
 from steerling_jax.models.backbone import BOTTLENECK
 from steerling_jax.models.steerling.fingerprint import fingerprint
@@ -23,7 +21,7 @@ from steerling_jax.train.autoencoders.loop import run_steps
 from steerling_jax.train.autoencoders.text_tokens import open_tokens
 from steerling_jax.train.run.display import display
 from steerling_jax.train.run.events import Evaluated, RunFinished, RunStopped
-from steerling_jax.train.run.run_folder import check_same_run
+from steerling_jax.train.run.run_folder import has_run, write_model_run
 
 
 def load_model(model: str | None) -> Bundle:
@@ -41,17 +39,13 @@ def run_attach(
 ) -> tuple[dict[str, Any], bool]:
     """(result for --json, whether the run was stopped before its end)."""
     identity = {"fingerprint": fingerprint(bundle.params, bundle.config)}
-    saved = read_json_object(out / RUN_FILE) if (out / RUN_FILE).is_file() else None
-    check_same_run(None if saved is None else saved.get("run", {}), run.to_json(), out)
-    if saved is not None and saved.get("model") != identity:
-        raise UserError(f"{out} has a run on other weights of {run.model}; restore the model, or choose another --out.")
+    known = has_run(out, run.to_json(), identity)
     with stages() as progress:
-        training, held_out = open_tokens(run, bundle, out, progress, encoded=saved is not None)
+        training, held_out = open_tokens(run, bundle, out, progress, encoded=known)
         windows = text_windows(run, bundle, held_out, held_out=True)
-        if saved is None:
+        if not known:
             # Only now: a start that failed before would refuse the mended options.
-            head = {"kind": "attach", "format_version": 1}
-            write_json(out / RUN_FILE, {**head, "run": run.to_json(), "model": identity})
+            write_model_run(out, run.to_json(), identity)
         hidden = capture_rows(run, bundle, training, out, progress)
     result: dict[str, Any] = {"model": run.model, "folder": out, "rows": len(hidden.rows)}
     events = run_steps(run, AttachTraining(run, bundle, hidden, windows), out, stop)

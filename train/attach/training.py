@@ -12,6 +12,7 @@ import numpy as np
 from steerling_jax.autoencoders.autoencoder import Autoencoder
 from steerling_jax.autoencoders.distribution_loss import divergence, sample_vocabulary
 from steerling_jax.autoencoders.output_metric import OutputMetric, output_metric
+from steerling_jax.autoencoders.sharding import abstract_state
 from steerling_jax.autoencoders.training_step import (
     AutoencoderRecipe,
     AutoencoderState,
@@ -54,17 +55,14 @@ class AttachTraining:
     def mesh(self) -> None:
         """One device."""
 
-    def sample(self) -> jax.Array:
-        """Rows (R, D) in the coordinates of the metric."""
-        return _in_metric(jnp.asarray(self._sample), self._metric.to)
-
-    def initial(self, sample: Any) -> State:
-        """A dictionary of directions of rows."""
+    def initial(self) -> State:
+        """A dictionary of directions of rows, in the coordinates of the metric."""
+        sample = _in_metric(jnp.asarray(self._sample), self._metric.to)
         return {_DICTIONARY: init_state(self._run.reconstruct, sample, self._key, from_rows=True)}
 
-    def shapes(self, sample: Any) -> State:
-        """Of the first dictionary; every later one has them too."""
-        return jax.eval_shape(self.initial, sample)
+    def shapes(self) -> State:
+        """Shapes and dtypes of the state."""
+        return {_DICTIONARY: abstract_state(self._run.reconstruct, self._sample.shape[1], None)}
 
     def _stage(self, step: int) -> tuple[int, AutoencoderRecipe, int]:
         """(number, recipe, step within the stage) of a step."""

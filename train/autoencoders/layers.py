@@ -18,7 +18,7 @@ from jax.sharding import AbstractMesh, Mesh
 
 from steerling_jax.autoencoders.autoencoder import Autoencoder
 from steerling_jax.autoencoders.metrics import Reconstruction
-from steerling_jax.autoencoders.sharding import state_shardings
+from steerling_jax.autoencoders.sharding import abstract_state, state_shardings
 from steerling_jax.autoencoders.training_step import (
     AutoencoderRecipe,
     AutoencoderState,
@@ -71,29 +71,26 @@ class LayersTraining:
         self._features: dict[int, tuple[Concept, ...]] = {}
         self.sources = (f"{bundle.name}: layers {', '.join(map(str, run.layers))}",)
 
-    def sample(self) -> dict[int, np.ndarray]:
+    def initial(self) -> States:
+        """The state of each layer, on the devices that hold its parts."""
+        sample = self._sample()
+        if self.mesh is None:
+            return self._initial(jax.tree.map(jnp.asarray, sample))
+        shardings = jax.tree.map(lambda shape: shape.sharding, self.shapes())
+        with self._on_mesh():
+            return jax.jit(self._initial, out_shardings=shardings)(sample)
+
+    def shapes(self) -> States:
+        """Shapes, dtypes and shardings of the state."""
+        run, width = self._run, self._bundle.backbone.width
+        return {str(layer): abstract_state(run.recipe, width, self.mesh) for layer in run.layers}
+
+    def _sample(self) -> dict[int, np.ndarray]:
         """Rows of the first batches, by layer."""
         run = self._run
         count = min(run.buffer_rows // run.recipe.batch_rows, -(-SAMPLE // run.recipe.batch_rows))
         batches = [self.batch(step) for step in range(count)]
         return {layer: np.concatenate([batch[layer] for batch in batches])[:SAMPLE] for layer in run.layers}
-
-    def initial(self, sample: Any) -> States:
-        """The state of each layer, on the devices that hold its parts."""
-        if self.mesh is None:
-            return self._initial(jax.tree.map(jnp.asarray, sample))
-        shardings = jax.tree.map(lambda shape: shape.sharding, self.shapes(sample))
-        with self._on_mesh():
-            return jax.jit(self._initial, out_shardings=shardings)(sample)
-
-    def shapes(self, sample: Any) -> States:
-        """Shapes, dtypes and shardings of the state."""
-        shapes = jax.eval_shape(self._initial, sample)
-        mesh = self.mesh
-        if mesh is None:
-            return shapes
-        shardings = {layer: state_shardings(state, mesh) for layer, state in shapes.items()}
-        return jax.tree.map(lambda a, sharding: a.update(sharding=sharding), shapes, shardings)
 
     def _initial(self, sample: Mapping[int, jax.Array]) -> States:
         key, run = jax.random.key(self._run.seed), self._run

@@ -60,16 +60,12 @@ class Training(Protocol):
         """The mesh of all processes; None for one device of one process."""
         ...
 
-    def sample(self) -> Any:
-        """Arrays that `initial` depends on."""
-        ...
-
-    def initial(self, sample: Any) -> Any:
+    def initial(self) -> Any:
         """The state before the first step, a pytree."""
         ...
 
-    def shapes(self, sample: Any) -> Any:
-        """Shapes, dtypes and shardings of that state, as `ShapeDtypeStruct`s."""
+    def shapes(self) -> Any:
+        """Shapes, dtypes and shardings of that state, as `ShapeDtypeStruct`s, without what it is computed from."""
         ...
 
     def batch(self, step: int) -> Any:
@@ -158,9 +154,8 @@ def _restore_or_initialise(
     training: Training, checkpoints: TrainingCheckpoints, clock: Clock
 ) -> tuple[Any, int, tuple[tuple[int, str], ...]]:
     """(state, step, checkpoints that could not be read)."""
-    sample = training.sample()
-    restored = checkpoints.restore(training.shapes(sample))
+    restored = checkpoints.restore(training.shapes())
     if restored is None:
-        return training.initial(sample), 0, ()
+        return training.initial(), 0, ()
     clock.add(restored.clock)
     return restored.state, restored.step, restored.unreadable

@@ -14,8 +14,6 @@ from steerling_jax.bundle import Bundle
 from steerling_jax.cli.console import note, stages
 from steerling_jax.errors import UserError, require
 from steerling_jax.io.autoencoders.save import save_autoencoder
-from steerling_jax.io.checkpoints.parameters import RUN_FILE
-from steerling_jax.io.json_files import read_json_object, write_json
 from steerling_jax.loading import load
 from steerling_jax.parallel.sharding import make_mesh
 from steerling_jax.train.autoencoders.layers import LayersTraining, check_sizes
@@ -26,7 +24,7 @@ from steerling_jax.train.autoencoders.text_tokens import open_tokens
 from steerling_jax.train.run.display import display
 from steerling_jax.train.run.events import Evaluated, RunFinished, RunStopped
 from steerling_jax.train.run.processes import is_first_process, run_on_first_process
-from steerling_jax.train.run.run_folder import check_same_run
+from steerling_jax.train.run.run_folder import has_run, write_model_run
 
 EXPORT = "export"  # folder of a run's result
 FORMAT = "sparsify"  # of the export: it keeps the layer in the folder's name, and other libraries read it
@@ -75,16 +73,13 @@ def run_autoencoders(
 
 def _open_folder(run: AutoencoderRun, bundle: Bundle, out: Path) -> None:
     """Writes the run's file and its tokens, unless an earlier start of the same run did."""
-    saved = read_json_object(out / RUN_FILE).get("run", {}) if (out / RUN_FILE).is_file() else None
-    if saved is not None:
-        # Runs of earlier versions had one device, used each row once, and began with random features.
-        saved = {"mesh": None, "visits": 1, "from_rows": False, **saved}
-    check_same_run(saved, run.to_json(), out)
+    # Runs of earlier versions had one device, used each row once, and began with random features.
+    known = has_run(out, run.to_json(), earlier={"mesh": None, "visits": 1, "from_rows": False})
     with stages() as progress:
-        open_tokens(run, bundle, out, progress, encoded=saved is not None)
-    if saved is None:
+        open_tokens(run, bundle, out, progress, encoded=known)
+    if not known:
         # Only now: a start that failed before would refuse the mended config.
-        write_json(out / RUN_FILE, {"kind": "autoencoders", "format_version": 1, "run": run.to_json()})
+        write_model_run(out, run.to_json())
 
 
 def _summary(name: str, figures: dict[str, Any]) -> str:

@@ -8,9 +8,7 @@ from typing import Any
 
 from steerling_jax.bundle import Bundle, check_weights
 from steerling_jax.cli.console import note, stages
-from steerling_jax.errors import UserError, require
-from steerling_jax.io.checkpoints.parameters import RUN_FILE
-from steerling_jax.io.json_files import read_json_object, write_json
+from steerling_jax.errors import require
 from steerling_jax.io.weights.decoder_writer import write_decoder
 from steerling_jax.io.weights.published_layout import companion_files
 from steerling_jax.io.weights.published_writer import write_published
@@ -27,7 +25,7 @@ from steerling_jax.train.rollouts.sampling import fault_edits
 from steerling_jax.train.rollouts.training import RolloutTraining
 from steerling_jax.train.run.display import display
 from steerling_jax.train.run.events import Evaluated, RunFinished, RunStopped
-from steerling_jax.train.run.run_folder import check_same_run
+from steerling_jax.train.run.run_folder import has_run, write_model_run
 
 
 def run_rollouts(run: RolloutRun, out: Path, stop: Callable[[], bool], *, tables: bool) -> tuple[dict[str, Any], bool]:
@@ -35,17 +33,14 @@ def run_rollouts(run: RolloutRun, out: Path, stop: Callable[[], bool], *, tables
     reward = load_reward(run.reward)
     bundle = _load_model(run)
     edits = () if run.fault is None else fault_edits(run.fault, bundle, run.seed)
-    saved = read_json_object(out / RUN_FILE) if (out / RUN_FILE).is_file() else None
-    check_same_run(None if saved is None else saved.get("run", {}), run.to_json(), out)
     identity = {"fingerprint": fingerprint(bundle.params, bundle.config)}
-    if saved is not None and saved.get("model") != identity:
-        raise UserError(f"{out} has a run on other weights of {run.model}; restore the model, or choose another --out.")
+    known = has_run(out, run.to_json(), identity)
     with stages() as progress:
-        tokens = open_tokens(run, bundle, out, progress, encoded=saved is not None)
+        tokens = open_tokens(run, bundle, out, progress, encoded=known)
     prompts = Prompts(run, bundle, tokens)
-    if saved is None:
+    if not known:
         # Only now: a start that failed before would refuse the mended config.
-        write_json(out / RUN_FILE, {"kind": "rollouts", "format_version": 1, "run": run.to_json(), "model": identity})
+        write_model_run(out, run.to_json(), identity)
     result: dict[str, Any] = {"config": run.name, "folder": out}
     training = RolloutTraining(run, bundle, reward, prompts, tokens[1], edits)
     for event in display(run_steps(run, training, out, stop), run.steps, tables=tables):

@@ -78,22 +78,18 @@ class RolloutTraining:
     def mesh(self) -> None:
         """One device."""
 
-    def sample(self) -> Any:
-        """The parameters that the run starts from."""
-        return self._bundle.params
-
-    def initial(self, sample: Any) -> State:
+    def initial(self) -> State:
         """The model's parameters, or new adapters, with a new optimizer state."""
         state = jax.jit(partial(init_state, self._recipe))(self._key)
         if self._run.lora is None:
             # Copies, because an update donates its state, and the model goes on being the reference.
-            state = state.replace(params=jax.tree.map(jnp.copy, sample))  # type: ignore[attr-defined]
+            state = state.replace(params=jax.tree.map(jnp.copy, self._bundle.params))  # type: ignore[attr-defined]
         return {_POLICY: state}
 
-    def shapes(self, sample: Any) -> State:
-        """Of the first state; every later one has them too."""
+    def shapes(self) -> State:
+        """Shapes, dtypes and shardings of the state."""
         on_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        return jax.tree.map(lambda a: a.update(sharding=on_device), jax.eval_shape(self.initial, sample))
+        return jax.tree.map(lambda a: a.update(sharding=on_device), jax.eval_shape(self.initial))
 
     def batch(self, step: int) -> list[Prompt]:
         """The prompts of a step."""

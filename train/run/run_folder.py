@@ -26,7 +26,7 @@ from steerling_jax.io.checkpoints.location import RUN_FILE
 from steerling_jax.io.checkpoints.training import CHECKPOINTS
 from steerling_jax.io.checkpoints.training_folder import read_run, write_run
 from steerling_jax.io.corpus.store import CorpusStore
-from steerling_jax.io.json_files import read_json_array, write_json
+from steerling_jax.io.json_files import read_json_array, read_json_object, write_json
 from steerling_jax.io.tokenizers.huggingface import TOKENIZER_FILE, TOKENIZER_FILES
 from steerling_jax.io.tokenizers.load import vocabulary_file
 from steerling_jax.io.tokenizers.sentencepiece_json import sentencepiece_as_json, tokenizer_settings
@@ -112,6 +112,33 @@ def check_same_run(saved: Mapping[str, Any] | None, current: Mapping[str, Any], 
         raise UserError(
             f"{out} contains a run with another config: {difference}. Undo the change, or choose another --out."
         )
+
+
+def has_run(
+    out: Path,
+    run: Mapping[str, Any],
+    weights: Mapping[str, str] | None = None,
+    earlier: Mapping[str, Any] | None = None,
+) -> bool:
+    """Whether an earlier start of a run without a corpus wrote it to `out` (`write_model_run`).
+
+    run: as JSON values. weights: what identifies the model's weights, if the run depends on their being the same.
+    earlier: fields that runs of earlier versions lack, with their values. Raises `UserError` for another run, or one on
+    other weights.
+    """
+    saved = read_json_object(out / RUN_FILE) if (out / RUN_FILE).is_file() else None
+    check_same_run(None if saved is None else {**(earlier or {}), **saved.get("run", {})}, run, out)
+    if saved is not None and weights is not None and saved.get("model") != weights:
+        raise UserError(
+            f"{out} has a run on other weights of {run['model']}; restore the model, or choose another --out."
+        )
+    return saved is not None
+
+
+def write_model_run(out: Path, run: Mapping[str, Any], weights: Mapping[str, str] | None = None) -> None:
+    """Writes `run.json` of a run without a corpus; arguments as those of `has_run`."""
+    head = {"kind": run["kind"], "format_version": 1, "run": run}
+    write_json(out / RUN_FILE, head if weights is None else {**head, "model": weights})
 
 
 def _check_concepts(store: CorpusStore, out: Path) -> None:
