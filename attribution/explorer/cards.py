@@ -68,17 +68,15 @@ def _find(catalogue: Catalogue, text: str, head: Kind | None, limit: int) -> tup
 
 def _find_features(catalogue: Catalogue, text: str, limit: int) -> list[Concept]:
     """The features that match a text; a number is one of every autoencoder. Without a text, those with names first."""
-    number, first, ids = text.strip().removeprefix("#"), 0, []
+    number = text.strip().removeprefix("#")
     if not number:
         entries = [one for one in catalogue.concepts if one.head == "feature"]
         entries.sort(key=lambda one: not one.is_named)
         return entries or [catalogue.get(id, "feature") for id in range(min(limit, catalogue.features))]
     if not number.isdecimal():
         return catalogue.find(text, "feature")
-    for _, count in catalogue.ranges:
-        if len(number) < _DIGITS and int(number) < count:
-            ids.append(first + int(number))
-        first += count
+    ids = [first + int(number) for first, one in catalogue.numbered_ranges
+           if len(number) < _DIGITS and int(number) < one.size]  # fmt: skip
     if not ids:
         most = max(count for _, count in catalogue.ranges)
         raise UserError(f"There is no feature {number[:_DIGITS]}; the autoencoders have features 0 to {most - 1}.")

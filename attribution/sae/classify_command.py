@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steerling_jax.attribution.sae.options import (
+    add_layer_option,
     add_output_options,
     add_reading_options,
     add_stage_options,
@@ -38,8 +39,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add, count = parser.add_argument, number_in_range(int, 1)
     add("file", metavar="FILE", help="texts with labels, a file or a quoted pattern of files")
     add_reading_options(parser)
-    add("--layer", type=number_in_range(int, 0), action="append", metavar="N",
-        help="use the autoencoder of this block, from 0; can be repeated (default: all that are found)")  # fmt: skip
+    add_layer_option(parser, several=True)
     add("--text-column", default="text", metavar="NAME", help="the column of the texts (default: %(default)s)")
     add("--label-column", default="label", metavar="NAME", help="the column of the labels (default: %(default)s)")
     add("--positive", metavar="LABEL", help="the positive class (default: each label in turn)")
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> None:
     if args.save is not None:
         resolve_output(args.save)
     labelled = read_labelled_texts(args)
-    bundle, autoencoders = load_model_and_autoencoders(args, args.layer)
+    bundle, autoencoders = load_model_and_autoencoders(args)
     with stages() as progress:
         layers = labelled_features(args, labelled, (bundle, autoencoders), progress)
         result = classify(layers, autoencoders, labelled, count=args.count, seed=args.seed, progress=progress)

@@ -11,11 +11,12 @@ import numpy as np
 
 from steerling_jax.attribution.sae.compare import Collection
 from steerling_jax.attribution.sae.file_features import FileFeatures, read_file_features
-from steerling_jax.attribution.sae.options import load_model_and_autoencoders
+from steerling_jax.attribution.sae.options import load_model_and_autoencoder
 from steerling_jax.attribution.sae.stages_of_commands import run_reading
 from steerling_jax.autoencoders.autoencoder import Autoencoder
 from steerling_jax.bundle import Bundle
 from steerling_jax.errors import UserError
+from steerling_jax.evaluation.coverage import random_numbers
 from steerling_jax.evaluation.sparse_tables import sample_counts
 from steerling_jax.io.storage import matching_files
 from steerling_jax.io.text_tables import read_text_table
@@ -39,12 +40,10 @@ def read_collections(args: argparse.Namespace, progress: Progress) -> ReadCollec
     texts = [[text for file, _ in one for text in read_text_table(file, args.column).texts] for one in files]
     for number, (argument, own) in enumerate(zip(args.files, texts, strict=True)):
         _check_count(argument, len(own))
-        if args.limit is not None and args.limit < len(own):
-            chosen = np.random.default_rng([args.seed, number]).choice(len(own), args.limit, replace=False)
-            texts[number] = [own[i] for i in sorted(chosen.tolist())]
+        texts[number] = [own[i] for i in random_numbers(len(own), args.limit, [args.seed, number])]
     chosen = [_sample(args, number, len(own)) for number, own in enumerate(texts)]
     size = subset_size(args.size, names, [len(one) for one in chosen])
-    bundle, autoencoder = _reader(args)
+    bundle, autoencoder = load_model_and_autoencoder(args)
     together = [text for own in texts for text in own]
     features = read_file_features(bundle, [autoencoder], together, args.ngram, progress)
     collections, first = [], 0
@@ -61,7 +60,7 @@ def read_in_stages(args: argparse.Namespace, progress: Progress) -> ReadCollecti
     if args.limit is not None:
         raise UserError("--limit is for texts that one process reads; with --work, give --sample N.")
     names, files = _files(args.files)
-    bundle, autoencoder = _reader(args)
+    bundle, autoencoder = load_model_and_autoencoder(args)
     reading = run_reading(args, (bundle, [autoencoder]), files, args.column, args.ngram, progress)
     totals = [sum(reading.texts_of_files(reading.of_collection(number))) for number in range(len(names))]
     for argument, total in zip(args.files, totals, strict=True):
@@ -88,11 +87,6 @@ def subset_size(requested: int | None, names: Sequence[str], samples: Sequence[i
     return size
 
 
-def _reader(args: argparse.Namespace) -> tuple[Bundle, Autoencoder]:
-    bundle, autoencoders = load_model_and_autoencoders(args, None if args.layer is None else [args.layer])
-    return bundle, autoencoders[len(autoencoders) // 2]
-
-
 def _files(arguments: Sequence[str]) -> tuple[list[str], list[list[tuple[str, int]]]]:
     """The names of the collections, and the files of each with their sizes."""
     if len(set(arguments)) < len(arguments):
@@ -109,9 +103,7 @@ def _check_count(argument: str, count: int) -> None:
 
 def _sample(args: argparse.Namespace, number: int, total: int) -> np.ndarray:
     """The numbers of the texts of a collection whose features are held: all, or random ones, in order."""
-    if args.sample is None or args.sample >= total:
-        return np.arange(total)
-    return np.sort(np.random.default_rng([args.seed, number, 1]).choice(total, args.sample, replace=False))
+    return random_numbers(total, args.sample, [args.seed, number, 1])
 
 
 def _collection(name: str, samples: int, counts: np.ndarray, numbers: np.ndarray, features: FileFeatures) -> Collection:

@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from steerling_jax.attribution.sae.options import (
+    add_layer_option,
     add_output_options,
     add_reading_options,
     add_stage_options,
@@ -40,12 +41,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="the samples of a benchmark, a file or a quoted pattern of files; two or more are also compared",
     )
     add_reading_options(parser)
-    add(
-        "--layer",
-        type=number_in_range(int, 0),
-        metavar="N",
-        help="the block whose autoencoder is used, from 0 (default: the middle one of those found)",
-    )
+    add_layer_option(parser, several=False)
     add("--column", default="text", metavar="NAME", help="the column of the texts (default: %(default)s)")
     add(
         "--limit",

@@ -8,7 +8,12 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from steerling_jax.attribution.sae.options import add_output_options, add_reading_options, load_model_and_autoencoders
+from steerling_jax.attribution.sae.options import (
+    add_layer_option,
+    add_output_options,
+    add_reading_options,
+    load_model_and_autoencoder,
+)
 from steerling_jax.cli.arguments import number_in_range
 from steerling_jax.errors import UserError, require
 
@@ -44,8 +49,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add, count = parser.add_argument, number_in_range(int, 1)
     add("file", type=Path, metavar="FILE", help="the data set")
     add_reading_options(parser)
-    add("--layer", type=number_in_range(int, 0), metavar="N",
-        help="the block whose autoencoder is used, from 0 (default: the middle one of those found)")  # fmt: skip
+    add_layer_option(parser, several=False)
     add("--column", default="text", metavar="NAME", help="the column of the texts (default: %(default)s)")
     add("--limit", type=count, metavar="N", help="use N random texts of FILE (default: all)")
     add("--feature", action="append", metavar="NAME", help="a target, by number or name; can be repeated")
@@ -93,8 +97,7 @@ def run(args: argparse.Namespace) -> None:
     pool = _texts(args.pool, args) if args.pool else []
     require(not pool or len(pool) >= args.budget, f"{args.pool} has {len(pool)} texts, fewer than --budget, "
             f"{args.budget}; give more natural texts or a smaller budget.")  # fmt: skip
-    bundle, autoencoders = load_model_and_autoencoders(args, None if args.layer is None else [args.layer])
-    autoencoder = autoencoders[len(autoencoders) // 2]
+    bundle, autoencoder = load_model_and_autoencoder(args)
     with stages() as progress:
         targets = choose_targets(bundle, autoencoder, args, progress)
         (read,) = read_text_features(bundle, [autoencoder], texts, _named(progress, args.file))
@@ -140,15 +143,11 @@ def _check(args: argparse.Namespace) -> None:
 
 def _texts(path: Path, args: argparse.Namespace, limit: int | None = None) -> list[str]:
     """The texts of a file, or `limit` random ones of them in the file's order."""
-    import numpy as np
-
+    from steerling_jax.evaluation.coverage import random_numbers
     from steerling_jax.io.text_tables import read_text_table
 
     texts = read_text_table(path, args.column).texts
-    if limit is None or limit >= len(texts):
-        return texts
-    chosen = np.random.default_rng(args.seed).choice(len(texts), limit, replace=False)
-    return [texts[i] for i in sorted(chosen.tolist())]
+    return [texts[i] for i in random_numbers(len(texts), limit, args.seed)]
 
 
 _CANDIDATES = 8  # random features that are described for each that a control names: some have nothing to describe

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from steerling_jax.attribution.sae.options import add_reading_options, load_model_and_autoencoders
+from steerling_jax.attribution.sae.options import add_layer_option, add_reading_options, load_model_and_autoencoders
 from steerling_jax.cli.arguments import number_in_range
 from steerling_jax.errors import UserError
 
@@ -31,8 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add, count = parser.add_argument, number_in_range(int, 1)
     add("file", type=Path, metavar="FILE", help="parallel texts with their languages")
     add_reading_options(parser)
-    add("--layer", type=number_in_range(int, 0), action="append", metavar="N",
-        help="use the autoencoder of this block, from 0; can be repeated (default: all that are found)")  # fmt: skip
+    add_layer_option(parser, several=True)
     add("--text-column", default="text", metavar="NAME", help="the column of the texts (default: %(default)s)")
     add("--language-column", default="language", metavar="NAME",
         help="the column of the languages (default: %(default)s)")  # fmt: skip
@@ -58,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
     if args.save is not None:
         resolve_output(args.save)
     texts, languages = _texts(args)
-    bundle, autoencoders = load_model_and_autoencoders(args, args.layer)
+    bundle, autoencoders = load_model_and_autoencoders(args)
     with stages() as progress:
         found = find_language_features(
             bundle, autoencoders, texts, languages, count=args.count, seed=args.seed, progress=progress

@@ -24,6 +24,17 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
         help="latents of a token, where the autoencoder's files do not say it")  # fmt: skip
 
 
+def add_layer_option(parser: argparse.ArgumentParser, *, several: bool) -> None:
+    """Adds --layer: of one autoencoder, or of several."""
+    add, kind = parser.add_argument, number_in_range(int, 0)
+    if several:
+        words = "use the autoencoder of this block, from 0; can be repeated (default: all that are found)"
+        add("--layer", type=kind, action="append", metavar="N", help=words)
+    else:
+        words = "the block whose autoencoder is used, from 0 (default: the middle one of those found)"
+        add("--layer", type=kind, metavar="N", help=words)
+
+
 def add_output_options(parser: argparse.ArgumentParser) -> None:
     """Adds --seed, --json and --plot."""
     add = parser.add_argument
@@ -53,9 +64,16 @@ def check_stage_options(args: argparse.Namespace) -> None:
         raise UserError(f"{option} is for files read in stages; also give --work, a folder that every process reaches.")
 
 
-def load_model_and_autoencoders(args: argparse.Namespace, layers: list[int] | None) -> tuple[Bundle, list[Autoencoder]]:
+def load_model_and_autoencoders(args: argparse.Namespace) -> tuple[Bundle, list[Autoencoder]]:
     """The model of --model in float32, and the autoencoders of --autoencoder, which must fit it."""
-    return load_reader(args.model, args.autoencoder, args.k, layers)
+    return load_reader(args.model, args.autoencoder, args.k, args.layer)
+
+
+def load_model_and_autoencoder(args: argparse.Namespace) -> tuple[Bundle, Autoencoder]:
+    """The model, and one autoencoder: of the block of --layer, or the middle one of those found."""
+    layers = None if args.layer is None else [args.layer]
+    bundle, found = load_reader(args.model, args.autoencoder, args.k, layers)
+    return bundle, found[len(found) // 2]
 
 
 def load_reader(

@@ -37,10 +37,8 @@ def with_features(bundle: Bundle, autoencoder: Autoencoder, *others: Autoencoder
     total = sum(one.n_latents for one in autoencoders)
     ranges = tuple(FeatureRange(one.layer, one.n_latents) for one in autoencoders)
     catalogue = Catalogue((), *counts, features=total, ranges=ranges)
-    first = 0
-    for one in autoencoders:
+    for (first, _), one in zip(catalogue.numbered_ranges, autoencoders, strict=True):
         entries += [_renumbered(entry, first, catalogue) for entry in one.features]
-        first += one.n_latents
     catalogue = dataclasses.replace(catalogue, concepts=tuple(entries))
     parts = (FeatureDirections(one.weights.W_dec, one.layer, one.name or "the autoencoder") for one in autoencoders)
     return dataclasses.replace(bundle, catalogue=catalogue, features=Features(tuple(parts)))

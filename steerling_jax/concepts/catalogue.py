@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Collection, Iterable, Sequence
@@ -121,13 +122,17 @@ class Catalogue:
         layer, number = self.place(concept_id)
         return f"{unnamed(number, head)} of block {layer}"
 
+    @property
+    def numbered_ranges(self) -> list[tuple[int, FeatureRange]]:
+        """Each autoencoder's features, with the id of the first of them."""
+        firsts = itertools.accumulate((one.size for one in self.ranges), initial=0)
+        return list(zip(firsts, self.ranges, strict=False))
+
     def place(self, feature: int) -> tuple[int | None, int]:
         """The block of a feature and its number within its autoencoder."""
-        first = 0
-        for layer, count in self.ranges:
-            if feature < first + count:
-                return layer, feature - first
-            first += count
+        for first, one in self.numbered_ranges:
+            if feature < first + one.size:
+                return one.layer, feature - first
         return None, feature
 
     def find(self, query: str, head: Kind = "known") -> list[Concept]:
@@ -245,13 +250,11 @@ class Catalogue:
 
     def _feature(self, layer: str, number: str) -> int:
         """The id of a feature, given by its block and its number, at most `_DIGITS` digits each."""
-        first = 0
-        for one in self.ranges:
+        for first, one in self.numbered_ranges:
             if one.layer == int(layer):
                 if int(number) < one.size:
                     return first + int(number)
                 raise UserError(f"There is no feature {number} of block {layer}; there are 0 to {one.size - 1}.")
-            first += one.size
         blocks = ", ".join(str(one.layer) for one in self.ranges if one.layer is not None)
         hint = f"; these are: {blocks}" if blocks else ""
         raise UserError(f"There are no features of block {layer}{hint}.")

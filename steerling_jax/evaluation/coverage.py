@@ -8,6 +8,7 @@ Legend: N samples, S features, F the features that at least one sample has, m_j 
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -81,6 +82,13 @@ def subset_redundancy(has: csr_array, size: int, key: jax.Array, draws: int = 20
         if counts.any():
             shares.append(redundancy(counts, size).share)
     return over_draws(np.array(shares), N)
+
+
+def random_numbers(total: int, count: int | None, seed: int | Sequence[int]) -> np.ndarray:
+    """`count` different random numbers below `total`, in order; all of them for None or where there are no more."""
+    if count is None or count >= total:
+        return np.arange(total)
+    return np.sort(np.random.default_rng(seed).choice(total, count, replace=False))
 
 
 def random_orders(samples: int, key: jax.Array, draws: int) -> np.ndarray:

@@ -27,6 +27,7 @@ from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.progress import Progress, no_progress
 from steerling_jax.train.attach.run_config import AttachRun
 from steerling_jax.train.autoencoders.activations import mask_windows
+from steerling_jax.train.data.epoch_order import epoch_order
 
 FOLDER = "hidden"
 _FILE_WINDOWS = 64  # windows whose rows are in one file
@@ -70,11 +71,7 @@ class HiddenRows(NamedTuple):
 
     def batch(self, seed: int, stage: int, step: int, size: int) -> tuple[np.ndarray, np.ndarray]:
         """The rows and top tokens of a step: each epoch of a stage has an order of its own."""
-        epochs, places = np.divmod(np.arange(step * size, (step + 1) * size), len(self.rows))
-        chosen = np.empty(size, np.int64)
-        for epoch in np.unique(epochs):
-            order = np.random.default_rng([seed, _ORDER, stage, epoch]).permutation(len(self.rows))
-            chosen[epochs == epoch] = order[places[epochs == epoch]]
+        chosen = epoch_order([seed, _ORDER, stage], step * size, size, len(self.rows))
         return self.rows[chosen], self.top[chosen]
 
 
