@@ -31,7 +31,7 @@ from environment import environment
 from feature_uses import RESULTS, rounded, write_lines
 
 import steerling_jax as sj
-from steerling_jax.attribution.sae.options import load_model_and_autoencoders
+from steerling_jax.attribution.sae.options import load_model_and_autoencoder
 from steerling_jax.bundle import Bundle
 from steerling_jax.evaluation.intervals import bootstrap_mean
 from steerling_jax.explain.text_features import read_text_features
@@ -100,10 +100,10 @@ def read(args: argparse.Namespace) -> tuple[dict[str, list[str]], list[str], np.
         ],
     }
     pool = read_text_table(args.folder / "pool.jsonl").texts
-    reading = argparse.Namespace(model=args.model, autoencoder=args.autoencoder, k=None)
-    bundle, autoencoders = load_model_and_autoencoders(reading, None if args.layer is None else [args.layer])
+    reading = argparse.Namespace(model=args.model, autoencoder=args.autoencoder, k=None, layer=args.layer)
+    bundle, autoencoder = load_model_and_autoencoder(reading)
     missing = [feature for feature, _ in read_json_object(args.folder / "run" / "run.json")["missing_targets"]]
-    (found,) = read_text_features(bundle, [autoencoders[len(autoencoders) // 2]], pool)
+    (found,) = read_text_features(bundle, [autoencoder], pool)
     return sets, pool, (found.strongest[:, missing].toarray() > 0).any(axis=1)
 
 

@@ -28,7 +28,7 @@ from environment import environment
 from feature_uses import RESULTS, steerling, write_lines
 
 import steerling_jax as sj
-from steerling_jax.attribution.sae.options import load_model_and_autoencoders
+from steerling_jax.attribution.sae.options import load_model_and_autoencoder
 from steerling_jax.evaluation.sparse_tables import sample_counts
 from steerling_jax.explain.text_features import read_text_features
 from steerling_jax.io.json_files import read_json_object
@@ -90,12 +90,12 @@ def choose(args: argparse.Namespace, files: tuple[Path, Path]) -> list[int]:
     path = args.out / "targets.json"
     if path.is_file():
         return read_json_object(path)["features"]
-    reading = argparse.Namespace(model=args.model, autoencoder=args.autoencoder, k=None)
-    bundle, autoencoders = load_model_and_autoencoders(reading, None if args.layer is None else [args.layer])
+    reading = argparse.Namespace(model=args.model, autoencoder=args.autoencoder, k=None, layer=args.layer)
+    bundle, autoencoder = load_model_and_autoencoder(reading)
     counts = []
     for file in (files[0], args.texts / "compare" / f"{DATA}.jsonl"):
         texts = read_text_table(file).texts
-        (read,) = read_text_features(bundle, [autoencoders[len(autoencoders) // 2]], texts)
+        (read,) = read_text_features(bundle, [autoencoder], texts)
         counts.append(sample_counts(read.strongest))
     candidates = np.flatnonzero((counts[0] >= LEAST) & (counts[1] == 0))
     if len(candidates) < args.targets:

@@ -13,7 +13,7 @@ from steerling_jax.io.corpus.store import CorpusStore
 from steerling_jax.io.corpus.writer import corpus_writer
 from steerling_jax.train.run.config_files import load_config
 from steerling_jax.train.run.run_config import RunConfig, special_ids
-from steerling_jax.train.run.run_folder import check_corpus, open_folder
+from steerling_jax.train.run.run_folder import check_corpus, has_run, open_folder, write_model_run
 from tests.worlds.training_world import CONFIG, FakeTokenizer, make_corpus
 
 
@@ -42,6 +42,23 @@ def test_a_folder_of_another_run_is_refused(run: RunConfig, store: CorpusStore, 
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(UserError, match=r"has checkpoints but no run.json"):
         open_folder(run, store, tmp_path)
+
+
+def test_a_run_on_a_model_is_that_of_its_settings_and_weights(tmp_path: Path) -> None:
+    values, weights = {"kind": "attach", "model": "small", "k": 4, "visits": 1}, {"fingerprint": "1f"}
+    assert not has_run(tmp_path, values, weights)
+    write_model_run(tmp_path, values, weights)
+    assert has_run(tmp_path, values, weights)
+    assert has_run(tmp_path, values)
+    with pytest.raises(UserError, match="has a run on other weights of small; restore the model"):
+        has_run(tmp_path, values, {"fingerprint": "2e"})
+    with pytest.raises(UserError, match="run with another config: k is 5, was 4"):
+        has_run(tmp_path, values | {"k": 5}, weights)
+    # A run of an earlier version lacks a field, and had one value of it.
+    write_model_run(tmp_path, {name: value for name, value in values.items() if name != "visits"}, weights)
+    assert has_run(tmp_path, values, weights, earlier={"visits": 1})
+    with pytest.raises(UserError, match="visits is 2, was 1"):
+        has_run(tmp_path, values | {"visits": 2}, weights, earlier={"visits": 1})
 
 
 def test_another_corpus_is_refused(run: RunConfig, store: CorpusStore, tmp_path: Path) -> None:
