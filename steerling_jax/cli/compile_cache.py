@@ -12,6 +12,7 @@ import hashlib
 import os
 import platform
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -21,6 +22,7 @@ _SETTINGS = {
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
 }
+_MINUTE = 60  # seconds
 _LARGEST = 1 << 30  # bytes; the cache of a few models has some megabytes
 
 
@@ -51,14 +53,21 @@ def use_compile_cache() -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not _is_private(folder):
             return
+        _remove_empty(folder)
         _shrink(folder, _LARGEST)
     except (OSError, RuntimeError):
         return
     os.environ[DIRECTORY] = str(folder.absolute())
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
-    # JAX compiles where an entry cannot be read or written: one that another process writes at this moment, that a full
-    # disk truncated, or that was removed. This costs time and changes nothing, so it is no news to the user.
+
+
+def ignore_damaged_entries() -> None:
+    """Keeps JAX from warning of an entry that it cannot read or write, in whichever folder; it compiles instead.
+
+    Another process may be writing the entry at this moment, or a full disk or a kill may have truncated it. This costs
+    time and changes nothing, so it is no news to the user.
+    """
     warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache entry")
 
 
@@ -79,6 +88,14 @@ def _is_private(folder: Path) -> bool:
         return True
     status = folder.stat()
     return status.st_uid == os.geteuid() and not status.st_mode & 0o022
+
+
+def _remove_empty(folder: Path) -> None:
+    """Removes entries that a killed process left empty: JAX would never write them again, and compile each time."""
+    for path in folder.iterdir():
+        # A young one may be another process's, between creating the file and writing it.
+        if (status := _status(path)) and not status.st_size and time.time() - status.st_mtime > _MINUTE:
+            path.unlink(missing_ok=True)
 
 
 def _shrink(folder: Path, largest: int) -> None:

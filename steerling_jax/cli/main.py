@@ -30,7 +30,7 @@ from importlib.metadata import EntryPoint, entry_points, version
 from types import ModuleType
 from typing import NoReturn
 
-from steerling_jax.cli.compile_cache import use_compile_cache
+from steerling_jax.cli.compile_cache import ignore_damaged_entries, use_compile_cache
 from steerling_jax.errors import UserError
 
 GROUP = "steerling.commands"
@@ -219,6 +219,7 @@ def dispatch(argv: Sequence[str]) -> int:
         parser.print_help()
         return 0
     args = command_parser(name, module).parse_command(rest)
+    ignore_damaged_entries()
     if getattr(module, "COMPILE_CACHE", True):
         use_compile_cache()
     return module.run(args) or 0

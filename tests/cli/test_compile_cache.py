@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+import time
 import types
 from pathlib import Path
 
@@ -52,6 +53,15 @@ def test_the_second_command_compiles_nothing(tmp_path: Path):
     assert entry.parent.stat().st_mode & 0o777 == 0o700, "JAX runs what it finds there"
     entry.write_bytes(entry.read_bytes()[:50])  # as a full disk leaves it
     assert run(environment) == "0 1", "a damaged entry costs time, and says nothing"
+
+
+def test_a_damaged_entry_in_the_users_own_folder_says_nothing(tmp_path: Path):
+    setting = {DIRECTORY: str(tmp_path), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    assert run(setting) == "0 1"
+    (entry,) = tmp_path.glob("*-cache")
+    entry.write_bytes(b"")  # as another process has it between creating the file and writing it
+    assert run(setting) == "0 1"
+    assert run(setting, "{'COMPILE_CACHE': False}") == "0 1"
 
 
 def test_a_command_with_a_cache_of_its_own_and_a_home_that_cannot_be_written(tmp_path: Path):
@@ -119,6 +129,15 @@ def test_machines_with_other_processors_do_not_share_programs(
     other = Path(environment[DIRECTORY])
     assert other != folder
     assert other.parent == folder.parent
+
+
+def test_programs_that_a_kill_left_empty_go(folder: Path):
+    for name, content, age in (("old", b"", 1000), ("young", b"", 0), ("whole", b"program", 1000)):
+        (folder / name).write_bytes(content)
+        written = time.time() - age
+        os.utime(folder / name, (written, written))
+    use_compile_cache()
+    assert sorted(path.name for path in folder.iterdir()) == ["whole", "young"]
 
 
 def test_the_oldest_programs_go_when_the_cache_is_full(folder: Path):
