@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> None:
 def find_concepts(bundle: Bundle, texts: list[str], everything: str | None) -> list[SourceConcept]:
     """The concepts that were requested, each once: `discovered:ID`, `known:NAME`, or as `steerling concepts` names
     them."""
-    from steerling_jax.concepts.catalogue import HEADS
+    from steerling_jax.concepts.concept import HEADS
     from steerling_jax.concepts.heads import head_spec
     from steerling_jax.explain.concept_gradients import SourceConcept
 

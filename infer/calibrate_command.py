@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from steerling_jax.bundle import Bundle
-    from steerling_jax.concepts.catalogue import Catalogue, Head
+    from steerling_jax.concepts.catalogue import Catalogue
+    from steerling_jax.concepts.concept import Head
     from steerling_jax.infer.calibrate.calibrate import Calibration
 
 HELP = """\

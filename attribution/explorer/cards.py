@@ -10,7 +10,8 @@ from steerling_jax.attribution.trace.features import feature_card, head_of
 from steerling_jax.autoencoders.autoencoder import Autoencoder
 from steerling_jax.autoencoders.bottleneck import bottleneck_of
 from steerling_jax.bundle import Bundle
-from steerling_jax.concepts.catalogue import HEADS, KINDS, Catalogue, Concept, Head, Kind
+from steerling_jax.concepts.catalogue import Catalogue
+from steerling_jax.concepts.concept import HEADS, KINDS, Concept, Head, Kind
 from steerling_jax.errors import UserError
 from steerling_jax.explain.feature_texts import promoted_tokens_of
 from steerling_jax.explain.promoted_tokens import promoted_pieces

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from steerling_jax.concepts.catalogue import Concept
+    from steerling_jax.concepts.concept import Concept
     from steerling_jax.explain.feature_contributions import FeatureContributions
     from steerling_jax.explain.feature_texts import FeatureContrast
     from steerling_jax.explain.features.activation import FeatureOnText

@@ -9,15 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from steerling_jax.bundle import Bundle
-from steerling_jax.concepts.catalogue import (
-    WORD_SEPARATOR,
-    Catalogue,
-    Concept,
-    Head,
-    NameQuality,
-    no_name,
-    unique_names,
-)
+from steerling_jax.concepts.catalogue import Catalogue
+from steerling_jax.concepts.concept import WORD_SEPARATOR, Concept, Head, NameQuality, no_name, unique_names
 from steerling_jax.corpus.reader import Corpus
 from steerling_jax.explain.chunk_texts import ChunkTexts
 from steerling_jax.explain.naming.activations import chunk_means, sample_chunks

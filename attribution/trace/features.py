@@ -15,7 +15,7 @@ from steerling_jax.autoencoders.autoencoder import Autoencoder
 from steerling_jax.autoencoders.bottleneck import bottleneck_of
 from steerling_jax.autoencoders.model_fit import check_fit_together, check_fits
 from steerling_jax.bundle import Bundle
-from steerling_jax.concepts.catalogue import unnamed
+from steerling_jax.concepts.concept import unnamed
 from steerling_jax.decoding.trace import Trace
 from steerling_jax.explain.feature_contributions import trace_feature_contributions
 from steerling_jax.explain.feature_texts import promoted_tokens_of

@@ -25,7 +25,7 @@ import numpy as np
 from steerling_jax.attribution.trace.document import input_baseline
 from steerling_jax.attribution.trace.explanation import Explanation
 from steerling_jax.bundle import Bundle
-from steerling_jax.concepts.catalogue import Head
+from steerling_jax.concepts.concept import Head
 from steerling_jax.decoding.text_ids import NO_MASK
 from steerling_jax.decoding.trace import Trace
 from steerling_jax.errors import UserError

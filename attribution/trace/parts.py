@@ -9,7 +9,7 @@ from steerling_jax.attribution.trace.document import make_document
 from steerling_jax.attribution.trace.explanation import Explanation
 from steerling_jax.attribution.trace.features import TraceFeatures, feature_cards, head_of
 from steerling_jax.bundle import Bundle
-from steerling_jax.concepts.catalogue import HEADS
+from steerling_jax.concepts.concept import HEADS
 from steerling_jax.decoding.generation_config import GenerationConfig
 from steerling_jax.decoding.trace import Trace
 from steerling_jax.explain.considered import ConsideredStep, considered

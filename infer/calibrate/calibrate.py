@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from steerling_jax.bundle import Bundle
-from steerling_jax.concepts.catalogue import Catalogue, Head
+from steerling_jax.concepts.catalogue import Catalogue
+from steerling_jax.concepts.concept import Head
 from steerling_jax.infer.calibrate.check import LEVELS, choose_level, measure_strengths
 from steerling_jax.infer.calibrate.curves import canvases_with, cost_curve, neutral_canvases, strength_at
 from steerling_jax.infer.steer_eval.judge import Judge

@@ -8,7 +8,7 @@ from itertools import islice
 import numpy as np
 
 from steerling_jax.bundle import Bundle
-from steerling_jax.concepts.catalogue import Head
+from steerling_jax.concepts.concept import Head
 from steerling_jax.errors import UserError
 from steerling_jax.evaluation.steering_cost import CostCanvases, cost_canvases, steering_costs
 from steerling_jax.explain.naming.appearing import fixed_texts

@@ -19,7 +19,7 @@ import numpy as np
 
 from steerling_jax.autoencoders.encoding import count_active, decode_rows, encode_dense_rows, encode_rows
 from steerling_jax.autoencoders.weights import Weights, normalise_rows
-from steerling_jax.concepts.catalogue import Concept
+from steerling_jax.concepts.concept import Concept
 from steerling_jax.errors import UserError
 
 # Rows of one compiled call: this number, or for fewer rows a power of two, so that few programs are compiled.

@@ -7,7 +7,8 @@ import dataclasses
 from steerling_jax.autoencoders.autoencoder import Autoencoder
 from steerling_jax.autoencoders.model_fit import check_fit_together, check_fits
 from steerling_jax.bundle import Bundle
-from steerling_jax.concepts.catalogue import Catalogue, Concept, FeatureRange, no_name, unnamed
+from steerling_jax.concepts.catalogue import Catalogue, FeatureRange
+from steerling_jax.concepts.concept import Concept, no_name, unnamed
 from steerling_jax.concepts.features import FeatureDirections, Features
 from steerling_jax.models.steerling.config import ModelConfig, concept_counts
 

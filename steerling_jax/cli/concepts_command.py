@@ -10,7 +10,7 @@ from steerling_jax.cli.arguments import add_model_option, number_in_range
 from steerling_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from steerling_jax.concepts.catalogue import Concept
+    from steerling_jax.concepts.concept import Concept
 
 HELP = """\
 Find a model's concepts by name, with the tokens that each one promotes.

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from steerling_jax.concepts.catalogue import Head
+from steerling_jax.concepts.concept import Head
 from steerling_jax.errors import UserError
 from steerling_jax.models.backbone import Params
 from steerling_jax.models.compute import Compute

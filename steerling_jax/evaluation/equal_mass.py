@@ -15,7 +15,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from steerling_jax.concepts.catalogue import Head
+from steerling_jax.concepts.concept import Head
 from steerling_jax.concepts.heads import view_concepts
 from steerling_jax.evaluation.bound import Sums, masked_tokens
 from steerling_jax.models.backbone import Params

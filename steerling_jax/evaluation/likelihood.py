@@ -11,27 +11,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from functools import partial
 from itertools import islice
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
 from steerling_jax.bundle import Bundle, check_token_ids
-from steerling_jax.decoding.tables import Table, Tabular, counted
-from steerling_jax.decoding.window import steering_edits
 from steerling_jax.errors import require
 from steerling_jax.evaluation.exact_likelihood import exact_scores
-from steerling_jax.evaluation.row_sums import sum_by_row
-from steerling_jax.models.backbone import Params
-from steerling_jax.models.batching import by_length, padding_mask, stack
-from steerling_jax.models.compute import Compute
-from steerling_jax.models.steerling.backbone import embed_tokens, lm_logits, run_backbone
+from steerling_jax.evaluation.likelihood_table import LogLikelihood, LogLikelihoods
+from steerling_jax.evaluation.masked_losses import masked_losses, steer_rows
+from steerling_jax.models.batching import by_length, stack
 from steerling_jax.models.steerling.config import ModelConfig
-from steerling_jax.models.steerling.decompose import RowClamps, logit_features
 from steerling_jax.steering.plan import SteeringPlan
 from steerling_jax.steering.resolve import Steering, plan_steering
 
@@ -44,55 +36,6 @@ class _Text(NamedTuple):
 
     tokens: np.ndarray
     start: int
-
-
-class LogLikelihood(float):
-    """A bound on a log-likelihood in nats: a number, with what it is made of.
-
-    tokens: of the continuation. samples: maskings. standard_error: of the average over maskings, in nats; the numbers
-    of masked tokens are spread evenly and not drawn independently, so the true error is smaller. NaN for one sample.
-    An autoregressive model's value is exact: one sample, and the error 0.
-    """
-
-    tokens: int
-    samples: int
-    standard_error: float
-
-    def __new__(cls, value: float, tokens: int, samples: int, standard_error: float) -> LogLikelihood:
-        made = super().__new__(cls, value)
-        made.tokens, made.samples, made.standard_error = tokens, samples, standard_error
-        return made
-
-    def __getnewargs__(self) -> tuple[Any, ...]:  # for pickle
-        return float(self), self.tokens, self.samples, self.standard_error
-
-    def __repr__(self) -> str:
-        return f"{float(self):.6g} nats ± {self.standard_error:.2g} ({self.tokens} tokens, {self.samples} samples)"
-
-    def __str__(self) -> str:
-        return str(float(self))
-
-    def _repr_html_(self) -> str:
-        return LogLikelihoods([self]).summary().html()
-
-    def to_dataframe(self) -> Any:
-        """One row, as a `pandas.DataFrame`. Raises `UserError` without pandas."""
-        return LogLikelihoods([self]).to_dataframe()
-
-
-class LogLikelihoods(Tabular, list[LogLikelihood]):
-    """Log-likelihoods as a list, which prints as a table with a row for each."""
-
-    def table(self) -> Table:
-        """A row for each."""
-        columns = {
-            "nats": [float(one) for one in self],
-            "tokens": [one.tokens for one in self],
-            "nats_per_token": [one / one.tokens if one.tokens else math.nan for one in self],
-            "standard_error": [one.standard_error for one in self],
-            "samples": [one.samples for one in self],
-        }
-        return Table(f"{counted(len(self), 'log-likelihood bound')}", columns)
 
 
 def log_likelihood(
@@ -145,8 +88,11 @@ def log_likelihoods(
     """`log_likelihood` of each (context, continuation) pair, in batches: the same numbers, up to rounding."""
     encoded = [split(bundle, *pair, boundary=boundary) for pair in pairs]
     plan = None if steering is None else plan_steering(bundle, steering)
-    require(plan is None or not plan.features, "Likelihoods under steering by features are not supported; steer by "
-            "concepts.", "steering")  # fmt: skip
+    require(
+        plan is None or not plan.features,
+        "Likelihoods under steering by features are not supported; steer by concepts.",
+        "steering",
+    )
     scores = dict(
         score_pairs(bundle, encoded, samples=samples, seed=seed, batch_size=batch_size, cfg_scale=cfg_scale, plan=plan)
     )
@@ -279,83 +225,16 @@ def _losses(
     for row, (text, mask) in enumerate(batch):
         starts[row] = text.start
         chosen[row, text.start : text.start + mask.size] = mask
-    losses = _masked_losses(
+    losses = masked_losses(
         bundle.params,
         canvas,
         lengths,
         starts,
         chosen,
         np.float32(cfg_scale),
-        None if plan is None else _steer(plan, [mask for _, mask in batch], rows, bundle.config),
+        None if plan is None else steer_rows(plan, [mask for _, mask in batch], rows, bundle.config),
         config=bundle.config,
         compute=bundle.compute,
         guided=cfg_scale > 0,
     )
     return np.asarray(losses, np.float64)[: len(batch)].tolist()
-
-
-class _Steering(NamedTuple):
-    """A plan as it acts on the rows of a batch: at_masks, at_prompt (B, L, D), suppression (V,) and clamps."""
-
-    at_masks: np.ndarray
-    at_prompt: np.ndarray
-    suppression: jax.Array
-    clamps: RowClamps | None
-
-
-def _steer(plan: SteeringPlan, masks: list[np.ndarray], rows: int, config: ModelConfig) -> _Steering:
-    """masks: of each row's continuation; what is not masked counts as written, for injections that end."""
-    written = [mask.size - int(mask.sum()) for mask in masks]
-    tables = [plan.tables(count, config.n_layers) for count in [*written, *[0] * (rows - len(masks))]]
-    at_masks, at_prompt = (np.stack(each) for each in zip(*tables, strict=True))
-    return _Steering(at_masks, at_prompt, plan.suppression, None if plan.clamps is None else plan.clamps.rows())
-
-
-@partial(jax.jit, static_argnames=("config", "compute", "guided"))
-def _masked_losses(
-    params: Params,
-    canvas: jax.Array,
-    lengths: jax.Array,
-    starts: jax.Array,
-    chosen: jax.Array,
-    cfg_scale: jax.Array,
-    steering: _Steering | None,
-    *,
-    config: ModelConfig,
-    compute: Compute,
-    guided: bool,
-) -> jax.Array:
-    """Cross-entropies (B,) of the canvas (B, T), summed over the positions `chosen` (B, T) bool, which are masked.
-
-    lengths (B,): where padding begins; starts (B,): where the continuation begins.
-    """
-    B, T = canvas.shape
-    tokens = jnp.where(chosen, config.mask_token_id, canvas)
-    mask = padding_mask(lengths, T, config.diff_block_size)
-    if guided:
-        in_context = jnp.arange(T)[None, :] < starts[:, None]
-        tokens = jnp.concatenate([tokens, jnp.where(in_context, config.mask_token_id, tokens)])
-        mask = jnp.concatenate([mask, mask])
-    edits, clamps = (), None
-    if steering is not None:
-        clamps = steering.clamps
-        # An edit's rows are those of the pass; with guidance the second half repeats the first.
-        tables = (jnp.concatenate([table] * (len(tokens) // B)) for table in steering[:2])
-        prompt = jnp.concatenate([starts] * (len(tokens) // B))
-        edits = steering_edits(tokens, jnp.arange(T)[None, :] < prompt[:, None], config.mask_token_id, *tables)
-    x = embed_tokens(params, tokens, compute)
-    hidden = run_backbone(params, x, config=config, compute=compute, attention=mask, edits=edits).hidden
-    offsets = (jnp.arange(T)[None, :] - starts[:, None]).reshape(-1)  # from the continuation's first token
-    passes = hidden.reshape(-1, B * T, hidden.shape[-1])  # with the context and, if guided, without it
-
-    def score(at: jax.Array) -> jax.Array:
-        cond, *uncond = (
-            lm_logits(params, logit_features(params, rows[at], config, compute, clamps, offsets[at]), compute)
-            for rows in passes
-        )
-        logits = uncond[0] + (cfg_scale + 1) * (cond - uncond[0]) if guided else cond
-        if steering is not None:
-            logits = logits - steering.suppression[None, :]
-        return optax.softmax_cross_entropy_with_integer_labels(logits, canvas.reshape(-1)[at])[:, None]
-
-    return sum_by_row(chosen, score, 1)[:, 0]

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from steerling_jax.bundle import Bundle, check_token_ids
-from steerling_jax.concepts.catalogue import Head
+from steerling_jax.concepts.concept import Head
 from steerling_jax.concepts.heads import check_concepts, concept_embeddings, head_spec, view_concepts
 from steerling_jax.decoding.window import edits_of_canvases
 from steerling_jax.errors import UserError

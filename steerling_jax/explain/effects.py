@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from steerling_jax.bundle import Bundle
-from steerling_jax.concepts.catalogue import Head
+from steerling_jax.concepts.concept import Head
 from steerling_jax.concepts.heads import check_concepts
 from steerling_jax.decoding.trace import Trace
 from steerling_jax.errors import UserError, require

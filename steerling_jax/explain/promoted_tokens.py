@@ -16,7 +16,7 @@ import numpy as np
 from jax import lax
 
 from steerling_jax.bundle import Bundle
-from steerling_jax.concepts.catalogue import Head
+from steerling_jax.concepts.concept import Head
 from steerling_jax.concepts.heads import check_concepts, concept_embeddings
 from steerling_jax.models.backbone import Params
 from steerling_jax.models.compute import Compute

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 from steerling_jax.bundle import Bundle
-from steerling_jax.concepts.catalogue import Head
+from steerling_jax.concepts.concept import Head
 from steerling_jax.concepts.heads import concept_embeddings
 from steerling_jax.decoding.trace import Trace
 from steerling_jax.decoding.window import edits_of_canvases

@@ -6,7 +6,7 @@ Fields: `id` (within its head) and `name`; optionally `description`, `head` ("kn
 `steerling calibrate` adds the strengths `amplify` and `suppress`. Other fields are ignored.
 
 The features of an autoencoder have the head "feature", which is the default in their file, and need no name; their
-`density` and `largest` latent are numbers (`concepts.catalogue.Concept`).
+`density` and `largest` latent are numbers (`concepts.concept.Concept`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from steerling_jax.concepts.catalogue import KINDS, Catalogue, Concept, Kind, NameQuality, no_name, unnamed
+from steerling_jax.concepts.catalogue import Catalogue
+from steerling_jax.concepts.concept import KINDS, Concept, Kind, NameQuality, no_name, unnamed
 from steerling_jax.errors import UserError, error_summary
 from steerling_jax.io.json_files import read_json_array, write_json
 from steerling_jax.io.text_files import replace_surrogates

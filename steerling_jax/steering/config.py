@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from steerling_jax.concepts.catalogue import HEADS, Head
+from steerling_jax.concepts.concept import HEADS, Head
 from steerling_jax.errors import UserError, require
 from steerling_jax.models.steerling.config import ModelConfig, concept_counts
 from steerling_jax.steering.composition import Composable

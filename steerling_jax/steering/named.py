@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from steerling_jax.concepts.catalogue import Head
+from steerling_jax.concepts.concept import Head
 from steerling_jax.steering.rules import Action, SteeringRule, Where, make_rule
 
 

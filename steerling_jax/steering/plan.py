@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from steerling_jax.concepts.catalogue import Head
+from steerling_jax.concepts.concept import Head
 from steerling_jax.concepts.heads import concept_embeddings
 from steerling_jax.errors import UserError
 from steerling_jax.models.backbone import BackboneConfig, Params

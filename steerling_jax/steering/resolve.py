@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from steerling_jax.bundle import Bundle
-from steerling_jax.concepts.catalogue import KINDS, Catalogue, Head
+from steerling_jax.concepts.catalogue import Catalogue
+from steerling_jax.concepts.concept import KINDS, Head
 from steerling_jax.errors import UserError, require
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.steering.config import SteeringConfig

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
-from steerling_jax.concepts.catalogue import HEADS, Head
+from steerling_jax.concepts.concept import HEADS, Head
 from steerling_jax.errors import UserError, require
 from steerling_jax.steering.composition import Composable
 from steerling_jax.steering.config import MAX_STRENGTH

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from steerling_jax.bundle import Bundle
-from steerling_jax.concepts.catalogue import Head
+from steerling_jax.concepts.concept import Head
 
 # Of the presets of the published package, for models of 8 billion parameters: in logit units for `amplify`, the length
 # of the subtracted vector for `suppress`.

@@ -16,7 +16,7 @@ from steerling_jax.attribution.trace.explanation import explain
 from steerling_jax.attribution.trace.parts import complete_document
 from steerling_jax.attribution.trace.terminal import render
 from steerling_jax.autoencoders.weights import Settings
-from steerling_jax.concepts.catalogue import Concept
+from steerling_jax.concepts.concept import Concept
 from steerling_jax.decoding.trace_record import TraceRecord, origin_of, record_of
 from tests.worlds.autoencoders import make_autoencoder
 from tests.worlds.paths import REPOSITORY

@@ -15,7 +15,8 @@ import pytest
 from pyarrow import parquet
 
 import steerling_jax as sj
-from steerling_jax.concepts.catalogue import Catalogue, Concept, NameQuality, unique_names
+from steerling_jax.concepts.catalogue import Catalogue
+from steerling_jax.concepts.concept import Concept, NameQuality, unique_names
 from steerling_jax.explain.promoted_tokens import promoted_pieces, promoted_tokens
 from steerling_jax.io.catalogue import make_catalogue, model_catalogue, read_catalogue, write_catalogue
 from steerling_jax.models.compute import Compute

@@ -25,11 +25,12 @@ from steerling_jax.errors import UserError
 from steerling_jax.infer.generation_request import parse_generation_request
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.steerling.backbone import unstack_layers
-from steerling_jax.models.steerling.config import ConceptConfig, ModelConfig
+from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.model import compiled_forward, compiled_hidden, init_params
 from steerling_jax.steering.config import SteeringConfig
 from tests.worlds.decoding import decode
 from tests.worlds.reference_decoder import reference_decode
+from tests.worlds.small_config import CONCEPT, SMALL
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CASES = [
@@ -39,32 +40,6 @@ CASES = [
 ]
 GREEDY = GenerationConfig(max_new_tokens=16, temperature=0.0, use_entropy_sampling=False, repetition_penalty=1.0)
 FLOAT32 = Compute()
-CONCEPT = ConceptConfig(
-    n_concepts=24,
-    n_unknown_concepts=40,
-    concept_dim=32,
-    factorize_rank=16,
-    topk_known=4,
-    topk_known_features=4,
-    unknown_topk=8,
-    block_size=16,
-)
-SMALL = ModelConfig(
-    n_layers=2,
-    n_head=4,
-    n_embd=32,
-    n_kv_heads=2,
-    block_size=96,
-    diff_block_size=8,
-    intermediate_size=48,
-    vocab_size=64,
-    pad_token_id=60,
-    bos_token_id=61,
-    eos_token_id=59,
-    endofchunk_token_id=62,
-    mask_token_id=63,
-    concept=CONCEPT,
-)
 NO_EPSILON = dataclasses.replace(SMALL, concept=dataclasses.replace(CONCEPT, use_epsilon_correction=False))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import steerling_jax as sj
-from steerling_jax.concepts.catalogue import Head
+from steerling_jax.concepts.concept import Head
 from steerling_jax.concepts.heads import concept_embeddings
 from steerling_jax.errors import UserError
 from steerling_jax.explain.agreement import EffectAgreement, agreement, shuffled_concepts

@@ -12,7 +12,7 @@ import pytest
 
 from steerling_jax.bundle import Bundle
 from steerling_jax.cli.main import main
-from steerling_jax.concepts.catalogue import Head
+from steerling_jax.concepts.concept import Head
 from steerling_jax.errors import UserError
 from steerling_jax.evaluation.steering_cost import CostCanvases, cost_canvases, steering_costs
 from steerling_jax.infer.calibrate import calibrate as calibrate_module

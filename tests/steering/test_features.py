@@ -13,7 +13,7 @@ import pytest
 import steerling_jax as sj
 from steerling_jax.autoencoders.weights import Settings
 from steerling_jax.cli.main import main
-from steerling_jax.concepts.catalogue import Concept
+from steerling_jax.concepts.concept import Concept
 from steerling_jax.decoding.trace_record import from_plain, origin_of, record_of, restore, to_plain
 from steerling_jax.infer.generation_request import parse_generation_request
 from tests.worlds.autoencoders import make_autoencoder

@@ -11,39 +11,16 @@ import pytest
 
 import steerling_jax as sj
 from steerling_jax.models.compute import Compute
-from steerling_jax.models.steerling.config import ConceptConfig, ModelConfig
+from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.model import init_params
 from steerling_jax.steering.plan import ClampPlan, prepare_steering
 from steerling_jax.steering.resolve import resolve_rules
 from steerling_jax.steering.rules import SteeringRule
 from steerling_jax.tokenizer import IdsOnlyTokenizer, SpecialIds
+from tests.worlds import small_config
+from tests.worlds.small_config import CONCEPT
 
-CONCEPT = ConceptConfig(
-    n_concepts=24,
-    n_unknown_concepts=40,
-    concept_dim=32,
-    factorize_rank=16,
-    topk_known=4,
-    topk_known_features=4,
-    unknown_topk=8,
-    block_size=16,
-)
-SMALL = ModelConfig(
-    n_layers=4,
-    n_head=4,
-    n_embd=32,
-    n_kv_heads=2,
-    block_size=96,
-    diff_block_size=8,
-    intermediate_size=48,
-    vocab_size=64,
-    pad_token_id=60,
-    bos_token_id=61,
-    eos_token_id=59,
-    endofchunk_token_id=62,
-    mask_token_id=63,
-    concept=CONCEPT,
-)
+SMALL = dataclasses.replace(small_config.SMALL, n_layers=4)
 PARAMS = init_params(SMALL, jax.random.key(0))
 E_CD = np.asarray(PARAMS["known_head"]["concept_embedding"]["weight"])
 W_VD = np.asarray(PARAMS["tok_emb"]["weight"])

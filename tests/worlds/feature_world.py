@@ -7,7 +7,7 @@ from pathlib import Path
 
 import steerling_jax as sj
 from steerling_jax.autoencoders.weights import Settings
-from steerling_jax.concepts.catalogue import Concept
+from steerling_jax.concepts.concept import Concept
 from tests.worlds.autoencoders import make_autoencoder
 from tests.worlds.chat_model import chat_config, write_chat_model
 

@@ -27,7 +27,7 @@ from steerling_jax.autoencoders.training_step import (
     update,
 )
 from steerling_jax.bundle import Bundle
-from steerling_jax.concepts.catalogue import Concept, unnamed
+from steerling_jax.concepts.concept import Concept, unnamed
 from steerling_jax.errors import require
 from steerling_jax.parallel.sharding import batch_sharding, make_mesh, to_host
 from steerling_jax.train.autoencoders.activations import Activations

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from steerling_jax.concepts.catalogue import comparable
+from steerling_jax.concepts.concept import comparable
 from steerling_jax.errors import UserError
 from steerling_jax.train.corpus.toml_files import check_fields, title, toml_files, toml_tables
 

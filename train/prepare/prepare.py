@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
-from steerling_jax.concepts.catalogue import comparable
+from steerling_jax.concepts.concept import comparable
 from steerling_jax.errors import UserError
 from steerling_jax.io.corpus.store import CorpusStore
 from steerling_jax.io.disk_errors import report_disk_errors

@@ -20,7 +20,7 @@ from steerling_jax.attribution.faithfulness.continuations import generate_contin
 from steerling_jax.attribution.faithfulness.figures import figure_entry
 from steerling_jax.attribution.faithfulness.partial_results import PartialResults
 from steerling_jax.bundle import Bundle
-from steerling_jax.concepts.catalogue import HEADS
+from steerling_jax.concepts.concept import HEADS
 from steerling_jax.concepts.heads import concept_embeddings
 from steerling_jax.decoding.generation import Generation
 from steerling_jax.decoding.generation_config import GenerationConfig

@@ -15,7 +15,7 @@ import numpy as np
 
 from steerling_jax.autoencoders.autoencoder import Autoencoder
 from steerling_jax.bundle import Bundle
-from steerling_jax.concepts.catalogue import WORD_SEPARATOR, Concept, no_name, unique_names, unnamed
+from steerling_jax.concepts.concept import WORD_SEPARATOR, Concept, no_name, unique_names, unnamed
 from steerling_jax.explain.feature_texts import TextLatents, promoted_tokens_of
 from steerling_jax.explain.features.passages import passages_of
 from steerling_jax.explain.naming.selection import MIN_ACTIVE, ProposedName, propose_names

@@ -18,7 +18,7 @@ from jax import lax
 from steerling_jax.autoencoders.autoencoder import Autoencoder
 from steerling_jax.autoencoders.model_fit import check_features
 from steerling_jax.bundle import Bundle
-from steerling_jax.concepts.catalogue import Concept
+from steerling_jax.concepts.concept import Concept
 from steerling_jax.errors import require
 from steerling_jax.explain.feature_texts import TextLatents, text_latents
 from steerling_jax.explain.features.direct_logits import direct_logits, histogram

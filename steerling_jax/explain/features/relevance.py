@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from steerling_jax.autoencoders.autoencoder import Autoencoder
 from steerling_jax.bundle import Bundle
-from steerling_jax.concepts.catalogue import Concept
+from steerling_jax.concepts.concept import Concept
 from steerling_jax.errors import require
 from steerling_jax.explain.feature_texts import promoted_tokens_of
 from steerling_jax.explain.naming.units import stem, text_units

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from steerling_jax.bundle import Bundle
-from steerling_jax.concepts.catalogue import Head
+from steerling_jax.concepts.concept import Head
 from steerling_jax.concepts.heads import check_concepts
 from steerling_jax.corpus.reader import Corpus
 from steerling_jax.corpus.stream import stream_tokens

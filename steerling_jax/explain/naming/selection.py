@@ -20,7 +20,7 @@ import numpy as np
 from scipy import sparse
 from scipy.stats import rankdata
 
-from steerling_jax.concepts.catalogue import NameQuality
+from steerling_jax.concepts.concept import NameQuality
 from steerling_jax.explain.naming.units import Vocabulary, text_units
 from steerling_jax.progress import Progress, no_progress
 
