@@ -13,7 +13,7 @@ import pytest
 from steerling_jax.cli.main import main
 from steerling_jax.errors import UserError
 from steerling_jax.infer.batch.result_file import repair
-from tests.worlds.serving_world import held_command, write_whole
+from tests.worlds.serving_world import PATIENCE, held_command, write_whole
 
 LINES = [
     {"id": f"line {i}", "prompt": "The quick brown"[: 3 + i % 12], "seed": i, "max_tokens": 3 + i % 12}
@@ -63,7 +63,7 @@ def start(model: Path, source: Path, target: Path, held: Path, environment: dict
     line = [*held_command(held), "generate", "--model", str(model), "--rows", "2"]
     line += ["--input", str(source), "--output", str(target)]
     process = subprocess.Popen(line, env=environment, stderr=subprocess.DEVNULL)
-    end = time.monotonic() + 120
+    end = time.monotonic() + PATIENCE
     while not target.exists() or len(read_whole(target)) == before:
         assert process.poll() is None
         assert time.monotonic() < end
@@ -98,7 +98,7 @@ def test_a_second_run_on_the_same_output_is_refused(text_model: Path, tmp_path: 
             assert run(text_model, source, path) == 2
             assert f"Another process is writing results to {path}" in capsys.readouterr().err
         (tmp_path / "held").unlink()
-        assert process.wait(120) == 0
+        assert process.wait(PATIENCE) == 0
     assert Counter(line["id"] for line in read(target)) == Counter(line["id"] for line in LINES)
     assert run(text_model, source, target) == 0  # the lock is released, and its file removed
     assert sorted(path.name for path in folder.iterdir()) == ["link.jsonl", "out.jsonl"]

@@ -22,7 +22,7 @@ FLAGS = (
     "--disable-sync",
     "--no-first-run",
 )
-WAIT = 120_000  # milliseconds that a state may take on a busy machine, compilation included
+WAIT = 600_000  # milliseconds that a state may take on a busy machine, compilation included
 WIDTHS = {"wide": 1280, "narrow": 390, "narrowest": 320}
 # WCAG 2.2 AA; best practices are advice.
 TAGS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
@@ -75,9 +75,10 @@ def watched_page(
     options.setdefault("viewport", {"width": WIDTHS[width], "height": 800})
     options.setdefault("locale", "en-GB")
     context: BrowserContext = browser.new_context(**options)
+    context.set_default_timeout(WAIT)
+    page = context.new_page()
     try:
-        context.set_default_timeout(WAIT)
-        watched = Watched(context.new_page(), server)
+        watched = Watched(page, server)
         watched.page.on("request", watched.on_request)
         watched.page.on("console", watched.on_console)
         watched.page.on("pageerror", lambda error: watched.problems.append(f"exception: {error}"))
@@ -86,6 +87,9 @@ def watched_page(
         yield watched
         assert watched.problems == []
     finally:
+        # A handler of a request that is on its way would fail in the closed page, and its error be raised by the next
+        # call of Playwright: in the next test.
+        page.unroute_all(behavior="ignoreErrors")
         context.close()
 
 

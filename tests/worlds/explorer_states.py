@@ -128,30 +128,24 @@ def empty_prompt(page: Page, explorer: RunningExplorer) -> Iterator[None]:
 def queued(page: Page, explorer: RunningExplorer) -> Iterator[None]:
     """The decoder makes no call."""
     open_page(page, explorer.url)
-    explorer.allow(0)
-    try:
+    with explorer.held(0):
         fill(page, f"{PROMPT} {next(_UNUSED)}", 64)
         submit(page)
         state_line(page, "About to be written")
         expect(page.locator(".state-line").get_by_role("button", name="Cancel")).to_be_visible()
         yield
-    finally:
-        explorer.release()
 
 
 @state
 def running(page: Page, explorer: RunningExplorer) -> Iterator[None]:
     """The decoder stops after a few calls."""
     open_page(page, explorer.url)
-    explorer.allow(4)
-    try:
+    with explorer.held(4):
         fill(page, f"{PROMPT} {next(_UNUSED)}", 64)
         submit(page)
         state_line(page, re.compile(r"[1-9]\d* of 64 tokens"))
         expect(page.locator(".state-line").get_by_role("button", name="Stop")).to_be_visible()
         yield
-    finally:
-        explorer.release()
 
 
 @state

@@ -12,10 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import httpx
-
 from tests.worlds.progress_lines import without_progress
-from tests.worlds.serving_world import HeldProcess, held_command
+from tests.worlds.serving_world import PATIENCE, HeldProcess, held_command
 
 
 @dataclass
@@ -29,7 +27,7 @@ class RunningExplorer(HeldProcess):
         return int(self.url.rpartition(":")[2])
 
     def wait_until_ready(self) -> None:
-        while httpx.get(f"{self.url}/health", timeout=300).status_code != 200:  # a busy machine may answer late
+        while self.get("/health").status_code != 200:
             assert self.process.poll() is None, self.lines
             time.sleep(0.02)
 
@@ -49,7 +47,7 @@ def exploring(
         )
         reader.start()
         try:
-            first = lines.get(timeout=300)
+            first = lines.get(timeout=PATIENCE)
             found = re.search(r"(http://[^\s/]+)/", first)
             assert found, first
             explorer = RunningExplorer(process, found[1], file)

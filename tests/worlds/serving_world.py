@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ VOCABULARY = 400
 SAMPLE = ["The quick brown fox jumps over the lazy dog. It returns a value, or raises an exception.\n",
           "안녕하세요, 세계. 값은 문자열이다.\n", "def greet(name):\n    return 12345\n"] * 20  # fmt: skip
 PROMPT = "The quick brown"
+PATIENCE = 600  # seconds until a test fails that waits for another process, which a busy machine can keep waiting
 CONCEPTS = ("Regular expressions", "Email", "Sockets", "Dates")
 
 
@@ -132,9 +134,32 @@ class HeldProcess:
         self.file.unlink(missing_ok=True)
         self.hold += 1
 
+    @contextmanager
+    def held(self, calls: int) -> Iterator[None]:
+        """The decoder makes this many calls and no more, until `release` or the end of the block. It is idle before:
+        the calls would otherwise be spent on the texts of earlier tests."""
+        while self.metric("queue_length") + self.metric("running_rows"):
+            time.sleep(0.02)
+        self.allow(calls)
+        try:
+            yield
+        finally:
+            self.release()
+
+    def get(self, path: str, **options) -> httpx.Response:
+        return httpx.get(f"{self.url}{path}", timeout=PATIENCE, **options)
+
+    def post(self, body, path: str = "/v1/completions", **options) -> httpx.Response:
+        return httpx.post(f"{self.url}{path}", json=body, timeout=PATIENCE, **options)
+
+    def metric(self, name: str) -> float:
+        """The value of a metric; name: as in `/metrics`, without the prefix, with its labels."""
+        lines = self.get("/metrics").text.splitlines()
+        return next(float(line.split()[-1]) for line in lines if line.startswith(f"steerling_{name} "))
+
     def stop(self, sent: signal.Signals = signal.SIGTERM) -> int:
         self.process.send_signal(sent)
-        return self.process.wait(90)
+        return self.process.wait(PATIENCE)
 
 
 @dataclass
@@ -143,25 +168,9 @@ class Server(HeldProcess):
 
     errors: list[str] = field(default_factory=list)
 
-    @contextmanager
-    def held(self, calls: int) -> Iterator[None]:
-        """The decoder, which is idle, makes this many calls and no more, until `release` or the end of the block."""
-        self.allow(calls)
-        try:
-            yield
-        finally:
-            self.release()
-
     @cached_property
     def openai(self) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=60)
-
-    def post(self, body, path: str = "/v1/completions", **options) -> httpx.Response:
-        return httpx.post(f"{self.url}{path}", json=body, timeout=60, **options)
-
-    def metric(self, name: str) -> float:
-        text = httpx.get(f"{self.url}/metrics").text
-        return next(float(line.split()[-1]) for line in text.splitlines() if line.startswith(f"steerling_{name} "))
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=PATIENCE)
 
 
 def write_whole(file: Path, content: str) -> None:
@@ -201,7 +210,7 @@ def serving(
         reader.start()
         server = None
         try:
-            first = lines.get(timeout=300)
+            first = lines.get(timeout=PATIENCE)
             found = re.search(ready, first)
             assert found, first
             server = Server(process, found[1], file)

@@ -15,6 +15,7 @@ from steerling_jax.attribution.explorer.events import BUFFERED, EventLog
 from steerling_jax.attribution.explorer.jobs import Cancelled, Explainer, JobKey, Rank
 from steerling_jax.attribution.explorer.tabs import FORGET_SECONDS, IDLE_SECONDS, MOST_TABS, REPLACE_SECONDS, Tabs
 from steerling_jax.infer.server.errors import ApiError
+from tests.worlds.serving_world import PATIENCE
 
 
 def received(log: EventLog, last_id: str | None, count: int) -> list[str]:
@@ -22,7 +23,7 @@ def received(log: EventLog, last_id: str | None, count: int) -> list[str]:
 
     async def read() -> list[str]:
         frames = log.frames(last_id)
-        return [await asyncio.wait_for(anext(frames), 30) for _ in range(count)]
+        return [await asyncio.wait_for(anext(frames), PATIENCE) for _ in range(count)]
 
     return asyncio.run(read())
 
@@ -76,14 +77,14 @@ class Recorder:
 
         def work(progress):
             began.set()
-            assert go.wait(30)
+            assert go.wait(PATIENCE)
             progress("after", 1, 2)
             return "result"
 
         return work, began, go
 
     def next(self) -> tuple[str, str, Any]:
-        return self.reports.get(timeout=30)
+        return self.reports.get(timeout=PATIENCE)
 
 
 @pytest.fixture
@@ -97,7 +98,7 @@ def recorder() -> Iterator[Recorder]:
 def test_the_most_urgent_job_is_next_and_tabs_take_turns(recorder: Recorder):
     work, began, go = recorder.blocking()
     recorder.thread.submit(JobKey("t", "first"), Rank.COST, work, "a")
-    assert began.wait(30)
+    assert began.wait(PATIENCE)
     for name, rank, owner in (
         ("influence", Rank.INFLUENCE, "a"),
         ("a1", Rank.INPUTS, "a"),
@@ -117,7 +118,7 @@ def test_a_job_ends_when_its_last_owner_does_not_wait_any_more(recorder: Recorde
     key = JobKey("t", "shared")
     job = recorder.thread.submit(key, Rank.INPUTS, work, "a")
     assert recorder.thread.submit(key, Rank.INPUTS, work, "b") is job, "the same is computed once"
-    assert began.wait(30)
+    assert began.wait(PATIENCE)
     waiting = recorder.thread.submit(JobKey("t", "waiting"), Rank.INPUTS, work, "a")
     recorder.thread.abandon(waiting, "a")
     assert recorder.next() == ("waiting", "cancelled", None)
@@ -157,7 +158,7 @@ def test_writing_goes_first():
     writing.set()
     job = recorder.thread.submit(JobKey("t", "inputs"), Rank.INPUTS, lambda progress: progress("8 nodes", 0, 4), "a")
     assert recorder.next() == ("inputs", "progress", ("8 nodes", 0, 4))
-    assert looked.wait(30)
+    assert looked.wait(PATIENCE)
     recorder.thread.abandon(job, "a")  # also while it stands still
     assert recorder.next() == ("inputs", "cancelled", None)
     writing.clear()

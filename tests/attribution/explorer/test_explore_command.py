@@ -24,7 +24,7 @@ from steerling_jax.cli.main import main
 from steerling_jax.errors import UserError
 from steerling_jax.infer.server.listening import http_address, listen
 from tests.worlds.explorer_world import exploring
-from tests.worlds.serving_world import sharing_compiled
+from tests.worlds.serving_world import PATIENCE, sharing_compiled
 
 TEXT = {"prompt": "The quick brown", "max_tokens": 64, "seed": 1}
 
@@ -41,11 +41,11 @@ def serving(site: Site) -> Iterator[httpx.Client]:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         try:
-            with httpx.Client(base_url=http_address(listening), timeout=60) as client:
+            with httpx.Client(base_url=http_address(listening), timeout=PATIENCE) as client:
                 yield client
         finally:
             server.should_exit = True
-            thread.join(60)
+            thread.join(PATIENCE)
 
 
 def test_the_page_is_there_before_the_model():
@@ -53,7 +53,7 @@ def test_the_page_is_there_before_the_model():
     gate = threading.Event()
 
     def load(counts: Any) -> Api:
-        assert gate.wait(60)
+        assert gate.wait(PATIENCE)
         raise UserError("It was not needed.")
 
     with serving(Site(ExplorerSettings(), load)) as client:
@@ -113,27 +113,26 @@ def test_the_command_reports_what_is_wrong(tmp_path: Path, capsys: pytest.Captur
 def test_the_address_beyond_this_machine_has_a_token(text_model: Path, environment: dict[str, str]):
     with exploring(text_model, environment, "--host", "0.0.0.0") as explorer:
         address = f"http://127.0.0.1:{explorer.port}"
-        assert httpx.get(f"{address}/").status_code == 200, "the page itself holds nothing"
-        assert httpx.get(f"{address}/api/cases").status_code == 401
+        assert httpx.get(f"{address}/", timeout=PATIENCE).status_code == 200, "the page itself holds nothing"
+        assert httpx.get(f"{address}/api/cases", timeout=PATIENCE).status_code == 401
 
 
 def test_it_stops_when_the_texts_in_progress_are_written(text_model: Path, environment: dict[str, str], tmp_path: Path):
     """The decoder is held in the middle of a text while the server is asked to stop."""
-    with exploring(text_model, environment, "--grace", "60", file=tmp_path / "hold") as explorer:
+    with exploring(text_model, environment, "--grace", "600", file=tmp_path / "hold") as explorer:
         explorer.wait_until_ready()
         explorer.allow(3)
-        session = f"{explorer.url}/api/sessions"
-        session += "/" + httpx.post(session, json={}).json()["session"]
-        assert httpx.post(f"{session}/texts", json=TEXT).status_code == 202
-        with httpx.stream("GET", f"{session}/events", timeout=60) as answer:
+        session = "/api/sessions/" + explorer.post({}, "/api/sessions").json()["session"]
+        assert explorer.post(TEXT, f"{session}/texts").status_code == 202
+        with httpx.stream("GET", f"{explorer.url}{session}/events", timeout=PATIENCE) as answer:
             events = (line for line in answer.iter_lines() if line.startswith("event: "))
             while next(events) != "event: commits":
                 pass
             explorer.process.send_signal(signal.SIGTERM)
-            while httpx.get(f"{explorer.url}/health").json()["status"] != "stopping":
+            while explorer.get("/health").json()["status"] != "stopping":
                 time.sleep(0.01)
-            refused = httpx.post(f"{session}/texts", json=TEXT | {"seed": 2})
+            refused = explorer.post(TEXT | {"seed": 2}, f"{session}/texts")
             assert (refused.status_code, refused.json()["error"]["code"]) == (503, "stopping")
             explorer.release()
             assert "event: commits" in list(events), "the text goes on, then the stream ends"
-        assert explorer.process.wait(90) == 0
+        assert explorer.process.wait(PATIENCE) == 0

@@ -30,6 +30,7 @@ from steerling_jax.decoding.trace_record import from_plain, origin_of, restore
 from steerling_jax.infer.server.engine import Engine
 from steerling_jax.infer.server.listening import listen
 from tests.io.gguf.test_gguf_models import chat_model
+from tests.worlds.serving_world import PATIENCE
 
 REQUEST = {"prompt": "The quick brown", "max_tokens": 16, "seed": 1}
 
@@ -61,7 +62,7 @@ class Running:
     def events(self, tab: str, last: str | None = None) -> Iterator[tuple[str | None, str, Any]]:
         """(id, name, data) of the events of a tab."""
         headers = {} if last is None else {"last-event-id": last}
-        with self.client.stream("GET", f"{tab}/events", headers=headers, timeout=60) as answer:
+        with self.client.stream("GET", f"{tab}/events", headers=headers, timeout=PATIENCE) as answer:
             assert answer.headers["content-type"].startswith("text/event-stream")
             fields: dict[str, str] = {}
             for line in answer.iter_lines():
@@ -72,11 +73,20 @@ class Running:
                     name, _, value = line.partition(": ")
                     fields[name] = value
 
-    def until(self, tab: str, found: Callable[[str, Any], bool], last: str | None = None) -> list[tuple[Any, str, Any]]:
-        """The events up to the first that is looked for."""
+    def until(
+        self,
+        tab: str,
+        found: Callable[[str, Any], bool],
+        last: str | None = None,
+        listening: Callable[[], None] = lambda: None,
+    ) -> list[tuple[Any, str, Any]]:
+        """The events up to the first that is looked for. listening: called after the first event, which shows that the
+        stream is open: events without a number, such as progress, are sent to nobody before."""
         seen = []
         for event in self.events(tab, last):
             seen.append(event)
+            if len(seen) == 1:
+                listening()
             if found(event[1], event[2]):
                 return seen
         raise AssertionError(f"the stream ended: {seen}")
@@ -103,13 +113,13 @@ def serving(
     thread.start()
     address = f"http://127.0.0.1:{listening.getsockname()[1]}"
     try:
-        with httpx.Client(base_url=address, timeout=60) as client:
+        with httpx.Client(base_url=address, timeout=PATIENCE) as client:
             while client.get("/health").status_code != 200:
                 time.sleep(0.01)
             yield Running(explorer, bundle, client)
     finally:
         server.should_exit = True
-        thread.join(60)
+        thread.join(PATIENCE)
         listening.close()
     assert not thread.is_alive()
 
@@ -159,14 +169,16 @@ def test_panels_of_a_selection(site: Running):
     document = site.explained(tab, text)["document"]
     start = len(document["trace"]["prompt"])
     body = {"text": text, "at": [start, start + 3], "step": 5, "panels": ["inputs", "considered", "evidence"]}
-    assert site.client.put(f"{tab}/focus", json=body).status_code == 204
     kinds: set[str] = set()
+
+    def look() -> None:
+        assert site.client.put(f"{tab}/focus", json=body).status_code == 204
 
     def all_there(name: str, data: Any) -> bool:
         kinds.update([data["kind"]] if name == "ready" else [])
         return {"inputs", "considered", "evidence"} <= kinds
 
-    seen = site.until(tab, all_there)
+    seen = site.until(tab, all_there, listening=look)
     hrefs = {data["kind"]: data["href"] for _, name, data in seen if name == "ready"}
     progress = [data for _, name, data in seen if name == "progress" and data["kind"] == "inputs"]
     assert progress
@@ -259,12 +271,12 @@ def test_another_focus_cancels_what_nobody_looks_at(site: Running):
 
     def hold(progress: Callable) -> None:
         began.set()
-        assert gate.wait(60)
+        assert gate.wait(PATIENCE)
 
     from steerling_jax.attribution.explorer.jobs import JobKey, Rank
 
     explainer.submit(JobKey("other", "hold"), Rank.CONCEPTS, hold, "someone")
-    assert began.wait(60)
+    assert began.wait(PATIENCE)
     focus = {"text": text, "at": [start, start + 8], "panels": ["inputs"]}
     assert site.client.put(f"{tab}/focus", json=focus).status_code == 204
     assert site.client.put(f"{tab}/focus", json=focus | {"at": [start + 9, start + 10]}).status_code == 204

@@ -17,6 +17,7 @@ from steerling_jax.attribution.explorer.indexing import Indexing
 from steerling_jax.attribution.explorer.tabs import Tabs
 from steerling_jax.attribution.explorer.training_data import TrainingData
 from steerling_jax.infer.server.errors import ApiError
+from tests.worlds.serving_world import PATIENCE
 
 # A command that notes its words in LOG, and then ends as its last lines say.
 SCRIPT = """\
@@ -81,7 +82,7 @@ class Maker:
         progress("corpus", 0, 3)
         ready(TrainingData(ignore, None, ("verbatim",)))  # type: ignore[arg-type]
         self.runs.append(stopped)
-        assert stopped.wait(60)
+        assert stopped.wait(PATIENCE)
 
 
 def test_a_job_is_shared_and_ends_with_its_last_follower():

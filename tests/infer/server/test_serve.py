@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import httpx
 import openai
 import pytest
 
@@ -57,12 +56,12 @@ def test_it_compiles_before_it_says_that_it_is_ready(
     options, file = ["--rows", "2", "--warm-up", "128"], tmp_path / "calls"
     file.write_text("wait")
     with serving(text_model, child_environment, *options, ready=r"(http://\S+)/health", file=file) as server:
-        answer = httpx.get(f"{server.url}/health", timeout=60)
+        answer = server.get("/health")
         assert (answer.status_code, answer.json()["status"]) == (503, "starting")
         server.release()
         early = {"prompt": PROMPT, "max_tokens": 2}  # waits
-        assert httpx.post(f"{server.url}/v1/completions", json=early, timeout=300).status_code == 200
-        assert httpx.get(f"{server.url}/health").json() == {"status": "ok"}
+        assert server.post(early).status_code == 200
+        assert server.get("/health").json() == {"status": "ok"}
         compiled = server.metric("compiled_programs")
         with ThreadPoolExecutor(6) as pool:
             bodies: list[dict] = [{"temperature": i % 2, "max_tokens": 20 * i + 1, "seed": i} for i in range(5)]

@@ -18,7 +18,7 @@ from starlette.types import Message
 from steerling_jax.cli.main import main
 from steerling_jax.infer.server import json_body
 from steerling_jax.infer.server.errors import ApiError
-from tests.worlds.serving_world import Server, serving
+from tests.worlds.serving_world import PATIENCE, Server, serving
 
 LIMIT = 20_000  # bytes of a body
 
@@ -81,7 +81,7 @@ BAD = [
 @pytest.mark.parametrize(("body", "status", "param", "words"), BAD, ids=lambda value: str(value)[:40])
 def test_bad_requests(server: Server, body, status: int, param: str | None, words: str):
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    answer = httpx.post(f"{server.url}/v1/completions", content=content, timeout=60)
+    answer = httpx.post(f"{server.url}/v1/completions", content=content, timeout=PATIENCE)
     assert answer.status_code == status, answer.text
     error = answer.json()["error"]
     assert set(error) == {"message", "type", "param", "code"}
@@ -92,7 +92,7 @@ def test_bad_requests(server: Server, body, status: int, param: str | None, word
 
 def test_a_body_without_a_declared_length_is_limited_too(server: Server):
     parts = (b"x" * 5000 for _ in range(100))
-    answer = httpx.post(f"{server.url}/v1/completions", content=parts, timeout=60)
+    answer = httpx.post(f"{server.url}/v1/completions", content=parts, timeout=PATIENCE)
     assert answer.status_code == 413
 
 
@@ -109,14 +109,14 @@ def test_a_body_that_does_not_come(monkeypatch: pytest.MonkeyPatch):
 
 def test_other_addresses(server: Server):
     for method, path, status in (("GET", "/v1/nothing", 404), ("GET", "/v1/completions", 405), ("PUT", "/health", 405)):
-        answer = httpx.request(method, server.url + path)
+        answer = httpx.request(method, server.url + path, timeout=PATIENCE)
         assert (answer.status_code, list(answer.json())) == (status, ["error"])
     client = server.openai
     assert [one.id for one in client.models.list()] == ["tiny-text"]
     assert client.models.retrieve("tiny-text").id == "tiny-text"
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("other")
-    assert httpx.get(f"{server.url}/health").json() == {"status": "ok"}
+    assert server.get("/health").json() == {"status": "ok"}
     messages: list = [{"role": "user", "content": "Hello"}]
     with pytest.raises(openai.BadRequestError, match="no chat template"):
         client.chat.completions.create(model="tiny-text", messages=messages)
@@ -144,7 +144,7 @@ def test_other_addresses(server: Server):
     ids=str,
 )
 def test_hosts_and_origins(server: Server, headers: dict[str, str], status: int):
-    answer = httpx.get(f"{server.url}/v1/models", headers=headers)
+    answer = server.get("/v1/models", headers=headers)
     assert answer.status_code == status, answer.text
     if status == 403:
         assert answer.json()["error"]["code"] in ("host_not_allowed", "origin_not_allowed")
@@ -156,11 +156,11 @@ def test_hosts_and_origins(server: Server, headers: dict[str, str], status: int)
 def test_only_the_health_check_needs_no_host(server: Server, path: str, status: int):
     address = httpx.URL(server.url)
     for version in ("1.0\r\n", "1.1\r\nHost:\r\nConnection: close\r\n"):
-        with socket.create_connection((address.host, address.port), timeout=10) as connection:
+        with socket.create_connection((address.host, address.port), timeout=PATIENCE) as connection:
             connection.sendall(f"GET {path} HTTP/{version}\r\n".encode())
             line = connection.makefile("rb").readline()
         assert line.split()[1] == str(status).encode()
-    assert httpx.get(f"{server.url}/health", headers={"Host": "evil.example"}).status_code == 403
+    assert server.get("/health", headers={"Host": "evil.example"}).status_code == 403
 
 
 def test_fields_that_change_nothing_are_accepted(server: Server):
@@ -182,14 +182,15 @@ def test_fields_that_change_nothing_are_accepted(server: Server):
 def test_preflight_requests_of_allowed_pages(server: Server):
     headers = {"Origin": "https://page.example", "Access-Control-Request-Method": "POST",
                "Access-Control-Request-Headers": "authorization,content-type"}  # fmt: skip
-    assert httpx.options(f"{server.url}/v1/completions", headers=headers).status_code == 200
+    address = f"{server.url}/v1/completions"
+    assert httpx.options(address, timeout=PATIENCE, headers=headers).status_code == 200
     private = {"Access-Control-Request-Private-Network": "true"}
-    allowed = httpx.options(f"{server.url}/v1/completions", headers=headers | private)
+    allowed = httpx.options(address, timeout=PATIENCE, headers=headers | private)
     assert (allowed.status_code, allowed.headers["access-control-allow-private-network"]) == (200, "true")
     assert allowed.headers["access-control-allow-origin"] == "https://page.example"
     foreign = headers | private | {"Origin": "https://evil.example"}
-    assert httpx.options(f"{server.url}/v1/completions", headers=foreign).status_code == 403
-    refused = httpx.options(f"{server.url}/v1/completions", headers=headers | {"Origin": "https://evil.example"})
+    assert httpx.options(address, timeout=PATIENCE, headers=foreign).status_code == 403
+    refused = httpx.options(address, timeout=PATIENCE, headers=headers | {"Origin": "https://evil.example"})
     assert refused.status_code == 403
 
 

@@ -7,10 +7,10 @@ import json
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -27,9 +27,12 @@ from steerling_jax.train.autoencoders.activations import Activations, mask_windo
 from steerling_jax.train.autoencoders.evaluate import evaluate
 from steerling_jax.train.autoencoders.layers import check_sizes
 from steerling_jax.train.autoencoders.run_config import AutoencoderRun
-from tests.worlds.serving_world import SAMPLE
+from tests.worlds.ports import lasting_port
+from tests.worlds.serving_world import PATIENCE, SAMPLE
+from tests.worlds.signalled_command import signalled_command
 
 STEPS = 24
+PROGRAM = (sys.executable, "-m", "steerling_jax.cli.main")
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +55,20 @@ def config():
     return path
 
 
-def train(config: Path, out: Path, *options: str) -> subprocess.Popen[str]:
-    line = [sys.executable, "-m", "steerling_jax.cli.main", "train", "--config", str(config), "--out", str(out)]
+def train(config: Path, out: Path, *options: str, program: Sequence[str] = PROGRAM) -> subprocess.Popen[str]:
+    line = [*program, "train", "--config", str(config), "--out", str(out)]
     return subprocess.Popen([*line, "--json", *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def killed_at(number: int) -> list[str]:
+    """The words that start `steerling` in a process that is killed when its `number`-th checkpoint is about to get its
+    name."""
+    return signalled_command(signal.SIGKILL, number, r"/checkpoints/\d+$")
+
+
+def wait_until_killed(process: subprocess.Popen[str]) -> None:
+    _, errors = process.communicate(timeout=PATIENCE)
+    assert process.returncode == -signal.SIGKILL, errors
 
 
 @pytest.fixture(scope="module")
@@ -93,13 +107,9 @@ def test_what_a_run_gives(whole: tuple[Path, dict]):
 
 def test_killed_and_continued_it_is_the_same(whole: tuple[Path, dict], config_file: Path, tmp_path: Path):
     out = tmp_path / "run"
-    for kill_at in (1, 2):  # after so many further checkpoints
-        process = train(config_file, out)
-        seen = len(complete(out))
-        while len(complete(out)) < seen + kill_at and process.poll() is None:
-            time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+    for number in (2, 3):
+        wait_until_killed(train(config_file, out, program=killed_at(number)))
+        assert complete(out)
     process = train(config_file, out)
     _, errors = process.communicate()
     assert process.returncode == 0, errors
@@ -115,11 +125,8 @@ def test_a_run_on_a_mesh_is_killed_continued_and_gives_the_same(
     on_mesh = tmp_path / "sae_mesh.py"
     imported = "from steerling_jax.parallel.sharding import MeshShape\n" + config_file.read_text()
     on_mesh.write_text(imported.replace("windows=4,", "windows=4, mesh=MeshShape(data=2, fsdp=1, tensor=2),"))
-    process = train(on_mesh, tmp_path / "run")
-    while not complete(tmp_path / "run") and process.poll() is None:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    wait_until_killed(train(on_mesh, tmp_path / "run", program=killed_at(2)))
+    assert complete(tmp_path / "run")
     process = train(on_mesh, tmp_path / "run")
     printed, errors = process.communicate()
     assert process.returncode == 0, errors
@@ -139,18 +146,18 @@ def test_two_processes_are_killed_continued_and_give_the_same(
     on_mesh, out = tmp_path / "sae_pod.py", tmp_path / "run"
     on_mesh.write_text(imported.replace("windows=4,", "windows=4, mesh=MeshShape(data=2, fsdp=1, tensor=2),"))
 
-    def start() -> list[subprocess.Popen[str]]:
-        address = ["--coordinator", f"127.0.0.1:{free_port()}", "--process-count", "2"]
-        return [train(on_mesh, out, *address, "--process-index", str(number)) for number in range(2)]
+    def start(first: Sequence[str] = PROGRAM) -> list[subprocess.Popen[str]]:
+        address = ["--coordinator", f"127.0.0.1:{lasting_port()}", "--process-count", "2"]
+        words = [[*address, "--process-index", str(number)] for number in range(2)]
+        return [train(on_mesh, out, *words[0], program=first), train(on_mesh, out, *words[1])]
 
+    killed, waiting = start(killed_at(2))
+    wait_until_killed(killed)
+    assert complete(out)
+    waiting.kill()
+    waiting.communicate()
     processes = start()
-    while not complete(out) and all(process.poll() is None for process in processes):
-        time.sleep(0.02)
-    for process in processes:
-        process.kill()
-        process.communicate()
-    processes = start()
-    printed, errors = zip(*(process.communicate(timeout=300) for process in processes), strict=True)
+    printed, errors = zip(*(process.communicate(timeout=PATIENCE) for process in processes), strict=True)
     assert [process.returncode for process in processes] == [0, 0], errors
     assert "Resuming from step" in errors[0]
     assert "evaluation" not in printed[1], "one process prints the result"
@@ -161,12 +168,6 @@ def test_two_processes_are_killed_continued_and_give_the_same(
     steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines() if '"step"' in line]
     assert steps == [*range(1, STEPS + 1), STEPS]
     assert sj.load_autoencoder(out / "export").n_latents == 64
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 def complete(out: Path) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -21,6 +20,8 @@ from steerling_jax.io.weights.published_writer import write_published
 from steerling_jax.models.steerling.model import init_params
 from steerling_jax.parallel.sharding import MeshShape
 from steerling_jax.train.run.config_files import load_config
+from tests.worlds.ports import lasting_port
+from tests.worlds.serving_world import PATIENCE
 from tests.worlds.signalled_command import signalled_command
 from tests.worlds.training_world import CONFIG, STEPS, make_corpus
 
@@ -57,9 +58,7 @@ class World:
     ) -> Processes:
         """more: fields of the config. words: what starts `steerling` in the processes with these numbers."""
         line = ["train", "--config", self.config(mesh, more), "--out", self.root / out, "--corpus", self.corpus]
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            address = f"127.0.0.1:{free.getsockname()[1]}"
+        address = f"127.0.0.1:{lasting_port()}"
         environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu"}
         started = []
         for number in range(processes):
@@ -76,7 +75,7 @@ class World:
 
 def finish(processes: Processes, code: int) -> list[str]:
     try:
-        errors = [process.communicate(timeout=300)[1] for process in processes]
+        errors = [process.communicate(timeout=PATIENCE)[1] for process in processes]
     finally:
         for process in processes:
             process.kill()
@@ -186,9 +185,7 @@ gather_problem(None)
 
 def two_processes(code: str) -> Processes:
     """Two Python processes that get a free address and their number as arguments."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{lasting_port()}"
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu"}
     lines = [[sys.executable, "-c", code, address, str(number)] for number in range(2)]
     return [subprocess.Popen(line, env=environment, stderr=subprocess.PIPE, text=True) for line in lines]
@@ -203,7 +200,7 @@ def test_a_process_that_fails_alone_ends_the_others():
     """The second one waits for it in a collective, which has no time limit of its own."""
     started = two_processes(FAIL_ALONE)
     try:
-        errors = [process.communicate(timeout=200)[1] for process in started]
+        errors = [process.communicate(timeout=PATIENCE)[1] for process in started]
     finally:
         for process in started:
             process.kill()

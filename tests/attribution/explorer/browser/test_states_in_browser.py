@@ -17,7 +17,6 @@ from tests.worlds.explorer_states import (
     SESSIONS,
     STATES,
     TEXTS,
-    answer,
     bar,
     being_prepared,
     fill,
@@ -30,6 +29,14 @@ from tests.worlds.explorer_states import (
 )
 from tests.worlds.explorer_world import RunningExplorer, exploring
 from tests.worlds.serving_world import sharing_compiled
+
+# Keeps each text that the status bars have from now on.
+RECORD_BARS = """() => {
+    const bars = document.querySelector(".bars");
+    window.recordedBars = [];
+    new MutationObserver(() => recordedBars.push(bars.textContent))
+        .observe(bars, {childList: true, characterData: true, subtree: true});
+}"""
 
 
 class View(NamedTuple):
@@ -123,13 +130,15 @@ def test_a_text_requested_too_early_is_written_when_the_model_is_ready(browser: 
 def test_a_busy_server_is_asked_again(browser: Browser, explorer: RunningExplorer):
     with watched_page(browser, server=explorer.url) as watched:
         page = watched.page
-        answer(page, TEXTS, 429, refusal("Too many texts.", "too_many_texts"), **{"Retry-After": "1"})
+        busy = {"json": refusal("Too many texts.", "too_many_texts"), "headers": {"Retry-After": "1"}}
+        page.route(TEXTS, lambda route: route.fulfill(status=429, **busy), times=1)
         open_page(page, explorer.url)
+        # The message is there for a second, in which a busy machine may not look.
+        page.evaluate(RECORD_BARS)
         fill(page, PROMPT)
         submit(page)
-        bar(page, "The server is busy; trying again in 1 s.")
-        page.unroute(TEXTS)
         state_line(page, "16 tokens in")
+        assert any("The server is busy; trying again in 1 s." in shown for shown in page.evaluate("recordedBars"))
 
 
 def test_a_queued_text_says_its_place_and_is_cancelled(browser: Browser, explorer: RunningExplorer):
