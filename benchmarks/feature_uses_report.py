@@ -17,7 +17,7 @@ from benchmarks.results_page import interval, table, write_page
 
 TABLES = ("code", "mathematics", "mmlu", "languages", "bad_words")
 LANGUAGES = ("English", "German", "French", "Spanish", "Italian")
-CASES = ("steering", "obligation", "mixing")
+CASES = ("steering", "obligation", "mixing", "spanish")
 METHODS = (
     ("best layer", 1), ("best layer", 2), ("best layer", 5), ("best layer", 10), ("all layers", 5),
     ("a tenth of the texts", 1), ("a tenth of the texts", 5), ("random features", 5), ("difference of means", None),
@@ -45,6 +45,8 @@ def tables(results: Mapping[str, Any]) -> dict[str, str]:
             if case in one:
                 parts[f"{model} {case}"] = steering(one[case])
                 parts[f"{model} {case} doses"] = doses(one[case])
+        if any("unexplained_variance" in figures for figures in one.values()):
+            parts[f"{model} autoencoders"] = autoencoders(one)
         if "answers" in one:
             parts[f"{model} answers"] = answers(one["answers"])
             parts[f"{model} correlations"] = correlations(one["answers"])
@@ -53,6 +55,17 @@ def tables(results: Mapping[str, Any]) -> dict[str, str]:
         if present := {part: one[part] for part in TABLES if part in one}:
             parts[f"{model} classes"] = classes(present)
     return parts
+
+
+def autoencoders(reports: Mapping[str, Any]) -> str:
+    """A row for each autoencoder that parts of a model's figures were measured with."""
+    parts: dict[tuple[str, ...], list[str]] = {}
+    for part, report in reports.items():
+        for one in report["autoencoders"]:
+            about = (str(one["layer"]), f"{one['latents']:,}", str(one["k"]), f"{report['unexplained_variance']:.3f}")
+            parts.setdefault(about, []).append(part)
+    rows = [[*about, ", ".join(names)] for about, names in parts.items()]
+    return table(["layer", "latents", "k", "unexplained variance, held out", "used for"], rows)
 
 
 def benchmarks(report: Mapping[str, Any]) -> str:

@@ -79,7 +79,7 @@ def classify(
 def as_json(result: Classification, autoencoders: Sequence[Autoencoder]) -> dict[str, Any]:
     """The figures for JSON."""
     return {
-        "autoencoders": [{"layer": one.layer, "latents": one.n_latents, "k": one.k} for one in autoencoders],
+        "autoencoders": [one.summary() for one in autoencoders],
         "classes": [
             {
                 "label": one.label,

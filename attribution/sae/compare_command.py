@@ -94,8 +94,8 @@ def run(args: argparse.Namespace) -> None:
     if args.json:
         fields = ("column", "limit", "sample", "ngram", "seed")
         settings = {field: getattr(args, field) for field in fields}
-        reader = {"layer": autoencoder.layer, "latents": autoencoder.n_latents, "k": autoencoder.k}
-        print_json({"model": bundle.name, "autoencoder": reader, "settings": settings} | as_json(comparison))
+        about = {"model": bundle.name, "autoencoder": autoencoder.summary(), "settings": settings}
+        print_json(about | as_json(comparison))
     else:
         show(comparison)
 

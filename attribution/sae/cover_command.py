@@ -109,7 +109,7 @@ def run(args: argparse.Namespace) -> None:
         cover = Cover(targets, said[: len(numbers)], coverage, args.least)
         report = {
             "model": bundle.name,
-            "autoencoder": {"layer": autoencoder.layer, "latents": autoencoder.n_latents, "k": autoencoder.k},
+            "autoencoder": autoencoder.summary(),
             "settings": {"file": args.file, "column": args.column, "limit": args.limit, "seed": args.seed},
         } | as_json(cover)
         if args.generator is not None:

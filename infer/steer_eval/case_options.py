@@ -88,7 +88,8 @@ def run_case_command(
     if args.plot is not None:
         plot_case(case, settings, args.plot, f"{bundle.name}: {len(texts.prompts)} prompts, seed {settings.seed}")
     if args.json:
-        print_json({"model": bundle.name, "settings": settings} | case_as_json(case))
+        about = {"model": bundle.name, "settings": settings, "autoencoders": [one.summary() for one in autoencoders]}
+        print_json(about | case_as_json(case))
     else:
         show_case(case)
 

@@ -67,6 +67,10 @@ class Autoencoder:
         """D, the width of the hidden states."""
         return self.weights.W_enc.shape[0]
 
+    def summary(self) -> dict[str, int | None]:
+        """Its block, number of features and k, as reports in JSON name an autoencoder."""
+        return {"layer": self.layer, "latents": self.n_latents, "k": self.k}
+
     def encode(self, x: Any, *, dense: bool = False) -> Any:
         """The latents of hidden states x (…, D).
 

@@ -120,6 +120,8 @@ def test_a_case_from_the_command_line(bundle: sj.Bundle, tmp_path: Path, capsys:
     assert report["chosen"]["strength"] == 1
     assert (report["concept"], report["judge"]) == (None, "words")
     assert len(report["tuning"]) == 2
+    assert [set(one) for one in report["autoencoders"]] == [{"layer", "latents", "k"}]
+    assert report["autoencoders"][0]["layer"] == report["chosen"]["layer"]
     assert main(["steer-eval", *READ_WITH, *options[:4]]) == 2
     assert "--positive needs --prompts" in capsys.readouterr().err
     assert main(["steer-eval"]) == 2

@@ -17,7 +17,7 @@ RESULTS = REPOSITORY / "docs" / "results"
 def test_the_page_has_the_tables_of_its_figures():
     page = (RESULTS / "feature-uses.md").read_text(encoding="utf-8")
     parts = report.tables(json.loads((RESULTS / "feature-uses.json").read_text(encoding="utf-8")))
-    assert len(parts) == 20
+    assert len(parts) == 25
     assert with_tables(page, parts) == page
     numbers = re.findall(r"\d\.\d\d", parts["smollm2 mixtures"])
     assert len(numbers) > 20
@@ -40,6 +40,18 @@ def test_mixtures_are_ordered_by_their_share():
     lines = report.mixtures(figures).splitlines()
     assert lines[3].startswith("| 50 % | 0.90 (0.90–0.90) | 0.10")
     assert "| 0.50 | 1.00 | -1.00 |" in lines[-1]  # 0.2, 0.9, 0.5 has one pair in the wrong order
+
+
+def test_autoencoders_of_one_layer_are_distinguished():
+    one = {"layer": 15, "latents": 9216, "k": 50}
+    parts = {
+        name: {"autoencoders": [one], "unexplained_variance": unexplained}
+        for name, unexplained in (("code", 0.135), ("mmlu", 0.11), ("languages", 0.135))
+    }
+    assert report.autoencoders(parts).splitlines()[2:] == [
+        "| 15 | 9,216 | 50 | 0.135 | code, languages |",
+        "| 15 | 9,216 | 50 | 0.110 | mmlu |",
+    ]
 
 
 def test_covered_features_are_shown_by_origin_and_by_target():
