@@ -23,5 +23,5 @@ inside="echo \$\$ > group; source .venv/bin/activate; $(quoted "${COMMAND[@]}") 
 gone="kill -0 -- -\$group 2>/dev/null || break; sleep 1"
 stop="group=\$(cat group); kill -- -\$group 2>/dev/null; for i in \$(seq ${TPU_STOP_SECONDS:-300}); do $gone; done"
 before="{ if [ -f group ]; then $stop; kill -9 -- -\$group 2>/dev/null; fi; [ ! -f log ] || mv log log.before; rm -f code group; }"
-started='until [ -f group ]; do sleep 0.1; done'
+started='until [ -s group ]; do sleep 0.1; done' # not empty: it is created before it is written
 on_all_hosts "cd ~/steerling && $before && { nohup setsid bash -c $(quoted "$inside") > /dev/null 2>&1 & } && $started"

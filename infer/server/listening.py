@@ -38,5 +38,5 @@ def uvicorn_config(app: Starlette) -> uvicorn.Config:
         log_level="warning",
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=2,
+        timeout_graceful_shutdown=10,  # at most; a busy machine needs seconds to end the last responses
     )

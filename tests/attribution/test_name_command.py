@@ -82,9 +82,9 @@ def test_answers_are_kept_for_the_next_run(tmp_path: Path):
     command = program(tmp_path, f"open({str(calls)!r}, 'a').write('x'); print(' A  name ')")
     kept = tmp_path / "answers"
     prompt = make_prompt(["tide"], ["wave"], ["a text"])
-    assert LabelCommand(command, 20.0, kept).name("discovered concept 1", prompt) == "A name"
+    assert LabelCommand(command, 600.0, kept).name("discovered concept 1", prompt) == "A name"
     kept.write_text(kept.read_text() + '{"prompt": "cut o')
-    again = LabelCommand(command, 20.0, kept)
+    again = LabelCommand(command, 600.0, kept)
     assert again.name("discovered concept 1", prompt) == "A name"
     assert calls.read_text() == "x"
     again.name("discovered concept 1", f"{prompt} ")
@@ -100,11 +100,11 @@ def test_answers_are_kept_for_the_next_run(tmp_path: Path):
         ("print('x' * 81)", "which is not a name; it must print a name of at most 80"),
         ("import sys; sys.stdout.buffer.write(bytes([255, 7]))", "which is not a name"),
         ("import sys; sys.exit('no\\nkey')", r"exited with code 1 \(no key\); correct it"),
-        ("import time; time.sleep(60)", "no answer within 0.5 seconds; raise --time-limit"),
+        ("import time; time.sleep(600)", "no answer within 0.5 seconds; raise --time-limit"),
     ],
 )
 def test_bad_answers_are_one_sentence(tmp_path: Path, code: str, words: str):
-    seconds = 0.5 if "sleep" in code else 30.0
+    seconds = 0.5 if "sleep" in code else 600.0
     command = LabelCommand(program(tmp_path, code), seconds, tmp_path / "answers")
     with pytest.raises(UserError, match=f"label.py', discovered concept 3: .*{words}"):
         command.name("discovered concept 3", "prompt")

@@ -199,14 +199,14 @@ def test_generate_continues_a_text_that_begins_with_a_dash():
 def test_interrupt_by_signal():
     # A shell that runs the tests in the background makes them ignore interrupts, and the child inherits that.
     listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    line = [sys.executable, "-c", stand_in(listen + "print('ready', flush=True); import time; time.sleep(60)")]
+    line = [sys.executable, "-c", stand_in(listen + "print('ready', flush=True); import time; time.sleep(600)")]
     with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
         assert child.stderr is not None
         assert child.stdout.readline() == "ready\n"
         child.send_signal(signal.SIGINT)
         assert child.stderr.read() == "interrupted\n"
-        assert child.wait(60) == 130
+        assert child.wait(600) == 130
 
 
 @pytest.mark.parametrize("size", [1, 1_000_000], ids=["in the buffer", "while printing"])

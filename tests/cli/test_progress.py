@@ -12,7 +12,7 @@ from steerling_jax.cli.console import progress_bar, stages
 
 def wait_for(read: Callable[[], str]) -> str:
     """The first output of a thread, which a slow machine may print late."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 600
     while time.monotonic() < deadline:
         if text := read():
             return text

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +20,8 @@ from steerling_jax.io import storage
 from steerling_jax.io.weights.safetensors_format import TensorToWrite, read_header, write_file
 from tests.worlds.decoders import GOLDEN_DECODERS
 from tests.worlds.paths import REPOSITORY
+from tests.worlds.ports import lasting_port
+from tests.worlds.serving_world import PATIENCE
 
 ADDRESS = "gs://bucket/model"
 
@@ -153,9 +154,7 @@ print(json.dumps({"read": Counting.read, "logits": to_host(logits).tolist()}))
 @pytest.mark.parametrize("name", ["qwen3", "qwen3_moe"])
 def test_two_processes_read_each_half_of_the_weights(name: str, tmp_path: Path):
     folder = in_shards(name, tmp_path / "model")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{lasting_port()}"
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "2", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", PROCESS, str(folder), address]
     started = [
@@ -170,7 +169,7 @@ def test_two_processes_read_each_half_of_the_weights(name: str, tmp_path: Path):
         for number in range(2)
     ]
     try:
-        outputs = [process.communicate(timeout=300) for process in started]
+        outputs = [process.communicate(timeout=PATIENCE) for process in started]
     finally:
         for process in started:
             process.kill()

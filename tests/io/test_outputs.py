@@ -38,7 +38,7 @@ class Reader(threading.Thread):
         self.content = self.path.read_bytes()
 
     def result(self) -> bytes:
-        self.join(60)
+        self.join(600)
         assert not self.is_alive(), "the FIFO's reader is still waiting"
         return self.content
 
@@ -205,12 +205,12 @@ def test_a_batch_into_a_fifo_and_standard_output(text_model: Path, tmp_path: Pat
     source.write_text("".join(json.dumps(request) + "\n" for request in [*requests, {"id": 9}]))
     options = ("generate", "--input", source, "--rows", "1", "--output")
     reader = Reader(pipe)
-    done = subprocess.run(command(text_model, *options, pipe), env=child_environment, capture_output=True, timeout=300)
+    done = subprocess.run(command(text_model, *options, pipe), env=child_environment, capture_output=True, timeout=600)
     assert done.returncode == 1, done.stderr
     lines = sorted(reader.result().splitlines())
     assert [json.loads(line)["id"] for line in lines] == [0, 1, 2, 9]
     printed = subprocess.run(
-        command(text_model, *options, "/dev/stdout"), env=child_environment, capture_output=True, timeout=300
+        command(text_model, *options, "/dev/stdout"), env=child_environment, capture_output=True, timeout=600
     )
     assert sorted(printed.stdout.splitlines()) == lines
     assert b"3 texts written to /dev/stdout; 0 were there already; 1 errors" in printed.stderr.replace(b"\n", b" ")
@@ -223,7 +223,7 @@ def test_outputs_of_commands(text_model: Path, tmp_path: Path, child_environment
     reader = Reader(pipe)
     outputs = ("--trace", tmp_path / "link", "--html", pipe, "--json", "/dev/stdout", "--graph", device)
     arguments = ("trace", "The quick", "--max-new-tokens", "16", "--greedy", "--no-inputs", *outputs)
-    done = subprocess.run(command(text_model, *arguments), env=child_environment, capture_output=True, timeout=300)
+    done = subprocess.run(command(text_model, *arguments), env=child_environment, capture_output=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "link").is_symlink()
     assert read_trace(tmp_path / "trace.json").prompt_text == "The quick"

@@ -58,7 +58,7 @@ chmod +x ~/.local/bin/uv
 def script(name: str, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     bare = {"PATH": os.environ["PATH"], "STEERLING_SOURCE": "steerling-jax[tpu]"}
     return subprocess.run(
-        [str(FOLDER / name), *words], env=bare | environment, capture_output=True, text=True, timeout=60, check=False
+        [str(FOLDER / name), *words], env=bare | environment, capture_output=True, text=True, timeout=600, check=False
     )
 
 
@@ -366,7 +366,9 @@ def test_setup_names_a_source_that_hosts_cannot_reach(tmp_path: Path):
 
     def run(*words: str, source: str = "", extras: str = "") -> subprocess.CompletedProcess[str]:
         environment = {"PATH": os.environ["PATH"], "STEERLING_SOURCE": source, "STEERLING_EXTRAS": extras}
-        return subprocess.run([*line, *words], env=environment, capture_output=True, text=True, timeout=60, check=False)
+        return subprocess.run(
+            [*line, *words], env=environment, capture_output=True, text=True, timeout=600, check=False
+        )
 
     done = run("--dry-run")
     assert (done.returncode, "ssh pod" in done.stdout) == (0, True)

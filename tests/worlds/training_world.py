@@ -110,7 +110,7 @@ class World:
     def run(self, out: Path, *more: str, before: str = "") -> tuple[int, str]:
         """As `start`, but waits; returns the exit code and standard error."""
         process = self.start(out, *more, before=before)
-        _, errors = process.communicate(timeout=300)
+        _, errors = process.communicate(timeout=600)
         return process.returncode, errors
 
     def unfinished(self, out: Path) -> Path:

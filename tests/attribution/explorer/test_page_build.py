@@ -49,7 +49,7 @@ def install(npm: list[str], web: Path) -> subprocess.CompletedProcess[str]:
     command = [*npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
 
     def attempt() -> subprocess.CompletedProcess[str]:
-        return subprocess.run(command, cwd=web, env=extra | os.environ, capture_output=True, text=True, timeout=300)
+        return subprocess.run(command, cwd=web, env=extra | os.environ, capture_output=True, text=True, timeout=600)
 
     done = attempt()
     for _ in range(2):
@@ -75,7 +75,7 @@ def test_the_committed_page_is_a_fresh_build(tmp_path: Path):
         [*node, "test/run.mjs"],
         [*node, "build.mjs", str(built)],
     ):
-        done = subprocess.run(command, cwd=web, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(command, cwd=web, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stdout + done.stderr
     for name in BUILT:
         same = (built / name).read_bytes() == (STATIC / name).read_bytes()

@@ -253,7 +253,7 @@ def test_a_build_continues_after_a_kill(corpus: CorpusStore, built: Path, tmp_pa
     folder = tmp_path / "index"
     killed = signalled_command(signal.SIGKILL, 2, r"/units/[^./]+$")
     line = command(*killed, "index", corpus.folder, folder, "--model", MODEL)
-    process = subprocess.run(line + OPTIONS, capture_output=True, text=True, timeout=300)
+    process = subprocess.run(line + OPTIONS, capture_output=True, text=True, timeout=600)
     assert process.returncode == -signal.SIGKILL, process.stderr
     assert len(list(folder.glob("units/*/unit.json"))) == 1 < len(IndexFolder(built).unit_names())
     (folder / "units" / ".left.behind").mkdir()

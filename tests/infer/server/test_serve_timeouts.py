@@ -19,7 +19,7 @@ from steerling_jax.infer.server.engine import Engine
 from steerling_jax.infer.server.listening import listen
 
 HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
-TIMEOUT = 30  # seconds until a test fails
+TIMEOUT = 600  # seconds until a test fails
 Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Coroutine[Any, Any, None]]
 
 

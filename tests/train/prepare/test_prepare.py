@@ -122,7 +122,7 @@ def test_resumes_after_kills(store: CorpusStore, folder: Path, tmp_path: Path):
     line += ["--vocab-size", "300", "--part-bytes", str(PART), "--heldout-share", "0.2"]
     for last_file in ("survey/000002.json", "parts/000002.json"):
         killed = signalled_command(signal.SIGKILL, 1, f"{last_file}$")
-        done = subprocess.run([*killed, *line], stderr=subprocess.PIPE, text=True, timeout=300)
+        done = subprocess.run([*killed, *line], stderr=subprocess.PIPE, text=True, timeout=600)
         assert done.returncode == -signal.SIGKILL, done.stderr
         assert not out.exists()
         assert not (work / last_file).exists()
@@ -142,7 +142,7 @@ def test_beam_makes_the_same_store(store: CorpusStore, folder: Path, tmp_path: P
     line = ["prepare", "--out", tmp_path / "store", "--input", folder, "--vocab-size", 300, "--part-bytes", PART]
     line += ["--heldout-share", 0.2, "--runner", "FnApiRunner", "--runner-options", "direct_num_workers=1"]
     done = subprocess.run(
-        [sys.executable, "-m", "steerling_jax.cli.main", *map(str, line)], capture_output=True, text=True, timeout=120
+        [sys.executable, "-m", "steerling_jax.cli.main", *map(str, line)], capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr
     assert same(store.folder, tmp_path / "store")
