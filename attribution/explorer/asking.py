@@ -17,7 +17,7 @@ from steerling_jax.infer.server.errors import ApiError
 from steerling_jax.models.steerling.config import ModelConfig
 
 PANELS = ("inputs", "concepts", "considered", "evidence")
-KINDS = ("cost", "influence", "index")
+KINDS = ("concepts", "cost", "influence", "index")
 EXPORTS = ("html", "json", "graph")
 EXPORTED_PARTS = ("inputs", "considered", "evidence")
 _LONGEST_STATE = 8_000  # characters of an address's fragment

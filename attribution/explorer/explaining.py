@@ -75,7 +75,7 @@ class Explaining:
         if len(tab.asked) >= MOST_JOBS:
             message = f"{MOST_JOBS} jobs of this tab are waiting: wait for one to end."
             raise ApiError(429, message, code="too_many_jobs", headers={"Retry-After": "2"})
-        key = JobKey(text.id, kind) if kind == "cost" else JobKey(text.id, "evidence", (at, ("influence",)))
+        key = JobKey(text.id, "evidence", (at, ("influence",))) if kind == "influence" else JobKey(text.id, kind)
         return self.begin(tab, text, key, tab.asked)
 
     def result(self, key: JobKey) -> Any:

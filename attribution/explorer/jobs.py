@@ -1,7 +1,8 @@
 """The explaining thread: one job at a time, the most urgent first, behind the writing of texts.
 
 A job reports progress before every call of the device. In this report it waits while a text is being written, since
-both would share the processors, and it is cancelled there by an exception.
+both would share the processors, and it is cancelled there by an exception. Jobs that warm up wait until nobody has
+asked for anything for a moment, and are postponed in their reports, to begin again later, as soon as somebody does.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from steerling_jax.progress import Progress
 log = logging.getLogger(__name__)
 _PATIENCE = 2.0  # seconds in a row that a job waits for writing; a server that always writes would never explain
 _LOOK_AGAIN = 0.005  # seconds
+_QUIET = 1.0  # seconds without a text and a job before a job warms up; a user who asks again soon need not wait for it
 
 
 class Rank(IntEnum):
@@ -35,10 +37,15 @@ class Rank(IntEnum):
     COST = 6
     INFLUENCE = 7
     EXPORT = 8
+    WARM_UP = 9
 
 
 class Cancelled(Exception):
     """Nobody waits for the job's result any more."""
+
+
+class _Postponed(Exception):
+    """The job warms up, and somebody asks for something: it begins again later."""
 
 
 class JobKey(NamedTuple):
@@ -83,6 +90,7 @@ class Explainer:
         self._numbers = itertools.count(1)
         self._changed = threading.Condition()
         self._closing = False
+        self._busy_at = time.monotonic()  # when a text was written, or a job was there that somebody asked for
         self._thread = threading.Thread(target=self._run, name="explainer", daemon=True)
 
     def start(self) -> None:
@@ -124,33 +132,55 @@ class Explainer:
                 outcome: tuple[str, Any] = ("ready", job.work(partial(self._checkpoint, job)))
             except Cancelled:
                 outcome = ("cancelled", None)
+            except _Postponed:
+                with self._changed:
+                    self._running = None
+                continue
             except Exception as error:  # the thread must survive it, to serve the other jobs
                 outcome = ("failed", error)
             with self._changed:
                 self._running = None
                 if self._jobs.get(job.key) is job:
                     del self._jobs[job.key]
+                if job.rank != Rank.WARM_UP:
+                    self._busy_at = time.monotonic()
             self._report(job, *outcome)
 
     def _next(self) -> Job | None:
         """Waits for the most urgent job; among equals, that of the owner who was served longest ago."""
         with self._changed:
             while not self._closing:
-                if self._jobs:
-                    job = min(self._jobs.values(), key=self._order)
-                    for owner in job.owners:
-                        self._turns[owner] = job.number
-                    self._running = job
-                    return job
-                self._turns.clear()
-                self._changed.wait()
+                if not self._jobs:
+                    self._turns.clear()
+                    self._changed.wait()
+                    continue
+                job = min(self._jobs.values(), key=self._order)
+                if job.rank == Rank.WARM_UP and (seconds := self._seconds_until_quiet()) > 0:
+                    self._changed.wait(seconds)
+                    continue
+                for owner in job.owners:
+                    self._turns[owner] = job.number
+                self._running = job
+                return job
             return None
+
+    def _seconds_until_quiet(self) -> float:
+        """How long to wait before a job may warm up; 0 where nobody has asked for anything for a moment."""
+        now = time.monotonic()
+        if self._writing() or any(job.rank != Rank.WARM_UP for job in self._jobs.values()):
+            self._busy_at = now
+        return self._busy_at + _QUIET - now
 
     def _order(self, job: Job) -> tuple[int, int, int]:
         return job.rank, min((self._turns.get(owner, 0) for owner in job.owners), default=0), job.number
 
     def _checkpoint(self, job: Job, stage: str, done: int, total: int) -> None:
         """The job's progress: reports it, lets writing go first, and cancels the job if nobody waits for it."""
+        if job.rank == Rank.WARM_UP and job.owners:
+            with self._changed:
+                if self._seconds_until_quiet() > 0:
+                    raise _Postponed
+            return
         self._report(job, "progress", (stage, done, total))
         deadline = time.monotonic() + _PATIENCE
         while job.owners and self._writing() and time.monotonic() < deadline:

@@ -1,7 +1,9 @@
 """Compiles what explains a text while nobody waits for it: the programs' first use takes seconds.
 
-The text is the gallery's first case, whose explanation the page shows at the start; a model that did not write it
-compiles when the first text is explained.
+With a full cache of compiled programs it is still half a second for each of them, in which JAX traces the program and
+finds it in the cache. The text is the gallery's first case, whose explanation the page shows at the start; a model that
+did not write it compiles when the first text is explained. Texts of other lengths share its programs, see
+`models.batching`.
 """
 
 from __future__ import annotations
@@ -23,25 +25,27 @@ log = logging.getLogger(__name__)
 
 
 def compile_explanations(model: Model, explaining: Explaining) -> None:
-    """Adds a job for each kind of explanation, behind all that anybody asks for."""
+    """Adds a job for each kind of explanation, the likeliest first, to be done while nobody asks for anything."""
     case = read_case(descriptions()[0]["name"]) if descriptions() else None
     if case is None or case["document"]["trace"]["model"]["fingerprint"] != model.origin.fingerprint:
         return
     bundle, record = model.bundle, from_plain(case["document"]["trace"], "The case")
-    last = record.trace.commits[-1]
+    positions = sorted(position for commit in record.trace.commits for position in commit.positions)
 
     def trace_of(work: Callable[..., Any], *arguments: Any) -> Callable[[Progress], Any]:
         return lambda progress: work(bundle, restore(record, bundle), *arguments, progress)
 
     works: dict[str, Callable[[Progress], Any]] = {
         "concepts": lambda progress: panels.text_document(bundle, model.autoencoders, record, progress),
-        "step": trace_of(considered_part, record.generation, last.step),
+        "step": trace_of(considered_part, record.generation, record.trace.commits[-1].step),
+        # Canvases are cut behind the diffusion block of the token, so an early one and a late one have two programs.
+        "early inputs": trace_of(panels.token_inputs, positions[:1]),
+        "late inputs": trace_of(panels.token_inputs, positions[-1:]),
         "steps": trace_of(considered_part, record.generation, None),
-        "inputs": trace_of(panels.token_inputs, list(last.positions)[:1]),
         "cost": lambda progress: panels.cost_panel(bundle, record, progress),
     }
     for name, work in works.items():
-        explaining.run("warm-up", JobKey("", f"warm-up of {name}"), Rank.EXPORT, work, _report)
+        explaining.run("warm-up", JobKey("", f"warm-up of {name}"), Rank.WARM_UP, work, _report)
 
 
 def _report(result: Any) -> None:

@@ -132,9 +132,9 @@ class Nucleus:
 
         return jax.vmap(one)(view.logits, view.position)
 
-    def temperature_of(self, logits_V: jax.Array) -> jax.Array:
-        """The temperature () float32 at which a row of logits (V,) is drawn."""
-        by_entropy = entropy_temperature(logits_V, self.top_p)
+    def temperature_of(self, logits_V: jax.Array, largest: jax.Array | None = None) -> jax.Array:
+        """The temperature () float32 at which a row of logits (V,) is drawn; largest: see `entropy_temperature`."""
+        by_entropy = entropy_temperature(logits_V, self.top_p, largest)
         return jnp.where(jnp.asarray(self.temperature) > 0, self.temperature, by_entropy)
 
 

@@ -23,10 +23,14 @@ def position_key(seed: jax.Array | int, position: jax.Array | int) -> jax.Array:
     return jax.random.fold_in(jax.random.key(seed), position)
 
 
-def entropy_temperature(logits_V: jax.Array, top_p: jax.Array | float) -> jax.Array:
-    """0.3 + 0.4 · min(1, H / ln k), k the size of the nucleus (at least 2), () float32."""
+def entropy_temperature(logits_V: jax.Array, top_p: jax.Array | float, largest: jax.Array | None = None) -> jax.Array:
+    """0.3 + 0.4 · min(1, H / ln k), k the size of the nucleus (at least 2), () float32.
+
+    largest: the largest probabilities in descending order, where the caller has as many as are in the nucleus and one
+    more; without them the vocabulary is sorted.
+    """
     probs = jax.nn.softmax(logits_V)
-    descending = jnp.sort(probs)[::-1]
+    descending = jnp.sort(probs)[::-1] if largest is None else largest
     effective = jnp.maximum(jnp.sum(jnp.cumsum(descending) <= top_p) + 1, 2)
     entropy = -jnp.sum(probs * jnp.log(probs + 1e-10))
     return 0.3 + 0.4 * jnp.minimum(1.0, entropy / jnp.log(effective.astype(jnp.float32)))

@@ -59,18 +59,26 @@ def _text_hidden(params: Params, tokens: jax.Array, edits: tuple[LayerEdit, ...]
 def snapshot_hidden(
     bundle: Bundle, trace: Trace, steps: Sequence[int], canvases: np.ndarray, *, unconditional: bool = False
 ) -> jax.Array:
-    """Hidden rows (S, T, D) of a diffusion model for the snapshots `canvases` (S, T) of steps, with what steered them.
+    """Hidden rows (S, T', D) of a diffusion model for the snapshots `canvases` (S, T) of steps, with what steered them.
 
+    Canvases are padded to one of a few lengths T' >= T, so that texts of many lengths share a program.
     unconditional: of guidance's branch, which sees masks in place of the prompt.
     """
-    config = bundle.config
+    config, total = bundle.config, np.int32(canvases.shape[1])
+    if bundle.compute.attention == "splash":  # the kernel takes no mask, which would hide the padding
+        total = None
+    else:
+        pad = padded_length(canvases.shape[1], config) - canvases.shape[1]
+        canvases = np.pad(canvases, ((0, 0), (0, pad)), constant_values=trace.mask_id)
     if unconditional:
         canvases = canvases.copy()
         canvases[:, : trace.prompt_length] = trace.mask_id
     tables = [trace.injected(step, config.n_layers, config.n_embd) for step in steps]
     at_masks, at_prompt = map(np.stack, zip(*tables, strict=True))
     edits = edits_of_canvases(canvases, trace.prompt_length, trace.mask_id, at_masks, at_prompt, trace.edits)
-    return compiled_hidden(bundle.params, jnp.asarray(canvases), config=config, compute=bundle.compute, edits=edits)
+    return compiled_hidden(
+        bundle.params, jnp.asarray(canvases), total, config=config, compute=bundle.compute, edits=edits
+    )
 
 
 def _snapshot_rows(bundle: Bundle, trace: Trace, unconditional: bool) -> np.ndarray:

@@ -22,6 +22,8 @@ from steerling_jax.models.steerling.backbone import lm_logits
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.decompose import RowClamps, logit_features
 
+_NUCLEUS = 256  # tokens
+
 
 class StepInputs(NamedTuple):
     """What the steps of a call saw.
@@ -132,18 +134,36 @@ def _replayed(
         probabilities=best,
         raw_probabilities=raw_best,
         entropy=-jnp.sum(bits, axis=-1),
-        confidence=best[:, 0],
-        temperature=_temperatures(choice, view.logits),
+        # Not `best[:, 0]`: XLA compiles a slice of top_k's result on a CPU to a sort of the whole vocabulary.
+        confidence=jnp.max(probabilities, axis=-1),
+        temperature=_temperatures(choice, view),
         ranking=ranking,
         quota=quota,
         drawn=lax.fori_loop(0, quota, draw, jnp.zeros(len(ranking), jnp.int32)),
     )
 
 
-def _temperatures(choice: Policy, logits: jax.Array) -> jax.Array:
-    """The temperatures (W,) at which rows of logits (W, V) are drawn: 0 where the most likely token is taken, NaN for a
-    choice that is not one of this package's."""
+def _temperatures(choice: Policy, view: StepView) -> jax.Array:
+    """The temperatures (W,) at which rows of a view are drawn: 0 where the most likely token is taken, NaN for a choice
+    that is not one of this package's. Rows that are not open have some temperature, which nobody reads."""
     if isinstance(choice, Nucleus):
-        return jax.vmap(choice.temperature_of)(logits)
+        return lax.map(lambda row: _nucleus_temperature(choice, *row), (view.logits, view.open))
     constant = choice.temperature if isinstance(choice, Sample) else 0.0 if isinstance(choice, Greedy) else jnp.nan
-    return jnp.full(len(logits), constant, jnp.float32)
+    return jnp.full(len(view.logits), constant, jnp.float32)
+
+
+def _nucleus_temperature(choice: Nucleus, logits: jax.Array, open: jax.Array) -> jax.Array:
+    """The temperature () of a row of logits (V,).
+
+    Sorting the vocabulary would be most of a replay's time on a CPU: a draw sorts once for each committed token, but
+    here every open position has a temperature. Nearly always the nucleus is within the first few hundred tokens.
+    """
+    largest, _ = lax.top_k(jax.nn.softmax(logits), min(_NUCLEUS, len(logits)))
+    # `entropy_temperature` compares the same sums with top_p; from too few of them it would get too small a nucleus.
+    enough = jnp.cumsum(largest)[-1] > choice.top_p
+    # Rows are mapped, not vectorised: a vectorised `cond` would compute both branches.
+    return lax.cond(
+        enough | ~open,
+        lambda: choice.temperature_of(logits, largest),
+        lambda: choice.temperature_of(logits),
+    )

@@ -110,6 +110,47 @@ def test_it_is_the_plain_loop(way: str):
         assert (np.diff(confidence) <= 1e-5).all(), "most confident first"
 
 
+@pytest.mark.parametrize("top_p", [0.1, 0.9])
+def test_temperatures_of_a_large_vocabulary(top_p: float):
+    """A nucleus of few tokens is found without sorting the vocabulary, one of many with it."""
+    large = dataclasses.replace(SMALL, vocab_size=600)
+    params = params_of(large)
+    config = sj.GenerationConfig(max_new_tokens=8, top_p=top_p, repetition_penalty=1.0)
+    trace = run(params, [1, 2, 3], large, config, seed=7)
+    bundle = sj.Bundle(large, params, None)  # pyright: ignore[reportArgumentType]
+    steps = considered(bundle, trace, dataclasses.replace(config, seed=7))
+    plan = prepare_steering(params, None, config=large, compute=bundle.compute)
+    sizes = []
+    for step in (steps[0], steps[3]):
+        logits = np.array(canvas_logits(params, trace.snapshot(step.step), 3, step.step, plan, large))
+        logits[:, [large.eos_token_id, large.mask_token_id, large.pad_token_id]] = -np.inf
+        for one in step.positions:
+            row = logits[one.position]
+            probabilities = np.sort(np.exp(row - row.max()) / np.exp(row - row.max()).sum())[::-1]
+            sizes.append(int((np.cumsum(probabilities) <= top_p).sum()) + 1)
+            expected = float(entropy_temperature(jax.numpy.asarray(row), top_p))
+            assert one.temperature == pytest.approx(expected, abs=1e-4)
+    assert max(sizes) < 256 if top_p == 0.1 else min(sizes) > 256
+
+
+def test_texts_of_other_lengths_compile_nothing_new(caplog: pytest.LogCaptureFixture):
+    """Canvases are padded to a few lengths. Attention does not see the padding, also within the last block."""
+
+    def compiled(prompt: list[int]) -> bool:
+        trace = run(PARAMS, prompt, SMALL, SAMPLED, seed=7)
+        trace = dataclasses.replace(trace, pieces=("",) * len(trace.tokens))
+        caplog.clear()
+        considered(SMALL_BUNDLE, trace, SAMPLED, top=3)
+        last = len(trace.tokens) - 1
+        found = sj.attribute_inputs(SMALL_BUNDLE, trace, nodes=1, positions=[last], batch_size=3)
+        assert found.path_logits[0] == pytest.approx(found.target_logits[0], abs=1e-4)
+        return any(f"Compiling jit({name})" in caplog.text for name in ("compiled_hidden", "summed_gradients"))
+
+    with jax.log_compiles():
+        assert compiled([1, 2])  # no other test has passes of 3 rows
+        assert not compiled([1, 2, 3, 4, 5, 6])
+
+
 def test_other_settings_than_the_texts_disagree():
     """The penalty decides about the order and the tokens, so the replay needs the text's own."""
     config = dataclasses.replace(SAMPLED, repetition_penalty=1.3)

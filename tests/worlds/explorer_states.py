@@ -191,6 +191,17 @@ def inputs_waiting(page: Page, explorer: RunningExplorer) -> Iterator[None]:
 
 
 @state
+def failed_panel(page: Page, explorer: RunningExplorer) -> Iterator[None]:
+    open_text(page, explorer, seed=next(_UNUSED))
+    select_last(page)
+    with explorer.failing():
+        page.get_by_role("tab", name="Inputs").click()
+        expect(page.locator("#panel .missing")).to_contain_text("The explanation failed.")
+    expect(page.locator("#panel").get_by_role("button", name="Try again")).to_be_visible()
+    yield
+
+
+@state
 def concepts(page: Page, explorer: RunningExplorer) -> Iterator[None]:
     """With a card of a concept."""
     open_text(page, explorer)

@@ -26,6 +26,17 @@ class RunningExplorer(HeldProcess):
     def port(self) -> int:
         return int(self.url.rpartition(":")[2])
 
+    @contextmanager
+    def failing(self) -> Iterator[None]:
+        """Explanations that begin within the block fail."""
+        assert self.file is not None
+        fails = Path(f"{self.file}.fails")
+        fails.touch()
+        try:
+            yield
+        finally:
+            fails.unlink()
+
     def wait_until_ready(self) -> None:
         while self.get("/health").status_code != 200:
             assert self.process.poll() is None, self.lines

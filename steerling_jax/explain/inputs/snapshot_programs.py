@@ -6,7 +6,8 @@ In a published model without the epsilon correction, lm_head is applied to the h
 as in the published package. A strict model goes through its heads, and so does text generated with clamped concepts,
 with the clamps.
 
-Legend: N cases of a call, S positions of a cut canvas, M passes of a call, B rows of a pass, L layers, D width.
+Legend: N cases of a call, S positions of a cut or padded canvas, M passes of a call, B rows of a pass, L layers, D
+width.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import jax.numpy as jnp
 from steerling_jax.decoding.request_edits import place_edits
 from steerling_jax.decoding.window import edits_of_canvases
 from steerling_jax.explain.inputs.targets import reads_selection
+from steerling_jax.models.attention import block_causal_mask
 from steerling_jax.models.backbone import Params, PassResult
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.decoder.backbone import decoder_backbone
@@ -37,7 +39,8 @@ class CaseTable(NamedTuple):
     prompt length, injection tables (1, L, D), guidance strength, the clamped concepts if the target reads logits, layer
     edits, and the baseline embedding (D,), None for that of the mask. The last is set for autoregressive models, which
     have no mask: their cases have no steering and no guidance, and a token is explained from the row of the position
-    before it.
+    before it. total () int32: positions from there on are padding, which attention does not see; None where there is
+    none, or where it is behind all that a causal model reads.
     """
 
     canvases: Any
@@ -52,6 +55,7 @@ class CaseTable(NamedTuple):
     clamps: RowClamps | None
     edits: tuple[LayerEdit, ...]
     baseline: Any
+    total: Any = None
 
 
 class _Paths(NamedTuple):
@@ -93,12 +97,22 @@ def _paths(
         return _Paths(base, full - base, causal_value)
     full = embed_tokens(params, canvases, compute).astype(jnp.float32)
     base = embed_tokens(params, jnp.full_like(canvases, cases.mask_id), compute).astype(jnp.float32)
-    in_prompt = jnp.broadcast_to(jnp.arange(full.shape[1])[None, :] < cases.prompt, canvases.shape)
+    at = jnp.arange(full.shape[1])
+    in_prompt = jnp.broadcast_to(at[None, :] < cases.prompt, canvases.shape)
+    mask = None
+    if cases.total is not None:
+        mask = block_causal_mask(at, at, config.diff_block_size) & (at < cases.total)[None, :]
 
     def hidden_rows(x: jax.Array, canvases: jax.Array) -> jax.Array:
         edits = edits_of_canvases(canvases, cases.prompt, cases.mask_id, cases.at_masks, cases.at_prompt, cases.edits)
         result = run_backbone(
-            params, x.astype(compute.dtype), config=config, compute=compute, edits=edits, capture=capture
+            params,
+            x.astype(compute.dtype),
+            config=config,
+            compute=compute,
+            attention=mask,
+            edits=edits,
+            capture=capture,
         )
         hidden = _read(result, capture)
         rows = hidden[jnp.arange(len(which)), positions]

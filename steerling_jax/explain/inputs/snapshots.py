@@ -5,8 +5,8 @@ the mask embedding (0), and the embedding of the snapshot's token (1); positions
 autoregressive model has no mask: its baseline is the mean of all embeddings. This module groups the work into calls of
 a few compiled programs (`snapshot_programs`).
 
-Legend: n explained targets, T canvas positions, S positions of a cut canvas, N cases of a call, M passes of a call, B
-rows of a pass, R patterns.
+Legend: n explained targets, T canvas positions, S positions of a cut or padded canvas, N cases of a call, M passes of a
+call, B rows of a pass, R patterns.
 """
 
 from __future__ import annotations
@@ -58,6 +58,8 @@ class SnapshotPasses:
         # loop keeps all layers' activations for the backward pass. Under rematerialisation layers stay stacked.
         diffusion = isinstance(bundle.config, ModelConfig)
         self.params = bundle.params if bundle.compute.remat or not diffusion else unstack_layers(bundle.params)
+        # The splash kernel takes no mask, which hides the padding of a diffusion model's canvas.
+        self.pads = not diffusion or bundle.compute.attention != "splash"
         steps = sorted({case.step for case in cases})
         self.snapshots = {step: trace.snapshot(step) for step in steps}
         self.baseline = None if diffusion else mean_embedding(bundle.params, backbone=bundle.backbone)
@@ -70,16 +72,17 @@ class SnapshotPasses:
     def gradients(self, numbers: np.ndarray, points: np.ndarray, weights: np.ndarray) -> Iterator[tuple[Any, Any]]:
         """Sums over the quadrature points of weight · (snapshot − mask embedding) · gradient, summed over the width.
 
-        Yields (part of `numbers`, their attributions (…, S) float32). Positions from S on cannot be attended to and
-        have the attribution 0.
+        Yields (part of `numbers`, their attributions (…, S) float32, S <= T). Positions from S on cannot be attended to
+        and have the attribution 0.
         """
+        T = len(self.trace.tokens)
         for group, table, static in self._calls(numbers):
             case_rows = np.repeat(np.arange(len(group)), len(points))
             row_points, row_weights = (np.tile(values, len(group)) for values in (points, weights))
             total = 0.0
             for count, arrays in self._packed(case_rows, row_points, row_weights):
                 total += np.asarray(summed_gradients(self.params, table, *arrays, count, **static))
-            yield group, np.asarray(total)[: len(group)]
+            yield group, np.asarray(total)[: len(group), :T]
 
     def values(self, numbers: np.ndarray, keep: np.ndarray) -> np.ndarray:
         """Values (n, R) float32 of the targets of n cases `numbers`, on R partial snapshots each.
@@ -92,9 +95,11 @@ class SnapshotPasses:
             at = [index[number] for number in group]
             S, R = table.canvases.shape[1], keep.shape[1]
             case_rows = np.repeat(np.arange(len(group)), R)
+            kept = keep[at, :, :S]
+            kept = np.pad(kept, ((0, 0), (0, 0), (0, S - kept.shape[2])))  # padding is the same whatever is kept
             values = [
                 np.asarray(path_values(self.params, table, *arrays, count, **static)).reshape(-1)
-                for count, arrays in self._packed(case_rows, keep[at, :, :S].reshape(-1, S))
+                for count, arrays in self._packed(case_rows, kept.reshape(-1, S))
             ]
             result[at] = np.concatenate(values)[: len(case_rows)].reshape(-1, R)
         require_finite(result)
@@ -104,13 +109,15 @@ class SnapshotPasses:
         """Numbers of cases that share a call, with their table and the program's static arguments."""
         groups: dict[Any, list[int]] = defaultdict(list)
         T, config = len(self.trace.tokens), self.bundle.config
+        # Texts of many lengths share programs too: a canvas that is not cut is padded.
+        whole = padded_length(T, config) if self.pads else T
         for number in numbers:
             case = self.cases[number]
             # Attention is causal over diffusion blocks: what follows the target's block cannot affect the target. The
             # canvas is cut there, which saves most of the work for early positions. Lengths are rounded up to whole
             # blocks of a few sizes, so that a trace needs few compiled programs.
             length = padded_length(max(case.position + 1, _SHORTEST), config)
-            length = length if length <= _LARGEST_SHARE * T else T
+            length = length if length <= _LARGEST_SHARE * whole else whole
             structure = jax.tree.structure(case.target)
             groups[length, self.injection_group[case.step], type(case.target), structure].append(number)
         N = self.cases_per_call
@@ -127,7 +134,9 @@ class SnapshotPasses:
         """The arguments of a call for these cases; all of them have the injection of the first one."""
         cases = [self.cases[number] for number in numbers]
         at_masks, at_prompt = (side[None] for side in self.tables[cases[0].step])
+        T = len(self.trace.tokens)
         canvases = np.stack([self.snapshots[case.step][:length] for case in cases])
+        canvases = np.pad(canvases, ((0, 0), (0, max(length - T, 0))), constant_values=self.trace.mask_id)
         if self.baseline is not None:
             canvases = np.maximum(canvases, 0)  # what is not written yet: later positions, which nothing reads
         return CaseTable(
@@ -143,6 +152,7 @@ class SnapshotPasses:
             self.trace.clamps if cases[0].target.guided else None,
             self.trace.edits,
             self.baseline,
+            np.int32(T) if self.pads and self.baseline is None else None,
         )
 
     def _packed(self, *items: np.ndarray) -> Iterator[tuple[np.int32, list[np.ndarray]]]:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
+from steerling_jax.models.attention import block_causal_mask
 from steerling_jax.models.backbone import Params
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.edits import LayerEdit
@@ -187,8 +188,20 @@ compiled_forward = partial(jax.jit, static_argnames=("config", "compute", "dense
 
 @partial(jax.jit, static_argnames=("config", "compute"))
 def compiled_hidden(
-    params: Params, tokens: jax.Array, *, config: ModelConfig, compute: Compute, edits: Sequence[LayerEdit] = ()
+    params: Params,
+    tokens: jax.Array,
+    total: jax.typing.ArrayLike | None = None,
+    *,
+    config: ModelConfig,
+    compute: Compute,
+    edits: Sequence[LayerEdit] = (),
 ) -> jax.Array:
-    """tokens (B, T) to hidden states (B, T, D), without the heads and the output projection."""
-    x = embed_tokens(params, tokens, compute)
-    return run_backbone(params, x, config=config, compute=compute, edits=edits).hidden
+    """tokens (B, T) to hidden states (B, T, D), without the heads and the output projection.
+
+    total: (), positions from there on are padding, which attention does not see; None where there is none.
+    """
+    x, attention = embed_tokens(params, tokens, compute), None
+    if total is not None:
+        at = jnp.arange(tokens.shape[1])
+        attention = block_causal_mask(at, at, config.diff_block_size) & (at < total)[None, :]
+    return run_backbone(params, x, config=config, compute=compute, attention=attention, edits=edits).hidden

@@ -168,6 +168,43 @@ def test_writing_goes_first():
     assert issubclass(Cancelled, Exception)
 
 
+def test_warming_up_makes_way_for_who_asks_and_begins_again(recorder: Recorder):
+    began, go, runs = threading.Event(), threading.Event(), []
+
+    def compile_programs(progress):
+        runs.append("began")
+        began.set()
+        assert go.wait(30)
+        progress("compiling", 0, 1)
+        runs.append("ended")
+
+    recorder.thread.submit(JobKey("", "warm-up"), Rank.WARM_UP, compile_programs, "warm-up")
+    assert began.wait(30)
+    recorder.thread.submit(JobKey("t", "asked"), Rank.INPUTS, lambda progress: "answer", "a")
+    go.set()
+    assert recorder.next() == ("asked", "ready", "answer")
+    assert recorder.next() == ("warm-up", "ready", None)
+    assert runs == ["began", "began", "ended"]
+
+
+def test_nothing_warms_up_while_a_text_is_written():
+    writing, looked = threading.Event(), threading.Semaphore(0)
+    writing.set()
+
+    def is_writing() -> bool:
+        looked.release()
+        return writing.is_set()
+
+    recorder = Recorder(is_writing)
+    recorder.thread.start()
+    recorder.thread.submit(JobKey("", "warm-up"), Rank.WARM_UP, lambda progress: None, "warm-up")
+    assert all(looked.acquire(timeout=30) for _ in range(2)), "it looks again after a while"
+    assert recorder.reports.empty()
+    writing.clear()
+    assert recorder.next() == ("warm-up", "ready", None)
+    recorder.thread.close()
+
+
 def test_tabs_without_a_client_are_idle_and_then_forgotten():
     now = [0.0]
     tabs = Tabs("e", lambda: now[0])

@@ -23,26 +23,12 @@ export function HelpButton() {
       </dl>
       <h3>{w.signsTitle}</h3>
       <ul class="key signs">
-        <li>
-          <i class="up" />
-          {w.up}
-        </li>
-        <li>
-          <i class="down" />
-          {w.down}
-        </li>
-        <li>
-          <i class="known" />
-          {w.known}
-        </li>
-        <li>
-          <i class="discovered" />
-          {w.discovered}
-        </li>
-        <li>
-          <i class="epsilon" />
-          {w.epsilon}
-        </li>
+        {(["up", "down", "known", "discovered", "epsilon"] as const).map((sign) => (
+          <li key={sign}>
+            <i class={sign} />
+            {w[sign]}
+          </li>
+        ))}
       </ul>
     </Menu>
   );

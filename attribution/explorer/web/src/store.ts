@@ -76,6 +76,17 @@ export const results = signal<Results>(noResults);
 export const costs = signal<Readonly<Record<string, Result<Cost>>>>({}); // by text
 export const cards = signal<Readonly<Record<string, Card>>>({}); // "known:12"
 
+export const unexplained = signal<Readonly<Record<string, string | undefined>>>({}); // why a text's concepts failed, by text
+export const attempts = signal(0); // how often a panel whose work failed was asked again; live/focus.ts asks then
+
+/** Asks for a failed result again. */
+export function askAgain<K extends keyof Results>(kind: K, key: string): void {
+  batch(() => {
+    setResult(kind, key, {} as Results[K][string]);
+    attempts.value += 1;
+  });
+}
+
 export function setResult<K extends keyof Results>(kind: K, key: string, value: Results[K][string]): void {
   results.value = { ...results.value, [kind]: { ...results.value[kind], [key]: value } };
 }

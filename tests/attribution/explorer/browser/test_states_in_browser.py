@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -155,6 +155,26 @@ def test_a_queued_text_says_its_place_and_is_cancelled(browser: Browser, explore
         page.locator(".state-line").get_by_role("button", name="Cancel").click()
         state_line(page, "Stopped after 0 of 64 tokens.")
         state_line(first.page, "About to be written")
+
+
+@pytest.mark.parametrize(("language", "again"), [("en", "Try again"), ("ko", "다시 시도")])
+def test_a_failed_panel_is_asked_again(browser: Browser, explorer: RunningExplorer, language: str, again: str):
+    """The concepts, which are computed for every text, and what is computed for a selection."""
+    with watched_page(browser, server=explorer.url) as watched:
+        page, panel = watched.page, watched.page.locator("#panel")
+
+        def fails_and_succeeds(ask: Callable[[], object], answer: str) -> None:
+            with explorer.failing():
+                ask()
+                expect(panel.locator(".missing")).to_contain_text("The explanation failed.")
+            panel.get_by_role("button", name=again).click()
+            expect(panel.locator(answer).first).to_be_visible()
+
+        seed = {"en": 71, "ko": 72}[language]  # of texts that no other test has
+        fails_and_succeeds(lambda: open_page(page, of_text(explorer, seed, lang=language)), "li")
+        page.locator("#text [role=button]:not(.prompt)").last.click(modifiers=["Alt"])
+        for name, answer in (("inputs", "li button.row"), ("considered", "table")):
+            fails_and_succeeds(page.locator(f"#tab-{name}").click, answer)
 
 
 def test_two_tabs_are_independent_and_share_a_text(browser: Browser, explorer: RunningExplorer):

@@ -2,7 +2,7 @@
 
 import { effect } from "@preact/signals";
 import { formatSpan } from "../pure/address.ts";
-import { panel, pins, playing, reading, results, selection } from "../store.ts";
+import { attempts, panel, pins, playing, reading, results, selection } from "../store.ts";
 import { ALL_STEPS, consideredAt, inputsOf, lookedAtCommit, nextCommit } from "../tints.ts";
 import { send } from "./api.ts";
 import { connection, sessionPath } from "./connection.ts";
@@ -47,8 +47,8 @@ export function startFocus(): void {
       panels: [...panels],
       pins: pins.value,
     };
-    // Includes the state, since the same focus starts work once the text has ended.
-    const now = JSON.stringify([body, text.state]);
+    // The same focus starts work once the text has ended, and when failed work is asked for again.
+    const now = JSON.stringify([body, text.state, attempts.value]);
     if (now === last) return;
     last = now;
     clearTimeout(timer);

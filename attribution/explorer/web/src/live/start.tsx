@@ -20,7 +20,7 @@ import { InfluenceButton, IndexButton, PassageDialog, openPassage } from "./data
 import { startFocus } from "./focus.ts";
 import { addressedRequest, edited, fill, measured, turn, turns } from "./request.ts";
 import { StateLine, StatusBars, badAddress, otherModel } from "./status.tsx";
-import { askJob, asking, receive, refreshAll, stop, write } from "./texts.ts";
+import { askJob, asking, explainAgain, receive, refreshAll, stop, write } from "./texts.ts";
 import { WriteForm, columnsOf, writeNow } from "./write.tsx";
 
 /** Starts live mode; resolves when the first text is shown. */
@@ -28,6 +28,7 @@ export async function startLive(address: Address, problems: readonly string[]): 
   Object.assign(live, { write: WriteForm, status: StatusBars, state: StateLine, dialogs: PassageDialog });
   Object.assign(additions, { influence: InfluenceButton, index: IndexButton, passage: openPassage });
   caseActions.open = (name) => void openCase(name, {});
+  cardActions.explain = explainAgain;
   keyActions.stop = stop;
   keyActions.write = writeNow;
   cardActions.fetch = (kind, id) => void fetchCard(kind, id);

@@ -14,6 +14,7 @@ import {
   setResult,
   show,
   shownCase,
+  unexplained,
   type Waiting,
 } from "../store.ts";
 import type {
@@ -225,6 +226,7 @@ async function about(name: "progress" | "ready" | "failed", event: About): Promi
   }
   if (kind === "concepts" || kind === "given") {
     if (name === "ready") await refresh(text).catch(() => {});
+    if (name === "failed") setUnexplained(text, event.error?.message);
     return;
   }
   const influence = event.href?.includes("influence") ?? false;
@@ -249,12 +251,22 @@ async function about(name: "progress" | "ready" | "failed", event: About): Promi
 }
 
 export async function askJob(
-  kind: "cost" | "influence" | "index",
+  kind: "concepts" | "cost" | "influence" | "index",
   text: string | null,
   at: Span | null = null,
 ): Promise<void> {
   const path = await sessionPath();
   await post(`${path}/jobs`, { kind, ...(text === null ? {} : { text }), ...(at === null ? {} : { at }) });
+}
+
+/** Asks again for the concepts of a text, which failed. */
+export function explainAgain(text: string): void {
+  setUnexplained(text);
+  void askJob("concepts", text).catch((error: Error) => setUnexplained(text, error.message));
+}
+
+function setUnexplained(text: string, error?: string): void {
+  unexplained.value = { ...unexplained.value, [text]: error };
 }
 
 /** Cancels a job of `askJob`. */

@@ -2,6 +2,7 @@
 
 import type { ComponentChildren } from "preact";
 import { type Pointer, pointer } from "../store.ts";
+import { words } from "../words/index.ts";
 
 /** A bar of a value on a scale that ends at `most`. */
 export function Bar({ value, most, sign = value < 0 ? "down" : "up" }: { value: number; most: number; sign?: string }) {
@@ -76,8 +77,18 @@ export function Foot({ children }: { children: ComponentChildren }) {
   return <p class="foot">{children}</p>;
 }
 
-export function Missing({ children }: { children: ComponentChildren }) {
-  return <p class="missing">{children}</p>;
+/** Why a panel has no result. again: asks for work that failed once more. */
+export function Missing({ children, again }: { children: ComponentChildren; again?: (() => void) | false }) {
+  return (
+    <div class="missing">
+      <p>{children}</p>
+      {again && (
+        <button type="button" onClick={again}>
+          {words.value.again}
+        </button>
+      )}
+    </div>
+  );
 }
 
 /** A placeholder with the progress of a computation. */

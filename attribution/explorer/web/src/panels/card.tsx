@@ -10,10 +10,11 @@ import type { Card as CardData, Kind } from "../types.ts";
 import { words } from "../words/index.ts";
 import { Icon } from "./bars.tsx";
 
-/** Set by live mode: fetching a card, and steering by its concept. */
+/** Set by live mode: fetching a card, steering by its concept, and asking again for the concepts of a text. */
 export const actions: {
   fetch?: (kind: Kind, id: number) => void;
   steer?: (name: string, direction: 1 | -1, known: CardData) => void;
+  explain?: (text: string) => void;
 } = {};
 
 export function openCard(kind: Kind, id: number, anchor: HTMLElement): void {

@@ -17,10 +17,10 @@ import {
 import { largest } from "../pure/colours.ts";
 import { percent, plain, signed, signedPercent, small } from "../pure/numbers.ts";
 import { type Reading } from "../reading.ts";
-import { absolute, card, held, reading, selection } from "../store.ts";
+import { absolute, card, held, reading, selection, unexplained } from "../store.ts";
 import type { Kind } from "../types.ts";
 import { words } from "../words/index.ts";
-import { openCard } from "./card.tsx";
+import { actions, openCard } from "./card.tsx";
 import { Cells, Foot, Missing, Parts, Waiting, pointing } from "./bars.tsx";
 
 const filter = signal("");
@@ -33,8 +33,12 @@ export function Concepts() {
   const w = words.value.concepts;
   const [text, span] = [reading.value, selection.value];
   if (text === null) return <Missing>{words.value.why.choose}</Missing>;
-  if (text.document === null)
-    return text.state === "failed" ? <Missing>{text.error}</Missing> : <Waiting label={w.whenDone} done={0} of={1} />;
+  if (text.document === null) {
+    const error = text.error ?? unexplained.value[text.id];
+    if (error === undefined) return <Waiting label={w.whenDone} done={0} of={1} />;
+    // A text that could not be written is asked for again above it.
+    return <Missing again={text.error === null && (() => actions.explain?.(text.id))}>{error}</Missing>;
+  }
   const { concepts, features, activations } = text.document;
   if (!concepts && !features && !activations) return <Missing>{w.none}</Missing>;
   const rows = conceptRows(text, span);

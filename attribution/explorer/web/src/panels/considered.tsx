@@ -4,8 +4,8 @@
 import { visible } from "../pure/characters.ts";
 import { percent, plain, probability } from "../pure/numbers.ts";
 import { factsOf } from "../reading.ts";
-import { mode, openPosition, reading, results, selection } from "../store.ts";
-import { consideredAt, lookedAtCommit, pieceOf } from "../tints.ts";
+import { askAgain, mode, openPosition, reading, results, selection } from "../store.ts";
+import { ALL_STEPS, consideredAt, lookedAtCommit, pieceOf } from "../tints.ts";
 import type { Considered as All, ConsideredStep } from "../types.ts";
 import { words } from "../words/index.ts";
 import { Bar, Foot, Missing, Waiting } from "./bars.tsx";
@@ -17,9 +17,13 @@ export function Considered() {
   if (commit === null) return <Missing>{span[1] <= text.promptLength ? w.prompt : w.never}</Missing>;
   const found = consideredAt(text, commit);
   const number = text.commits[commit]!.step;
-  const pending = results.value.considered[`${number}`];
+  const { considered } = results.value;
+  // The steps are asked for one by one, or all at once while the slider moves.
+  const key = considered[ALL_STEPS]?.error === undefined ? `${number}` : ALL_STEPS;
+  const pending = considered[key];
   if (found === null) {
-    if (pending?.error !== undefined) return <Missing>{pending.error}</Missing>;
+    if (pending?.error !== undefined)
+      return <Missing again={() => askAgain("considered", key)}>{pending.error}</Missing>;
     return mode.value === "live" ? <Waiting label={w.waiting} done={0} of={1} /> : <Missing>{w.notComputed}</Missing>;
   }
   const position = openPosition.value ?? span[0];

@@ -4,7 +4,7 @@ import { formatSpan } from "../pure/address.ts";
 import { plain } from "../pure/numbers.ts";
 import { sameSpan } from "../pure/selection.ts";
 import type { Reading } from "../reading.ts";
-import { type Result, held, mode, model, reading, results, selection } from "../store.ts";
+import { type Result, askAgain, held, mode, model, reading, results, selection } from "../store.ts";
 import type { Evidence as Found, Hit, Span } from "../types.ts";
 import { words } from "../words/index.ts";
 import { Foot, Missing, Waiting, pointing } from "./bars.tsx";
@@ -30,7 +30,7 @@ export function Evidence() {
   const [text, span] = [reading.value, selection.value];
   if (text === null || span === null) return <Missing>{words.value.why.choose}</Missing>;
   const { value, waiting, error } = evidenceOf(text, span);
-  if (error !== undefined) return <Missing>{error}</Missing>;
+  if (error !== undefined) return <Missing again={() => askAgain("evidence", formatSpan(span))}>{error}</Missing>;
   if (value === undefined && mode.value === "live" && text.source === "server") {
     if (model.value !== null && model.value.index === null) return <NoIndex />;
     return <Waiting label={w.waiting} done={waiting?.done ?? 0} of={waiting?.of ?? 1} />;

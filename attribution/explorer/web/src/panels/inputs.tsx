@@ -1,10 +1,11 @@
 // The panel "Inputs": the input tokens that raised or lowered the logits of the selected tokens.
 
+import { formatSpan } from "../pure/address.ts";
 import { visible, runAt } from "../pure/characters.ts";
 import { largest } from "../pure/colours.ts";
 import { signed, small } from "../pure/numbers.ts";
 import { specialName } from "../reading.ts";
-import { held, mode, pointer, reading, selection } from "../store.ts";
+import { askAgain, held, mode, pointer, reading, selection } from "../store.ts";
 import { selectedInputs } from "../tints.ts";
 import { words } from "../words/index.ts";
 import { Cells, Foot, Missing, Waiting, pointing } from "./bars.tsx";
@@ -17,7 +18,7 @@ export function Inputs() {
   if (text === null || span === null) return <Missing>{words.value.why.choose}</Missing>;
   if (span[1] <= text.promptLength) return <Missing>{w.prompt}</Missing>;
   const { value: found, waiting, error } = selectedInputs.value;
-  if (error !== undefined) return <Missing>{error}</Missing>;
+  if (error !== undefined) return <Missing again={() => askAgain("inputs", formatSpan(span))}>{error}</Missing>;
   if (found === undefined && waiting !== undefined)
     return <Waiting label={w.waiting(waiting.done, waiting.of)} done={waiting.done} of={waiting.of} />;
   if (found === undefined) return <Missing>{mode.value === "live" ? w.notYet : w.notComputed}</Missing>;

@@ -14,7 +14,7 @@ export const en = {
   intro: {
     title: "Click any words to see where they came from.",
     by: (model: string) => `Written by ${model}.`,
-    says: "A language model wrote the text below. For whatever you select, the page answers which words before it, which concepts and which training texts led to it, and how exact each answer is.",
+    says: "A language model wrote the text below. Select any of it to see which words before it, which concepts and which training texts led to it, and how exact each answer is.",
   },
   text: {
     title: "Text",
@@ -40,8 +40,7 @@ export const en = {
     grain: "A click selects",
     grains: { chunk: "chunk", word: "word", token: "token" },
     strip: "Shares",
-    stripSays:
-      "The line below each token: its parts from named concepts, discovered concepts and, where the model has it, epsilon",
+    stripSays: "The line below each token: its parts from named concepts, discovered concepts and, if any, epsilon",
   },
   steps: {
     title: "Step",
@@ -132,8 +131,7 @@ export const en = {
     bias: "constant",
     residual: "left over",
     frozen: "The scale of the final norm is held fixed; what the autoencoder does not reproduce is left over.",
-    active:
-      "The largest activation at the selected tokens, where the finished text is read: not what it added to a logit.",
+    active: "The largest activation at the selected tokens of the finished text: not what it added to a logit.",
     quiet: "No feature is active here.",
   },
   card: {
@@ -154,14 +152,13 @@ export const en = {
     waiting: "Searching the training data",
     notComputed:
       "Training data was not searched for this file. Make it with --index and --corpus, or export it with “training data”.",
-    notOfCase:
-      "Training data is not stored for this selection of the example. Select a chunk, or write the text yourself.",
+    notOfCase: "The example has no training data for this selection. Select a chunk, or write the text yourself.",
     nothing: "Nothing close.",
     threshold: (value: string) => `Threshold: ${value}, which 1 in 100 random texts reaches.`,
     best: (value: string) => `The closest place has ${value}.`,
     tokens: (count: number) => (count === 1 ? "1 token" : `${count} tokens`),
     occurrences: (count: number) => (count === 1 ? "once in the corpus" : `${count} times in the corpus`),
-    foot: "A place above its threshold is close to the text; that alone does not say that the model learned the text from it.",
+    foot: "A place above its threshold is close to the text. It does not say that the model learned it there.",
     inDocument: "in its document",
     noIndex: "There is no index of the training data. These commands make one:",
     makeIndex: "Make it here",
@@ -276,7 +273,7 @@ export const en = {
     featureUnit: "1 is the feature’s largest activation on the texts on which it was measured.",
     remove: (name: string) => `Remove ${name}`,
     strength: (name: string) => `Strength of ${name}`,
-    unit: "1 is the strength that was measured to work for the concept; beyond 1 the text falls apart into words.",
+    unit: "1 is the strength measured to work; beyond 1 the text falls apart into words.",
     amplified: (value: string) => `amplified ${value}×`,
     suppressed: (value: string) => `suppressed ${value}×`,
     off: "off",
@@ -298,7 +295,7 @@ export const en = {
   },
   live: {
     preparing: (part: string) =>
-      `The model is being prepared: ${part}. The example can be explored meanwhile; a text that you ask for waits for it.`,
+      `The model is being prepared: ${part}. Meanwhile the example can be explored; your text waits.`,
     loading: "loading",
     failed: (message: string) => `The model could not be loaded: ${message}`,
     queued: (place: number) => (place > 0 ? `In the queue: ${place} before it` : "About to be written"),

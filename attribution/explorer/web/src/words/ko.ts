@@ -16,7 +16,7 @@ export const ko: Words = {
   intro: {
     by: (model: string) => `${model} 모델이 썼습니다.`,
     title: "단어를 누르면 어디에서 왔는지 볼 수 있습니다.",
-    says: "아래 글은 언어 모델이 썼습니다. 고른 부분마다 앞의 어떤 단어가, 어떤 개념이, 어떤 학습 글이 그것을 이끌었는지, 그리고 그 답이 얼마나 정확한지 보여 줍니다.",
+    says: "아래 글은 언어 모델이 썼습니다. 고른 부분을 앞의 어떤 단어, 어떤 개념, 어떤 학습 글이 이끌었는지, 그 답이 얼마나 정확한지 보여 줍니다.",
   },
   text: {
     title: "글",
@@ -42,7 +42,7 @@ export const ko: Words = {
     grain: "누르면 고르는 단위",
     grains: { chunk: "청크", word: "단어", token: "토큰" },
     strip: "비율",
-    stripSays: "토큰 아래의 선: 이름 있는 개념, 발견된 개념, 그리고 모델에 있으면 엡실론이 차지하는 몫",
+    stripSays: "토큰 아래의 선: 이름 있는 개념, 발견된 개념, 있으면 엡실론이 차지하는 몫",
   },
   steps: {
     title: "단계",
@@ -268,7 +268,7 @@ export const ko: Words = {
     featureUnit: "1은 그 특징을 잰 글에서 가장 큰 활성값입니다.",
     remove: (name: string) => `${name} 빼기`,
     strength: (name: string) => `${name}의 세기`,
-    unit: "1은 그 개념에 효과가 있다고 잰 세기입니다. 1을 넘으면 글이 단어로 흩어집니다.",
+    unit: "1은 효과가 있다고 잰 세기입니다. 1을 넘으면 글이 단어로 흩어집니다.",
     amplified: (value: string) => `${value}배 키움`,
     suppressed: (value: string) => `${value}배 누름`,
     off: "끔",
@@ -290,7 +290,7 @@ export const ko: Words = {
   },
   live: {
     preparing: (part: string) =>
-      `모델을 준비하고 있습니다: ${part}. 그동안 예를 살펴볼 수 있고, 부탁한 글은 준비가 끝나면 씁니다.`,
+      `모델을 준비하고 있습니다: ${part}. 그동안 예를 볼 수 있고, 글은 준비가 끝나면 씁니다.`,
     loading: "불러오는 중",
     failed: (message: string) => `모델을 불러오지 못했습니다: ${message}`,
     queued: (place: number) => (place > 0 ? `대기 중: 앞에 ${place}개` : "곧 씁니다"),
