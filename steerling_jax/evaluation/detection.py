@@ -37,6 +37,18 @@ def auc(scores: np.ndarray, positive: np.ndarray) -> float:
     return float((rank_sum - positives * (positives + 1) / 2) / (positives * negatives))
 
 
+def auc_table(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
+    """The areas (C, J) of J scores (m, J) for each of C labels, positive (m, C) bool; 0.5 where a label has no
+    positive or no negative.
+
+    The scores are ranked once for all labels, so that many features can be compared for many concepts.
+    """
+    positives = positive.sum(axis=0)[:, None].astype(float)
+    ranks = positive.T.astype(float) @ rankdata(scores, axis=0)
+    pairs = positives * (len(positive) - positives)
+    return np.where(pairs > 0, (ranks - positives * (positives + 1) / 2) / np.maximum(pairs, 1), 0.5)
+
+
 def macro_auc(scores: np.ndarray, positive: np.ndarray, at_least: int) -> Auc:
     """The areas for scores (m, C) and positive (m, C) bool, of the concepts with `at_least` positive chunks."""
     counts = positive.sum(axis=0)

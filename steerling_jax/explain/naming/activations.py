@@ -1,16 +1,14 @@
 """Activations of a head's concepts in whole chunks of a corpus, every position of which is read under a mask.
 
-A chunk's activation is the mean over its positions. Concept heads are trained at masked positions, so each text is read
-twice, with complementary masks: half of each block is masked in the one pass and the other half in the other, after
-unmasked earlier blocks. In `activity`, a chunk of which the telling word happens not to be masked counts as inactive;
-here it does not.
+A chunk's activation is the mean over its positions, whose rows are those of `masked_rows`. In `activity`, a chunk of
+which the telling word happens not to be masked counts as inactive; here it does not.
 
 Legend: J concepts, m chunks, B sequences, T positions, N = B·T, D width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
@@ -24,16 +22,15 @@ from steerling_jax.corpus.reader import Corpus
 from steerling_jax.corpus.stream import stream_tokens
 from steerling_jax.errors import UserError
 from steerling_jax.explain.chunk_activations import concept_activations
+from steerling_jax.explain.masked_rows import rows_under_masks
 from steerling_jax.models.backbone import Params
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.steerling.config import ModelConfig
-from steerling_jax.models.steerling.denoise import denoise
-from steerling_jax.objectives.noise import mask_tokens
 from steerling_jax.progress import Progress, no_progress
 
 _BATCH_TOKENS = 4096
+OfBatch = Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]]  # see `means_of_chunks`
 _SPAN_TOKENS, _MAX_SPANS = 4 * _BATCH_TOKENS, 32  # of the spans into which a sample of a split is divided
-_LEVEL = 0.5  # the share of positions that each of the two passes masks
 
 
 def sample_chunks(store: Corpus, split: str, tokens: int) -> list[tuple[int, int]]:
@@ -81,29 +78,43 @@ def chunk_means(
     check_concepts(bundle.config, head, ids)
     block = bundle.config.diff_block_size
     seq_len = min(-(-seq_len // block) * block, bundle.config.block_size // block * block)
-    size = max(1, _BATCH_TOKENS // seq_len)
     key, concepts = jax.random.key(seed), jnp.asarray(ids, jnp.int32)
-    numbers, means = [np.zeros(0, np.int64)], [np.zeros((0, len(ids)), np.float32)]
+
+    def of_batch(tokens: np.ndarray, local: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
+        at = jax.random.fold_in(key, number)
+        run = {"head": head, "config": bundle.config, "compute": bundle.compute}
+        return jax.device_get(_chunk_sums(bundle.params, tokens, local, at, concepts, **run))
+
+    return means_of_chunks(store, ranges, len(ids), of_batch, seq_len=seq_len, progress=progress, stage=stage)
+
+
+def means_of_chunks(
+    store: Corpus,
+    ranges: Sequence[tuple[int, int]],
+    width: int,
+    of_batch: OfBatch,
+    *,
+    seq_len: int,
+    progress: Progress = no_progress,
+    stage: str = "reading",
+) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers (m,) of the chunks in `ranges`, and the means (m, width) float32 of what `of_batch` gives at their
+    positions.
+
+    of_batch: from tokens (B, T), the chunk of each, numbered from 0 within the batch (−1 for none), and the number of
+    the batch, to sums (n, width) and counts (n,) of its chunks. seq_len: T.
+    """
+    size = max(1, _BATCH_TOKENS // seq_len)
+    numbers, means = [np.zeros(0, np.int64)], [np.zeros((0, width), np.float32)]
     spans = [store.read("chunk_spans", low, high) for low, high in ranges]
     total = sum(-(-int(span[-1, 1] - span[0, 0]) // (seq_len * size)) for span in spans)
     done = 0
     for (low, high), span in zip(ranges, spans, strict=True):
-        sums, counts = np.zeros((high - low, len(ids))), np.zeros(high - low)
+        sums, counts = np.zeros((high - low, width)), np.zeros(high - low)
         for tokens, chunk in stream_tokens(store, int(span[0, 0]), int(span[-1, 1]), seq_len, size):
             present = np.unique(chunk[chunk >= 0])
             local = np.where(chunk >= 0, np.searchsorted(present, chunk), -1).astype(np.int32)
-            batch_sums, batch_counts = jax.device_get(
-                _chunk_sums(
-                    bundle.params,
-                    tokens,
-                    local,
-                    jax.random.fold_in(key, done),
-                    concepts,
-                    head=head,
-                    config=bundle.config,
-                    compute=bundle.compute,
-                )
-            )
+            batch_sums, batch_counts = of_batch(tokens, local, done)
             # A chunk that a batch cuts gets its sums from both batches.
             sums[present - low] += batch_sums[: len(present)]
             counts[present - low] += batch_counts[: len(present)]
@@ -129,14 +140,7 @@ def _chunk_sums(
     """Activation sums (N, J) and positions (N,) of the chunks of a batch; tokens, local (B, T) as in
     `chunk_activations`."""
     B, T = tokens.shape
-    levels = jnp.full((B, -(-T // config.diff_block_size)), _LEVEL)
-    noisy, masked = mask_tokens(key, tokens, levels, config)
-    complement = jnp.where(masked, tokens, config.mask_token_id)
-    one, other = (
-        denoise(params, tokens, copy, config=config, compute=compute, clean_context=True)
-        for copy in (noisy, complement)
-    )
-    hidden = jnp.where(masked[:, :, None], one, other).reshape(B * T, -1)  # each position where it is masked
+    hidden = rows_under_masks(params, tokens, key, config=config, compute=compute).hidden.reshape(B * T, -1)
     counted = (local >= 0).reshape(-1).astype(jnp.float32)
     activations = concept_activations(params, hidden, ids, head, config, compute) * counted[:, None]
     segment = jnp.where(counted > 0, local.reshape(-1), B * T)  # out of range, which segment_sum drops

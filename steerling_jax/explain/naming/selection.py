@@ -18,9 +18,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy import sparse
-from scipy.stats import rankdata
 
 from steerling_jax.concepts.concept import NameQuality
+from steerling_jax.evaluation.detection import auc_table
 from steerling_jax.explain.naming.units import Vocabulary, text_units
 from steerling_jax.progress import Progress, no_progress
 
@@ -88,7 +88,7 @@ def score_names(
     """
     weights, active = vocabulary.weights(texts), active_texts(activations)
     scores = np.stack([_score(weights, units) for units in names], axis=1) if names else np.zeros((len(texts), 0))
-    areas = _areas(scores, active)
+    areas = auc_table(scores, active)
     keys = [frozenset(units) for units in names]
     qualities: list[NameQuality | None] = []
     for j, units in enumerate(names):
@@ -156,7 +156,7 @@ def _grow(weights: sparse.csc_array, active: np.ndarray, candidates: np.ndarray)
     columns = weights[:, candidates].toarray()
     total, best, chosen = np.zeros(len(columns)), 0.5, []
     for _ in range(min(MAX_WORDS, len(candidates))):
-        areas = _areas(total[:, None] + columns, active[:, None])[0]
+        areas = auc_table(total[:, None] + columns, active[:, None])[0]
         areas[chosen] = 0.0
         if areas.max() < best + _MIN_GAIN:
             break
@@ -171,14 +171,6 @@ def _grow(weights: sparse.csc_array, active: np.ndarray, candidates: np.ndarray)
 def _score(weights: sparse.csc_array, units: Sequence[int]) -> np.ndarray:
     """The score (m,) of a name's units in each text."""
     return np.asarray(weights[:, np.asarray(units, int)].sum(axis=1)).ravel()
-
-
-def _areas(scores: np.ndarray, active: np.ndarray) -> np.ndarray:
-    """The AUC (J, n) of scores (m, n) for active (m, J): the Mann-Whitney statistic, ties counted half."""
-    positives = active.sum(axis=0)[:, None].astype(float)
-    ranks = active.T.astype(float) @ rankdata(scores, axis=0)
-    pairs = positives * (len(active) - positives)
-    return (ranks - positives * (positives + 1) / 2) / np.maximum(pairs, 1)
 
 
 def _standard_error(area: float, positives: int, negatives: int) -> float:

@@ -9,7 +9,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from steerling_jax.models.backbone import Params
+from steerling_jax.models.backbone import Params, PassResult
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.edits import LayerEdit
 from steerling_jax.models.steerling.backbone import embed_tokens, run_backbone
@@ -33,9 +33,26 @@ def denoise(
     blocks are finished. Both copies go through the layers in one pass of 2T positions, the clean one first; it is never
     edited, since decoding computes the keys and values of finished blocks without injections at masks.
     """
+    run = denoise_pass(params, clean, noisy, config=config, compute=compute, clean_context=clean_context, edits=edits)
+    return run.hidden
+
+
+def denoise_pass(
+    params: Params,
+    clean: jax.Array,
+    noisy: jax.Array,
+    *,
+    config: ModelConfig,
+    compute: Compute,
+    clean_context: bool,
+    edits: Sequence[LayerEdit] = (),
+    capture: tuple[int, ...] = (),
+) -> PassResult:
+    """The pass of `denoise`: its hidden states, and the outputs (B, T, D) of the blocks in `capture`, counted from 0,
+    at the noisy tokens."""
     if not clean_context:
         embeds = embed_tokens(params, noisy, compute)
-        return run_backbone(params, embeds, config=config, compute=compute, edits=edits).hidden
+        return run_backbone(params, embeds, config=config, compute=compute, edits=edits, capture=capture)
     B, T = noisy.shape
     attend = attend_two_copies
     if compute.attention == "splash":
@@ -48,8 +65,9 @@ def denoise(
         positions=jnp.tile(jnp.arange(T), 2),
         attention=partial(attend, block=config.diff_block_size),
         edits=[_on_second_copy(edit, B, T) for edit in edits],
+        capture=capture,
     )
-    return result.hidden[:, T:]
+    return PassResult(result.hidden[:, T:], None, {layer: x[:, T:] for layer, x in result.captured.items()})
 
 
 def _on_second_copy(edit: LayerEdit, rows: int, length: int) -> LayerEdit:
