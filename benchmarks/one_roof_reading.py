@@ -20,7 +20,7 @@ from steerling_jax.autoencoders.autoencoder import Autoencoder
 from steerling_jax.autoencoders.encoding import encode_dense_rows
 from steerling_jax.autoencoders.weights import Weights
 from steerling_jax.bundle import Bundle
-from steerling_jax.concepts.catalogue import HEADS
+from steerling_jax.concepts.concept import HEADS
 from steerling_jax.concepts.heads import head_spec
 from steerling_jax.corpus.labelled_chunks import positives_of
 from steerling_jax.corpus.reader import Corpus
