@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from steerling_jax.attribution.explorer import jobs
 from steerling_jax.attribution.explorer.asking import Focus
 from steerling_jax.attribution.explorer.events import BUFFERED, EventLog
 from steerling_jax.attribution.explorer.jobs import Cancelled, Explainer, JobKey, Rank
@@ -145,8 +146,9 @@ def test_an_error_does_not_end_the_thread(recorder: Recorder):
     assert recorder.next() == ("good", "ready", 1)
 
 
-def test_writing_goes_first():
+def test_writing_goes_first(monkeypatch: pytest.MonkeyPatch):
     """While a text is written, a job stands still at its next report; it goes on when the text has ended."""
+    monkeypatch.setattr(jobs, "_PATIENCE", PATIENCE)  # longer than a busy machine may keep this thread waiting
     writing, looked = threading.Event(), threading.Event()
 
     def is_writing() -> bool:

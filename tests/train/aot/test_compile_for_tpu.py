@@ -22,6 +22,8 @@ def config_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 EVALUATION = """
 import dataclasses, sys
+from steerling_jax.train.compile_command import for_compiling_only
+for_compiling_only()  # or one process at a time could load the compiler, which other tests do, too
 import jax, jax.numpy as jnp
 from steerling_jax.models.compute import Compute
 from steerling_jax.evaluation.bound import likelihood_sums, presence_evidence
