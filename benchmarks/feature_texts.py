@@ -10,9 +10,9 @@ CC BY). None of them is part of this repository.
 
 OUT gets `compare/*.jsonl` (40 samples each), `mixtures/*.jsonl` (40 samples each, a known share of them from GSM8K),
 `classify/*.csv` with the columns text and label, `steering/*.jsonl`, code, docstrings and beginnings of docstrings,
-`obligation/*.jsonl`, sentences that oblige or deprecate, others and beginnings of others, `mixing/*.jsonl`, English and
-Korean, `spanish/*.jsonl`, Spanish and English, and `answers/*.jsonl`, 20 samples of each of many collections. All draws
-are by fixed seeds.
+`problems/*.jsonl`, questions of GSM8K, paragraphs and beginnings of others, `obligation/*.jsonl`, sentences that oblige
+or deprecate, others and beginnings of others, `mixing/*.jsonl`, English and Korean, `spanish/*.jsonl`, Spanish and
+English, and `answers/*.jsonl`, 20 samples of each of many collections. All draws are by fixed seeds.
 """
 
 from __future__ import annotations
@@ -103,6 +103,10 @@ def main() -> None:
         write_lines(args.out / "steering" / f"{name}.jsonl", [" ".join(text.split()) for text in texts])
     tables = {"mathematics": take(maths, CLASS), "encyclopedia": take(articles, CLASS)}
     write_table(args.out / "classify" / "mathematics.csv", tables)
+    problems = {"positive": tables["mathematics"][:STYLE], "negative": tables["encyclopedia"][:STYLE]}
+    problems["prompts"] = [" ".join(text.split()[:6]) for text in compared["wikitext"][:PROMPTS]]
+    for name, texts in problems.items():
+        write_lines(args.out / "problems" / f"{name}.jsonl", texts)
     write_table(args.out / "classify" / "mmlu.csv", {name: mmlu[name][:SAMPLES] for name in CATEGORIES})
     write_table(
         args.out / "classify" / "languages.csv", {name: take(one, PARAGRAPHS) for name, one in languages.items()}

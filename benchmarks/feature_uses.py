@@ -16,7 +16,7 @@ stored with the figures, so that those of two autoencoders of one layer can be d
 
 The part `mixing` is steering away from English after Korean prompts that end with English words; it needs a model that
 writes Korean, such as Gemma 3 270M (the name `languages`). `spanish` is steering away from Spanish after English
-prompts that end with Spanish words.
+prompts that end with Spanish words, and `problems` from an encyclopedia to problems of school mathematics.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ TABLES = ("code", "mathematics", "mmlu", "languages", "bad_words")
 # Steering: the folder of the texts, and the options.
 CASES = {
     "steering": ("--strengths", "1,2,4,8"),
+    "problems": ("--strengths", "1,2,4,8"),
     "obligation": ("--strengths", "2,4", "--concept-strengths", "2,4,8", "--max-new-tokens", "24"),
     "mixing": ("--strengths", "1,2,4,8", "--away", "--script", "Latin"),
     "spanish": ("--strengths", "1,2,4,8", "--away"),
@@ -57,7 +58,7 @@ def main() -> None:
     parser.add_argument("--layer", help="of the comparison")
     parser.add_argument("--unexplained", type=float, help="unexplained variance of the autoencoder, to be stored")
     parser.add_argument("--strengths", metavar="X,Y", help="of steering by features, in place of those of the part")
-    parser.add_argument("--parts", nargs="+", choices=(*ALL, "mixing", "spanish"), default=ALL)
+    parser.add_argument("--parts", nargs="+", choices=(*ALL, "mixing", "spanish", "problems"), default=ALL)
     args = parser.parse_args()
     reader = ["--model", args.model, *(["--autoencoder", args.autoencoder] if args.autoencoder else [])]
     for part in args.parts:

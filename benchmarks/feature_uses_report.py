@@ -17,7 +17,7 @@ from benchmarks.results_page import interval, table, write_page
 
 TABLES = ("code", "mathematics", "mmlu", "languages", "bad_words")
 LANGUAGES = ("English", "German", "French", "Spanish", "Italian")
-CASES = ("steering", "obligation", "mixing", "spanish")
+CASES = ("steering", "obligation", "problems", "mixing", "spanish")
 METHODS = (
     ("best layer", 1), ("best layer", 2), ("best layer", 5), ("best layer", 10), ("all layers", 5),
     ("a tenth of the texts", 1), ("a tenth of the texts", 5), ("random features", 5), ("difference of means", None),
