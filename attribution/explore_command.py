@@ -138,7 +138,7 @@ def _loader(args: argparse.Namespace, settings: ExplorerSettings, loaded: Loaded
         decoder = decoder_of(bundle, rows=args.rows, prefix_cache_bytes=_PREFIX_CACHE, room=_SHORT)
         # Sampling alone: greedy decoding is compiled when the first text asks for it. A step a call, so that the page
         # shows every step.
-        engine = Engine(decoder, warm_up(decoder, greedy=False), steps=1)
+        engine = Engine(decoder, warm_up(decoder, greedy=False, record_hidden=True), steps=1)
         explorer = Explorer(Model(bundle, model_origin(bundle), autoencoders), engine, data, maker)
         return ModelApi(explorer, settings, counts)
 

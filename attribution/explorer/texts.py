@@ -130,11 +130,11 @@ class Model:
     def request(self, text: Text) -> Request:
         """What the decoder takes to write a text. Raises `UserError` for steering that the model cannot do."""
         bundle, prompt = self.bundle, text.prompt
-        request = request_of(bundle, prompt)
+        request = request_of(bundle, prompt, record_hidden=True)
         if not text.random:
             return request
         prompt = dataclasses.replace(prompt, steering=self._random_plan(prompt, request.seed))
-        return dataclasses.replace(request_of(bundle, prompt), seed=request.seed)
+        return dataclasses.replace(request_of(bundle, prompt, record_hidden=True), seed=request.seed)
 
     def _random_plan(self, prompt: Prompt, seed: int) -> SteeringPlan:
         bundle = self.bundle
@@ -150,6 +150,11 @@ class Model:
         require(text.request is not None, "The text is not written yet.")
         assert text.request is not None
         generation = stopped_generation(self.bundle, text.request, text.commits)
+        whole = None if text.engine_request is None else text.engine_request.trace
+        # The rows of a text that was stopped, or ended by a stop text, are computed again where they are needed.
+        if whole is not None and whole.hidden is not None and whole.commits == generation.trace.commits:
+            trace = dataclasses.replace(generation.trace, hidden=whole.hidden)
+            generation = dataclasses.replace(generation, trace=trace)
         record = record_of(self.bundle, self.origin, text.prompt, generation)
         if not text.random:
             return record

@@ -36,12 +36,14 @@ class TextDelta:
 
 
 class EngineRequest:
-    """One request in the engine. `deltas` is read once, on the event loop. request: None once it is cancelled."""
+    """One request in the engine. `deltas` is read once, on the event loop. request: None once it is cancelled. trace:
+    of a text that was decoded to its end, from the last delta on."""
 
     def __init__(self, request: Request, writer: TextWriter):
         self.request: Request | None = request
         self.writer = writer
         self.ticket: int | None = None
+        self.trace: Trace | None = None
         self._emitted = 0  # commits of this block that earlier events contained
         self._deltas: asyncio.Queue[TextDelta | Exception] = asyncio.Queue()
 
@@ -62,6 +64,7 @@ class EngineRequest:
     def add_event(self, event: Event) -> TextDelta | None:
         """The delta of a decoder event; None if it has no new commits. On the engine's thread only."""
         if isinstance(event, Trace):
+            self.trace = event
             self.writer.end()
             return TextDelta(self.writer.take(), (), self.writer.finish)
         # `BlockDone` has all commits of the block, also those of the `Committed` events before it.

@@ -8,7 +8,8 @@ are compiled when the first one arrives.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -27,14 +28,16 @@ _SAMPLING: tuple[dict[str, Any], ...] = ({}, {"use_entropy_sampling": False, "te
 _NUCLEUS: dict[str, Any] = {"top_p": 0.9}
 
 
-def warm_up(decoder: Decoder, *, greedy: bool = True) -> Iterator[tuple[int, int]]:
+def warm_up(decoder: Decoder, *, greedy: bool = True, record_hidden: bool = False) -> Iterator[tuple[int, int]]:
     """Compiles the programs of requests that fit in the decoder's `room`; yields (done, total) after every step.
 
-    greedy: also those of greedy decoding and, for an autoregressive model, of a nucleus.
+    greedy: also those of greedy decoding and, for an autoregressive model, of a nucleus. record_hidden: those of
+    requests that record hidden rows.
     """
     sizes = [1 << i for i in range((decoder.rows - 1).bit_length() + 1)]
     samplings = _SAMPLING if isinstance(decoder.config, ModelConfig) else (*_SAMPLING, _NUCLEUS)
     samplings = samplings if greedy else _SAMPLING[:1]
+    make = partial(_dummy_request, decoder, record_hidden=record_hidden)
     done, total = 0, len(samplings) * (len(sizes) + len(path(sizes)))
     config = decoder.config
     if isinstance(config, ModelConfig) and config.concept is not None:
@@ -42,7 +45,7 @@ def warm_up(decoder: Decoder, *, greedy: bool = True) -> Iterator[tuple[int, int
         both = (SteeringConfig.injection(0), SteeringConfig.injection_relu(0))
         prepare_steering(decoder.params, both, config=config, compute=decoder.compute)
     for sampling in samplings:
-        for steps in (_fill(decoder, sizes, sampling), _change(decoder, path(sizes), sampling)):
+        for steps in (_fill(decoder, sizes, sampling, make), _change(decoder, path(sizes), sampling, make)):
             for _ in steps:
                 done += 1
                 yield done, total
@@ -58,11 +61,11 @@ def path(sizes: list[int]) -> list[int]:
     return visited + sizes[:1] if len(sizes) > 1 else visited
 
 
-def _fill(decoder: Decoder, sizes: list[int], sampling: dict[str, Any]) -> Iterator[None]:
+def _fill(decoder: Decoder, sizes: list[int], sampling: dict[str, Any], make: Callable[..., Request]) -> Iterator[None]:
     """Starts a batch of each size from an empty decoder: its rows begin a block, have their injection changed, and
     finish the block."""
     for size in sizes:
-        tickets = [decoder.submit(_dummy_request(decoder, 2, sampling)) for _ in range(min(size, decoder.rows))]
+        tickets = [decoder.submit(make(2, sampling)) for _ in range(min(size, decoder.rows))]
         for _ in range(2):
             decoder.advance(1)
         for ticket in tickets:
@@ -70,7 +73,9 @@ def _fill(decoder: Decoder, sizes: list[int], sampling: dict[str, Any]) -> Itera
         yield
 
 
-def _change(decoder: Decoder, sizes: list[int], sampling: dict[str, Any]) -> Iterator[None]:
+def _change(
+    decoder: Decoder, sizes: list[int], sampling: dict[str, Any], make: Callable[..., Request]
+) -> Iterator[None]:
     """Grows and shrinks one batch: moving rows between batches of two sizes is a program for each pair."""
     tickets: list[int] = []
     for size in sizes:
@@ -79,16 +84,16 @@ def _change(decoder: Decoder, sizes: list[int], sampling: dict[str, Any]) -> Ite
         del tickets[size:]
         more = min(size, decoder.rows) - len(tickets)
         passes = decoder.config.diff_block_size if isinstance(decoder.config, ModelConfig) else 1
-        tickets += [decoder.submit(_dummy_request(decoder, passes, sampling)) for _ in range(more)]
+        tickets += [decoder.submit(make(passes, sampling)) for _ in range(more)]
         decoder.advance(1)
         yield
 
 
-def _dummy_request(decoder: Decoder, passes: int, sampling: dict[str, Any]) -> Request:
+def _dummy_request(decoder: Decoder, passes: int, sampling: dict[str, Any], *, record_hidden: bool) -> Request:
     """A request that fills the room, with `passes` denoising steps a block."""
     config = decoder.config
     if not isinstance(config, ModelConfig):
-        return _dummy_token_request(decoder.room, sampling)
+        return _dummy_token_request(decoder.room, sampling, record_hidden)
     W = config.diff_block_size
     # 10 blocks, where there is room for them, are read in a large piece of 8 and a small one, which are two programs.
     prompt = next(blocks * W for blocks in (10, 2, 1) if decoder.room >= 2 * blocks * W)
@@ -98,11 +103,11 @@ def _dummy_request(decoder: Decoder, passes: int, sampling: dict[str, Any]) -> R
     zero = np.zeros(config.n_embd, np.float32)
     parts = tuple(InjectedDirection(zero, 0.0, 1, cutoff, "masks") for cutoff in range(1, blocks * W))
     plan = SteeringPlan(parts, jnp.zeros(config.vocab_size), None, (), config.n_embd)
-    return Request(np.zeros(prompt, np.int32), generation, 0, plan)
+    return Request(np.zeros(prompt, np.int32), generation, 0, plan, record_hidden=record_hidden)
 
 
-def _dummy_token_request(room: int, sampling: dict[str, Any]) -> Request:
+def _dummy_token_request(room: int, sampling: dict[str, Any], record_hidden: bool) -> Request:
     """A request to an autoregressive model that fills the room. Its prompt is read in pieces of every length."""
     prompt = min(sum(PIECES) + 1, max(room - 2, 1))
     generation = GenerationConfig(max_new_tokens=room - prompt, **sampling)
-    return Request(np.zeros(prompt, np.int32), generation, 0)
+    return Request(np.zeros(prompt, np.int32), generation, 0, record_hidden=record_hidden)

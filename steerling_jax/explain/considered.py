@@ -27,7 +27,7 @@ from steerling_jax.decoding.text_ids import TextIds
 from steerling_jax.decoding.trace import Commit, Trace
 from steerling_jax.errors import require
 from steerling_jax.explain.finite import require_finite
-from steerling_jax.explain.hidden_rows import snapshot_hidden, text_hidden
+from steerling_jax.explain.hidden_rows import snapshot_rows, text_hidden
 from steerling_jax.explain.replay_programs import Replayed, StepInputs, replay_steps, replay_tokens
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.progress import Progress, no_progress
@@ -170,12 +170,11 @@ def _replay_diffusion(
         inside = np.minimum(positions, T - 1)  # a given text can end within a block
         steps = [commit.step for commit in padded]
         canvases = np.stack([trace.snapshot(step) for step in steps])
-        branches = []
-        for unconditional in (False, True)[: 1 + (trace.guidance > 0)]:
-            hidden = snapshot_hidden(bundle, trace, steps, canvases, unconditional=unconditional)
-            branches.append(jnp.take_along_axis(hidden, jnp.asarray(inside)[:, :, None], axis=1))
         inputs = StepInputs(
-            hidden=jnp.stack(branches, axis=1),
+            hidden=tuple(
+                snapshot_rows(bundle, trace, steps, canvases, inside, unconditional=unconditional)
+                for unconditional in (False, True)[: 1 + (trace.guidance > 0)]
+            ),
             open=(np.take_along_axis(canvases, inside, axis=1) == trace.mask_id) & (positions < T),
             position=positions.astype(np.int32),
             counts=np.stack([np.bincount(canvas, minlength=V).astype(np.int32) for canvas in canvases]),

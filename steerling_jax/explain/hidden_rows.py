@@ -18,6 +18,7 @@ from steerling_jax.decoding.trace import Trace
 from steerling_jax.decoding.window import edits_of_canvases
 from steerling_jax.models.backbone import Backbone, Params
 from steerling_jax.models.batching import padded_length
+from steerling_jax.models.compute import Compute
 from steerling_jax.models.edits import LayerEdit
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.model import compiled_hidden
@@ -56,12 +57,19 @@ def _text_hidden(params: Params, tokens: jax.Array, edits: tuple[LayerEdit, ...]
     return backbone.run(params, backbone.embed(params, tokens), edits=edits).hidden
 
 
-def snapshot_hidden(
-    bundle: Bundle, trace: Trace, steps: Sequence[int], canvases: np.ndarray, *, unconditional: bool = False
+def snapshot_rows(
+    bundle: Bundle,
+    trace: Trace,
+    steps: Sequence[int],
+    canvases: np.ndarray,
+    positions: np.ndarray,
+    *,
+    unconditional: bool = False,
 ) -> jax.Array:
-    """Hidden rows (S, T', D) of a diffusion model for the snapshots `canvases` (S, T) of steps, with what steered them.
+    """Hidden rows (S, W, D) of a diffusion model at positions (S, W) of the snapshots `canvases` (S, T) of steps, with
+    what steered them.
 
-    Canvases are padded to one of a few lengths T' >= T, so that texts of many lengths share a program.
+    Canvases are padded to one of a few lengths, so that texts of many lengths share a program.
     unconditional: of guidance's branch, which sees masks in place of the prompt.
     """
     config, total = bundle.config, np.int32(canvases.shape[1])
@@ -75,10 +83,38 @@ def snapshot_hidden(
         canvases[:, : trace.prompt_length] = trace.mask_id
     tables = [trace.injected(step, config.n_layers, config.n_embd) for step in steps]
     at_masks, at_prompt = map(np.stack, zip(*tables, strict=True))
-    edits = edits_of_canvases(canvases, trace.prompt_length, trace.mask_id, at_masks, at_prompt, trace.edits)
-    return compiled_hidden(
-        bundle.params, jnp.asarray(canvases), total, config=config, compute=bundle.compute, edits=edits
+    return _rows_of_canvases(
+        bundle.params,
+        canvases,
+        positions,
+        total,
+        np.int32(trace.prompt_length),
+        np.int32(trace.mask_id),
+        (at_masks, at_prompt),
+        trace.edits,
+        config=config,
+        compute=bundle.compute,
     )
+
+
+@partial(jax.jit, static_argnames=("config", "compute"))
+def _rows_of_canvases(
+    params: Params,
+    canvases: jax.Array,
+    positions: jax.Array,
+    total: jax.Array | None,
+    prompt: jax.Array,
+    mask_id: jax.Array,
+    tables: tuple[jax.Array, jax.Array],
+    edits: tuple[LayerEdit, ...],
+    *,
+    config: ModelConfig,
+    compute: Compute,
+) -> jax.Array:
+    """Hidden rows (S, W, D) at positions (S, W) of canvases (S, T); total: see `compiled_hidden`."""
+    placed = edits_of_canvases(canvases, prompt, mask_id, *tables, edits)
+    hidden = compiled_hidden(params, canvases, total, config=config, compute=compute, edits=placed)
+    return jnp.take_along_axis(hidden, positions[:, :, None], axis=1)
 
 
 def _snapshot_rows(bundle: Bundle, trace: Trace, unconditional: bool) -> np.ndarray:
@@ -88,9 +124,10 @@ def _snapshot_rows(bundle: Bundle, trace: Trace, unconditional: bool) -> np.ndar
         batch = commits[first : first + _SNAPSHOTS]
         steps = [c.step for c in batch] + [0] * (_SNAPSHOTS - len(batch))  # padding keeps one compiled shape
         canvases = np.stack([trace.snapshot(step) for step in steps])
-        hidden = snapshot_hidden(bundle, trace, steps, canvases, unconditional=unconditional)
-        # One gather for the batch: only the committed rows are fetched from the device, and in one transfer.
-        canvas_of_row = np.repeat(np.arange(len(batch)), [len(c.positions) for c in batch])
-        positions = np.concatenate([c.positions for c in batch])
-        rows.append(np.asarray(hidden[canvas_of_row, positions], np.float32))
+        # A step commits at most the positions of a sampler block, so every call reads that many.
+        positions = np.zeros((_SNAPSHOTS, config.diff_block_size), np.int32)
+        for row, commit in enumerate(batch):
+            positions[row, : len(commit.positions)] = commit.positions
+        read = snapshot_rows(bundle, trace, steps, canvases, positions, unconditional=unconditional)
+        rows += [np.asarray(own[: len(c.positions)], np.float32) for own, c in zip(np.asarray(read), batch)]
     return np.concatenate(rows) if rows else np.zeros((0, config.n_embd), np.float32)

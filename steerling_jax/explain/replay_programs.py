@@ -28,8 +28,8 @@ _NUCLEUS = 256  # tokens
 class StepInputs(NamedTuple):
     """What the steps of a call saw.
 
-    hidden: hidden rows of the positions, (S, N, W, D), or (S, D) of an autoregressive model. open (S, W) bool, position
-    (S, W), counts (S, V), step (S,) int32: as in `StepView`.
+    hidden: hidden rows of the positions, (S, W, D) for each of N branches, or (S, D) of an autoregressive model.
+    open (S, W) bool, position (S, W), counts (S, V), step (S,) int32: as in `StepView`.
     """
 
     hidden: Any
@@ -75,13 +75,13 @@ def replay_steps(
     config: ModelConfig,
     compute: Compute,
 ) -> Replayed:
-    """Steps of a diffusion model, from hidden rows (S, N, W, D). suppression (V,); seed, guidance, prompt () as in
-    `decoding.step.StepSettings`."""
+    """Steps of a diffusion model, from hidden rows (S, W, D) of N branches. suppression (V,); seed, guidance, prompt ()
+    as in `decoding.step.StepSettings`."""
 
     def one(step: StepInputs) -> Replayed:
-        N, W, D = step.hidden.shape
+        N, W = len(step.hidden), len(step.position)
         offsets = jnp.tile(step.position - prompt, N)
-        features = logit_features(params, step.hidden.reshape(-1, D), config, compute, clamps, offsets)
+        features = logit_features(params, jnp.concatenate(step.hidden), config, compute, clamps, offsets)
         raw = lm_logits(params, features, compute).reshape(N, W, -1)
         raw = raw[0] if N == 1 else raw[1] + (guidance + 1.0) * (raw[0] - raw[1])
         view = _view(step, raw - suppression[None, :], seed)
