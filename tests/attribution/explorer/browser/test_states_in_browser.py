@@ -120,7 +120,7 @@ def test_a_text_requested_too_early_is_written_when_the_model_is_ready(browser: 
         open_page(page, explorer.url)
         fill(page, PROMPT)
         submit(page)
-        bar(page, "a text that you ask for waits for it")
+        bar(page, "your text waits")
         page.unroute(HEALTH)
         page.unroute(SESSIONS)
         state_line(page, "16 tokens in")
