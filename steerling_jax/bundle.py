@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from steerling_jax.concepts.catalogue import Catalogue
+from steerling_jax.concepts.concept import Concept
 from steerling_jax.concepts.features import Features
 from steerling_jax.errors import UserError
 from steerling_jax.models.backbone import Backbone, BackboneConfig, Params
@@ -45,6 +46,7 @@ class Bundle:
         strengths: default strengths of steering by action, "amplify" or "suppress", measured for this model; empty if
             its folder has no `steering.json`.
         features: those of an autoencoder, with which the model is steered (`sj.with_features`); None without one.
+        bottleneck_features: what is known of single features of the model's bottleneck (`sj.attach_bottleneck`).
 
     Example:
         >>> bundle = sj.load()
@@ -64,6 +66,7 @@ class Bundle:
     catalogue: Catalogue | None = None
     strengths: Mapping[str, float] = field(default_factory=dict)
     features: Features | None = None
+    bottleneck_features: tuple[Concept, ...] = ()
 
     def __repr__(self) -> str:
         size = sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(self.params))

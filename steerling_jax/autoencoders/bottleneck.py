@@ -71,7 +71,8 @@ def attach_bottleneck(bundle: Bundle, autoencoder: Autoencoder) -> Bundle:
     check_can_be_attached(bundle)
     finite = all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(autoencoder.weights))
     require(finite, f"{name} contains NaN or infinite values; its file is damaged, load another one.")
-    return dataclasses.replace(bundle, params={**bundle.params, BOTTLENECK: Bottleneck(autoencoder.weights)})
+    params = {**bundle.params, BOTTLENECK: Bottleneck(autoencoder.weights)}
+    return dataclasses.replace(bundle, params=params, bottleneck_features=autoencoder.features)
 
 
 def check_can_be_attached(bundle: Bundle) -> None:
@@ -85,13 +86,17 @@ def check_can_be_attached(bundle: Bundle) -> None:
 def detach_bottleneck(bundle: Bundle) -> Bundle:
     """The model without its bottleneck."""
     params = {name: value for name, value in bundle.params.items() if name != BOTTLENECK}
-    return dataclasses.replace(bundle, params=params)
+    return dataclasses.replace(bundle, params=params, bottleneck_features=())
 
 
 def bottleneck_of(bundle: Bundle) -> Autoencoder:
-    """The attached bottleneck as an autoencoder. Raises `UserError` for a model without one."""
+    """The attached bottleneck as an autoencoder, with what is known of its features.
+
+    Raises `UserError` for a model without one.
+    """
     if BOTTLENECK not in bundle.params:
         raise UserError(
             f"{bundle.name or 'The model'} has no bottleneck; make one with `steerling attach`, and load its export."
         )
-    return Autoencoder(bundle.params[BOTTLENECK].weights, None, f"the bottleneck of {bundle.name}")
+    weights, name = bundle.params[BOTTLENECK].weights, f"the bottleneck of {bundle.name}"
+    return Autoencoder(weights, None, name, features=bundle.bottleneck_features)

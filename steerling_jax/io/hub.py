@@ -19,7 +19,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HUB_FILE = re.compile(rf"({_HUB_ID.pattern})/([\w./-]+\.gguf)")  # a GGUF file in a Hub repository
 _HUB_PATH = re.compile(rf"({_HUB_ID.pattern})((?:/[\w.-]+)*)")  # a repository, or a file or folder in it
 # Of an export of `steerling attach`, beside those of a model.
-BOTTLENECK_FILES = ("bottleneck.json", "cfg.json", "sae.safetensors")
+BOTTLENECK_FILES = ("bottleneck.json", "cfg.json", "sae.safetensors", "features.json")
 
 
 def is_gguf(path: Path) -> bool:

@@ -15,6 +15,7 @@ from steerling_jax.attribution.trace.document import make_document
 from steerling_jax.attribution.trace.explanation import explain
 from steerling_jax.attribution.trace.parts import complete_document
 from steerling_jax.attribution.trace.terminal import render
+from steerling_jax.autoencoders.bottleneck import bottleneck_of
 from steerling_jax.autoencoders.weights import Settings
 from steerling_jax.concepts.concept import Concept
 from steerling_jax.decoding.trace_record import TraceRecord, origin_of, record_of
@@ -51,6 +52,17 @@ def test_features_and_a_bias_add_up_to_the_recorded_logits(bundle: sj.Bundle):
     with console.capture() as captured:
         console.print(render(explanation, 4))
     assert f"{sums[strongest]:+8.2f}  #{strongest}" in captured.get()
+
+
+def test_features_of_a_bottleneck_have_their_names(bundle: sj.Bundle):
+    source = bottleneck_of(bundle)
+    names = tuple(Concept(id, f"name of {id}", head="feature") for id in range(source.n_latents))
+    named = sj.attach_bottleneck(bundle, dataclasses.replace(source, features=names))
+    record = TraceRecord(sj.given_trace(named, [5, 9], [7, 31]), origin_of(named), "5 9", "7 31")
+    document = complete_document(named, explain(named, record, inputs=False), 4, steps=False)
+    cards = document["cards"]["feature:bottleneck"]
+    assert {one["feature"] for token in document["tokens"] for one in token["features"]} == {int(id) for id in cards}
+    assert all((card["name"], card["is_named"]) == (f"name of {id}", True) for id, card in cards.items())
 
 
 def test_models_without_a_bottleneck_have_none():

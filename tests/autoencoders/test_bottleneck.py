@@ -12,7 +12,9 @@ import pytest
 
 import steerling_jax as sj
 from steerling_jax.autoencoders.autoencoder import Autoencoder
+from steerling_jax.autoencoders.bottleneck import bottleneck_of
 from steerling_jax.autoencoders.weights import Settings, Weights
+from steerling_jax.concepts.concept import Concept
 from steerling_jax.explain.feature_texts import promoted_tokens_of
 from steerling_jax.io.autoencoders.bottleneck_file import BottleneckOrigin, save_bottleneck
 from steerling_jax.models.output_projection import output_projection
@@ -111,8 +113,11 @@ def test_an_export_loads_by_one_call_with_the_model_that_it_was_made_for(tmp_pat
     plain, bundle = attached("llama")
     model, folder = str(DECODERS / "llama"), tmp_path / "export"
     origin = BottleneckOrigin(model, fingerprint(plain.params, plain.config), {"cost_nats": 0.5})
-    save_bottleneck(random_bottleneck(plain.backbone.width), folder, origin)
+    river = Concept(3, "rivers", head="feature")
+    made = dataclasses.replace(random_bottleneck(plain.backbone.width), features=(river,))
+    save_bottleneck(made, folder, origin)
     loaded = sj.load(folder, dtype="float32")
+    assert [one.name for one in bottleneck_of(loaded).features] == ["rivers"]
     ids = np.arange(12)
     np.testing.assert_array_equal(sj.forward(loaded, ids).logits, sj.forward(bundle, ids).logits)
     autoencoder = sj.load_autoencoder(folder)
