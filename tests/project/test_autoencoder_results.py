@@ -6,6 +6,8 @@ import json
 import re
 
 from benchmarks import attach_report
+from steerling_jax.train.autoencoders.run_config import AutoencoderRun
+from steerling_jax.train.run.config_files import load_any_config
 from tests.worlds.paths import REPOSITORY
 
 RESULTS = REPOSITORY / "docs" / "results"
@@ -34,6 +36,21 @@ def test_the_page_has_the_ratios_of_training_and_encoding():
     assert said in PAGE
     assert f"{encoding['share_of_product']['seconds']['median']:.2f} of the speed" in PAGE
     assert {round(size) for size in figures["temporaries_MB"].values()} == {69}
+
+
+def test_the_page_has_the_figures_of_the_middle_layer_and_the_config_is_its_first_row():
+    rows = json.loads((RESULTS / "autoencoders.json").read_text(encoding="utf-8"))["middle_layer"]
+    for row in rows:
+        shares = (row[name] for name in ("recovered_against_zero", "recovered_against_mean", "dead"))
+        figures = [f"{row['unexplained']:.3f}", f"{row['unexplained_in_training']:.3f}"]
+        figures += [f"{share:.1%}".replace("%", " %") for share in shares]
+        line = f"| {row['start']} | {row['rate']} | {row['steps']} of {row['batch_rows']:,} | {row['decay']} | "
+        assert line + " | ".join(figures) in PAGE
+    run, first = load_any_config("sae_smollm2"), rows[0]
+    assert isinstance(run, AutoencoderRun)
+    recipe = run.recipe
+    assert (recipe.steps, recipe.batch_rows, recipe.decay) == (first["steps"], first["batch_rows"], first["decay"])
+    assert (recipe.learning_rate, run.from_rows) == (float(first["rate"]), first["start"] != "random directions")
 
 
 def test_a_power_law_is_found_and_extrapolated():
