@@ -25,10 +25,11 @@ import numpy as np
 from environment import environment
 from one_roof_reading import load, load_positions, read_chunks, save
 from one_roof_removal import removal
-from one_roof_scores import Reading, detection, names
+from one_roof_scores import Reading, detection, names, word_table
 from one_roof_steering import steering
 
 import steerling_jax as sj
+from steerling_jax.corpus.labelled_chunks import bags_of
 from steerling_jax.explain.chunk_texts import ChunkTexts
 from steerling_jax.io.atomic import atomic_path
 from steerling_jax.io.autoencoders.load import load_autoencoders
@@ -45,7 +46,7 @@ from steerling_jax.configs import sae_pydocs
 
 
 def config():
-    return dataclasses.replace(sae_pydocs.config(), name="sae_before", model={model!r})
+    return dataclasses.replace(sae_pydocs.config(), name="sae_before", model={model!r}, layers=(3,))
 """
 
 
@@ -97,14 +98,11 @@ def train_autoencoders(config: str, run: Path) -> dict[str, Any]:
     return {"evaluation": next(one for one in reversed(lines) if one["kind"] == "evaluation")}
 
 
-def detect(args: argparse.Namespace, masked: bool = True) -> dict[str, Any]:
+def detect(args: argparse.Namespace) -> dict[str, Any]:
     """The AUC of concepts, features and controls for the labels of held-out chunks."""
-    return detection(*readings(args, masked))
-
-
-def detect_visible(args: argparse.Namespace) -> dict[str, Any]:
-    """The same where the chunks are read with nothing masked."""
-    return detect(args, masked=False)
+    both, store = readings(args), CorpusStore(args.corpus)
+    train, held = (word_table(bags_of(store, one.chunks).tokens, store.vocab_size) for one in both)
+    return detection(*both, (train, held))
 
 
 def name(args: argparse.Namespace) -> dict[str, Any]:
@@ -123,7 +121,7 @@ def remove(args: argparse.Namespace) -> dict[str, Any]:
     """What removing each label's concepts and feature costs, at positions with the label and at others."""
     bundle, found = sj.load(MODEL), read_json_object(RESULTS)["detect"]
     readings(args)
-    positions = load_positions(args.folder / "masked-heldout.npz")
+    positions = load_positions(args.folder / "after-heldout.npz")
     last = bundle.backbone.n_layers - 1
     (autoencoder,) = load_autoencoders(args.folder / "sae_pydocs" / "export", layers=[last])
     held = readings(args)[1]
@@ -146,7 +144,7 @@ def show(stage: str, done: int, total: int) -> None:
 
 
 def before(args: argparse.Namespace) -> dict[str, Any]:
-    """Detection in the model before concepts were built in, with autoencoders of its own."""
+    """Detection in the model before concepts were built in, with an autoencoder of its own, of the last block."""
     config, run = args.folder / "sae_before.py", args.folder / "sae_before"
     with atomic_path(config) as path:
         path.write_text(BEFORE.format(model=str(Path(args.before).resolve())), encoding="utf-8")
@@ -154,15 +152,12 @@ def before(args: argparse.Namespace) -> dict[str, Any]:
     return trained | detection(*read_both(args, args.before, run / "export", "before"))
 
 
-def readings(args: argparse.Namespace, masked: bool = True) -> tuple[Reading, Reading]:
+def readings(args: argparse.Namespace) -> tuple[Reading, Reading]:
     """The chunks of both splits, as the bundled model reads them."""
-    name = "masked" if masked else "visible"
-    return read_both(args, MODEL, args.folder / "sae_pydocs" / "export", name, masked)
+    return read_both(args, MODEL, args.folder / "sae_pydocs" / "export", "after")
 
 
-def read_both(
-    args: argparse.Namespace, model: str, autoencoders: Path, name: str, masked: bool = True
-) -> tuple[Reading, Reading]:
+def read_both(args: argparse.Namespace, model: str, autoencoders: Path, name: str) -> tuple[Reading, Reading]:
     """The chunks of both splits, read once and stored in the folder under `name`."""
     paths = [args.folder / f"{name}-{split}.npz" for split in ("train", "heldout")]
     for path, split in zip(paths, ("train", "heldout"), strict=True):
@@ -171,10 +166,10 @@ def read_both(
         bundle, store = sj.load(model), CorpusStore(args.corpus)
         store.check_tokenizer(bundle.tokenizer.sha256)
         reading, positions = read_chunks(
-            bundle, load_autoencoders(autoencoders), store, split, TOKENS, len(store.concepts), masked=masked,
+            bundle, load_autoencoders(autoencoders), store, split, TOKENS, len(store.concepts),
             progress=show,
         )  # fmt: skip
-        save(path, reading, positions if name == "masked" and split == "heldout" else None)
+        save(path, reading, positions if name == "after" and split == "heldout" else None)
     first, second = map(load, paths)
     return first, second
 
@@ -185,7 +180,6 @@ PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "names": name,
     "remove": remove,
     "steer": steer,
-    "detect visible": detect_visible,
     "before": before,
 }
 

@@ -31,7 +31,6 @@ from steerling_jax.io.atomic import atomic_path
 from steerling_jax.models.backbone import Params
 from steerling_jax.models.compute import Compute
 from steerling_jax.models.steerling.config import ModelConfig
-from steerling_jax.models.steerling.denoise import denoise_pass
 from steerling_jax.progress import Progress, no_progress
 
 SEQ_LEN = 256
@@ -54,11 +53,10 @@ def read_chunks(
     tokens: int,
     concepts: int,
     *,
-    masked: bool,
     seed: int = 0,
     progress: Progress = no_progress,
 ) -> tuple[Reading, Positions]:
-    """The chunks of about `tokens` tokens of a split, under masks as in `explain.masked_rows`, or with nothing masked.
+    """The chunks of about `tokens` tokens of a split, read under masks as in `explain.masked_rows`.
 
     concepts: of the labels.
     """
@@ -74,7 +72,7 @@ def read_chunks(
     def of_batch(batch: np.ndarray, local: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
         key = jax.random.fold_in(jax.random.key(seed), number)
         columns, last = jax.device_get(
-            _columns(bundle.params, weights, batch, key, heads=heads, blocks=blocks, masked=masked, config=config,
+            _columns(bundle.params, weights, batch, key, heads=heads, blocks=blocks, config=config,
                      compute=bundle.compute)
         )  # fmt: skip
         inside = np.flatnonzero(local >= 0)
@@ -99,7 +97,7 @@ def _chunk_of(store: Corpus, ranges: Sequence[tuple[int, int]]) -> np.ndarray:
     return np.concatenate([np.full(int(end - start), number) for number, (start, end) in spans])
 
 
-@partial(jax.jit, static_argnames=("heads", "blocks", "masked", "config", "compute"))
+@partial(jax.jit, static_argnames=("heads", "blocks", "config", "compute"))
 def _columns(
     params: Params,
     weights: dict[int, Weights],
@@ -108,17 +106,11 @@ def _columns(
     *,
     heads: tuple,
     blocks: tuple[int, ...],
-    masked: bool,
     config: ModelConfig,
     compute: Compute,
 ) -> tuple[jax.Array, jax.Array]:
     """The columns (N, columns) of a batch's positions, and the rows (N, D) of the last block."""
-    run = {"config": config, "compute": compute, "capture": blocks}
-    result = (
-        rows_under_masks(params, tokens, key, **run)
-        if masked
-        else denoise_pass(params, tokens, tokens, clean_context=False, **run)
-    )
+    result = rows_under_masks(params, tokens, key, config=config, compute=compute, capture=blocks)
     N = tokens.size
     hidden = result.hidden.reshape(N, -1)
     outputs = {block: result.captured[block].reshape(N, -1).astype(jnp.float32) for block in blocks}

@@ -38,7 +38,7 @@ from steerling_jax.steering.plan import SteeringPlan, prepare_steering
 
 CONCEPTS, TUNING, MEASURED, NEW_TOKENS = 8, 3, 6, 32
 LOGITS = (1.0, 2.0, 4.0, 8.0)  # strengths of built-in concepts
-LENGTHS = (0.25, 0.5, 1.0, 2.0)  # of a feature's direction, as multiples of the mean length of the block's rows
+LENGTHS = (0.25, 0.5, 1.0, 2.0)  # of a direction, as multiples of the mean length of the block's rows
 BLOCKS = (1, 3)  # the first one after which built-in concepts are injected, and the last one
 CONCEPT, FEATURE, MEANS = "built-in concept", "feature", "difference of means"
 KINDS = (CONCEPT, FEATURE, MEANS)

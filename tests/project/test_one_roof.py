@@ -51,7 +51,10 @@ def reading(rng: np.random.Generator, chunks: int, noisy: int) -> scores.Reading
 
 def test_features_are_chosen_on_the_training_chunks_and_measured_on_the_others():
     rng = np.random.default_rng(0)
-    found = scores.detection(reading(rng, 120, 40), reading(rng, 200, 0))
+    train, held = reading(rng, 120, 40), reading(rng, 200, 0)
+    # Token 3 is in the chunks with the label.
+    words = [scores.word_table(np.where(one.positive, [3, 1], [1, -1]), 5) for one in (train, held)]
+    found = scores.detection(train, held, (words[0], words[1]))
     assert found["labels"] == [0]
     assert found["positives"] == {"train": [30], "held out": [50]}
     assert found["chosen"]["features 1"] == [2]
@@ -59,8 +62,16 @@ def test_features_are_chosen_on_the_training_chunks_and_measured_on_the_others()
     assert areas["known concept"] == areas["best feature of the last block"] == areas["best feature of all blocks"] == 1
     assert 0.3 < areas["best discovered concept"] < 0.7
     assert areas["difference of means"] > 0.95
+    assert areas["logistic regression, words"] == 1
+    assert areas["logistic regression, last block"] > 0.95
+    assert "logistic regression, words" not in scores.detection(train, held)["areas"]
     # A random direction is chosen for what it has of the label's; it has less of it than their difference.
     assert 0.8 < areas["best random direction"] <= areas["difference of means"] + 0.02
+
+
+def test_words_are_counted_in_logarithms():
+    table = scores.word_table(np.array([[2, 2, 0], [1, -1, -1]]), 4).toarray()
+    np.testing.assert_allclose(table, np.log1p([[1, 0, 2, 0], [0, 1, 0, 0]]))
 
 
 def test_a_dose_is_the_most_effective_within_the_limit():
@@ -114,7 +125,10 @@ def test_the_part_in_place_of_another_is_the_one_of_the_nearest_length():
 
 def test_tables_show_means_and_intervals_over_concepts():
     figures = {"areas": {name: [0.9, 0.7] for name in report.DETECTORS} | {"known concept": [0.95, 0.85]}}
-    assert "| known concept | 0.900 (0.850–0.950) | 1 of 2 |" in report.detection(figures, None)
+    assert "| known concept | 0.900 (0.850–0.950) | 1 of 2 |" in report.detection(figures)
+    less = {"areas": {"difference of means": [0.5, 0.3]}}
+    line = report.before(figures, less).splitlines()[2]
+    assert line == "| difference of means | 0.400 (0.300–0.500) | 0.800 (0.700–0.900) | 0.400 (0.400–0.400) |"
     line = report.differences(figures).splitlines()[2]
     assert line == "| best discovered concept | 0.100 (0.050–0.150) | 2 of 2 |"
     cost = {kind: {"own": 0.2, "other": 0.1, "random": 0.0, "active": 0.5} for kind in report.KINDS}
