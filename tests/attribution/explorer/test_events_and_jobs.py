@@ -176,12 +176,12 @@ def test_warming_up_makes_way_for_who_asks_and_begins_again(recorder: Recorder):
     def compile_programs(progress):
         runs.append("began")
         began.set()
-        assert go.wait(30)
+        assert go.wait(PATIENCE)
         progress("compiling", 0, 1)
         runs.append("ended")
 
     recorder.thread.submit(JobKey("", "warm-up"), Rank.WARM_UP, compile_programs, "warm-up")
-    assert began.wait(30)
+    assert began.wait(PATIENCE)
     recorder.thread.submit(JobKey("t", "asked"), Rank.INPUTS, lambda progress: "answer", "a")
     go.set()
     assert recorder.next() == ("asked", "ready", "answer")
@@ -200,7 +200,7 @@ def test_nothing_warms_up_while_a_text_is_written():
     recorder = Recorder(is_writing)
     recorder.thread.start()
     recorder.thread.submit(JobKey("", "warm-up"), Rank.WARM_UP, lambda progress: None, "warm-up")
-    assert all(looked.acquire(timeout=30) for _ in range(2)), "it looks again after a while"
+    assert all(looked.acquire(timeout=PATIENCE) for _ in range(2)), "it looks again after a while"
     assert recorder.reports.empty()
     writing.clear()
     assert recorder.next() == ("warm-up", "ready", None)
