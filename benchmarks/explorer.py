@@ -5,8 +5,8 @@
 Three servers of the bundled model are started one after the other: one with an empty cache of compiled programs, and
 two with the cache that the first has filled. On the second each question is asked of a text that is written as soon as
 it is ready, so that the first answer of a kind also waits until its programs are traced and read from the cache, and
-then of a text with a longer prompt. The third has half a minute before the first text, as it has while a user reads the
-page and writes a prompt; in that time it compiles what explains a text. Times are as the page has them, from the
+then of a text with a longer prompt. The third rests before the first text, as while a user reads the page and writes a
+prompt; in that time it compiles what explains a text. Times are as the page has them, from the
 request to the event that says that the answer is there, over the same HTTP routes; behind each is the server's
 processor time meanwhile, which counts all its threads and depends little on what else the machine does. Layout shifts
 are measured in Chromium where Playwright is installed. Results are in docs/results/explorer.md.
@@ -38,7 +38,6 @@ from environment import environment
 PROMPT, TOKENS, CHUNK = "socket.create_connection(address, timeout)\n\nConnect to", 64, 33
 LONGER = "datetime.timedelta(days, seconds)\n\nThe difference between two dates or times, to a microsecond"
 LONG = 1984  # tokens of a long text, with a context of 2,048
-PAUSE = 30.0  # seconds before the first text of a server that compiles meanwhile
 SHIFTS = """() => new Promise(done => {
   let sum = 0;
   new PerformanceObserver(list => list.getEntries().forEach(one => (sum += one.hadRecentInput ? 0 : one.value)))
@@ -46,15 +45,17 @@ SHIFTS = """() => new Promise(done => {
   requestAnimationFrame(() => requestAnimationFrame(() => done(sum)));
 })"""
 
+Rows = list[tuple[str, str, float, float]]  # what, goal, seconds, processor seconds
+
 
 @dataclass
 class Server:
-    """A running explorer, and one tab of it. rows: (what, goal, seconds, processor seconds) as measured."""
+    """A running explorer, and one tab of it. rows: as measured."""
 
     process: psutil.Process
     began: float
     client: httpx.Client
-    rows: list[tuple[str, str, float, float]] = field(default_factory=list)
+    rows: Rows = field(default_factory=list)
     events: queue.SimpleQueue[tuple[str, Any]] = field(default_factory=queue.SimpleQueue)
     tab: str = ""
 
@@ -69,7 +70,7 @@ class Server:
         print(f"{what}: {self.rows[-1][2]:.2f} s, {self.rows[-1][3]:.2f} processor seconds", file=sys.stderr)
         return result
 
-    def take_rows(self) -> list[tuple[str, str, float, float]]:
+    def take_rows(self) -> Rows:
         rows, self.rows = self.rows, []
         return rows
 
@@ -154,6 +155,14 @@ def ready(server: Server) -> None:
         time.sleep(0.05)
 
 
+def rest(server: Server) -> None:
+    """Waits until the server has nothing to do."""
+    used = -1.0
+    while server.processor() - used > 0.1:
+        used = server.processor()
+        time.sleep(3)
+
+
 def answers(server: Server, seed: int, prompt: str, searched: bool) -> None:
     """Writes a text and asks all questions about it."""
     text = server.measure("Write → first token", "0.15", lambda: _first(server, seed, prompt))
@@ -177,9 +186,8 @@ def answers(server: Server, seed: int, prompt: str, searched: bool) -> None:
     server.measure(free, "0.5", lambda: _ask(server, text, "considered", step=21))
 
 
-def files(server: Server, short: str) -> None:
-    """Sizes of HTML files: of a text of 64 tokens that is written, with everything, and of a long one."""
-    print(f"One HTML file of {TOKENS} tokens: {export(server, short, ['inputs', 'considered']):.2f} MB (goal 0.3)")
+def long_file(server: Server) -> None:
+    """The size of the HTML file of a long text."""
     long = server.write(1, tokens=LONG)
     server.until("ready", text=long, kind="concepts")
     print(f"One HTML file of {LONG} tokens with concepts alone: {export(server, long, []):.2f} MB (goal 6)")
@@ -222,7 +230,8 @@ def main() -> None:
     args = parser.parse_args()
     options = [] if args.index is None else ["--index", args.index, "--corpus", args.corpus]
     print(environment())
-    starts, asked = [], []
+    starts: Rows = []
+    asked: list[Rows] = []
     with tempfile.TemporaryDirectory() as cache:
         for number, (name, goal) in enumerate((("the first time", "12"), ("later", "5"), ("later", "5"))):
             with running(cache, options) as server:
@@ -235,18 +244,27 @@ def main() -> None:
                 if number == 0:  # which fills the cache
                     answers(server, 2, PROMPT, bool(options))
                     continue
-                time.sleep(PAUSE if number == 2 else 0.0)
+                if number == 2:
+                    rest(server)
                 for seed, prompt in ((2, PROMPT), (3, LONGER)) if number == 1 else ((2, PROMPT),):
                     answers(server, seed, prompt, bool(options))
                     asked.append(server.take_rows())
                 if number == 1:
-                    files(server, text)
+                    size = export(server, text, ["inputs", "considered"])
+                    print(f"One HTML file of {TOKENS} tokens with everything: {size:.2f} MB (goal 0.3)")
                     if (shift := layout_shift(server)) is not None:
                         print(f"Layout shift of a first visit: {shift:.4f} (goal below 0.01)")
+                if number == 2:
+                    print_tables(starts, asked)
+                    long_file(server)
+
+
+def print_tables(starts: Rows, asked: list[Rows]) -> None:
+    """starts: rows of the starts of servers. asked: rows of each text that was asked about."""
     print("| | goal, s | s | processor s |\n| --- | --- | --- | --- |")
     for what, goal, seconds, processor in starts:
         print(f"| {what} | {goal} | {seconds:.2f} | {processor:.2f} |")
-    print("\n| | goal, s | at once, s | processor s | then, s | processor s | after a pause, s | processor s |")
+    print("\n| | goal, s | at once, s | processor s | then, s | processor s | after a rest, s | processor s |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for rows in zip(*asked, strict=True):
         what, goal, *_ = rows[0]

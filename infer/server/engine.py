@@ -64,7 +64,6 @@ class EngineRequest:
     def add_event(self, event: Event) -> TextDelta | None:
         """The delta of a decoder event; None if it has no new commits. On the engine's thread only."""
         if isinstance(event, Trace):
-            self.trace = event
             self.writer.end()
             return TextDelta(self.writer.take(), (), self.writer.finish)
         # `BlockDone` has all commits of the block, also those of the `Committed` events before it.
@@ -163,7 +162,12 @@ class Engine:
             self._decoder.cancel(request.ticket)
 
     def _advance(self) -> None:
-        for ticket, event in self._decoder.advance(self._steps):
+        events = self._decoder.advance(self._steps)
+        for ticket, event in events:
+            # The last block's event is before it, and may end the text.
+            if isinstance(event, Trace) and ticket in self._requests:
+                self._requests[ticket].trace = event
+        for ticket, event in events:
             # The same call can return several events of a request. The first may have ended its text, at a stop text
             # or max_tokens, before the canvas was full; the request is then dropped and the rest is ignored.
             request = self._requests.get(ticket)

@@ -143,6 +143,9 @@ def test_a_text_is_written_and_explained(site: Running):
     assert [(c["step"], tuple(c["positions"]), tuple(c["token_ids"])) for c in commits] == [
         commit[:3] for commit in whole.trace.commits
     ]
+    kept = site.explorer.model.record(site.explorer.text(text)).trace.hidden
+    assert whole.trace.hidden is not None
+    np.testing.assert_allclose(kept, whole.trace.hidden, atol=1e-4, err_msg="concepts need no passes")
     state = next(data for _, name, data in seen if ended(name, data))
     assert (state["state"], state["written"], state["of"], state["error"]) == ("done", 16, 16, None)
     ids = [id for id, name, _ in seen if name in ("commits", "ready")]
