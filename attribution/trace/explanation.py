@@ -147,7 +147,7 @@ def explain(
     shares = of_probability = None
     concept = config.concept if isinstance(config, ModelConfig) else None
     if concept is not None:
-        read = replace(trace, hidden=hidden_rows(bundle, trace))  # for both splits
+        read = replace(trace, hidden=hidden_rows(bundle, trace, progress=progress))  # for both splits
         shares = concept_contributions(bundle, read, reference=reference)
         of_probability = shares if reference == "model" else concept_contributions(bundle, read, reference="model")
     if callable(inputs):

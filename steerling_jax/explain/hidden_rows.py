@@ -22,23 +22,26 @@ from steerling_jax.models.compute import Compute
 from steerling_jax.models.edits import LayerEdit
 from steerling_jax.models.steerling.config import ModelConfig
 from steerling_jax.models.steerling.model import compiled_hidden
+from steerling_jax.progress import Progress, no_progress
 
 _SNAPSHOTS = 8  # canvases per call
 
 
-def hidden_rows(bundle: Bundle, trace: Trace, *, unconditional: bool = False) -> np.ndarray:
+def hidden_rows(
+    bundle: Bundle, trace: Trace, *, unconditional: bool = False, progress: Progress = no_progress
+) -> np.ndarray:
     """Hidden rows (n, D) float32 that gave the committed tokens, recorded or computed again with steering and edits.
 
     Of a diffusion model they are the rows of the committed positions on the snapshots; of an autoregressive model, the
     rows of the positions before them. unconditional: those of guidance's branch without the prompt, which traces never
-    record.
+    record. progress: called with "hidden rows" before every pass of a diffusion model; it may cancel by raising.
     """
     if trace.hidden is not None and not unconditional:
         return np.asarray(trace.hidden, np.float32)
     if not isinstance(bundle.config, ModelConfig):
         positions = [position for _, position, *_ in trace.flat()]
         return np.asarray(text_hidden(bundle, trace)[np.asarray(positions, np.int32) - 1], np.float32)
-    return _snapshot_rows(bundle, trace, unconditional)
+    return _snapshot_rows(bundle, trace, unconditional, progress)
 
 
 def text_hidden(bundle: Bundle, trace: Trace) -> jax.Array:
@@ -117,10 +120,11 @@ def _rows_of_canvases(
     return jnp.take_along_axis(hidden, positions[:, :, None], axis=1)
 
 
-def _snapshot_rows(bundle: Bundle, trace: Trace, unconditional: bool) -> np.ndarray:
+def _snapshot_rows(bundle: Bundle, trace: Trace, unconditional: bool, progress: Progress) -> np.ndarray:
     config, commits = bundle.config, list(trace.commits)
     rows: list[np.ndarray] = []
     for first in range(0, len(commits), _SNAPSHOTS):
+        progress("hidden rows", first, len(commits))
         batch = commits[first : first + _SNAPSHOTS]
         steps = [c.step for c in batch] + [0] * (_SNAPSHOTS - len(batch))  # padding keeps one compiled shape
         canvases = np.stack([trace.snapshot(step) for step in steps])
