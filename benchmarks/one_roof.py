@@ -109,12 +109,9 @@ def name(args: argparse.Namespace) -> dict[str, Any]:
     """How well words predict where concepts and features are active."""
     train, held = readings(args)
     texts = ChunkTexts(sj.load(MODEL), CorpusStore(args.corpus))
-    return names(
-        tuple([texts.text(number) for number in one.chunks.tolist()] for one in (train, held)),
-        train,
-        held,
-        [entry["name"] for entry in sorted(texts.store.concepts, key=lambda entry: entry["id"])],
-    )
+    of_train, of_held = ([texts.text(number) for number in one.chunks.tolist()] for one in (train, held))
+    given = [entry["name"] for entry in sorted(CorpusStore(args.corpus).concepts, key=lambda entry: entry["id"])]
+    return names((of_train, of_held), train, held, given)
 
 
 def remove(args: argparse.Namespace) -> dict[str, Any]:

@@ -174,7 +174,7 @@ def names(
         vocabulary, words = choose_words(texts[0], activations[0])
         figures[kind] = _summary(score_names(vocabulary, texts[1], activations[1], words), total)
         if kind == "known":
-            units = [vocabulary.find(name_units(given[i])) for i in own.tolist()]
+            units = [vocabulary.find(name_units(given[i])) for i in map(int, own)]
             figures["known, given names"] = _summary(score_names(vocabulary, texts[1], activations[1], units), total)
     return figures
 
