@@ -15,6 +15,7 @@ from tests.worlds.paths import REPOSITORY
 def test_rows_are_computed_again_with_progress_and_can_be_cancelled():
     bundle = sj.load(REPOSITORY / "tests" / "golden" / "base")
     trace = sj.generate(bundle, [1, 2, 3], sj.GenerationConfig(max_new_tokens=20, steps=20, seed=3)).trace
+    assert trace.hidden is not None
     bare = dataclasses.replace(trace, hidden=None)
     reports: list[tuple[str, int, int]] = []
     rows = hidden_rows(bundle, bare, progress=lambda *report: reports.append(report))

@@ -144,6 +144,7 @@ def test_a_text_is_written_and_explained(site: Running):
         commit[:3] for commit in whole.trace.commits
     ]
     kept = site.explorer.model.record(site.explorer.text(text)).trace.hidden
+    assert kept is not None
     assert whole.trace.hidden is not None
     np.testing.assert_allclose(kept, whole.trace.hidden, atol=1e-4, err_msg="concepts need no passes")
     state = next(data for _, name, data in seen if ended(name, data))
