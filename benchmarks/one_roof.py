@@ -27,6 +27,7 @@ from one_roof_reading import load, load_positions, read_chunks, save
 from one_roof_removal import removal
 from one_roof_scores import Reading, detection, names, word_table
 from one_roof_steering import steering
+from results_file import rounded, write_parts
 
 import steerling_jax as sj
 from steerling_jax.corpus.labelled_chunks import bags_of
@@ -65,25 +66,14 @@ def main() -> None:
         figures = PARTS[part](args)
         figures["processor_seconds"] = round(processor_seconds() - processor)
         figures |= {"seconds": round(time.time() - began), "environment": environment()}
-        stored = (read_json_object(RESULTS) if RESULTS.is_file() else {}) | {part: figures}
-        lines = ",\n".join(f" {json.dumps(name)}: {json.dumps(rounded(one))}" for name, one in stored.items())
-        with atomic_path(RESULTS) as path:
-            path.write_text("{\n" + lines + "\n}\n", encoding="utf-8")
+        stored = (read_json_object(RESULTS) if RESULTS.is_file() else {}) | {part: rounded(figures)}
+        write_parts(RESULTS, stored)
 
 
 def processor_seconds() -> float:
     """Of this process and of those that it waited for."""
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(one.ru_utime + one.ru_stime for one in usages)
-
-
-def rounded(value: Any) -> Any:
-    """Numbers with four decimals."""
-    if isinstance(value, dict):
-        return {name: rounded(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [rounded(item) for item in value]
-    return round(value, 4) if isinstance(value, float) else value
 
 
 def train(args: argparse.Namespace) -> dict[str, Any]:

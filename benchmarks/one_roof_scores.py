@@ -18,6 +18,7 @@ from scipy.sparse import csr_array
 from steerling_jax.evaluation.detection import auc, auc_table, macro_auc
 from steerling_jax.evaluation.feature_rules import firing_differences
 from steerling_jax.evaluation.logistic import Logistic, fit_logistic
+from steerling_jax.evaluation.text_probes import scaling
 from steerling_jax.explain.naming.selection import choose_words, score_names
 from steerling_jax.explain.naming.units import name_units
 
@@ -101,13 +102,6 @@ def probe_areas(train: tuple[Any, np.ndarray], held: tuple[Any, np.ndarray]) -> 
     return np.array([auc(one, label) for one, label in zip(found.T, held[1].T, strict=True)])
 
 
-def scaled(train: np.ndarray, held: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both with the mean 0 and the deviation 1 that the columns of the first have."""
-    mean, deviation = train.mean(axis=0), train.std(axis=0)
-    deviation = np.where(deviation > 0, deviation, 1.0)
-    return (train - mean) / deviation, (held - mean) / deviation
-
-
 def detection(
     train: Reading, held: Reading, words: tuple[csr_array, csr_array] | None = None, seed: int = 0
 ) -> dict[str, Any]:
@@ -148,7 +142,8 @@ def detection(
     means = differences_of_means(rows[0], of_train)
     areas["difference of means"] = np.array([auc(rows[1] @ d, of_held[:, c]) for c, d in enumerate(means)])
     if words is not None:
-        areas["logistic regression, last block"] = probe_areas(*zip(scaled(*rows), (of_train, of_held), strict=True))
+        scale = scaling(rows[0])
+        areas["logistic regression, last block"] = probe_areas((scale(rows[0]), of_train), (scale(rows[1]), of_held))
         areas["logistic regression, words"] = probe_areas((words[0], of_train), (words[1], of_held))
     return {
         "labels": labels.tolist(),

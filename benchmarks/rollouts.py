@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import shutil
 import time
 from pathlib import Path
@@ -22,11 +21,11 @@ from typing import Any
 
 import numpy as np
 from environment import environment
+from results_file import rounded, write_parts
 
 import steerling_jax as sj
 from steerling_jax.autoencoders.training_step import AutoencoderRecipe
 from steerling_jax.explain.features.repetition import repetition_features
-from steerling_jax.io.atomic import atomic_path
 from steerling_jax.io.autoencoders.save import save_autoencoder
 from steerling_jax.io.corpus.store import CorpusStore
 from steerling_jax.io.json_files import read_json_object
@@ -74,7 +73,7 @@ class Benchmark:
             }
             self.results[name] = figures
             RESULTS.parent.mkdir(parents=True, exist_ok=True)
-            write_lines(self.results)
+            write_parts(RESULTS, self.results)
             print(f"{name}: {figures}"[:600], flush=True)
         return self.results[name]
 
@@ -199,22 +198,6 @@ def _beginning(store: CorpusStore, split: str, count: int) -> np.ndarray:
     """The first tokens of a split, (count,) int32 or fewer."""
     start, end = store.split(split)
     return store.tokens(start, min(end, start + count)).astype(np.int32)
-
-
-def rounded(value: Any) -> Any:
-    """Numbers with four decimals, which is more than so few texts support."""
-    if isinstance(value, dict):
-        return {name: rounded(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [rounded(item) for item in value]
-    return round(value, 4) if isinstance(value, float) else value
-
-
-def write_lines(results: dict[str, Any]) -> None:
-    """Writes the results, a line for each part."""
-    lines = ",\n".join(f" {json.dumps(part)}: {json.dumps(figures)}" for part, figures in results.items())
-    with atomic_path(RESULTS) as path:
-        path.write_text("{\n" + lines + "\n}\n", encoding="utf-8")
 
 
 def main() -> None:

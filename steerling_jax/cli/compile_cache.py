@@ -53,8 +53,7 @@ def use_compile_cache() -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not _is_private(folder):
             return
-        _remove_empty(folder)
-        _shrink(folder, _LARGEST)
+        _tidy(folder, _LARGEST)
     except (OSError, RuntimeError):
         return
     os.environ[DIRECTORY] = str(folder.absolute())
@@ -90,26 +89,24 @@ def _is_private(folder: Path) -> bool:
     return status.st_uid == os.geteuid() and not status.st_mode & 0o022
 
 
-def _remove_empty(folder: Path) -> None:
-    """Removes entries that a killed process left empty: JAX would never write them again, and compile each time."""
-    for path in folder.iterdir():
-        # A young one may be another process's, between creating the file and writing it.
-        if (status := _status(path)) and not status.st_size and time.time() - status.st_mtime > _MINUTE:
-            path.unlink(missing_ok=True)
-
-
-def _shrink(folder: Path, largest: int) -> None:
-    """Removes the oldest entries of a folder over `largest` bytes, until it has half of that."""
+def _tidy(folder: Path, largest: int) -> None:
+    """Removes entries that a killed process left empty, which JAX would never write again and compile each time, and of
+    a folder over `largest` bytes the oldest ones, until it has half of that."""
+    # A young empty one may be another process's, between creating the file and writing it.
+    written = time.time() - _MINUTE
     entries = sorted((status.st_mtime, status.st_size, path) for path in folder.iterdir() if (status := _status(path)))
+    empty = [path for modified, size, path in entries if not size and modified < written]
     total = sum(size for _, size, _ in entries)
-    if total <= largest:
-        return
+    left = largest // 2 if total > largest else total
+    oldest = []
     for _, size, path in entries:
-        if total <= largest // 2:
-            return
+        if total <= left:
+            break
+        oldest.append(path)
+        total -= size
+    for path in (*empty, *oldest):
         with contextlib.suppress(OSError):  # another process may have removed it
             path.unlink()
-            total -= size
 
 
 def _status(path: Path) -> os.stat_result | None:

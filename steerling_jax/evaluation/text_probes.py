@@ -36,7 +36,7 @@ def logistic_probe(rows: np.ndarray | csr_array, positive: np.ndarray, decays: S
     weight. Raises `UserError` for texts of one class only.
     """
     check_labels(positive)
-    scale = _scaling(rows)
+    scale = scaling(rows)
     scaled, best = scale(rows), decays[0]
     fold = _folds(positive)
     if len(decays) > 1 and min(positive.sum(), (~positive).sum()) >= _FOLDS:
@@ -58,7 +58,9 @@ def _fit(rows: np.ndarray | csr_array, positive: np.ndarray, decay: float) -> Sc
     return lambda other: model.scores(other)[:, 0]
 
 
-def _scaling(rows: np.ndarray | csr_array) -> Callable[[Any], Any]:
+def scaling(rows: np.ndarray | csr_array) -> Callable[[Any], Any]:
+    """What brings the columns of rows (N, P), and of others, to one scale: dense ones to the mean 0 and the deviation 1
+    that `rows` have, sparse ones to a largest value of 1."""
     if issparse(rows):
         largest = abs(rows).max(axis=0).toarray().reshape(-1)  # pyright: ignore[reportAttributeAccessIssue]
         factors = diags_array(1 / np.where(largest > 0, largest, 1.0))

@@ -20,25 +20,13 @@ from steerling_jax.concepts.concept import Concept, NameQuality, unique_names
 from steerling_jax.explain.promoted_tokens import promoted_pieces, promoted_tokens
 from steerling_jax.io.catalogue import make_catalogue, model_catalogue, read_catalogue, write_catalogue
 from steerling_jax.models.compute import Compute
-from steerling_jax.models.steerling.config import ConceptConfig, ModelConfig
+from steerling_jax.models.steerling.config import ConceptConfig
 from steerling_jax.models.steerling.model import init_params
+from tests.worlds import small_config
 
 CONCEPT = ConceptConfig(n_concepts=100, n_unknown_concepts=150, concept_dim=32, factorize_rank=16, block_size=32)
-SMALL = ModelConfig(
-    n_layers=1,
-    n_head=2,
-    n_embd=32,
-    n_kv_heads=1,
-    block_size=32,
-    diff_block_size=8,
-    intermediate_size=32,
-    vocab_size=64,
-    pad_token_id=60,
-    bos_token_id=61,
-    eos_token_id=59,
-    endofchunk_token_id=62,
-    mask_token_id=63,
-    concept=CONCEPT,
+SMALL = dataclasses.replace(
+    small_config.SMALL, n_layers=1, n_head=2, n_kv_heads=1, block_size=32, intermediate_size=32, concept=CONCEPT
 )
 ENTRIES = [
     {"id": 0, "name": "Regular expressions", "description": "Patterns that match text.", "group": "topic"},

@@ -31,6 +31,7 @@ from steerling_jax.models.steerling.config import ConceptConfig, ModelConfig
 from steerling_jax.models.steerling.model import init_params
 from steerling_jax.train.run.run_config import special_ids
 from tests.worlds.progress_lines import without_progress
+from tests.worlds.small_config import CONCEPT
 
 VOCABULARY = 400
 SAMPLE = ["The quick brown fox jumps over the lazy dog. It returns a value, or raises an exception.\n",
@@ -42,17 +43,7 @@ CONCEPTS = ("Regular expressions", "Email", "Sockets", "Dates")
 
 def write_text_model(folder: Path) -> Path:
     """Writes a model with random weights and a vocabulary in which half of the tokens are single bytes."""
-    concept = ConceptConfig(
-        n_concepts=24,
-        n_unknown_concepts=40,
-        concept_dim=32,
-        factorize_rank=16,
-        topk_known=4,
-        topk_known_features=4,
-        unknown_topk=8,
-        block_size=16,
-    )
-    config = _config(concept, vocab_size=VOCABULARY, **special_ids(VOCABULARY))
+    config = _config(CONCEPT, vocab_size=VOCABULARY, **special_ids(VOCABULARY))
     _write(folder, config)
     (folder / "tokenizer.model").write_bytes(train_sentencepiece(SAMPLE, VOCABULARY))
     names = [{"id": i, "name": name} for i, name in enumerate(CONCEPTS)]
